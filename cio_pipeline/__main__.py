@@ -1,0 +1,68 @@
+"""The command line: `python -m cio_pipeline run | demo | dev`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+
+import dagster as dg
+from dotenv import load_dotenv
+
+from cio_pipeline.settings import Settings, SettingsError, load_settings
+
+
+def main(arguments: list[str]) -> int:
+    """Runs the command that the arguments name; gives the exit status."""
+    parser = argparse.ArgumentParser(prog="cio_pipeline", description="PostHog events into Customer.io.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    run = commands.add_parser("run", help="run days headless, against what the environment or .env names")
+    run.add_argument("--partition", help="a day, YYYY-MM-DD")
+    run.add_argument("--from", dest="first", help="the first of several days")
+    run.add_argument("--to", dest="last", help="the last of several days")
+    commands.add_parser("demo", help="run three days against the sandbox and print what was delivered")
+    commands.add_parser("dev", help="open the Dagster UI on the sandbox")
+    given = parser.parse_args(arguments)
+    if given.command == "demo":
+        from cio_pipeline.sandbox.demo import demo
+
+        return demo()
+    if given.command == "dev":
+        from cio_pipeline.sandbox.dev import dev
+
+        return dev()
+    return _run(given.first or given.partition, given.last or given.first or given.partition)
+
+
+def _run(first: str | None, last: str | None) -> int:
+    load_dotenv(".env")
+    try:
+        settings = load_settings()
+    except SettingsError as wrong:
+        return _wrong(str(wrong))
+    _for_definitions(settings)
+    warnings.simplefilter("ignore", dg.BetaWarning)
+    from cio_pipeline.headless import DaysError, run_days
+
+    if not first or not last:
+        return _wrong("Say which days to run: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04.")
+    try:
+        return run_days(first, last, settings)
+    except DaysError as wrong:
+        return _wrong(str(wrong))
+
+
+def _for_definitions(settings: Settings) -> None:
+    """Dagster's partitions are made when the definitions are loaded, out of the environment."""
+    os.environ["CIO_START_DATE"] = str(settings.start_date)
+    os.environ["CIO_DAYS_PER_RUN"] = str(settings.days_per_run)
+
+
+def _wrong(sentence: str) -> int:
+    print(sentence, file=sys.stderr)
+    return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

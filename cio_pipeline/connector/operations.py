@@ -1,0 +1,193 @@
+"""From the events to send to exactly what goes out: Customer.io's operations (R7, R12 to R14) and what was refused.
+
+An operation is the JSON text of one item of `/api/v2/batch`; of an event too large for that, the body of the v1 event call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import orjson
+import pandas as pd
+
+from cio_pipeline.connector.attributes import VALUE_BYTES, LeftOut, attributes_of, name_rule, within_most
+from cio_pipeline.connector.facts import given_attributes
+from cio_pipeline.connector.jsontext import UnusableJson, read_object, write
+from cio_pipeline.connector.options import Options
+from cio_pipeline.connector.values import ulid
+
+ITEM_BYTES = 32_000
+DATA_BYTES = 100_000
+"""Customer.io's limits: an item of a v2 batch, and an event's data by the v1 call (Track API, OpenAPI)."""
+
+TYPES = {"$pageview": "page", "$screen": "screen"}
+DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
+NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
+
+CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
+EVENT_COLUMNS = ("uuid", "ulid", "key", "name", "type", "timestamp", "call", "operation")
+REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
+
+
+class Tables(NamedTuple):
+    """What will be sent, and what will not.
+
+    customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
+    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, name, type, timestamp, call
+    (`batch` or `event`), operation; by time. rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or
+    `data`), name (of the attribute or property), reason.
+    """
+
+    customers: pd.DataFrame
+    events: pd.DataFrame
+    rejects: pd.DataFrame
+
+
+class Refused(Exception):
+    """R14: this event cannot be sent; the message is the reason."""
+
+
+@dataclass
+class Customer:
+    """A customer as the day's events fill it: name to value, and name to the time it was set (microseconds)."""
+
+    attributes: dict[str, Any] = field(default_factory=dict)
+    times: dict[str, int] = field(default_factory=dict)
+
+    def take(self, attributes: dict[str, Any], time: int) -> None:
+        """R7: the last value by time wins; events come in time order."""
+        self.attributes.update(attributes)
+        self.times.update(dict.fromkeys(attributes, time))
+
+
+def build(sent: pd.DataFrame, options: Options) -> Tables:
+    """The tables of the events whose outcome is `sent`: whole customers, in the order (timestamp, uuid)."""
+    customers: dict[str, Customer] = {}
+    events: list[tuple[Any, ...]] = []
+    rejects: list[tuple[Any, ...]] = []
+    names = name_rule(options)
+    times = sent["timestamp"].astype("datetime64[us, UTC]").astype("int64").tolist()
+    rows: Iterable[Any] = sent.itertuples(index=False)
+    for row, time in zip(rows, times, strict=True):
+        who = (row.uuid, row.distinct_id, row.event, row.timestamp)
+        try:
+            properties = read_object(row.properties)
+            given = _given(properties, row, options)
+            event, overrides = _event(row, time, properties, options)
+        except (Refused, UnusableJson) as refusal:
+            rejects.append((*who, "event", row.event, str(refusal)))
+            continue
+        events.append(event)
+        attributes, left_out = attributes_of(given, properties.get("$unset"), names)
+        attributes.update(_told_by_key(row, left_out))
+        customers.setdefault(row.key, Customer()).take(attributes, time)
+        rejects += [(*who, "attribute", name, reason) for name, reason in left_out]
+        rejects += [(*who, "data", name, "would redirect deliveries (R13)") for name in overrides]
+    people, beyond = _customers(customers, sent)
+    return Tables(
+        pd.DataFrame(people, columns=list(CUSTOMER_COLUMNS)),
+        pd.DataFrame(events, columns=list(EVENT_COLUMNS)),
+        pd.DataFrame(rejects + beyond, columns=list(REJECT_COLUMNS)),
+    )
+
+
+def identifiers(key: str) -> dict[str, str]:
+    """Customer.io's identifiers of a key: `id:u1` is {"id": "u1"}."""
+    kind, _, value = key.partition(":")
+    return {kind: value}
+
+
+def _given(properties: dict[str, Any], row: Any, options: Options) -> dict[str, Any]:
+    person = read_object(row.person_properties) if options.attributes_from == "person" else {}
+    return given_attributes(properties, person, options)
+
+
+def _told_by_key(row: Any, left_out: LeftOut) -> dict[str, Any]:
+    """R7: every sent event says who its customer is."""
+    kind, _, value = row.key.partition(":")
+    email = value if kind == "email" else row.email
+    told = {"identifier": row.distinct_id}
+    if isinstance(email, str):
+        if len(email.encode()) > VALUE_BYTES:
+            left_out.append(("email", f"value is over {VALUE_BYTES} bytes (R10)"))
+        else:
+            told["email"] = email
+    return told
+
+
+def _event(row: Any, time: int, properties: dict[str, Any], options: Options) -> tuple[tuple[Any, ...], list[str]]:
+    """One row of the events table, and the names that R13 left out of its data."""
+    event_id = ulid(row.uuid)
+    if event_id is None:
+        raise Refused("uuid is no UUID (R14)")
+    overrides = [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
+    if options.allow_delivery_overrides:
+        overrides = []
+    leave_out = NOT_DATA.union(overrides)
+    data = write({name: value for name, value in properties.items() if name not in leave_out})
+    if len(data) > DATA_BYTES:
+        raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
+    name, kind = row.event.strip(), TYPES.get(row.event, "event")
+    call, operation = _operation(row.key, event_id, name, kind, time // 1_000_000, data)
+    return (row.uuid, event_id, row.key, name, kind, row.timestamp, call, operation.decode()), overrides
+
+
+def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data: bytes) -> tuple[str, bytes]:
+    event = {"id": event_id, "name": name, "timestamp": seconds}
+    item = {"type": "person", "action": kind, "identifiers": identifiers(key), **event}
+    operation = orjson.dumps({**item, "attributes": orjson.Fragment(data)})
+    if len(operation) <= ITEM_BYTES:
+        return "batch", operation
+    if not _can_stand_in_a_path(key):
+        raise Refused(f"item is over {ITEM_BYTES} bytes and its id cannot stand in the v1 call's path (R14)")
+    return "event", orjson.dumps({**event, "type": kind, "data": orjson.Fragment(data)})
+
+
+def _can_stand_in_a_path(key: str) -> bool:
+    """The v1 call reads `cio_...` as Customer.io's own id, and HTTP clients resolve dots (OpenAPI, RFC 3986)."""
+    kind, _, value = key.partition(":")
+    return kind == "email" or not (value in (".", "..") or value.startswith("cio_"))
+
+
+def _customers(customers: dict[str, Customer], sent: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
+    """The rows of the customers table, and the rejects beyond R10's 300 attributes."""
+    rows: list[tuple[Any, ...]] = []
+    rejects: list[tuple[Any, ...]] = []
+    for key, customer in customers.items():
+        attributes, beyond = within_most(customer.attributes)
+        if beyond:
+            last = sent[sent["key"] == key].iloc[-1]
+            who = (last["uuid"], last["distinct_id"], last["event"], last["timestamp"])
+            rejects += [(*who, "attribute", name, reason) for name, reason in beyond]
+        rows += [_customer(key, number, part, customer.times) for number, part in enumerate(_parts(attributes))]
+    return rows, rejects
+
+
+def _customer(key: str, number: int, attributes: dict[str, Any], times: dict[str, int]) -> tuple[Any, ...]:
+    seconds = {name: times[name] // 1_000_000 for name in attributes}
+    newest = max(times[name] for name in attributes)
+    operation = write(identify(key, attributes, newest // 1_000_000))
+    timestamp = pd.Timestamp(newest, unit="us", tz="UTC")
+    return (key, number, len(attributes), timestamp, orjson.dumps(seconds).decode(), operation.decode())
+
+
+def identify(key: str, attributes: dict[str, Any], seconds: int) -> dict[str, Any]:
+    """R17: an upsert that carries the time of its newest attribute."""
+    person = {"type": "person", "action": "identify", "identifiers": identifiers(key)}
+    return {**person, "timestamp": seconds, "attributes": attributes}
+
+
+def _parts(attributes: dict[str, Any]) -> list[dict[str, Any]]:
+    """One part, or as many as it takes for each upsert to stay within 32,000 bytes."""
+    room = ITEM_BYTES - 500
+    parts: list[dict[str, Any]] = [{}]
+    size = 0
+    for name, value in attributes.items():
+        size += len(write(name)) + len(write(value)) + 2
+        if size > room and parts[-1]:
+            parts.append({})
+            size = len(write(name)) + len(write(value)) + 2
+        parts[-1][name] = value
+    return parts

@@ -1,0 +1,18 @@
+"""What the user chooses about the rules (RULES.md, "The options")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class Options:
+    """The connector's options; the defaults are the documented ones."""
+
+    identify_by_email: bool = False
+    anonymous_users: Literal["all", "identified", "emails"] = "all"
+    event_allowlist: tuple[str, ...] = ()
+    exclude_attributes: tuple[str, ...] = ()
+    attributes_from: Literal["set", "person"] = "set"
+    allow_delivery_overrides: bool = False

@@ -1,0 +1,24 @@
+"""The days the pipeline works in: UTC, one definition and one backfill policy for every asset."""
+
+import os
+from datetime import datetime, timezone
+
+import dagster as dg
+
+FIRST_DAY = os.environ.get("CIO_START_DATE") or "2025-01-01"
+
+days = dg.DailyPartitionsDefinition(start_date=FIRST_DAY, timezone="UTC")
+
+a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=int(os.environ.get("CIO_DAYS_PER_RUN") or 7))
+
+
+def window(day: str) -> tuple[datetime, datetime]:
+    """The day's start, and its end, which is the next day's start."""
+    found = days.time_window_for_partition_key(day)
+    return found.start.astimezone(timezone.utc), found.end.astimezone(timezone.utc)
+
+
+def days_before(day: str) -> list[str]:
+    """All partitions before this one."""
+    keys = days.get_partition_keys()
+    return [key for key in keys if key < day]

@@ -1,0 +1,100 @@
+"""What the assets are given: PostHog, Customer.io, and what the pipeline keeps. All of it is set by the environment.
+
+A run's resources are made before its first step, so a wrong setting or key ends the run before anything is read or sent.
+"""
+
+import dagster as dg
+from pydantic import PrivateAttr
+
+from cio_pipeline.connector.options import Options
+from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import EventSource
+from cio_pipeline.settings import Settings, load_settings
+from cio_pipeline.storage.identities import Identities
+from cio_pipeline.storage.tables import Tables, keep_private
+
+
+class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The PostHog project that POSTHOG_HOST, POSTHOG_PROJECT_ID and POSTHOG_PERSONAL_API_KEY name."""
+
+    _source: EventSource = PrivateAttr()
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """Checks the key and the project."""
+        self._source = event_source(load_settings())
+        self._source.check()
+
+    @property
+    def source(self) -> EventSource:
+        """Where the events come from."""
+        return self._source
+
+
+class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """The Customer.io workspace that CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY belong to."""
+
+    _client: TrackClient = PrivateAttr()
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """Checks the keys and the region."""
+        self._client = track_client(load_settings())
+        self._client.check()
+
+    @property
+    def client(self) -> TrackClient:
+        """The Track API."""
+        return self._client
+
+
+class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
+    """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
+
+    _settings: Settings = PrivateAttr()
+
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """Reads the settings."""
+        keep_private()
+        self._settings = load_settings()
+
+    @property
+    def options(self) -> Options:
+        """What the user chose about the rules."""
+        return self._settings.options
+
+    @property
+    def tables(self) -> Tables:
+        """The tables between the stages."""
+        return Tables(self._settings.data_dir)
+
+    @property
+    def identities(self) -> Identities:
+        """What each day taught about each distinct_id."""
+        return Identities(self._settings.ledger_url)
+
+    @property
+    def ledger(self) -> Ledger:
+        """What Customer.io has acknowledged."""
+        return Ledger(self._settings.ledger_url)
+
+
+def event_source(settings: Settings) -> EventSource:
+    """The source of events that the settings name."""
+    return QuerySource(
+        settings.posthog_url,
+        settings.posthog_project_id,
+        settings.posthog_api_key.get_secret_value(),
+        allowlist=settings.event_allowlist,
+        with_person=settings.attributes_from == "person",
+    )
+
+
+def track_client(settings: Settings) -> TrackClient:
+    """The Track API with the settings' credentials."""
+    return TrackClient(
+        settings.tracking_url,
+        settings.customerio_site_id.get_secret_value(),
+        settings.customerio_api_key.get_secret_value(),
+        settings.requests_per_second,
+    )

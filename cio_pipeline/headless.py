@@ -1,0 +1,107 @@
+"""Runs the job without the UI, for `make run`: progress line by line, and what went wrong last."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import dagster as dg
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.partitions import days
+from cio_pipeline.http import Unavailable
+from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.settings import Settings, SettingsError
+from cio_pipeline.storage.tables import NotMaterialized, keep_private
+
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+
+SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable)
+"""Our own errors: their message is a sentence for the user."""
+
+RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+
+
+class DaysError(Exception):
+    """The days asked for are no partitions; the message says why."""
+
+
+def run_days(first: str, last: str, settings: Settings) -> int:
+    """Runs `customerio_sync` for the days, a few a run; gives 0 where everything was delivered, else 1."""
+    keys = _keys(first, last)
+    keep_private()
+    refused = 0
+    with _instance(settings) as instance:
+        for start in range(0, len(keys), settings.days_per_run):
+            chunk = keys[start : start + settings.days_per_run]
+            try:
+                receipts = _run(chunk, instance)
+            except Exception as failure:
+                print(_sentence(failure), file=sys.stderr)
+                return 1
+            refused += sum(_say(day, receipts[day]) for day in chunk)
+    if refused:
+        print(
+            f"Customer.io refused {refused:,} items: the ledger's table `refusals` has each with its reason.",
+            file=sys.stderr,
+        )
+        return 1
+    return 0
+
+
+def _keys(first: str, last: str) -> list[str]:
+    known = days.get_partition_keys()
+    for key in (first, last):
+        if key not in known:
+            raise DaysError(
+                f"{key} is no partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
+                if known
+                else "There is no partition yet: CIO_START_DATE lies in the future."
+            )
+    keys = [key for key in known if first <= key <= last]
+    if not keys:
+        raise DaysError(f"FROM ({first}) comes after TO ({last}).")
+    return keys
+
+
+def _instance(settings: Settings) -> dg.DagsterInstance:
+    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir."""
+    if os.environ.get("DAGSTER_HOME"):
+        return dg.DagsterInstance.get()
+    home = Path(settings.data_dir if "://" not in settings.data_dir else "data").absolute() / "dagster"
+    home.mkdir(parents=True, exist_ok=True)
+    return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
+
+
+def _run(chunk: list[str], instance: dg.DagsterInstance) -> dict[str, dict[str, object]]:
+    """Runs the days; gives each day's receipt. Raises what the run failed of."""
+    result = defs.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance,
+        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
+        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+    )
+    return {
+        str(event.materialization.partition): {name: value.value for name, value in event.materialization.metadata.items()}
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey("customerio_delivery")
+    }
+
+
+def _say(day: str, receipt: dict[str, object]) -> int:
+    counts = {name: int(str(receipt.get(name, 0))) for name in RECEIPT}
+    print(f"{day}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".", flush=True)
+    return counts["refused"]
+
+
+def _sentence(failure: BaseException) -> str:
+    """Our own error among the causes, in its own words; of any other no more than its kind, for it may quote data."""
+    causes = [failure]
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+        causes.append(cause)
+    for cause in causes:
+        if isinstance(cause, SPEAKING):
+            return str(cause)
+    return f"The run failed: {type(causes[-1]).__name__}. Dagster's log of the run has the details."

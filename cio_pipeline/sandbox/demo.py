@@ -1,0 +1,82 @@
+"""`make demo`: three days of a generated product, from the local PostHog to the local Customer.io, through Dagster."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import uuid
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from cio_pipeline.sandbox.processes import Sandbox, sandbox
+from cio_pipeline.storage.tables import Tables
+
+FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
+DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
+FOLDER = Path("data/demo")
+
+
+def demo() -> int:
+    """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status."""
+    shutil.rmtree(FOLDER, ignore_errors=True)
+    with sandbox(FIRST, days=len(DAYS)) as services:
+        environment = services.environment(FOLDER, FIRST)
+        print("A local PostHog and a local Customer.io are running. Three days of events go from one to the other:\n")
+        if not _run(environment):
+            return 1
+        print("\nThe same days again, which sends nothing:\n")
+        if not _run(environment):
+            return 1
+        _add_late_events(services)
+        print("\nTen events of 2 March arrived late; that day again:\n")
+        if not _run(environment, DAYS[1], DAYS[1]):
+            return 1
+        _print_tables()
+        _print_people(services)
+    return 0
+
+
+def _run(environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]) -> bool:
+    command = [sys.executable, "-m", "cio_pipeline", "run", "--from", first, "--to", last]
+    return subprocess.run(command, env=environment, check=False).returncode == 0  # noqa: S603
+
+
+def _add_late_events(services: Sandbox) -> None:
+    late = [
+        {
+            "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"late-{number}")),
+            "event": "order placed",
+            "distinct_id": f"late-customer-{number}",
+            "timestamp": f"2026-03-02T18:00:{number:02d}.000000Z",
+            "created_at": "2026-03-04T09:00:00.000000Z",
+            "properties": {"total": 10 + number, "$set": {"plan": "pro"}},
+        }
+        for number in range(10)
+    ]
+    requests.post(f"{services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
+
+
+def _print_tables() -> None:
+    """How each day's events add up (R15)."""
+    tables = Tables(str(FOLDER))
+    print("\nday          extracted   customers   events to send   rejects")
+    for day in DAYS:
+        rows = [tables.version(name, day).rows for name in ("posthog_events", "customers", "events", "rejects")]
+        print("{}   {:>9,}   {:>9,}   {:>14,}   {:>7,}".format(day, *rows))
+
+
+def _print_people(services: Sandbox) -> None:
+    people: list[dict[str, Any]] = requests.get(f"{services.customerio}/sandbox/people", timeout=30).json()
+    taken = requests.get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
+    events = sum(len(person["events"]) for person in people)
+    print(
+        f"\nCustomer.io now holds {len(people):,} people and {events:,} events, brought by {taken} requests. Three of them:\n"
+    )
+    for person in sorted(people, key=lambda person: -len(person["attributes"]))[:3]:
+        shown = {name: person["attributes"].get(name) for name in ("email", "name", "plan", "created_at")}
+        print(f"  {person['identifiers'].get('id')}: {shown}, {len(person['events'])} events")
+    print(f"\nThe tables are in {FOLDER}. `make dev` opens the Dagster UI on such a sandbox, and its People page.")

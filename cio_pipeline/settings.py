@@ -1,0 +1,132 @@
+"""Every setting, read from the environment, and refused in one sentence where it is wrong.
+
+Dagster and `make run` load `.env` into the environment first.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from cio_pipeline.connector.options import Options
+
+TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
+
+
+class SettingsError(Exception):
+    """A setting is missing or wrong; the message is one sentence that names it and never its secret."""
+
+
+def _names(text: Any) -> Any:
+    """`a, b,,c ` -> (a, b, c): R3."""
+    return tuple(name for part in text.split(",") if (name := part.strip())) if isinstance(text, str) else text
+
+
+def _yes(text: Any) -> Any:
+    choices = {"yes": True, "no": False}
+    if isinstance(text, bool):
+        return text
+    if str(text).lower() not in choices:
+        raise ValueError("must be Yes or No")
+    return choices[str(text).lower()]
+
+
+def _tracking_url(text: Any) -> str:
+    if text in TRACKING_HOSTS:
+        return f"https://{text}"
+    if not _is_url(str(text)):
+        raise ValueError(f"must be {' or '.join(TRACKING_HOSTS)}, or a full http(s)://host:port")
+    return str(text).rstrip("/")
+
+
+def _posthog_url(text: Any) -> str:
+    if not _is_url(str(text)):
+        raise ValueError("must be a full http(s)://host such as https://us.posthog.com")
+    return str(text).rstrip("/")
+
+
+def _is_url(text: str) -> bool:
+    url = urlsplit(text)
+    return url.scheme in ("http", "https") and bool(url.hostname)
+
+
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
+YesNo = Annotated[bool, BeforeValidator(_yes)]
+
+
+class Settings(BaseSettings):
+    """The connector's options and where things are (RULES.md, "The options").
+
+    Each field's alias is its name in the environment. Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
+    """
+
+    model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    customerio_site_id: SecretStr = Field(alias="CUSTOMERIO_SITE_ID")
+    customerio_api_key: SecretStr = Field(alias="CUSTOMERIO_API_KEY")
+    tracking_url: Annotated[str, BeforeValidator(_tracking_url)] = Field(
+        default="https://track.customer.io", alias="CUSTOMERIO_TRACKING_ENDPOINT"
+    )
+    requests_per_second: float = Field(default=100, gt=0, le=1000, alias="CIO_REQUESTS_PER_SECOND")
+
+    posthog_url: Annotated[str, BeforeValidator(_posthog_url)] = Field(default="https://us.posthog.com", alias="POSTHOG_HOST")
+    posthog_project_id: str = Field(alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]+$")
+    posthog_api_key: SecretStr = Field(alias="POSTHOG_PERSONAL_API_KEY")
+
+    identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
+    anonymous_users: Literal["all", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
+    event_allowlist: Names = Field(default=(), alias="CIO_EVENT_ALLOWLIST")
+    exclude_attributes: Names = Field(default=(), alias="CIO_EXCLUDE_ATTRIBUTES")
+    attributes_from: Literal["set", "person"] = Field(default="set", alias="CIO_ATTRIBUTES_FROM")
+    allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
+
+    start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
+    days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
+    data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
+    ledger_url_given: SecretStr | None = Field(default=None, alias="CIO_LEDGER_URL")
+
+    @property
+    def ledger_url(self) -> str:
+        """SQLAlchemy's URL of the ledger's database; a file in the data dir unless `CIO_LEDGER_URL` says otherwise."""
+        if self.ledger_url_given is not None:
+            return self.ledger_url_given.get_secret_value()
+        if "://" in self.data_dir:
+            raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is no local folder.")
+        return f"sqlite:///{Path(self.data_dir).absolute() / 'ledger.db'}"
+
+    @property
+    def options(self) -> Options:
+        """What the rules need to know."""
+        return Options(
+            identify_by_email=self.identify_by_email,
+            anonymous_users=self.anonymous_users,
+            event_allowlist=self.event_allowlist,
+            exclude_attributes=self.exclude_attributes,
+            attributes_from=self.attributes_from,
+            allow_delivery_overrides=self.allow_delivery_overrides,
+        )
+
+
+def load_settings() -> Settings:
+    """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
+    try:
+        settings = Settings()  # type: ignore[call-arg]
+    except ValidationError as invalid:
+        raise SettingsError(_sentence(invalid)) from None
+    _ = settings.ledger_url
+    return settings
+
+
+def _sentence(invalid: ValidationError) -> str:
+    missing = [str(error["loc"][0]) for error in invalid.errors() if error["type"] == "missing"]
+    if missing:
+        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example."
+    error = invalid.errors()[0]
+    message = error["msg"].removeprefix("Value error, ")
+    message = message[0].lower() + message[1:]
+    return f"{error['loc'][0]} is wrong: {message}."

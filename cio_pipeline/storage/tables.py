@@ -1,0 +1,175 @@
+"""The tables between the stages: sharded Parquet in a folder or at any fsspec URL.
+
+    <root>/<table>/<partition>/current.json         names the version to read, its shards and rows
+    <root>/<table>/<partition>/<version>/0000.parquet
+
+A version is written whole before `current.json` names it, so nobody ever reads half a table, and two runs of one partition
+do no harm: the last to finish wins. A version that was replaced stays for a day, for whoever is still reading it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+from upath import UPath
+
+SHARD_ROWS = 200_000
+"""About as many events as one shard holds, which bounds the memory of every stage."""
+
+KEPT_VERSIONS = timedelta(days=1)
+VERSION_FORMAT = "%Y%m%dT%H%M%S"
+
+Finish = Callable[[pd.DataFrame], pd.DataFrame]
+
+
+class NotMaterialized(Exception):
+    """A table's partition is read that no run has written; the message names both and what to do."""
+
+
+@dataclass(frozen=True)
+class Version:
+    """One written version of a table's partition."""
+
+    name: str
+    shards: int
+    rows: int
+
+
+def keep_private() -> None:
+    """What this process writes from here on is readable by its owner only."""
+    os.umask(0o077)
+
+
+def shards_for(rows: int) -> int:
+    """How many shards a day of so many events is split into."""
+    return max(1, -(-rows // SHARD_ROWS))
+
+
+def shard_of(texts: pd.Series[Any], shards: int) -> Any:
+    """The shard of each text, a number below `shards`; the same text is always in the same one."""
+    hashed = pd.util.hash_array(texts.to_numpy(object), categorize=True)
+    return hashed % shards
+
+
+class Tables:
+    """Tables under one root, read and written shard by shard."""
+
+    def __init__(self, root: str) -> None:
+        self.root = UPath(root)
+
+    def current(self, table: str, partition: str) -> Version | None:
+        """The version to read, or None where no run has written this partition."""
+        pointer = self._folder(table, partition) / "current.json"
+        return Version(**json.loads(pointer.read_text())) if pointer.exists() else None
+
+    def version(self, table: str, partition: str) -> Version:
+        """The version to read. Raises `NotMaterialized` where no run has written this partition."""
+        version = self.current(table, partition)
+        if version is None:
+            raise NotMaterialized(f"{table} of {partition} is not there: materialize {table} for {partition} first.")
+        return version
+
+    def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
+        """The partition's shards, one frame each. Raises `NotMaterialized` where there is none."""
+        version = self.version(table, partition)
+        for shard in range(version.shards):
+            with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
+                yield pq.read_table(file, columns=columns).to_pandas()
+
+    @contextmanager
+    def replace(self, table: str, partition: str, schema: pa.Schema, shards: int) -> Iterator[Writer]:
+        """A writer whose frames become the partition's new version when the block ends well, and vanish when it does not."""
+        folder = self._folder(table, partition)
+        name = f"{datetime.now(timezone.utc):{VERSION_FORMAT}}-{uuid.uuid4().hex[:8]}"
+        with ExitStack() as stack:
+            spill = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cio_pipeline_")))
+            writer = Writer(folder / name, spill, schema, shards)
+            try:
+                yield writer
+            except BaseException:
+                writer.discard()
+                raise
+            self._publish(folder, Version(name, shards, writer.finish()))
+        _prune(folder, name)
+
+    def _folder(self, table: str, partition: str) -> UPath:
+        return self.root / table / partition
+
+    def _publish(self, folder: UPath, version: Version) -> None:
+        pointer, new = folder / "current.json", folder / f"{version.name}.json"
+        new.write_text(json.dumps(vars(version)))
+        new.rename(pointer)
+
+
+class Writer:
+    """Frames in, split over the shards by a text column; each shard is finished by itself and written as one file."""
+
+    def __init__(self, folder: UPath, spill: Path, schema: pa.Schema, shards: int) -> None:
+        self._folder, self._spill, self._schema, self._shards = folder, spill, schema, shards
+        self._pieces: dict[int, pq.ParquetWriter] = {}
+        self._finish_shard: Finish = lambda frame: frame
+
+    def add(self, frame: pd.DataFrame, by: str) -> None:
+        """Adds rows; those with the same text in the column `by` come into the same shard."""
+        if frame.empty:
+            return
+        shards = shard_of(frame[by], self._shards)
+        for shard in range(self._shards):
+            rows = frame[shards == shard]
+            if not rows.empty:
+                self._piece(shard).write_table(self._arrow(rows))
+
+    def finish_each(self, finish: Finish) -> None:
+        """Has `finish` make each shard's final rows out of those that were added."""
+        self._finish_shard = finish
+
+    def finish(self) -> int:
+        """Writes the shards and gives the number of rows."""
+        for piece in self._pieces.values():
+            piece.close()
+        self._folder.mkdir(parents=True)
+        rows = 0
+        for shard in range(self._shards):
+            frame = self._finish_shard(self._spilled(shard))
+            with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
+                pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=50_000)
+            rows += len(frame)
+        return rows
+
+    def discard(self) -> None:
+        """Closes what is open; the spilled rows go with their temporary folder."""
+        for piece in self._pieces.values():
+            piece.close()
+
+    def _piece(self, shard: int) -> pq.ParquetWriter:
+        if shard not in self._pieces:
+            path = self._spill / f"{shard:04d}.parquet"
+            self._pieces[shard] = pq.ParquetWriter(path, self._schema, compression="lz4")
+        return self._pieces[shard]
+
+    def _spilled(self, shard: int) -> pd.DataFrame:
+        path = self._spill / f"{shard:04d}.parquet"
+        return (pq.read_table(path) if path.exists() else self._schema.empty_table()).to_pandas()
+
+    def _arrow(self, frame: pd.DataFrame) -> pa.Table:
+        return pa.Table.from_pandas(frame[self._schema.names], schema=self._schema, preserve_index=False)
+
+
+def _prune(folder: UPath, kept: str) -> None:
+    """Removes versions that were replaced more than a day ago."""
+    oldest = f"{datetime.now(timezone.utc) - KEPT_VERSIONS:{VERSION_FORMAT}}"
+    for version in folder.iterdir():
+        if version.is_dir() and version.name != kept and version.name < oldest:
+            version.rmdir(recursive=True)

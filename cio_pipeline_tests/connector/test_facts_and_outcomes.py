@@ -1,0 +1,127 @@
+"""R1, R3 to R6 and R14: what is known at each event, and which events are sent."""
+
+from __future__ import annotations
+
+import pytest
+
+from cio_pipeline.connector.facts import learn
+from cio_pipeline.connector.options import Options
+from cio_pipeline_tests.connector.streams import event, frame, keys, known, outcomes
+
+NOT_IDENTIFIED = "filtered: not identified yet (R5)"
+NO_EMAIL = "filtered: no email yet (R5)"
+OFF_LIST = "filtered: not on the allowlist (R3)"
+
+
+def test_r1_an_event_off_the_allowlist_still_teaches() -> None:
+    stream = [event("$identify", at="2026-03-02T09:00Z"), event("order", at="2026-03-02T10:00Z")]
+    assert outcomes(*stream, event_allowlist=("order",), anonymous_users="identified") == [OFF_LIST, "sent"]
+
+
+def test_r1_the_last_valid_email_so_far_counts() -> None:
+    stream = [
+        event(at="2026-03-02T09:00Z"),
+        event(at="2026-03-02T09:01Z", set_={"email": "One@example.com"}),
+        event(at="2026-03-02T09:02Z", set_={"email": "nonsense"}),
+        event(at="2026-03-02T09:03Z", set_={"email": "two@example.com"}),
+        event(at="2026-03-02T09:04Z"),
+    ]
+    assert keys(*stream, identify_by_email=True) == [
+        "id:u1",
+        "email:one@example.com",
+        "email:one@example.com",
+        "email:two@example.com",
+        "email:two@example.com",
+    ]
+
+
+def test_r1_learns_one_row_for_each_distinct_id_that_was_taught_about() -> None:
+    stream = frame(
+        event("$identify", "u1"),
+        event("visit", "nobody"),
+        event("visit", "u2", set_={"email": "a@example.com"}),
+        event("visit", "u2", at="2026-03-02T11:00Z", set_={"email": "b@example.com"}),
+        event("$identify", " "),
+        event("visit", "u3", raw='{"$set": {"\\u0065mail": "c@example.com"}}'),
+        event("visit", "u4", raw='not JSON, though it names an "email"'),
+    )
+    learned = learn(stream, Options()).sort_values("distinct_id")
+    assert learned.to_numpy().tolist() == [
+        ["u1", True, None],
+        ["u2", False, "b@example.com"],
+        ["u3", False, "c@example.com"],
+    ]
+
+
+def test_r1_takes_what_earlier_days_taught() -> None:
+    earlier = known(u1=(True, "old@example.com"), u2=(False, None))
+    stream = [event(distinct_id="u1"), event(distinct_id="u2")]
+    assert outcomes(*stream, earlier=earlier, anonymous_users="identified") == ["sent", NOT_IDENTIFIED]
+    assert outcomes(*stream, earlier=earlier, anonymous_users="emails") == ["sent", NO_EMAIL]
+    assert keys(*stream, earlier=earlier, identify_by_email=True) == ["email:old@example.com", "id:u2"]
+
+
+def test_r1_takes_the_email_from_the_person_where_attributes_come_from_there() -> None:
+    stream = [event(person={"email": "p@example.com"}, set_={"email": "s@example.com"})]
+    assert keys(*stream, identify_by_email=True, attributes_from="person") == ["email:p@example.com"]
+
+
+def test_r1_ties_in_time_go_by_uuid() -> None:
+    first, second = event(set_={"email": "first@example.com"}), event(set_={"email": "second@example.com"})
+    assert learn(frame(first, second), Options())["email"].tolist() == ["second@example.com"]
+
+
+@pytest.mark.parametrize(("name", "outcome"), [("order", "sent"), ("Order", OFF_LIST), (" order", OFF_LIST)])
+def test_r3_the_allowlist_is_exact(name: str, outcome: str) -> None:
+    assert outcomes(event(name), event_allowlist=("order",)) == [outcome]
+
+
+def test_r4_create_alias_is_never_sent() -> None:
+    assert outcomes(event("$create_alias"), event_allowlist=("$create_alias",)) == [
+        "filtered: $create_alias is never sent (R4)"
+    ]
+
+
+def test_r5_passes_from_the_first_identify_on() -> None:
+    stream = [event(at="2026-03-02T09:00Z"), event("$identify", at="2026-03-02T09:01Z"), event(at="2026-03-02T09:02Z")]
+    assert outcomes(*stream, anonymous_users="identified") == [NOT_IDENTIFIED, "sent", "sent"]
+    assert outcomes(*stream, anonymous_users="all") == ["sent"] * 3
+
+
+def test_r5_passes_a_distinct_id_that_is_an_email() -> None:
+    assert outcomes(event(distinct_id="A@example.com"), anonymous_users="emails") == ["sent"]
+
+
+def test_r6_the_key_is_the_email_where_the_distinct_id_is_one() -> None:
+    assert keys(event(distinct_id="A@Example.com"), event(distinct_id="u1", set_={"email": "u@example.com"})) == [
+        "email:a@example.com",
+        "id:u1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("distinct_id", "outcome"),
+    [
+        ("", "refused: distinct_id is blank (R14)"),
+        (" \t", "refused: distinct_id is blank (R14)"),
+        ("x" * 150, "sent"),
+        ("x" * 151, "refused: distinct_id is over 150 bytes (R14)"),
+        ("ü" * 75, "sent"),
+        ("ü" * 76, "refused: distinct_id is over 150 bytes (R14)"),
+    ],
+)
+def test_r14_refuses_a_distinct_id_that_customerio_cannot_take(distinct_id: str, outcome: str) -> None:
+    assert outcomes(event(distinct_id=distinct_id)) == [outcome]
+
+
+@pytest.mark.parametrize(
+    ("name", "outcome"),
+    [
+        (" ", "refused: name is blank (R14)"),
+        ("n" * 100, "sent"),
+        ("  " + "n" * 100 + " ", "sent"),
+        ("ü" * 51, "refused: name is over 100 bytes (R14)"),
+    ],
+)
+def test_r14_refuses_a_name_that_customerio_cannot_take(name: str, outcome: str) -> None:
+    assert outcomes(event(name)) == [outcome]

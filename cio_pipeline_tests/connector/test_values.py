@@ -1,0 +1,129 @@
+"""R2, R9, R10's cut and R12's ids: the rules about single values."""
+
+from __future__ import annotations
+
+import uuid
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cio_pipeline.connector.values import CROCKFORD, cut, is_email, ulid, unix_seconds
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "test@example.com",
+        "Test.User@Example.COM",
+        "a.b.c@sub.example.co",
+        '"any thing"@example.com',
+        "user+tag@example.com",
+        "me@[127.0.0.1]",
+        "ü@example.com",
+    ],
+)
+def test_r2_takes_an_email(text: str) -> None:
+    assert is_email(text)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "",
+        "nobody",
+        " a@example.com",
+        "a@example.com\n",
+        "a b@example.com",
+        "a\u00a0b@example.com",
+        "a..b@example.com",
+        ".a@example.com",
+        "a@example",
+        "a@example.c",
+        "a@exämple.com",
+        "a@b@example.com",
+        "a\ud800@example.com",
+        None,
+        7,
+        ["a@example.com"],
+        {"email": "a@example.com"},
+    ],
+)
+def test_r2_refuses_what_is_no_email(value: object) -> None:
+    assert not is_email(value)
+
+
+@pytest.mark.parametrize(
+    ("value", "seconds"),
+    [
+        ("2020-05-06T07:08:09.500Z", 1588748889),
+        ("2020-05-06T07:08:09", 1588748889),
+        ("2020-05-06 07:08:09", 1588748889),
+        ("2020-05-06T09:08:09+02:00", 1588748889),
+        ("2020-05-06T09:08:09+0200", 1588748889),
+        ("2020-05-06T02:08:09-05", 1588748889),
+        ("2020-05-06", 1588723200),
+        ("20200506", 1588723200),
+        ("2020-05-06T07:08", 1588748880),
+        ("1969-12-31T23:59:59Z", -1),
+        (1588748889, 1588748889),
+        (1588748889.9, 1588748889),
+        (1588748889500, 1588748889),
+        (100_000_000_000, 100_000_000_000),
+        (100_000_000_001, 100_000_000),
+        (0, 0),
+        (-5.5, -5),
+        ("1588748889", 1588748889),
+        ("1588748889500", 1588748889),
+        ("123456789", 123456789),
+    ],
+)
+def test_r9_reads_a_time(value: object, seconds: int) -> None:
+    assert unix_seconds(value) == seconds
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        None,
+        True,
+        "",
+        "soon",
+        "2020",
+        "12345678",
+        "12345678901234",
+        "2020-13-01",
+        "2020-02-30",
+        "1.5e9",
+        "١٢٣٤٥٦٧٨٩",
+        [1],
+        {},
+    ],
+)
+def test_r9_leaves_out_what_is_no_time(value: object) -> None:
+    assert unix_seconds(value) is None
+
+
+@given(st.text(st.characters(exclude_categories=["Cs"])), st.integers(0, 40))
+def test_r10_cuts_text_at_a_character_boundary(text: str, limit: int) -> None:
+    short = cut(text, limit)
+    assert len(short.encode()) <= limit
+    assert text.startswith(short)
+    assert short == text or len((short + text[len(short)]).encode()) > limit
+
+
+def test_r12_writes_a_uuid_as_a_ulid() -> None:
+    assert ulid("018f3173-7000-7421-831e-e849e8bb6ffe") == "01HWRQ6W00EGGR67Q897MBPVZY"
+    assert ulid("ffffffff-ffff-ffff-ffff-ffffffffffff") == "7" + "Z" * 25
+    assert ulid("no uuid") is None
+
+
+@given(st.uuids())
+def test_r12_loses_no_bit_of_the_uuid(event_uuid: uuid.UUID) -> None:
+    text = ulid(str(event_uuid))
+    assert text is not None
+    digits = CROCKFORD[ord("A") : ord("Z") + 1] + CROCKFORD[ord("2") : ord("7") + 1]
+    number = 0
+    for character in text.encode():
+        number = number * 32 + digits.index(character)
+    assert (len(text), number) == (26, event_uuid.int)

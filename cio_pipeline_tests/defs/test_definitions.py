@@ -1,0 +1,69 @@
+"""What Dagster loads: the documented assets, job and schedule, and days that leave receipts of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime, timezone
+from pathlib import Path
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.definitions import defs
+from cio_pipeline.headless import RANGE_END, RANGE_START
+from cio_pipeline.sandbox import customerio, posthog, product
+from cio_pipeline.sandbox.processes import Sandbox
+
+ASSETS = {"posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"}
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[customerio.CustomerioServer]:
+    with posthog.serve(product.days(1, date(2025, 1, 1), 3, 30)) as source, customerio.serve() as workspace:
+        for name, value in Sandbox(source.url, workspace.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        yield workspace
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def test_the_definitions_load() -> None:
+    dg.Definitions.validate_loadable(defs)
+    assert {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()} == ASSETS
+
+
+def test_the_schedule_asks_for_yesterday() -> None:
+    tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=timezone.utc))
+    [request] = defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests or []
+    assert request.partition_key == "2026-03-09"
+
+
+def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
+    services: customerio.CustomerioServer, instance: dg.DagsterInstance
+) -> None:
+    job = defs.resolve_job_def("customerio_sync")
+    result = job.execute_in_process(instance=instance, tags={RANGE_START: "2025-01-01", RANGE_END: "2025-01-03"})
+    receipts = {
+        str(event.materialization.partition): event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey("customerio_delivery")
+    }
+    assert sorted(receipts) == ["2025-01-01", "2025-01-02", "2025-01-03"]
+    sent = sum(int(str(receipt["events sent"].value)) for receipt in receipts.values())
+    assert sent == services.workspace.totals()["events"] > 0
+    checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
+    assert checks == {"every_event_accounted_for": True, "earlier_days_learned": True, "nothing_refused": True}
+    for name in ASSETS:
+        assert len(instance.get_materialized_partitions(dg.AssetKey(name))) == 3
+
+
+def test_days_that_were_never_learned_are_shown(services: customerio.CustomerioServer, instance: dg.DagsterInstance) -> None:
+    result = defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, partition_key="2025-01-03")
+    [check] = [check for check in result.get_asset_check_evaluations() if check.check_name == "earlier_days_learned"]
+    assert not check.passed
+    assert check.metadata["days missing"].value == 2
+    assert check.severity == dg.AssetCheckSeverity.WARN

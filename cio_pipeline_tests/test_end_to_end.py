@@ -1,0 +1,131 @@
+"""The whole way, as a user runs it: `make run`'s command against a local PostHog and a local Customer.io."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import pytest
+import requests
+
+from cio_pipeline.sandbox.processes import Sandbox, sandbox
+
+FIRST, LAST = "2026-03-01", "2026-03-02"
+
+
+@dataclass
+class Run:
+    """Runs the command with settings of its own."""
+
+    services: Sandbox
+    folder: Path
+    settings: dict[str, str] = field(default_factory=dict)
+
+    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
+        environment = self.services.environment(self.folder / "data", date(2026, 3, 1), **{**self.settings, **settings})
+        command = [sys.executable, "-m", "cio_pipeline", "run", *arguments]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+
+    def requests(self) -> int:
+        return int(requests.get(f"{self.services.customerio}/sandbox/requests", timeout=30).json()["requests"])
+
+    def events(self) -> int:
+        people = requests.get(f"{self.services.customerio}/sandbox/people", timeout=30).json()
+        return sum(len(person["events"]) for person in people)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with sandbox(date(2026, 3, 1), days=2) as services:
+        yield Run(services, tmp_path)
+
+
+def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
+    first = run("--from", FIRST, "--to", LAST)
+    assert (first.returncode, first.stderr) == (0, "")
+    delivered = run.events()
+    assert delivered > 1000
+    assert run.requests() == 3
+
+    again = run("--from", FIRST, "--to", LAST)
+    assert again.returncode == 0
+    assert run.requests() == 4, "only the credentials were checked"
+
+    late = [
+        {
+            "uuid": f"00000000-0000-4000-8000-00000000000{number}",
+            "event": "order placed",
+            "distinct_id": f"late-{number}",
+            "timestamp": "2026-03-02T23:59:59.999999Z",
+            "properties": {},
+        }
+        for number in range(10)
+    ]
+    requests.post(f"{run.services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
+    assert run("--partition", LAST).returncode == 0
+    assert run.events() == delivered + 10
+
+
+def test_what_is_written_is_the_owners_alone(run: Run) -> None:
+    assert run("--partition", FIRST).returncode == 0
+    written = [path for path in (run.folder / "data").rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        ("POSTHOG_PERSONAL_API_KEY", "phx_wrong_secret", "POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401).\n"),
+        (
+            "CUSTOMERIO_API_KEY",
+            "wrong_secret",
+            "CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY are not accepted by Customer.io (401)",
+        ),
+    ],
+)
+def test_a_wrong_key_is_one_sentence_and_nothing_is_sent(run: Run, setting: str, value: str, sentence: str) -> None:
+    refused = run("--partition", FIRST, **{setting: value})
+    assert refused.returncode != 0
+    assert refused.stderr.startswith(sentence)
+    assert len(refused.stderr.splitlines()) == 1
+    assert run.events() == 0
+    assert not (run.folder / "data" / "posthog_events").exists()
+    assert value not in refused.stdout + refused.stderr
+    written = [path.read_bytes() for path in run.folder.rglob("*") if path.is_file()]
+    assert not [content for content in written if value.encode() in content]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "settings", "sentence"),
+    [
+        (["--partition", FIRST], {"CIO_ANONYMOUS_USERS": "some"}, "CIO_ANONYMOUS_USERS is wrong"),
+        (["--partition", FIRST], {"CUSTOMERIO_SITE_ID": ""}, "CUSTOMERIO_SITE_ID is not set"),
+        (["--partition", "2026-02-28"], {}, "2026-02-28 is no partition: days go from 2026-03-01 (CIO_START_DATE)"),
+        (["--from", LAST, "--to", FIRST], {}, "FROM (2026-03-02) comes after TO (2026-03-01)"),
+        ([], {}, "Say which days to run"),
+    ],
+)
+def test_a_wrong_setting_or_day_is_one_sentence_and_exit_2(
+    tmp_path: Path, arguments: list[str], settings: dict[str, str], sentence: str
+) -> None:
+    nowhere = Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1")
+    refused = Run(nowhere, tmp_path)(*arguments, **settings)
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(sentence)
+    assert len(refused.stderr.splitlines()) == 1
+
+
+def test_env_files_are_read(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CIO_ANONYMOUS_USERS=some\n")
+    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), "HOME": str(tmp_path)}
+    command = [sys.executable, "-m", "cio_pipeline", "run", "--partition", FIRST]
+    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert refused.returncode == 2
+    assert "CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY, POSTHOG_PROJECT_ID, POSTHOG_PERSONAL_API_KEY are not set" in refused.stderr

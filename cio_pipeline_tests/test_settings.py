@@ -1,0 +1,91 @@
+"""Settings: read by their documented names, and refused in one sentence that names them and shows no secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from cio_pipeline.settings import SettingsError, load_settings
+
+REQUIRED = {
+    "CUSTOMERIO_SITE_ID": "site-secret",
+    "CUSTOMERIO_API_KEY": "key-secret",
+    "POSTHOG_PROJECT_ID": "1",
+    "POSTHOG_PERSONAL_API_KEY": "phx-secret",
+}
+
+
+@pytest.fixture
+def env(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_the_defaults_are_the_documented_ones(env: pytest.MonkeyPatch) -> None:
+    settings = load_settings()
+    assert settings.tracking_url == "https://track.customer.io"
+    assert settings.posthog_url == "https://us.posthog.com"
+    assert settings.options.anonymous_users == "all"
+    assert settings.options.identify_by_email is False
+    assert settings.options.event_allowlist == ()
+    assert settings.ledger_url.startswith("sqlite:////")
+
+
+def test_lists_are_trimmed_and_blanks_are_dropped(env: pytest.MonkeyPatch) -> None:
+    env.setenv("CIO_EVENT_ALLOWLIST", " order placed ,,$pageview, ")
+    assert load_settings().options.event_allowlist == ("order placed", "$pageview")
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ("track-eu.customer.io", "https://track-eu.customer.io"),
+        ("http://127.0.0.1:8080", "http://127.0.0.1:8080"),
+        ("https://proxy.example.com/", "https://proxy.example.com"),
+    ],
+)
+def test_the_endpoint_is_a_host_or_a_full_url(env: pytest.MonkeyPatch, given: str, url: str) -> None:
+    env.setenv("CUSTOMERIO_TRACKING_ENDPOINT", given)
+    assert load_settings().tracking_url == url
+
+
+@pytest.mark.parametrize("name", sorted(REQUIRED))
+@pytest.mark.parametrize("value", [None, ""])
+def test_a_missing_or_empty_required_setting_is_named(env: pytest.MonkeyPatch, name: str, value: str | None) -> None:
+    env.delenv(name) if value is None else env.setenv(name, value)
+    with pytest.raises(SettingsError, match=f"^{name} is not set: see .env.example.$"):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("CIO_IDENTIFY_BY_EMAIL", "maybe"),
+        ("CIO_ANONYMOUS_USERS", "some"),
+        ("CIO_ATTRIBUTES_FROM", "sets"),
+        ("CUSTOMERIO_TRACKING_ENDPOINT", "track.example.com"),
+        ("POSTHOG_HOST", "us.posthog.com"),
+        ("POSTHOG_PROJECT_ID", "1/../2"),
+        ("CIO_START_DATE", "yesterday"),
+        ("CIO_DAYS_PER_RUN", "0"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_the_settings_name(env: pytest.MonkeyPatch, name: str, value: str) -> None:
+    env.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name} is wrong: .+\.$"):
+        load_settings()
+
+
+def test_no_secret_is_shown(env: pytest.MonkeyPatch) -> None:
+    assert "secret" not in repr(load_settings())
+    env.setenv("CIO_LEDGER_URL", "postgresql://user:ledger-secret@host/db")
+    env.setenv("CIO_DAYS_PER_RUN", "many")
+    with pytest.raises(SettingsError) as refused:
+        load_settings()
+    assert "secret" not in str(refused.value)
+
+
+def test_a_bucket_for_the_tables_needs_a_ledger_elsewhere(env: pytest.MonkeyPatch) -> None:
+    env.setenv("CIO_DATA_DIR", "s3://bucket/tables")
+    with pytest.raises(SettingsError, match="CIO_LEDGER_URL"):
+        load_settings()
