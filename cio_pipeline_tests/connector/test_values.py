@@ -42,6 +42,7 @@ def test_r2_takes_an_email(text: str) -> None:
         "a@example.c",
         "a@exämple.com",
         "a@b@example.com",
+        "a\\b@example.com",
         "a\ud800@example.com",
         None,
         7,
