@@ -85,6 +85,8 @@ class Settings(BaseSettings):
     attributes_from: Literal["set", "person"] = Field(default="set", alias="CIO_ATTRIBUTES_FROM")
     allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
 
+    stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
+
     start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
@@ -109,6 +111,7 @@ class Settings(BaseSettings):
             exclude_attributes=self.exclude_attributes,
             attributes_from=self.attributes_from,
             allow_delivery_overrides=self.allow_delivery_overrides,
+            stitch_anonymous_days=self.stitch_anonymous_days,
         )
 
 

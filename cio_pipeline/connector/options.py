@@ -16,3 +16,9 @@ class Options:
     exclude_attributes: tuple[str, ...] = ()
     attributes_from: Literal["set", "person"] = "set"
     allow_delivery_overrides: bool = False
+    stitch_anonymous_days: int = 0
+
+    @property
+    def stitches(self) -> bool:
+        """R16: whether held-back events are sent once their person is known."""
+        return self.stitch_anonymous_days > 0 and self.anonymous_users != "all"

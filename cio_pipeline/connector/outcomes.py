@@ -17,6 +17,9 @@ NAME_BYTES = 100
 SENT = "sent"
 REFUSED = "refused: "
 FILTERED = "filtered: "
+NOT_IDENTIFIED = FILTERED + "not identified yet (R5)"
+NO_EMAIL = FILTERED + "no email yet (R5)"
+HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL)
 
 
 def decide(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
@@ -38,8 +41,8 @@ def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> An
         REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _mask(not usable(value) for value in ids),
         REFUSED + "name is blank (R14)": _mask(not name.strip() for name in names),
         REFUSED + f"name is over {NAME_BYTES} bytes (R14)": _mask(_too_long(name.strip()) for name in names),
-        FILTERED + "not identified yet (R5)": _held_back(facts, options, "identified"),
-        FILTERED + "no email yet (R5)": _held_back(facts, options, "emails"),
+        NOT_IDENTIFIED: _held_back(facts, options, "identified"),
+        NO_EMAIL: _held_back(facts, options, "emails"),
     }
     return np.select(list(reasons.values()), [np.array(reason, dtype=object) for reason in reasons], default=SENT)
 

@@ -4,11 +4,11 @@ import dagster as dg
 
 from cio_pipeline.defs.deliver import customerio_delivery
 from cio_pipeline.defs.derive import connector
-from cio_pipeline.defs.extract import identities, posthog_events
+from cio_pipeline.defs.extract import identities, identity_history, posthog_events
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
-    dg.AssetSelection.assets(posthog_events, identities, connector, customerio_delivery),
+    dg.AssetSelection.assets(posthog_events, identities, identity_history, connector, customerio_delivery),
     description="Days of PostHog events, from extraction to Customer.io.",
 )
 

@@ -2,14 +2,17 @@
 
 import dagster as dg
 
-from cio_pipeline.connector.facts import learn
+from cio_pipeline.days import learn_day, learn_history, learned_under
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
+from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline.storage.tables import shards_for
 
+GROUP = "customerio_sync"
 
-@dg.asset(partitions_def=days, backfill_policy=a_few_days_a_run, group_name="customerio_sync", kinds={"posthog", "parquet"})
+
+@dg.asset(partitions_def=days, backfill_policy=a_few_days_a_run, group_name=GROUP, kinds={"posthog", "parquet"})
 def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: Store) -> None:
     """The day's events as PostHog stores them, each uuid once; only those that the settings need."""
     for day in context.partition_keys:
@@ -31,21 +34,37 @@ def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: S
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
-    group_name="customerio_sync",
+    group_name=GROUP,
     kinds={"pandas", "sql"},
     deps=[posthog_events],
 )
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
-    """What the day teaches about each distinct_id: whether it was identified, and its email (R1)."""
+    """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
-        events = store.tables.read("posthog_events", day)
-        learned = [learn(shard, store.options) for shard in events]
-        store.identities.replace(day, learned)
-        context.add_asset_metadata(
-            {
-                "dagster/row_count": sum(len(frame) for frame in learned),
-                "identified": sum(int(frame["identified"].sum()) for frame in learned),
-                "emails": sum(int(frame["email"].notna().sum()) for frame in learned),
-            },
-            partition_key=day,
-        )
+        counts = learn_day(day, store.tables, store.identities, store.options)
+        context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)
+
+
+class HistoryConfig(dg.Config):
+    """How to take the history."""
+
+    again: bool = False
+    """Read it again, though it is known."""
+
+
+@dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
+def identity_history(
+    context: dg.AssetExecutionContext, config: HistoryConfig, posthog: PostHog, store: Store
+) -> dg.MaterializeResult:  # type: ignore[type-arg]
+    """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
+    start = window(days.get_first_partition_key() or str(days.start.date()))[0]
+    setting = f"{learned_under(store.options)} before {start:%Y-%m-%d}"
+    if not config.again and not store.identities.unlearned([HISTORY], setting):
+        return dg.MaterializeResult(metadata={"known already": True})
+    found = posthog.source.history(start, context.log.info)
+    with store.tables.replace("identity_history", HISTORY, EVENT_SCHEMA, shards_for(found.expected)) as table:
+        for frame in found.frames:
+            table.add(frame, by="distinct_id")
+        table.finish_each(in_order)
+    counts = learn_history(setting, store.tables, store.identities, store.options)
+    return dg.MaterializeResult(metadata={"events": store.tables.version("identity_history", HISTORY).rows, **counts})

@@ -6,7 +6,8 @@ import json
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import datetime
+from copy import copy
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import orjson
@@ -53,6 +54,17 @@ class QuerySource:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
         counts = self._counts(start, end, say)
         return Window(sum(counts.values()), self._frames(start, end, counts, say))
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time, month by month. Raises `NotExtracted` where PostHog refuses."""
+        source = copy(self)
+        source._needed, source._needed_values = " AND event IN {needed}", {"needed": ["$identify", "$set"]}
+        ever = f"timestamp < toDateTime64({{end}}, 6, 'UTC'){source._needed}"
+        hogql = f"SELECT count() AS events, min(timestamp) AS first FROM events WHERE {ever}"  # noqa: S608
+        values = {"end": _window(before, before)["end"], **source._needed_values}
+        [[count, first]] = self._query(hogql, values, say)["results"]
+        months = _months(pd.Timestamp(first), before) if int(count) else iter(())
+        return Window(int(count), (frame for start, end in months for frame in source.events(start, end, say).frames))
 
     def _frames(self, start: datetime, end: datetime, counts: dict[str, int], say: Say) -> Iterator[pd.DataFrame]:
         """The slices' rows. Raises `NotExtracted` where they do not add up to PostHog's own count."""
@@ -144,6 +156,15 @@ def _needed(allowlist: tuple[str, ...], with_person: bool) -> tuple[str, dict[st
     holder = "poe.properties" if with_person else "properties"
     values = {"needed": [*allowlist, "$identify"], "email": '%"email"%'}
     return f" AND (event IN {{needed}} OR {holder} LIKE {{email}})", values
+
+
+def _months(first: pd.Timestamp, before: datetime) -> Iterator[tuple[datetime, datetime]]:
+    """Windows that together reach from `first` to `before`, a month each or less."""
+    start = datetime(first.year, first.month, 1, tzinfo=timezone.utc)
+    while start < before:
+        end = min(before, (start + timedelta(days=32)).replace(day=1))
+        yield start, end
+        start = end
 
 
 def _window(start: datetime, end: datetime) -> dict[str, str]:

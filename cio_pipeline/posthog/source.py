@@ -48,8 +48,11 @@ class EventSource(Protocol):
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The events of `start` <= timestamp < `end` that the settings need; `say` is told of progress."""
 
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time (R18)."""
+
 
 def in_order(events: pd.DataFrame) -> pd.DataFrame:
-    """Each uuid once, as PostHog ingested it last, in the order (timestamp, uuid)."""
+    """Each uuid once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid)."""
     latest = events.sort_values("created_at", kind="stable").drop_duplicates("uuid", keep="last")
-    return latest.sort_values(["timestamp", "uuid"], ignore_index=True)
+    return latest.sort_values(["distinct_id", "timestamp", "uuid"], ignore_index=True)

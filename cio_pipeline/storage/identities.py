@@ -1,43 +1,71 @@
-"""What each day taught about each distinct_id (R1), kept so that a day looks up just its own people.
+"""What each day taught about people (R1, R16, R18), kept so that a day looks up just its own people.
 
-A row says what one day taught. What is known before a day is, of each distinct_id, whether any earlier day identified it and
-the email that the last earlier day with one taught. A day that is learned again replaces its rows.
+A row says what one day taught, so days may be learned in any order, and a day that is learned again replaces its rows. The
+history before the first partition is kept as a day of its own that sorts before all others.
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, timedelta
+from hashlib import blake2b
+from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
 
 from cio_pipeline.database import chunks, connect
 
+HISTORY = "0000-00-00"
+"""Stands for all days before the first partition."""
+
+CHUNK = 10_000
+
 metadata = sa.MetaData()
 
-learned_days = sa.Table("learned_days", metadata, sa.Column("day", sa.String(10), primary_key=True))
 
-identified = sa.Table(
-    "identified",
+def _day(**options: Any) -> sa.Column[str]:
+    return sa.Column("day", sa.String(10), **options)
+
+
+learned_days = sa.Table(
+    "learned_days",
     metadata,
-    sa.Column("distinct_id", sa.String, primary_key=True),
-    sa.Column("day", sa.String(10), primary_key=True, index=True),
+    _day(primary_key=True),
+    sa.Column("setting", sa.String),
+    sa.Column("events", sa.Integer),
+    sa.Column("content", sa.String(32)),
 )
-
+derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
+identified = sa.Table(
+    "identified", metadata, sa.Column("distinct_id", sa.String, primary_key=True), _day(primary_key=True, index=True)
+)
 emails = sa.Table(
     "emails",
     metadata,
     sa.Column("distinct_id", sa.String, primary_key=True),
-    sa.Column("day", sa.String(10), primary_key=True, index=True),
+    _day(primary_key=True, index=True),
     sa.Column("email", sa.String, nullable=False),
 )
-
-wanted = sa.Table(
-    "wanted",
-    sa.MetaData(),
-    sa.Column("distinct_id", sa.String, primary_key=True),
-    prefixes=["TEMPORARY"],
+namings = sa.Table(
+    "namings",
+    metadata,
+    sa.Column("anonymous_id", sa.String, primary_key=True),
+    _day(primary_key=True, index=True),
+    sa.Column("uuid", sa.String(36), primary_key=True),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sa.Column("distinct_id", sa.String, nullable=False),
 )
+wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", sa.String, primary_key=True), prefixes=["TEMPORARY"])
 
-CHUNK = 10_000
+
+@dataclass(frozen=True)
+class Learned:
+    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them."""
+
+    facts: pd.DataFrame
+    namings: pd.DataFrame
 
 
 class Identities:
@@ -46,49 +74,110 @@ class Identities:
     def __init__(self, url: str) -> None:
         self._engine = connect(url, metadata)
 
-    def replace(self, day: str, learned: list[pd.DataFrame]) -> None:
-        """Keeps what `day` (YYYY-MM-DD) taught, instead of what was kept of it: frames as `facts.learn` gives them."""
+    def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned]) -> None:
+        """Keeps what a day of so many events taught under a setting, instead of what was kept of it."""
+        content = blake2b(digest_size=16)
         with self._engine.begin() as transaction:
-            for table in (identified, emails, learned_days):
+            for table in (identified, emails, namings, learned_days):
                 transaction.execute(sa.delete(table).where(table.c.day == day))
-            for frame in learned:
-                ids = frame.loc[frame["identified"], "distinct_id"].tolist()
-                told = frame[frame["email"].notna()]
-                pairs = zip(told["distinct_id"].tolist(), told["email"].tolist(), strict=True)
-                _insert(transaction, identified, [{"distinct_id": i, "day": day} for i in ids])
-                _insert(transaction, emails, [{"distinct_id": i, "day": day, "email": e} for i, e in pairs])
-            transaction.execute(sa.insert(learned_days), {"day": day})
+            for part in learned:
+                for table, rows in _rows(day, part):
+                    content.update(repr(rows).encode())
+                    for chunk in chunks(iter(rows), CHUNK):
+                        transaction.execute(sa.insert(table), chunk)
+            row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
+            transaction.execute(sa.insert(learned_days), row)
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """What all days before `day` taught about these distinct_ids: distinct_id, identified, email (None: not known)."""
-        with self._engine.begin() as transaction:
-            wanted.create(transaction)
-            _insert(transaction, wanted, [{"distinct_id": distinct_id} for distinct_id in dict.fromkeys(distinct_ids)])
-            rows = transaction.execute(_known_before(day)).all()
-            wanted.drop(transaction)
+        rows = self._of(distinct_ids, _known_before(day))
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def missing(self, days: list[str]) -> list[str]:
-        """Those of the days that were never learned."""
+    def namings_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
+        """The namings of these anonymous ids on the days from `first` on and before `day`: `stitching.NAMING_COLUMNS`."""
+        query = sa.select(namings.c.anonymous_id, namings.c.distinct_id, namings.c.microseconds, namings.c.uuid)
+        days = (namings.c.day >= first, namings.c.day < day)
+        rows = self._of(anonymous_ids, query.join(wanted, wanted.c.id == namings.c.anonymous_id).where(*days))
+        frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
+        return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
+
+    def unlearned(self, days: list[str], setting: str) -> list[str]:
+        """Those of the days that were never learned under the setting."""
         with self._engine.connect() as connection:
-            known = set(connection.execute(sa.select(learned_days.c.day)).scalars())
-        return [day for day in days if day not in known]
+            known = sa.select(learned_days.c.day).where(learned_days.c.setting == setting)
+            learned = set(connection.execute(known).scalars())
+        return [day for day in days if day not in learned]
+
+    def mark_derived(self, day: str, stitched_days: int) -> None:
+        """Remembers what was known of earlier days when this one was derived; to be called before the look-ups.
+
+        `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
+        """
+        known = _stands_for(self._learned(), day, stitched_days)
+        with self._engine.begin() as transaction:
+            transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
+            transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
+
+    def out_of_date(self, stitched_days: int) -> list[str]:
+        """The days that were derived before an earlier day was learned, or learned otherwise than now."""
+        with self._engine.connect() as connection:
+            derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
+        learned = self._learned()
+        return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
+
+    def _learned(self) -> pd.DataFrame:
+        """The learned days in order: day, events, content so far (of this and all days before it)."""
+        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
+        with self._engine.connect() as connection:
+            learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content"])
+        content = blake2b(digest_size=16)
+        so_far = []
+        for row in learned.itertuples():
+            content.update(f"{row.day} {row.content} ".encode())
+            so_far.append(content.hexdigest())
+        return learned.assign(content=so_far)
+
+    def _of(self, ids: list[str], query: sa.Select[Any]) -> list[Any]:
+        """The query's rows, with the ids in the table `wanted`."""
+        with self._engine.begin() as transaction:
+            wanted.create(transaction)
+            for chunk in chunks(({"id": value} for value in dict.fromkeys(ids)), CHUNK):
+                transaction.execute(sa.insert(wanted), chunk)
+            rows = list(transaction.execute(query).all())
+            wanted.drop(transaction)
+        return rows
 
 
-def _known_before(day: str) -> sa.Select[tuple[str, bool, str | None]]:
+def _stands_for(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
+    """What stands for all that is known before a day: what was taught, and the events of the days that R16 looks at."""
+    before = learned[learned["day"] < day]
+    first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
+    events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
+    return f"{before['content'].iloc[-1] if len(before) else ''} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
+
+
+def _known_before(day: str) -> sa.Select[Any]:
     """Two look-ups in an index for each wanted distinct_id, however many days there are."""
-    was_identified = sa.exists().where(identified.c.distinct_id == wanted.c.distinct_id, identified.c.day < day)
+    was_identified = sa.exists().where(identified.c.distinct_id == wanted.c.id, identified.c.day < day)
     last_email = (
         sa.select(emails.c.email)
-        .where(emails.c.distinct_id == wanted.c.distinct_id, emails.c.day < day)
+        .where(emails.c.distinct_id == wanted.c.id, emails.c.day < day)
         .order_by(emails.c.day.desc())
         .limit(1)
         .scalar_subquery()
     )
-    return sa.select(wanted.c.distinct_id, was_identified.label("identified"), last_email.label("email"))
+    return sa.select(wanted.c.id, was_identified, last_email)
 
 
-def _insert(transaction: sa.Connection, table: sa.Table, rows: list[dict[str, str]]) -> None:
-    for chunk in chunks(iter(rows), CHUNK):
-        transaction.execute(sa.insert(table), chunk)
+def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[dict[str, Any]]]]:
+    """The rows to insert of a part of a day, by table."""
+    ids = part.facts.loc[part.facts["identified"], "distinct_id"].tolist()
+    told = part.facts[part.facts["email"].notna()]
+    named = part.namings.assign(microseconds=part.namings["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
+    columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
+    return [
+        (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
+        (emails, told[["distinct_id", "email"]].assign(day=day).to_dict("records")),
+        (namings, named[columns].assign(day=day).to_dict("records")),
+    ]

@@ -28,6 +28,9 @@ from upath import UPath
 SHARD_ROWS = 200_000
 """About as many events as one shard holds, which bounds the memory of every stage."""
 
+ROW_GROUP = 10_000
+"""Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
+
 KEPT_VERSIONS = timedelta(days=1)
 VERSION_FORMAT = "%Y%m%dT%H%M%S"
 
@@ -88,6 +91,20 @@ class Tables:
             with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
                 yield pq.read_table(file, columns=columns).to_pandas()
 
+    def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
+        """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.
+
+        Reads only shards and row groups that may hold such a row. A partition that no run has written has no rows.
+        """
+        version = self.current(table, partition)
+        if version is None or not values:
+            return
+        for shard in sorted(set(shard_of(pd.Series(values, dtype=object), version.shards).tolist())):
+            with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
+                found = pq.read_table(file, filters=[(by, "in", values)]).to_pandas()
+            if not found.empty:
+                yield found
+
     @contextmanager
     def replace(self, table: str, partition: str, schema: pa.Schema, shards: int) -> Iterator[Writer]:
         """A writer whose frames become the partition's new version when the block ends well, and vanish when it does not."""
@@ -144,7 +161,7 @@ class Writer:
         for shard in range(self._shards):
             frame = self._finish_shard(self._spilled(shard))
             with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
-                pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=50_000)
+                pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=ROW_GROUP)
             rows += len(frame)
         return rows
 

@@ -7,11 +7,19 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from cio_pipeline.storage.identities import Identities
+from cio_pipeline.connector.stitching import NAMING_COLUMNS
+from cio_pipeline.storage.identities import HISTORY, Identities, Learned
+
+NOBODY_NAMED = pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
 
 
-def learned(*rows: tuple[str, bool, str | None]) -> list[pd.DataFrame]:
-    return [pd.DataFrame(rows, columns=["distinct_id", "identified", "email"])]
+def learned(*rows: tuple[str, bool, str | None]) -> list[Learned]:
+    facts = pd.DataFrame(rows, columns=["distinct_id", "identified", "email"]).astype({"identified": bool})
+    return [Learned(facts, NOBODY_NAMED)]
+
+
+def keep(identities: Identities, day: str, taught: list[Learned], setting: str = "set", events: int = 1) -> None:
+    identities.replace(day, setting, events, taught)
 
 
 def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tuple[bool, str | None]]:
@@ -32,7 +40,7 @@ def test_the_last_earlier_day_with_an_email_counts(identities: Identities, order
         ("2026-03-03", learned(("u1", False, "three@example.com"))),
     ]
     for number in order:
-        identities.replace(*days[number])
+        keep(identities, *days[number])
     assert before(identities, "2026-03-01", "u1") == {"u1": (False, None)}
     assert before(identities, "2026-03-03", "u1", "u2", "u3") == {
         "u1": (True, "one@example.com"),
@@ -43,14 +51,59 @@ def test_the_last_earlier_day_with_an_email_counts(identities: Identities, order
 
 
 def test_a_day_that_is_learned_again_replaces_what_it_taught(identities: Identities) -> None:
-    identities.replace("2026-03-01", learned(("u1", True, "one@example.com")))
-    identities.replace("2026-03-01", learned(("u2", True, None)))
+    keep(identities, "2026-03-01", learned(("u1", True, "one@example.com")))
+    keep(identities, "2026-03-01", learned(("u2", True, None)))
     assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (False, None), "u2": (True, None)}
 
 
-def test_days_that_were_never_learned_are_missing(identities: Identities) -> None:
-    identities.replace("2026-03-02", learned())
-    assert identities.missing(["2026-03-01", "2026-03-02", "2026-03-03"]) == ["2026-03-01", "2026-03-03"]
+def test_days_that_were_never_learned_or_under_another_setting_are_named(identities: Identities) -> None:
+    keep(identities, "2026-03-02", learned())
+    keep(identities, "2026-03-03", learned(), setting="person")
+    assert identities.unlearned(["2026-03-01", "2026-03-02", "2026-03-03"], "set") == ["2026-03-01", "2026-03-03"]
+
+
+def test_r18_the_history_comes_before_every_day(identities: Identities) -> None:
+    keep(identities, HISTORY, learned(("u1", True, "old@example.com")))
+    keep(identities, "2026-03-01", learned(("u1", False, "new@example.com")))
+    assert before(identities, "2026-03-01", "u1") == {"u1": (True, "old@example.com")}
+    assert before(identities, "2026-03-02", "u1") == {"u1": (True, "new@example.com")}
+
+
+def test_a_day_derived_before_an_earlier_one_was_learned_is_out_of_date(identities: Identities) -> None:
+    keep(identities, "2026-03-02", learned(("u1", True, None)))
+    identities.mark_derived("2026-03-02", 0)
+    identities.mark_derived("2026-03-03", 0)
+    assert identities.out_of_date(0) == []
+    keep(identities, "2026-03-01", learned())
+    assert identities.out_of_date(0) == ["2026-03-02", "2026-03-03"]
+    identities.mark_derived("2026-03-02", 0)
+    assert identities.out_of_date(0) == ["2026-03-03"]
+
+
+def test_a_day_learned_again_to_the_same_end_leaves_later_days_up_to_date(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(("u1", True, None)))
+    identities.mark_derived("2026-03-02", 0)
+    keep(identities, "2026-03-01", learned(("u1", True, None)), events=2)
+    assert identities.out_of_date(0) == []
+    keep(identities, "2026-03-01", learned(("u2", True, None)))
+    assert identities.out_of_date(0) == ["2026-03-02"]
+
+
+def test_r16_more_events_of_a_day_that_is_stitched_from_count_too(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned())
+    for day in ("2026-03-02", "2026-03-03"):
+        identities.mark_derived(day, 1)
+    keep(identities, "2026-03-01", learned(), events=2)
+    assert identities.out_of_date(1) == ["2026-03-02"]
+
+
+def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> None:
+    at = pd.Timestamp("2026-03-01T10:00:00.000001Z")
+    named = pd.DataFrame([["a1", "u1", at, "x"], ["a2", "u2", at, "y"]], columns=NAMING_COLUMNS)
+    identities.replace("2026-03-01", "set", 2, [Learned(learned()[0].facts, named)])
+    found = identities.namings_between("2026-03-01", "2026-03-02", ["a1", "a3"])
+    assert found.to_numpy().tolist() == [["a1", "u1", at, "x"]]
+    assert identities.namings_between("2026-03-01", "2026-03-01", ["a1"]).empty
 
 
 def test_no_people_is_no_question(identities: Identities) -> None:

@@ -1,0 +1,87 @@
+"""R16: held-back events of an anonymous id that became somebody are sent as that person's.
+
+A *naming* is a `$identify` of a usable distinct_id that carries `$anon_distinct_id`. It takes the events of that anonymous id
+which lie after the naming before it, and at most so many days back.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+
+from cio_pipeline.connector.facts import usable
+from cio_pipeline.connector.jsontext import peek_object
+from cio_pipeline.connector.options import Options
+from cio_pipeline.connector.outcomes import HELD_BACK, decide
+
+ILLEGAL_IN_ANY_CASE = frozenset(
+    ["anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"]
+)
+ILLEGAL = frozenset(["[object Object]", "NaN", "None", "none", "null", "0"])
+"""Ids that PostHog does not merge (facts, section 6): what a faulty client sends where it knows nobody."""
+
+NAMING_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
+
+
+def namings(events: pd.DataFrame) -> pd.DataFrame:
+    """The namings among the events: anonymous_id, and the columns of `events` of the `$identify`."""
+    identifies = events[(events["event"] == "$identify").to_numpy(bool)]
+    identifies = identifies[identifies["distinct_id"].map(usable).to_numpy(bool)]
+    named = [peek_object(text).get("$anon_distinct_id") for text in identifies["properties"].tolist()]
+    found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=object))
+    return found[found["anonymous_id"].map(is_legal).to_numpy(bool)]
+
+
+def is_legal(anonymous_id: Any) -> bool:
+    """Whether PostHog would merge this id into a person."""
+    if not isinstance(anonymous_id, str):
+        return False
+    bare = anonymous_id[1:-1] if anonymous_id[:1] == anonymous_id[-1:] and anonymous_id[:1] in ("'", '"') else anonymous_id
+    return bool(bare.strip()) and bare.lower() not in ILLEGAL_IN_ANY_CASE and bare not in ILLEGAL
+
+
+def spans(
+    today: pd.DataFrame, earlier: pd.DataFrame, identified_before: set[str], identified_today: pd.DataFrame, options: Options
+) -> pd.DataFrame:
+    """What each of the day's namings may take.
+
+    `today` are the day's namings with key and email as `outcomes.decide` gives them, `earlier` those of the days before;
+    `identified_before` are the anonymous ids that were identified themselves before the day, `identified_today` each
+    distinct_id's first `$identify` of the day (distinct_id, timestamp, uuid). Gives the namings that may take something, with
+    since (the earliest time) and the naming before (timestamp_before, uuid_before), after which the events lie.
+    """
+    every = pd.concat([earlier[NAMING_COLUMNS], today], ignore_index=True).sort_values(["timestamp", "uuid"])
+    before = every.groupby("anonymous_id")[["timestamp", "uuid"]].shift()
+    found = every.join(before, rsuffix="_before")
+    own = identified_today.rename(columns={"distinct_id": "anonymous_id"})
+    found = found[found["key"].notna()].merge(own, how="left", on="anonymous_id", suffixes=("", "_own"))
+    by_then = found["timestamp_own"].notna() & ~_after(_order(found, "_own"), found)
+    may = ~by_then & ~found["anonymous_id"].isin(identified_before)
+    if options.anonymous_users == "emails":
+        may &= found["email"].notna()
+    return found[may].assign(since=found["timestamp"] - pd.Timedelta(days=options.stitch_anonymous_days))
+
+
+def taken(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """The events of one day that the spans take, as the person's: with its distinct_id, key and email.
+
+    `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it taught about them.
+    """
+    decided = decide(events, known, options)
+    held_back = decided[decided["outcome"].isin(HELD_BACK)].drop(columns=["key", "email"])
+    both = held_back.merge(found, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_naming"))
+    follows = both["timestamp_before"].isna() | _after(both, _order(both, "_before"))
+    inside = follows & _after(_order(both, "_naming"), both) & (both["timestamp"] >= both["since"])
+    return both[inside].assign(distinct_id=both["distinct_id_naming"])
+
+
+def _order(frame: pd.DataFrame, suffix: str) -> pd.DataFrame:
+    """The columns timestamp and uuid out of those with the suffix."""
+    return pd.DataFrame({"timestamp": frame["timestamp" + suffix], "uuid": frame["uuid" + suffix]})
+
+
+def _after(one: pd.DataFrame, other: pd.DataFrame) -> Any:
+    """Whether one comes after the other in the order (timestamp, uuid), row by row."""
+    same = one["timestamp"] == other["timestamp"]
+    return (one["timestamp"] > other["timestamp"]) | (same & (one["uuid"] > other["uuid"]))

@@ -1,0 +1,169 @@
+"""A day's way from PostHog's events to what will be sent. It knows the rules and where things are kept, but not Dagster."""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+
+import pandas as pd
+import pyarrow as pa
+
+from cio_pipeline.connector.facts import learn
+from cio_pipeline.connector.operations import build
+from cio_pipeline.connector.options import Options
+from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
+from cio_pipeline.connector.stitching import namings, spans, taken
+from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.storage.identities import HISTORY, Identities, Learned
+from cio_pipeline.storage.tables import Tables
+
+TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
+TO_SEND = pa.schema([*EVENT_SCHEMA, ("key", TEXT), ("email", TEXT)])
+CUSTOMERS = pa.schema(
+    [("key", TEXT), ("part", pa.int32()), ("attributes", pa.int32()), ("timestamp", TIME), ("times", TEXT), ("operation", TEXT)]
+)
+EVENTS = pa.schema(
+    [
+        *((name, TEXT) for name in ("uuid", "ulid", "key", "name", "type")),
+        ("timestamp", TIME),
+        *((name, TEXT) for name in ("call", "operation")),
+    ]
+)
+REJECTS = pa.schema(
+    [
+        *((name, TEXT) for name in ("uuid", "distinct_id", "event")),
+        ("timestamp", TIME),
+        *((name, TEXT) for name in ("what", "name", "reason")),
+    ]
+)
+
+STITCHED = "sent: stitched from earlier days (R16)"
+
+
+@dataclass
+class Account:
+    """What became of a day. outcomes: events by outcome; stitched: events of earlier days that are sent with this day's;
+    left_out: attributes and properties by reason."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    stitched: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+
+
+def learned_under(options: Options) -> str:
+    """The setting that what is learned depends on."""
+    return f"CIO_ATTRIBUTES_FROM={options.attributes_from}"
+
+
+def learn_day(day: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
+    """Keeps what the day's `posthog_events` teach (R1); gives how many people, identified ones, emails and namings."""
+    return _learn(day, learned_under(options), "posthog_events", tables, identities, options)
+
+
+def learn_history(setting: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
+    """Keeps what the events of `identity_history` teach (R18), under a setting; counts as `learn_day`."""
+    return _learn(HISTORY, setting, "identity_history", tables, identities, options)
+
+
+def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    events = tables.version(table, day).rows
+
+    def learned() -> Iterator[Learned]:
+        for shard in tables.read(table, day):
+            part = Learned(learn(shard, options), namings(shard))
+            counts["people"] += len(part.facts)
+            counts["identified"] += int(part.facts["identified"].sum())
+            counts["emails"] += int(part.facts["email"].notna().sum())
+            counts["anonymous ids named"] += len(part.namings)
+            yield part
+
+    identities.replace(day, setting, events, learned())
+    return counts
+
+
+def derive_day(day: str, tables: Tables, identities: Identities, options: Options) -> Account:
+    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15)."""
+    account = Account()
+    shards = tables.version("posthog_events", day).shards
+    identities.mark_derived(day, options.stitch_anonymous_days)
+    with ExitStack() as stack:
+        sent = Tables(stack.enter_context(tempfile.TemporaryDirectory(prefix="cio_pipeline_")))
+        customers = stack.enter_context(tables.replace("customers", day, CUSTOMERS, shards))
+        events = stack.enter_context(tables.replace("events", day, EVENTS, shards))
+        rejects = stack.enter_context(tables.replace("rejects", day, REJECTS, shards))
+        with sent.replace("sent", day, TO_SEND, shards) as to_send:
+            for rows in _to_send(day, tables, identities, options, account):
+                rejects.add(_refused(rows), by="uuid")
+                to_send.add(rows[rows["outcome"] == SENT], by="key")
+            to_send.finish_each(lambda shard: shard.sort_values(["timestamp", "uuid"], ignore_index=True))
+        for shard in sent.read("sent", day):
+            made = build(shard, options)
+            customers.add(made.customers, by="key")
+            events.add(made.events, by="key")
+            rejects.add(made.rejects, by="uuid")
+            _count_rejects(day, made.rejects, account)
+    return account
+
+
+def _to_send(day: str, tables: Tables, identities: Identities, options: Options, account: Account) -> Iterator[pd.DataFrame]:
+    """The day's events with their outcomes, then those that its namings take (R16), whose outcome is `sent`."""
+    named: list[pd.DataFrame] = []
+    identified: list[pd.DataFrame] = []
+    for shard in tables.read("posthog_events", day):
+        decided = decide(shard, identities.before(day, shard["distinct_id"].unique().tolist()), options)
+        account.outcomes.update(decided["outcome"])
+        if options.stitches:
+            named.append(namings(decided).drop(columns=["properties", "person_properties"]))
+            own = decided.loc[decided["event"] == "$identify", ["distinct_id", "timestamp", "uuid"]]
+            identified.append(own.drop_duplicates("distinct_id"))
+        yield decided
+    if options.stitches:
+        yield from _stitched(day, tables, identities, options, account, pd.concat(named), pd.concat(identified))
+
+
+def _stitched(
+    day: str,
+    tables: Tables,
+    identities: Identities,
+    options: Options,
+    account: Account,
+    named: pd.DataFrame,
+    identified: pd.DataFrame,
+) -> Iterator[pd.DataFrame]:
+    """R16: the held-back events of this and the days before that the day's namings take."""
+    anonymous_ids = named["anonymous_id"].unique().tolist()
+    days = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
+    earlier = identities.namings_between(days[0], day, anonymous_ids)
+    known = identities.before(day, anonymous_ids)
+    before = set(known.loc[known["identified"], "distinct_id"])
+    found = spans(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
+    for one in days if len(found) else []:
+        for events in tables.rows("posthog_events", one, "distinct_id", found["anonymous_id"].unique().tolist()):
+            rows = taken(events, identities.before(one, events["distinct_id"].unique().tolist()), found, options)
+            if one == day:
+                account.outcomes.subtract(rows["outcome"])
+                account.outcomes[SENT] += len(rows)
+            else:
+                account.stitched += len(rows)
+            yield rows.assign(outcome=SENT)
+
+
+def _refused(rows: pd.DataFrame) -> pd.DataFrame:
+    refused = rows[rows["outcome"].str.startswith(REFUSED)]
+    reasons = refused["outcome"].str.removeprefix(REFUSED)
+    return refused.assign(what="event", name=refused["event"], reason=reasons)[REJECTS.names]
+
+
+def _count_rejects(day: str, rejects: pd.DataFrame, account: Account) -> None:
+    """What was to be sent and was refused after all moves from `sent` to its reason."""
+    account.left_out.update(rejects.loc[rejects["what"] != "event", "reason"])
+    refused = rejects[rejects["what"] == "event"]
+    earlier = refused["timestamp"] < pd.Timestamp(day, tz="UTC")
+    account.stitched -= int(earlier.sum())
+    account.outcomes.update(REFUSED + refused.loc[~earlier, "reason"].astype(object))
+    account.outcomes[SENT] -= int((~earlier).sum())
