@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 from pathlib import Path
 
 import dagster as dg
@@ -99,9 +100,12 @@ def _say(day: str, receipt: dict[str, object]) -> int:
 def _sentence(failure: BaseException) -> str:
     """Our own error among the causes, in its own words; of any other no more than its kind, for it may quote data."""
     causes = [failure]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None:
+    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     for cause in causes:
         if isinstance(cause, SPEAKING):
             return str(cause)
-    return f"The run failed: {type(causes[-1]).__name__}. Dagster's log of the run has the details."
+    unexpected = next((cause for cause in causes if not type(cause).__module__.startswith("dagster")), failure)
+    *_, where = traceback.extract_tb(unexpected.__traceback__)
+    place = f"{Path(where.filename).name}:{where.lineno}"
+    return f"The run failed: {type(unexpected).__name__} at {place}. Dagster's log of the run has the details."

@@ -16,13 +16,13 @@ class UnusableJson(ValueError):
     """The text is no JSON object that can be sent; the message is the reason, without any of the content."""
 
 
-def read_object(text: str | None) -> dict[str, Any]:
-    """The object in `text`; absent or empty text is an empty object.
+def read_object(text: Any) -> dict[str, Any]:
+    """The object in `text`; absent (pandas may say NaN) or empty text is an empty object.
 
     Raises `UnusableJson` where the text is no JSON object or holds what UTF-8 or JSON cannot carry
     (a lone surrogate, NaN, Infinity).
     """
-    if not text:
+    if not isinstance(text, str) or not text:
         return {}
     value = _read(text)
     if not isinstance(value, dict):
@@ -30,9 +30,9 @@ def read_object(text: str | None) -> dict[str, Any]:
     return value
 
 
-def peek_object(text: str | None) -> dict[str, Any]:
+def peek_object(text: Any) -> dict[str, Any]:
     """Like `read_object`, for facts (R1): what cannot be sent may still be read, what cannot be read is empty."""
-    if not text:
+    if not isinstance(text, str) or not text:
         return {}
     try:
         value = _read_leniently(text)

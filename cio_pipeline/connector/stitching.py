@@ -29,8 +29,10 @@ def namings(events: pd.DataFrame) -> pd.DataFrame:
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
     identifies = identifies[identifies["distinct_id"].map(usable).to_numpy(bool)]
     named = [peek_object(text).get("$anon_distinct_id") for text in identifies["properties"].tolist()]
-    found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=object))
-    return found[found["anonymous_id"].map(is_legal).to_numpy(bool)]
+    legal = [name if is_legal(name) else None for name in named]
+    same = events["distinct_id"].dtype
+    found = identifies.assign(anonymous_id=pd.Series(legal, index=identifies.index, dtype=same))
+    return found.dropna(subset="anonymous_id")
 
 
 def is_legal(anonymous_id: Any) -> bool:
@@ -60,7 +62,8 @@ def spans(
     may = ~by_then & ~found["anonymous_id"].isin(identified_before)
     if options.anonymous_users == "emails":
         may &= found["email"].notna()
-    return found[may].assign(since=found["timestamp"] - pd.Timedelta(days=options.stitch_anonymous_days))
+    found = found[may]
+    return found.assign(since=found["timestamp"] - pd.Timedelta(days=options.stitch_anonymous_days))
 
 
 def taken(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, options: Options) -> pd.DataFrame:
@@ -72,8 +75,8 @@ def taken(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, option
     held_back = decided[decided["outcome"].isin(HELD_BACK)].drop(columns=["key", "email"])
     both = held_back.merge(found, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_naming"))
     follows = both["timestamp_before"].isna() | _after(both, _order(both, "_before"))
-    inside = follows & _after(_order(both, "_naming"), both) & (both["timestamp"] >= both["since"])
-    return both[inside].assign(distinct_id=both["distinct_id_naming"])
+    inside = both[follows & _after(_order(both, "_naming"), both) & (both["timestamp"] >= both["since"])]
+    return inside.assign(distinct_id=inside["distinct_id_naming"])
 
 
 def _order(frame: pd.DataFrame, suffix: str) -> pd.DataFrame:

@@ -217,8 +217,10 @@ def test_properties_that_cannot_be_sent_are_refused_with_a_reason(raw: str, reas
     assert reasons(event(raw=raw)) == [("event", "signed up", reason)]
 
 
-def test_absent_properties_are_an_empty_object() -> None:
-    assert sent({**event(), "properties": None})[0]["attributes"] == {}
+@pytest.mark.parametrize("absent", [None, float("nan"), ""])
+def test_absent_properties_are_an_empty_object(absent: Any) -> None:
+    assert sent({**event(), "properties": absent})[0]["attributes"] == {}
+    assert customers({**event(), "person_properties": absent}, attributes_from="person") == {"id:u1": {"identifier": "u1"}}
 
 
 def test_attributes_can_be_left_out_by_name() -> None:
