@@ -1,4 +1,7 @@
-"""`make demo`: three days of a generated product, from the local PostHog to the local Customer.io, through Dagster."""
+"""`make demo`: three days of a generated product, from the local PostHog to the local Customer.io, through Dagster.
+
+Only identified people are sent, and what they did anonymously in the week before comes with them (R5, R16).
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import requests
 
 from cio_pipeline.sandbox.processes import Sandbox, sandbox
@@ -24,8 +28,9 @@ def demo() -> int:
     """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status."""
     shutil.rmtree(FOLDER, ignore_errors=True)
     with sandbox(FIRST, days=len(DAYS)) as services:
-        environment = services.environment(FOLDER, FIRST)
-        print("A local PostHog and a local Customer.io are running. Three days of events go from one to the other:\n")
+        environment = services.environment(FOLDER, FIRST, CIO_ANONYMOUS_USERS="identified", CIO_STITCH_ANONYMOUS_DAYS="7")
+        print("A local PostHog and a local Customer.io are running. Three days of events go from one to the other;")
+        print("anonymous visits are held back, and sent once their person is identified:\n")
         if not _run(environment):
             return 1
         print("\nThe same days again, which sends nothing:\n")
@@ -46,31 +51,50 @@ def _run(environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]
 
 
 def _add_late_events(services: Sandbox) -> None:
+    """Events of the ten people who were identified first."""
+    identified = [
+        (event["timestamp"], person["identifiers"]["id"])
+        for person in _people(services)
+        for event in person["events"]
+        if event["name"] == "$identify"
+    ]
+    ids = [distinct_id for _, distinct_id in sorted(identified)[:10]]
     late = [
         {
             "uuid": str(uuid.uuid5(uuid.NAMESPACE_URL, f"late-{number}")),
             "event": "order placed",
-            "distinct_id": f"late-customer-{number}",
+            "distinct_id": distinct_id,
             "timestamp": f"2026-03-02T18:00:{number:02d}.000000Z",
             "created_at": "2026-03-04T09:00:00.000000Z",
             "properties": {"total": 10 + number, "$set": {"plan": "pro"}},
         }
-        for number in range(10)
+        for number, distinct_id in enumerate(ids)
     ]
     requests.post(f"{services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
 
 
+def _people(services: Sandbox) -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = requests.get(f"{services.customerio}/sandbox/people", timeout=30).json()
+    return found
+
+
 def _print_tables() -> None:
-    """How each day's events add up (R15)."""
+    """How many rows each day's tables have, and how many of the events were anonymous when they happened (R16)."""
     tables = Tables(str(FOLDER))
-    print("\nday          extracted   customers   events to send   rejects")
+    print("\nday          extracted   customers   events to send   stitched   rejects")
     for day in DAYS:
-        rows = [tables.version(name, day).rows for name in ("posthog_events", "customers", "events", "rejects")]
-        print("{}   {:>9,}   {:>9,}   {:>14,}   {:>7,}".format(day, *rows))
+        rows = {name: tables.version(name, day).rows for name in ("posthog_events", "customers", "events", "rejects")}
+        raw = pd.concat([events[["uuid", "distinct_id"]] for one in DAYS for events in tables.read("posthog_events", one)])
+        sent = pd.concat([events[["uuid", "key"]] for events in tables.read("events", day)]).merge(raw, on="uuid")
+        stitched = int((sent["key"] != "id:" + sent["distinct_id"]).sum())
+        print(
+            f"{day}   {rows['posthog_events']:>9,}   {rows['customers']:>9,}   {rows['events']:>14,}   {stitched:>8,}"
+            f"   {rows['rejects']:>7,}"
+        )
 
 
 def _print_people(services: Sandbox) -> None:
-    people: list[dict[str, Any]] = requests.get(f"{services.customerio}/sandbox/people", timeout=30).json()
+    people = _people(services)
     taken = requests.get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
     events = sum(len(person["events"]) for person in people)
     print(
