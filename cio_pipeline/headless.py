@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import traceback
@@ -24,6 +25,24 @@ SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavaila
 """Our own errors: their message is a sentence for the user."""
 
 RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+
+
+class Lines(logging.Handler):
+    """Prints what the assets say of their progress, and nothing of Dagster's own events."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Prints the message alone, as one line."""
+        said = getattr(record, "dagster_meta", {})
+        if said.get("dagster_event") is None and "orig_message" in said:
+            print(said["orig_message"], flush=True)
+
+
+@dg.logger
+def lines(_: dg.InitLoggerContext) -> logging.Logger:
+    """The logger of a headless run, in place of Dagster's console."""
+    logger = logging.Logger("lines", logging.INFO)
+    logger.addHandler(Lines())
+    return logger
 
 
 class DaysError(Exception):
@@ -79,10 +98,11 @@ def _instance(settings: Settings) -> dg.DagsterInstance:
 
 def _run(chunk: list[str], instance: dg.DagsterInstance) -> dict[str, dict[str, object]]:
     """Runs the days; gives each day's receipt. Raises what the run failed of."""
-    result = defs.resolve_job_def("customerio_sync").execute_in_process(
+    spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": lines}))
+    result = spoken.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance,
         tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
-        run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+        run_config={"loggers": {"lines": {}}},
     )
     return {
         str(event.materialization.partition): {name: value.value for name, value in event.materialization.metadata.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 import time
 from collections.abc import Callable, Collection
@@ -36,35 +37,42 @@ def send(
     service: str,
     retried: Collection[int],
     tries: int,
+    patience: float = 0,
     before_each: Callable[[], None] = lambda: None,
     say: Callable[[str], None] = lambda _: None,
+    sleep: Callable[[float], object] | None = None,
     **request: Any,
 ) -> requests.Response:
     """The first answer whose status is not among `retried`; redirects are never followed.
 
-    Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. `before_each` is
-    called before every try, `say` before a wait of ten seconds or more. Raises `Unavailable` when the tries are spent.
+    Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
+    429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
+    a wait of ten seconds or more. Raises `Unavailable` when the tries or the patience are spent.
     """
-    for attempt in range(1, tries + 1):
+    failed, waited = 0, 0.0
+    for attempt in itertools.count(1):
         before_each()
         try:
             response = session.request(method, url, allow_redirects=False, **request)
         except BROKEN as broken:
-            trouble, asked = f"the connection failed ({type(broken).__name__})", None
+            trouble, asked, is_busy = f"the connection failed ({type(broken).__name__})", None, False
         else:
             if response.status_code not in retried:
                 return response
             trouble, asked = f"it answered {response.status_code}", _retry_after(response)
-        if attempt < tries:
-            wait = _backoff(attempt) if asked is None else asked
-            if wait >= 10:
-                say(f"{service}: {trouble}; trying again in {wait:.0f} s.")
-            time.sleep(wait)
-    raise Unavailable(f"{service} could not be reached in {tries} tries: {trouble}.")
+            is_busy = response.status_code == 429 and patience > 0
+        wait = asked or _backoff(attempt)
+        waited, failed = (waited + wait, failed) if is_busy else (waited, failed + 1)
+        if failed == tries or waited > patience:
+            raise Unavailable(f"{service} could not be reached in {attempt} {'try' if attempt == 1 else 'tries'}: {trouble}.")
+        if wait >= 10:
+            say(f"{service}: {trouble}; trying again in {wait:.0f} s.")
+        (sleep or time.sleep)(wait)
+    raise AssertionError
 
 
 def _backoff(attempt: int) -> float:
-    longest = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** (attempt - 1))
+    longest = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** min(attempt - 1, 16))
     return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
 
 

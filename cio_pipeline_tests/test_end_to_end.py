@@ -49,6 +49,8 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
     first = run("--from", FIRST, "--to", LAST)
     assert (first.returncode, first.stderr) == (0, "")
+    assert [line.split(":")[0] for line in first.stdout.splitlines() if " events read" in line] == ["History", FIRST, LAST]
+    assert {line.split(":")[0] for line in first.stdout.splitlines()} == {"History", FIRST, LAST}, "nothing of Dagster's own"
     delivered = run.events()
     assert delivered > 1000
     assert run.requests() == 3

@@ -5,6 +5,7 @@ import dagster as dg
 from cio_pipeline.days import learn_day, learn_history, learned_under
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.posthog.progress import told
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
 from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline.storage.tables import shards_for
@@ -20,15 +21,13 @@ def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: S
         read = 0
         found = posthog.source.events(start, end, context.log.info)
         with store.tables.replace("posthog_events", day, EVENT_SCHEMA, shards_for(found.expected)) as table:
-            for frame in found.frames:
+            for frame in told(day, found, context.log.info):
                 table.add(frame, by="distinct_id")
                 read += len(frame)
             table.finish_each(in_order)
         version = store.tables.version("posthog_events", day)
-        context.add_asset_metadata(
-            {"dagster/row_count": version.rows, "duplicates": read - version.rows, "shards": version.shards},
-            partition_key=day,
-        )
+        counts = {"dagster/row_count": version.rows, "duplicates": read - version.rows, "shards": version.shards}
+        context.add_asset_metadata({**counts, **found.facts}, partition_key=day)
 
 
 @dg.asset(
@@ -63,7 +62,7 @@ def identity_history(
         return dg.MaterializeResult(metadata={"known already": True})
     found = posthog.source.history(start, context.log.info)
     with store.tables.replace("identity_history", HISTORY, EVENT_SCHEMA, shards_for(found.expected)) as table:
-        for frame in found.frames:
+        for frame in told("History", found, context.log.info):
             table.add(frame, by="distinct_id")
         table.finish_each(in_order)
     counts = learn_history(setting, store.tables, store.identities, store.options)

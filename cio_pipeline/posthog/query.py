@@ -2,147 +2,204 @@
 
 from __future__ import annotations
 
-import json
-from collections import deque
+import threading
+from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from copy import copy
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
-import orjson
 import pandas as pd
 import requests
 
-from cio_pipeline.http import send
+from cio_pipeline.posthog.api import TOO_BIG, Answer, Api, refused
+from cio_pipeline.posthog.rows import event_frame
 from cio_pipeline.posthog.slices import MOST_ROWS, Slice, slices
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Say, Window
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
 
 AT_ONCE = 3
 """PostHog runs three API queries of an organisation at once."""
 
-RETRIED = frozenset({408, 429, 500, 502, 503})
-TOO_BIG = frozenset({504, 512})
-"""The query ran out of its time or memory: a smaller one may not."""
-
-TRIES = 9
-TIMEOUT_SECONDS = (10, 150)
+SHORTEST_COUNT = timedelta(minutes=1)
 
 IN_WINDOW = "timestamp >= toDateTime64({start}, 6, 'UTC') AND timestamp < toDateTime64({end}, 6, 'UTC')"
 IN_SLICE = (
     "event IN {events} AND cityHash64(distinct_id) >= {low} AND cityHash64(distinct_id) <= {high}"
     " AND cityHash64(uuid) >= {uuid_low} AND cityHash64(uuid) <= {uuid_high}"
 )
+COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "properties")
 
 
 class QuerySource:
-    """The `query` source: counts first, then slices by event and hash, checked against the counts."""
+    """The `query` source: counts first, then slices by event and hash, checked against the counts.
+
+    `columns` are what is selected; `needed` is a condition for the events that the settings need, with its values.
+    """
 
     def __init__(self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], with_person: bool) -> None:
-        self._query_url = f"{url}/api/projects/{project_id}/query/"
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers["Authorization"] = f"Bearer {api_key}"
-        self._person = ", poe.properties AS person_properties" if with_person else ""
-        self._needed, self._needed_values = _needed(allowlist, with_person)
+        self._api = Api(url, project_id, api_key)
+        self.columns = (*COLUMNS, "poe.properties AS person_properties") if with_person else COLUMNS
+        self.needed = _needed(allowlist, with_person)
 
-    def check(self) -> None:
+    def exists(self, say: Say = quietly) -> bool:
+        """Whether this PostHog has the query endpoint; also False where it has no such project."""
+        return self.ask("SELECT 1", {}, say).status not in (404, 405)
+
+    def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project."""
-        self._query("SELECT 1", {}, lambda _: None)
+        answer = self.ask("SELECT 1", {}, say)
+        if answer.status != 200:
+            raise refused(answer)
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
-        counts = self._counts(start, end, say)
-        return Window(sum(counts.values()), self._frames(start, end, counts, say))
+        reading = Reading(self, start, end, say)
+        counts = reading.counts(start, end)
+        return Window(counts.total(), reading.frames(counts), reading.facts)
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time, month by month. Raises `NotExtracted` where PostHog refuses."""
         source = copy(self)
-        source._needed, source._needed_values = " AND event IN {needed}", {"needed": ["$identify", "$set"]}
-        ever = f"timestamp < toDateTime64({{end}}, 6, 'UTC'){source._needed}"
-        hogql = f"SELECT count() AS events, min(timestamp) AS first FROM events WHERE {ever}"  # noqa: S608
-        values = {"end": _window(before, before)["end"], **source._needed_values}
-        [[count, first]] = self._query(hogql, values, say)["results"]
-        months = _months(pd.Timestamp(first), before) if int(count) else iter(())
-        return Window(int(count), (frame for start, end in months for frame in source.events(start, end, say).frames))
+        source.needed = " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)}
+        count, first = Reading(source, EVER, before, say).extent()
+        frames = (frame for start, end in _months(first, before) for frame in source.events(start, end, say).frames)
+        return Window(count, frames if count else iter(()))
 
-    def _frames(self, start: datetime, end: datetime, counts: dict[str, int], say: Say) -> Iterator[pd.DataFrame]:
-        """The slices' rows. Raises `NotExtracted` where they do not add up to PostHog's own count."""
-        expected, rows = sum(counts.values()), 0
-        for frame in self._sliced(start, end, counts, say):
-            rows += len(frame)
-            say(f"{start:%Y-%m-%d}: {rows:,} of {expected:,} events read.")
-            yield frame
-        if rows != expected and rows != (recounted := sum(self._counts(start, end, say).values())):
-            raise NotExtracted(
-                f"PostHog gave {rows:,} events of {start:%Y-%m-%d}, but counts {recounted:,}: run the partition again."
-            )
+    def ask(self, hogql: str, values: dict[str, Any], say: Say = quietly, **how: Any) -> Answer:
+        """PostHog's answer to a query, never one from its cache; `how` is passed on to `Api.ask`."""
+        modifiers = {"convertToProjectTimezone": False}
+        query = {"kind": "HogQLQuery", "query": hogql, "values": values, "modifiers": modifiers}
+        body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
+        return self._api.ask("POST", "query", say, json=body, **how)
 
-    def _counts(self, start: datetime, end: datetime, say: Say) -> dict[str, int]:
-        hogql = f"SELECT event, count() AS events FROM events WHERE {IN_WINDOW}{self._needed} GROUP BY event LIMIT 50000"  # noqa: S608
-        frame = self._query(hogql, {**_window(start, end), **self._needed_values}, say)
-        return {str(event): int(count) for event, count in frame["results"]}
 
-    def _sliced(self, start: datetime, end: datetime, counts: dict[str, int], say: Say) -> Iterator[pd.DataFrame]:
-        """The slices' rows, three at a time; a slice that is full or too big comes back as its halves."""
+class Found(NamedTuple):
+    """An answer's values by column, and whether there may be more rows than it holds."""
+
+    columns: dict[str, tuple[Any, ...]]
+    is_full: bool
+
+    def column(self, name: str) -> tuple[Any, ...]:
+        """A column's values. Raises `NotExtracted` where the answer has no such column."""
+        if name not in self.columns:
+            raise NotExtracted(f"PostHog's answer lacks {name}: is POSTHOG_HOST the address of PostHog itself?")
+        return self.columns[name]
+
+
+class Reading:
+    """One window's reading: how many events there are by name, and all of them, in slices."""
+
+    def __init__(self, source: QuerySource, start: datetime, end: datetime, say: Say) -> None:
+        self.facts: dict[str, int] = {"queries": 0}
+        self._source, self._start, self._end, self._say = source, start, end, say
+        self._account = threading.Lock()
+        self._stopped = threading.Event()
+
+    def counts(self, start: datetime, end: datetime) -> Counter[str]:
+        """Events by name. What is too much to be counted at once is counted in halves of the time."""
+        found = self._query("event, count() AS events", "GROUP BY event", _times(start, end))
+        if found is not None and not found.is_full:
+            counted = zip(found.column("event"), found.column("events"), strict=True)
+            return Counter({str(event): int(events) for event, events in counted})
+        if end - start <= SHORTEST_COUNT:
+            raise NotExtracted(f"PostHog cannot count the events of {start:%Y-%m-%d %H:%M}, a minute's: try again later.")
+        middle = start + (end - start) / 2
+        return self.counts(start, middle) + self.counts(middle, end)
+
+    def extent(self) -> tuple[int, datetime]:
+        """How many events there are, and the time of the first."""
+        found = self._query("count() AS events, min(timestamp) AS first", "", _times(self._start, self._end))
+        if found is None:
+            raise NotExtracted("PostHog cannot find its first $identify event in the time it has: try again later.")
+        [count], [first] = found.column("events"), found.column("first")
+        return int(count), pd.Timestamp(first).to_pydatetime()
+
+    def frames(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
+        """The slices' rows: as many as PostHog counts, before or after, or some number between, for events come late.
+
+        Any other number, and the window is read once more; then `NotExtracted` is raised, with both numbers.
+        """
+        for is_last in (False, True):
+            rows = 0
+            for frame in self._sliced(counts):
+                rows += len(frame)
+                yield frame
+            if rows == (before := counts.total()):
+                return
+            counts = self.counts(self._start, self._end)
+            if min(before, counts.total()) <= rows <= max(before, counts.total()):
+                return
+            trouble = f"PostHog gave {rows:,} events of {self._start:%Y-%m-%d}, but counts {counts.total():,}"
+            if is_last:
+                raise NotExtracted(f"{trouble}: run the partition again.")
+            self._say(f"{trouble}: reading them once more.")
+
+    def _sliced(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
+        """The slices' rows, three at a time; a slice that is full or too big comes back as smaller ones, which go first."""
         todo = deque(slices(counts))
         running: set[Future[pd.DataFrame | list[Slice]]] = set()
         with ThreadPoolExecutor(AT_ONCE) as threads:
-            while todo or running:
-                while todo and len(running) < AT_ONCE:
-                    running.add(threads.submit(self._slice, start, end, todo.popleft(), say))
-                done, running = wait(running, return_when=FIRST_COMPLETED)
-                for result in [future.result() for future in done]:
-                    if isinstance(result, list):
-                        todo.extend(result)
-                    else:
-                        yield result
+            try:
+                while todo or running:
+                    while todo and len(running) < AT_ONCE:
+                        running.add(threads.submit(self._slice, todo.popleft()))
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    for result in [future.result() for future in done]:
+                        if isinstance(result, list):
+                            todo.extendleft(result)
+                        else:
+                            yield result
+            except BaseException:
+                self._stopped.set()
+                raise
 
-    def _slice(self, start: datetime, end: datetime, part: Slice, say: Say) -> pd.DataFrame | list[Slice]:
-        hogql = (
-            f"SELECT uuid, event, distinct_id, timestamp, created_at, properties{self._person} FROM events"  # noqa: S608
-            f" WHERE {IN_WINDOW}{self._needed} AND {IN_SLICE} LIMIT {MOST_ROWS}"
-        )
-        values: dict[str, Any] = {
-            "events": list(part.events),
-            "low": part.ids[0],
-            "high": part.ids[1],
-            "uuid_low": part.uuids[0],
-            "uuid_high": part.uuids[1],
-        }
-        answer = self._query(hogql, {**_window(start, end), **self._needed_values, **values}, say, may_be_too_big=True)
-        if answer is None or len(answer["results"]) >= MOST_ROWS:
-            return part.halves()
-        return _frame(answer, start, end)
+    def _slice(self, part: Slice) -> pd.DataFrame | list[Slice]:
+        found = self._query_slice(", ".join(self._source.columns), part)
+        if found is not None and not found.is_full:
+            return event_frame(found.columns, self._start, self._end)
+        if found is not None and len(part.events) == 1:
+            counted = self._query_slice("count() AS events", part)
+            smaller = part.by_uuid(int(counted.column("events")[0]) if counted else 2 * MOST_ROWS)
+        else:
+            smaller = part.smaller()
+        if not smaller:
+            raise NotExtracted(
+                f"PostHog cannot give the events {part.events[0]!r} of {self._start:%Y-%m-%d}, not even in small parts:"
+                " try again later, or take them from a batch export (CIO_EVENT_SOURCE)."
+            )
+        return smaller
 
-    def _query(self, hogql: str, values: dict[str, Any], say: Say, may_be_too_big: bool = False) -> Any:
-        """PostHog's answer, fresh; None where the query is too big and may be."""
-        body = {
-            "query": {
-                "kind": "HogQLQuery",
-                "query": hogql,
-                "values": values,
-                "modifiers": {"convertToProjectTimezone": False},
-            },
-            "refresh": "force_blocking",
-            "name": "cio_pipeline",
-        }
-        response = send(
-            self._session,
-            "POST",
-            self._query_url,
-            service="PostHog",
-            retried=RETRIED,
-            tries=TRIES,
-            say=say,
-            json=body,
-            timeout=TIMEOUT_SECONDS,
-        )
-        if response.status_code in TOO_BIG and may_be_too_big:
+    def _query_slice(self, columns: str, part: Slice) -> Found | None:
+        hashes = {"low": part.ids[0], "high": part.ids[1], "uuid_low": part.uuids[0], "uuid_high": part.uuids[1]}
+        values = {**_times(self._start, self._end), "events": list(part.events), **hashes}
+        return self._query(columns, f"AND {IN_SLICE}", values)
+
+    def _query(self, columns: str, rest: str, values: dict[str, Any]) -> Found | None:
+        """What PostHog finds in the window, fresh; None where that is too much for it."""
+        needed, needed_values = self._source.needed
+        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
+        answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
+        self._note(answer.response)
+        if answer.status in TOO_BIG:
             return None
-        if response.status_code != 200:
-            raise NotExtracted(_trouble(response))
-        return _json(response.content)
+        if answer.status != 200:
+            raise refused(answer)
+        return _found(answer.body)
+
+    def _note(self, response: requests.Response) -> None:
+        """Adds up what PostHog says each query read of the hourly budget (facts: the read budget)."""
+        with self._account:
+            self.facts["queries"] += 1
+            if read := response.headers.get("X-PostHog-Query-Bytes-Read"):
+                self.facts["bytes PostHog read"] = self.facts.get("bytes PostHog read", 0) + int(read)
+            if left := response.headers.get("X-PostHog-Query-Budget-Remaining-Bytes"):
+                self.facts["bytes left to read"] = int(left)
+
+    def _sleep(self, seconds: float) -> None:
+        """Sleeps, unless another query failed: nobody waits an hour for a day that is lost."""
+        if self._stopped.wait(seconds):
+            raise NotExtracted("Another query failed.")
 
 
 def _needed(allowlist: tuple[str, ...], with_person: bool) -> tuple[str, dict[str, Any]]:
@@ -158,7 +215,7 @@ def _needed(allowlist: tuple[str, ...], with_person: bool) -> tuple[str, dict[st
     return f" AND (event IN {{needed}} OR {holder} LIKE {{email}})", values
 
 
-def _months(first: pd.Timestamp, before: datetime) -> Iterator[tuple[datetime, datetime]]:
+def _months(first: datetime, before: datetime) -> Iterator[tuple[datetime, datetime]]:
     """Windows that together reach from `first` to `before`, a month each or less."""
     start = datetime(first.year, first.month, 1, tzinfo=timezone.utc)
     while start < before:
@@ -167,60 +224,15 @@ def _months(first: pd.Timestamp, before: datetime) -> Iterator[tuple[datetime, d
         start = end
 
 
-def _window(start: datetime, end: datetime) -> dict[str, str]:
+def _times(start: datetime, end: datetime) -> dict[str, str]:
     return {"start": f"{start:%Y-%m-%d %H:%M:%S.%f}", "end": f"{end:%Y-%m-%d %H:%M:%S.%f}"}
 
 
-def _json(content: bytes) -> Any:
+def _found(body: Any) -> Found:
+    """The answer's values by column. Raises `NotExtracted` where it has none."""
     try:
-        return orjson.loads(content)
-    except ValueError:
-        return json.loads(content)
-
-
-def _frame(answer: Any, start: datetime, end: datetime) -> pd.DataFrame:
-    """The rows as `EVENT_SCHEMA` says. Raises `NotExtracted` where a timestamp lies outside the window that was asked for."""
-    columns = dict(zip(answer["columns"], zip(*answer["results"], strict=True), strict=False))
-    frame = pd.DataFrame({name: columns.get(name, ()) for name in ("uuid", "event", "distinct_id")}, dtype=object)
-    for name in ("uuid", "event", "distinct_id"):
-        frame[name] = [_text(value) for value in frame[name]]
-    for name in ("timestamp", "created_at"):
-        times = pd.to_datetime(pd.Series(columns.get(name, ()), dtype=object), utc=True, format="ISO8601")
-        frame[name] = times.astype("datetime64[us, UTC]")
-    for name in ("properties", "person_properties"):
-        frame[name] = pd.Series([_json_text(value) for value in columns.get(name, [None] * len(frame))], dtype=object)
-    if not frame["timestamp"].between(start, end, inclusive="left").all():
-        raise NotExtracted(f"PostHog gave events of other days than {start:%Y-%m-%d}: its time zone is not honoured.")
-    return frame[EVENT_SCHEMA.names]
-
-
-def _text(value: Any) -> str:
-    """Half a surrogate pair, which neither Parquet nor UTF-8 holds, is written as its escape."""
-    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _json_text(value: Any) -> str | None:
-    if value is None:
-        return None
-    text = value if isinstance(value, str) else json.dumps(value)
-    return text.encode("utf-8", "backslashreplace").decode()
-
-
-def _trouble(response: requests.Response) -> str:
-    status = response.status_code
-    if status == 401:
-        return "POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401)."
-    if status == 403:
-        return "POSTHOG_PERSONAL_API_KEY lacks the scope Query Read, or access to POSTHOG_PROJECT_ID (403)."
-    if status == 404:
-        return "POSTHOG_PROJECT_ID is not found at POSTHOG_HOST (404): is it the project's region?"
-    if 300 <= status < 400:
-        return f"POSTHOG_HOST sends elsewhere ({status}): give the address it sends to."
-    return f"PostHog refused the query ({status}): {_detail(response)}"
-
-
-def _detail(response: requests.Response) -> str:
-    try:
-        return str(response.json()["detail"])[:500]
-    except (ValueError, KeyError, TypeError):
-        return "no detail given."
+        names, rows = body["columns"], body["results"]
+        values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+        return Found(dict(zip(names, values, strict=True)), len(rows) >= MOST_ROWS or body.get("hasMore") is True)
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from wrong

@@ -13,6 +13,12 @@ MOST_ROWS = 50_000
 """`MAX_SELECT_RETURNED_ROWS`: a larger LIMIT is clamped to it without a word."""
 
 TARGET_ROWS = 40_000
+MOST_NAMES = 500
+"""So that the names of a query stay well under ClickHouse's `max_query_size` of 256 KiB."""
+
+MOST_CUTS = 16
+"""A slice that is still too big after so many cuts (500 names need 9, seven more leave a 16,000th) is given up."""
+
 LARGEST_HASH = 2**64 - 1
 
 
@@ -23,15 +29,30 @@ class Slice:
     events: tuple[str, ...]
     ids: tuple[int, int] = (0, LARGEST_HASH)
     uuids: tuple[int, int] = (0, LARGEST_HASH)
+    cuts: int = 0
 
-    def halves(self) -> list[Slice]:
-        """Two slices that together are this one: by names, else by distinct_ids, and within a distinct_id by uuids."""
+    def smaller(self) -> list[Slice]:
+        """Slices that together are this one: halves by names, or a name's quarters; none where it cannot be cut further.
+
+        A quarter halves both hashes, so that it is smaller whether the events are many people's or all of one.
+        """
+        cut = replace(self, cuts=self.cuts + 1)
+        if self.cuts == MOST_CUTS:
+            return []
         if len(self.events) > 1:
             middle = len(self.events) // 2
-            return [replace(self, events=self.events[:middle]), replace(self, events=self.events[middle:])]
-        if self.ids[0] < self.ids[1]:
-            return [replace(self, ids=part) for part in _halves(*self.ids)]
-        return [replace(self, uuids=part) for part in _halves(*self.uuids)]
+            return [replace(cut, events=self.events[:middle]), replace(cut, events=self.events[middle:])]
+        quarters = [replace(cut, ids=ids, uuids=uuids) for ids in _parts(self.ids, 2) for uuids in _parts(self.uuids, 2)]
+        return quarters if len(quarters) > 1 else []
+
+    def by_uuid(self, rows: int) -> list[Slice]:
+        """A name's slices for so many rows, 40,000 each, by uuids; none where it cannot be cut further.
+
+        The hashes of uuids are spread evenly, also where most events are of one distinct_id.
+        """
+        parts = _parts(self.uuids, max(2, -(-rows // TARGET_ROWS)))
+        cut = replace(self, cuts=self.cuts + 1)
+        return [replace(cut, uuids=part) for part in parts] if len(parts) > 1 and self.cuts < MOST_CUTS else []
 
 
 def slices(counts: dict[str, int]) -> Iterator[Slice]:
@@ -40,9 +61,9 @@ def slices(counts: dict[str, int]) -> Iterator[Slice]:
     rows = 0
     for event, count in sorted(counts.items(), key=lambda item: item[1]):
         if count > TARGET_ROWS:
-            yield from _by_hash(event, -(-count // TARGET_ROWS))
+            yield from (Slice((event,), ids=part) for part in _parts((0, LARGEST_HASH), -(-count // TARGET_ROWS)))
             continue
-        if rows + count > TARGET_ROWS:
+        if group and (rows + count > TARGET_ROWS or len(group) == MOST_NAMES):
             yield Slice(tuple(group))
             group, rows = [], 0
         group.append(event)
@@ -51,12 +72,8 @@ def slices(counts: dict[str, int]) -> Iterator[Slice]:
         yield Slice(tuple(group))
 
 
-def _by_hash(event: str, parts: int) -> Iterator[Slice]:
-    edges = [(LARGEST_HASH + 1) * part // parts for part in range(parts + 1)]
-    for low, high in zip(edges, edges[1:], strict=False):
-        yield Slice((event,), ids=(low, high - 1))
-
-
-def _halves(low: int, high: int) -> list[tuple[int, int]]:
-    middle = (low + high) // 2
-    return [(low, middle), (middle + 1, high)]
+def _parts(hashes: tuple[int, int], count: int) -> list[tuple[int, int]]:
+    """A range in so many equal parts, both ends included; fewer where it holds fewer hashes."""
+    low, size = hashes[0], hashes[1] - hashes[0] + 1
+    edges = [low + size * part // count for part in range(count + 1)]
+    return [(start, end - 1) for start, end in zip(edges, edges[1:], strict=False) if start < end]

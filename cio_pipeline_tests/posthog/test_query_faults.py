@@ -1,0 +1,370 @@
+"""What PostHog may answer instead of a day's rows: waited out, asked for in smaller parts, or an error; never a short day."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import orjson
+import pandas as pd
+import pytest
+
+from cio_pipeline.http import Unavailable
+from cio_pipeline.posthog import api, query
+from cio_pipeline.posthog.progress import Progress, told
+from cio_pipeline.posthog.query import QuerySource, Reading
+from cio_pipeline.posthog.source import NotExtracted, Window, in_order
+from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.posthog import Answer
+
+START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+
+Fault = Callable[[str, dict[str, Any], int], "Answer | None"]
+"""What is answered instead: given the query, its values and how many came before."""
+
+
+class Cut(bytes):
+    """Half of what is announced."""
+
+    def __len__(self) -> int:
+        return 2 * super().__len__()
+
+
+class Faulty(posthog.Project):
+    """A project that answers some queries otherwise."""
+
+    fault: Fault
+    queries: list[tuple[str, dict[str, Any]]]
+
+    def query(self, body: Any) -> Answer:
+        hogql, values = body["query"]["query"], body["query"]["values"]
+        self.queries.append((hogql, values))
+        return self.fault(hogql, values, len(self.queries) - 1) or super().query(body)
+
+    def asked(self, text: str) -> int:
+        return sum(text in hogql for hogql, _ in self.queries)
+
+
+def refusal(status: int, code: str = "error", **headers: str) -> Answer:
+    body = {"type": "server_error", "code": code, "detail": "a fault", "attr": None}
+    return Answer(orjson.dumps(body), status, {name.replace("_", "-"): value for name, value in headers.items()})
+
+
+def stored(number: int, event: str = "order", distinct_id: str = "", at: datetime = START) -> dict[str, Any]:
+    return {
+        "uuid": str(UUID(int=number)),
+        "event": event,
+        "distinct_id": distinct_id or f"u{number}",
+        "timestamp": at.isoformat(),
+        "properties": {},
+    }
+
+
+@pytest.fixture
+def project() -> Faulty:
+    project = Faulty()
+    project.fault, project.queries = lambda *_: None, []
+    return project
+
+
+@pytest.fixture
+def source(project: Faulty) -> Iterator[QuerySource]:
+    with posthog.serve(project=project) as server:
+        yield QuerySource(server.url, "1", "phx_sandbox", (), with_person=False)
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is waited for between tries, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(Reading, "_sleep", lambda _, seconds: waited.append(seconds))
+    return waited
+
+
+def read(source: QuerySource, said: list[str] | None = None) -> pd.DataFrame:
+    return in_order(pd.concat(source.events(START, END, ([] if said is None else said).append).frames))
+
+
+# Too much at once
+
+
+@pytest.mark.parametrize("status", [504, 512])
+def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
+    source: QuerySource, project: Faulty, status: int, waits: list[float]
+) -> None:
+    project.add(stored(number, f"event {number % 3}", f"u{number % 2}") for number in range(300))
+    asked: list[tuple[str, ...]] = []
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        asked.append(tuple(sorted(map(str, values.items()))))
+        is_large = "events" in values and (len(values["events"]) > 1 or values["uuid_high"] - values["uuid_low"] > 2**62)
+        return refusal(status) if is_large else None
+
+    project.fault = fault
+    assert read(source)["uuid"].nunique() == 300
+    assert len(asked) == len(set(asked))
+    assert waits == []
+
+
+def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number, f"event {number % 3}", at=START + timedelta(minutes=number)) for number in range(1440))
+    project.add([stored(1440, at=END - timedelta(microseconds=1))])
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        span = datetime.fromisoformat(values["end"]) - datetime.fromisoformat(values["start"])
+        return refusal(504) if "GROUP BY" in hogql and span > timedelta(hours=4) else None
+
+    project.fault = fault
+    found = source.events(START, END, lambda _: None)
+    assert found.expected == 1441
+    assert len(pd.concat(found.frames)) == 1441
+    assert project.asked("GROUP BY") == 15
+
+
+@pytest.mark.parametrize(
+    ("part", "sentence"),
+    [
+        ("GROUP BY", "cannot count the events of 2026-03-02 00:00"),
+        ("cityHash64", "cannot give the events 'order' of 2026-03-02"),
+    ],
+)
+def test_a_posthog_that_never_has_the_time_is_an_error_soon(
+    source: QuerySource, project: Faulty, part: str, sentence: str
+) -> None:
+    project.add(stored(number) for number in range(10))
+    project.fault = lambda hogql, *_: refusal(504) if part in hogql else None
+    with pytest.raises(NotExtracted, match=sentence):
+        read(source)
+    assert len(project.queries) < 60
+
+
+def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
+    project.fault = lambda *_: refusal(504)
+    with pytest.raises(NotExtracted, match="cannot find its first"):
+        source.history(START, lambda _: None)
+
+
+def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
+    source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "MOST_ROWS", 50)
+    monkeypatch.setattr("cio_pipeline.posthog.slices.TARGET_ROWS", 40)
+    project.add(stored(number, distinct_id="server" if number % 10 else "") for number in range(1000))
+    assert read(source)["uuid"].nunique() == 1000
+    assert len(project.queries) < 3 * 1000 / 40
+
+
+def test_more_rows_of_one_uuid_than_a_query_gives_are_an_error(
+    source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "MOST_ROWS", 50)
+    project.add([stored(1)] * 60)
+    with pytest.raises(NotExtracted, match="cannot give the events 'order' of 2026-03-02, not even in small parts"):
+        read(source)
+    assert len(project.queries) < 80
+
+
+def test_an_answer_that_says_there_is_more_is_full(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number, f"event {number % 2}") for number in range(8))
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        if len(values.get("events", ())) < 2:
+            return None
+        return Answer(orjson.dumps({"columns": list(query.COLUMNS), "results": [], "hasMore": True}))
+
+    project.fault = fault
+    assert len(read(source)) == 8
+
+
+# Not now
+
+
+def test_a_spent_hourly_budget_is_waited_out_and_said(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.add([stored(1)])
+    project.fault = lambda *asked: refusal(429, "api_queries_budget_exceeded", Retry_After="600") if asked[2] < 30 else None
+    said: list[str] = []
+    assert len(read(source, said)) == 1
+    assert waits == [600] * 30, "five hours, far more than the tries for troubles"
+    assert said[0] == "PostHog: it answered 429; trying again in 600 s."
+
+
+def test_no_wait_is_longer_than_an_hour(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.fault = lambda *asked: refusal(429, Retry_After="90000") if asked[2] < 1 else None
+    source.events(START, END, lambda _: None)
+    assert waits == [3600]
+
+
+def test_a_429_that_says_no_time_is_asked_again_ever_later(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.fault = lambda *asked: refusal(429, "throttled") if asked[2] < 20 else None
+    source.events(START, END, lambda _: None)
+    assert waits[0] <= 0.5
+    assert all(15 <= wait <= 30 for wait in waits[8:])
+
+
+def test_patience_ends(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.fault = lambda *_: refusal(429, Retry_After="3600")
+    with pytest.raises(Unavailable, match="PostHog could not be reached in 7 tries: it answered 429"):
+        source.events(START, END, lambda _: None)
+    assert sum(waits) == api.PATIENCE_SECONDS
+
+
+def test_nobody_waits_for_a_day_that_is_lost(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cio_pipeline.posthog.slices.TARGET_ROWS", 1)
+    project.add([stored(1, "waits"), stored(2, "fails")])
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        if values.get("events") == ["waits"]:
+            return refusal(429, Retry_After="3600")
+        if values.get("events") == ["fails"]:
+            time.sleep(0.3)
+            return refusal(403)
+        return None
+
+    project.fault = fault
+    started = time.monotonic()
+    with pytest.raises(NotExtracted, match="lacks the scope Query Read"):
+        read(source)
+    assert time.monotonic() - started < 5
+
+
+# Troubles that pass, and some that do not
+
+
+@pytest.mark.parametrize("status", [408, 500, 502, 503, 520])
+def test_passing_troubles_are_tried_again(source: QuerySource, project: Faulty, status: int, waits: list[float]) -> None:
+    project.add([stored(1)])
+    project.fault = lambda *asked: refusal(status) if asked[2] in (0, 1, 3, 4) else None
+    assert len(read(source)) == 1
+    assert len(waits) == 4
+
+
+@pytest.mark.parametrize("content", [Cut(b'{"results": [["'), b'{"results": [["', b""], ids=["broken", "truncated", "empty"])
+def test_an_answer_that_is_cut_off_is_asked_for_again(
+    source: QuerySource, project: Faulty, content: bytes, waits: list[float]
+) -> None:
+    project.add([stored(1)])
+    project.fault = lambda *asked: Answer(content, headers={"Connection": "close"}) if asked[2] in (0, 2, 3) else None
+    assert len(read(source)) == 1
+    assert len(waits) == 3
+
+
+def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.fault = lambda *_: refusal(503)
+    with pytest.raises(Unavailable, match="PostHog could not be reached in 9 tries: it answered 503"):
+        source.events(START, END, lambda _: None)
+    assert waits == sorted(waits, key=lambda wait: round(wait, -1)), "ever longer"
+    assert sum(waits) > 45
+
+
+def test_a_check_is_never_too_big(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    project.fault = lambda *asked: refusal(504) if asked[2] < 3 else None
+    source.check()
+    assert len(project.queries) == 4
+
+
+@pytest.mark.parametrize(
+    ("answer", "sentence"),
+    [
+        (refusal(400), r"PostHog refused the request \(400\): a fault"),
+        (Answer(b"[]"), "no columns and results"),
+        (Answer(b'{"columns": ["event"]}'), "no columns and results"),
+        (Answer(b'{"columns": ["event", "events"], "results": [["order"]]}'), "no columns and results"),
+        (Answer(b'{"columns": ["event"], "results": [["order"]]}'), "PostHog's answer lacks events"),
+        (Answer(b"<html>"), "answers with a web page"),
+    ],
+)
+def test_an_answer_of_another_shape_is_an_error_at_once(
+    source: QuerySource, project: Faulty, answer: Answer, sentence: str, waits: list[float]
+) -> None:
+    project.fault = lambda *_: answer
+    with pytest.raises(NotExtracted, match=sentence):
+        source.events(START, END, lambda _: None)
+    assert waits == []
+
+
+def test_a_count_written_as_text_is_a_number(source: QuerySource, project: Faulty) -> None:
+    project.add([stored(1)])
+    body = {"columns": ["event", "events"], "results": [["order", "1"]]}
+    project.fault = lambda hogql, *_: Answer(orjson.dumps(body)) if "GROUP BY" in hogql else None
+    assert len(read(source)) == 1
+
+
+# Days that change, or do not add up
+
+
+def test_events_that_arrive_while_a_day_is_read_are_no_error(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number) for number in range(10))
+
+    def fault(hogql: str, *_: Any) -> None:
+        project.add([stored(100 + len(project.queries))])
+
+    project.fault = fault
+    assert len(read(source)) == 12
+    assert Counter("GROUP BY" in hogql for hogql, _ in project.queries) == {True: 2, False: 1}
+
+
+def lose(project: Faulty, times: int) -> Fault:
+    """The answers to so many slices lack a row."""
+    lost = iter(range(times))
+
+    def fault(hogql: str, *_: Any) -> Answer | None:
+        if "cityHash64" not in hogql or next(lost, None) is None:
+            return None
+        rows = [[str(UUID(int=number)), "order", "u", START.isoformat(), START.isoformat(), "{}"] for number in range(9)]
+        return Answer(orjson.dumps({"columns": list(query.COLUMNS), "results": rows}))
+
+    return fault
+
+
+def test_a_day_that_does_not_add_up_is_read_once_more(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number) for number in range(10))
+    project.fault = lose(project, times=1)
+    said: list[str] = []
+    assert len(read(source, said)) == 10
+    assert said == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them once more."]
+
+
+def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number) for number in range(10))
+    project.fault = lose(project, times=2)
+    with pytest.raises(NotExtracted, match="PostHog gave 9 events of 2026-03-02, but counts 10: run the partition again"):
+        read(source)
+
+
+# What a person sees
+
+
+def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number) for number in range(10))
+    found = source.events(START, END, lambda _: None)
+    counted = found.facts["bytes PostHog read"]
+    assert len(list(found.frames)) == 1
+    assert found.facts["queries"] == 2
+    assert found.facts["bytes PostHog read"] > counted > 0
+    assert found.facts["bytes left to read"] == posthog.DAILY_BYTES - found.facts["bytes PostHog read"]
+
+
+def test_progress_is_said_every_five_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = iter([0.0, 4.0, 6.0, 6.0, 8.0, 10.0])
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
+    said: list[str] = []
+    frames = iter([pd.DataFrame(index=range(1000))] * 3)
+    assert len(list(told("2026-03-02", Window(3000, frames), said.append))) == 3
+    assert said == [
+        "2026-03-02: 2,000 of 3,000 events read, 333 a second.",
+        "2026-03-02: 3,000 of 3,000 events read, 300 a second.",
+    ]
+
+
+def test_progress_without_a_count_says_what_was_read() -> None:
+    said: list[str] = []
+    progress = Progress("2026-03-02", None, said.append)
+    progress.add(12)
+    progress.tell()
+    assert said == ["2026-03-02: 12 events read."]
