@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 from uuid import UUID
 from zoneinfo import ZoneInfo
 
@@ -24,6 +24,7 @@ import orjson
 import pyarrow as pa
 
 from cio_pipeline.sandbox.hogql import DEFAULT_ROWS, SCHEMA, HogQLError, Statement, to_duckdb
+from cio_pipeline.sandbox.legacy import EventsList
 from cio_pipeline.sandbox.product import VISITORS_PER_DAY, days
 
 Event = Mapping[str, Any]
@@ -70,7 +71,7 @@ class Project:
     """A PostHog project: its events in DuckDB, the rules for querying them, and the account of the requests.
 
     `key` may query; `key` followed by `_unscoped` is known, but lacks the scope. A fourth query waits `queue_seconds`
-    for its turn; each takes at least `query_seconds`.
+    for its turn; each takes at least `query_seconds`. With `legacy`, it is an old PostHog: an events list and no queries.
     """
 
     id: str = "1"
@@ -78,6 +79,7 @@ class Project:
     zone: str = "UTC"
     queue_seconds: float = 30.0
     query_seconds: float = 0.0
+    legacy: EventsList | None = None
     statuses: Counter[int] = field(default_factory=Counter)
     most_at_once: int = 0
 
@@ -133,6 +135,12 @@ class Project:
         headers = self._budget(0 if cached else len(payload["results"]))
         shown = {"results": orjson.Fragment(payload["results"]), "is_cached": cached}
         return Answer(orjson.dumps(payload | shown), headers=headers)
+
+    def events(self, url: str) -> Answer:
+        """Answer a page of the events list, as new a PostHog's unless it is `legacy`."""
+        address, _, parameters = url.partition("?")
+        with self._database.cursor() as cursor:
+            return Answer(orjson.dumps((self.legacy or EventsList()).page(cursor, address, dict(parse_qsl(parameters)))))
 
     def count(self, status: int) -> None:
         """Note an answer of the API in the account."""
@@ -346,6 +354,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _route(self, path: list[str], body: bytes) -> Answer:
         project = self.server.project
         match self.command, path:
+            case "GET", ["api", "projects", project_id, "events"]:
+                project.authorize(self.headers.get("Authorization", ""), project_id)
+                return project.events(f"{self.server.url}{self.path}")
+            case _, ["api", "projects", _, "query"] if project.legacy:
+                raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
             case "POST", ["api", "projects", project_id, "query"]:
                 project.authorize(self.headers.get("Authorization", ""), project_id)
                 return project.query(_json_body(body))
@@ -388,7 +401,8 @@ def main() -> None:
         signal.signal(number, lambda *_: sys.exit())
     options = _options()
     events = () if options.empty else days(options.seed, options.start, options.days, options.visitors)
-    with serve(events, Project(options.project, options.key, options.timezone), options.port) as posthog:
+    legacy = EventsList(options.legacy) if options.legacy else None
+    with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
         print(f"PostHog sandbox on {posthog.url}", flush=True)
         threading.Event().wait()
 
@@ -403,6 +417,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--timezone", default="UTC", help="the project's time zone")
     parser.add_argument("--key", default="phx_sandbox", help="the personal API key that may query")
     parser.add_argument("--project", default="1", help="the project's id")
+    parser.add_argument("--legacy", type=int, metavar="ROWS", help="an old PostHog: no queries, an events list of such pages")
     parser.add_argument("--empty", action="store_true", help="start without events")
     return parser.parse_args()
 

@@ -1,0 +1,221 @@
+"""The events list of old PostHogs, whatever their page size and order: every event of the window exactly once, or an error."""
+
+from __future__ import annotations
+
+import json
+import random
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cio_pipeline.posthog import events_api
+from cio_pipeline.posthog.choose import source_for
+from cio_pipeline.posthog.events_api import EventsApiSource
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window, in_order, quietly
+from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.legacy import EventsList
+
+START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+
+
+def stored(number: int, at: datetime, event: str = "order", **properties: Any) -> dict[str, Any]:
+    return {
+        "uuid": str(uuid.UUID(int=number + (number % 7 << 120))),
+        "event": event,
+        "distinct_id": f"u{number % 11}",
+        "timestamp": at.isoformat(),
+        "properties": properties,
+    }
+
+
+def a_day(rows: int, ties: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Events of the whole day, both ends of it and beyond, some of them of one moment."""
+    rng = random.Random(seed)
+    moments = [START + timedelta(microseconds=rng.randrange(86_400_000_000)) for _ in range(rows - ties - 2)]
+    moments += [START + timedelta(hours=5)] * ties + [START, END - timedelta(microseconds=1)]
+    outside = [START - timedelta(microseconds=1), END]
+    return [stored(number, at) for number, at in enumerate(moments + outside)]
+
+
+@pytest.fixture
+def project() -> posthog.Project:
+    return posthog.Project(legacy=EventsList())
+
+
+@pytest.fixture
+def server(project: posthog.Project) -> Iterator[posthog.PostHog]:
+    with posthog.serve(project=project) as running:
+        yield running
+
+
+def source(server: posthog.PostHog, allowlist: tuple[str, ...] = (), with_person: bool = False) -> EventsApiSource:
+    return EventsApiSource(server.url, "1", "phx_sandbox", allowlist, with_person)
+
+
+def read(found: Window) -> pd.DataFrame:
+    frames = list(found.frames)
+    rows = pd.concat(frames) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    assert len(rows) == found.expected
+    return in_order(rows)
+
+
+@pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
+@pytest.mark.parametrize(("most_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
+def test_every_event_of_a_day_once_whatever_the_page_size(
+    server: posthog.PostHog, project: posthog.Project, most_rows: int, rows: int, ties: int, knows_order: bool
+) -> None:
+    project.legacy = EventsList(most_rows, knows_order)
+    server.add(a_day(rows, ties))
+    events = read(source(server).events(START, END, quietly))
+    assert len(events) == rows
+    assert (events["timestamp"].min(), events["timestamp"].max()) == (START, END - timedelta(microseconds=1))
+
+
+def test_random_days_of_many_ties(server: posthog.PostHog, project: posthog.Project) -> None:
+    project.legacy = EventsList(100)
+    rng = random.Random(7)
+    moments = [START + timedelta(seconds=rng.randrange(40)) for _ in range(1500)]
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 1500
+
+
+@pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 200])
+def test_days_that_end_with_a_page(server: posthog.PostHog, project: posthog.Project, rows: int) -> None:
+    project.legacy = EventsList(100)
+    server.add(stored(number, START + timedelta(minutes=number)) for number in range(rows))
+    assert len(read(source(server).events(START, END, quietly))) == rows
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_a_moment_that_fills_every_page_is_refused_by_its_time(
+    server: posthog.PostHog, project: posthog.Project, knows_order: bool
+) -> None:
+    project.legacy = EventsList(100, knows_order)
+    server.add(a_day(300, ties=130))
+    with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
+    server: posthog.PostHog, project: posthog.Project, knows_order: bool
+) -> None:
+    project.legacy = EventsList(50_000, knows_order)
+    server.add(stored(number, START) for number in range(1200))
+    assert len(read(source(server).events(START, END, quietly))) == 1200
+
+
+def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posthog.PostHog) -> None:
+    server.add(stored(number, START + timedelta(seconds=min(number, 1100))) for number in range(1200))
+    assert len(read(source(server).events(START, END, quietly))) == 1200
+
+
+def test_a_list_that_skips_the_moment_asked_from_is_refused(
+    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number, START + timedelta(seconds=number)) for number in range(1500))
+    monkeypatch.setattr(events_api, "TICK", timedelta(0))
+    with pytest.raises(NotExtracted, match=r"jumps at 2026-03-02T00:16:40\+00:00"):
+        source(server).events(START, END, quietly)
+
+
+def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: posthog.Project) -> None:
+    server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
+    found = source(server).events(START, START + timedelta(hours=60), quietly)
+    assert len(read(found)) == 60
+    assert found.facts["pages"] == 6
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, project: posthog.Project, knows_order: bool) -> None:
+    project.legacy = EventsList(100, knows_order)
+    names = ("$identify", "$set", "order")
+    server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))
+    events = read(source(server).history(START, quietly))
+    assert sorted(events["event"].value_counts().to_dict().items()) == [("$identify", 199), ("$set", 200)]
+
+
+def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
+    server.add([stored(1, START, total=12.5, note='"quoted"')])
+    [event] = read(source(server).events(START, END, quietly)).to_dict("records")
+    assert json.loads(event["properties"]) == {"total": 12.5, "note": "quoted"}
+    assert pd.isna(event["created_at"])
+    assert pd.isna(event["person_properties"])
+
+
+def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
+    server.add(
+        [
+            stored(1, START, "order"),
+            stored(2, START, "$identify"),
+            stored(3, START, "visit", **{"$set": {"email": "a@example.com"}}),
+            stored(4, START, "visit"),
+        ]
+    )
+    events = read(source(server, allowlist=("order",)).events(START, END, quietly))
+    assert sorted(events["event"]) == ["$identify", "order", "visit"]
+
+
+def test_the_persons_properties_are_not_to_be_had(server: posthog.PostHog) -> None:
+    with pytest.raises(NotExtracted, match="CIO_ATTRIBUTES_FROM must be set"):
+        source(server, with_person=True).check()
+
+
+def a_page(*timestamps: str) -> dict[str, Any]:
+    rows = [
+        {"id": str(number), "event": "e", "distinct_id": "u", "timestamp": at, "properties": {}}
+        for number, at in enumerate(timestamps)
+    ]
+    return {"results": rows}
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
+        (a_page("2026-03-01T10:00:00Z"), "events of other days"),
+        ({"results": [{"id": "1"}]}, "list of events is none"),
+        ([], "list of events is none"),
+    ],
+)
+def test_a_page_that_cannot_be_trusted_is_refused(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, page: Any, sentence: str
+) -> None:
+    answer = posthog.Answer(json.dumps(page).encode())
+    monkeypatch.setattr(server.project, "events", lambda _: answer)
+    with pytest.raises(NotExtracted, match=sentence):
+        source(server).events(START, END, quietly)
+
+
+def test_an_order_that_turns_is_refused() -> None:
+    times = pd.Series(pd.to_datetime(["2026-03-02T10:00:00Z", "2026-03-02T11:00:00Z"]))
+    assert events_api._is_ascending(times, None) is True
+    with pytest.raises(NotExtracted, match="no order"):
+        events_api._is_ascending(times, False)
+
+
+def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: posthog.Project) -> None:
+    old = source_for(server.url, "1", "phx_sandbox", (), with_person=False)
+    assert isinstance(old, EventsApiSource)
+    old.check()
+    project.legacy = None
+    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), with_person=False), QuerySource)
+
+
+@pytest.mark.parametrize("legacy", [None, EventsList()], ids=["new", "old"])
+@pytest.mark.parametrize(
+    ("key", "project_id", "sentence"),
+    [("phx_sandbox", "2", "POSTHOG_PROJECT_ID is not found"), ("phx_wrong", "1", "POSTHOG_PERSONAL_API_KEY is not accepted")],
+)
+def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
+    server: posthog.PostHog, project: posthog.Project, legacy: EventsList | None, key: str, project_id: str, sentence: str
+) -> None:
+    project.legacy = legacy
+    with pytest.raises(NotExtracted, match=sentence):
+        source_for(server.url, project_id, key, (), with_person=False).check()
