@@ -3,10 +3,10 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: help demo dev run test lint lock
+.PHONY: help demo dev run test test-clickhouse lint lock
 
 help: ## this list
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## three days through Dagster, from a local PostHog to a local Customer.io
 	@$(PY) -m cio_pipeline demo
@@ -19,6 +19,10 @@ run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days he
 
 test: lint ## all tests
 	@$(PY) -m pytest -n 2
+
+test-clickhouse: $(READY) ## the queries on a real ClickHouse, which it installs first (183 MB)
+	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
+	@$(PY) -m pytest -m clickhouse -s
 
 lint: $(READY) ## format, lint and types
 	@$(PY) -m ruff format --check .

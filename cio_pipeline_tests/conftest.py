@@ -1,13 +1,16 @@
-"""What several tests share: settings that name nothing real, and the sandbox in process."""
+"""What several tests share: settings that name nothing real, the sandbox in process, and PostHog's grammar."""
 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
-from cio_pipeline.sandbox import customerio
+from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline_tests.grammar import parsed
 
 
 @pytest.fixture(autouse=True)
@@ -16,6 +19,23 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith(("CIO_", "CUSTOMERIO_", "POSTHOG_", "DAGSTER_")):
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(autouse=True)
+def every_query_is_hogql(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PostHog's own grammar knows each query that the sandbox's PostHog answers in this process."""
+    answered: list[str] = []
+    answer = posthog.Project.query
+
+    def noted(self: posthog.Project, body: Any) -> posthog.Answer:
+        found = answer(self, body)
+        answered.append(body["query"]["query"])
+        return found
+
+    monkeypatch.setattr(posthog.Project, "query", noted)
+    yield
+    if sys.platform == "linux":
+        assert [hogql for hogql in set(answered) if parsed(hogql).get("error")] == []
 
 
 @pytest.fixture
