@@ -14,8 +14,9 @@ demo: $(READY) ## three days through Dagster, from a local PostHog to a local Cu
 dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
 	@$(PY) -m cio_pipeline dev
 
-run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days headless, against what .env names
-	@$(PY) -m cio_pipeline run $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)")
+run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days headless, against what .env names; DRY_RUN=1 looks only
+	@$(PY) -m cio_pipeline run $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
+		$(if $(DRY_RUN),--dry-run) $(if $(RESEND),--resend) $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)")
 
 test: lint ## all tests
 	@$(PY) -m pytest -n 2

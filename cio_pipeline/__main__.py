@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 import warnings
+from typing import Any
 
 import dagster as dg
 from dotenv import load_dotenv
@@ -21,6 +22,10 @@ def main(arguments: list[str]) -> int:
     run.add_argument("--partition", help="a day, YYYY-MM-DD")
     run.add_argument("--from", dest="first", help="the first of several days")
     run.add_argument("--to", dest="last", help="the last of several days")
+    run.add_argument("--dry-run", action="store_true", help="say what would be sent, and send nothing")
+    run.add_argument("--resend", action="store_true", help="send what was delivered, is unchanged or was refused, too")
+    run.add_argument("--limit", type=_count, help="send only each day's first so many customers and their events")
+    run.add_argument("--hold-recent-events", type=_hours, metavar="HOURS", help="keep events younger than that for a later run")
     commands.add_parser("demo", help="run three days against the sandbox and print what was delivered")
     commands.add_parser("dev", help="open the Dagster UI on the sandbox")
     given = parser.parse_args(arguments)
@@ -32,10 +37,27 @@ def main(arguments: list[str]) -> int:
         from cio_pipeline.sandbox.dev import dev
 
         return dev()
-    return _run(given.first or given.partition, given.last or given.first or given.partition)
+    chosen = {name: getattr(given, name) for name in ("dry_run", "resend", "limit", "hold_recent_events")}
+    return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
 
 
-def _run(first: str | None, last: str | None) -> int:
+def _count(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError("a number of customers, from 1")
+    return int(text)
+
+
+def _hours(text: str) -> float:
+    try:
+        hours = float(text)
+    except ValueError:
+        hours = -1.0
+    if not 0 <= hours < float("inf"):
+        raise argparse.ArgumentTypeError("a number of hours")
+    return hours
+
+
+def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
     load_dotenv(".env")
     try:
         settings = load_settings()
@@ -48,7 +70,7 @@ def _run(first: str | None, last: str | None) -> int:
     if not first or not last:
         return _wrong("Say which days to run: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04.")
     try:
-        return run_days(first, last, settings)
+        return run_days(first, last, settings, chosen)
     except DaysError as wrong:
         return _wrong(str(wrong))
 

@@ -7,10 +7,13 @@ import os
 import sys
 import traceback
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
+import orjson
 
 from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import days
 from cio_pipeline.http import Unavailable
@@ -21,7 +24,7 @@ from cio_pipeline.storage.tables import NotMaterialized, keep_private
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 
-SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable)
+SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""
 
 RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
@@ -49,8 +52,11 @@ class DaysError(Exception):
     """The days asked for are no partitions; the message says why."""
 
 
-def run_days(first: str, last: str, settings: Settings) -> int:
-    """Runs `customerio_sync` for the days, a few a run; gives 0 where everything was delivered, else 1."""
+def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
+    """Runs `customerio_sync` for the days, a few a run; gives 0 where everything was delivered, else 1.
+
+    `chosen` is the sink's run config (`defs.deliver.Delivery`); a dry run gives 0 where it could be planned.
+    """
     keys = _keys(first, last)
     keep_private()
     refused = 0
@@ -58,7 +64,7 @@ def run_days(first: str, last: str, settings: Settings) -> int:
         for start in range(0, len(keys), settings.days_per_run):
             chunk = keys[start : start + settings.days_per_run]
             try:
-                receipts = _run(chunk, instance)
+                receipts = _run(chunk, instance, chosen)
             except Exception as failure:
                 print(_sentence(failure), file=sys.stderr)
                 return 1
@@ -96,13 +102,17 @@ def _instance(settings: Settings) -> dg.DagsterInstance:
     return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
 
 
-def _run(chunk: list[str], instance: dg.DagsterInstance) -> dict[str, dict[str, object]]:
+def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any]) -> dict[str, dict[str, object]]:
     """Runs the days; gives each day's receipt. Raises what the run failed of."""
+    given = {name: value for name, value in chosen.items() if value is not None}
     spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": lines}))
     result = spoken.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance,
         tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
-        run_config={"loggers": {"lines": {}}},
+        run_config={
+            "loggers": {"lines": {}},
+            "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
+        },
     )
     return {
         str(event.materialization.partition): {name: value.value for name, value in event.materialization.metadata.items()}
@@ -112,6 +122,13 @@ def _run(chunk: list[str], instance: dg.DagsterInstance) -> dict[str, dict[str, 
 
 
 def _say(day: str, receipt: dict[str, object]) -> int:
+    """Prints a day's receipt; gives how many of its items are refused."""
+    if "dry run" in receipt:
+        print(f"{day}, if it were run (nothing was sent):")
+        for name, value in receipt.items():
+            if name != "dry run":
+                print(f"  {name}: {orjson.dumps(value).decode() if isinstance(value, dict | list) else value}", flush=True)
+        return 0
     counts = {name: int(str(receipt.get(name, 0))) for name in RECEIPT}
     print(f"{day}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".", flush=True)
     return counts["refused"]

@@ -23,6 +23,10 @@ BROKEN = (
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 3600
+FAILURES_OF_THE_SERVICE = 3
+"""So many failures in a row are no accident of one connection."""
+
+Rest = Callable[[float, bool], None]
 
 
 class Unavailable(Exception):
@@ -39,15 +43,16 @@ def send(
     tries: int,
     patience: float = 0,
     before_each: Callable[[], None] = lambda: None,
+    rest: Rest = lambda seconds, _: time.sleep(seconds),
     say: Callable[[str], None] = lambda _: None,
-    sleep: Callable[[float], object] | None = None,
     **request: Any,
 ) -> requests.Response:
     """The first answer whose status is not among `retried`; redirects are never followed.
 
     Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
-    a wait of ten seconds or more. Raises `Unavailable` when the tries or the patience are spent.
+    a wait of ten seconds or more. `rest` does the waiting: it is given the seconds, and whether the trouble is the whole
+    service's. Raises `Unavailable` when the tries or the patience are spent.
     """
     failed, waited = 0, 0.0
     for attempt in itertools.count(1):
@@ -67,7 +72,7 @@ def send(
             raise Unavailable(f"{service} could not be reached in {attempt} {'try' if attempt == 1 else 'tries'}: {trouble}.")
         if wait >= 10:
             say(f"{service}: {trouble}; trying again in {wait:.0f} s.")
-        (sleep or time.sleep)(wait)
+        rest(wait, asked is not None or failed >= FAILURES_OF_THE_SERVICE)
     raise AssertionError
 
 

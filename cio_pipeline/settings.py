@@ -8,13 +8,16 @@ from __future__ import annotations
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.connector.options import Options
 
+DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
 
 
@@ -52,7 +55,23 @@ def _posthog_url(text: Any) -> str:
 
 def _is_url(text: str) -> bool:
     url = urlsplit(text)
-    return url.scheme in ("http", "https") and bool(url.hostname)
+    return url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
+
+
+def _database_url(text: Any) -> Any:
+    """An SQLAlchemy URL that is read as it was meant: a password's special characters are percent-encoded."""
+    if text is None:
+        return None
+    try:
+        url = make_url(str(text))
+    except (ArgumentError, ValueError):
+        raise ValueError(DATABASES) from None
+    if url.drivername.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
+        raise ValueError(DATABASES)
+    login, at, _ = str(text).partition("://")[2].rpartition("@")
+    if at and unquote(login.partition(":")[2]) != (url.password or ""):
+        raise ValueError("special characters of its user and password must be percent-encoded")
+    return text
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
@@ -90,7 +109,8 @@ class Settings(BaseSettings):
     start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
-    ledger_url_given: SecretStr | None = Field(default=None, alias="CIO_LEDGER_URL")
+    ledger_url_given: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(default=None, alias="CIO_LEDGER_URL")
+    suppressed_file_given: SecretStr | None = Field(default=None, alias="CIO_SUPPRESSED_FILE")
 
     @property
     def ledger_url(self) -> str:
@@ -100,6 +120,11 @@ class Settings(BaseSettings):
         if "://" in self.data_dir:
             raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is no local folder.")
         return f"sqlite:///{Path(self.data_dir).absolute() / 'ledger.db'}"
+
+    @property
+    def suppressed_file(self) -> str | None:
+        """Where the people are named who asked to be forgotten: a path or URL, which may hold a password."""
+        return None if self.suppressed_file_given is None else self.suppressed_file_given.get_secret_value()
 
     @property
     def options(self) -> Options:

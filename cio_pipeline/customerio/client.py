@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import threading
-import time
+from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
 
+from cio_pipeline.customerio.pace import Pace
+from cio_pipeline.customerio.sample import mask
 from cio_pipeline.http import send
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504, 522, 524})
-"""What Customer.io's own client tries again (customerio-node 5, lib/request.ts)."""
+RETRIED = frozenset({408, 429, *range(500, 600)})
+"""What may pass. Customer.io's own client names 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
+
+REFUSED = frozenset({400, 413, 422})
+"""What is said of the request's content; 207 is said of some of its items."""
 
 TRIES = 9
 TIMEOUT_SECONDS = (10, 60)
 UNKNOWN = "no reason given"
+HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 
 
 class NotDelivered(Exception):
@@ -30,35 +36,33 @@ class Unsettled(Exception):
         super().__init__(reason)
         self.reason, self.detail = reason, detail
 
-
-class Pace:
-    """At most so many requests a second, over all threads that share it."""
-
-    def __init__(self, per_second: float) -> None:
-        self._interval, self._next, self._lock = 1 / per_second, 0.0, threading.Lock()
-
-    def wait(self) -> None:
-        """Returns when the next request may go."""
-        with self._lock:
-            now = time.monotonic()
-            turn = max(now, self._next)
-            self._next = turn + self._interval
-        time.sleep(turn - now)
+    @property
+    def is_explained(self) -> bool:
+        """Whether Customer.io said why."""
+        return not self.reason.endswith(UNKNOWN) or bool(self.detail)
 
 
 class TrackClient:
     """The three calls the sink needs. It may be shared by threads."""
 
-    def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        site_id: str,
+        api_key: str,
+        requests_per_second: float,
+        say: Callable[[str], None] = lambda _: None,
+    ) -> None:
         self.url = url
         self.requests = 0
         self.bytes = 0
+        self.pace = Pace(requests_per_second)
+        self._say = say
         self._session = requests.Session()
         self._session.auth = (site_id, api_key)
         self._session.trust_env = False
         self._session.headers["User-Agent"] = "cio_pipeline"
         self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
-        self._pace = Pace(requests_per_second)
         self._counting = threading.Lock()
 
     def check(self) -> None:
@@ -66,15 +70,10 @@ class TrackClient:
         response = self._send("GET", "/api/v1/accounts/region", None)
         self._refuse_settings(response)
         if response.status_code != 200:
-            raise NotDelivered(
-                f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) did not answer as Customer.io's Track API does:"
-                f" status {response.status_code} for /api/v1/accounts/region."
-            )
-        theirs, ours = str(_json(response).get("url") or ""), urlsplit(self.url).hostname or ""
-        if ours.endswith(".customer.io") and urlsplit(theirs).hostname not in (None, ours):
-            raise NotDelivered(
-                f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {urlsplit(theirs).hostname}."
-            )
+            raise self._not_the_track_api(response)
+        theirs, ours = _serving_host(_json(response)), urlsplit(self.url).hostname or ""
+        if ours.endswith(".customer.io") and theirs not in (None, ours):
+            raise NotDelivered(f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {theirs}.")
 
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`; gives those refused, by index: (reason, detail). The rest is accepted.
@@ -98,13 +97,22 @@ class TrackClient:
             raise Unsettled(*_reason(errors))
 
     def _errors(self, response: requests.Response) -> list[Any]:
-        """The errors of a 2xx answer, which may name items. Raises `Unsettled` for any other."""
+        """The errors of a 2xx answer, which may name items. Raises `Unsettled` where the content was refused as a whole."""
         self._refuse_settings(response)
-        errors = _errors(_json(response))
-        if response.ok:
-            return errors
-        reason, detail = _reason(errors)
-        raise Unsettled(f"{response.status_code} {reason}", detail)
+        body = _json(response)
+        errors = _errors(body)
+        if response.status_code in REFUSED or (response.status_code == 207 and not errors):
+            reason, detail = _reason(errors)
+            raise Unsettled(f"{response.status_code} {reason}", detail)
+        if not response.ok or (body is None and response.content.strip()):
+            raise self._not_the_track_api(response)
+        return errors
+
+    def _not_the_track_api(self, response: requests.Response) -> NotDelivered:
+        return NotDelivered(
+            f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) did not answer as Customer.io's Track API does:"
+            f" status {response.status_code} for {urlsplit(response.url).path.partition('/customers/')[0]}."
+        )
 
     def _refuse_settings(self, response: requests.Response) -> None:
         if response.status_code in (401, 403):
@@ -113,15 +121,19 @@ class TrackClient:
                 " they must be a Tracking API site ID and key of this workspace."
             )
         if 300 <= response.status_code < 400:
+            elsewhere = urlsplit(response.headers.get("Location", "")).hostname or "elsewhere"
             raise NotDelivered(
-                f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) sends elsewhere (status {response.status_code}):"
+                f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) sends to {elsewhere} (status {response.status_code}):"
                 " is it the workspace's region?"
             )
 
     def _send(self, method: str, path: str, body: bytes | None) -> requests.Response:
-        with self._counting:
-            self.requests += 1
-            self.bytes += len(body or b"")
+        def turn() -> None:
+            self.pace.wait()
+            with self._counting:
+                self.requests += 1
+                self.bytes += len(body or b"")
+
         return send(
             self._session,
             method,
@@ -129,25 +141,35 @@ class TrackClient:
             service="Customer.io",
             retried=RETRIED,
             tries=TRIES,
-            before_each=self._pace.wait,
+            before_each=turn,
+            rest=self.pace.rest,
+            say=self._say,
             data=body,
             headers={"Content-Type": "application/json"},
             timeout=TIMEOUT_SECONDS,
         )
 
 
-def _json(response: requests.Response) -> dict[str, Any]:
+def _json(response: requests.Response) -> dict[str, Any] | None:
     try:
         body = response.json()
     except ValueError:
-        return {}
-    return body if isinstance(body, dict) else {}
+        return None
+    return body if isinstance(body, dict) else None
 
 
-def _errors(body: dict[str, Any]) -> list[Any]:
+def _serving_host(account: dict[str, Any] | None) -> str | None:
+    """The host of an answer of `accounts/region`; older ones gave `data_center` instead of `region`, and no `url`."""
+    given = account or {}
+    region = str(given.get("region") or given.get("data_center") or "").lower()
+    return urlsplit(str(given.get("url") or "")).hostname or HOSTS.get(region)
+
+
+def _errors(body: dict[str, Any] | None) -> list[Any]:
     """v2: {"errors": [...]}; v1: {"meta": {"error": "..."}} or {"meta": {"errors": ["..."]}} (DOC-inv, OpenAPI)."""
-    meta = body.get("meta")
-    found = body.get("errors") or (isinstance(meta, dict) and (meta.get("errors") or meta.get("error"))) or []
+    given = body or {}
+    meta = given.get("meta")
+    found = given.get("errors") or (isinstance(meta, dict) and (meta.get("errors") or meta.get("error"))) or []
     return found if isinstance(found, list) else [found]
 
 
@@ -157,4 +179,4 @@ def _reason(errors: list[Any]) -> tuple[str, str]:
     if not isinstance(error, dict):
         return UNKNOWN, str(error)
     said = [str(error[part]) for part in ("reason", "field") if error.get(part)]
-    return " ".join(said) or UNKNOWN, str(error.get("message") or "")
+    return mask(" ".join(said)) or UNKNOWN, str(error.get("message") or "")

@@ -2,85 +2,176 @@
 
 from __future__ import annotations
 
-import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from zlib import crc32
+from dataclasses import dataclass, field
 
+import orjson
 import pandas as pd
 
 from cio_pipeline.connector.operations import identifiers
 from cio_pipeline.customerio.client import TrackClient, Unsettled
-from cio_pipeline.customerio.items import Item, pack
-from cio_pipeline.customerio.plan import plan
+from cio_pipeline.customerio.items import Item, lanes, pack, size
+from cio_pipeline.customerio.pace import Stopped
+from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, Plan, plan, plan_again
+from cio_pipeline.customerio.sample import sample
+from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 
-MOST_LANES = 4
-LANE_BYTES = 16_000_000
-"""A lane for each 16 MB or so: lanes cost a half-filled request each, and a small day needs but one."""
+TRIGGER_SECONDS = 72 * 3600
+"""Events younger than this start campaigns (Track API, OpenAPI)."""
+
+Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
+
+
+@dataclass
+class Report:
+    """What became of a day: counts by name, the number of events to be sent by theirs, and a few lines with nobody's data."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    event_names: Counter[str] = field(default_factory=Counter)
+    sample: list[str] = field(default_factory=list)
 
 
 def deliver(
     day: str,
-    shards: Iterable[tuple[pd.DataFrame, pd.DataFrame]],
+    shards: Shards,
     ledger: Ledger,
     client: TrackClient,
     say: Callable[[str], None] = lambda _: None,
-) -> Counter[str]:
-    """Sends what the ledger does not know yet of a day's (customers, events), shard by shard; gives counts by name.
+    choices: Choices = ORDINARY,
+) -> Report:
+    """Sends what the ledger does not know yet of a day's (customers, events), shard by shard.
 
-    Raises what the client raises (`NotDelivered`, `http.Unavailable`) when it cannot go on; all that was acknowledged by then
-    is kept, and a rerun sends the rest.
+    Raises what the client and the ledger raise (`NotDelivered`, `http.Unavailable`, `database.DatabaseError`) when it cannot
+    go on; all that was acknowledged by then is kept, and a rerun sends the rest.
     """
-    counts: Counter[str] = Counter()
-    delivered, refused = ledger.delivered(day), ledger.refused(day)
+    report, refused = Report(), ledger.refused(day)
+    for made in _plans(day, shards, ledger, refused, choices, report):
+        _carry_out(day, made, refused, ledger, client, report)
+        say(f"{day}: {report.counts['events sent']:,} events and {report.counts['customers sent']:,} customers sent so far.")
+    return report
+
+
+def preview(day: str, shards: Shards, ledger: Ledger, choices: Choices, seen: set[str]) -> Report:
+    """What `deliver` would send; nothing is sent or kept. `seen` has the days' new customers so far, and gets this one's."""
+    report = Report()
+    for made in _plans(day, shards, ledger, ledger.refused(day), choices, report):
+        requests = [request for lane in lanes(made.items) for request in pack(lane)]
+        report.counts += Counter({"requests": len(requests), "bytes": sum(map(size, requests))})
+        report.counts += _customers_to_send(made.items, seen) + _events_to_send(made.items, report.event_names)
+    return report
+
+
+def redeliver(
+    day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, is_suppressed: Callable[[Item], bool]
+) -> Report:
+    """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed."""
+    report = Report()
+    known = Known(ledger.states({refusal.key for refusal in refused}), ledger.delivered(day), {})
+    made = plan_again(refused, known)
+    items = [item for item in made.items if not is_suppressed(item)]
+    report.counts["refusals suppressed"] += len(made.items) - len(items)
+    made.items = items
+    report.counts["refusals mended by newer data"] += len(made.settled)
+    _carry_out(day, made, {refusal.item: refusal for refusal in refused}, ledger, client, report)
+    return report
+
+
+def _plans(
+    day: str,
+    shards: Shards,
+    ledger: Ledger,
+    refused: dict[str, Refusal],
+    choices: Choices,
+    report: Report,
+) -> Iterator[Plan]:
+    """A plan for each shard, with its counts and a sample in the report."""
+    delivered = ledger.delivered(day)
+    for customers, events in _first(choices.limit, _without(choices.suppressed, shards, report.counts)):
+        known = Known(ledger.states(customers["key"].unique()), delivered, refused)
+        made = plan(customers, events, known, choices)
+        report.counts += made.counts
+        report.sample = report.sample or sample(made.items)
+        yield made
+
+
+def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
+    """A customer and their events are in one shard, so that events too are known by the customer's email."""
     for customers, events in shards:
-        todo = plan(customers, events, ledger.states(customers["key"].unique()), delivered, refused)
-        counts += todo.counts
-        if todo.unsent:
-            ledger.acknowledge(day, Acknowledgement(customers=todo.unsent))
-        counts += _send(day, todo.items, ledger, client)
-        say(f"{day}: {counts['events sent']:,} events and {counts['customers sent']:,} customers sent so far.")
+        keys = suppressed.keys(customers)
+        theirs, gone = customers["key"].isin(keys), events["key"].isin(keys)
+        counts["customers suppressed"] += len(keys)
+        counts["events suppressed"] += int(gone.sum())
+        yield customers[~theirs], events[~gone]
+
+
+def _first(limit: int | None, shards: Shards) -> Shards:
+    left = limit
+    for customers, events in shards:
+        if left is None:
+            yield customers, events
+            continue
+        keys = customers["key"].unique()[:left]
+        left -= len(keys)
+        yield customers[customers["key"].isin(keys)], events[events["key"].isin(keys)]
+
+
+def _customers_to_send(items: list[Item], seen: set[str]) -> Counter[str]:
+    upserts = [item for item in items if item.is_customer]
+    new = {item.key for item in upserts if item.is_new} - seen
+    changed = {item.key for item in upserts} - new
+    seen |= new
+    return Counter({"upserts to send": len(upserts), "new customers": len(new), "changed customers": len(changed)})
+
+
+def _events_to_send(items: list[Item], event_names: Counter[str]) -> Counter[str]:
+    counts: Counter[str] = Counter()
+    since = time.time() - TRIGGER_SECONDS
+    for event in (orjson.loads(item.operation) for item in items if not item.is_customer):
+        event_names[event["name"]] += 1
+        counts["events to send"] += 1
+        counts["events that can trigger campaigns"] += event["timestamp"] > since
     return counts
 
 
-def _send(day: str, items: list[Item], ledger: Ledger, client: TrackClient) -> Counter[str]:
-    """A customer's items stay in one lane, in their order. The first lane that fails stops the others."""
-    count = min(MOST_LANES, 1 + sum(len(item.operation) for item in items) // LANE_BYTES)
-    lanes = [Lane(day, ledger, client) for _ in range(count)]
-    stop = threading.Event()
-    for item in items:
-        lanes[crc32(item.key.encode()) % count].items.append(item)
-    with ThreadPoolExecutor(count) as threads:
+def _carry_out(day: str, made: Plan, refused: dict[str, Refusal], ledger: Ledger, client: TrackClient, report: Report) -> None:
+    """Notes what needs no sending, and sends the rest over the lanes. The first lane that fails stops the others."""
+    closed = [name for name in made.settled if name in refused]
+    if made.unsent or closed:
+        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=closed))
+    ways = [Lane(day, items, ledger, client) for items in lanes(made.items)]
+    client.pace.start()
+    with ThreadPoolExecutor(len(ways)) as threads:
         try:
-            for done in [threads.submit(lane.run, stop) for lane in lanes]:
+            for done in [threads.submit(way.run) for way in ways]:
                 done.result()
         finally:
-            stop.set()
-    return sum((lane.counts for lane in lanes), Counter())
+            client.pace.stop()
+    report.counts += sum((way.counts for way in ways), Counter())
 
 
 class Lane:
     """One line of requests, each answered and acknowledged before the next."""
 
-    def __init__(self, day: str, ledger: Ledger, client: TrackClient) -> None:
-        self.items: list[Item] = []
+    def __init__(self, day: str, items: list[Item], ledger: Ledger, client: TrackClient) -> None:
         self.counts: Counter[str] = Counter()
-        self._day, self._ledger, self._client = day, ledger, client
+        self._day, self._items, self._ledger, self._client = day, items, ledger, client
 
-    def run(self, stop: threading.Event) -> None:
+    def run(self) -> None:
         """Sends the items, unless another lane has failed."""
         try:
-            for request in pack(self.items):
-                if stop.is_set():
-                    return
+            for request in pack(self._items):
                 self._settle(request)
+        except Stopped:
+            return
         except BaseException:
-            stop.set()
+            self._client.pace.stop()
             raise
 
-    def _settle(self, items: list[Item]) -> None:
+    def _settle(self, items: list[Item], again: bool = True) -> None:
         """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone."""
         try:
             refused = self._post(items)
@@ -89,6 +180,9 @@ class Lane:
                 middle = len(items) // 2
                 self._settle(items[:middle])
                 self._settle(items[middle:])
+                return
+            if again and not unsettled.is_explained:
+                self._settle(items, again=False)
                 return
             refused = {0: (unsettled.reason, unsettled.detail)}
         self._acknowledge(items, refused)
@@ -112,6 +206,7 @@ class Lane:
             answer.customers[item.key] = {**answer.customers.get(item.key, {}), **item.state}
         self._ledger.acknowledge(self._day, answer)
         self.counts["customers sent"] += len(customers)
+        self.counts["new customers"] += sum(item.is_new for item in customers)
         self.counts["events sent"] += len(answer.event_uuids)
         for refusal in answer.refused:
             self.counts[f"refused: {refusal.reason}"] += 1
@@ -119,4 +214,4 @@ class Lane:
 
 def _refusal(item: Item, reason: str, detail: str) -> Refusal:
     kind = "customer" if item.is_customer else "event"
-    return Refusal(item.name, kind, reason, detail, item.operation.decode())
+    return Refusal(item.name, kind, reason, detail, item.operation.decode(), item.key, item.call, item.state)

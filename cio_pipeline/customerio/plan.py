@@ -1,10 +1,11 @@
-"""What of the tables is still to be sent, given what the ledger knows."""
+"""What of the tables is still to be sent, given what the ledger knows and what was chosen."""
 
 from __future__ import annotations
 
 import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -13,69 +14,135 @@ import pandas as pd
 
 from cio_pipeline.connector.jsontext import read_object, write
 from cio_pipeline.customerio.items import Item
+from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Refusal
+from cio_pipeline.ledger.schema import customer_item
 from cio_pipeline.ledger.state import State, name_hash, state_time, value_hash
 
 
-class Plan:
-    """Items to send, states to note without sending, and a count of what needs no sending, by reason."""
+@dataclass(frozen=True)
+class Choices:
+    """How a delivery departs from the ordinary one.
 
-    def __init__(self) -> None:
-        self.items: list[Item] = []
-        self.unsent: dict[str, State] = {}
-        self.counts: Counter[str] = Counter()
-
-
-def plan(
-    customers: pd.DataFrame, events: pd.DataFrame, states: dict[str, State], delivered: Any, refused: dict[str, Refusal]
-) -> Plan:
-    """Upserts first, then events by time, of one shard of the tables.
-
-    `states` and `delivered` are the ledger's, of these customers and of the day; what Customer.io refused before is not sent
-    again as it was.
+    suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
+    first so many customers of the day, with their events; hold_since: keeps events of this time (Unix seconds) and later for
+    another run.
     """
+
+    suppressed: Suppressed = field(default_factory=Suppressed)
+    resend: bool = False
+    limit: int | None = None
+    hold_since: float | None = None
+
+
+ORDINARY = Choices()
+
+
+@dataclass(frozen=True)
+class Known:
+    """What the ledger knows: the states of these customers, the day's delivered events, and its refusals by item."""
+
+    states: dict[str, State]
+    delivered: Any
+    refused: dict[str, Refusal]
+
+
+@dataclass
+class Plan:
+    """Items to send; states to note and refusals to close without sending; a count of what needs no sending, by reason."""
+
+    items: list[Item] = field(default_factory=list)
+    unsent: dict[str, State] = field(default_factory=dict)
+    settled: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+
+
+def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: Choices) -> Plan:
+    """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was."""
     made = Plan()
     rows: Iterable[Any] = customers.itertuples(index=False)
     for row in rows:
-        _plan_customer(row, states.get(row.key, {}), made)
-    for item in _new_events(events, delivered, made):
-        made.items.append(item)
-    made.items = list(_not_refused_before(made, refused))
+        times = orjson.loads(row.times)
+        upsert = Item(customer_item(row.key, row.part), row.key, row.operation.encode())
+        _plan_customer(upsert, times, known, made, resend=choices.resend)
+    made.items += _new_events(events, known, choices, made)
+    if not choices.resend:
+        made.items = list(_not_refused_before(made, known.refused))
     return made
 
 
-def _plan_customer(row: Any, known: State, made: Plan) -> None:
+def plan_again(refused: list[Refusal], known: Known) -> Plan:
+    """What Customer.io refused, as it was refused, less what has been set or delivered since."""
+    made = Plan()
+    for refusal in refused:
+        item = Item(refusal.item, refusal.key, refusal.operation.encode(), call=refusal.call)
+        if refusal.kind == "customer":
+            names = orjson.loads(item.operation)["attributes"]
+            _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, resend=False)
+        elif np.isin(_packed([refusal.item]), known.delivered)[0]:
+            made.settled.append(item.name)
+        else:
+            made.items.append(item)
+    return made
+
+
+def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, *, resend: bool) -> None:
     """R17: attributes that a later event has set are left out; nothing goes where nothing would change."""
-    operation = read_object(row.operation)
-    attributes, times = operation["attributes"], orjson.loads(row.times)
+    operation = read_object(upsert.operation.decode())
+    attributes, standing = operation["attributes"], known.states.get(upsert.key, {})
     state = {name_hash(name): (value_hash(write(value)), state_time(times[name])) for name, value in attributes.items()}
-    current = {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
-    if all(name in known and known[name][0] == value for name, (value, _) in current.items()):
+    current = {name: entry for name, entry in state.items() if name not in standing or standing[name][1] <= entry[1]}
+    made.counts["attributes newer in Customer.io"] += len(state) - len(current)
+    if not current:
+        made.counts["customers older than in Customer.io"] += 1
+        made.settled.append(upsert.name)
+    elif not resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
         made.counts["customers with nothing new"] += 1
-        if any(known[name] != entry for name, entry in current.items()):
-            made.unsent[row.key] = {**made.unsent.get(row.key, {}), **current}
-        return
-    text = row.operation.encode()
-    if len(current) < len(state):
-        made.counts["attributes newer in Customer.io"] += len(state) - len(current)
+        made.settled.append(upsert.name)
+        if any(standing[name] != entry for name, entry in current.items()):
+            made.unsent[upsert.key] = {**made.unsent.get(upsert.key, {}), **current}
+    else:
         kept = {name: value for name, value in attributes.items() if name_hash(name) in current}
-        text = write({**operation, "timestamp": max(times[name] for name in kept), "attributes": kept})
-    made.items.append(Item(f"{row.key}#{row.part}", row.key, text, state=current))
+        text = _upsert(operation, kept, max(times[name] for name in kept), standing) or upsert.operation
+        is_new = upsert.key not in known.states and not (made.items and made.items[-1].key == upsert.key)
+        made.items.append(Item(upsert.name, upsert.key, text, state=current, is_new=is_new))
 
 
-def _new_events(events: pd.DataFrame, delivered: Any, made: Plan) -> Iterator[Item]:
-    uuids = events["uuid"].tolist()
-    packed = np.frombuffer(b"".join(uuid.UUID(value).bytes for value in uuids), dtype="S16")
-    new = ~np.isin(packed, delivered)
-    made.counts["events delivered before"] += int(len(new) - new.sum())
+def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int, standing: State) -> bytes | None:
+    """The operation with the attributes that are kept; None where it stays as it is.
+
+    Its time is that of its newest attribute. An attribute that changes may stand in Customer.io under a later time, for an
+    upsert has one time for all it holds: then it is as late as any that we have sent, or the change would be lost.
+    """
+    if any(name_hash(name) in standing for name in kept):
+        newest = max(newest, *(time for _, time in standing.values()))
+    if len(kept) == len(operation["attributes"]) and newest == operation["timestamp"]:
+        return None
+    return write({**operation, "timestamp": newest, "attributes": kept})
+
+
+def _new_events(events: pd.DataFrame, known: Known, choices: Choices, made: Plan) -> Iterator[Item]:
+    new = np.ones(len(events), dtype=bool)
+    if not choices.resend:
+        new = ~np.isin(_packed(events["uuid"].tolist()), known.delivered)
+        made.settled += events.loc[~new, "uuid"].tolist()
+        made.counts["events delivered before"] += int(len(new) - new.sum())
+    if choices.hold_since is not None:
+        recent = (events["timestamp"] >= pd.Timestamp(choices.hold_since, unit="s", tz="UTC")).to_numpy()
+        made.counts["events held as too recent"] += int((new & recent).sum())
+        new &= ~recent
     for row in events[new].itertuples(index=False):
         yield Item(row.uuid, row.key, row.operation.encode(), call=row.call)
+
+
+def _packed(uuids: list[str]) -> Any:
+    return np.frombuffer(b"".join(uuid.UUID(value).bytes for value in uuids), dtype="S16")
 
 
 def _not_refused_before(made: Plan, refused: dict[str, Refusal]) -> Iterator[Item]:
     for item in made.items:
         before = refused.get(item.name)
         if before is not None and before.operation == item.operation.decode():
-            made.counts["refused before"] += 1
+            made.counts[f"refused before: {before.reason}"] += 1
         else:
             yield item

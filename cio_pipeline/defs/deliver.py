@@ -2,11 +2,18 @@
 
 import time
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import dagster as dg
+import pandas as pd
+from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.delivery import Report, deliver, preview
+from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.database import DatabaseError
 from cio_pipeline.defs.partitions import a_few_days_a_run, days
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http import Unavailable
@@ -14,31 +21,100 @@ from cio_pipeline.http import Unavailable
 TRY_AGAIN_SECONDS = 30
 
 
+class Delivery(dg.Config):
+    """What to do otherwise than usual."""
+
+    dry_run: bool = Field(default=False, description="Plan and check everything, report it, and send nothing.")
+    resend: bool = Field(
+        default=False,
+        description="Send again what was delivered, is unchanged or was refused. Attributes never go back in time even so.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Send only each day's first so many customers and their events.")
+    hold_recent_events: float | None = Field(
+        default=None,
+        ge=0,
+        description="Keep events younger than so many hours for a later run: those under 72 hours can start campaigns.",
+    )
+
+    def choices(self, suppressed: Suppressed) -> Choices:
+        """The same for the delivery."""
+        held = None if self.hold_recent_events is None else time.time() - self.hold_recent_events * 3600
+        return Choices(suppressed, resend=self.resend, limit=self.limit, hold_since=held)
+
+
 @dg.op(
     pool="customerio",
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing),
 )
-def upsert_to_customerio(context: dg.AssetExecutionContext, customerio: CustomerIo, store: Store) -> None:
+def upsert_to_customerio(context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store) -> None:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day."""
-    for day in context.partition_keys:
-        started, before = time.monotonic(), (customerio.client.requests, customerio.client.bytes)
-        shards = zip(store.tables.read("customers", day), store.tables.read("events", day), strict=True)
-        try:
-            counts = deliver(day, shards, store.ledger, customerio.client, context.log.info)
-        except NotDelivered as trouble:
-            raise dg.Failure(str(trouble), allow_retries=False) from trouble
-        except Unavailable as trouble:
-            raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
-        sent = {"requests": customerio.client.requests - before[0], "bytes": customerio.client.bytes - before[1]}
-        context.add_asset_metadata(_receipt(counts, sent, time.monotonic() - started), partition_key=day)
+    choices = config.choices(customerio.suppressed)
+    if config.dry_run:
+        seen: set[str] = set()
+        for day in context.partition_keys:
+            shown = preview(day, _shards(store, day), store.ledger, choices, seen)
+            context.add_asset_metadata(_outlook(shown, store, day), partition_key=day)
+        return
+    with one_at_a_time(store, context.log.warning):
+        for day in context.partition_keys:
+            started, before = time.monotonic(), customerio.traffic()
+            sent = deliver(day, _shards(store, day), store.ledger, customerio.client, context.log.info, choices)
+            receipt = receipt_of(sent.counts, sent.sample, customerio.traffic() - before, time.monotonic() - started)
+            context.add_asset_metadata(receipt, partition_key=day)
 
 
-def _receipt(counts: Counter[str], sent: dict[str, int], seconds: float) -> dict[str, int | float]:
-    names = ("customers sent", "events sent", "customers with nothing new", "events delivered before")
+@contextmanager
+def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
+    try:
+        with store.ledger.alone(lambda: say("Another run is delivering by this ledger: waiting until it is done.")):
+            yield
+    except NotDelivered as trouble:
+        raise dg.Failure(str(trouble), allow_retries=False) from trouble
+    except (Unavailable, DatabaseError) as trouble:
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
+
+
+def receipt_of(
+    counts: Counter[str], sample: list[str], traffic: Counter[str], seconds: float
+) -> dict[str, dg.MetadataValue | int | float]:
+    """The counts by reason, the requests, and a sample that shows nobody's data."""
+    names = ("customers sent", "new customers", "events sent", "customers with nothing new", "events delivered before")
     refused = sum(count for name, count in counts.items() if name.startswith("refused"))
-    first = {name: counts[name] for name in names}
-    return {**first, "refused": refused, **counts, **sent, "seconds": round(seconds, 2)}
+    return {
+        **{name: counts[name] for name in names},
+        "refused": refused,
+        **counts,
+        "requests": traffic["requests"],
+        "bytes": traffic["bytes"],
+        "seconds": round(seconds, 2),
+        "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0,
+        "sample": dg.MetadataValue.json(sample),
+    }
+
+
+def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataValue | int | bool]:
+    """The receipt of a dry run: what would be sent, and what will not."""
+    counts = report.counts
+    rejects: Counter[str] = Counter()
+    for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
+        rejects.update(f"{row.what}: {row.reason}" for row in shard.itertuples(index=False))
+    return {
+        "dry run": True,
+        "new customers": counts["new customers"],
+        "changed customers": counts["changed customers"],
+        "customers with nothing new": counts["customers with nothing new"],
+        "events that can trigger campaigns": counts["events that can trigger campaigns"],
+        **counts,
+        "events by name": dg.MetadataValue.json(dict(report.event_names.most_common())),
+        "refused by the rules": dg.MetadataValue.json(dict(rejects.most_common())),
+        "sample": dg.MetadataValue.json(report.sample),
+    }
+
+
+def _shards(store: Store, day: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    return zip(store.tables.read("customers", day), store.tables.read("events", day), strict=True)
 
 
 @dg.graph_asset(

@@ -3,11 +3,15 @@
 A run's resources are made before its first step, so a wrong setting or key ends the run before anything is read or sent.
 """
 
+from collections import Counter
+from collections.abc import Callable
+
 import dagster as dg
 from pydantic import PrivateAttr
 
 from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EventSource
@@ -36,10 +40,13 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
     """The Customer.io workspace that CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY belong to."""
 
     _client: TrackClient = PrivateAttr()
+    _suppressed: Suppressed = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Checks the keys and the region."""
-        self._client = track_client(load_settings())
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
+        """Reads who must not be sent, and checks the keys and the region."""
+        settings = load_settings()
+        self._suppressed = read_suppressed(settings.suppressed_file)
+        self._client = track_client(settings, context.log.warning if context.log else print)
         self._client.check()
 
     @property
@@ -47,16 +54,27 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
         """The Track API."""
         return self._client
 
+    @property
+    def suppressed(self) -> Suppressed:
+        """The people of CIO_SUPPRESSED_FILE, as it was when the run began."""
+        return self._suppressed
+
+    def traffic(self) -> Counter[str]:
+        """The requests and bytes of the run so far."""
+        return Counter(requests=self._client.requests, bytes=self._client.bytes)
+
 
 class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
 
     _settings: Settings = PrivateAttr()
+    _ledger: Ledger = PrivateAttr()
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Reads the settings."""
+        """Reads the settings and opens the ledger."""
         keep_private()
         self._settings = load_settings()
+        self._ledger = Ledger(self._settings.ledger_url)
 
     @property
     def options(self) -> Options:
@@ -76,7 +94,7 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def ledger(self) -> Ledger:
         """What Customer.io has acknowledged."""
-        return Ledger(self._settings.ledger_url)
+        return self._ledger
 
 
 def event_source(settings: Settings) -> EventSource:
@@ -90,11 +108,12 @@ def event_source(settings: Settings) -> EventSource:
     )
 
 
-def track_client(settings: Settings) -> TrackClient:
-    """The Track API with the settings' credentials."""
+def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:
+    """The Track API with the settings' credentials; `say` is told of long waits."""
     return TrackClient(
         settings.tracking_url,
         settings.customerio_site_id.get_secret_value(),
         settings.customerio_api_key.get_secret_value(),
         settings.requests_per_second,
+        say,
     )

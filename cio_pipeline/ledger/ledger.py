@@ -1,14 +1,16 @@
 """What Customer.io has acknowledged, so that a rerun sends only what is new and a killed run goes on where it stopped.
 
 Per partition the ids of the events it took, packed as 16 bytes each, one row a request. Per customer each attribute's last
-acknowledged value (a hash) and time, 16 bytes each. Neither holds anybody's data. What Customer.io refused stands here too,
-with its reason and the item itself.
+acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused stands here too, with its reason
+and the item itself.
 """
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -17,47 +19,17 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.database import chunks, connect
-from cio_pipeline.ledger.state import State, customer_id, merge, pack, unpack
-
-metadata = sa.MetaData()
-
-deliveries = sa.Table(
-    "deliveries",
-    metadata,
-    sa.Column("id", sa.Integer, primary_key=True),
-    sa.Column("day", sa.String(10), nullable=False, index=True),
-    sa.Column("event_uuids", sa.LargeBinary, nullable=False),
-)
-
-customer_states = sa.Table(
-    "customer_states",
-    metadata,
-    sa.Column("customer", sa.LargeBinary(16), primary_key=True),
-    sa.Column("state", sa.LargeBinary, nullable=False),
-)
-
-refusals = sa.Table(
-    "refusals",
-    metadata,
-    sa.Column("day", sa.String(10), primary_key=True),
-    sa.Column("item", sa.String, primary_key=True),
-    sa.Column("kind", sa.String(8), nullable=False),
-    sa.Column("reason", sa.String, nullable=False),
-    sa.Column("detail", sa.Text, nullable=False),
-    sa.Column("operation", sa.Text, nullable=False),
-    sa.Column("refused_at", sa.DateTime, nullable=False),
-)
-
-CHUNK = 500
+from cio_pipeline.database import alone, chunks, connect, reading
+from cio_pipeline.ledger.schema import CHUNK, customer_states, deliveries, metadata, migrations, refusals
+from cio_pipeline.ledger.state import State, customer_id, is_outdone, merge, pack, unpack
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An item that Customer.io refused.
+    """An item that Customer.io refused, with what it takes to send it again.
 
-    item: the event's uuid, or the customer's key and part; kind: `event` or `customer`; reason: Customer.io's word for it
-    and the field; detail: its whole message, which may quote the data; operation: what was sent.
+    item: the event's uuid, or `schema.customer_item`; kind: `event` or `customer`; reason: Customer.io's word for it and the
+    field; detail: its whole message, which may quote the data; operation: what was sent; key, call and state: the item's.
     """
 
     item: str
@@ -65,6 +37,9 @@ class Refusal:
     reason: str
     detail: str
     operation: str
+    key: str
+    call: str = "batch"
+    state: State = field(default_factory=dict)
 
 
 @dataclass
@@ -78,21 +53,25 @@ class Acknowledgement:
 
 
 class Ledger:
-    """The ledger in the database at an SQLAlchemy URL."""
+    """The ledger in the database at an SQLAlchemy URL. Its methods raise `database.DatabaseError` where that is away."""
 
     def __init__(self, url: str) -> None:
-        self._engine = connect(url, metadata)
+        self._engine = connect(url, metadata, migrations)
+
+    def alone(self, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds."""
+        return alone(self._engine, waiting)
 
     def delivered(self, day: str) -> Any:
         """The uuids of the day's events that Customer.io has acknowledged: a sorted numpy array of 16-byte strings."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
             return np.unique(np.frombuffer(b"".join(packed), dtype="S16"))
 
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         """What Customer.io holds of these customers; one it has not heard of is missing."""
         by_id = {customer_id(key): key for key in keys}
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {
                 by_id[row.customer]: unpack(row.state)
                 for chunk in chunks(iter(by_id), CHUNK)
@@ -101,51 +80,79 @@ class Ledger:
 
     def refused(self, day: str) -> dict[str, Refusal]:
         """What Customer.io refused of the day, by item."""
-        with self._engine.connect() as connection:
-            rows = connection.execute(sa.select(refusals).where(refusals.c.day == day)).all()
-        return {row.item: Refusal(row.item, row.kind, row.reason, row.detail, row.operation) for row in rows}
+        return {refusal.item: refusal for refusal in self.refusals(day).get(day, [])}
+
+    def refusals(self, day: str | None = None, reason: str | None = None) -> dict[str, list[Refusal]]:
+        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came."""
+        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at)
+        if day is not None:
+            wanted = wanted.where(refusals.c.day == day)
+        if reason is not None:
+            wanted = wanted.where(refusals.c.reason == reason)
+        found: dict[str, list[Refusal]] = defaultdict(list)
+        with reading(self._engine) as connection:
+            for row in connection.execute(wanted):
+                state = unpack(row.state)
+                texts = (row.item, row.kind, row.reason, row.detail, row.operation, row.key, row.call)
+                found[row.day].append(Refusal(*texts, state=state))
+        return dict(found)
 
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days."""
         counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             return {row[0]: row[1] for row in connection.execute(counted)}
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
-        """Commits what one answer settled. A refusal that was accepted now is closed."""
+        """Commits what one answer settled. A refusal is closed when its item is accepted, or newer data in its place."""
         with self._engine.begin() as transaction:
             if answer.event_uuids:
                 packed = b"".join(uuid.UUID(value).bytes for value in answer.event_uuids)
                 transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
+            self._close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
             self._keep_states(transaction, answer.customers)
-            self._keep_refusals(transaction, day, answer)
+            self._keep_refused(transaction, day, answer.refused)
 
     def _keep_states(self, transaction: sa.Connection, customers: dict[str, State]) -> None:
-        """Merges into what stands there: another run may have written since this one looked."""
+        """Merges into what stands there."""
         for chunk in chunks(iter(customers.items()), CHUNK):
             ids = {customer_id(key): state for key, state in chunk}
             found = transaction.execute(sa.select(customer_states).where(customer_states.c.customer.in_(ids)).with_for_update())
             standing = {row.customer: unpack(row.state) for row in found}
-            rows = [
-                {"customer": customer, "state": pack(merge(standing.get(customer, {}), state))}
-                for customer, state in ids.items()
-            ]
-            insert = self._upsert(customer_states)
+            merged = {customer: merge(standing.get(customer, {}), state) for customer, state in ids.items()}
+            insert = self._insert(customer_states)
             transaction.execute(
-                insert.on_conflict_do_update(index_elements=["customer"], set_={"state": insert.excluded.state}), rows
+                insert.on_conflict_do_update(index_elements=["customer"], set_={"state": insert.excluded.state}),
+                [{"customer": customer, "state": pack(state)} for customer, state in merged.items()],
             )
+            _close_outdone(transaction, merged)
 
-    def _keep_refusals(self, transaction: sa.Connection, day: str, answer: Acknowledgement) -> None:
-        settled = answer.accepted + [refusal.item for refusal in answer.refused]
+    def _close_accepted(self, transaction: sa.Connection, day: str, settled: list[str]) -> None:
+        """An event is the same one on any day; an upsert is the day's."""
+        here_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
         for chunk in chunks(iter(settled), CHUNK):
-            transaction.execute(sa.delete(refusals).where(refusals.c.day == day, refusals.c.item.in_(chunk)))
-        now = datetime.now(timezone.utc).replace(tzinfo=None)
-        rows = [{"day": day, "refused_at": now, **vars(refusal)} for refusal in answer.refused]
-        if rows:
-            transaction.execute(self._upsert(refusals).on_conflict_do_nothing(), rows)
+            transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), here_or_event))
 
-    def _upsert(self, table: sa.Table) -> postgresql.Insert:
+    def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        rows = [
+            {**vars(refusal), "day": day, "customer": customer_id(refusal.key), "state": pack(refusal.state), "refused_at": now}
+            for refusal in refused
+        ]
+        if rows:
+            transaction.execute(self._insert(refusals).on_conflict_do_nothing(), rows)
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert:
         """Both dialects have the same `on_conflict_do_update`, in modules of their own."""
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         insert: postgresql.Insert = dialect.insert(table)
         return insert
+
+
+def _close_outdone(transaction: sa.Connection, merged: dict[bytes, State]) -> None:
+    """Closes refused upserts, of any day, all of whose attributes have been set since."""
+    columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
+    found = transaction.execute(sa.select(*columns).where(refusals.c.customer.in_(merged), refusals.c.kind == "customer")).all()
+    for row in found:
+        if is_outdone(unpack(row.state), merged[row.customer]):
+            transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))

@@ -1,19 +1,24 @@
-"""A customer's acknowledged attributes, packed: 5 bytes of the name's hash, 7 of the value's, 4 of the time, each."""
+"""A customer's acknowledged attributes, packed: for each time that any was set at, its 4 bytes, then 11 bytes an attribute."""
 
 from __future__ import annotations
 
+from collections import defaultdict
 from hashlib import blake2b
 
 State = dict[bytes, "tuple[bytes, int]"]
 """Hash of an attribute's name to the hash of its value and its time in Unix seconds."""
 
-NAME, VALUE, TIME = 5, 7, 4
-RECORD = NAME + VALUE + TIME
+CUSTOMER, NAME, VALUE = 12, 5, 6
+"""Bytes of the hashes. Of a hundred million customers, two share a hash once in 10^13 ledgers; of 300 names, once in 10^7;
+a changed value passes for unchanged once in 10^14 times."""
+
+TIME, COUNT = 4, 2
+HEAD, RECORD = TIME + COUNT, NAME + VALUE
 
 
 def customer_id(key: str) -> bytes:
     """What stands for a customer's key in the ledger."""
-    return blake2b(key.encode(), digest_size=16).digest()
+    return blake2b(key.encode(), digest_size=16).digest()[:CUSTOMER]
 
 
 def name_hash(name: str) -> bytes:
@@ -23,7 +28,7 @@ def name_hash(name: str) -> bytes:
 
 def value_hash(value: bytes) -> bytes:
     """What stands for an attribute's value, given as JSON."""
-    return blake2b(value, digest_size=VALUE).digest()
+    return blake2b(value, digest_size=7).digest()[:VALUE]
 
 
 def state_time(seconds: int) -> int:
@@ -38,12 +43,28 @@ def merge(standing: State, newer: State) -> State:
     return merged
 
 
+def is_outdone(refused: State, standing: State) -> bool:
+    """Whether each attribute of an upsert that was refused has been set since, at its own time or later."""
+    return all(name in standing and standing[name][1] >= time for name, (_, time) in refused.items())
+
+
 def pack(state: State) -> bytes:
     """The state's bytes."""
-    return b"".join(name + value + time.to_bytes(TIME, "big") for name, (value, time) in state.items())
+    by_time: dict[int, list[bytes]] = defaultdict(list)
+    for name, (value, time) in state.items():
+        by_time[time].append(name + value)
+    heads = {time: time.to_bytes(TIME, "big") + len(records).to_bytes(COUNT, "big") for time, records in by_time.items()}
+    return b"".join(heads[time] + b"".join(records) for time, records in by_time.items())
 
 
 def unpack(packed: bytes) -> State:
     """The state of `pack`'s bytes."""
-    records = (packed[start : start + RECORD] for start in range(0, len(packed), RECORD))
-    return {record[:NAME]: (record[NAME : NAME + VALUE], int.from_bytes(record[NAME + VALUE :], "big")) for record in records}
+    state: State = {}
+    start = 0
+    while start < len(packed):
+        time = int.from_bytes(packed[start : start + TIME], "big")
+        end = start + HEAD + RECORD * int.from_bytes(packed[start + TIME : start + HEAD], "big")
+        for at in range(start + HEAD, end, RECORD):
+            state[packed[at : at + NAME]] = (packed[at + NAME : at + RECORD], time)
+        start = end
+    return state

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -53,7 +54,7 @@ class Api:
         method: str,
         path: str,
         say: Say,
-        sleep: Callable[[float], object] | None = None,
+        sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
         may_be_too_big: bool = False,
         **request: Any,
     ) -> Answer:
@@ -73,7 +74,7 @@ class Api:
             tries=TRIES,
             patience=PATIENCE_SECONDS,
             say=say,
-            sleep=sleep,
+            rest=lambda seconds, _: sleep(seconds),
             hooks={"response": whole},
             timeout=TIMEOUT_SECONDS,
             **request,

@@ -22,6 +22,7 @@ from cio_pipeline.customerio.items import FRAME_BYTES, REQUEST_BYTES, Item, pack
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.sandbox import customerio
 from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline_tests.customerio.clock import Clock
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 Workspace = customerio.CustomerioServer
@@ -36,16 +37,8 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Waits are noted instead of waited."""
-    waits: list[float] = []
-    monkeypatch.setattr("cio_pipeline.http.time.sleep", waits.append)
-    return waits
-
-
 def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY) -> Counter[str]:
-    return deliver(day, [(made.customers, made.events)], ledger, client(workspace.url))
+    return deliver(day, [(made.customers, made.events)], ledger, client(workspace.url)).counts
 
 
 def attributes(workspace: Workspace, distinct_id: str = "u1") -> dict[str, Any]:
@@ -86,7 +79,7 @@ def test_a_refused_item_is_kept_with_its_reason_and_the_rest_arrives(workspace: 
     assert refusal.kind == "event"
     assert json.loads(refusal.operation)["name"] == ""
     assert sum(count for name, count in counts.items() if name.startswith("refused: ")) == 1
-    assert send(workspace, ledger, made)["refused before"] == 1
+    assert send(workspace, ledger, made)["refused before: required name"] == 1
     assert len(posts(workspace)) == 1
 
 
@@ -99,7 +92,7 @@ def test_a_batch_refused_whole_is_halved_until_the_bad_item_is_alone(workspace: 
 
 
 @pytest.mark.parametrize("fault", [("status", 503, {}), ("status", 429, {"Retry-After": "7"}), "reset-before", "reset-after"])
-def test_passing_faults_are_tried_again_and_nothing_doubles(ledger: Ledger, quick: list[float], fault: Any) -> None:
+def test_passing_faults_are_tried_again_and_nothing_doubles(ledger: Ledger, clock: Clock, fault: Any) -> None:
     def twice(number: int, path: str) -> Any:
         return fault if number <= 2 else None
 
@@ -107,13 +100,13 @@ def test_passing_faults_are_tried_again_and_nothing_doubles(ledger: Ledger, quic
         counts = send(workspace, ledger, tables(event("one"), event("two")))
         assert counts["events sent"] == 2
         assert workspace.workspace.totals()["events"] == 2
-    waits = [wait for wait in quick if wait > 0.1]
+    waits = [wait for wait in clock.rests if wait > 0.1]
     assert len(waits) == 2
     if isinstance(fault, tuple) and fault[2]:
         assert waits == [7.0, 7.0]
 
 
-def test_a_service_that_stays_down_is_an_end_with_one_sentence(ledger: Ledger, quick: list[float]) -> None:
+def test_a_service_that_stays_down_is_an_end_with_one_sentence(ledger: Ledger, clock: Clock) -> None:
     with customerio.serve(faults=lambda number, path: ("status", 500, {})) as workspace:
         with pytest.raises(http.Unavailable, match=r"Customer\.io could not be reached in 9 tries: it answered 500"):
             send(workspace, ledger, tables(event()))
@@ -194,7 +187,7 @@ def test_packing_keeps_every_item_in_order_within_475000_bytes(lengths: list[int
 def test_every_event_uuid_is_sent_once_over_several_lanes(
     workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.delivery.LANE_BYTES", 50_000)
+    monkeypatch.setattr("cio_pipeline.customerio.items.LANE_BYTES", 50_000)
     stream = [
         {**event(f"e{n}", f"u{n % 50}", at=f"2026-03-02T10:{n // 60:02d}:{n % 60:02d}Z"), "uuid": str(uuid.uuid4())}
         for n in range(900)

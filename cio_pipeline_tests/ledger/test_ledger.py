@@ -14,7 +14,7 @@ from cio_pipeline.ledger.state import State, merge, name_hash, pack, unpack, val
 
 DAY = "2026-03-02"
 states = st.dictionaries(
-    st.binary(min_size=5, max_size=5), st.tuples(st.binary(min_size=7, max_size=7), st.integers(0, 2**32 - 1)), max_size=5
+    st.binary(min_size=5, max_size=5), st.tuples(st.binary(min_size=6, max_size=6), st.integers(0, 2**32 - 1)), max_size=5
 )
 
 
@@ -44,7 +44,7 @@ def test_states_merge_by_time(ledger: Ledger) -> None:
 
 def test_a_refusal_stands_until_the_item_is_accepted(ledger: Ledger) -> None:
     event = str(uuid.uuid4())
-    refusal = Refusal(event, "event", "invalid name", "the name is blank", "{}")
+    refusal = Refusal(event, "event", "invalid name", "the name is blank", "{}", "id:u1")
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal]))
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal]))
     assert ledger.refused(DAY) == {event: refusal}

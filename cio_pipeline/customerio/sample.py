@@ -1,0 +1,46 @@
+"""A look at what is sent that shows nobody's data."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timezone
+from itertools import chain, islice
+
+import orjson
+
+from cio_pipeline.customerio.items import Item
+
+EMAIL = re.compile(r"([^\s@\"'<>()\[\],;:/=])[^\s@\"'<>()\[\],;:/=]*@([^\s@.])[^\s@.]*(?:\.[\w-]+)*\.([\w-]+)")
+SHOWN_OF_ID = 3
+SAMPLE_ITEMS = 5
+SAMPLE_NAMES = 12
+
+
+def mask(text: str) -> str:
+    """`jane@mail.example.com` -> `j***@m***.com`, wherever it stands in the text; any other `@` hides what is around it."""
+    masked = EMAIL.sub(r"\1***@\2***.\3", text)
+    return re.sub(r"[^\s*]+@[^\s*]+", "***@***", masked)
+
+
+def mask_key(key: str) -> str:
+    """A customer's key with its email masked, or its id cut."""
+    kind, _, value = key.partition(":")
+    if "@" in value:
+        return f"{kind} {mask(value)}"
+    return f"{kind} {value[: min(SHOWN_OF_ID, len(value) // 2)]}***"
+
+
+def sample(items: list[Item]) -> list[str]:
+    """A line for some of the customers and some of the events: whose they are, and the names of what they hold."""
+    customers = islice((item for item in items if item.is_customer), SAMPLE_ITEMS)
+    events = islice((item for item in items if not item.is_customer), SAMPLE_ITEMS)
+    return [_line(item) for item in chain(customers, events)]
+
+
+def _line(item: Item) -> str:
+    operation = orjson.loads(item.operation)
+    at = datetime.fromtimestamp(operation["timestamp"], timezone.utc)
+    names = list(operation.get("attributes", operation.get("data", {})))
+    shown = ", ".join(mask(name) for name in names[:SAMPLE_NAMES]) + (", …" if len(names) > SAMPLE_NAMES else "")
+    what = "upsert" if item.is_customer else mask(operation["name"])
+    return f"{mask_key(item.key)}: {what} at {at:%Y-%m-%d %H:%M:%S} with {shown or 'no properties'}"
