@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import sys
+import uuid
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline_tests.grammar import parsed
+from cio_pipeline_tests.postgres import database, postgres
 
 
 @pytest.fixture(autouse=True)
@@ -43,3 +46,20 @@ def workspace() -> Iterator[customerio.CustomerioServer]:
     """A local Customer.io."""
     with customerio.serve() as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[str]:
+    """A PostgreSQL server's URL."""
+    with postgres() as url:
+        yield url
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database, of each kind in turn."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'ledger.db'}"
+        return
+    with database(request.getfixturevalue("postgres_server"), f"test_{uuid.uuid4().hex}") as url:
+        yield url
