@@ -65,16 +65,14 @@ def preview(day: str, shards: Shards, ledger: Ledger, choices: Choices, seen: se
     return report
 
 
-def redeliver(
-    day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, is_suppressed: Callable[[Item], bool]
-) -> Report:
-    """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed."""
-    report = Report()
+def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient) -> Report:
+    """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed.
+
+    Raises as `deliver` does.
+    """
     known = Known(ledger.states({refusal.key for refusal in refused}), ledger.delivered(day), {})
     made = plan_again(refused, known)
-    items = [item for item in made.items if not is_suppressed(item)]
-    report.counts["refusals suppressed"] += len(made.items) - len(items)
-    made.items = items
+    report = Report(made.counts, sample=sample(made.items))
     report.counts["refusals mended by newer data"] += len(made.settled)
     _carry_out(day, made, {refusal.item: refusal for refusal in refused}, ledger, client, report)
     return report

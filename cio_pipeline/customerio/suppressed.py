@@ -13,7 +13,6 @@ import requests
 from upath import UPath
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.items import Item
 
 HASH = re.compile(r"[0-9a-fA-F]{64}")
 TIMEOUT_SECONDS = 60
@@ -41,17 +40,14 @@ class Suppressed:
         return bool(self._hashes) and (_hash(text) in self._hashes or _hash(email) in self._hashes)
 
     def keys(self, customers: pd.DataFrame) -> set[str]:
-        """The keys of a customers table whose customer the list names: by the key, `identifier` or `email`."""
+        """The keys of a customers table whose customers the list names."""
         if not self:
             return set()
         pairs = zip(customers["key"].tolist(), customers["operation"].tolist(), strict=True)
-        return {key for key, operation in pairs if self._names_customer(key, operation)}
+        return {key for key, operation in pairs if self.names_customer(key, operation)}
 
-    def is_of(self, item: Item) -> bool:
-        """Whether the list names the customer of an item."""
-        return bool(self) and self._names_customer(item.key, item.operation)
-
-    def _names_customer(self, key: str, operation: str | bytes) -> bool:
+    def names_customer(self, key: str, operation: str) -> bool:
+        """Whether the list names the customer of an operation: by the key, and of an upsert by `identifier` or `email`."""
         given = orjson.loads(operation)
         attributes = given["attributes"] if given.get("action") == "identify" else {}
         texts = (key.partition(":")[2], attributes.get("identifier"), attributes.get("email"))

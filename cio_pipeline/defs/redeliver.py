@@ -7,9 +7,9 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
-from cio_pipeline.customerio.items import Item
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of
 from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.ledger.ledger import Refusal
 
 
 class Redelivery(dg.Config):
@@ -28,23 +28,22 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     lines: list[str] = []
     with one_at_a_time(store, context.log.warning):
         for day, refused in store.ledger.refusals(config.partition, config.reason).items():
-            keys = _suppressed_keys(customerio, store, day)
-
-            def is_suppressed(item: Item, keys: set[str] = keys) -> bool:
-                return item.key in keys or customerio.suppressed.is_of(item)
-
-            report = redeliver(day, refused, store.ledger, customerio.client, is_suppressed)
+            allowed = _not_suppressed(refused, customerio, store, day)
+            report = redeliver(day, allowed, store.ledger, customerio.client)
             counts, lines = counts + report.counts, lines or report.sample
-            context.log.info(f"{day}: {len(refused):,} refusals were taken up.")
+            counts["refusals suppressed"] += len(refused) - len(allowed)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
     context.add_output_metadata({**receipt, "refused still, of all days": sum(store.ledger.refused_by_reason().values())})
 
 
-def _suppressed_keys(customerio: CustomerIo, store: Store, day: str) -> set[str]:
-    """Whom the day's table knows by an email that a refused event does not tell."""
-    if not customerio.suppressed or store.tables.current("customers", day) is None:
-        return set()
-    return {key for shard in store.tables.read("customers", day) for key in customerio.suppressed.keys(shard)}
+def _not_suppressed(refused: list[Refusal], customerio: CustomerIo, store: Store, day: str) -> list[Refusal]:
+    """The day's table knows people by an email that a refused event does not tell."""
+    suppressed = customerio.suppressed
+    if not suppressed:
+        return refused
+    written = store.tables.current("customers", day) is not None
+    keys = {key for shard in store.tables.read("customers", day) for key in suppressed.keys(shard)} if written else set()
+    return [one for one in refused if one.key not in keys and not suppressed.names_customer(one.key, one.operation)]
 
 
 @dg.job(executor_def=dg.in_process_executor)

@@ -1,0 +1,318 @@
+"""A delivery otherwise than usual: looked at before, held, limited, forced, without the people who asked to be forgotten."""
+
+from __future__ import annotations
+
+import threading
+import time
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cio_pipeline.connector.operations import Tables
+from cio_pipeline.customerio.client import NotDelivered, TrackClient
+from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
+from cio_pipeline.customerio.plan import ORDINARY, Choices
+from cio_pipeline.customerio.sample import mask, mask_key
+from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.sandbox import customerio
+from cio_pipeline_tests.connector.streams import event, tables
+
+DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
+Workspace = customerio.CustomerioServer
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY, choices: Choices = ORDINARY) -> Report:
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    return deliver(day, [(made.customers, made.events)], ledger, client, choices=choices)
+
+
+def look(ledger: Ledger, made: Tables, choices: Choices = ORDINARY, seen: set[str] | None = None) -> Report:
+    return preview(DAY, [(made.customers, made.events)], ledger, choices, set() if seen is None else seen)
+
+
+def again(workspace: Workspace, ledger: Ledger, day: str = DAY) -> Report:
+    return redeliver(day, ledger.refusals(day)[day], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
+
+
+def broken(made: Tables, what: str, by: str) -> Tables:
+    """The tables with a text of their operations replaced, so that Customer.io refuses them."""
+    swap = {
+        name: frame.assign(operation=frame["operation"].str.replace(what, by))
+        for name, frame in made._asdict().items()
+        if name != "rejects"
+    }
+    return made._replace(**swap)
+
+
+def people(workspace: Workspace) -> dict[str, int]:
+    return {who["identifiers"].get("id", ""): len(who["events"]) for who in (p.to_dict() for p in workspace.workspace.people())}
+
+
+def test_a_look_says_what_a_delivery_then_does(workspace: Workspace, ledger: Ledger) -> None:
+    send(workspace, ledger, tables(event("a", "known", set_={"plan": "free"}), event("b", "same", set_={"plan": "pro"})))
+    today = pd.Timestamp.now(tz="UTC").isoformat()
+    made = tables(
+        {**event("a", "known", set_={"plan": "free"}), "uuid": "00000000-0000-0000-0000-000000000001"},
+        {**event("b", "same", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-000000000002"},
+        event("c", "known", at="2026-03-02T11:00Z", set_={"plan": "pro"}),
+        event("c", "new", at=today),
+        event("d", "new too", set_={"email": "jane@example.com"}),
+    )
+    requests, kept = len(workspace.requests), ledger.states(made.customers["key"])
+    shown = look(ledger, made)
+    assert (len(workspace.requests), ledger.states(made.customers["key"])) == (requests, kept), "nothing was sent or noted"
+    counts = shown.counts
+    assert (counts["new customers"], counts["changed customers"], counts["customers with nothing new"]) == (2, 1, 1)
+    assert (counts["events to send"], counts["events delivered before"]) == (3, 2)
+    assert counts["events that can trigger campaigns"] == 1
+    assert shown.event_names == {"c": 2, "d": 1}
+    sent = send(workspace, ledger, made)
+    assert sent.counts["new customers"] == counts["new customers"]
+    assert sent.counts["customers sent"] == counts["upserts to send"]
+    assert len(workspace.requests) - requests == counts["requests"] == 1
+    assert workspace.requests[-1].bytes == counts["bytes"]
+    assert shown.sample == sent.sample
+    assert "jane" not in str(shown.sample)
+
+
+def test_a_look_at_several_days_counts_a_new_customer_once(ledger: Ledger) -> None:
+    seen: set[str] = set()
+    looks = [
+        look(ledger, tables(event(), event("b", "u2")), seen=seen),
+        look(ledger, tables(event(), event("c", "u3")), seen=seen),
+    ]
+    assert [shown.counts["new customers"] for shown in looks] == [2, 1]
+    assert looks[1].counts["changed customers"] == 1
+
+
+def test_a_look_expects_what_was_refused_before_to_stay_so(workspace: Workspace, ledger: Ledger) -> None:
+    made = broken(tables(event("bad"), event("good")), '"name":"bad"', '"name":""')
+    send(workspace, ledger, made)
+    assert look(ledger, made).counts["refused before: required name"] == 1
+
+
+def test_the_limit_is_the_first_customers_with_their_events(workspace: Workspace, ledger: Ledger) -> None:
+    made = tables(*(event(f"e{n}", f"u{n % 5}") for n in range(20)))
+    choices = Choices(limit=2)
+    assert look(ledger, made, choices).counts["events to send"] == 8
+    send(workspace, ledger, made, choices=choices)
+    assert people(workspace) == {"u0": 4, "u1": 4}
+    assert send(workspace, ledger, made, choices=choices).counts["events sent"] == 0
+    assert send(workspace, ledger, made).counts["events sent"] == 12
+
+
+def test_the_limit_holds_over_shards(ledger: Ledger, workspace: Workspace) -> None:
+    made = [tables(event("a", f"{shard}-{n}")) for shard in range(3) for n in range(1)]
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    report = deliver(DAY, [(one.customers, one.events) for one in made], ledger, client, choices=Choices(limit=2))
+    assert report.counts["customers sent"] == 2
+
+
+def test_recent_events_are_held_and_go_out_later(workspace: Workspace, ledger: Ledger) -> None:
+    made = tables(event("old", at="2026-03-02T10:00Z"), event("young", at="2026-03-02T12:00Z"))
+    noon = pd.Timestamp("2026-03-02T12:00Z").timestamp()
+    counts = send(workspace, ledger, made, choices=Choices(hold_since=noon)).counts
+    assert (counts["events sent"], counts["events held as too recent"], counts["customers sent"]) == (1, 1, 1)
+    assert send(workspace, ledger, made).counts["events sent"] == 1
+
+
+def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(workspace: Workspace, ledger: Ledger) -> None:
+    older = tables(event("a", set_={"plan": "free", "city": "Bonn"}))
+    send(workspace, ledger, older)
+    newer = tables({**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"})
+    send(workspace, ledger, newer, NEXT_DAY)
+    counts = send(workspace, ledger, older, choices=Choices(resend=True)).counts
+    assert (counts["customers sent"], counts["events sent"], counts["attributes newer in Customer.io"]) == (1, 1, 2)
+    person = workspace.workspace.person("u1")
+    assert person is not None
+    assert (person.values["plan"], person.values["city"], len(person.events)) == ("pro", "Bonn", 2)
+
+
+def test_a_forced_delivery_sends_what_was_refused(workspace: Workspace, ledger: Ledger) -> None:
+    made = broken(tables(event("bad")), '"name":"bad"', '"name":""')
+    send(workspace, ledger, made)
+    assert send(workspace, ledger, made, choices=Choices(resend=True)).counts["refused: required name"] == 1
+
+
+def hashed(text: str) -> str:
+    return sha256(text.encode()).hexdigest()
+
+
+@pytest.mark.parametrize(
+    "line", ["u1", " u1\r", "Jane@Example.com", hashed("u1"), hashed("jane@example.com"), hashed("jane@example.com").upper()]
+)
+@pytest.mark.parametrize("by_email", [False, True])
+def test_nothing_of_the_suppressed_is_sent_and_it_is_counted(
+    workspace: Workspace, ledger: Ledger, line: str, by_email: bool
+) -> None:
+    made = tables(
+        event("a", "u1", set_={"email": "jane@example.com"}), event("b", "u1"), event("c", "u2"), identify_by_email=by_email
+    )
+    choices = Choices(Suppressed([line, "", "nobody"]))
+    assert look(ledger, made, choices).counts["new customers"] == 1
+    counts = send(workspace, ledger, made, choices=choices).counts
+    assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
+    assert people(workspace) == {"u2": 1}
+    assert ledger.states(["id:u1", "email:jane@example.com"]) == {}
+
+
+def test_a_distinct_id_is_suppressed_only_in_its_own_case() -> None:
+    listed = Suppressed(["ABC", hashed("DEF")])
+    assert listed.names("ABC")
+    assert listed.names("DEF")
+    assert not listed.names("abc")
+    assert not listed.names("def")
+    assert not Suppressed().names("")
+
+
+def test_the_list_is_read_from_a_file_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_bytes("\ufeffu1\r\n\r\njane@example.com\n".encode())
+    assert read_suppressed(str(tmp_path / "list.txt")).names("JANE@example.com")
+    assert read_suppressed((tmp_path / "list.txt").as_uri()).names("u1")
+    assert not read_suppressed(None)
+    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
+    for wrong in (
+        tmp_path / "secret-place",
+        tmp_path,
+        tmp_path / "binary",
+        "nowhere://secret-place",
+        "http://127.0.0.1:1/secret-place",
+    ):
+        with pytest.raises(NotDelivered, match=r"^CIO_SUPPRESSED_FILE cannot be read \(\w+\): nothing is sent\.$"):
+            read_suppressed(str(wrong))
+
+
+def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger: Ledger) -> None:
+    answer = workspace.answer
+    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    send(workspace, ledger, tables(event("a", set_={"plan": "pro"}), event("large", "u2", d="x" * 50_000)))
+    workspace.answer = answer  # type: ignore[method-assign]
+    assert len(ledger.refused(DAY)) == 4
+    report = again(workspace, ledger)
+    assert (report.counts["customers sent"], report.counts["events sent"]) == (2, 2)
+    assert ledger.refusals() == {}
+    assert people(workspace) == {"u1": 1, "u2": 1}
+
+
+def test_what_is_refused_again_stays_with_its_new_reason(workspace: Workspace, ledger: Ledger) -> None:
+    made = broken(tables(event("bad")), '"name":"bad"', '"name":""')
+    workspace_answer = workspace.answer
+    workspace.answer = lambda *request: (413, {})  # type: ignore[method-assign]
+    send(workspace, ledger, made)
+    workspace.answer = workspace_answer  # type: ignore[method-assign]
+    again(workspace, ledger)
+    assert ledger.refused_by_reason() == {"required name": 1}
+
+
+def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace: Workspace, ledger: Ledger) -> None:
+    refused = tables(event("a", set_={"plan": "free", "city": "Bonn"}))
+    answer = workspace.answer
+    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    send(workspace, ledger, refused)
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(
+        workspace,
+        ledger,
+        tables(
+            {
+                **event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}),
+                "uuid": "00000000-0000-0000-0000-00000000000b",
+            }
+        ),
+        NEXT_DAY,
+    )
+    again(workspace, ledger)
+    person = workspace.workspace.person("u1")
+    assert person is not None
+    assert (person.values["plan"], person.values["city"]) == ("pro", "Bonn")
+    assert ledger.refusals() == {}
+
+
+def test_a_refusal_that_newer_data_has_settled_is_closed_without_a_request(workspace: Workspace, ledger: Ledger) -> None:
+    made = tables(event("a", set_={"plan": "free"}))
+    answer = workspace.answer
+    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    send(workspace, ledger, made)
+    workspace.answer = answer  # type: ignore[method-assign]
+    newer = {**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"}
+    send(workspace, ledger, tables(newer), NEXT_DAY)
+    assert [refusal.kind for refusal in ledger.refused(DAY).values()] == ["event"]
+
+
+def test_a_late_value_wins_though_an_upsert_of_a_later_time_was_sent(workspace: Workspace, ledger: Ledger) -> None:
+    """Customer.io keeps an attribute under its upsert's time: the plan of 10:00 went with an upsert of 18:00."""
+    first = [
+        event("a", at="2026-03-02T10:00Z", set_={"plan": "free"}),
+        event("b", at="2026-03-02T18:00Z", set_={"city": "Bonn"}),
+    ]
+    send(workspace, ledger, tables(*first))
+    newer = {**event("c", at="2026-03-03T10:00Z", set_={"city": "Köln"}), "uuid": "00000000-0000-0000-0000-00000000000c"}
+    send(workspace, ledger, tables(newer), NEXT_DAY)
+    late = {**event("late", at="2026-03-02T12:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000d"}
+    send(workspace, ledger, tables(*first, late))
+    person = workspace.workspace.person("u1")
+    assert person is not None
+    assert (person.values["plan"], person.values["city"]) == ("pro", "Köln")
+
+
+def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cio_pipeline.customerio.items.REQUEST_BYTES", 2_000)
+    monkeypatch.setattr("cio_pipeline.database.ASK_AGAIN_SECONDS", 0.02)
+    made, times, url = (
+        tables(*(event(f"e{n}", f"u{n % 9}") for n in range(300))),
+        list[float](),
+        f"sqlite:///{tmp_path / 'l.db'}",
+    )
+    waited: list[bool] = []
+
+    def noted(number: int, path: str) -> None:
+        times.append(time.monotonic())
+
+    def run(day: str) -> None:
+        ledger = Ledger(url)
+        with ledger.alone(lambda: waited.append(True)):
+            deliver(day, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50))
+
+    with customerio.serve(faults=noted) as workspace:
+        runs = [threading.Thread(target=run, args=(day,)) for day in (DAY, DAY, NEXT_DAY)]
+        for one in runs:
+            one.start()
+        for one in runs:
+            one.join()
+    one_day = sum(request.status == 200 for request in workspace.requests) / 2
+    assert len(waited) == 2
+    assert len(times) == 2 * one_day, "the day that two runs delivered went out once"
+    assert (len(times) - 1) / (max(times) - min(times)) <= 50 * 1.05
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("jane@example.com", "j***@e***.com"),
+        ("a jane.doe+x@mail.example.co.uk, b", "a j***@m***.uk, b"),
+        ("jane@localhost", "***@***"),
+        ("mailto:jane@example.com", "mailto:j***@e***.com"),
+        ("no address", "no address"),
+    ],
+)
+def test_emails_are_masked_wherever_they_stand(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+def test_ids_are_cut() -> None:
+    keys: dict[str, Any] = {
+        "id:user-12345": "id use***",
+        "id:u": "id ***",
+        "id:jane@x": "id ***@***",
+        "email:j@example.com": "email j***@e***.com",
+    }
+    assert {key: mask_key(key) for key in keys} == keys

@@ -1,0 +1,132 @@
+"""The Track API's client: wrong settings are named, the region is checked, and one pace holds for everybody."""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Any
+
+import pytest
+import requests
+
+from cio_pipeline.customerio.client import NotDelivered, TrackClient
+from cio_pipeline.customerio.pace import Pace, Stopped
+from cio_pipeline.sandbox import customerio
+
+
+def client(url: str, requests_per_second: float = 1000) -> TrackClient:
+    return TrackClient(url, "sandbox", "sandbox-key", requests_per_second)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, status: int, body: str, **headers: str) -> None:
+    """Any request gets this answer, whatever host it was for."""
+
+    def request(session: requests.Session, method: str, url: str, **_: Any) -> requests.Response:
+        response = requests.Response()
+        response.status_code, response.url, response._content = status, url, body.encode()
+        response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
+        return response
+
+    monkeypatch.setattr(requests.Session, "request", request)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"url": "https://track-eu.customer.io", "region": "eu", "environment_id": 3}',
+        '{"region": "eu"}',
+        '{"data_center": "eu"}',
+    ],
+)
+def test_the_host_of_the_workspaces_region_is_named(monkeypatch: pytest.MonkeyPatch, body: str) -> None:
+    answering(monkeypatch, 200, body)
+    with pytest.raises(NotDelivered) as wrong:
+        client("https://track.customer.io").check()
+    assert str(wrong.value) == (
+        "CUSTOMERIO_TRACKING_ENDPOINT is track.customer.io, but this workspace is served by track-eu.customer.io."
+    )
+    client("https://track-eu.customer.io").check()
+    client("https://proxy.example.com").check()
+
+
+def test_a_redirect_is_not_followed_and_its_host_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    answering(monkeypatch, 302, "", Location="https://track-eu.customer.io/api/v2/batch")
+    with pytest.raises(NotDelivered, match=r"^CUSTOMERIO_TRACKING_ENDPOINT .* sends to track-eu\.customer\.io \(status 302\)"):
+        client("https://track.customer.io").batch([b"{}"])
+
+
+@pytest.mark.parametrize(("status", "body"), [(404, "{}"), (405, ""), (410, "{}"), (200, "<html>Please log in</html>")])
+def test_what_is_not_the_track_api_is_not_taken_for_a_refusal_or_an_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch, status: int, body: str
+) -> None:
+    answering(monkeypatch, status, body)
+    with pytest.raises(NotDelivered, match=rf"^CUSTOMERIO_TRACKING_ENDPOINT .* status {status} for /api/v2/batch\.$"):
+        client("https://track.customer.io").batch([b"{}"])
+    with pytest.raises(NotDelivered) as wrong:
+        client("https://track.customer.io").event("someone@example.com", b"{}")
+    assert "someone" not in str(wrong.value)
+
+
+def test_a_reason_that_quotes_an_email_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:
+    body = '{"errors": [{"batch_index": 0, "reason": "taken", "field": "jane@example.com", "message": "jane@example.com"}]}'
+    answering(monkeypatch, 207, body)
+    assert client("https://track.customer.io").batch([b"{}"]) == {0: ("taken j***@e***.com", "jane@example.com")}
+
+
+def test_the_credentials_are_checked_by_one_request(workspace: customerio.CustomerioServer) -> None:
+    client(workspace.url).check()
+    assert [(request.method, request.path) for request in workspace.requests] == [("GET", "/api/v1/accounts/region")]
+
+
+def test_the_pace_holds_over_threads() -> None:
+    pace, times, lock = Pace(200), list[float](), threading.Lock()
+
+    def go() -> None:
+        for _ in range(20):
+            pace.wait()
+            with lock:
+                times.append(time.monotonic())
+
+    threads = [threading.Thread(target=go) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(times) - min(times) >= 79 / 200
+
+
+def test_a_rest_of_the_service_is_everybodys_and_one_of_a_connection_is_not() -> None:
+    pace = Pace(1000)
+    resting = threading.Thread(target=pace.rest, args=(0.3, True))
+    started = time.monotonic()
+    resting.start()
+    while pace._next <= started:
+        time.sleep(0.001)
+    pace.wait()
+    assert time.monotonic() - started >= 0.3
+    resting.join()
+    resting = threading.Thread(target=pace.rest, args=(0.3, False))
+    resting.start()
+    started = time.monotonic()
+    pace.wait()
+    assert time.monotonic() - started < 0.2
+    resting.join()
+
+
+def test_a_stop_wakes_up_who_waits() -> None:
+    pace = Pace(1000)
+    stopped: list[bool] = []
+
+    def rest() -> None:
+        try:
+            pace.rest(3600, True)
+        except Stopped:
+            stopped.append(True)
+
+    resting = threading.Thread(target=rest)
+    resting.start()
+    pace.stop()
+    resting.join(10)
+    assert stopped == [True]
+    with pytest.raises(Stopped):
+        pace.wait()

@@ -1,0 +1,232 @@
+"""The sink in Dagster: run config, receipts, another try and a clear end, and what was refused sent again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+
+from cio_pipeline.database import alone
+from cio_pipeline.definitions import defs
+from cio_pipeline.headless import run_days
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings import load_settings
+from cio_pipeline_tests.postgres import URL_PASSWORD
+
+DAY = "2025-01-01"
+Workspace = customerio.CustomerioServer
+EVENTS: list[dict[str, Any]] = [
+    {
+        "uuid": f"00000000-0000-4000-8000-00000000000{number}",
+        "event": name,
+        "distinct_id": distinct_id,
+        "timestamp": "2025-01-01T10:00:00Z",
+        "properties": {"$set": {"email": f"{distinct_id}@example.com", "plan": "pro"}},
+    }
+    for number, (name, distinct_id) in enumerate(
+        [("signed up", "jane"), ("paid", "jane"), ("signed up", "joe"), ("left", "joe")]
+    )
+]
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
+    """A Customer.io, with four events of two people in PostHog, and settings that name both."""
+    monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
+        for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
+    """Runs the day; gives the sink's receipt."""
+    result = defs.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance,
+        partition_key=DAY,
+        run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
+    )
+    [receipt] = [
+        event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key == dg.AssetKey("customerio_delivery")
+    ]
+    return {name: value.value for name, value in receipt.items()}
+
+
+def redeliver(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
+    """Runs the job; gives its receipt."""
+    result = defs.resolve_job_def("redeliver_refused").execute_in_process(
+        instance=instance, run_config={"ops": {"send_refused_again": {"config": config}}}
+    )
+    [event] = [event for event in result.all_events if event.event_type_value == "STEP_OUTPUT"]
+    return {name: value.value for name, value in event.step_output_data.metadata.items()}
+
+
+def refusing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """The workspace refuses events of this name."""
+    batch = workspace.workspace.batch
+
+    def refuse(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        spoilt = [{**item, "name": ""} if item.get("name") == name else item for item in items]
+        return batch(json.dumps({"batch": spoilt}).encode())
+
+    monkeypatch.setattr(workspace.workspace, "batch", refuse)
+
+
+def test_the_receipt_shows_counts_traffic_and_a_sample_without_data(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    receipt = run(instance)
+    assert (receipt["customers sent"], receipt["new customers"], receipt["events sent"]) == (2, 2, 4)
+    assert receipt["requests"] == 1
+    assert receipt["bytes"] == workspace.requests[-1].bytes
+    assert receipt["events per second"] > 0
+    assert len(receipt["sample"]) == 6
+    assert "example.com" not in str(receipt)
+
+
+def test_a_dry_run_reports_and_sends_nothing_and_the_run_after_it_sends_all(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    receipt = run(instance, dry_run=True)
+    assert receipt["dry run"] is True
+    assert (receipt["new customers"], receipt["events to send"], receipt["requests"]) == (2, 4, 1)
+    assert receipt["events by name"] == {"signed up": 2, "paid": 1, "left": 1}
+    assert receipt["refused by the rules"] == {}
+    assert "example.com" not in str(receipt)
+    assert [request.method for request in workspace.requests] == ["GET"]
+    assert run(instance)["events sent"] == 4
+
+
+def test_run_config_limits_holds_and_forces(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    assert run(instance, limit=1, hold_recent_events=24 * 365 * 100)["customers sent"] == 1
+    assert run(instance)["events sent"] == 4
+    assert run(instance, resend=True)["events sent"] == 4
+    assert workspace.workspace.totals()["events"] == 4
+    with pytest.raises(dg.DagsterInvalidConfigError):
+        run(instance, dry_ran=True)
+
+
+def test_credentials_are_checked_once_a_run_and_a_delivered_day_costs_no_more(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    run(instance)
+    run(instance)
+    assert [request.method for request in workspace.requests] == ["GET", "POST", "GET"]
+
+
+def test_a_service_that_is_away_for_a_while_is_tried_once_more(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    workspace.faults = lambda number, path: ("status", 503, {}) if 2 <= number <= 12 else None
+    assert run(instance)["events sent"] == 4
+    assert workspace.workspace.totals()["events"] == 4
+
+
+def test_a_service_that_stays_away_is_an_end_with_its_sentence(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    workspace.faults = lambda number, path: ("status", 503, {}) if number >= 2 else None
+    assert run_days(DAY, DAY, load_settings(), {}) == 1
+    assert capsys.readouterr().err == "Customer.io could not be reached in 9 tries: it answered 503.\n"
+    assert len(workspace.requests) == 1 + 2 * 9
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "sentence"),
+    [
+        (
+            "CIO_SUPPRESSED_FILE",
+            "/nowhere/list-secret",
+            "CIO_SUPPRESSED_FILE cannot be read (FileNotFoundError): nothing is sent.",
+        ),
+        (
+            "CIO_LEDGER_URL",
+            f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:1/cio",
+            "The ledger's database (CIO_LEDGER_URL) cannot be used: connection failed",
+        ),
+    ],
+)
+def test_a_wrong_setting_ends_the_run_before_anything_is_sent(
+    workspace: Workspace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    setting: str,
+    value: str,
+    sentence: str,
+) -> None:
+    monkeypatch.setenv(setting, value)
+    assert run_days(DAY, DAY, load_settings(), {}) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert said.count("\n") == 1
+    assert URL_PASSWORD not in said
+    assert workspace.workspace.totals() == {"people": 0, "events": 0}
+
+
+def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_days(DAY, DAY, load_settings(), {"dry_run": True, "limit": None}) == 0
+    said = capsys.readouterr().out
+    assert said.startswith(f"{DAY}, if it were run (nothing was sent):\n  new customers: 2\n")
+    assert '  events by name: {"signed up":2,"paid":1,"left":1}\n' in said
+    assert "example.com" not in said
+    assert workspace.workspace.totals()["events"] == 0
+
+
+def test_a_run_that_waits_for_another_says_so(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holding = Ledger(load_settings().ledger_url).alone(lambda: None)
+    holding.__enter__()
+
+    def until_said(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+        def said() -> None:
+            waiting()
+            holding.__exit__(None, None, None)
+
+        return alone(engine, said)
+
+    monkeypatch.setattr("cio_pipeline.ledger.ledger.alone", until_said)
+    assert run_days(DAY, DAY, load_settings(), {}) == 0
+    assert "Another run is delivering by this ledger: waiting until it is done.\n" in capsys.readouterr().out
+
+
+def test_refusals_are_sent_again_by_reason_and_partition_and_closed(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        assert run(instance)["refused"] == 1
+    assert redeliver(instance, partition="2025-01-02")["refused still, of all days"] == 1
+    assert redeliver(instance, reason="another reason")["refused still, of all days"] == 1
+    receipt = redeliver(instance, partition=DAY, reason="required name")
+    assert (receipt["events sent"], receipt["refused still, of all days"]) == (1, 0)
+    assert workspace.workspace.totals()["events"] == 4
+    assert run(instance)["refused"] == 0
+
+
+def test_a_refused_event_of_somebody_suppressed_by_email_is_not_sent_again(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        run(instance)
+    (tmp_path / "list").write_text("jane@example.com\n")
+    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
+    receipt = redeliver(instance)
+    assert (receipt["refusals suppressed"], receipt["refused still, of all days"]) == (1, 1)
+    assert workspace.workspace.totals()["events"] == 3
