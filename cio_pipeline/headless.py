@@ -71,7 +71,8 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
             refused += sum(_say(day, receipts[day]) for day in chunk)
     if refused:
         print(
-            f"Customer.io refused {refused:,} items: the ledger's table `refusals` has each with its reason.",
+            f"Customer.io refused {refused:,} items: the ledger's table `refusals` has each with its reason,"
+            " and the job redeliver_refused sends them again.",
             file=sys.stderr,
         )
         return 1

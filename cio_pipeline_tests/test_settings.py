@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from sqlalchemy.engine import make_url
 
 from cio_pipeline.settings import SettingsError, load_settings
 
@@ -68,6 +69,9 @@ def test_a_missing_or_empty_required_setting_is_named(env: pytest.MonkeyPatch, n
         ("POSTHOG_PROJECT_ID", "1/../2"),
         ("CIO_START_DATE", "yesterday"),
         ("CIO_DAYS_PER_RUN", "0"),
+        ("CIO_LEDGER_URL", "ledger.db"),
+        ("CIO_LEDGER_URL", "mysql://user:secret@host/db"),
+        ("CIO_LEDGER_URL", "postgresql://user:secret@host:port/db"),
     ],
 )
 def test_a_wrong_value_is_refused_by_the_settings_name(env: pytest.MonkeyPatch, name: str, value: str) -> None:
@@ -83,6 +87,26 @@ def test_no_secret_is_shown(env: pytest.MonkeyPatch) -> None:
     with pytest.raises(SettingsError) as refused:
         load_settings()
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("password", ["12/34", "p@ss", "a?b", "a#b/c", "12/3@4"])
+def test_a_password_that_would_be_misread_is_refused_without_being_shown(env: pytest.MonkeyPatch, password: str) -> None:
+    env.setenv("CIO_LEDGER_URL", f"postgresql://user:{password}@host/db")
+    try:
+        url = make_url(load_settings().ledger_url)
+    except SettingsError as refused:
+        assert str(refused) == "CIO_LEDGER_URL is wrong: special characters of its user and password must be percent-encoded."  # noqa: PT017
+    else:
+        assert (url.password, url.host, url.database) == (password, "host", "db")
+
+
+def test_a_ledger_on_postgresql_and_the_list_of_the_suppressed_are_taken_as_given(env: pytest.MonkeyPatch) -> None:
+    env.setenv("CIO_LEDGER_URL", "postgresql://user:p%40ss%2Fword@host:5432/db?sslmode=require")
+    env.setenv("CIO_SUPPRESSED_FILE", "s3://key:list-secret@bucket/list")
+    settings = load_settings()
+    assert settings.ledger_url == "postgresql://user:p%40ss%2Fword@host:5432/db?sslmode=require"
+    assert settings.suppressed_file == "s3://key:list-secret@bucket/list"
+    assert "secret" not in repr(settings)
 
 
 def test_a_bucket_for_the_tables_needs_a_ledger_elsewhere(env: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,78 @@
+"""In whatever order days are delivered, and whatever came late, the workspace ends up the same (R17)."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.sandbox import customerio
+from cio_pipeline_tests.connector.streams import event, tables
+
+DAYS = [f"2026-03-{day:02d}" for day in range(1, 15)]
+Day = list[dict[str, Any]]
+
+
+def stream(seed: int) -> dict[str, Day]:
+    """Events of five people that set a few attributes over and over, by day."""
+    rnd = random.Random(seed)
+    return {
+        day: [
+            {
+                **event(f"e{n}", f"u{rnd.randrange(5)}", f"{day}T{rnd.randrange(24):02d}:{n:02d}Z", set_=some(rnd)),
+                "uuid": str(uuid.UUID(int=rnd.getrandbits(128))),
+            }
+            for n in range(rnd.randrange(12))
+        ]
+        for day in DAYS
+    }
+
+
+def some(rnd: random.Random) -> dict[str, Any]:
+    return {name: rnd.choice([1, 2, 3, None]) for name in rnd.sample(["plan", "city", "age", "seats"], rnd.randrange(4))}
+
+
+def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, by_arrival: bool) -> dict[str, Any]:
+    """The workspace after these deliveries, each of a day's first so many events."""
+    with customerio.serve() as server:
+        if by_arrival:
+            batch = server.workspace.batch
+            server.workspace.batch = lambda body: batch(without_times(body))  # type: ignore[method-assign]
+        client = TrackClient(server.url, "sandbox", "sandbox-key", 1000)
+        for day, count in steps:
+            if given := days[day][:count]:
+                made = tables(*given)
+                deliver(day, [(made.customers, made.events)], ledger, client)
+        people = [person.to_dict() for person in server.workspace.people()]
+    return {who["identifiers"]["id"]: (who["attributes"], sorted(map(str, who["events"]))) for who in people}
+
+
+def without_times(body: bytes) -> bytes:
+    """For a Customer.io in which the last upsert to arrive wins."""
+    items = orjson.loads(body)["batch"]
+    for item in items:
+        if item["action"] == "identify":
+            del item["timestamp"]
+    return orjson.dumps({"batch": items})
+
+
+@pytest.mark.parametrize("by_arrival", [False, True], ids=["by time", "by arrival"])
+@pytest.mark.parametrize("seed", range(3))
+def test_days_in_any_order_with_events_that_come_late_end_up_the_same(seed: int, by_arrival: bool, tmp_path: Path) -> None:
+    days, rnd = stream(seed), random.Random(seed)
+    whole = [(day, 99) for day in DAYS]
+    parts = [(day, count) for day in DAYS for count in (rnd.randrange(12), 99)]
+    late = sorted(parts, key=lambda part: (part[1], rnd.random()))
+    orders = [whole, whole[::-1], rnd.sample(whole, len(whole)), late]
+    states = [
+        state(days, order, Ledger(f"sqlite:///{tmp_path / f'{number}.db'}"), by_arrival) for number, order in enumerate(orders)
+    ]
+    assert states[0] != {}
+    assert all(found == states[0] for found in states)
