@@ -23,6 +23,8 @@ import duckdb
 import orjson
 import pyarrow as pa
 
+from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.file_downloads import FileDownloads
 from cio_pipeline.sandbox.hogql import DEFAULT_ROWS, SCHEMA, HogQLError, Statement, to_duckdb
 from cio_pipeline.sandbox.legacy import EventsList
 from cio_pipeline.sandbox.product import VISITORS_PER_DAY, days
@@ -45,25 +47,12 @@ INSERT = """
 INSERT INTO events BY NAME SELECT * REPLACE (toUUID(uuid) AS uuid) FROM added
 ORDER BY timestamp::DATE, event, hash(distinct_id), hash(uuid)
 """
+# What PostHog exports of an interval: what landed in it, at most seven days late and one day early.
+EXPORTED = """
+SELECT DISTINCT ON (uuid) * REPLACE (toString(uuid) AS uuid) FROM events WHERE created_at >= $start AND created_at < $end
+AND timestamp >= $start - INTERVAL 7 DAY AND timestamp < $end + INTERVAL 1 DAY
+"""
 BY_DAY = "SELECT timestamp::DATE AS day, count(*) FROM events GROUP BY day ORDER BY day"
-
-
-class Refused(Exception):
-    """An answer other than 200, in the shape of PostHog's errors."""
-
-    def __init__(self, status: int, kind: str, code: str, detail: str) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.body = {"type": kind, "code": code, "detail": detail, "attr": None}
-
-
-@dataclass
-class Answer:
-    """What goes back over HTTP."""
-
-    content: bytes
-    status: int = 200
-    headers: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,6 +82,7 @@ class Project:
         self._closed = False
         self._bytes_read = 0
         self._answers: dict[str, dict[str, Any]] = {}
+        self.file_downloads = FileDownloads(self.exported)
 
     def add(self, events: Iterable[Event]) -> int:
         """Store events (as `product.days` gives them; `properties` may be JSON text) and return how many."""
@@ -101,6 +91,13 @@ class Project:
             cursor.register("added", table)
             cursor.execute(INSERT)
         return len(table)
+
+    def exported(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
+        """The events of an export of this interval; their times are UTC."""
+        with self._database.cursor() as cursor:
+            rows = cursor.execute(EXPORTED, {"start": _naive(start), "end": _naive(end)}).fetchall()
+            columns = [name for name, *_ in cursor.description]
+        return [dict(zip(columns, row, strict=True)) for row in rows]
 
     def authorize(self, authorization: str, project_id: str) -> None:
         """Refuse, as PostHog does, a request without a good key or for another project."""
@@ -239,7 +236,10 @@ def _json_text(value: object) -> str:
 
 
 def _utc(text: str) -> datetime:
-    moment = datetime.fromisoformat(text.replace("Z", "+00:00"))
+    return _naive(datetime.fromisoformat(text.replace("Z", "+00:00")))
+
+
+def _naive(moment: datetime) -> datetime:
     return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment
 
 
@@ -364,6 +364,11 @@ class _Handler(BaseHTTPRequestHandler):
                 return project.query(_json_body(body))
             case _, ["api", "projects", _, "query"]:
                 raise Refused(405, "invalid_request", "method_not_allowed", f'Method "{self.command}" not allowed.')
+            case method, ["api", "projects", project_id, "file_download_batch_exports", *rest]:
+                project.authorize(self.headers.get("Authorization", ""), project_id)
+                return project.file_downloads.answer(method, rest, _json_body(body or b"{}"), self.server.url)
+            case "GET", ["sandbox", "files", link]:
+                return project.file_downloads.file(link, set(self.headers))
             case "POST", ["sandbox", "events"]:
                 return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
             case "GET", ["sandbox", "requests"]:

@@ -1,0 +1,205 @@
+"""Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (facts 3c).
+
+PostHog selects by when an event landed, a day is one of event time: so it is asked for from an hour before the day, for clocks
+that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from datetime import datetime, timedelta, timezone
+from typing import IO, Any, NamedTuple
+from urllib.parse import quote, urljoin
+
+import pyarrow as pa
+import requests
+
+from cio_pipeline.http import BROKEN, send
+from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
+from cio_pipeline.posthog.source import NotExtracted, Say, Window
+
+LONGEST_EXPORT = timedelta(weeks=1)
+EARLY = timedelta(hours=1)
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""PostHog refuses an export that ends in the future, by its own clock."""
+
+RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+TRIES = 9
+TIMEOUT_SECONDS = (10, 150)
+CANCEL_SECONDS = 10
+POLL_SECONDS = 5.0
+LONGEST_WAIT_SECONDS = 6 * 3600
+BUSY_SECONDS = 30.0
+BUSY_TRIES = 120
+DOWNLOAD_TRIES = 5
+DOWNLOAD_PAUSE_SECONDS = 5.0
+
+FILE = {"format": "Parquet", "compression": "zstd", "max_size_mb": 100}
+UNDER_WAY = ("Starting", "Running")
+
+
+class Export(NamedTuple):
+    """An export that PostHog has been asked for, and what it said last."""
+
+    url: str
+    status: str
+    files: list[str]
+    error: str
+
+
+class FileDownloadSource:
+    """The `file_download` source: exports of at most a week each, with what landed up to `late_days` days later."""
+
+    def __init__(
+        self, url: str, project_id: str, api_key: str, late_days: int, allowlist: tuple[str, ...], with_person: bool
+    ) -> None:
+        self._exports = f"{url}/api/projects/{project_id}/file_download_batch_exports/"
+        self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
+        self._session, self._store = requests.Session(), requests.Session()
+        self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._store.headers.clear()
+        self._session.trust_env = self._store.trust_env = False
+
+    def check(self) -> None:
+        """Raises `NotExtracted` where PostHog does not take the key or the project, or has no file downloads."""
+        answer = self._ask("GET", self._exports, lambda _: None, params={"limit": 1})
+        if answer.status_code != 200:
+            raise NotExtracted(_trouble(answer))
+
+    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+        """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
+        now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
+        if now < end:
+            raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
+        wanted = Wanted(start, end, self._allowlist, self._with_person)
+        weeks = _weeks(start - EARLY, min(end + self._late, now))
+        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
+
+    def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
+        export = self._finished_export(first, last, say)
+        for number, file in enumerate(export.files, 1):
+            with tempfile.NamedTemporaryFile(prefix="cio_pipeline_") as local:
+                self._download(f"{export.url}download/{quote(file, safe='')}/", local, say)
+                try:
+                    yield from read_parquet(local.name, wanted)
+                except (Unreadable, pa.ArrowException, OSError) as wrong:
+                    raise NotExtracted(f"A file of PostHog's export cannot be read ({type(wrong).__name__}).") from wrong
+            say(f"{wanted.start:%Y-%m-%d}: {number} of {len(export.files)} files of PostHog's export read.")
+
+    def _finished_export(self, first: datetime, last: datetime, say: Say) -> Export:
+        """A completed export. One that ended otherwise is asked for once more."""
+        for _ in range(2):
+            export = self._awaited(self._create(first, last, say), say)
+            say(f"PostHog's export of {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC: {export.status}.")
+            if export.status == "Completed":
+                return export
+        raise NotExtracted(f"PostHog's export of {first:%Y-%m-%d %H:%M} UTC ended as {export.status} twice: {export.error}")
+
+    def _create(self, first: datetime, last: datetime, say: Say) -> str:
+        """The URL of a new export. Where too many run at once in the project, it is waited for."""
+        interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
+        for _ in range(BUSY_TRIES):
+            body = {"model": "events", "file": FILE, **interval}
+            answer = self._ask("POST", self._exports, say, RETRIED - {429}, json=body)
+            if answer.status_code == 202:
+                return f"{self._exports}{answer.json()['id']}/"
+            if answer.status_code != 429:
+                raise NotExtracted(_trouble(answer))
+            say(f"PostHog has too many exports of this project under way (429); trying again in {BUSY_SECONDS:.0f} s.")
+            time.sleep(BUSY_SECONDS)
+        raise NotExtracted("PostHog has had too many exports of this project under way for an hour (429): try again later.")
+
+    def _awaited(self, url: str, say: Say) -> Export:
+        """The export when it has ended. It is cancelled where we do not see its end."""
+        try:
+            return self._ended(url, say)
+        except BaseException:
+            with suppress(requests.RequestException):
+                self._session.post(f"{url}cancel/", timeout=CANCEL_SECONDS, allow_redirects=False)
+            raise
+
+    def _ended(self, url: str, say: Say) -> Export:
+        began = time.monotonic()
+        export = self._look(url, say)
+        while export.status in UNDER_WAY:
+            if time.monotonic() - began > LONGEST_WAIT_SECONDS:
+                raise NotExtracted(f"PostHog's export was still under way ({export.status}) after six hours.")
+            time.sleep(POLL_SECONDS)
+            export = self._look(url, say)
+        if export.status == "Completed" and not export.files:
+            time.sleep(POLL_SECONDS)  # the list of the files may come late
+            return self._look(url, say)
+        return export
+
+    def _look(self, url: str, say: Say) -> Export:
+        answer = self._ask("GET", url, say)
+        if answer.status_code != 200:
+            raise NotExtracted(_trouble(answer))
+        body = answer.json()
+        return Export(url, body["status"], body.get("files", []), str(body.get("error", "no reason given."))[:300])
+
+    def _download(self, url: str, into: IO[bytes], say: Say) -> None:
+        """Writes a file where it is asked for; a link that has expired, or broke, is asked for anew."""
+        trouble = ""
+        for attempt in range(DOWNLOAD_TRIES):
+            time.sleep(DOWNLOAD_PAUSE_SECONDS if attempt else 0)
+            redirect = self._ask("GET", url, say)
+            if not 300 <= redirect.status_code < 400:
+                raise NotExtracted(_trouble(redirect))
+            try:
+                trouble = self._fetch(urljoin(url, redirect.headers["Location"]), into)
+            except BROKEN as broken:
+                trouble = type(broken).__name__
+            if not trouble:
+                return
+        raise NotExtracted(f"A file of PostHog's export could not be downloaded in {DOWNLOAD_TRIES} tries ({trouble}).")
+
+    def _fetch(self, link: str, into: IO[bytes]) -> str:
+        """What went wrong, or an empty text. The link goes to another house, so neither the key nor a header of ours does."""
+        into.seek(0)
+        into.truncate()
+        with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
+            if answer.status_code != 200:
+                return f"its link answered {answer.status_code}"
+            for block in answer.iter_content(1 << 20):
+                into.write(block)
+        into.flush()
+        return ""
+
+    def _ask(self, method: str, url: str, say: Say, retried: Any = RETRIED, **request: Any) -> requests.Response:
+        return send(
+            self._session,
+            method,
+            url,
+            service="PostHog",
+            retried=retried,
+            tries=TRIES,
+            say=say,
+            timeout=TIMEOUT_SECONDS,
+            **request,
+        )
+
+
+def _weeks(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetime]]:
+    while first < last:
+        end = min(first + LONGEST_EXPORT, last)
+        yield first, end
+        first = end
+
+
+def _trouble(answer: requests.Response) -> str:
+    status = answer.status_code
+    if status == 401:
+        return "POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401)."
+    if status == 403:
+        return "POSTHOG_PERSONAL_API_KEY lacks the scope Batch Export Write, or access to POSTHOG_PROJECT_ID (403)."
+    if status == 404:
+        return "POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404)."
+    try:
+        detail = str(answer.json()["detail"])[:300]
+    except (ValueError, KeyError, TypeError):
+        detail = "no detail given."
+    return f"PostHog refused the export ({status}): {detail}"

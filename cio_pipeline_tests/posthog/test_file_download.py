@@ -1,0 +1,221 @@
+"""PostHog's on-demand export: every event of the day exactly once, whatever befalls the export, and the key stays at home."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pandas as pd
+import pytest
+import requests
+
+from cio_pipeline import http
+from cio_pipeline.posthog import file_download
+from cio_pipeline.posthog.file_download import FileDownloadSource
+from cio_pipeline.posthog.source import NotExtracted, in_order
+from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.file_downloads import FileDownloads
+
+START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+
+
+def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"018f3173-7000-7421-831e-{number:012x}",
+        "event": "order",
+        "distinct_id": f"u{number % 7}",
+        "timestamp": at,
+        "created_at": landed or at,
+        "properties": {"n": number},
+        **more,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, names in (
+        (file_download, ("POLL_SECONDS", "BUSY_SECONDS", "DOWNLOAD_PAUSE_SECONDS")),
+        (http, ("BACKOFF_SECONDS",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[posthog.PostHog]:
+    with posthog.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def downloads(server: posthog.PostHog) -> FileDownloads:
+    return server.project.file_downloads
+
+
+def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1", **options: Any) -> FileDownloadSource:
+    return FileDownloadSource(server.url, project, key, **{"late_days": 2, "allowlist": (), "with_person": False, **options})
+
+
+def read(found: FileDownloadSource, said: list[str] | None = None) -> pd.DataFrame:
+    frames = list(found.events(START, END, (said if said is not None else []).append).frames)
+    return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
+
+
+def numbers(events: pd.DataFrame) -> list[int]:
+    return [json.loads(text)["n"] for text in events["properties"]]
+
+
+def test_a_day_is_read_to_the_microsecond_from_files_of_every_number(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    times = ["2024-05-01T00:00:00Z", "2024-05-01T23:59:59.999999Z", "2024-04-30T23:59:59.999999Z", "2024-05-02T00:00:00Z"]
+    server.add(stored(number, at=times[number % 4]) for number in range(100))
+    downloads.file_rows = 30
+    assert sorted(numbers(read(source(server)))) == [number for number in range(100) if number % 4 < 2]
+
+
+def test_late_events_are_had_for_as_many_days_as_asked(server: posthog.PostHog) -> None:
+    server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(5))
+    server.add([stored(9, at="2024-05-01T00:10:00Z", landed="2024-04-30T23:50:00Z")])
+    assert {days: numbers(read(source(server, late_days=days))) for days in (0, 2)} == {0: [9, 0], 2: [9, 0, 1, 2]}
+
+
+def test_a_window_of_more_than_a_week_is_several_exports(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(7))
+    server.add([stored(8, landed="2024-05-09T20:00:00Z")])
+    assert len(read(source(server, late_days=10))) == 8
+    assert [run.end - run.start <= timedelta(weeks=1) for run in downloads.runs.values()] == [True, True]
+
+
+def test_only_what_the_settings_need_is_given(server: posthog.PostHog) -> None:
+    server.add([stored(1), stored(2, event="visit"), stored(3, event="visit", person_properties={"email": "a@example.com"})])
+    events = read(source(server, allowlist=("order",), with_person=True))
+    assert numbers(events) == [1, 3]
+    assert events["person_properties"].tolist() == ["{}", '{"email":"a@example.com"}']
+
+
+def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:
+    assert read(source(server)).empty
+
+
+def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
+    today = datetime.now(timezone.utc)
+    with pytest.raises(NotExtracted, match="is not over yet"):
+        source(server).events(today - timedelta(hours=1), today + timedelta(hours=1), lambda _: None)
+
+
+def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    now = datetime.now(timezone.utc)
+    list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1), lambda _: None).frames)
+    assert [now - run.end < timedelta(minutes=3) for run in downloads.runs.values()] == [True]
+
+
+def test_neither_the_key_nor_a_header_of_ours_goes_where_the_redirect_leads(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    brought: list[set[str]] = []
+    file = downloads.file
+
+    def noted(link: str, headers: set[str]) -> Answer:
+        brought.append({name.lower() for name in headers})
+        return file(link, headers)
+
+    monkeypatch.setattr(downloads, "file", noted)
+    assert len(read(source(server))) == 1
+    assert brought == [{"host", "accept-encoding", "user-agent"}]
+
+
+def test_too_many_exports_at_once_are_waited_for(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add([stored(1)])
+    downloads.at_once = 1
+    blocking = requests.post(
+        f"{server.url}/api/projects/1/file_download_batch_exports/",
+        json={
+            "model": "events",
+            "file": {"format": "Parquet"},
+            "data_interval_start": "2024-05-01T00:00:00Z",
+            "data_interval_end": "2024-05-02T00:00:00Z",
+        },
+        headers={"Authorization": "Bearer phx_sandbox"},
+        timeout=5,
+    ).json()["id"]
+    said: list[str] = []
+
+    def say(text: str) -> None:
+        said.append(text)
+        downloads.runs[blocking].polls = 0
+
+    assert source(server).events(START, END, say).expected == 1
+    assert "too many exports of this project under way (429)" in said[0]
+
+
+@pytest.mark.parametrize("status", ["Failed", "FailedRetryable", "FailedBilling", "Terminated", "TimedOut", "Cancelled"])
+def test_an_export_that_failed_is_asked_for_once_more(server: posthog.PostHog, downloads: FileDownloads, status: str) -> None:
+    server.add([stored(1)])
+    downloads.ends_as = [status]
+    assert len(read(source(server))) == 1
+    downloads.ends_as = [status, status]
+    with pytest.raises(NotExtracted, match=f"ended as {status} twice"):
+        read(source(server))
+
+
+def test_a_link_that_has_expired_is_asked_for_anew(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add([stored(1)])
+    downloads.expired = 2
+    assert len(read(source(server))) == 1
+    downloads.expired = 100
+    with pytest.raises(NotExtracted, match="could not be downloaded in 5 tries \\(its link answered 403\\)"):
+        read(source(server))
+
+
+def test_a_download_that_breaks_off_begins_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number) for number in range(1000))
+    pieces = requests.Response.iter_content
+    broken: list[bool] = []
+
+    def breaks(answer: requests.Response, size: int = 1, **more: Any) -> Iterator[bytes]:
+        for piece in pieces(answer, size, **more):
+            yield piece
+            if size == 1 << 20 and not broken:
+                broken.append(True)
+                raise requests.exceptions.ChunkedEncodingError
+
+    monkeypatch.setattr(requests.Response, "iter_content", breaks)
+    assert len(read(source(server))) == 1000
+    assert broken
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
+def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    downloads.polls = 5
+
+    def interrupted(_: float) -> None:
+        raise interrupt
+
+    monkeypatch.setattr("time.sleep", interrupted)
+    with pytest.raises(interrupt):
+        read(source(server))
+    assert [run.cancelled for run in downloads.runs.values()] == [True]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"key": "phx_wrong"}, "POSTHOG_PERSONAL_API_KEY is not accepted"),
+        ({"key": "phx_sandbox_unscoped"}, "POSTHOG_PERSONAL_API_KEY lacks the scope Batch Export Write"),
+        ({"project": "2"}, "POSTHOG_PROJECT_ID is not found"),
+    ],
+)
+def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
+    for act in (source(server, **wrong).check, lambda: read(source(server, **wrong))):
+        with pytest.raises(NotExtracted, match=names) as refused:
+            act()
+        assert "phx_" not in str(refused.value)
+    source(server).check()
