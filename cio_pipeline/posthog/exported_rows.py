@@ -62,9 +62,9 @@ def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a Parquet file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
     columns = [*_essential(wanted), "created_at"]
     with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-        groups = row_groups(file, wanted)
-        for batch in file.iter_batches(_piece_rows(file.metadata), groups, columns=columns):
-            yield _wanted(pa.Table.from_batches([batch]), wanted)
+        for group in row_groups(file, wanted):  # one by one: Arrow keeps some megabytes of each until an iteration ends
+            for batch in file.iter_batches(_piece_rows(file.metadata), [group], columns=columns):
+                yield _wanted(pa.Table.from_batches([batch]), wanted)
 
 
 def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
@@ -87,11 +87,22 @@ def on_disk(tables: Iterable[pa.Table]) -> Window:
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
     rows = 0
     with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
-        for table in tables:
-            if table.num_rows:
-                writer.write_table(table)
-                rows += table.num_rows
+        for piece in _pieces(tables):
+            writer.write_table(piece)
+            rows += len(piece)
     return Window(rows, _frames(file))
+
+
+def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces that are not small: late events come by ones and twos."""
+    piece = EVENT_SCHEMA.empty_table()
+    for table in tables:
+        piece = pa.concat_tables([piece, table])
+        if len(piece) >= PIECE_ROWS or piece.nbytes >= PIECE_BYTES:
+            yield piece
+            piece = EVENT_SCHEMA.empty_table()
+    if len(piece):
+        yield piece
 
 
 def _essential(wanted: Wanted) -> tuple[str, ...]:
@@ -100,8 +111,8 @@ def _essential(wanted: Wanted) -> tuple[str, ...]:
 
 def _frames(file: IO[bytes]) -> Iterator[pd.DataFrame]:
     with file, pq.ParquetFile(file) as spool:
-        for batch in spool.iter_batches(_piece_rows(spool.metadata)):
-            yield batch.to_pandas()
+        for piece in range(spool.num_row_groups):
+            yield spool.read_row_group(piece).to_pandas()
 
 
 def _piece_rows(metadata: pq.FileMetaData) -> int:

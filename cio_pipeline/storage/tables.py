@@ -143,10 +143,11 @@ class Writer:
         if frame.empty:
             return
         shards = shard_of(frame[by], self._shards)
-        for shard in range(self._shards):
-            rows = frame[shards == shard]
-            if not rows.empty:
-                self._piece(shard).write_table(self._arrow(rows))
+        order = shards.argsort(kind="stable")
+        rows, ends = self._arrow(frame.take(order)), shards[order].searchsorted(range(self._shards), "right")
+        for shard, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+            if start < end:
+                self._piece(shard).write_table(rows.slice(start, end - start))
 
     def finish_each(self, finish: Finish) -> None:
         """Has `finish` make each shard's final rows out of those that were added."""
@@ -157,13 +158,7 @@ class Writer:
         for piece in self._pieces.values():
             piece.close()
         self._folder.mkdir(parents=True)
-        rows = 0
-        for shard in range(self._shards):
-            frame = self._finish_shard(self._spilled(shard))
-            with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
-                pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=ROW_GROUP)
-            rows += len(frame)
-        return rows
+        return sum(self._write(shard) for shard in range(self._shards))
 
     def discard(self) -> None:
         """Closes what is open; the spilled rows go with their temporary folder."""
@@ -176,9 +171,17 @@ class Writer:
             self._pieces[shard] = pq.ParquetWriter(path, self._schema, compression="lz4")
         return self._pieces[shard]
 
+    def _write(self, shard: int) -> int:
+        """Writes a shard and gives its rows; in a method of its own, so that no two shards are in memory at once."""
+        frame = self._finish_shard(self._spilled(shard))
+        with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
+            pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=ROW_GROUP)
+        return len(frame)
+
     def _spilled(self, shard: int) -> pd.DataFrame:
+        """The shard's rows, in one piece each column: pandas would make that of many again and again."""
         path = self._spill / f"{shard:04d}.parquet"
-        return (pq.read_table(path) if path.exists() else self._schema.empty_table()).to_pandas()
+        return (pq.read_table(path).combine_chunks() if path.exists() else self._schema.empty_table()).to_pandas()
 
     def _arrow(self, frame: pd.DataFrame) -> pa.Table:
         return pa.Table.from_pandas(frame[self._schema.names], schema=self._schema, preserve_index=False)
