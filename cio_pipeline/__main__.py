@@ -79,6 +79,7 @@ def _for_definitions(settings: Settings) -> None:
     """Dagster's partitions are made when the definitions are loaded, out of the environment."""
     os.environ["CIO_START_DATE"] = str(settings.start_date)
     os.environ["CIO_DAYS_PER_RUN"] = str(settings.days_per_run)
+    os.environ["CIO_LATE_DAYS"] = str(settings.late_days)
 
 
 def _wrong(sentence: str) -> int:

@@ -15,14 +15,11 @@ import orjson
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import days
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, days
 from cio_pipeline.http import Unavailable
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.settings import Settings, SettingsError
 from cio_pipeline.storage.tables import NotMaterialized, keep_private
-
-RANGE_START = "dagster/asset_partition_range_start"
-RANGE_END = "dagster/asset_partition_range_end"
 
 SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""

@@ -26,7 +26,7 @@ LONGEST_RETRY_AFTER_SECONDS = 3600
 FAILURES_OF_THE_SERVICE = 3
 """So many failures in a row are no accident of one connection."""
 
-Rest = Callable[[float, bool], None]
+Rest = Callable[[float, bool], object]
 
 
 class Unavailable(Exception):

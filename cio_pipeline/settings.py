@@ -5,6 +5,7 @@ Dagster and `make run` load `.env` into the environment first.
 
 from __future__ import annotations
 
+import os
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -18,6 +19,7 @@ from sqlalchemy.exc import ArgumentError
 from cio_pipeline.connector.options import Options
 
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
+CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
 TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
 
 
@@ -86,16 +88,21 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    customerio_site_id: SecretStr = Field(alias="CUSTOMERIO_SITE_ID")
-    customerio_api_key: SecretStr = Field(alias="CUSTOMERIO_API_KEY")
+    customerio_site_id: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_SITE_ID")
+    customerio_api_key: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_API_KEY")
     tracking_url: Annotated[str, BeforeValidator(_tracking_url)] = Field(
         default="https://track.customer.io", alias="CUSTOMERIO_TRACKING_ENDPOINT"
     )
     requests_per_second: float = Field(default=100, gt=0, le=1000, alias="CIO_REQUESTS_PER_SECOND")
 
     posthog_url: Annotated[str, BeforeValidator(_posthog_url)] = Field(default="https://us.posthog.com", alias="POSTHOG_HOST")
-    posthog_project_id: str = Field(alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]+$")
-    posthog_api_key: SecretStr = Field(alias="POSTHOG_PERSONAL_API_KEY")
+    posthog_project_id: str = Field(default="", alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]+$")
+    posthog_api_key: SecretStr = Field(default=SecretStr(""), alias="POSTHOG_PERSONAL_API_KEY")
+    event_source: Literal["query", "events_api", "batch_export", "file_download"] = Field(
+        default="query", alias="CIO_EVENT_SOURCE"
+    )
+    batch_export_url: str = Field(default="", alias="CIO_BATCH_EXPORT_URL")
+    late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
 
     identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
     anonymous_users: Literal["all", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
@@ -142,18 +149,24 @@ class Settings(BaseSettings):
 
 def load_settings() -> Settings:
     """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
+    if missing := [name for name in _required() if not os.environ.get(name)]:
+        raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
     try:
-        settings = Settings()  # type: ignore[call-arg]
+        settings = Settings()
     except ValidationError as invalid:
         raise SettingsError(_sentence(invalid)) from None
     _ = settings.ledger_url
     return settings
 
 
+def _required() -> list[str]:
+    """The settings without a default: a batch export's files are read without asking PostHog."""
+    if os.environ.get("CIO_EVENT_SOURCE") == "batch_export":
+        return [*CUSTOMERIO_REQUIRED, "CIO_BATCH_EXPORT_URL"]
+    return [*CUSTOMERIO_REQUIRED, "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"]
+
+
 def _sentence(invalid: ValidationError) -> str:
-    missing = [str(error["loc"][0]) for error in invalid.errors() if error["type"] == "missing"]
-    if missing:
-        return f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example."
     error = invalid.errors()[0]
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]

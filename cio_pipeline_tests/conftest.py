@@ -12,8 +12,17 @@ from typing import Any
 import pytest
 
 from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
+
+
+@pytest.fixture(autouse=True)
+def same_umask() -> Iterator[None]:
+    """A run in process makes what it writes private; what other tests write is as ever."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +39,7 @@ def every_query_is_hogql(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     answered: list[str] = []
     answer = posthog.Project.query
 
-    def noted(self: posthog.Project, body: Any) -> posthog.Answer:
+    def noted(self: posthog.Project, body: Any) -> Answer:
         found = answer(self, body)
         answered.append(body["query"]["query"])
         return found

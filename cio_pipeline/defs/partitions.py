@@ -11,6 +11,12 @@ days = dg.DailyPartitionsDefinition(start_date=FIRST_DAY, timezone="UTC")
 
 a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=int(os.environ.get("CIO_DAYS_PER_RUN") or 7))
 
+LATE_DAYS = int(os.environ.get("CIO_LATE_DAYS") or 2)
+
+RANGE_START = "dagster/asset_partition_range_start"
+RANGE_END = "dagster/asset_partition_range_end"
+"""The tags by which Dagster runs several partitions in one run."""
+
 
 def window(day: str) -> tuple[datetime, datetime]:
     """The day's start, and its end, which is the next day's start."""

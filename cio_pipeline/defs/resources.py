@@ -13,8 +13,11 @@ from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
 from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EventSource
+from cio_pipeline.posthog.batch_export import BatchExportSource
+from cio_pipeline.posthog.choose import source_for
+from cio_pipeline.posthog.events_api import EventsApiSource
+from cio_pipeline.posthog.file_download import FileDownloadSource
+from cio_pipeline.posthog.source import EventSource, Say, quietly
 from cio_pipeline.settings import Settings, load_settings
 from cio_pipeline.storage.identities import Identities
 from cio_pipeline.storage.tables import Tables, keep_private
@@ -25,10 +28,11 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     _source: EventSource = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
-        self._source = event_source(load_settings())
-        self._source.check()
+        say = context.log.info if context.log else quietly
+        self._source = event_source(load_settings(), say)
+        self._source.check(say)
 
     @property
     def source(self) -> EventSource:
@@ -97,15 +101,17 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._ledger
 
 
-def event_source(settings: Settings) -> EventSource:
-    """The source of events that the settings name."""
-    return QuerySource(
-        settings.posthog_url,
-        settings.posthog_project_id,
-        settings.posthog_api_key.get_secret_value(),
-        allowlist=settings.event_allowlist,
-        with_person=settings.attributes_from == "person",
-    )
+def event_source(settings: Settings, say: Say = quietly) -> EventSource:
+    """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
+    needed = (settings.event_allowlist, settings.attributes_from == "person")
+    posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
+    if settings.event_source == "batch_export":
+        return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
+    if settings.event_source == "file_download":
+        return FileDownloadSource(*posthog, settings.late_days, *needed)
+    if settings.event_source == "events_api":
+        return EventsApiSource(*posthog, *needed)
+    return source_for(*posthog, *needed, say)
 
 
 def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:

@@ -17,13 +17,14 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
 from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_jsonlines, read_parquet, row_groups
-from cio_pipeline.posthog.source import NotExtracted, Say, Window
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
 
 EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
@@ -39,7 +40,7 @@ class BatchExportSource:
         self._url, self._late = url, timedelta(days=late_days)
         self._allowlist, self._with_person = allowlist, with_person
 
-    def check(self) -> None:
+    def check(self, say: Say = quietly) -> None:  # noqa: ARG002 - there is nothing to wait for
         """Raises `NotExtracted` where the folder cannot be listed, or holds no batch export."""
         self._listed()
 
@@ -57,6 +58,13 @@ class BatchExportSource:
                 say(f"The batch export of {run} is not finished; late events in it come when the partition is run again.")
         wanted = Wanted(start, end, self._allowlist, self._with_person)
         return on_disk(_read([run for run in near if run.finished], files, wanted, say))
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time that were exported."""
+        files, found = self._listed()
+        early = [run for run in found if run.finished and run.start < before + self._late]
+        tables = _read(early, files, Wanted(EVER, before, HISTORY_EVENTS, self._with_person), say)
+        return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self) -> tuple[Any, list[Run]]:
         """The file system, and the runs of the export in it."""

@@ -19,7 +19,8 @@ import requests
 
 from cio_pipeline.http import BROKEN, send
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
-from cio_pipeline.posthog.source import NotExtracted, Say, Window
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
 
 LONGEST_EXPORT = timedelta(weeks=1)
 EARLY = timedelta(hours=1)
@@ -61,11 +62,12 @@ class FileDownloadSource:
         self._session, self._store = requests.Session(), requests.Session()
         self._session.headers["Authorization"] = f"Bearer {api_key}"
         self._store.headers.clear()
+        self._query = QuerySource(url, project_id, api_key, allowlist, with_person)
         self._session.trust_env = self._store.trust_env = False
 
-    def check(self) -> None:
+    def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project, or has no file downloads."""
-        answer = self._ask("GET", self._exports, lambda _: None, params={"limit": 1})
+        answer = self._ask("GET", self._exports, say, params={"limit": 1})
         if answer.status_code != 200:
             raise NotExtracted(_trouble(answer))
 
@@ -77,6 +79,10 @@ class FileDownloadSource:
         wanted = Wanted(start, end, self._allowlist, self._with_person)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
         return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
+        return self._query.history(before, say)
 
     def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
         export = self._finished_export(first, last, say)

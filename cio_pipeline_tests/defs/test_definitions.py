@@ -10,7 +10,7 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.headless import RANGE_END, RANGE_START
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.sandbox import customerio, posthog, product
 from cio_pipeline.sandbox.processes import Sandbox
 
@@ -36,10 +36,10 @@ def test_the_definitions_load() -> None:
     assert {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()} == ASSETS
 
 
-def test_the_schedule_asks_for_yesterday() -> None:
+def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
     tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=timezone.utc))
     [request] = defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests or []
-    assert request.partition_key == "2026-03-09"
+    assert (request.tags[RANGE_START], request.tags[RANGE_END]) == ("2026-03-07", "2026-03-09")
 
 
 def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(

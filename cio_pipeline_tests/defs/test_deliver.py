@@ -181,7 +181,7 @@ def test_a_wrong_setting_ends_the_run_before_anything_is_sent(
 def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_days(DAY, DAY, load_settings(), {"dry_run": True, "limit": None}) == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"{DAY}, if it were run (nothing was sent):\n  new customers: 2\n")
+    assert f"\n{DAY}, if it were run (nothing was sent):\n  new customers: 2\n" in said
     assert '  events by name: {"signed up":2,"paid":1,"left":1}\n' in said
     assert "example.com" not in said
     assert workspace.workspace.totals()["events"] == 0

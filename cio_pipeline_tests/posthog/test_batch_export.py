@@ -214,7 +214,7 @@ def test_the_manifest_says_which_parts_are_read(tmp_path: Path) -> None:
     export((stored(number) for number in range(9)), str(tmp_path), parts=3)
     stale = next(tmp_path.rglob("*-2.parquet.zst"))
     stale.with_name(stale.name.replace("-2.", "-3.")).write_bytes(pack([stored(99)], "parquet", "zstd"))
-    assert numbers(read(source(tmp_path))) == list(range(9))
+    assert sorted(numbers(read(source(tmp_path)))) == list(range(9))
     stale.unlink()
     with pytest.raises(NotExtracted, match=r"-2\.parquet\.zst cannot be read"):
         read(source(tmp_path))

@@ -18,6 +18,7 @@ from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window, in_order, quietly
 from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.legacy import EventsList
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
@@ -187,7 +188,7 @@ def a_page(*timestamps: str) -> dict[str, Any]:
 def test_a_page_that_cannot_be_trusted_is_refused(
     server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, page: Any, sentence: str
 ) -> None:
-    answer = posthog.Answer(json.dumps(page).encode())
+    answer = Answer(json.dumps(page).encode())
     monkeypatch.setattr(server.project, "events", lambda _: answer)
     with pytest.raises(NotExtracted, match=sentence):
         source(server).events(START, END, quietly)

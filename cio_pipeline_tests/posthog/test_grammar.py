@@ -15,6 +15,7 @@ import pytest
 from cio_pipeline.posthog import query
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline_tests.grammar import parsed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hogql-parser has wheels for all Linux, but not for all macOS")
@@ -28,7 +29,7 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
     monkeypatch.setattr(query, "MOST_ROWS", 4)
     project, ask = posthog.Project(), posthog.Project.query
 
-    def query_noted(self: posthog.Project, body: Any) -> posthog.Answer:
+    def query_noted(self: posthog.Project, body: Any) -> Answer:
         sent.append((body["query"]["query"], body["query"]["values"]))
         return ask(self, body)
 

@@ -19,7 +19,7 @@ from cio_pipeline.posthog.progress import Progress, told
 from cio_pipeline.posthog.query import QuerySource, Reading
 from cio_pipeline.posthog.source import NotExtracted, Window, in_order
 from cio_pipeline.sandbox import posthog
-from cio_pipeline.sandbox.posthog import Answer
+from cio_pipeline.sandbox.answers import Answer
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
