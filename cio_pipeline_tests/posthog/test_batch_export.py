@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 import socket
 import subprocess
 import sys
@@ -290,6 +291,15 @@ def test_a_large_file_comes_in_pieces_of_bounded_rows_and_bytes(tmp_path: Path, 
     assert [len(piece) for piece in read_parquet(str(path), WANTED)] == [2000, 2000, 1000]
     monkeypatch.setattr(exported_rows, "PIECE_BYTES", 100_000)
     assert max(len(piece) for piece in read_parquet(str(path), WANTED)) < 1000
+
+
+def test_memory_does_not_grow_with_the_number_of_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = [{**_parquet_row(number), "properties": random.Random(number).randbytes(200).hex()} for number in range(40_000)]
+    path = tmp_path / "file.parquet"
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=1000)
+    monkeypatch.setattr(exported_rows, "PIECE_ROWS", 1000)
+    before = pa.total_allocated_bytes()
+    assert max(pa.total_allocated_bytes() - before for _ in read_parquet(str(path), WANTED)) < 4_000_000
 
 
 @pytest.mark.parametrize(
