@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
@@ -24,6 +25,7 @@ from upath import UPath
 
 from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_jsonlines, read_parquet, row_groups
+from cio_pipeline.posthog.progress import EVERY_SECONDS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
 
 EARLY = timedelta(days=1)
@@ -85,13 +87,15 @@ class BatchExportSource:
 
 
 def _read(found: list[Run], files: Any, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
-    rows = 0
+    rows, said = 0, time.monotonic()
     for number, run in enumerate(found, 1):
         for path in _paths(run, files):
             for table in _file(path, files, wanted):
                 rows += len(table)
                 yield table
-        say(f"{wanted.start:%Y-%m-%d}: {number:,} of {len(found):,} runs of the batch export read, {rows:,} events.")
+        if number == len(found) or time.monotonic() - said >= EVERY_SECONDS:
+            said = time.monotonic()
+            say(f"Before {wanted.end:%Y-%m-%d}: {number:,} of {len(found):,} runs of the batch export read, {rows:,} events.")
 
 
 def _file(path: str, files: Any, wanted: Wanted) -> Iterator[pa.Table]:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 
-from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.posthog.source import EVER, NotExtracted
 
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?(?:Z|[+-]\d\d:\d\d)"
 NAME = re.compile(
@@ -28,7 +28,6 @@ NAME = re.compile(
 """A backfill from the first event on has `None` for its start."""
 
 EXAMPLE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet.zst"
-EVER = datetime.min.replace(tzinfo=timezone.utc)
 
 
 @dataclass

@@ -11,13 +11,14 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from datetime import datetime, timedelta, timezone
-from typing import IO, Any, NamedTuple
+from typing import IO, NamedTuple
 from urllib.parse import quote, urljoin
 
 import pyarrow as pa
 import requests
 
-from cio_pipeline.http import BROKEN, send
+from cio_pipeline.http import BROKEN, Unavailable
+from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
@@ -27,14 +28,9 @@ EARLY = timedelta(hours=1)
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future, by its own clock."""
 
-RETRIED = frozenset({408, 429, 500, 502, 503, 504})
-TRIES = 9
-TIMEOUT_SECONDS = (10, 150)
-CANCEL_SECONDS = 10
+PATH = "file_download_batch_exports"
 POLL_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 6 * 3600
-BUSY_SECONDS = 30.0
-BUSY_TRIES = 120
 DOWNLOAD_TRIES = 5
 DOWNLOAD_PAUSE_SECONDS = 5.0
 
@@ -45,7 +41,7 @@ UNDER_WAY = ("Starting", "Running")
 class Export(NamedTuple):
     """An export that PostHog has been asked for, and what it said last."""
 
-    url: str
+    path: str
     status: str
     files: list[str]
     error: str
@@ -57,19 +53,21 @@ class FileDownloadSource:
     def __init__(
         self, url: str, project_id: str, api_key: str, late_days: int, allowlist: tuple[str, ...], with_person: bool
     ) -> None:
-        self._exports = f"{url}/api/projects/{project_id}/file_download_batch_exports/"
+        self._api, self._queries = Api(url, project_id, api_key), QuerySource(url, project_id, api_key, allowlist, with_person)
         self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
-        self._session, self._store = requests.Session(), requests.Session()
-        self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._store = requests.Session()
         self._store.headers.clear()
-        self._query = QuerySource(url, project_id, api_key, allowlist, with_person)
-        self._session.trust_env = self._store.trust_env = False
+        self._store.trust_env = False
 
     def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project, or has no file downloads."""
-        answer = self._ask("GET", self._exports, say, params={"limit": 1})
-        if answer.status_code != 200:
-            raise NotExtracted(_trouble(answer))
+        answer = self._api.ask("GET", PATH, say, params={"limit": 1})
+        if answer.status != 200:
+            raise _refused(answer)
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
+        return self._queries.history(before, say)
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
@@ -88,7 +86,7 @@ class FileDownloadSource:
         export = self._finished_export(first, last, say)
         for number, file in enumerate(export.files, 1):
             with tempfile.NamedTemporaryFile(prefix="cio_pipeline_") as local:
-                self._download(f"{export.url}download/{quote(file, safe='')}/", local, say)
+                self._download(f"{export.path}/download/{quote(file, safe='')}", local, say)
                 try:
                     yield from read_parquet(local.name, wanted)
                 except (Unreadable, pa.ArrowException, OSError) as wrong:
@@ -105,58 +103,52 @@ class FileDownloadSource:
         raise NotExtracted(f"PostHog's export of {first:%Y-%m-%d %H:%M} UTC ended as {export.status} twice: {export.error}")
 
     def _create(self, first: datetime, last: datetime, say: Say) -> str:
-        """The URL of a new export. Where too many run at once in the project, it is waited for."""
+        """The path of a new export. Where too many are under way in the project (429), it is waited for."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
-        for _ in range(BUSY_TRIES):
-            body = {"model": "events", "file": FILE, **interval}
-            answer = self._ask("POST", self._exports, say, RETRIED - {429}, json=body)
-            if answer.status_code == 202:
-                return f"{self._exports}{answer.json()['id']}/"
-            if answer.status_code != 429:
-                raise NotExtracted(_trouble(answer))
-            say(f"PostHog has too many exports of this project under way (429); trying again in {BUSY_SECONDS:.0f} s.")
-            time.sleep(BUSY_SECONDS)
-        raise NotExtracted("PostHog has had too many exports of this project under way for an hour (429): try again later.")
+        answer = self._api.ask("POST", PATH, say, json={"model": "events", "file": FILE, **interval})
+        if answer.status != 202:
+            raise _refused(answer)
+        return f"{PATH}/{answer.response.json()['id']}"
 
-    def _awaited(self, url: str, say: Say) -> Export:
+    def _awaited(self, path: str, say: Say) -> Export:
         """The export when it has ended. It is cancelled where we do not see its end."""
         try:
-            return self._ended(url, say)
+            return self._ended(path, say)
         except BaseException:
-            with suppress(requests.RequestException):
-                self._session.post(f"{url}cancel/", timeout=CANCEL_SECONDS, allow_redirects=False)
+            with suppress(Unavailable, NotExtracted):
+                self._api.ask("POST", f"{path}/cancel", say, sleep=_once_only)
             raise
 
-    def _ended(self, url: str, say: Say) -> Export:
+    def _ended(self, path: str, say: Say) -> Export:
         began = time.monotonic()
-        export = self._look(url, say)
+        export = self._look(path, say)
         while export.status in UNDER_WAY:
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
                 raise NotExtracted(f"PostHog's export was still under way ({export.status}) after six hours.")
             time.sleep(POLL_SECONDS)
-            export = self._look(url, say)
+            export = self._look(path, say)
         if export.status == "Completed" and not export.files:
             time.sleep(POLL_SECONDS)  # the list of the files may come late
-            return self._look(url, say)
+            return self._look(path, say)
         return export
 
-    def _look(self, url: str, say: Say) -> Export:
-        answer = self._ask("GET", url, say)
-        if answer.status_code != 200:
-            raise NotExtracted(_trouble(answer))
-        body = answer.json()
-        return Export(url, body["status"], body.get("files", []), str(body.get("error", "no reason given."))[:300])
+    def _look(self, path: str, say: Say) -> Export:
+        answer = self._api.ask("GET", path, say)
+        if answer.status != 200:
+            raise _refused(answer)
+        body = answer.body
+        return Export(path, body["status"], body.get("files", []), str(body.get("error", "no reason given."))[:300])
 
-    def _download(self, url: str, into: IO[bytes], say: Say) -> None:
+    def _download(self, path: str, into: IO[bytes], say: Say) -> None:
         """Writes a file where it is asked for; a link that has expired, or broke, is asked for anew."""
         trouble = ""
         for attempt in range(DOWNLOAD_TRIES):
             time.sleep(DOWNLOAD_PAUSE_SECONDS if attempt else 0)
-            redirect = self._ask("GET", url, say)
-            if not 300 <= redirect.status_code < 400:
-                raise NotExtracted(_trouble(redirect))
+            redirect = self._api.ask("GET", path, say)
+            if not 300 <= redirect.status < 400:
+                raise _refused(redirect)
             try:
-                trouble = self._fetch(urljoin(url, redirect.headers["Location"]), into)
+                trouble = self._fetch(urljoin(redirect.response.url, redirect.response.headers["Location"]), into)
             except BROKEN as broken:
                 trouble = type(broken).__name__
             if not trouble:
@@ -175,18 +167,9 @@ class FileDownloadSource:
         into.flush()
         return ""
 
-    def _ask(self, method: str, url: str, say: Say, retried: Any = RETRIED, **request: Any) -> requests.Response:
-        return send(
-            self._session,
-            method,
-            url,
-            service="PostHog",
-            retried=retried,
-            tries=TRIES,
-            say=say,
-            timeout=TIMEOUT_SECONDS,
-            **request,
-        )
+
+def _once_only(_: float) -> None:
+    raise Unavailable
 
 
 def _weeks(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetime]]:
@@ -196,16 +179,10 @@ def _weeks(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetime
         first = end
 
 
-def _trouble(answer: requests.Response) -> str:
-    status = answer.status_code
-    if status == 401:
-        return "POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401)."
-    if status == 403:
-        return "POSTHOG_PERSONAL_API_KEY lacks the scope Batch Export Write, or access to POSTHOG_PROJECT_ID (403)."
-    if status == 404:
-        return "POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404)."
-    try:
-        detail = str(answer.json()["detail"])[:300]
-    except (ValueError, KeyError, TypeError):
-        detail = "no detail given."
-    return f"PostHog refused the export ({status}): {detail}"
+def _refused(answer: Answer) -> NotExtracted:
+    if answer.status == 403:
+        needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
+        return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
+    if answer.status == 404:
+        return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
+    return refused(answer)

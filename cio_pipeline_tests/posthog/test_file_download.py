@@ -38,7 +38,7 @@ def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = N
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
-        (file_download, ("POLL_SECONDS", "BUSY_SECONDS", "DOWNLOAD_PAUSE_SECONDS")),
+        (file_download, ("POLL_SECONDS", "DOWNLOAD_PAUSE_SECONDS")),
         (http, ("BACKOFF_SECONDS",)),
     ):
         for name in names:
@@ -100,6 +100,13 @@ def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:
     assert read(source(server)).empty
 
 
+def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add([stored(1), stored(2, event="$identify"), stored(3, event="$set", at="2016-01-01T00:00:00Z")])
+    frames = list(source(server).history(START + timedelta(hours=12), lambda _: None).frames)
+    assert sorted(numbers(pd.concat(frames))) == [2, 3]
+    assert not downloads.runs
+
+
 def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
     today = datetime.now(timezone.utc)
     with pytest.raises(NotExtracted, match="is not over yet"):
@@ -128,7 +135,9 @@ def test_neither_the_key_nor_a_header_of_ours_goes_where_the_redirect_leads(
     assert brought == [{"host", "accept-encoding", "user-agent"}]
 
 
-def test_too_many_exports_at_once_are_waited_for(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_too_many_exports_at_once_are_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server.add([stored(1)])
     downloads.at_once = 1
     blocking = requests.post(
@@ -142,14 +151,14 @@ def test_too_many_exports_at_once_are_waited_for(server: posthog.PostHog, downlo
         headers={"Authorization": "Bearer phx_sandbox"},
         timeout=5,
     ).json()["id"]
-    said: list[str] = []
 
-    def say(text: str) -> None:
-        said.append(text)
-        downloads.runs[blocking].polls = 0
+    def waited(_: float) -> None:
+        downloads.runs[blocking].polls -= 1
 
-    assert source(server).events(START, END, say).expected == 1
-    assert "too many exports of this project under way (429)" in said[0]
+    downloads.runs[blocking].polls = 3
+    monkeypatch.setattr("time.sleep", waited)
+    assert len(read(source(server))) == 1
+    assert server.project.statuses[429] == 3
 
 
 @pytest.mark.parametrize("status", ["Failed", "FailedRetryable", "FailedBilling", "Terminated", "TimedOut", "Cancelled"])
