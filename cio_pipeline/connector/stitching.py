@@ -1,11 +1,12 @@
 """R16: held-back events of an anonymous id that became somebody are sent as that person's.
 
-A *naming* is a `$identify` of a usable distinct_id that carries `$anon_distinct_id`. It takes the events of that anonymous id
-which lie after the naming before it, and at most so many days back.
+A *naming* is a `$identify` that carries `$anon_distinct_id`, both ids being such that PostHog would merge them. It takes the
+events of that anonymous id which lie after the naming before it, and at most so many days back.
 """
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pandas as pd
@@ -15,32 +16,43 @@ from cio_pipeline.connector.jsontext import peek_object
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import HELD_BACK, decide
 
-ILLEGAL_IN_ANY_CASE = frozenset(
-    ["anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"]
-)
-ILLEGAL = frozenset(["[object Object]", "NaN", "None", "none", "null", "0"])
-"""Ids that PostHog does not merge (facts, section 6): what a faulty client sends where it knows nobody."""
 
+def _quoted_too(*names: str) -> frozenset[str]:
+    return frozenset(quote + name + quote for quote in ("", "'", '"') for name in names)
+
+
+ILLEGAL_IN_ANY_CASE = _quoted_too(
+    "anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"
+)
+ILLEGAL = _quoted_too("[object Object]", "NaN", "None", "none", "null", "0")
+"""Ids that PostHog does not merge, on either side (facts, section 6): what a faulty client sends where it knows nobody."""
+
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 NAMING_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
 
 
 def namings(events: pd.DataFrame) -> pd.DataFrame:
     """The namings among the events: anonymous_id, and the columns of `events` of the `$identify`."""
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
-    identifies = identifies[identifies["distinct_id"].map(usable).to_numpy(bool)]
-    named = [peek_object(text).get("$anon_distinct_id") for text in identifies["properties"].tolist()]
-    legal = [name if is_legal(name) else None for name in named]
+    named = [_named(*row) for row in identifies[["distinct_id", "properties"]].itertuples(index=False)]
     same = events["distinct_id"].dtype
-    found = identifies.assign(anonymous_id=pd.Series(legal, index=identifies.index, dtype=same))
+    found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=same))
     return found.dropna(subset="anonymous_id")
 
 
-def is_legal(anonymous_id: Any) -> bool:
-    """Whether PostHog would merge this id into a person."""
-    if not isinstance(anonymous_id, str):
+def _named(distinct_id: str, properties: Any) -> str | None:
+    """The anonymous id that a `$identify` of this distinct_id names."""
+    if not (usable(distinct_id) and is_legal(distinct_id)):
+        return None
+    named = peek_object(properties).get("$anon_distinct_id")
+    return named if is_legal(named) else None
+
+
+def is_legal(distinct_id: Any) -> bool:
+    """Whether PostHog would merge this id. No id that it stores has half a surrogate pair."""
+    if not isinstance(distinct_id, str) or not distinct_id.strip() or LONE_SURROGATE.search(distinct_id):
         return False
-    bare = anonymous_id[1:-1] if anonymous_id[:1] == anonymous_id[-1:] and anonymous_id[:1] in ("'", '"') else anonymous_id
-    return bool(bare.strip()) and bare.lower() not in ILLEGAL_IN_ANY_CASE and bare not in ILLEGAL
+    return distinct_id.lower() not in ILLEGAL_IN_ANY_CASE and distinct_id not in ILLEGAL
 
 
 def spans(
@@ -54,8 +66,8 @@ def spans(
     since (the earliest time) and the naming before (timestamp_before, uuid_before), after which the events lie.
     """
     every = pd.concat([earlier[NAMING_COLUMNS], today], ignore_index=True).sort_values(["timestamp", "uuid"])
-    before = every.groupby("anonymous_id")[["timestamp", "uuid"]].shift()
-    found = every.join(before, rsuffix="_before")
+    before = every.groupby("anonymous_id")[["timestamp", "uuid"]].shift().add_suffix("_before")
+    found = every.join(before)
     own = identified_today.rename(columns={"distinct_id": "anonymous_id"})
     found = found[found["key"].notna()].merge(own, how="left", on="anonymous_id", suffixes=("", "_own"))
     by_then = found["timestamp_own"].notna() & ~_after(_order(found, "_own"), found)

@@ -1,0 +1,89 @@
+"""Days that go through the product as in a run: extracted, learned, derived; and what their tables hold."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+
+import pandas as pd
+
+from cio_pipeline.connector.operations import ITEM_BYTES, identifiers
+from cio_pipeline.connector.options import Options
+from cio_pipeline.days import Account, derive_day, learn_day, learn_history
+from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
+from cio_pipeline.storage.identities import HISTORY, Identities
+from cio_pipeline.storage.tables import Tables
+
+
+class Days:
+    """The tables and identities of some days, in a folder and in memory."""
+
+    def __init__(self, folder: str, options: Options) -> None:
+        self.tables, self.options = Tables(folder), options
+        self.identities = Identities("sqlite://")
+        self.accounts: dict[str, Account] = {}
+
+    def extract(self, day: str, events: pd.DataFrame, shards: int = 1) -> None:
+        """Keeps the day's events, or the history's where the day is `HISTORY`."""
+        table = "identity_history" if day == HISTORY else "posthog_events"
+        with self.tables.replace(table, day, EVENT_SCHEMA, shards) as writer:
+            writer.add(events.assign(created_at=events["timestamp"]), by="distinct_id")
+            writer.finish_each(in_order)
+
+    def learn(self, day: str) -> None:
+        """Keeps what the day teaches, or the history."""
+        if day == HISTORY:
+            learn_history("history", self.tables, self.identities, self.options)
+        else:
+            learn_day(day, self.tables, self.identities, self.options)
+
+    def derive(self, day: str) -> Account:
+        """Writes the day's tables."""
+        self.accounts[day] = derive_day(day, self.tables, self.identities, self.options)
+        return self.accounts[day]
+
+    def rows(self, table: str, day: str) -> Iterator[Any]:
+        """The rows of a day's table, shard by shard."""
+        for shard in self.tables.read(table, day):
+            yield from shard.itertuples(index=False)
+
+    def customers(self, day: str) -> dict[str, dict[str, tuple[Any, int]]]:
+        """Key to name to (value, Unix seconds), out of operations that are just what Customer.io takes."""
+        found: dict[str, dict[str, tuple[Any, int]]] = {}
+        for row in self.rows("customers", day):
+            operation, times = json.loads(row.operation), json.loads(row.times)
+            values, newest = operation.pop("attributes"), max(times.values())
+            upsert = {"type": "person", "action": "identify", "identifiers": identifiers(row.key), "timestamp": newest}
+            assert operation == upsert
+            assert (row.attributes, row.timestamp.timestamp() // 1) == (len(values), newest)
+            assert len(row.operation.encode()) <= ITEM_BYTES
+            customer = found.setdefault(row.key, {})
+            assert not customer.keys() & values.keys()
+            customer.update({name: (value, times[name]) for name, value in values.items()})
+        return found
+
+    def events(self, day: str) -> list[dict[str, Any]]:
+        """What goes out of each event, out of the operations; they are in time order within a customer."""
+        found = []
+        last: dict[str, tuple[Any, str]] = {}
+        for row in self.rows("events", day):
+            made = json.loads(row.operation)
+            if row.call == "batch":
+                assert made.pop("type") == "person"
+                assert made.pop("identifiers") == identifiers(row.key)
+                made["type"], made["data"] = made.pop("action"), made.pop("attributes")
+            assert (row.ulid, row.name, row.type) == (made["id"], made["name"], made["type"])
+            assert row.timestamp.timestamp() // 1 == made["timestamp"]
+            assert last.get(row.key, (row.timestamp, "")) <= (row.timestamp, row.uuid)
+            last[row.key] = (row.timestamp, row.uuid)
+            found.append({**made, "key": row.key, "call": row.call})
+        return found
+
+    def outcomes(self, day: str) -> Counter[str]:
+        """How many of the day's events were sent, filtered and refused."""
+        counts: Counter[str] = Counter()
+        for outcome, count in self.accounts[day].outcomes.items():
+            counts[outcome.partition(":")[0]] += count
+        return +counts
