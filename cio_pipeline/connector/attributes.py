@@ -65,6 +65,8 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule) -> tuple[d
     for name in _unset_names(unset):
         if reason := names(name):
             left_out.append((name, reason))
+        elif name == "email":
+            left_out.append((name, "is the last valid one so far (R7)"))
         else:
             attributes[name] = None
     return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED]

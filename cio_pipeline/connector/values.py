@@ -9,7 +9,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 EMAIL = re.compile(
-    r"""(?: [^<>()\[\]\\.,;:\s@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s@"\ud800-\udfff]+ )*
+    r"""(?: [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ )*
           | "[^\n\r\u2028\u2029\ud800-\udfff]+" )
         @ (?: \[ [0-9]{1,3} \. [0-9]{1,3} \. [0-9]{1,3} \. [0-9]{1,3} \]
             | (?: [a-z0-9-]+ \. )+ [a-z]{2,} )""",

@@ -140,6 +140,13 @@ def test_r11_unset_clears_in_time_order_with_set(unset: Any) -> None:
     assert "$unset" not in sent(after)[0]["attributes"]
 
 
+def test_r11_unset_leaves_the_email_so_far_alone() -> None:
+    stream = event(unset_=["email"])
+    assert customers(stream) == {"id:u1": {"identifier": "u1"}}
+    assert customers(stream, earlier=known(u1=(True, "a@example.com")))["id:u1"]["email"] == "a@example.com"
+    assert reasons(stream) == [("attribute", "email", "is the last valid one so far (R7)")]
+
+
 def test_r11_unset_that_is_neither_array_nor_object_is_ignored() -> None:
     assert customers(event(unset_="plan")) == {"id:u1": {"identifier": "u1"}}
 

@@ -36,6 +36,7 @@ def test_r2_takes_an_email(text: str) -> None:
         "a@example.com\n",
         "a b@example.com",
         "a\u00a0b@example.com",
+        "\ufeffa@example.com",
         "a..b@example.com",
         ".a@example.com",
         "a@example",
