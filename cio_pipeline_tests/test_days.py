@@ -1,0 +1,115 @@
+"""R15 and R18: every event of a day is accounted for, and what was known before the first day counts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cio_pipeline.connector.options import Options
+from cio_pipeline.storage.identities import HISTORY
+from cio_pipeline_tests.connector.streams import event, frame
+from cio_pipeline_tests.days import Days
+
+SUNDAY, MONDAY = "2026-03-01", "2026-03-02"
+NOT_IDENTIFIED = "filtered: not identified yet (R5)"
+
+
+def derived(folder: Path, history: list[Any], sunday: list[Any], monday: list[Any], **options: Any) -> Days:
+    product = Days(str(folder), Options(**options))
+    table = frame(*history, *sunday, *monday)
+    days = table["timestamp"].dt.strftime("%Y-%m-%d")
+    for day in (HISTORY, SUNDAY, MONDAY):
+        product.extract(day, table[days < SUNDAY if day == HISTORY else days == day], shards=2)
+        product.learn(day)
+    for day in (SUNDAY, MONDAY):
+        product.derive(day)
+    return product
+
+
+def on(day: str, name: str, who: str = "u1", **properties: Any) -> dict[str, Any]:
+    return event(name, who, at=f"{day}T10:00Z", **properties)
+
+
+def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) -> None:
+    monday = [
+        on(MONDAY, "$identify"),
+        on(MONDAY, "order", recipient="x", set_={"email": "bad", "id": 7, "created_at": "soon"}),
+        on(MONDAY, "order", "nobody"),
+        on(MONDAY, "off the list"),
+        on(MONDAY, "$create_alias"),
+        on(MONDAY, "order", " "),
+        on(MONDAY, "order", "x" * 151),
+        on(MONDAY, "order", raw="[]"),
+        on(MONDAY, "order", raw="{"),
+        on(MONDAY, "order", d="x" * 100_000),
+    ]
+    options: Any = {"anonymous_users": "identified", "event_allowlist": ("$identify", "order", "$create_alias")}
+    product = derived(tmp_path, [], [], monday, **options)
+    account = product.accounts[MONDAY]
+    assert +account.outcomes == {
+        "sent": 2,
+        NOT_IDENTIFIED: 1,
+        "filtered: not on the allowlist (R3)": 1,
+        "filtered: $create_alias is never sent (R4)": 1,
+        "refused: distinct_id is blank (R14)": 1,
+        "refused: distinct_id is over 150 bytes (R14)": 1,
+        "refused: properties are no JSON object": 1,
+        "refused: properties are not JSON": 1,
+        "refused: data is over 100000 bytes (R14)": 1,
+    }
+    assert account.left_out == {
+        "is no valid e-mail (R2)": 1,
+        "would act on the profile (R8)": 1,
+        "is no time (R9)": 1,
+        "would redirect deliveries (R13)": 1,
+    }
+    rejects = list(product.rows("rejects", MONDAY))
+    refused = {f"refused: {row.reason}" for row in rejects if row.what == "event"}
+    assert refused == {outcome for outcome in account.outcomes if outcome.startswith("refused: ")}
+    assert len(rejects) == 5 + 4
+    assert all((row.uuid, row.timestamp.hour) != ("", 0) and row.name for row in rejects)
+    assert len(product.events(MONDAY)) == 2
+
+
+@pytest.mark.parametrize("day", [SUNDAY, MONDAY])
+def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_path: Path, day: str) -> None:
+    named: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **named)
+    visits = [on(day, "good", "anon"), on(day, "bad", "anon", raw="[]")]
+    sunday, monday = (visits, []) if day == SUNDAY else ([], visits)
+    product = derived(tmp_path, [], sunday, [*monday, identify], anonymous_users="identified", stitch_anonymous_days=7)
+    account = product.accounts[MONDAY]
+    refused = {"refused: properties are no JSON object": 1}
+    assert +account.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
+    assert account.stitched == (day == SUNDAY)
+    assert +product.accounts[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
+    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are no JSON object"]
+    assert len(product.events(MONDAY)) == 2
+
+
+def test_r18_who_was_identified_before_the_first_day_is_known_on_it(tmp_path: Path) -> None:
+    history = [
+        on("2024-01-01", "$identify", "u1"),
+        on("2024-01-01", "$set", "u2", set_={"email": "old@example.com"}),
+    ]
+    monday = [on(MONDAY, "order", who) for who in ("u1", "u2", "u3")]
+    product = derived(tmp_path / "a", history, [], monday, anonymous_users="identified")
+    assert [found["key"] for found in product.events(MONDAY)] == ["id:u1"]
+    product = derived(tmp_path / "b", history, [], monday, anonymous_users="emails", identify_by_email=True)
+    assert [found["key"] for found in product.events(MONDAY)] == ["email:old@example.com"]
+
+
+def test_r18_the_days_know_better_than_the_history(tmp_path: Path) -> None:
+    history = [on("2026-02-28", "$set", set_={"email": "old@example.com"})]
+    sunday = [on(SUNDAY, "order", set_={"email": "new@example.com"})]
+    product = derived(tmp_path, history, sunday, [on(MONDAY, "order")], identify_by_email=True)
+    assert [found["key"] for day in (SUNDAY, MONDAY) for found in product.events(day)] == ["email:new@example.com"] * 2
+
+
+def test_r1_what_a_day_teaches_counts_from_the_next_day_on_only(tmp_path: Path) -> None:
+    product = derived(
+        tmp_path, [], [on(SUNDAY, "order")], [on(MONDAY, "$identify"), on(MONDAY, "order")], anonymous_users="identified"
+    )
+    assert (product.outcomes(SUNDAY), product.outcomes(MONDAY)) == ({"filtered": 1}, {"sent": 2})
