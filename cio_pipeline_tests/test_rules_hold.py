@@ -1,0 +1,138 @@
+"""The rules hold for any stream, any options, any order of partitions and any number of shards.
+
+What the days' tables hold is compared with `connector/reference.py`, which reads the rules one event at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import date, timedelta
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import Phase, given, settings
+from hypothesis import strategies as st
+
+from cio_pipeline.connector.options import Options
+from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.storage.identities import HISTORY
+from cio_pipeline_tests.connector.random_streams import Stream, options, streams
+from cio_pipeline_tests.connector.reference import Event, Expected, expected
+from cio_pipeline_tests.days import Days
+
+START = "2026-03-02"
+Draw = st.DataObject
+fixed = settings(derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
+"""The same examples on every run; add `Phase.shrink` for a smaller failing one, which takes minutes."""
+
+
+def days_of(stream: Stream) -> list[str]:
+    return [str(date.fromisoformat(START) + timedelta(days=number)) for number in range(stream.days)]
+
+
+def frame(events: list[Event]) -> pd.DataFrame:
+    columns = ["microseconds", "uuid", "event", "distinct_id", "properties", "person_properties"]
+    table = pd.DataFrame(events, columns=columns, dtype=object)
+    return table.assign(timestamp=pd.to_datetime(table["microseconds"].astype("int64"), unit="us", utc=True))
+
+
+@contextmanager
+def derived(stream: Stream, chosen: Options, data: Draw) -> Iterator[Days]:
+    """The stream's days in the product: all of them learned, then derived, both in any order, in any number of shards."""
+    with tempfile.TemporaryDirectory() as folder:
+        product = Days(folder, chosen)
+        for day in (HISTORY, *days_of(stream)):
+            events = [event for event in stream.events if (event.day if event.day >= START else HISTORY) == day]
+            product.extract(day, frame(events), data.draw(st.integers(1, 3), f"shards of {day}"))
+        for day in data.draw(st.permutations([HISTORY, *days_of(stream)]), "learned in the order"):
+            product.learn(day)
+        for day in data.draw(st.permutations(days_of(stream)), "derived in the order"):
+            product.derive(day)
+        yield product
+
+
+def exactly(value: Any) -> str:
+    """As text, so that 1, 1.0 and true are three different values."""
+    return json.dumps(value, sort_keys=True, indent=1)
+
+
+def by_id(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return sorted(events, key=lambda event: str(event["id"]))
+
+
+def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str], int]:
+    """R15 of the reference: the day's events by outcome in its own partition, and how many earlier ones it sends."""
+    fates = [(event.day, *wanted.outcomes[event.uuid]) for event in stream.events if event.day >= START]
+    own = Counter(outcome if partition == day else "filtered" for its_day, outcome, partition in fates if its_day == day)
+    return own, sum(fate[0] < day and fate[1:] == ("sent", day) for fate in fates)
+
+
+@pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
+@settings(fixed, max_examples=35)
+@given(data=st.data())
+def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
+    stream, chosen = data.draw(streams(hostile)), data.draw(options)
+    wanted = expected(stream.events, START, chosen)
+    with derived(stream, chosen, data) as product:
+        for day in days_of(stream):
+            customers = {key: values for (of, key), values in wanted.customers.items() if of == day}
+            assert exactly(product.customers(day)) == exactly(customers)
+            assert exactly(by_id(product.events(day))) == exactly(by_id(wanted.events[day]))
+            account = product.accounts[day]
+            assert (product.outcomes(day), account.stitched) == accounted(day, wanted, stream)
+            assert account.outcomes.total() == product.tables.version("posthog_events", day).rows
+            assert account.outcomes["sent"] + account.stitched == product.tables.version("events", day).rows
+
+
+class Workspace(TrackClient):
+    """A Customer.io that keeps what it is sent, in the order of arrival."""
+
+    def __init__(self) -> None:
+        super().__init__("http://127.0.0.1", "site", "key", requests_per_second=100_000)
+        self.people: dict[str, dict[str, Any]] = {}
+        self.event_ids: list[str] = []
+
+    def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
+        for operation in map(json.loads, operations):
+            [(kind, identifier)] = operation["identifiers"].items()
+            if operation["action"] == "identify":
+                self.people.setdefault(f"{kind}:{identifier}", {}).update(operation["attributes"])
+            else:
+                self.event_ids.append(operation["id"])
+        return {}
+
+    def event(self, identifier: str, operation: bytes) -> None:
+        self.event_ids.append(json.loads(operation)["id"])
+
+
+def latest(wanted: Expected) -> dict[str, dict[str, Any]]:
+    """R17: each customer's attributes as they were last set, on whatever day."""
+    newest: dict[str, dict[str, tuple[Any, int]]] = {}
+    for (_, key), attributes in wanted.customers.items():
+        person = newest.setdefault(key, {})
+        for name, (value, seconds) in attributes.items():
+            if name not in person or person[name][1] < seconds:
+                person[name] = (value, seconds)
+    return {key: {name: value for name, (value, _) in person.items()} for key, person in newest.items()}
+
+
+@settings(fixed, max_examples=20)
+@given(data=st.data())
+def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data: Draw) -> None:
+    stream, chosen = data.draw(streams(hostile=False, seconds_apart=True)), data.draw(options)
+    wanted = expected(stream.events, START, chosen)
+    order = data.draw(st.lists(st.sampled_from(days_of(stream)), max_size=3), "delivered first, perhaps more than once")
+    with derived(stream, chosen, data) as product:
+        workspace, ledger = Workspace(), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
+        for day in (*order, *data.draw(st.permutations(days_of(stream)), "then in the order")):
+            shards = zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
+            deliver(day, shards, ledger, workspace)
+    assert exactly(workspace.people) == exactly(latest(wanted))
+    assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
