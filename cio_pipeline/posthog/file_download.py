@@ -78,10 +78,6 @@ class FileDownloadSource:
         weeks = _weeks(start - EARLY, min(end + self._late, now))
         return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
 
-    def history(self, before: datetime, say: Say) -> Window:
-        """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
-        return self._query.history(before, say)
-
     def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
         export = self._finished_export(first, last, say)
         for number, file in enumerate(export.files, 1):
