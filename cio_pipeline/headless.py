@@ -31,9 +31,9 @@ class Lines(logging.Handler):
     """Prints what the assets say of their progress, and nothing of Dagster's own events."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message alone, as one line."""
+        """Prints the message alone, as one line; Dagster's own are events, or warnings."""
         said = getattr(record, "dagster_meta", {})
-        if said.get("dagster_event") is None and "orig_message" in said:
+        if record.levelno == logging.INFO and said.get("dagster_event") is None and "orig_message" in said:
             print(said["orig_message"], flush=True)
 
 

@@ -56,7 +56,7 @@ def upsert_to_customerio(context: dg.AssetExecutionContext, config: Delivery, cu
             shown = preview(day, _shards(store, day), store.ledger, choices, seen)
             context.add_asset_metadata(_outlook(shown, store, day), partition_key=day)
         return
-    with one_at_a_time(store, context.log.warning):
+    with one_at_a_time(store, context.log.info):
         for day in context.partition_keys:
             started, before = time.monotonic(), customerio.traffic()
             sent = deliver(day, _shards(store, day), store.ledger, customerio.client, context.log.info, choices)

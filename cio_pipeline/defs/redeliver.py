@@ -26,7 +26,7 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
-    with one_at_a_time(store, context.log.warning):
+    with one_at_a_time(store, context.log.info):
         for day, refused in store.ledger.refusals(config.partition, config.reason).items():
             allowed = _not_suppressed(refused, customerio, store, day)
             report = redeliver(day, allowed, store.ledger, customerio.client)

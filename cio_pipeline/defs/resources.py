@@ -50,7 +50,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Reads who must not be sent, and checks the keys and the region."""
         settings = load_settings()
         self._suppressed = read_suppressed(settings.suppressed_file)
-        self._client = track_client(settings, context.log.warning if context.log else print)
+        self._client = track_client(settings, context.log.info if context.log else quietly)
         self._client.check()
 
     @property

@@ -152,6 +152,23 @@ def test_an_answer_that_does_not_say_which_item_is_bad_costs_requests_and_no_ite
     assert set(ledger.refused(DAY)) == set(remembered[2])
 
 
+def test_an_item_alone_is_not_refused_by_one_answer_that_says_nothing(
+    tmp_path: Path, workspace: customerio.CustomerioServer
+) -> None:
+    answer, posts = workspace.answer, 0
+
+    def says_nothing_twice(*request: Any) -> Any:
+        nonlocal posts
+        posts += 1
+        return (207, {}) if posts <= 2 else answer(*request)
+
+    workspace.answer = says_nothing_twice  # type: ignore[method-assign, assignment]
+    made, ledger = tables(event()), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    until_done(made, ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
+    assert ledger.refusals() == {}
+    assert workspace.workspace.totals() == {"people": 1, "events": 1}
+
+
 def test_413_is_halved_like_400_and_one_item_alone_is_refused(tmp_path: Path, workspace: customerio.CustomerioServer) -> None:
     made = stream(2)
     answer = workspace.answer
