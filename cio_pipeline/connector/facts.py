@@ -32,7 +32,8 @@ def learn(events: pd.DataFrame, options: Options) -> pd.DataFrame:
     by_id = taught.groupby("distinct_id", sort=False)
     identities = pd.DataFrame({"identified": by_id["identified"].any(), "email": by_id["email"].last()})
     learned = identities[identities["identified"] | identities["email"].notna()].reset_index()
-    return learned.assign(email=learned["email"].astype(object).where(learned["email"].notna(), None))
+    emails = [email if isinstance(email, str) else None for email in learned["email"].tolist()]
+    return learned.assign(email=pd.Series(emails, index=learned.index, dtype=object))
 
 
 def so_far(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:

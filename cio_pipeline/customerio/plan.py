@@ -122,7 +122,7 @@ def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int, standi
 
 
 def _new_events(events: pd.DataFrame, known: Known, choices: Choices, made: Plan) -> Iterator[Item]:
-    new = np.ones(len(events), dtype=bool)
+    new: Any = np.ones(len(events), dtype=bool)
     if not choices.resend:
         new = ~np.isin(_packed(events["uuid"].tolist()), known.delivered)
         made.settled += events.loc[~new, "uuid"].tolist()
@@ -131,7 +131,8 @@ def _new_events(events: pd.DataFrame, known: Known, choices: Choices, made: Plan
         recent = (events["timestamp"] >= pd.Timestamp(choices.hold_since, unit="s", tz="UTC")).to_numpy()
         made.counts["events held as too recent"] += int((new & recent).sum())
         new &= ~recent
-    for row in events[new].itertuples(index=False):
+    rows: Iterable[Any] = events[new].itertuples(index=False)
+    for row in rows:
         yield Item(row.uuid, row.key, row.operation.encode(), call=row.call)
 
 

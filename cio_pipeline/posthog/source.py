@@ -68,4 +68,4 @@ def in_order(events: pd.DataFrame) -> pd.DataFrame:
     """Each uuid once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid)."""
     keys = events[["uuid", "distinct_id", "timestamp", "created_at"]].reset_index(drop=True)
     latest = keys.sort_values("created_at", kind="stable").drop_duplicates("uuid", keep="last")
-    return events.take(latest.sort_values(["distinct_id", "timestamp", "uuid"]).index).reset_index(drop=True)
+    return events.take(latest.sort_values(["distinct_id", "timestamp", "uuid"]).index.to_numpy()).reset_index(drop=True)

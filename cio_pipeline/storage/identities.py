@@ -170,7 +170,7 @@ def _known_before(day: str) -> sa.Select[Any]:
     return sa.select(wanted.c.id, was_identified, last_email)
 
 
-def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[dict[str, Any]]]]:
+def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
     """The rows to insert of a part of a day, by table."""
     ids = part.facts.loc[part.facts["identified"], "distinct_id"].tolist()
     told = part.facts[part.facts["email"].notna()]
