@@ -87,7 +87,7 @@ def test_odd_text_is_kept_as_it_is(ledger: Ledger) -> None:
 
 
 def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(database_url: str) -> None:
-    ledger, people, events = Ledger(database_url), 20_000, 100_000
+    ledger, people, events = Ledger(database_url), 10_000, 50_000
     empty = size(database_url)
     for start in range(0, people, 1000):
         values = {name: (str(start), 1_700_000_000 + number % 2) for number, name in enumerate("abcdefgh")}
