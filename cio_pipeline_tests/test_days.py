@@ -1,4 +1,4 @@
-"""R15 and R18: every event of a day is accounted for, and what was known before the first day counts."""
+"""A day from its events to its tables: R15, every event is accounted for; R18, what was known before the first day counts."""
 
 from __future__ import annotations
 
@@ -87,6 +87,18 @@ def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_pa
     assert +product.accounts[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
     assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are no JSON object"]
     assert len(product.events(MONDAY)) == 2
+
+
+def test_r7_the_last_value_wins_over_all_distinct_ids_of_a_customer(tmp_path: Path) -> None:
+    ids = [f"u{number}" for number in range(8)]
+    monday = [
+        event("order", who, at=f"{MONDAY}T{time}:00Z", set_={"email": "a@example.com", "plan": who})
+        for who, time in zip(ids, (10, 13, 11, 17, 12, 14, 16, 15), strict=True)
+    ]
+    product = derived(tmp_path, [], [], monday, identify_by_email=True)
+    [customer] = product.customers(MONDAY).values()
+    assert (customer["plan"][0], customer["identifier"][0]) == ("u3", "u3")
+    assert [found["key"] for found in product.events(MONDAY)] == ["email:a@example.com"] * 8
 
 
 def test_r18_who_was_identified_before_the_first_day_is_known_on_it(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ def test_the_defaults_are_the_documented_ones(env: pytest.MonkeyPatch) -> None:
     assert settings.ledger_url.startswith("sqlite:////")
 
 
-def test_lists_are_trimmed_and_blanks_are_dropped(env: pytest.MonkeyPatch) -> None:
+def test_r3_lists_are_trimmed_and_blanks_are_dropped(env: pytest.MonkeyPatch) -> None:
     env.setenv("CIO_EVENT_ALLOWLIST", " order placed ,,$pageview, ")
     assert load_settings().options.event_allowlist == ("order placed", "$pageview")
 

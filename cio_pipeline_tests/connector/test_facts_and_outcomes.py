@@ -66,6 +66,12 @@ def test_r1_takes_the_email_from_the_person_where_attributes_come_from_there() -
     assert keys(*stream, identify_by_email=True, attributes_from="person") == ["email:p@example.com"]
 
 
+def test_r1_the_distinct_id_is_the_email_until_one_is_set() -> None:
+    own = "Me@example.com"
+    stream = [event(distinct_id=own), event(distinct_id=own, at="2026-03-02T11:00Z", set_={"email": "a@example.com"})]
+    assert keys(*stream, identify_by_email=True) == ["email:me@example.com", "email:a@example.com"]
+
+
 def test_r1_ties_in_time_go_by_uuid() -> None:
     first, second = event(set_={"email": "first@example.com"}), event(set_={"email": "second@example.com"})
     assert learn(frame(first, second), Options())["email"].tolist() == ["second@example.com"]
@@ -74,6 +80,10 @@ def test_r1_ties_in_time_go_by_uuid() -> None:
 @pytest.mark.parametrize(("name", "outcome"), [("order", "sent"), ("Order", OFF_LIST), (" order", OFF_LIST)])
 def test_r3_the_allowlist_is_exact(name: str, outcome: str) -> None:
     assert outcomes(event(name), event_allowlist=("order",)) == [outcome]
+
+
+def test_r3_no_allowlist_is_every_event() -> None:
+    assert outcomes(event("anything")) == ["sent"]
 
 
 def test_r4_create_alias_is_never_sent() -> None:
@@ -97,6 +107,13 @@ def test_r6_the_key_is_the_email_where_the_distinct_id_is_one() -> None:
         "email:a@example.com",
         "id:u1",
     ]
+
+
+def test_r6_identify_by_email_makes_the_email_the_key_in_lower_case() -> None:
+    stream = event(set_={"email": "A@Example.com"})
+    assert keys(stream, identify_by_email=True) == ["email:a@example.com"]
+    assert keys(stream) == ["id:u1"]
+    assert keys(event(), identify_by_email=True) == ["id:u1"]
 
 
 @pytest.mark.parametrize(

@@ -55,6 +55,12 @@ def test_r2_refuses_what_is_no_email(value: object) -> None:
     assert not is_email(value)
 
 
+@pytest.mark.parametrize("character", '<>()[]\\,;:@" \t\n\u3000\ufeff')
+def test_r2_refuses_an_email_with_such_a_character(character: str) -> None:
+    assert not is_email(f"a{character}b@example.com")
+    assert not is_email(f"a@exam{character}ple.com")
+
+
 @pytest.mark.parametrize(
     ("value", "seconds"),
     [

@@ -134,7 +134,9 @@ def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: po
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, project: posthog.Project, knows_order: bool) -> None:
+def test_r18_history_is_all_that_teaches_before_a_day(
+    server: posthog.PostHog, project: posthog.Project, knows_order: bool
+) -> None:
     project.legacy = EventsList(100, knows_order)
     names = ("$identify", "$set", "order")
     server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))

@@ -102,7 +102,7 @@ def test_the_persons_properties_are_asked_for_where_attributes_come_from_there(s
     assert len(read(source(server, with_person=True, allowlist=("order",)))) == 1
 
 
-def test_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -> None:
+def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -> None:
     names = ("$identify", "$set", "order")
     at = [f"202{5 - number % 3}-{number % 12 + 1:02d}-01T00:00:00.000000Z" for number in range(90)]
     server.add([stored(number, names[number % 3], when) for number, when in enumerate(at)])

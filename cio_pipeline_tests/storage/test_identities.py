@@ -33,7 +33,7 @@ def identities(tmp_path: Path) -> Identities:
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
-def test_the_last_earlier_day_with_an_email_counts(identities: Identities, order: tuple[int, ...]) -> None:
+def test_r1_the_last_earlier_day_with_an_email_counts(identities: Identities, order: tuple[int, ...]) -> None:
     days = [
         ("2026-03-01", learned(("u1", False, "one@example.com"))),
         ("2026-03-02", learned(("u1", True, None), ("u2", False, "two@example.com"))),
@@ -42,6 +42,7 @@ def test_the_last_earlier_day_with_an_email_counts(identities: Identities, order
     for number in order:
         keep(identities, *days[number])
     assert before(identities, "2026-03-01", "u1") == {"u1": (False, None)}
+    assert before(identities, "2026-03-02", "u1") == {"u1": (False, "one@example.com")}
     assert before(identities, "2026-03-03", "u1", "u2", "u3") == {
         "u1": (True, "one@example.com"),
         "u2": (False, "two@example.com"),
@@ -50,7 +51,7 @@ def test_the_last_earlier_day_with_an_email_counts(identities: Identities, order
     assert before(identities, "2026-03-04", "u1") == {"u1": (True, "three@example.com")}
 
 
-def test_a_day_that_is_learned_again_replaces_what_it_taught(identities: Identities) -> None:
+def test_r1_a_day_that_is_learned_again_replaces_what_it_taught(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned(("u1", True, "one@example.com")))
     keep(identities, "2026-03-01", learned(("u2", True, None)))
     assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (False, None), "u2": (True, None)}
