@@ -6,7 +6,8 @@ history before the first partition is kept as a day of its own that sorts before
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
@@ -15,7 +16,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from cio_pipeline.database import chunks, connect
+from cio_pipeline.database import Text, chunks, connect
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
@@ -39,25 +40,25 @@ learned_days = sa.Table(
 )
 derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
 identified = sa.Table(
-    "identified", metadata, sa.Column("distinct_id", sa.String, primary_key=True), _day(primary_key=True, index=True)
+    "identified", metadata, sa.Column("distinct_id", Text, primary_key=True), _day(primary_key=True, index=True)
 )
 emails = sa.Table(
     "emails",
     metadata,
-    sa.Column("distinct_id", sa.String, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True),
     _day(primary_key=True, index=True),
-    sa.Column("email", sa.String, nullable=False),
+    sa.Column("email", Text, nullable=False),
 )
 namings = sa.Table(
     "namings",
     metadata,
-    sa.Column("anonymous_id", sa.String, primary_key=True),
+    sa.Column("anonymous_id", Text, primary_key=True),
     _day(primary_key=True, index=True),
     sa.Column("uuid", sa.String(36), primary_key=True),
     sa.Column("microseconds", sa.BigInteger, nullable=False),
-    sa.Column("distinct_id", sa.String, nullable=False),
+    sa.Column("distinct_id", Text, nullable=False),
 )
-wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", sa.String, primary_key=True), prefixes=["TEMPORARY"])
+wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", Text, primary_key=True), prefixes=["TEMPORARY"])
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Identities:
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned]) -> None:
         """Keeps what a day of so many events taught under a setting, instead of what was kept of it."""
         content = blake2b(digest_size=16)
-        with self._engine.begin() as transaction:
+        with self._writing() as transaction:
             for table in (identified, emails, namings, learned_days):
                 transaction.execute(sa.delete(table).where(table.c.day == day))
             for part in learned:
@@ -115,7 +116,7 @@ class Identities:
         `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
         """
         known = _stands_for(self._learned(), day, stitched_days)
-        with self._engine.begin() as transaction:
+        with self._writing() as transaction:
             transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
             transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
 
@@ -125,6 +126,14 @@ class Identities:
             derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
         learned = self._learned()
         return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
+        with self._engine.begin() as transaction:
+            if self._engine.dialect.name == "postgresql":
+                transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
+            yield transaction
 
     def _learned(self) -> pd.DataFrame:
         """The learned days in order: day, events, content so far (of this and all days before it)."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -28,8 +28,8 @@ def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tu
 
 
 @pytest.fixture
-def identities(tmp_path: Path) -> Identities:
-    return Identities(f"sqlite:///{tmp_path / 'ledger.db'}")
+def identities(database_url: str) -> Identities:
+    return Identities(database_url)
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0)])
@@ -109,3 +109,15 @@ def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> Non
 
 def test_no_people_is_no_question(identities: Identities) -> None:
     assert before(identities, "2026-03-02") == {}
+
+
+def test_odd_ids_are_kept_as_they_are(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(("nul\0 'quote' ü", True, "nul\0@example.com")))
+    assert before(identities, "2026-03-02", "nul\0 'quote' ü") == {"nul\0 'quote' ü": (True, "nul\0@example.com")}
+
+
+def test_two_runs_that_learn_one_day_at_once_do_no_harm(identities: Identities) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        runs = [threads.submit(keep, identities, "2026-03-01", learned(("u1", True, None))) for _ in range(12)]
+        assert [run.result() for run in runs] == [None] * 12
+    assert before(identities, "2026-03-02", "u1") == {"u1": (True, None)}
