@@ -73,7 +73,5 @@ def _write_exactly(value: Any) -> bytes:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
         raise UnusableJson("text with a lone surrogate") from None
-    except ValueError:
-        raise UnusableJson("a number that JSON cannot carry") from None
-    except RecursionError:
-        raise UnusableJson("properties nested too deeply") from None
+    except (ValueError, RecursionError):
+        raise UnusableJson("a number or a depth that JSON cannot carry") from None

@@ -131,6 +131,12 @@ def test_r10_a_customer_beyond_32000_bytes_is_upserted_in_parts() -> None:
     assert made.customers["attributes"].sum() == 101
 
 
+def test_r10_an_email_over_1000_bytes_is_left_out_whole() -> None:
+    long = "x" * 1000 + "@example.com"
+    assert customers(event(set_={"email": long})) == {"id:u1": {"identifier": "u1"}}
+    assert reasons(event(set_={"email": long})) == [("attribute", "email", "value is over 1000 bytes (R10)")]
+
+
 @pytest.mark.parametrize("unset", [["plan", 7, None], {"plan": ""}])
 def test_r11_unset_clears_in_time_order_with_set(unset: Any) -> None:
     before, after = event(at="2026-03-02T10:00Z", set_={"plan": "pro"}), event(at="2026-03-02T11:00Z", unset_=unset)
@@ -192,6 +198,10 @@ def test_r14_data_over_100000_bytes_is_refused() -> None:
     assert made.rejects["reason"].tolist() == ["data is over 100000 bytes (R14)"]
 
 
+def test_r14_an_event_whose_uuid_is_none_is_refused() -> None:
+    assert reasons({**event(), "uuid": "none"}) == [("event", "signed up", "uuid is no UUID (R14)")]
+
+
 def test_r14_an_item_over_32000_bytes_goes_by_the_v1_call() -> None:
     overhead = len(str(tables(_data_of(1000)).events["operation"][0]).encode()) - 1000
     assert tables(_data_of(ITEM_BYTES - overhead)).events["call"].tolist() == ["batch"]
@@ -215,13 +225,19 @@ def test_r14_an_id_that_means_something_else_in_the_v1_path_is_refused(distinct_
         ("{", "properties are not JSON"),
         ('{"a":"\\ud800"}', "text with a lone surrogate"),
         ('{"$set":{"a":"\\udc00"}}', "text with a lone surrogate"),
-        ('{"a":NaN}', "a number that JSON cannot carry"),
-        ('{"a":1e999}', "a number that JSON cannot carry"),
+        ('{"a":NaN}', "a number or a depth that JSON cannot carry"),
+        ('{"a":1e999}', "a number or a depth that JSON cannot carry"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, "properties are not JSON"),
     ],
 )
 def test_properties_that_cannot_be_sent_are_refused_with_a_reason(raw: str, reason: str) -> None:
     assert reasons(event(raw=raw)) == [("event", "signed up", reason)]
+
+
+@pytest.mark.parametrize("depth", [200, 300, *range(900, 1030, 5), 3000])
+def test_properties_of_any_depth_are_sent_or_refused(depth: int) -> None:
+    made = tables(event(raw='{"a":' * depth + "1" + "}" * depth))
+    assert len(made.events) + len(made.rejects) == 1
 
 
 @pytest.mark.parametrize("absent", [None, float("nan"), ""])

@@ -152,6 +152,12 @@ def test_r16_takes_nothing_for_what_is_no_other_s_id(tmp_path: Path, odd: Any) -
     assert sent(product, MONDAY) == []
 
 
+@pytest.mark.parametrize("raw", ["", "[]", "{"])
+def test_r16_an_identify_without_readable_properties_names_nobody(tmp_path: Path, raw: str) -> None:
+    identify = event("$identify", "u1", at=f"{MONDAY}T12:00Z", raw=raw)
+    assert sent(derived(tmp_path, visit(SUNDAY), identify), MONDAY) == []
+
+
 def test_r16_an_identify_without_a_usable_distinct_id_takes_nothing(tmp_path: Path) -> None:
     events = [visit(SUNDAY), naming(MONDAY, "x" * 151, "11:00"), naming(MONDAY)]
     assert sent(derived(tmp_path, *events), MONDAY) == [("visit", "id:u1")]
