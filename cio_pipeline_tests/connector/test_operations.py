@@ -161,6 +161,7 @@ def test_r11_unset_that_is_neither_array_nor_object_is_ignored() -> None:
 def test_r12_name_type_and_whole_seconds(name: str, action: str) -> None:
     [operation] = sent(event(name, at="2026-03-02T10:00:00.999999Z", set_={"a": 1}, set_once_={"b": 1}, unset_=["c"], d=1))
     assert (operation["name"], operation["action"], operation["timestamp"]) == (name.strip(), action, 1772445600)
+    assert operation["id"] == "00000000000000000000000001"
     assert operation["attributes"] == {"d": 1}
 
 
@@ -204,8 +205,8 @@ def test_r14_an_event_whose_uuid_is_none_is_refused() -> None:
 
 def test_r14_an_item_over_32000_bytes_goes_by_the_v1_call() -> None:
     overhead = len(str(tables(_data_of(1000)).events["operation"][0]).encode()) - 1000
-    assert tables(_data_of(ITEM_BYTES - overhead)).events["call"].tolist() == ["batch"]
-    [row] = tables(_data_of(ITEM_BYTES - overhead + 1)).events.itertuples()
+    assert tables(_data_of(32_000 - overhead)).events["call"].tolist() == ["batch"]
+    [row] = tables(_data_of(32_001 - overhead)).events.itertuples()
     assert row.call == "event"
     body = json.loads(str(row.operation))
     assert list(body) == ["id", "name", "timestamp", "type", "data"]
