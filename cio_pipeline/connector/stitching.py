@@ -45,7 +45,7 @@ def _named(distinct_id: str, properties: Any) -> str | None:
     if not (usable(distinct_id) and is_legal(distinct_id)):
         return None
     named = peek_object(properties).get("$anon_distinct_id")
-    return named if isinstance(named, str) and is_legal(named) and usable(named) else None
+    return named if is_legal(named) and usable(named) else None
 
 
 def is_legal(distinct_id: Any) -> bool:

@@ -79,7 +79,8 @@ def test_r16_events_of_the_same_day_are_sent_and_counted_as_sent(tmp_path: Path)
 
 
 def test_r16_is_off_by_default(tmp_path: Path) -> None:
-    product = derived(tmp_path, visit(SUNDAY), visit(MONDAY), naming(MONDAY), stitch_anonymous_days=0)
+    events = [visit(SUNDAY), visit(MONDAY), visit(MONDAY, time="12:00"), naming(MONDAY)]
+    product = derived(tmp_path, *events, stitch_anonymous_days=0)
     assert sent(product, MONDAY) == []
 
 
@@ -166,6 +167,13 @@ def test_r16_an_identify_without_a_usable_distinct_id_takes_nothing(tmp_path: Pa
 @pytest.mark.parametrize("legal", ["Null", "nan", "00", "'", "''", "guest2"])
 def test_r16_posthog_s_list_of_illegal_ids_is_exact(legal: str) -> None:
     assert is_legal(legal)
+
+
+def test_r16_what_was_held_back_counts_as_of_its_own_day(tmp_path: Path) -> None:
+    email = {"email": "anon@example.com"}
+    events = [visit(SATURDAY, "held back"), visit(SUNDAY, "sent", set_=email), naming(MONDAY, set_={"email": "a@example.com"})]
+    product = derived(tmp_path, *events, anonymous_users="emails")
+    assert [sent(product, day) for day in (SATURDAY, SUNDAY, MONDAY)] == [[], [("sent", "id:anon")], [("held back", "id:u1")]]
 
 
 def test_r16_takes_only_what_was_held_back(tmp_path: Path) -> None:

@@ -45,7 +45,7 @@ def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
     assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
 
 
-def test_states_merge_by_time(ledger: Ledger) -> None:
+def test_r17_states_merge_by_time(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20), city=("Bonn", 20))}))
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("free", 10), city=("Köln", 30))}))
     assert ledger.states(["id:u1", "id:u2"]) == {"id:u1": state(plan=("pro", 20), city=("Köln", 30))}
@@ -147,7 +147,7 @@ def test_a_state_survives_packing(known: State) -> None:
 
 
 @given(states, states, states)
-def test_merging_in_any_grouping_keeps_the_newest(first: State, second: State, third: State) -> None:
+def test_r17_merging_in_any_grouping_keeps_the_newest(first: State, second: State, third: State) -> None:
     merged = merge(merge(first, second), third)
     assert merged == merge(first, merge(second, third))
     for name, (_, time) in merged.items():
