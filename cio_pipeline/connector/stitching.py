@@ -7,7 +7,7 @@ events of that anonymous id which lie after the naming before it, and at most so
 from __future__ import annotations
 
 import re
-from typing import Any
+from typing import Any, TypeGuard
 
 import pandas as pd
 
@@ -48,7 +48,7 @@ def _named(distinct_id: str, properties: Any) -> str | None:
     return named if is_legal(named) and usable(named) else None
 
 
-def is_legal(distinct_id: Any) -> bool:
+def is_legal(distinct_id: object) -> TypeGuard[str]:
     """Whether PostHog would merge this id. No id that it stores has half a surrogate pair."""
     if not isinstance(distinct_id, str) or not distinct_id.strip() or LONE_SURROGATE.search(distinct_id):
         return False
