@@ -6,20 +6,14 @@ import dagster as dg
 
 from cio_pipeline.connector.outcomes import SENT
 from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
-from cio_pipeline.defs.extract import GROUP, identities, identity_history, posthog_events
+from cio_pipeline.defs.extract import GROUP, identities, posthog_events
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
 
-this_and_all_days_before = dg.TimeWindowPartitionMapping(
-    start_offset=-36500, end_offset=0, allow_nonexistent_upstream_partitions=True
-)
-"""R1 takes what all earlier days taught, so a backfill learns all its days before it derives the first."""
-
-UPSTREAM = (
-    dg.AssetDep(posthog_events),
-    dg.AssetDep(identities, partition_mapping=this_and_all_days_before),
-    dg.AssetDep(identity_history),
-)
+UPSTREAM = (posthog_events, identities)
+"""R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
+all later days too; instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
+"""
 
 DESCRIPTIONS = {
     "customers": "One row per customer to upsert, and the operation as it will be sent.",

@@ -30,20 +30,6 @@ def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: S
         context.add_asset_metadata({**counts, **found.facts}, partition_key=day)
 
 
-@dg.asset(
-    partitions_def=days,
-    backfill_policy=a_few_days_a_run,
-    group_name=GROUP,
-    kinds={"pandas", "sql"},
-    deps=[posthog_events],
-)
-def identities(context: dg.AssetExecutionContext, store: Store) -> None:
-    """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
-    for day in context.partition_keys:
-        counts = learn_day(day, store.tables, store.identities, store.options)
-        context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)
-
-
 class HistoryConfig(dg.Config):
     """How to take the history."""
 
@@ -67,3 +53,17 @@ def identity_history(
         table.finish_each(in_order)
     counts = learn_history(setting, store.tables, store.identities, store.options)
     return dg.MaterializeResult(metadata={"events": store.tables.version("identity_history", HISTORY).rows, **counts})
+
+
+@dg.asset(
+    partitions_def=days,
+    backfill_policy=a_few_days_a_run,
+    group_name=GROUP,
+    kinds={"pandas", "sql"},
+    deps=[posthog_events, identity_history],
+)
+def identities(context: dg.AssetExecutionContext, store: Store) -> None:
+    """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    for day in context.partition_keys:
+        counts = learn_day(day, store.tables, store.identities, store.options)
+        context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)
