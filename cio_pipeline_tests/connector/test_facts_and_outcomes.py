@@ -70,6 +70,7 @@ def test_r1_the_distinct_id_is_the_email_until_one_is_set() -> None:
     own = "Me@example.com"
     stream = [event(distinct_id=own), event(distinct_id=own, at="2026-03-02T11:00Z", set_={"email": "a@example.com"})]
     assert keys(*stream, identify_by_email=True) == ["email:me@example.com", "email:a@example.com"]
+    assert outcomes(*stream, anonymous_users="emails") == ["sent", "sent"]
 
 
 def test_r1_ties_in_time_go_by_uuid() -> None:
