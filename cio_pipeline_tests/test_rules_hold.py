@@ -75,7 +75,7 @@ def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str],
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
-@settings(fixed, max_examples=30)
+@settings(fixed, max_examples=22)
 @given(data=st.data())
 def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
     stream, chosen = data.draw(streams(hostile)), data.draw(options)
@@ -131,7 +131,7 @@ def latest(wanted: Expected) -> dict[str, dict[str, Any]]:
     return {key: {name: value for name, (value, _) in person.items()} for key, person in newest.items()}
 
 
-@settings(fixed, max_examples=20)
+@settings(fixed, max_examples=18)
 @given(data=st.data())
 def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data: Draw) -> None:
     stream, chosen = data.draw(streams(hostile=False, seconds_apart=True)), data.draw(options)
