@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
 
 PIECE_ROWS = 20_000
-PIECE_BYTES = 32_000_000
+PIECE_BYTES = 8_000_000
 """A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
 
 ESSENTIAL = ("uuid", "event", "distinct_id", "timestamp", "properties")
