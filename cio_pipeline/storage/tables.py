@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-SHARD_ROWS = 200_000
-"""About as many events as one shard holds, which bounds the memory of every stage."""
+SHARD_ROWS = 100_000
+"""About as many events as one shard holds, which bounds the memory of every stage: a shard is there about three times over."""
 
 ROW_GROUP = 10_000
 """Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""

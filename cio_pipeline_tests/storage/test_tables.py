@@ -68,8 +68,8 @@ def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) 
     assert rows(tables) == [[("k1", 2)]]
 
 
-def test_a_day_is_split_at_200000_rows() -> None:
-    assert [shards_for(count) for count in (0, 1, 200_000, 200_001, 10_000_000)] == [1, 1, 1, 2, 50]
+def test_a_day_is_split_at_100000_rows() -> None:
+    assert [shards_for(count) for count in (0, 1, 100_000, 100_001, 10_000_000)] == [1, 1, 1, 2, 100]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.integers(1, 60))
