@@ -96,7 +96,7 @@ class Settings(BaseSettings):
     requests_per_second: float = Field(default=100, gt=0, le=1000, alias="CIO_REQUESTS_PER_SECOND")
 
     posthog_url: Annotated[str, BeforeValidator(_posthog_url)] = Field(default="https://us.posthog.com", alias="POSTHOG_HOST")
-    posthog_project_id: str = Field(default="", alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]+$")
+    posthog_project_id: str = Field(default="", alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]*$")
     posthog_api_key: SecretStr = Field(default=SecretStr(""), alias="POSTHOG_PERSONAL_API_KEY")
     event_source: Literal["query", "events_api", "batch_export", "file_download"] = Field(
         default="query", alias="CIO_EVENT_SOURCE"

@@ -113,3 +113,13 @@ def test_a_bucket_for_the_tables_needs_a_ledger_elsewhere(env: pytest.MonkeyPatc
     env.setenv("CIO_DATA_DIR", "s3://bucket/tables")
     with pytest.raises(SettingsError, match="CIO_LEDGER_URL"):
         load_settings()
+
+
+def test_a_batch_export_needs_its_url_and_nothing_of_posthog(env: pytest.MonkeyPatch) -> None:
+    env.delenv("POSTHOG_PROJECT_ID")
+    env.delenv("POSTHOG_PERSONAL_API_KEY")
+    env.setenv("CIO_EVENT_SOURCE", "batch_export")
+    with pytest.raises(SettingsError, match=r"^CIO_BATCH_EXPORT_URL is not set: see \.env\.example\.$"):
+        load_settings()
+    env.setenv("CIO_BATCH_EXPORT_URL", "s3://bucket/export")
+    assert load_settings().batch_export_url == "s3://bucket/export"
