@@ -28,7 +28,7 @@ CUSTOMERS = pa.schema(
 )
 EVENTS = pa.schema(
     [
-        *((name, TEXT) for name in ("uuid", "ulid", "key", "name", "type")),
+        *((name, TEXT) for name in ("uuid", "ulid", "key", "distinct_id", "name", "type")),
         ("timestamp", TIME),
         *((name, TEXT) for name in ("call", "operation")),
     ]

@@ -25,6 +25,7 @@ SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavaila
 """Our own errors: their message is a sentence for the user."""
 
 RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+SINK = "customerio_delivery.upsert_to_customerio"
 
 
 class Lines(logging.Handler):
@@ -112,11 +113,8 @@ def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any])
             "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
         },
     )
-    return {
-        str(event.materialization.partition): {name: value.value for name, value in event.materialization.metadata.items()}
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey("customerio_delivery")
-    }
+    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
+    return {str(receipt.partition): {name: value.value for name, value in receipt.metadata.items()} for receipt in receipts}
 
 
 def _say(day: str, receipt: dict[str, object]) -> int:

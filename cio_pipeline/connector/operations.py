@@ -27,7 +27,7 @@ DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 
 CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
-EVENT_COLUMNS = ("uuid", "ulid", "key", "name", "type", "timestamp", "call", "operation")
+EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation")
 REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
 
 
@@ -35,9 +35,9 @@ class Tables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
-    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, name, type, timestamp, call
-    (`batch` or `event`), operation; by time. rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or
-    `data`), name (of the attribute or property), reason.
+    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (the identified one's
+    where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation; by time. rejects: uuid,
+    distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property), reason.
     """
 
     customers: pd.DataFrame
@@ -131,7 +131,7 @@ def _event(row: Any, time: int, properties: dict[str, Any], options: Options) ->
         raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
     name, kind = row.event.strip(), TYPES.get(row.event, "event")
     call, operation = _operation(row.key, event_id, name, kind, time // 1_000_000, data)
-    return (row.uuid, event_id, row.key, name, kind, row.timestamp, call, operation.decode()), overrides
+    return (row.uuid, event_id, row.key, row.distinct_id, name, kind, row.timestamp, call, operation.decode()), overrides
 
 
 def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data: bytes) -> tuple[str, bytes]:

@@ -97,9 +97,9 @@ def _plans(
 
 
 def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
-    """A customer and their events are in one shard, so that events too are known by the customer's email."""
+    """A customer and their events are in one shard, so that each is known by what the other tells."""
     for customers, events in shards:
-        keys = suppressed.keys(customers)
+        keys = suppressed.keys(customers, events)
         theirs, gone = customers["key"].isin(keys), events["key"].isin(keys)
         counts["customers suppressed"] += len(keys)
         counts["events suppressed"] += int(gone.sum())

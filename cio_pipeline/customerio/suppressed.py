@@ -39,12 +39,14 @@ class Suppressed:
             return True
         return bool(self._hashes) and (_hash(text) in self._hashes or _hash(email) in self._hashes)
 
-    def keys(self, customers: pd.DataFrame) -> set[str]:
-        """The keys of a customers table whose customers the list names."""
+    def keys(self, customers: pd.DataFrame, events: pd.DataFrame) -> set[str]:
+        """The keys of a day's tables whose customers the list names, or one of the distinct_ids behind an email they share."""
         if not self:
             return set()
         pairs = zip(customers["key"].tolist(), customers["operation"].tolist(), strict=True)
-        return {key for key, operation in pairs if self.names_customer(key, operation)}
+        named = {key for key, operation in pairs if self.names_customer(key, operation)}
+        behind = events[["key", "distinct_id"]].drop_duplicates()
+        return named | set(behind.loc[behind["distinct_id"].map(self.names).astype(bool), "key"])
 
     def names_customer(self, key: str, operation: str) -> bool:
         """Whether the list names the customer of an operation: by the key, and of an upsert by `identifier` or `email`."""

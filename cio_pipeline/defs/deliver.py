@@ -45,23 +45,29 @@ class Delivery(dg.Config):
 @dg.op(
     pool="customerio",
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
-    out=dg.Out(dg.Nothing),
+    out=dg.Out(dg.Nothing, is_required=False),
 )
-def upsert_to_customerio(context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store) -> None:
-    """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day."""
+def upsert_to_customerio(
+    context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
+) -> Iterator["dg.AssetObservation | dg.Output[None]"]:
+    """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
+
+    A dry run materializes nothing: what it saw is an observation of the asset.
+    """
     choices = config.choices(customerio.suppressed)
     if config.dry_run:
         seen: set[str] = set()
         for day in context.partition_keys:
-            shown = preview(day, _shards(store, day), store.ledger, choices, seen)
-            context.add_asset_metadata(_outlook(shown, store, day), partition_key=day)
+            shown = preview(day, shards(store, day), store.ledger, choices, seen)
+            yield dg.AssetObservation("customerio_delivery", partition=day, metadata=_outlook(shown, store, day))
         return
     with one_at_a_time(store, context.log.info):
         for day in context.partition_keys:
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(day, _shards(store, day), store.ledger, customerio.client, context.log.info, choices)
+            sent = deliver(day, shards(store, day), store.ledger, customerio.client, context.log.info, choices)
             receipt = receipt_of(sent.counts, sent.sample, customerio.traffic() - before, time.monotonic() - started)
             context.add_asset_metadata(receipt, partition_key=day)
+    yield dg.Output(None)
 
 
 @contextmanager
@@ -113,7 +119,8 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
     }
 
 
-def _shards(store: Store, day: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+def shards(store: Store, day: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The day's (customers, events), shard by shard."""
     return zip(store.tables.read("customers", day), store.tables.read("events", day), strict=True)
 
 

@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
-from cio_pipeline.defs.deliver import one_at_a_time, receipt_of
+from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, shards
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.ledger.ledger import Refusal
 
@@ -37,12 +37,12 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
 
 
 def _not_suppressed(refused: list[Refusal], customerio: CustomerIo, store: Store, day: str) -> list[Refusal]:
-    """The day's table knows people by an email that a refused event does not tell."""
+    """The day's tables know people by an email or a distinct_id that a refused event does not tell."""
     suppressed = customerio.suppressed
     if not suppressed:
         return refused
     written = store.tables.current("customers", day) is not None
-    keys = {key for shard in store.tables.read("customers", day) for key in suppressed.keys(shard)} if written else set()
+    keys = {key for shard in shards(store, day) for key in suppressed.keys(*shard)} if written else set()
     return [one for one in refused if one.key not in keys and not suppressed.names_customer(one.key, one.operation)]
 
 

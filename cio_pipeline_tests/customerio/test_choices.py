@@ -165,6 +165,17 @@ def test_nothing_of_the_suppressed_is_sent_and_it_is_counted(
     assert ledger.states(["id:u1", "email:jane@example.com"]) == {}
 
 
+@pytest.mark.parametrize("line", ["u1", hashed("u1")])
+def test_a_suppressed_distinct_id_is_found_behind_an_email_that_it_shares(
+    workspace: Workspace, ledger: Ledger, line: str
+) -> None:
+    shared = {"email": "jane@example.com"}
+    made = tables(event("a", "u1", set_=shared), event("b", "u2", set_=shared), event("c", "u3"), identify_by_email=True)
+    counts = send(workspace, ledger, made, choices=Choices(Suppressed([line]))).counts
+    assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
+    assert people(workspace) == {"u3": 1}
+
+
 def test_a_distinct_id_is_suppressed_only_in_its_own_case() -> None:
     listed = Suppressed(["ABC", hashed("DEF")])
     assert listed.names("ABC")

@@ -62,12 +62,15 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
         partition_key=DAY,
         run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
     )
-    [receipt] = [
-        event.materialization.metadata
-        for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey("customerio_delivery")
-    ]
-    return {name: value.value for name, value in receipt.items()}
+    node = "customerio_delivery.upsert_to_customerio"
+    receipts: list[Any] = [*result.asset_materializations_for_node(node), *result.asset_observations_for_node(node)]
+    [receipt] = receipts
+    return {name: value.value for name, value in receipt.metadata.items()}
+
+
+def delivered(instance: dg.DagsterInstance) -> set[str]:
+    """The days that Dagster shows as materialized."""
+    return instance.get_materialized_partitions(dg.AssetKey("customerio_delivery"))
 
 
 def redeliver(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
@@ -111,7 +114,9 @@ def test_a_dry_run_reports_and_sends_nothing_and_the_run_after_it_sends_all(
     assert receipt["refused by the rules"] == {}
     assert "example.com" not in str(receipt)
     assert [request.method for request in workspace.requests] == ["GET"]
+    assert delivered(instance) == set()
     assert run(instance)["events sent"] == 4
+    assert delivered(instance) == {DAY}
 
 
 def test_run_config_limits_holds_and_forces(workspace: Workspace, instance: dg.DagsterInstance) -> None:
