@@ -1,12 +1,17 @@
 """PostHog's events of a day, and what they teach about people."""
 
+from collections.abc import Iterator
+from itertools import chain, islice
+
 import dagster as dg
+import pandas as pd
+import pyarrow as pa
 
 from cio_pipeline.days import learn_day, learn_history, learned_under
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.posthog.progress import told
-from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, Window, in_order
 from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline.storage.tables import shards_for
 
@@ -17,17 +22,23 @@ GROUP = "customerio_sync"
 def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: Store) -> None:
     """The day's events as PostHog stores them, each uuid once; only those that the settings need."""
     for day in context.partition_keys:
-        start, end = window(day)
-        read = 0
-        found = posthog.source.events(start, end, context.log.info)
-        with store.tables.replace("posthog_events", day, EVENT_SCHEMA, shards_for(found.expected)) as table:
-            for frame in told(day, found, context.log.info):
-                table.add(frame, by="distinct_id")
-                read += len(frame)
-            table.finish_each(in_order)
+        found = posthog.source.events(*window(day), context.log.info)
+        read = _keep(store, "posthog_events", day, found, told(day, found, context.log.info))
         version = store.tables.version("posthog_events", day)
         counts = {"dagster/row_count": version.rows, "duplicates": read - version.rows, "shards": version.shards}
         context.add_asset_metadata({**counts, **found.facts}, partition_key=day)
+
+
+def _keep(store: Store, table: str, partition: str, found: Window, frames: Iterator[pd.DataFrame]) -> int:
+    """Writes the events, each once, in shards of a bounded size; gives how many came."""
+    first, read = list(islice(frames, 1)), 0
+    row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
+    with store.tables.replace(table, partition, EVENT_SCHEMA, shards_for(found.expected, row_bytes)) as writer:
+        for frame in chain(first, frames):
+            writer.add(frame, by="distinct_id")
+            read += len(frame)
+        writer.finish_each(in_order)
+    return read
 
 
 class HistoryConfig(dg.Config):
@@ -47,10 +58,7 @@ def identity_history(
     if not config.again and not store.identities.unlearned([HISTORY], setting):
         return dg.MaterializeResult(metadata={"known already": True})
     found = posthog.source.history(start, context.log.info)
-    with store.tables.replace("identity_history", HISTORY, EVENT_SCHEMA, shards_for(found.expected)) as table:
-        for frame in told("History", found, context.log.info):
-            table.add(frame, by="distinct_id")
-        table.finish_each(in_order)
+    _keep(store, "identity_history", HISTORY, found, told("History", found, context.log.info))
     counts = learn_history(setting, store.tables, store.identities, store.options)
     return dg.MaterializeResult(metadata={"events": store.tables.version("identity_history", HISTORY).rows, **counts})
 

@@ -26,7 +26,8 @@ import pyarrow.parquet as pq
 from upath import UPath
 
 SHARD_ROWS = 100_000
-"""About as many events as one shard holds, which bounds the memory of every stage: a shard is there about three times over."""
+SHARD_BYTES = 70_000_000
+"""About the most that one shard holds, which bounds the memory of every stage: a shard is there about three times over."""
 
 ROW_GROUP = 10_000
 """Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
@@ -55,9 +56,9 @@ def keep_private() -> None:
     os.umask(0o077)
 
 
-def shards_for(rows: int) -> int:
-    """How many shards a day of so many events is split into."""
-    return max(1, -(-rows // SHARD_ROWS))
+def shards_for(rows: int, row_bytes: int) -> int:
+    """How many shards so many rows of about so many bytes are split into."""
+    return max(1, -(-rows // SHARD_ROWS), -(-rows * row_bytes // SHARD_BYTES))
 
 
 def shard_of(texts: pd.Series[Any], shards: int) -> Any:

@@ -68,8 +68,9 @@ def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) 
     assert rows(tables) == [[("k1", 2)]]
 
 
-def test_a_day_is_split_at_100000_rows() -> None:
-    assert [shards_for(count) for count in (0, 1, 100_000, 100_001, 10_000_000)] == [1, 1, 1, 2, 100]
+def test_a_day_is_split_at_100000_rows_and_at_70_megabytes() -> None:
+    assert [shards_for(count, 700) for count in (0, 1, 100_000, 100_001, 10_000_000)] == [1, 1, 1, 2, 100]
+    assert [shards_for(100_000, size) for size in (0, 701, 7_000)] == [1, 2, 10]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.integers(1, 60))
