@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,8 @@ KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval"
 SCHEMA_LOCK, ALONE_LOCK = 0x63696F01, 0x63696F02
 """Keys of PostgreSQL's advisory locks, which hold within one database."""
 
+ESCAPED = re.compile(r"\\[0\\]")
+
 T = TypeVar("T")
 
 
@@ -39,18 +42,18 @@ class Migrations:
 
 
 class Text(sa.TypeDecorator[str]):
-    """Text that may hold NUL, which PostgreSQL refuses: it is kept as `\\x00`."""
+    """Text that may hold NUL, which PostgreSQL refuses: it is kept as `\\0`, and a backslash as two."""
 
     impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
         """As the database keeps it."""
-        return value and value.replace("\0", r"\x00")
+        return value and value.replace("\\", r"\\").replace("\0", r"\0")
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
         """As it was given."""
-        return value and value.replace(r"\x00", "\0")
+        return value and ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
 
 
 versions = sa.Table(

@@ -22,7 +22,9 @@ from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 from cio_pipeline.storage.tables import Tables
 
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
-TO_SEND = pa.schema([*EVENT_SCHEMA, ("key", TEXT), ("email", TEXT)])
+TO_SEND = pa.schema(
+    [*EVENT_SCHEMA, ("key", TEXT), ("identifier", TEXT), ("email", TEXT), ("email_set", pa.int64())],
+)
 CUSTOMERS = pa.schema(
     [("key", TEXT), ("part", pa.int32()), ("attributes", pa.int32()), ("timestamp", TIME), ("times", TEXT), ("operation", TEXT)]
 )
@@ -90,7 +92,7 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
     """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15)."""
     account = Account()
     shards = tables.version("posthog_events", day).shards
-    identities.mark_derived(day, options.stitch_anonymous_days)
+    known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
         sent = Tables(stack.enter_context(tempfile.TemporaryDirectory(prefix="cio_pipeline_")))
         customers = stack.enter_context(tables.replace("customers", day, CUSTOMERS, shards))
@@ -107,6 +109,7 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
             events.add(made.events, by="key")
             rejects.add(made.rejects, by="uuid")
             _count_rejects(day, made.rejects, account)
+    identities.mark_derived(day, known)
     return account
 
 

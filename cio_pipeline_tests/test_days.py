@@ -125,3 +125,30 @@ def test_r1_what_a_day_teaches_counts_from_the_next_day_on_only(tmp_path: Path) 
         tmp_path, [], [on(SUNDAY, "order")], [on(MONDAY, "$identify"), on(MONDAY, "order")], anonymous_users="identified"
     )
     assert (product.outcomes(SUNDAY), product.outcomes(MONDAY)) == ({"filtered": 1}, {"sent": 2})
+
+
+def test_r17_a_day_run_before_an_earlier_one_does_not_make_its_old_email_newer(tmp_path: Path) -> None:
+    product = Days(str(tmp_path), Options())
+    days = {
+        SUNDAY: on(SUNDAY, "a", set_={"email": "old@example.com"}),
+        MONDAY: on(MONDAY, "b", set_={"email": "new@example.com"}),
+        "2026-03-03": on("2026-03-03", "c"),
+    }
+    for day in (SUNDAY, "2026-03-03", MONDAY):
+        product.extract(day, frame(days[day]))
+        product.learn(day)
+        product.derive(day)
+    emails = [product.customers(day)["id:u1"]["email"] for day in days]
+    sunday, monday = (int(days[day]["timestamp"].timestamp()) for day in (SUNDAY, MONDAY))
+    assert emails == [("old@example.com", sunday), ("new@example.com", monday), ("old@example.com", sunday)]
+
+
+def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
+    product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
+    product.learn(SUNDAY)
+    assert product.identities.out_of_date(0) == [MONDAY]
+    monkeypatch.setattr("cio_pipeline.days.build", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        product.derive(MONDAY)
+    assert product.identities.out_of_date(0) == [MONDAY]

@@ -6,6 +6,7 @@ be absent) and timestamp (UTC, microseconds). It holds all of a distinct_id's ev
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
@@ -17,6 +18,8 @@ from cio_pipeline.connector.values import is_email
 ID_BYTES = 150
 """Customer.io's limit for a person's id (Track API, OpenAPI)."""
 
+NO_EMAIL = (None, None)
+
 
 def usable(distinct_id: str) -> bool:
     """R14: a distinct_id that Customer.io can take, neither blank nor over 150 bytes."""
@@ -26,32 +29,40 @@ def usable(distinct_id: str) -> bool:
 def learn(events: pd.DataFrame, options: Options) -> pd.DataFrame:
     """What the day teaches, one row per distinct_id that it teaches something about.
 
-    Gives distinct_id (text), identified (bool: a `$identify` was seen) and email (text or None: the last valid one set).
+    Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
+    email_set (its time in microseconds since 1970, or None).
     """
-    taught = _taught(events, options)
-    by_id = taught.groupby("distinct_id", sort=False)
-    identities = pd.DataFrame({"identified": by_id["identified"].any(), "email": by_id["email"].last()})
-    learned = identities[identities["identified"] | identities["email"].notna()].reset_index()
-    emails = [email if isinstance(email, str) else None for email in learned["email"].tolist()]
-    return learned.assign(email=pd.Series(emails, index=learned.index, dtype=object))
+    identified: dict[str, bool] = {}
+    emails: dict[str, tuple[str, int]] = {}
+    for who, is_identify, email, time in _taught(events, options):
+        if is_identify or email:
+            identified[who] = is_identify or identified.get(who, False)
+        if email:
+            emails[who] = (email, time)
+    rows = [(who, was, *emails.get(who, NO_EMAIL)) for who, was in identified.items()]
+    columns = ["distinct_id", "identified", "email", "email_set"]
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool})
 
 
 def so_far(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """What is known up to and including each event: identified (bool) and email (text or None), on the index of `events`.
+    """What is known up to and including each event, on the index of `events`: identified (bool), email (text or None) and
+    email_set (when it was set, microseconds since 1970; None where nobody set it, for the distinct_id is the email).
 
-    `known` is what all earlier days taught: distinct_id, identified, email, one row per distinct_id.
+    `known` is what all earlier days taught: columns as `learn` gives them, one row per distinct_id.
     """
-    taught = _taught(events, options)
-    by_id = taught.groupby("distinct_id", sort=False)
-    earlier = known.set_index("distinct_id").reindex(taught["distinct_id"])
-    identified = by_id["identified"].cummax().to_numpy(bool) | (earlier["identified"] == True).to_numpy(bool)  # noqa: E712
-    email = by_id["email"].ffill().to_numpy(object)
-    fallback = [
-        address if isinstance(address, str) else own
-        for address, own in zip(earlier["email"].tolist(), _own_emails(events["distinct_id"]), strict=True)
-    ]
-    emails = [a if isinstance(a, str) else b for a, b in zip(email, fallback, strict=True)]
-    return pd.DataFrame({"identified": identified, "email": pd.Series(emails, index=events.index, dtype=object)})
+    identified = set(known.loc[known["identified"], "distinct_id"])
+    told = known[known["email"].notna()]
+    emails = dict(zip(told["distinct_id"], zip(told["email"], told["email_set"], strict=True), strict=True))
+    own = {who: (who if is_email(who) else None, None) for who in events["distinct_id"].unique().tolist()}
+    rows = []
+    for who, is_identify, email, time in _taught(events, options):
+        if is_identify:
+            identified.add(who)
+        if email:
+            emails[who] = (email, time)
+        rows.append((who in identified, *emails.get(who, own[who])))
+    columns = ["identified", "email", "email_set"]
+    return pd.DataFrame(rows, columns=columns, index=events.index, dtype=object).astype({"identified": bool})
 
 
 def given_attributes(properties: dict[str, Any], person_properties: dict[str, Any], options: Options) -> dict[str, Any]:
@@ -63,21 +74,15 @@ def given_attributes(properties: dict[str, Any], person_properties: dict[str, An
     return given if isinstance(given, dict) else {}
 
 
-def _taught(events: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """What each event teaches by itself: distinct_id, identified, email (None: nothing)."""
-    can_teach = [usable(distinct_id) for distinct_id in events["distinct_id"].tolist()]
+def _taught(events: pd.DataFrame, options: Options) -> Iterator[tuple[str, bool, str | None, int]]:
+    """What each event teaches by itself: distinct_id, whether it identifies, the email it sets (None: none), and its time."""
     source = "person_properties" if options.attributes_from == "person" else "properties"
-    emails = [
-        _email(text, options) if can and isinstance(text, str) and _may_hold_email(text) else None
-        for can, text in zip(can_teach, events[source].tolist(), strict=True)
-    ]
-    return pd.DataFrame(
-        {
-            "distinct_id": events["distinct_id"].astype(object),
-            "identified": (events["event"] == "$identify").to_numpy(bool) & pd.Series(can_teach, dtype=bool).to_numpy(),
-            "email": pd.Series(emails, index=events.index, dtype=object),
-        }
-    )
+    times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64")
+    columns = (events["distinct_id"], events["event"], events[source], times)
+    for who, name, text, time in zip(*(column.tolist() for column in columns), strict=True):
+        can = usable(who)
+        email = _email(text, options) if can and isinstance(text, str) and _may_hold_email(text) else None
+        yield who, can and name == "$identify", email, time
 
 
 def _may_hold_email(text: str) -> bool:
@@ -89,10 +94,3 @@ def _email(text: str, options: Options) -> str | None:
     found = peek_object(text)
     email = given_attributes(found, found, options).get("email")
     return email if is_email(email) else None
-
-
-def _own_emails(distinct_ids: pd.Series[Any]) -> list[str | None]:
-    """The distinct_id itself where that is an e-mail."""
-    codes, uniques = pd.factorize(distinct_ids)
-    own = [value if is_email(value) else None for value in uniques.tolist()]
-    return [own[code] for code in codes]

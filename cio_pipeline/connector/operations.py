@@ -5,6 +5,7 @@ An operation is the JSON text of one item of `/api/v2/batch`; of an event too la
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ ITEM_BYTES = 32_000
 DATA_BYTES = 100_000
 """Customer.io's limits: an item of a v2 batch, and an event's data by the v1 call (Track API, OpenAPI)."""
 
+PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
+
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
@@ -35,7 +38,7 @@ class Tables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
-    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (the identified one's
+    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (as in PostHog, also
     where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation; by time. rejects: uuid,
     distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property), reason.
     """
@@ -61,6 +64,11 @@ class Customer:
         self.attributes.update(attributes)
         self.times.update(dict.fromkeys(attributes, time))
 
+    def take_email(self, email: str | None, set_at: int) -> None:
+        """R7: an email as of when it was set; an event that only carries it along must not pass for a newer one (R17)."""
+        if email is not None and set_at >= self.times.get("email", set_at):
+            self.take({"email": email}, set_at)
+
 
 def build(sent: pd.DataFrame, options: Options) -> Tables:
     """The tables of the events whose outcome is `sent`: whole customers, in the order (timestamp, uuid)."""
@@ -74,16 +82,18 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         who = (row.uuid, row.distinct_id, row.event, row.timestamp)
         try:
             properties = read_object(row.properties)
-            given = _given(properties, row, options)
+            given, unusable = _given(properties, row, options)
             event, overrides = _event(row, time, properties, options)
         except (Refused, UnusableJson) as refusal:
             rejects.append((*who, "event", row.event, str(refusal)))
             continue
         events.append(event)
         attributes, left_out = attributes_of(given, properties.get("$unset"), names)
-        attributes.update(_told_by_key(row, left_out))
-        customers.setdefault(row.key, Customer()).take(attributes, time)
-        rejects += [(*who, "attribute", name, reason) for name, reason in left_out]
+        customer = customers.setdefault(row.key, Customer())
+        customer.take(attributes, time)
+        customer.take({"identifier": row.identifier}, time)
+        customer.take_email(*_email(row, time, left_out))
+        rejects += [(*who, "attribute", name, reason) for name, reason in unusable + left_out]
         rejects += [(*who, "data", name, "would redirect deliveries (R13)") for name in overrides]
     people, beyond = _customers(customers, sent)
     return Tables(
@@ -99,22 +109,25 @@ def identifiers(key: str) -> dict[str, str]:
     return {kind: value}
 
 
-def _given(properties: dict[str, Any], row: Any, options: Options) -> dict[str, Any]:
-    person = read_object(row.person_properties) if options.attributes_from == "person" else {}
-    return given_attributes(properties, person, options)
+def _given(properties: dict[str, Any], row: Any, options: Options) -> tuple[dict[str, Any], LeftOut]:
+    if options.attributes_from == "set":
+        return given_attributes(properties, {}, options), []
+    try:
+        return given_attributes(properties, read_object(row.person_properties), options), []
+    except UnusableJson as unusable:
+        return {}, [("person_properties", f"{unusable} (R7)")]
 
 
-def _told_by_key(row: Any, left_out: LeftOut) -> dict[str, Any]:
-    """R7: every sent event says who its customer is."""
+def _email(row: Any, time: int, left_out: LeftOut) -> tuple[str | None, int]:
+    """R7: the email that a sent event tells of its customer, if any, and when that was set."""
     kind, _, value = row.key.partition(":")
-    email = value if kind == "email" else row.email
-    told = {"identifier": row.distinct_id}
-    if isinstance(email, str):
-        if len(email.encode()) > VALUE_BYTES:
-            left_out.append(("email", f"value is over {VALUE_BYTES} bytes (R10)"))
-        else:
-            told["email"] = email
-    return told
+    email, set_at = (value, time) if kind == "email" else (row.email, row.email_set)
+    if not isinstance(email, str):
+        return None, time
+    if len(email.encode()) > VALUE_BYTES:
+        left_out.append(("email", f"value is over {VALUE_BYTES} bytes (R10)"))
+        return None, time
+    return email, int(set_at)
 
 
 def _event(row: Any, time: int, properties: dict[str, Any], options: Options) -> tuple[tuple[Any, ...], list[str]]:
@@ -141,14 +154,17 @@ def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data
     if len(operation) <= ITEM_BYTES:
         return "batch", operation
     if not _can_stand_in_a_path(key):
-        raise Refused(f"item is over {ITEM_BYTES} bytes and its id cannot stand in the v1 call's path (R14)")
+        raise Refused(f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)")
     return "event", orjson.dumps({**event, "type": kind, "data": orjson.Fragment(data)})
 
 
 def _can_stand_in_a_path(key: str) -> bool:
-    """The v1 call reads `cio_...` as Customer.io's own id, and HTTP clients resolve dots (OpenAPI, RFC 3986)."""
+    """The v1 call tells by the looks of what stands in its path whether that is an id, an email or, with `cio_`, Customer.io's
+    own id (OpenAPI); and HTTP clients resolve dots (RFC 3986)."""
     kind, _, value = key.partition(":")
-    return kind == "email" or not (value in (".", "..") or value.startswith("cio_"))
+    if value in (".", "..") or value.startswith("cio_"):
+        return False
+    return PLAIN_EMAIL.fullmatch(value) is not None if kind == "email" else "@" not in value
 
 
 def _customers(customers: dict[str, Customer], sent: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:

@@ -23,13 +23,15 @@ HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL)
 
 
 def decide(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events frame with three more columns.
+    """The events frame with more columns.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts by it); key: `id:<distinct_id>` or
-    `email:<lower case>` (R6); email: the email so far or None (R1). `known` is what earlier days taught (`facts.so_far`).
+    `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email so far or None, and when it was
+    set (R1). `known` is what earlier days taught (`facts.so_far`).
     """
     facts = so_far(events, known, options)
-    return events.assign(outcome=_outcomes(events, facts, options), key=_keys(events, facts, options), email=facts["email"])
+    whose = {"key": _keys(events, facts, options), "identifier": events["distinct_id"]}
+    return events.assign(outcome=_outcomes(events, facts, options), **whose, email=facts["email"], email_set=facts["email_set"])
 
 
 def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> Any:

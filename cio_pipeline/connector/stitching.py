@@ -79,16 +79,15 @@ def spans(
 
 
 def taken(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events of one day that the spans take, as the person's: with its distinct_id, key and email.
+    """The events of one day that the spans take, as the person's: with its identifier, key and email.
 
     `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it taught about them.
     """
     decided = decide(events, known, options)
-    held_back = decided[decided["outcome"].isin(HELD_BACK)].drop(columns=["key", "email"])
+    held_back = decided[decided["outcome"].isin(HELD_BACK)].drop(columns=["key", "identifier", "email", "email_set"])
     both = held_back.merge(found, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_naming"))
     follows = both["timestamp_before"].isna() | _after(both, _order(both, "_before"))
-    inside = both[follows & _after(_order(both, "_naming"), both) & (both["timestamp"] >= both["since"])]
-    return inside.assign(distinct_id=inside["distinct_id_naming"])
+    return both[follows & _after(_order(both, "_naming"), both) & (both["timestamp"] >= both["since"])]
 
 
 def _order(frame: pd.DataFrame, suffix: str) -> pd.DataFrame:

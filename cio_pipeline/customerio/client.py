@@ -21,7 +21,8 @@ REFUSED = frozenset({400, 413, 422})
 
 TRIES = 9
 TIMEOUT_SECONDS = (10, 60)
-UNKNOWN = "no reason given"
+UNKNOWN, IN_DETAIL = "no reason given", "no reason but in words"
+REASON_CHARACTERS = 200
 HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 
 
@@ -35,11 +36,6 @@ class Unsettled(Exception):
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason)
         self.reason, self.detail = reason, detail
-
-    @property
-    def is_explained(self) -> bool:
-        """Whether Customer.io said why."""
-        return not self.reason.endswith(UNKNOWN) or bool(self.detail)
 
 
 class TrackClient:
@@ -177,6 +173,11 @@ def _reason(errors: list[Any]) -> tuple[str, str]:
     """What the first error says: its reason and field, without the data its message may quote, and the whole of it."""
     error = errors[0] if errors else {}
     if not isinstance(error, dict):
-        return UNKNOWN, str(error)
-    said = [str(error[part]) for part in ("reason", "field") if error.get(part)]
-    return mask(" ".join(said)) or UNKNOWN, str(error.get("message") or "")
+        return IN_DETAIL, _utf8(error)
+    said = " ".join(_utf8(error[part]) for part in ("reason", "field") if error.get(part))
+    return mask(said)[:REASON_CHARACTERS] or UNKNOWN, _utf8(error.get("message") or "")
+
+
+def _utf8(said: Any) -> str:
+    """A text that was cut within a character is not UTF-8, and could not be kept."""
+    return str(said).encode("utf-8", "replace").decode()

@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-import orjson
 import pandas as pd
 
+from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.connector.operations import identifiers
 from cio_pipeline.customerio.client import TrackClient, Unsettled
 from cio_pipeline.customerio.items import Item, lanes, pack, size
@@ -22,6 +22,8 @@ from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 
 TRIGGER_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""
+
+TRIES_ALONE = 3
 
 Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
 
@@ -128,7 +130,7 @@ def _customers_to_send(items: list[Item], seen: set[str]) -> Counter[str]:
 def _events_to_send(items: list[Item], event_names: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     since = time.time() - TRIGGER_SECONDS
-    for event in (orjson.loads(item.operation) for item in items if not item.is_customer):
+    for event in (read_object(item.operation.decode()) for item in items if not item.is_customer):
         event_names[event["name"]] += 1
         counts["events to send"] += 1
         counts["events that can trigger campaigns"] += event["timestamp"] > since
@@ -169,8 +171,11 @@ class Lane:
             self._client.pace.stop()
             raise
 
-    def _settle(self, items: list[Item], again: bool = True) -> None:
-        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone."""
+    def _settle(self, items: list[Item], tries: int = TRIES_ALONE) -> None:
+        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
+
+        An item alone is refused for good when Customer.io has said so each time: once may be a passing fault.
+        """
         try:
             refused = self._post(items)
         except Unsettled as unsettled:
@@ -179,8 +184,8 @@ class Lane:
                 self._settle(items[:middle])
                 self._settle(items[middle:])
                 return
-            if again and not unsettled.is_explained:
-                self._settle(items, again=False)
+            if tries > 1:
+                self._settle(items, tries - 1)
                 return
             refused = {0: (unsettled.reason, unsettled.detail)}
         self._acknowledge(items, refused)

@@ -72,18 +72,22 @@ def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: C
 
 
 def plan_again(refused: list[Refusal], known: Known) -> Plan:
-    """What Customer.io refused, as it was refused, less what has been set or delivered since."""
+    """What Customer.io refused, as it was refused, less what has been set or delivered since: upserts, then events by time."""
     made = Plan()
-    for refusal in refused:
+    for refusal in sorted(refused, key=_upserts_then_events_by_time):
         item = Item(refusal.item, refusal.key, refusal.operation.encode(), call=refusal.call)
         if refusal.kind == "customer":
-            names = orjson.loads(item.operation)["attributes"]
+            names = read_object(refusal.operation)["attributes"]
             _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, resend=False)
         elif np.isin(_packed([refusal.item]), known.delivered)[0]:
             made.settled.append(item.name)
         else:
             made.items.append(item)
     return made
+
+
+def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
+    return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
 def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, *, resend: bool) -> None:

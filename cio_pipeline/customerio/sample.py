@@ -6,8 +6,7 @@ import re
 from datetime import datetime, timezone
 from itertools import chain, islice
 
-import orjson
-
+from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.customerio.items import Item
 
 EMAIL = re.compile(r"([^\s@\"'<>()\[\],;:/=])[^\s@\"'<>()\[\],;:/=]*@([^\s@.])[^\s@.]*(?:\.[\w-]+)*\.([\w-]+)")
@@ -38,7 +37,7 @@ def sample(items: list[Item]) -> list[str]:
 
 
 def _line(item: Item) -> str:
-    operation = orjson.loads(item.operation)
+    operation = read_object(item.operation.decode())
     at = datetime.fromtimestamp(operation["timestamp"], timezone.utc)
     names = list(operation.get("attributes", operation.get("data", {})))
     shown = ", ".join(mask(name) for name in names[:SAMPLE_NAMES]) + (", …" if len(names) > SAMPLE_NAMES else "")

@@ -7,11 +7,11 @@ from collections.abc import Iterable
 from hashlib import sha256
 from typing import Any
 
-import orjson
 import pandas as pd
 import requests
 from upath import UPath
 
+from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.customerio.client import NotDelivered
 
 HASH = re.compile(r"[0-9a-fA-F]{64}")
@@ -22,7 +22,7 @@ class Suppressed:
     """Distinct_ids and emails, plain or as SHA-256 in hex: of the exact distinct_id, of the trimmed, lower-cased email."""
 
     def __init__(self, lines: Iterable[str] = ()) -> None:
-        given = [line.strip() for line in lines]
+        self._lines = given = [line.strip() for line in lines]
         self._ids = frozenset(line for line in given if line)
         self._emails = frozenset(line.lower() for line in given if "@" in line)
         self._hashes = frozenset(line.lower() for line in given if HASH.fullmatch(line))
@@ -39,6 +39,10 @@ class Suppressed:
             return True
         return bool(self._hashes) and (_hash(text) in self._hashes or _hash(email) in self._hashes)
 
+    def also(self, distinct_ids: Iterable[str]) -> Suppressed:
+        """The list with these distinct_ids."""
+        return Suppressed([*self._lines, *distinct_ids])
+
     def keys(self, customers: pd.DataFrame, events: pd.DataFrame) -> set[str]:
         """The keys of a day's tables whose customers the list names, or one of the distinct_ids behind an email they share."""
         if not self:
@@ -50,7 +54,7 @@ class Suppressed:
 
     def names_customer(self, key: str, operation: str) -> bool:
         """Whether the list names the customer of an operation: by the key, and of an upsert by `identifier` or `email`."""
-        given = orjson.loads(operation)
+        given = read_object(operation)
         attributes = given["attributes"] if given.get("action") == "identify" else {}
         texts = (key.partition(":")[2], attributes.get("identifier"), attributes.get("email"))
         return any(map(self.names, texts))

@@ -43,7 +43,6 @@ class Delivery(dg.Config):
 
 
 @dg.op(
-    pool="customerio",
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing, is_required=False),
 )
@@ -54,7 +53,7 @@ def upsert_to_customerio(
 
     A dry run materializes nothing: what it saw is an observation of the asset.
     """
-    choices = config.choices(customerio.suppressed)
+    choices = config.choices(suppressed(customerio, store))
     if config.dry_run:
         seen: set[str] = set()
         for day in context.partition_keys:
@@ -117,6 +116,12 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
         "refused by the rules": dg.MetadataValue.json(dict(rejects.most_common())),
         "sample": dg.MetadataValue.json(report.sample),
     }
+
+
+def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
+    """Who must not be sent: those on the list, and on days before their email was known, too, those with an email on it."""
+    listed = customerio.suppressed
+    return listed.also(store.identities.had_email(listed.names)) if listed else listed
 
 
 def shards(store: Store, day: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:

@@ -7,7 +7,8 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
-from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, shards
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, shards, suppressed
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.ledger.ledger import Refusal
 
@@ -21,14 +22,15 @@ class Redelivery(dg.Config):
     )
 
 
-@dg.op(pool="customerio", out=dg.Out(dg.Nothing))
+@dg.op(out=dg.Out(dg.Nothing))
 def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, customerio: CustomerIo, store: Store) -> None:
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
+    listed = suppressed(customerio, store)
     with one_at_a_time(store, context.log.info):
         for day, refused in store.ledger.refusals(config.partition, config.reason).items():
-            allowed = _not_suppressed(refused, customerio, store, day)
+            allowed = _not_suppressed(refused, listed, store, day)
             report = redeliver(day, allowed, store.ledger, customerio.client)
             counts, lines = counts + report.counts, lines or report.sample
             counts["refusals suppressed"] += len(refused) - len(allowed)
@@ -36,14 +38,13 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     context.add_output_metadata({**receipt, "refused still, of all days": sum(store.ledger.refused_by_reason().values())})
 
 
-def _not_suppressed(refused: list[Refusal], customerio: CustomerIo, store: Store, day: str) -> list[Refusal]:
+def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
     """The day's tables know people by an email or a distinct_id that a refused event does not tell."""
-    suppressed = customerio.suppressed
-    if not suppressed:
+    if not listed:
         return refused
     written = store.tables.current("customers", day) is not None
-    keys = {key for shard in shards(store, day) for key in suppressed.keys(*shard)} if written else set()
-    return [one for one in refused if one.key not in keys and not suppressed.names_customer(one.key, one.operation)]
+    keys = {key for shard in shards(store, day) for key in listed.keys(*shard)} if written else set()
+    return [one for one in refused if one.key not in keys and not listed.names_customer(one.key, one.operation)]
 
 
 @dg.job(executor_def=dg.in_process_executor)

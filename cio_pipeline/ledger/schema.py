@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-import orjson
 import sqlalchemy as sa
 
+from cio_pipeline.connector.jsontext import read_object, write
 from cio_pipeline.database import Migrations, Text, chunks
 from cio_pipeline.ledger.state import CUSTOMER, VALUE, State, customer_id, name_hash, pack, state_time, value_hash
 
@@ -40,7 +40,7 @@ refusals = sa.Table(
     sa.Column("state", sa.LargeBinary, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("detail", Text, nullable=False),
-    sa.Column("operation", Text, nullable=False),
+    sa.Column("operation", sa.Text, nullable=False),
     sa.Column("refused_at", sa.DateTime, nullable=False),
 )
 
@@ -79,7 +79,7 @@ def _complete_refusals(transaction: sa.Connection) -> None:
 
 
 def _completed(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    operation = orjson.loads(row["operation"])
+    operation = read_object(row["operation"])
     for kind, value in operation.get("identifiers", {}).items():
         key, state, item = f"{kind}:{value}", b"", row["item"]
         if row["kind"] == "customer":
@@ -90,7 +90,7 @@ def _completed(row: dict[str, Any]) -> Iterator[dict[str, Any]]:
 
 def _state_of(operation: dict[str, Any]) -> State:
     at = state_time(operation["timestamp"])
-    return {name_hash(name): (value_hash(orjson.dumps(value)), at) for name, value in operation["attributes"].items()}
+    return {name_hash(name): (value_hash(write(value)), at) for name, value in operation["attributes"].items()}
 
 
 def customer_item(key: str, part: int) -> str:

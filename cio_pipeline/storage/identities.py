@@ -6,7 +6,7 @@ history before the first partition is kept as a day of its own that sorts before
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -16,7 +16,7 @@ from typing import Any
 import pandas as pd
 import sqlalchemy as sa
 
-from cio_pipeline.database import Text, chunks, connect
+from cio_pipeline.database import Migrations, Text, chunks, connect
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
@@ -48,6 +48,7 @@ emails = sa.Table(
     sa.Column("distinct_id", Text, primary_key=True),
     _day(primary_key=True, index=True),
     sa.Column("email", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
 )
 namings = sa.Table(
     "namings",
@@ -59,6 +60,14 @@ namings = sa.Table(
     sa.Column("distinct_id", Text, nullable=False),
 )
 wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", Text, primary_key=True), prefixes=["TEMPORARY"])
+
+
+def _time_emails(transaction: sa.Connection) -> None:
+    """Emails of the first version have no time: any that an event sets is newer."""
+    transaction.execute(sa.text("ALTER TABLE emails ADD COLUMN microseconds BIGINT NOT NULL DEFAULT 0"))
+
+
+migrations = Migrations("identities", (_time_emails,))
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Identities:
     """The identities of all days, in the database at an SQLAlchemy URL."""
 
     def __init__(self, url: str) -> None:
-        self._engine = connect(url, metadata)
+        self._engine = connect(url, metadata, migrations)
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned]) -> None:
         """Keeps what a day of so many events taught under a setting, instead of what was kept of it."""
@@ -90,10 +99,16 @@ class Identities:
             transaction.execute(sa.insert(learned_days), row)
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` taught about these distinct_ids: distinct_id, identified, email (None: not known)."""
+        """What all days before `day` taught about these distinct_ids: columns as `facts.learn` gives them, a row for each."""
         rows = self._of(distinct_ids, _known_before(day))
-        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email"], dtype=object)
+        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
+
+    def had_email(self, is_meant: Callable[[str], bool]) -> set[str]:
+        """The distinct_ids that ever had an email that is meant."""
+        with self._engine.connect() as connection:
+            pairs = connection.execute(sa.select(emails.c.distinct_id, emails.c.email).distinct())
+            return {distinct_id for distinct_id, email in pairs if is_meant(email)}
 
     def namings_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """The namings of these anonymous ids on the days from `first` on and before `day`: `stitching.NAMING_COLUMNS`."""
@@ -110,12 +125,15 @@ class Identities:
             learned = set(connection.execute(known).scalars())
         return [day for day in days if day not in learned]
 
-    def mark_derived(self, day: str, stitched_days: int) -> None:
-        """Remembers what was known of earlier days when this one was derived; to be called before the look-ups.
+    def known_before(self, day: str, stitched_days: int) -> str:
+        """What stands for all that is known of earlier days: asked before a day's look-ups, for `mark_derived` after them.
 
         `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
         """
-        known = _stands_for(self._learned(), day, stitched_days)
+        return _stands_for(self._learned(), day, stitched_days)
+
+    def mark_derived(self, day: str, known: str) -> None:
+        """Remembers what was known of earlier days when this one was derived."""
         with self._writing() as transaction:
             transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
             transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
@@ -167,26 +185,27 @@ def _stands_for(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
 
 
 def _known_before(day: str) -> sa.Select[Any]:
-    """Two look-ups in an index for each wanted distinct_id, however many days there are."""
+    """Three look-ups in an index for each wanted distinct_id, however many days there are."""
     was_identified = sa.exists().where(identified.c.distinct_id == wanted.c.id, identified.c.day < day)
-    last_email = (
-        sa.select(emails.c.email)
+    last_emails = (
+        sa.select(column)
         .where(emails.c.distinct_id == wanted.c.id, emails.c.day < day)
         .order_by(emails.c.day.desc())
         .limit(1)
         .scalar_subquery()
+        for column in (emails.c.email, emails.c.microseconds)
     )
-    return sa.select(wanted.c.id, was_identified, last_email)
+    return sa.select(wanted.c.id, was_identified, *last_emails)
 
 
 def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
     """The rows to insert of a part of a day, by table."""
     ids = part.facts.loc[part.facts["identified"], "distinct_id"].tolist()
-    told = part.facts[part.facts["email"].notna()]
+    told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = part.namings.assign(microseconds=part.namings["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
     return [
         (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
-        (emails, told[["distinct_id", "email"]].assign(day=day).to_dict("records")),
+        (emails, told[["distinct_id", "email", "microseconds"]].assign(day=day).to_dict("records")),
         (namings, named[columns].assign(day=day).to_dict("records")),
     ]

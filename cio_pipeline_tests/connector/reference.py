@@ -55,6 +55,7 @@ class Sending(NamedTuple):
     distinct_id: str
     key: str
     email: str | None
+    email_set: int
 
 
 @dataclass
@@ -75,18 +76,20 @@ def expected(events: list[Event], start: str, options: Options) -> Expected:
     for sending in sorted(decide(events, start, options, result.outcomes), key=lambda sending: sending.event):
         properties = sendable(sending.event.properties)
         given = given_attributes(sending.event, options, sendable)
-        made = None if properties is None or given is None else as_event(sending, properties, options)
+        made = None if properties is None else as_event(sending, properties, options)
         result.outcomes[sending.event.uuid] = ("refused" if made is None else "sent", sending.day)
-        if made is None or properties is None or given is None:
+        if made is None or properties is None:
             continue
         result.events[sending.day].append(made)
         customer = result.customers.setdefault((sending.day, sending.key), {})
         for name, value in attributes(sending, given, properties.get("$unset"), options).items():
-            customer[name] = (value, sending.event.at // 1_000_000)
+            at = sending.email_set if name == "email" else sending.event.at
+            if name not in customer or customer[name][1] <= at:
+                customer[name] = (value, at)
     for key, customer in result.customers.items():
         first = [name for name in ("email", "identifier", "created_at") if name in customer]  # R10
         names = (first + [name for name in customer if name not in first])[:300]
-        result.customers[key] = {name: customer[name] for name in names}
+        result.customers[key] = {name: (customer[name][0], customer[name][1] // 1_000_000) for name in names}
     return result
 
 
@@ -121,17 +124,17 @@ class Known:
     def __init__(self, options: Options) -> None:
         self.options = options
         self.identified: set[str] = set()
-        self.emails: dict[str, str] = {}
+        self.emails: dict[str, tuple[str, int]] = {}
 
     def learn(self, event: Event) -> None:
-        given = given_attributes(event, self.options, readable) or {}
+        given = given_attributes(event, self.options, readable)
         if is_usable(event.distinct_id) and is_email(given.get("email")):
-            self.emails[event.distinct_id] = given["email"]
+            self.emails[event.distinct_id] = (given["email"], event.at)
         if is_usable(event.distinct_id) and event.name == "$identify":
             self.identified.add(event.distinct_id)
 
     def email_of(self, who: str) -> str | None:
-        return self.emails.get(who) or (who if is_email(who) else None)
+        return self.emails[who][0] if who in self.emails else who if is_email(who) else None
 
     def passes(self, who: str) -> bool:
         """R5."""
@@ -140,11 +143,12 @@ class Known:
         return self.options.anonymous_users == "all" or self.email_of(who) is not None
 
     def sending(self, event: Event, day: str, who: str) -> Sending:
-        """R6."""
+        """R6, and when the email was set that R7 adds."""
         own = who if is_email(who) else None
         email = self.email_of(who) if self.options.identify_by_email else own
         key = f"id:{who}" if email is None else f"email:{email.lower()}"
-        return Sending(event, day, who, key, self.email_of(who))
+        email_set = event.at if key.startswith("email:") else self.emails.get(who, ("", event.at))[1]
+        return Sending(event, day, who, key, self.email_of(who), email_set)
 
 
 def stitched(event: Event, known: Known, held_back: dict[str, list[Event]], options: Options) -> list[Sending]:
@@ -171,7 +175,8 @@ def as_event(sending: Sending, properties: dict[str, Any], options: Options) -> 
     made = {"id": ulid(event.uuid), "name": event.name.strip(), "timestamp": event.at // 1_000_000}
     item = {**made, "type": "person", "action": action, "identifiers": {kind: identifier}, "attributes": data}
     call = "batch" if size(item) <= 32_000 else "event"
-    not_in_a_path = kind == "id" and (identifier in (".", "..") or identifier.startswith("cio_"))
+    as_email = kind == "email" and not re.search(r'[\s"]', identifier)
+    not_in_a_path = identifier in (".", "..") or identifier.startswith("cio_") or ("@" in identifier) != as_email
     if size(data) > 100_000 or (call == "event" and not_in_a_path):
         return None
     return {**made, "key": sending.key, "type": action, "call": call, "data": data}
@@ -201,12 +206,10 @@ def attribute(name: str, value: Any) -> Any:
     return LEFT_OUT if size(value) > 1000 else value
 
 
-def given_attributes(
-    event: Event, options: Options, read: Callable[[str | None], dict[str, Any] | None]
-) -> dict[str, Any] | None:
-    """R7: a `$set` that is no object counts as absent. None where `read` gives None."""
+def given_attributes(event: Event, options: Options, read: Callable[[str | None], dict[str, Any] | None]) -> dict[str, Any]:
+    """R7: a `$set`, or properties of the person, that are no object count as absent."""
     if options.attributes_from == "person":
-        return read(event.person_properties)
+        return read(event.person_properties) or {}
     properties = read(event.properties)
     given = properties.get("$set") if properties else None
     return given if isinstance(given, dict) else {}

@@ -12,7 +12,19 @@ from cio_pipeline.connector.operations import Tables, build
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import SENT, decide
 
-NOBODY = pd.DataFrame({"distinct_id": [], "identified": pd.Series([], dtype=bool), "email": []}, dtype=object)
+YESTERDAY = 1_772_323_200_000_000
+"""2026-03-01, in microseconds: when all that is known of earlier days was set."""
+
+
+def known(**people: tuple[bool, str | None]) -> pd.DataFrame:
+    """What earlier days taught: distinct_id=(identified, email)."""
+    rows = [(distinct_id, identified, email, YESTERDAY) for distinct_id, (identified, email) in people.items()]
+    return pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object).astype(
+        {"identified": bool}
+    )
+
+
+NOBODY = known()
 
 
 def event(
@@ -41,12 +53,6 @@ def frame(*events: dict[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["timestamp"] = table["timestamp"].astype("datetime64[us, UTC]")
     return table.sort_values(["timestamp", "uuid"], ignore_index=True)
-
-
-def known(**people: tuple[bool, str | None]) -> pd.DataFrame:
-    """What earlier days taught: distinct_id=(identified, email)."""
-    rows = [(distinct_id, identified, email) for distinct_id, (identified, email) in people.items()]
-    return pd.DataFrame(rows, columns=["distinct_id", "identified", "email"]).astype({"identified": bool})
 
 
 def outcomes(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
 from cio_pipeline.connector.facts import learn
@@ -35,6 +36,10 @@ def test_r1_the_last_valid_email_so_far_counts() -> None:
     ]
 
 
+def microseconds(time: str) -> int:
+    return pd.Timestamp(time).value // 1000
+
+
 def test_r1_learns_one_row_for_each_distinct_id_that_was_taught_about() -> None:
     stream = frame(
         event("$identify", "u1"),
@@ -47,9 +52,9 @@ def test_r1_learns_one_row_for_each_distinct_id_that_was_taught_about() -> None:
     )
     learned = learn(stream, Options()).sort_values("distinct_id")
     assert learned.to_numpy().tolist() == [
-        ["u1", True, None],
-        ["u2", False, "b@example.com"],
-        ["u3", False, "c@example.com"],
+        ["u1", True, None, None],
+        ["u2", False, "b@example.com", microseconds("2026-03-02T11:00Z")],
+        ["u3", False, "c@example.com", microseconds("2026-03-02T10:00Z")],
     ]
 
 

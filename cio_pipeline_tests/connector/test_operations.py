@@ -212,11 +212,22 @@ def test_r14_an_item_over_32000_bytes_goes_by_the_v1_call() -> None:
     assert list(body) == ["id", "name", "timestamp", "type", "data"]
 
 
-@pytest.mark.parametrize("distinct_id", ["cio_123", ".", ".."])
+@pytest.mark.parametrize("distinct_id", ["cio_123", ".", "..", "jane@localhost", "cio_1@example.com", '"a b"@example.com'])
 def test_r14_an_id_that_means_something_else_in_the_v1_path_is_refused(distinct_id: str) -> None:
     large = event("big", distinct_id, d="x" * 40_000)
     assert [what for what, _, _ in reasons(large)] == ["event"]
     assert len(sent(event("small", distinct_id))) == 1
+
+
+@pytest.mark.parametrize(
+    ("person", "reason"),
+    [("[]", "properties are no JSON object (R7)"), ('{"plan":"\\ud83d"}', "text with a lone surrogate (R7)")],
+)
+def test_r7_properties_of_a_person_that_are_no_object_count_as_absent(person: str, reason: str) -> None:
+    stream = {**event(d=1), "person_properties": person}
+    assert len(sent(stream, attributes_from="person")) == 1
+    assert customers(stream, attributes_from="person") == {"id:u1": {"identifier": "u1"}}
+    assert reasons(stream, attributes_from="person") == [("attribute", "person_properties", reason)]
 
 
 @pytest.mark.parametrize(

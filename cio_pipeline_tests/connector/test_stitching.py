@@ -68,7 +68,8 @@ def test_r16_an_earlier_day_s_events_come_with_the_identify_as_the_person_s(tmp_
 def test_r16_a_stitched_event_gives_its_person_s_distinct_id_and_email(tmp_path: Path) -> None:
     events = [visit(SUNDAY), naming(MONDAY, set_={"email": "Me@example.com"})]
     product = derived(tmp_path, *events, event_allowlist=("visit",))
-    assert product.customers(MONDAY) == {"id:u1": {"identifier": ("u1", 1772359200), "email": ("Me@example.com", 1772359200)}}
+    assert product.customers(MONDAY) == {"id:u1": {"identifier": ("u1", 1772359200), "email": ("Me@example.com", 1772452800)}}
+    assert [row.distinct_id for row in product.rows("events", MONDAY)] == ["anon"]
 
 
 def test_r16_events_of_the_same_day_are_sent_and_counted_as_sent(tmp_path: Path) -> None:

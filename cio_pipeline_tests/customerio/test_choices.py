@@ -248,6 +248,22 @@ def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace
     assert ledger.refusals() == {}
 
 
+def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: Workspace, ledger: Ledger) -> None:
+    made = tables(*(event(f"e{hour}", at=f"2026-03-02T{hour}:00Z", text=r"\x00") for hour in range(10, 20)))
+    answer = workspace.answer
+    refused = [{"batch_index": index, "reason": "invalid"} for index in reversed(range(11))]
+    workspace.answer = lambda *request: (207, {"errors": refused})  # type: ignore[method-assign]
+    send(workspace, ledger, made)
+    workspace.answer = answer  # type: ignore[method-assign]
+    before = len(workspace.requests)
+    assert send(workspace, ledger, made).counts["refused before: invalid"] == 11
+    assert len(workspace.requests) == before
+    again(workspace, ledger)
+    person = workspace.workspace.person("u1")
+    assert person is not None
+    assert [one["name"] for one in person.to_dict()["events"]] == [f"e{hour}" for hour in range(10, 20)]
+
+
 def test_a_refusal_that_newer_data_has_settled_is_closed_without_a_request(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(event("a", set_={"plan": "free"}))
     answer = workspace.answer

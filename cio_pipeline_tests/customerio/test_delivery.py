@@ -7,6 +7,7 @@ import uuid
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -17,8 +18,10 @@ from hypothesis import strategies as st
 from cio_pipeline import http
 from cio_pipeline.connector.operations import Tables
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
-from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.items import FRAME_BYTES, REQUEST_BYTES, Item, pack
+from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.sandbox import customerio
 from cio_pipeline_tests.connector.streams import event, tables
@@ -206,3 +209,32 @@ def test_an_empty_day_sends_nothing(workspace: Workspace, ledger: Ledger) -> Non
     assert isinstance(made.customers, pd.DataFrame)
     assert send(workspace, ledger, made)["events sent"] == 0
     assert posts(workspace) == []
+
+
+@pytest.mark.parametrize("number", [10**400, -(2**70)])
+def test_a_number_beyond_every_float_is_looked_at_listed_and_sent_exactly(
+    workspace: Workspace, ledger: Ledger, number: int
+) -> None:
+    made, choices = tables(event("a", n=number, set_={"n": number})), Choices(Suppressed(["nobody"]))
+    shards = [(made.customers, made.events)]
+    assert preview(DAY, shards, ledger, choices, set()).counts["events to send"] == 1
+    accepted: list[Any] = []
+
+    def answer(method: str, path: str, _: Any, body: bytes) -> tuple[int, Any]:
+        accepted.extend(json.loads(body)["batch"])
+        return 200, {}
+
+    workspace.answer = answer  # type: ignore[method-assign, assignment]
+    assert deliver(DAY, shards, ledger, client(workspace.url), choices=choices).counts["events sent"] == 1
+    assert [item["attributes"]["n"] for item in accepted] == [number, number]
+
+
+def test_a_reason_that_is_cut_within_a_character_is_kept(
+    workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ascii_json = SimpleNamespace(dumps=lambda value: json.dumps(value).encode(), loads=json.loads)
+    monkeypatch.setattr(customerio, "orjson", ascii_json)
+    answer = {"errors": [{"batch_index": 0, "reason": "bad \ud83d", "message": "cut \ud83d"}]}
+    workspace.answer = lambda *request: (207, answer)  # type: ignore[method-assign]
+    send(workspace, ledger, tables(event()))
+    assert {refusal.reason for refusal in ledger.refused(DAY).values()} == {"bad ?"}

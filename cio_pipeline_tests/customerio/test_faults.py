@@ -152,18 +152,20 @@ def test_an_answer_that_does_not_say_which_item_is_bad_costs_requests_and_no_ite
     assert set(ledger.refused(DAY)) == set(remembered[2])
 
 
-def test_an_item_alone_is_not_refused_by_one_answer_that_says_nothing(
-    tmp_path: Path, workspace: customerio.CustomerioServer
+@pytest.mark.parametrize("fault", [(207, {}), (400, {"meta": {"error": "malformed"}}), (413, {})])
+@pytest.mark.parametrize("size", [10, 40_000], ids=["batch", "v1"])
+def test_an_item_alone_is_not_refused_by_a_passing_answer(
+    size: int, fault: Any, tmp_path: Path, workspace: customerio.CustomerioServer
 ) -> None:
     answer, posts = workspace.answer, 0
 
-    def says_nothing_twice(*request: Any) -> Any:
+    def fails_twice(*request: Any) -> Any:
         nonlocal posts
         posts += 1
-        return (207, {}) if posts <= 2 else answer(*request)
+        return fault if posts <= 2 else answer(*request)
 
-    workspace.answer = says_nothing_twice  # type: ignore[method-assign, assignment]
-    made, ledger = tables(event()), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    workspace.answer = fails_twice  # type: ignore[method-assign, assignment]
+    made, ledger = tables(event(d="x" * size)), Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     until_done(made, ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
     assert ledger.refusals() == {}
     assert workspace.workspace.totals() == {"people": 1, "events": 1}

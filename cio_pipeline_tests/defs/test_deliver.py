@@ -10,16 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import dagster as dg
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from cio_pipeline.connector.stitching import namings
 from cio_pipeline.database import alone
 from cio_pipeline.definitions import defs
 from cio_pipeline.headless import run_days
 from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings import load_settings
+from cio_pipeline.storage.identities import Identities, Learned
 from cio_pipeline_tests.postgres import URL_PASSWORD
 
 DAY = "2025-01-01"
@@ -190,6 +194,21 @@ def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytes
     assert '  events by name: {"signed up":2,"paid":1,"left":1}\n' in said
     assert "example.com" not in said
     assert workspace.workspace.totals()["events"] == 0
+
+
+def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    run(instance, dry_run=True)
+    store = Identities(load_settings().ledger_url)
+    facts = pd.DataFrame(
+        [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
+    )
+    store.replace("2025-01-02", "set", 1, [Learned(facts, namings(pd.DataFrame(columns=EVENT_SCHEMA.names)))])
+    (tmp_path / "list").write_text("joe@new.example.com\n")
+    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
+    assert run(instance)["customers suppressed"] == 1
+    assert workspace.workspace.totals() == {"people": 1, "events": 2}
 
 
 def test_a_run_that_waits_for_another_says_so(

@@ -81,7 +81,7 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
 
 
 def test_odd_text_is_kept_as_it_is(ledger: Ledger) -> None:
-    odd = Refusal("a", "event", "a\0b", "é\0" * 5000, "{}", "id:\0" + "ü" * 2000)
+    odd = Refusal("a", "event", "a\0b", "é\0" * 5000, r'{"a":"\\x00\\0"}', r"id:\x00\0" + "\0" + "ü" * 2000)
     ledger.acknowledge(DAY, Acknowledgement(refused=[odd]))
     assert ledger.refused(DAY) == {"a": odd}
 

@@ -8,13 +8,15 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.connector.stitching import NAMING_COLUMNS
+from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 
 NOBODY_NAMED = pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
 
 
 def learned(*rows: tuple[str, bool, str | None]) -> list[Learned]:
-    facts = pd.DataFrame(rows, columns=["distinct_id", "identified", "email"]).astype({"identified": bool})
+    facts = pd.DataFrame([(*row, 1) for row in rows], columns=["distinct_id", "identified", "email", "email_set"])
+    facts = facts.astype({"identified": bool})
     return [Learned(facts, NOBODY_NAMED)]
 
 
@@ -25,6 +27,10 @@ def keep(identities: Identities, day: str, taught: list[Learned], setting: str =
 def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tuple[bool, str | None]]:
     frame = identities.before(day, list(distinct_ids))
     return {row.distinct_id: (row.identified, row.email) for row in frame.itertuples()}  # type: ignore[misc]
+
+
+def derive(identities: Identities, day: str, stitched_days: int) -> None:
+    identities.mark_derived(day, identities.known_before(day, stitched_days))
 
 
 @pytest.fixture
@@ -72,18 +78,18 @@ def test_r18_the_history_comes_before_every_day(identities: Identities) -> None:
 
 def test_a_day_derived_before_an_earlier_one_was_learned_is_out_of_date(identities: Identities) -> None:
     keep(identities, "2026-03-02", learned(("u1", True, None)))
-    identities.mark_derived("2026-03-02", 0)
-    identities.mark_derived("2026-03-03", 0)
+    derive(identities, "2026-03-02", 0)
+    derive(identities, "2026-03-03", 0)
     assert identities.out_of_date(0) == []
     keep(identities, "2026-03-01", learned())
     assert identities.out_of_date(0) == ["2026-03-02", "2026-03-03"]
-    identities.mark_derived("2026-03-02", 0)
+    derive(identities, "2026-03-02", 0)
     assert identities.out_of_date(0) == ["2026-03-03"]
 
 
 def test_a_day_learned_again_to_the_same_end_leaves_later_days_up_to_date(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned(("u1", True, None)))
-    identities.mark_derived("2026-03-02", 0)
+    derive(identities, "2026-03-02", 0)
     keep(identities, "2026-03-01", learned(("u1", True, None)), events=2)
     assert identities.out_of_date(0) == []
     keep(identities, "2026-03-01", learned(("u2", True, None)))
@@ -93,7 +99,7 @@ def test_a_day_learned_again_to_the_same_end_leaves_later_days_up_to_date(identi
 def test_r16_more_events_of_a_day_that_is_stitched_from_count_too(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned())
     for day in ("2026-03-02", "2026-03-03"):
-        identities.mark_derived(day, 1)
+        derive(identities, day, 1)
     keep(identities, "2026-03-01", learned(), events=2)
     assert identities.out_of_date(1) == ["2026-03-02"]
 
@@ -114,6 +120,21 @@ def test_no_people_is_no_question(identities: Identities) -> None:
 def test_odd_ids_are_kept_as_they_are(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned(("nul\0 'quote' ü", True, "nul\0@example.com")))
     assert before(identities, "2026-03-02", "nul\0 'quote' ü") == {"nul\0 'quote' ü": (True, "nul\0@example.com")}
+
+
+def test_an_id_with_nul_and_ids_that_look_like_its_escape_are_three_people(identities: Identities) -> None:
+    ids = ("a\0b", r"a\0b", r"a\x00b")
+    keep(identities, "2026-03-01", learned(*((who, True, None) for who in ids)))
+    assert before(identities, "2026-03-02", *ids, r"a\\0b") == {
+        **dict.fromkeys(ids, (True, None)),
+        r"a\\0b": (False, None),
+    }
+
+
+def test_who_ever_had_an_email_is_found(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(("u1", False, "Jane@example.com"), ("u2", False, "joe@example.com")))
+    keep(identities, "2026-03-02", learned(("u1", False, "new@example.com")))
+    assert identities.had_email(Suppressed(["jane@example.com"]).names) == {"u1"}
 
 
 def test_two_runs_that_learn_one_day_at_once_do_no_harm(identities: Identities) -> None:
