@@ -81,7 +81,7 @@ YesNo = Annotated[bool, BeforeValidator(_yes)]
 
 
 class Settings(BaseSettings):
-    """The connector's options and where things are (RULES.md, "The options").
+    """The connector's options and where things are, as README.md lists them.
 
     Each field's alias is its name in the environment. Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
     """
