@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import warnings
 from typing import Any
@@ -11,7 +10,7 @@ from typing import Any
 import dagster as dg
 from dotenv import load_dotenv
 
-from cio_pipeline.settings import Settings, SettingsError, load_settings
+from cio_pipeline.settings import SettingsError, load_settings
 
 
 def main(arguments: list[str]) -> int:
@@ -63,7 +62,6 @@ def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
         settings = load_settings()
     except SettingsError as wrong:
         return _wrong(str(wrong))
-    _for_definitions(settings)
     warnings.simplefilter("ignore", dg.BetaWarning)
     from cio_pipeline.headless import DaysError, run_days
 
@@ -73,13 +71,6 @@ def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
         return run_days(first, last, settings, chosen)
     except DaysError as wrong:
         return _wrong(str(wrong))
-
-
-def _for_definitions(settings: Settings) -> None:
-    """Dagster's partitions are made when the definitions are loaded, out of the environment."""
-    os.environ["CIO_START_DATE"] = str(settings.start_date)
-    os.environ["CIO_DAYS_PER_RUN"] = str(settings.days_per_run)
-    os.environ["CIO_LATE_DAYS"] = str(settings.late_days)
 
 
 def _wrong(sentence: str) -> int:

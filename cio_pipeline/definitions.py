@@ -4,13 +4,13 @@ import dagster as dg
 
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
 from cio_pipeline.defs.deliver import customerio_delivery, nothing_refused
-from cio_pipeline.defs.derive import connector, later_days_up_to_date
+from cio_pipeline.defs.derive import customers_events_rejects, later_days_up_to_date
 from cio_pipeline.defs.extract import identities, identity_history, posthog_events
 from cio_pipeline.defs.redeliver import redeliver_refused
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 
 defs = dg.Definitions(
-    assets=[posthog_events, identities, identity_history, connector, customerio_delivery],
+    assets=[posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery],
     asset_checks=[later_days_up_to_date, nothing_refused],
     jobs=[customerio_sync, redeliver_refused],
     schedules=[customerio_daily],

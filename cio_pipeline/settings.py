@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote, urlsplit
 
 from pydantic import BeforeValidator, Field, SecretStr, ValidationError
@@ -80,13 +80,24 @@ Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 YesNo = Annotated[bool, BeforeValidator(_yes)]
 
 
-class Settings(BaseSettings):
-    """The connector's options and where things are (RULES.md, "The options").
+class DaysSettings(BaseSettings):
+    """What Dagster's partitions and schedule are made of: needed as soon as the definitions are loaded, before any key.
 
-    Each field's alias is its name in the environment. Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
+    Each field's alias is its name in the environment.
     """
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
+    days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
+    late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
+
+
+class Settings(DaysSettings):
+    """The connector's options and where things are, as README.md lists them.
+
+    Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
+    """
 
     customerio_site_id: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_SITE_ID")
     customerio_api_key: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_API_KEY")
@@ -102,7 +113,6 @@ class Settings(BaseSettings):
         default="query", alias="CIO_EVENT_SOURCE"
     )
     batch_export_url: str = Field(default="", alias="CIO_BATCH_EXPORT_URL")
-    late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
 
     identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
     anonymous_users: Literal["all", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
@@ -113,8 +123,6 @@ class Settings(BaseSettings):
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 
-    start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
-    days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(default=None, alias="CIO_LEDGER_URL")
     suppressed_file_given: SecretStr | None = Field(default=None, alias="CIO_SUPPRESSED_FILE")
@@ -147,16 +155,28 @@ class Settings(BaseSettings):
         )
 
 
+Model = TypeVar("Model", bound=BaseSettings)
+
+
 def load_settings() -> Settings:
     """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
     if missing := [name for name in _required() if not os.environ.get(name)]:
         raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
-    try:
-        settings = Settings()
-    except ValidationError as invalid:
-        raise SettingsError(_sentence(invalid)) from None
+    settings = _read(Settings)
     _ = settings.ledger_url
     return settings
+
+
+def load_days_settings() -> DaysSettings:
+    """The settings of the days alone, which need no key. Raises `SettingsError` as `load_settings` does."""
+    return _read(DaysSettings)
+
+
+def _read(model: type[Model]) -> Model:
+    try:
+        return model()
+    except ValidationError as invalid:
+        raise SettingsError(_sentence(invalid)) from None
 
 
 def _required() -> list[str]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import runpy
+
 import pytest
 from sqlalchemy.engine import make_url
 
+from cio_pipeline.defs import partitions
 from cio_pipeline.settings import SettingsError, load_settings
 
 REQUIRED = {
@@ -123,3 +126,24 @@ def test_a_batch_export_needs_its_url_and_nothing_of_posthog(env: pytest.MonkeyP
         load_settings()
     env.setenv("CIO_BATCH_EXPORT_URL", "s3://bucket/export")
     assert load_settings().batch_export_url == "s3://bucket/export"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("CIO_START_DATE", "yesterday"), ("CIO_DAYS_PER_RUN", "abc"), ("CIO_LATE_DAYS", "31")]
+)
+def test_a_wrong_setting_of_the_days_is_named_when_dagster_loads_them(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SettingsError, match=rf"^{name} is wrong: .+\.$"):
+        runpy.run_path(partitions.__file__)
+
+
+def test_the_days_need_no_secret_and_have_the_settings_defaults(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = runpy.run_path(partitions.__file__)
+    for name, value in REQUIRED.items():
+        monkeypatch.setenv(name, value)
+    settings = load_settings()
+    assert found["days"].start.date() == settings.start_date
+    assert found["a_few_days_a_run"].max_partitions_per_run == settings.days_per_run
+    assert settings.late_days == found["LATE_DAYS"]

@@ -1,4 +1,4 @@
-"""What the user chooses about the rules (RULES.md, "The options")."""
+"""What the user chooses about the rules; README.md lists the settings."""
 
 from __future__ import annotations
 

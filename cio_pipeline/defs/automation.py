@@ -3,13 +3,13 @@
 import dagster as dg
 
 from cio_pipeline.defs.deliver import customerio_delivery
-from cio_pipeline.defs.derive import connector
+from cio_pipeline.defs.derive import customers_events_rejects
 from cio_pipeline.defs.extract import identities, identity_history, posthog_events
 from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, days
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
-    dg.AssetSelection.assets(posthog_events, identities, identity_history, connector, customerio_delivery),
+    dg.AssetSelection.assets(posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery),
     description="Days of PostHog events, from extraction to Customer.io.",
 )
 

@@ -32,7 +32,9 @@ DESCRIPTIONS = {
         dg.AssetCheckSpec("earlier_days_learned", asset="customers"),
     ],
 )
-def connector(context: dg.AssetExecutionContext, store: Store) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
+def customers_events_rejects(
+    context: dg.AssetExecutionContext, store: Store
+) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """Applies the connector's rules to the day."""
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:

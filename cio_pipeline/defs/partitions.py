@@ -1,17 +1,18 @@
 """The days the pipeline works in: UTC, one definition and one backfill policy for every asset."""
 
-import os
 from datetime import datetime, timezone
 
 import dagster as dg
 
-FIRST_DAY = os.environ.get("CIO_START_DATE") or "2025-01-01"
+from cio_pipeline.settings import load_days_settings
 
-days = dg.DailyPartitionsDefinition(start_date=FIRST_DAY, timezone="UTC")
+SETTINGS = load_days_settings()
 
-a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=int(os.environ.get("CIO_DAYS_PER_RUN") or 7))
+days = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
 
-LATE_DAYS = int(os.environ.get("CIO_LATE_DAYS") or 2)
+a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
+
+LATE_DAYS = SETTINGS.late_days
 
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
