@@ -25,6 +25,15 @@ SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavaila
 """Our own errors: their message is a sentence for the user."""
 
 RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+LEFT = (
+    "events held as too recent",
+    "customers beyond the limit",
+    "events beyond the limit",
+    "customers suppressed",
+    "events suppressed",
+)
+"""What was not sent by choice: said where there is any."""
+
 SINK = "customerio_delivery.upsert_to_customerio"
 
 
@@ -125,7 +134,7 @@ def _say(day: str, receipt: dict[str, object]) -> int:
             if name != "dry run":
                 print(f"  {name}: {orjson.dumps(value).decode() if isinstance(value, dict | list) else value}", flush=True)
         return 0
-    counts = {name: int(str(receipt.get(name, 0))) for name in RECEIPT}
+    counts = {name: int(str(receipt.get(name, 0))) for name in RECEIPT + LEFT if name in RECEIPT or receipt.get(name)}
     print(f"{day}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".", flush=True)
     return counts["refused"]
 

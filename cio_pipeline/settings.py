@@ -6,6 +6,7 @@ Dagster and `make run` load `.env` into the environment first.
 from __future__ import annotations
 
 import os
+import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -56,8 +57,12 @@ def _posthog_url(text: Any) -> str:
 
 
 def _is_url(text: str) -> bool:
-    url = urlsplit(text)
-    return url.scheme in ("http", "https") and bool(url.hostname) and "@" not in url.netloc
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        return False
+    return url.scheme in ("http", "https") and bool(url.hostname) and port != 0 and "@" not in url.netloc
 
 
 def _database_url(text: Any) -> Any:
@@ -76,6 +81,13 @@ def _database_url(text: Any) -> Any:
     return text
 
 
+def _date(text: Any) -> Any:
+    """Pydantic alone takes 20250101 for seconds since 1970."""
+    if isinstance(text, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", text.strip()):
+        raise ValueError("it must be a date, YYYY-MM-DD")
+    return text.strip() if isinstance(text, str) else text
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 YesNo = Annotated[bool, BeforeValidator(_yes)]
 
@@ -88,7 +100,7 @@ class DaysSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    start_date: date = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
+    start_date: Annotated[date, BeforeValidator(_date)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
 

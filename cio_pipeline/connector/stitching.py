@@ -25,7 +25,7 @@ ILLEGAL_IN_ANY_CASE = _quoted_too(
     "anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"
 )
 ILLEGAL = _quoted_too("[object Object]", "NaN", "None", "none", "null", "0")
-"""Ids that PostHog does not merge, on either side (facts, section 6): what a faulty client sends where it knows nobody."""
+"""Ids that PostHog does not merge, on either side (its person-merge code): what a faulty client sends where it knows nobody."""
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 NAMING_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]

@@ -17,9 +17,12 @@ EMAIL = re.compile(
 )
 
 ISO = re.compile(
-    r"(\d{4})-?(\d\d)-?(\d\d)(?:[Tt ](\d\d)(?::?(\d\d)(?::?(\d\d)(?:[.,]\d+)?)?)?(?:[Zz]|([+-])(\d\d):?(\d\d)?)?)?",
-    re.ASCII,
+    r"""(?P<year>\d{4}) (?P<dash>-?) (?P<month>\d\d) (?P=dash) (?P<day>\d\d)
+        (?: [Tt\x20] (?P<hour>\d\d) (?: (?P<colon>:?) (?P<minute>\d\d) (?: (?P=colon) (?P<second>\d\d) (?: [.,]\d+ )? )? )?
+            (?: [Zz] | (?P<sign>[+-]) (?P<hours>[01]\d|2[0-3]) (?: :? (?P<minutes>[0-5]\d) )? )? )?""",
+    re.ASCII | re.VERBOSE,
 )
+ISO_NUMBERS = ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
 DIGITS = re.compile(r"[0-9]{9,13}")
 MILLISECONDS_ABOVE = 100_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -65,11 +68,10 @@ def _iso_seconds(text: str) -> int | None:
     match = ISO.fullmatch(text)
     if match is None:
         return None
-    year, month, day, hour, minute, second = (int(part or 0) for part in match.groups()[:6])
-    sign, offset_hours, offset_minutes = match.groups()[6:]
+    year, month, day, hour, minute, second, offset_hours, offset_minutes = (int(match[part] or 0) for part in ISO_NUMBERS)
     try:
         moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
     except ValueError:
         return None
-    offset = timedelta(hours=int(offset_hours or 0), minutes=int(offset_minutes or 0))
-    return int((moment - EPOCH - (-offset if sign == "-" else offset)).total_seconds())
+    offset = timedelta(hours=offset_hours, minutes=offset_minutes)
+    return int((moment - EPOCH - (-offset if match["sign"] == "-" else offset)).total_seconds())

@@ -1,4 +1,4 @@
-"""Customer.io's Track API over HTTP (contracts/customerio-track-openapi.json)."""
+"""Customer.io's Track API over HTTP (its OpenAPI is the reference)."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def _serving_host(account: dict[str, Any] | None) -> str | None:
 
 
 def _errors(body: dict[str, Any] | None) -> list[Any]:
-    """v2: {"errors": [...]}; v1: {"meta": {"error": "..."}} or {"meta": {"errors": ["..."]}} (DOC-inv, OpenAPI)."""
+    """v2: {"errors": [...]}; v1: {"meta": {"error": "..."}} or {"meta": {"errors": ["..."]}} (OpenAPI, and what v1 answers)."""
     given = body or {}
     meta = given.get("meta")
     found = given.get("errors") or (isinstance(meta, dict) and (meta.get("errors") or meta.get("error"))) or []

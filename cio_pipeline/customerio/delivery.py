@@ -16,7 +16,7 @@ from cio_pipeline.customerio.client import TrackClient, Unsettled
 from cio_pipeline.customerio.items import Item, lanes, pack, size
 from cio_pipeline.customerio.pace import Stopped
 from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, Plan, plan, plan_again
-from cio_pipeline.customerio.sample import sample
+from cio_pipeline.customerio.sample import mask, sample
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 
@@ -30,7 +30,7 @@ Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
 
 @dataclass
 class Report:
-    """What became of a day: counts by name, the number of events to be sent by theirs, and a few lines with nobody's data."""
+    """What became of a day: counts by name, events to be sent by their masked names, and a few lines with nobody's data."""
 
     counts: Counter[str] = field(default_factory=Counter)
     event_names: Counter[str] = field(default_factory=Counter)
@@ -90,7 +90,7 @@ def _plans(
 ) -> Iterator[Plan]:
     """A plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
-    for customers, events in _first(choices.limit, _without(choices.suppressed, shards, report.counts)):
+    for customers, events in _first(choices.limit, _without(choices.suppressed, shards, report.counts), report.counts):
         known = Known(ledger.states(customers["key"].unique()), delivered, refused)
         made = plan(customers, events, known, choices)
         report.counts += made.counts
@@ -108,14 +108,16 @@ def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Sh
         yield customers[~theirs], events[~gone]
 
 
-def _first(limit: int | None, shards: Shards) -> Shards:
+def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
     left = limit
     for customers, events in shards:
         if left is None:
             yield customers, events
             continue
-        keys = customers["key"].unique()[:left]
+        keys, beyond = customers["key"].unique()[:left], customers["key"].unique()[left:]
         left -= len(keys)
+        counts["customers beyond the limit"] += len(beyond)
+        counts["events beyond the limit"] += int(events["key"].isin(beyond).sum())
         yield customers[customers["key"].isin(keys)], events[events["key"].isin(keys)]
 
 
@@ -131,7 +133,7 @@ def _events_to_send(items: list[Item], event_names: Counter[str]) -> Counter[str
     counts: Counter[str] = Counter()
     since = time.time() - TRIGGER_SECONDS
     for event in (read_object(item.operation.decode()) for item in items if not item.is_customer):
-        event_names[event["name"]] += 1
+        event_names[mask(event["name"])] += 1
         counts["events to send"] += 1
         counts["events that can trigger campaigns"] += event["timestamp"] > since
     return counts

@@ -19,6 +19,7 @@ from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http import Unavailable
 
 TRY_AGAIN_SECONDS = 30
+NAMES_SHOWN = 100
 
 
 class Delivery(dg.Config):
@@ -33,6 +34,7 @@ class Delivery(dg.Config):
     hold_recent_events: float | None = Field(
         default=None,
         ge=0,
+        le=1_000_000,
         description="Keep events younger than so many hours for a later run: those under 72 hours can start campaigns.",
     )
 
@@ -112,7 +114,7 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
         "customers with nothing new": counts["customers with nothing new"],
         "events that can trigger campaigns": counts["events that can trigger campaigns"],
         **counts,
-        "events by name": dg.MetadataValue.json(dict(report.event_names.most_common())),
+        "events by name": dg.MetadataValue.json(dict(report.event_names.most_common(NAMES_SHOWN))),
         "refused by the rules": dg.MetadataValue.json(dict(rejects.most_common())),
         "sample": dg.MetadataValue.json(report.sample),
     }

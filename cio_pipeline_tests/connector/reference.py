@@ -28,7 +28,7 @@ EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 ATOM = r'[^<>()\[\]\\.,;:\s\ufeff@"]+'
 LOCAL = rf'({ATOM}(\.{ATOM})*|"[^\n\r\u2028\u2029]+")'
 EMAIL = re.compile(LOCAL + r"@(([a-z0-9-]+\.)+[a-z]{2,}|\[([0-9]{1,3}\.){3}[0-9]{1,3}\])")
-ISO = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(:\d\d)?(?:\.\d+)?)?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+ISO = re.compile(r"(\d{4}-\d\d-\d\d)(?:[T ](\d\d:\d\d)(?:(:\d\d)(?:\.\d+)?)?(Z|[+-]\d\d:\d\d)?)?", re.ASCII)
 LEFT_OUT = object()
 
 

@@ -187,11 +187,17 @@ def test_a_wrong_setting_ends_the_run_before_anything_is_sent(
     assert workspace.workspace.totals() == {"people": 0, "events": 0}
 
 
+def test_what_is_left_for_another_run_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_days(DAY, DAY, load_settings(), {"limit": 1}) == 0
+    assert ", 1 customers beyond the limit, 2 events beyond the limit.\n" in capsys.readouterr().out
+
+
 def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_days(DAY, DAY, load_settings(), {"dry_run": True, "limit": None}) == 0
     said = capsys.readouterr().out
     assert f"\n{DAY}, if it were run (nothing was sent):\n  new customers: 2\n" in said
     assert '  events by name: {"signed up":2,"paid":1,"left":1}\n' in said
+    assert "beyond the limit" not in said
     assert "example.com" not in said
     assert workspace.workspace.totals()["events"] == 0
 
