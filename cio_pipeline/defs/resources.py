@@ -20,7 +20,7 @@ from cio_pipeline.posthog.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import EventSource, Say, quietly
 from cio_pipeline.settings import Settings, load_settings
 from cio_pipeline.storage.identities import Identities
-from cio_pipeline.storage.tables import Tables, keep_private
+from cio_pipeline.storage.tables import Tables, allow_open_files, keep_private
 
 
 class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -77,6 +77,7 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Reads the settings and opens the ledger."""
         keep_private()
+        allow_open_files()
         self._settings = load_settings()
         self._ledger = Ledger(self._settings.ledger_url)
 

@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import tempfile
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -25,13 +26,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-SHARD_ROWS = 100_000
-SHARD_BYTES = 70_000_000
+SHARD_ROWS = 70_000
+SHARD_BYTES = 50_000_000
 """About the most that one shard holds, which bounds the memory of every stage: a shard is there about three times over."""
 
 ROW_GROUP = 10_000
 """Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
 
+OPEN_FILES = 10_000
 KEPT_VERSIONS = timedelta(days=1)
 VERSION_FORMAT = "%Y%m%dT%H%M%S"
 
@@ -54,6 +56,15 @@ class Version:
 def keep_private() -> None:
     """What this process writes from here on is readable by its owner only."""
     os.umask(0o077)
+
+
+def allow_open_files() -> None:
+    """Lets this process have a file open for each shard of a large day's tables: often only 1,024 may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def shards_for(rows: int, row_bytes: int) -> int:
@@ -90,7 +101,9 @@ class Tables:
         version = self.version(table, partition)
         for shard in range(version.shards):
             with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
-                yield pq.read_table(file, columns=columns).to_pandas()
+                frame = pq.read_table(file, columns=columns).to_pandas()
+            pa.default_memory_pool().release_unused()
+            yield frame
 
     def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
         """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.
@@ -177,6 +190,7 @@ class Writer:
         frame = self._finish_shard(self._spilled(shard))
         with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
             pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=ROW_GROUP)
+        pa.default_memory_pool().release_unused()
         return len(frame)
 
     def _spilled(self, shard: int) -> pd.DataFrame:

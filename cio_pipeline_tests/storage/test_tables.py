@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pandas as pd
@@ -68,9 +70,9 @@ def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) 
     assert rows(tables) == [[("k1", 2)]]
 
 
-def test_a_day_is_split_at_100000_rows_and_at_70_megabytes() -> None:
-    assert [shards_for(count, 700) for count in (0, 1, 100_000, 100_001, 10_000_000)] == [1, 1, 1, 2, 100]
-    assert [shards_for(100_000, size) for size in (0, 701, 7_000)] == [1, 2, 10]
+def test_a_day_is_split_at_70000_rows_and_at_50_megabytes() -> None:
+    assert [shards_for(count, 700) for count in (0, 1, 70_000, 70_001, 7_000_000)] == [1, 1, 1, 2, 100]
+    assert [shards_for(50_000, size) for size in (0, 1_000, 1_001, 10_000)] == [1, 1, 2, 10]
 
 
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.integers(1, 60))
@@ -79,3 +81,13 @@ def test_the_same_text_is_always_in_the_same_shard(texts: list[str], shards: int
     alone = [shard_of(pd.Series([text], dtype=object), shards)[0] for text in texts]
     assert together.tolist() == alone
     assert all(0 <= shard < shards for shard in alone)
+
+
+def test_a_process_that_may_open_few_files_allows_itself_more() -> None:
+    code = (
+        "import resource; from cio_pipeline.storage.tables import allow_open_files;"
+        "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
+        "allow_open_files(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
+    )
+    said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
+    assert int(said) > 1_000
