@@ -216,6 +216,18 @@ def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
     assert pd.isna(event["person_properties"])
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64, 12345678901234567890123, 10**400, -(10**20), 0.1])
+def test_numbers_of_any_length_come_through_exactly(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    page = a_page("2026-03-02T10:00:00Z")
+    page["results"][0]["properties"] = {"n": number}
+    monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
+    rest = events_api.Rest(START, END)
+    [text] = source(server)._page(rest, quietly).events["properties"]
+    assert text == f'{{"n": {number}}}'
+
+
 def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
     server.add(
         [
