@@ -89,7 +89,8 @@ class EventsApiSource:
         try:
             rows, following = answer.body["results"], answer.body.get("next")
             columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}
-            frame = event_frame({**columns, "uuid": [row["id"] for row in rows]}, rest.after + TICK, rest.before)
+            uuids = [_uuid(row["id"]) for row in rows]
+            frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)
         except (KeyError, TypeError) as wrong:
             raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from wrong
         return Page(frame, following is not None)
@@ -192,6 +193,12 @@ def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:
             f"PostHog lists events about {times.iloc[0].isoformat()} in no order of time, so that some might be missed."
         )
     return bool(is_ascending)
+
+
+def _uuid(value: Any) -> Any:
+    if isinstance(value, int):
+        raise NotExtracted("This PostHog runs without ClickHouse and gives its events numbers, no uuids: it is not supported.")
+    return value
 
 
 def _text(moment: datetime) -> str:
