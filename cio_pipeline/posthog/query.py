@@ -67,7 +67,7 @@ class QuerySource:
         """All `$identify` and `$set` events before that time, month by month. Raises `NotExtracted` where PostHog refuses."""
         source = copy(self)
         source.needed = " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)}
-        count, first = Reading(source, EVER, before, say).extent()
+        count, first = Reading(source, EVER, before, say).extent(EVER, before)
         frames = (frame for start, end in _months(first, before) for frame in source.events(start, end, say).frames)
         return Window(count, frames if count else iter(()))
 
@@ -106,13 +106,17 @@ class Reading:
         found = self._query("count() AS events", "", _times(start, end))
         return None if found is None else int(found.column("events")[0])
 
-    def extent(self) -> tuple[int, datetime]:
-        """How many events there are, and the time of the first."""
-        found = self._query("count() AS events, min(timestamp) AS first", "", _times(self._start, self._end))
-        if found is None:
+    def extent(self, start: datetime, end: datetime) -> tuple[int, datetime]:
+        """How many events there are, and the time of the first. What is too much at once is asked in halves of the time."""
+        found = self._query("count() AS events, min(timestamp) AS first", "", _times(start, end))
+        if found is not None:
+            [count], [first] = found.column("events"), found.column("first")
+            return int(count), pd.Timestamp(first).to_pydatetime()
+        if end - start <= SHORTEST_COUNT:
             raise NotExtracted("PostHog cannot find its first $identify event in the time it has: try again later.")
-        [count], [first] = found.column("events"), found.column("first")
-        return int(count), pd.Timestamp(first).to_pydatetime()
+        middle = start + (end - start) / 2
+        (earlier, first), (later, second) = self.extent(start, middle), self.extent(middle, end)
+        return earlier + later, first if earlier else second
 
     def frames(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
         """The slices' rows: as many as PostHog counts, before or after, or some number between, for events come late.

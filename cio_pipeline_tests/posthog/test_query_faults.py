@@ -147,6 +147,19 @@ def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySourc
     project.fault = lambda *_: refusal(504)
     with pytest.raises(NotExtracted, match="cannot find its first"):
         source.history(START, lambda _: None)
+    assert len(project.queries) < 30
+
+
+def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number, "$identify", at=START - timedelta(days=40 * number + 1)) for number in range(60))
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        span = datetime.fromisoformat(values["end"]) - datetime.fromisoformat(values["start"])
+        return refusal(504) if "min(timestamp)" in hogql and span > timedelta(days=400) else None
+
+    project.fault = fault
+    found = source.history(START, lambda _: None)
+    assert found.expected == len(pd.concat(found.frames)) == 60
 
 
 def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
