@@ -1,6 +1,6 @@
 """Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (facts 3c).
 
-PostHog selects by when an event landed, a day is one of event time: so it is asked for from an hour before the day, for clocks
+PostHog selects by when an event landed, a day is one of event time: so it is asked for from one day before the day, for clocks
 that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows.
 """
 
@@ -24,7 +24,9 @@ from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
 
 LONGEST_EXPORT = timedelta(weeks=1)
-EARLY = timedelta(hours=1)
+EARLY = timedelta(days=1)
+"""PostHog exports no event that is dated further ahead of its landing."""
+
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future, by its own clock."""
 

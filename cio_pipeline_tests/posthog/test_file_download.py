@@ -78,7 +78,7 @@ def test_a_day_is_read_to_the_microsecond_from_files_of_every_number(server: pos
 
 def test_late_events_are_had_for_as_many_days_as_asked(server: posthog.PostHog) -> None:
     server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(5))
-    server.add([stored(9, at="2024-05-01T00:10:00Z", landed="2024-04-30T23:50:00Z")])
+    server.add([stored(9, at="2024-05-01T10:00:00Z", landed="2024-04-30T10:00:01Z")])
     assert {days: sorted(numbers(read(source(server, late_days=days)))) for days in (0, 2)} == {0: [0, 9], 2: [0, 1, 2, 9]}
 
 
