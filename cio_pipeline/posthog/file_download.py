@@ -62,9 +62,14 @@ class FileDownloadSource:
         self._store.trust_env = False
 
     def check(self, say: Say = quietly) -> None:
-        """Raises `NotExtracted` where PostHog does not take the key or the project, or has no file downloads."""
+        """Raises `NotExtracted` where PostHog does not take the key or the project.
+
+        Not every PostHog lists its exports: on 405 there are some, on 404 the first one that is asked for will tell.
+        """
         answer = self._api.ask("GET", PATH, say, params={"limit": 1})
-        if answer.status != 200:
+        if answer.status == 404:
+            self._queries.check(say)
+        elif answer.status not in (200, 405):
             raise _refused(answer)
 
     def history(self, before: datetime, say: Say) -> Window:
