@@ -72,13 +72,11 @@ def runs(paths: Iterable[str]) -> list[Run]:
 def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """What of `start` to `end` no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover nothing."""
     day = f"{start:%Y-%m-%d}"
-    if unfinished := [str(run) for run in found if not run.finished and run.overlaps(start, end)]:
-        raise NotExtracted(f"The batch export of {unfinished[0]} is not finished: it has numbered parts, but no manifest yet.")
+    holes = uncovered(found, start, end)
     finished = [run for run in found if run.finished]
     reach = max((run.end for run in finished), default=EVER)
     if reach < end:
         raise NotExtracted(f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet.")
-    holes = _holes(finished, start, end)
     first = min(run.start for run in finished)
     if first > start or holes == [(start, end)]:
         upto = min(first, end) if first > start else end
@@ -87,6 +85,23 @@ def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetim
             f" If nothing happened then, put an empty file {_iso(start)}-{_iso(upto)}.jsonl beside the others."
         )
     return holes
+
+
+def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """What of `start` to `end` no finished run covers. Raises `NotExtracted` where an unfinished one would.
+
+    Where finished runs cover it, an unfinished run is no obstacle: it may be what a failed one left behind.
+    """
+    holes = _holes([run for run in found if run.finished], start, end)
+    for run in found:
+        if not run.finished and any(run.overlaps(*hole) for hole in holes):
+            raise NotExtracted(f"{unfinished(run)} Wait until it is, or backfill it in PostHog.")
+    return holes
+
+
+def unfinished(run: Run) -> str:
+    """A sentence that names the run."""
+    return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
 
 
 def told(gap: tuple[datetime, datetime]) -> str:

@@ -238,6 +238,37 @@ def test_parts_without_a_manifest_are_an_unfinished_day(tmp_path: Path) -> None:
         read(source(tmp_path))
 
 
+def test_what_a_failed_run_left_behind_is_no_obstacle_where_finished_runs_cover_the_day(tmp_path: Path) -> None:
+    stale = export([stored(1)], str(tmp_path), 2 * DAY, parts=2)
+    next(tmp_path.rglob("*_manifest.json")).unlink()
+    export([stored(1, f"2024-05-0{day}T10:00:00Z", properties={"n": day}) for day in (1, 2)], str(tmp_path / "retried"))
+    said: list[str] = []
+    assert stale
+    assert numbers(read(source(tmp_path), said)) == [1]
+    assert any("is not finished: it has numbered parts" in text for text in said)
+
+
+@pytest.mark.parametrize("text", ["", '{"files":', "[]", '{"files": [1]}'])
+def test_a_later_run_whose_manifest_is_not_whole_is_said_and_left_for_later(tmp_path: Path, text: str) -> None:
+    export([stored(1)], str(tmp_path / "a"))
+    export([stored(2, landed="2024-05-02T10:00:00Z")], str(tmp_path / "b"), parts=2)
+    manifest = next(tmp_path.rglob("*_manifest.json"))
+    manifest.write_text(text)
+    said: list[str] = []
+    assert numbers(read(source(tmp_path), said)) == [1]
+    assert any("2024-05-02 00:00 UTC to 2024-05-03 00:00 UTC is not finished" in text for text in said)
+    assert source(tmp_path).history(END, said.append).expected == 0
+
+
+def test_a_day_whose_own_manifest_is_not_whole_is_refused(tmp_path: Path) -> None:
+    export([stored(1)], str(tmp_path), parts=2)
+    next(tmp_path.rglob("*_manifest.json")).write_text("")
+    with pytest.raises(NotExtracted, match="no manifest that can be read"):
+        read(source(tmp_path))
+    with pytest.raises(NotExtracted, match="no manifest that can be read"):
+        source(tmp_path).history(END, lambda _: None)
+
+
 def test_an_unfinished_later_run_is_said_and_left_for_later(tmp_path: Path) -> None:
     export([stored(1)], str(tmp_path))
     export([stored(2, landed="2024-05-02T10:00:00Z")], str(tmp_path), parts=2)
