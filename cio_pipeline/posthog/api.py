@@ -10,6 +10,7 @@ import requests
 
 from cio_pipeline.connector.jsontext import loads
 from cio_pipeline.http import send
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.source import NotExtracted, Say
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -107,6 +108,6 @@ def _json(response: requests.Response) -> Any:
 
 def _detail(response: requests.Response) -> str:
     try:
-        return str(response.json()["detail"])[:500]
+        return mask(str(response.json()["detail"]))[:500]  # it may quote a query's values
     except (ValueError, KeyError, TypeError):
         return "no detail given."

@@ -18,6 +18,7 @@ import pyarrow as pa
 import requests
 
 from cio_pipeline.http import BROKEN, Unavailable
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
@@ -140,7 +141,7 @@ class FileDownloadSource:
         if answer.status != 200:
             raise _refused(answer)
         body = answer.body
-        return Export(path, body["status"], body.get("files", []), str(body.get("error", "no reason given."))[:300])
+        return Export(path, body["status"], body.get("files", []), mask(str(body.get("error", "no reason given.")))[:300])
 
     def _download(self, path: str, into: IO[bytes], say: Say) -> None:
         """Writes a file where it is asked for; a link that has expired, or broke, is asked for anew."""

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import requests
 
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TOO_BIG, Answer, Api, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
 from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
@@ -171,7 +172,7 @@ class Reading:
             smaller = part.smaller()
         if not smaller:
             raise NotExtracted(
-                f"PostHog cannot give the events {part.events[0]!r} of {self._start:%Y-%m-%d}, not even in small parts:"
+                f"PostHog cannot give the events {mask(part.events[0])!r} of {self._start:%Y-%m-%d}, not even in small parts:"
                 " try again later, or take them from a batch export (CIO_EVENT_SOURCE)."
             )
         return smaller

@@ -143,6 +143,17 @@ def test_a_posthog_that_never_has_the_time_is_an_error_soon(
     assert len(project.queries) < 60
 
 
+def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: QuerySource, project: Faulty) -> None:
+    project.add([stored(1, "Invited bob@example.com")])
+    project.fault = lambda hogql, *_: refusal(504) if "cityHash64" in hogql else None
+    with pytest.raises(NotExtracted, match=r"the events 'Invited b\*\*\*@e\*\*\*.com' of 2026-03-02"):
+        read(source)
+    detail = {"detail": "No such event: Invited bob@example.com"}
+    project.fault = lambda *_: Answer(orjson.dumps(detail), 400)
+    with pytest.raises(NotExtracted, match=r"No such event: Invited b\*\*\*@e\*\*\*.com"):
+        read(source)
+
+
 def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
     project.fault = lambda *_: refusal(504)
     with pytest.raises(NotExtracted, match="cannot find its first"):
