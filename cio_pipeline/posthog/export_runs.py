@@ -4,9 +4,9 @@ A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and ho
 not what happened in it. A run that found nothing writes no file. Where files have a greatest size, each is a numbered part,
 and `{start}-{end}_manifest.json`, written last, names the parts that count.
 
-So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which come
-after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is told
-by name. A project in which nothing happened that long says so by an empty file of the right name, such as
+So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
+come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
+told by name. A project in which nothing happened that long says so by an empty file of the right name, such as
 `2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
 """
 
