@@ -133,7 +133,7 @@ class Rest:
     _moment: datetime = EVER
     _seen: set[str] = field(default_factory=set)
     _rows: int = 0
-    _largest: int = 0
+    _given: dict[int, int] = field(default_factory=dict)
 
     def new_in(self, page: pd.DataFrame) -> pd.DataFrame:
         """The rows that the last page had not. Raises `NotExtracted` where it does not begin with that page's last moment.
@@ -155,20 +155,26 @@ class Rest:
         times = page.events["timestamp"]
         self._seen, self._moment = set(page.events["uuid"]), times.iloc[-1].to_pydatetime()
         self._is_ascending = _is_ascending(times, self._is_ascending)
-        if self.limit == PAGE_ROWS:
-            self._largest = max(self._largest, self._rows)
+        given = max((rows for limit, rows in self._given.items() if limit <= self.limit), default=0)
         if self._is_ascending and self._moment - TICK > self.after:
-            self.after, self.limit = self._moment - TICK, PAGE_ROWS
+            self.after = self._moment - TICK
+            self._moved()
         elif self._is_ascending is False and self._moment + TICK < self.before:
-            self.before, self.limit = self._moment + TICK, PAGE_ROWS
-        elif self._rows < self._largest:
+            self.before = self._moment + TICK
+            self._moved()
+        elif self._rows < given:
             self.is_left = False
         elif self.limit == PAGE_ROWS or (self._rows > before and self.limit < MOST_PAGE_ROWS):
             self.limit *= 10
-        elif self._rows in PAGE_SIZES or (page.has_next and self._rows > min(PAGE_SIZES)):
+        elif self._rows == given or self._rows in PAGE_SIZES or (page.has_next and self._rows > min(PAGE_SIZES)):
             raise self.cut()
         else:
             self.is_left, self.beyond = False, self._on_either_side()
+
+    def _moved(self) -> None:
+        """Notes how much the server gave under this limit: a last page of less is whole, one of just as much may be cut."""
+        self._given[self.limit] = max(self._rows, self._given.get(self.limit, 0))
+        self.limit = PAGE_ROWS
 
     def cut(self) -> NotExtracted:
         """The error of a moment that fills all that the server gives at once."""

@@ -132,6 +132,27 @@ def test_a_moment_that_fills_pages_of_any_size_is_refused(
         source(server).events(START, END, quietly)
 
 
+def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(
+    server: posthog.PostHog, project: posthog.Project
+) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 2110
+
+
+def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
+    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.legacy = EventsList(250)
+    moments = [START + timedelta(seconds=number) for number in range(400)] + [START + timedelta(hours=5)] * 400
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    page = EventsList.page
+    monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": None})
+    with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
 @pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
 @pytest.mark.parametrize("knows_order", [True, False])
 def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
