@@ -8,12 +8,24 @@ from typing import Any
 
 import orjson
 
-LONG_INTEGER = re.compile(r"[0-9]{19}")
-"""orjson reads integers beyond 64 bits as floats, so text with such a run of digits is read by the standard library."""
+LONG_INTEGER = r"[0-9]{19}"
+"""orjson reads integers beyond 64 bits as floats, so JSON with such a run of digits is read by the standard library."""
+
+IN_TEXT, IN_BYTES = re.compile(LONG_INTEGER), re.compile(LONG_INTEGER.encode())
 
 
 class UnusableJson(ValueError):
     """The text is no JSON object that can be sent; the message is the reason, without any of the content."""
+
+
+def loads(content: bytes) -> Any:
+    """Any JSON, its integers exact. Raises `ValueError` where it is none, `RecursionError` where it is too deep."""
+    if not IN_BYTES.search(content):
+        try:
+            return orjson.loads(content)
+        except ValueError:
+            pass  # half a surrogate pair, which only the standard library reads, or no JSON
+    return json.loads(content)
 
 
 def read_object(text: Any) -> dict[str, Any]:
@@ -50,7 +62,7 @@ def write(value: Any) -> bytes:
 
 
 def _read(text: str) -> Any:
-    if not LONG_INTEGER.search(text):
+    if not IN_TEXT.search(text):
         try:
             return orjson.loads(text)
         except ValueError:

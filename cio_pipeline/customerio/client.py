@@ -10,8 +10,8 @@ from urllib.parse import quote, urlsplit
 import requests
 
 from cio_pipeline.customerio.pace import Pace
-from cio_pipeline.customerio.sample import mask
 from cio_pipeline.http import send
+from cio_pipeline.masking import mask
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
 """What may pass. Customer.io's own client names 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""

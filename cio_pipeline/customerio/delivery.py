@@ -16,9 +16,10 @@ from cio_pipeline.customerio.client import TrackClient, Unsettled
 from cio_pipeline.customerio.items import Item, lanes, pack, size
 from cio_pipeline.customerio.pace import Stopped
 from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, Plan, plan, plan_again
-from cio_pipeline.customerio.sample import mask, sample
+from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.masking import mask
 
 TRIGGER_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""

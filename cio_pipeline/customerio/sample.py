@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from datetime import datetime, timezone
 from itertools import chain, islice
 
 from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.customerio.items import Item
+from cio_pipeline.masking import mask
 
-EMAIL = re.compile(r"([^\s@\"'<>()\[\],;:/=])[^\s@\"'<>()\[\],;:/=]*@([^\s@.])[^\s@.]*(?:\.[\w-]+)*\.([\w-]+)")
 SHOWN_OF_ID = 3
 SAMPLE_ITEMS = 5
 SAMPLE_NAMES = 12
-
-
-def mask(text: str) -> str:
-    """`jane@mail.example.com` -> `j***@m***.com`, wherever it stands in the text; any other `@` hides what is around it."""
-    masked = EMAIL.sub(r"\1***@\2***.\3", text)
-    return re.sub(r"[^\s*]+@[^\s*]+", "***@***", masked)
 
 
 def mask_key(key: str) -> str:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import orjson
 import requests
 
+from cio_pipeline.connector.jsontext import loads
 from cio_pipeline.http import send
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.source import NotExtracted, Say
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -99,11 +99,7 @@ def refused(answer: Answer) -> NotExtracted:
 def _json(response: requests.Response) -> Any:
     """The answer's JSON. Raises `CutShort`, upon which `send` tries again, or `NotExtracted` for a web page."""
     try:
-        return orjson.loads(response.content)
-    except ValueError:
-        pass  # half a surrogate pair, which only the standard library reads, or no JSON
-    try:
-        return json.loads(response.content)
+        return loads(response.content)
     except ValueError as broken:
         if response.content.lstrip().startswith(b"<"):
             raise NotExtracted("POSTHOG_HOST answers with a web page: give the address of PostHog itself.") from broken
@@ -112,6 +108,6 @@ def _json(response: requests.Response) -> Any:
 
 def _detail(response: requests.Response) -> str:
     try:
-        return str(response.json()["detail"])[:500]
+        return mask(str(response.json()["detail"]))[:500]  # it may quote a query's values
     except (ValueError, KeyError, TypeError):
         return "no detail given."

@@ -12,6 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import PurePosixPath
 from typing import Any
@@ -23,7 +24,7 @@ import pyarrow.parquet as pq
 from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
-from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told
+from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told, uncovered, unfinished
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_jsonlines, read_parquet, row_groups
 from cio_pipeline.posthog.progress import EVERY_SECONDS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
@@ -52,20 +53,19 @@ class BatchExportSource:
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
         """
         files, found = self._listed()
-        for gap in gaps(found, start, end):
+        near = [_settled(run, files) for run in found if run.overlaps(start - EARLY, end + self._late)]
+        far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
+        for gap in gaps(near + far, start, end):
             say(told(gap))
-        near = [run for run in found if run.overlaps(start - EARLY, end + self._late)]
-        for run in near:
-            if not run.finished:
-                say(f"The batch export of {run} is not finished; late events in it come when the partition is run again.")
         wanted = Wanted(start, end, self._allowlist, self._with_person)
-        return on_disk(_read([run for run in near if run.finished], files, wanted, say))
+        return on_disk(_read(_finished(near, say), files, wanted, say))
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
         files, found = self._listed()
-        early = [run for run in found if run.finished and run.start < before + self._late]
-        tables = _read(early, files, Wanted(EVER, before, HISTORY_EVENTS, self._with_person), say)
+        early = [_settled(run, files) for run in found if run.start < before + self._late]
+        uncovered(early, EVER, before)
+        tables = _read(_finished(early, say), files, Wanted(EVER, before, HISTORY_EVENTS, self._with_person), say)
         return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self) -> tuple[Any, list[Run]]:
@@ -89,7 +89,7 @@ class BatchExportSource:
 def _read(found: list[Run], files: Any, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
     rows, said = 0, time.monotonic()
     for number, run in enumerate(found, 1):
-        for path in _paths(run, files):
+        for path in run.files:
             for table in _file(path, files, wanted):
                 rows += len(table)
                 yield table
@@ -107,15 +107,26 @@ def _file(path: str, files: Any, wanted: Wanted) -> Iterator[pa.Table]:
         raise NotExtracted(f"{path} cannot be read ({type(trouble).__name__}): is the file whole?") from trouble
 
 
-def _paths(run: Run, files: Any) -> list[str]:
-    """The run's files: those that its manifest names, where it has one."""
+def _settled(run: Run, files: Any) -> Run:
+    """The run with the files that its manifest names; with a manifest that is not whole it is as if it had none yet."""
     if run.manifest is None:
-        return run.files
+        return run
     try:
-        keys = json.loads(files.cat_file(run.manifest))["files"]
-        return [str(PurePosixPath(run.manifest).parent / PurePosixPath(key).name) for key in keys]
+        text = files.cat_file(run.manifest)
     except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"{run.manifest} cannot be read ({type(trouble).__name__}): is the file whole?") from trouble
+        raise NotExtracted(f"{run.manifest} cannot be read ({type(trouble).__name__}).") from trouble
+    try:
+        keys = json.loads(text)["files"]
+        return replace(run, files=[str(PurePosixPath(run.manifest).parent / PurePosixPath(key).name) for key in keys])
+    except (ValueError, KeyError, TypeError):
+        return replace(run, manifest=None)
+
+
+def _finished(found: list[Run], say: Say) -> list[Run]:
+    for run in found:
+        if not run.finished:
+            say(f"{unfinished(run)} What is only in it comes when the day is run again.")
+    return [run for run in found if run.finished]
 
 
 def _tables(path: str, files: Any, wanted: Wanted) -> Iterator[pa.Table]:

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -24,11 +24,18 @@ MOST_PAGE_ROWS = 100_000
 """What is asked for where a single moment fills every smaller page."""
 
 PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MOST_PAGE_ROWS})
-"""A page of so many rows may have been cut off: what PostHog's versions give at most, and what is asked for."""
+"""What PostHog's versions give at most, and what is asked for: a page of so many rows may well have been cut off."""
 
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 FRAME_ROWS = 50_000
+
+
+class Page(NamedTuple):
+    """Events as listed, and whether PostHog says that more follow, which is believed only where it is bad news."""
+
+    events: pd.DataFrame
+    has_next: bool
 
 
 class EventsApiSource:
@@ -67,21 +74,26 @@ class EventsApiSource:
         rest = Rest(start - TICK, end)
         while rest.is_left:
             page = self._page(rest, say, **only)
-            yield rest.new_in(page)
+            yield rest.new_in(page.events)
             rest.go_behind(page)
+        for beyond in rest.beyond:
+            if not self._page(beyond, say, **only).events.empty:
+                raise rest.cut()
 
-    def _page(self, rest: Rest, say: Say, **only: str) -> pd.DataFrame:
+    def _page(self, rest: Rest, say: Say, **only: str) -> Page:
         """Events of what is left, as many as the server gives."""
         bounds = {"after": _text(rest.after), "before": _text(rest.before)}
         answer = self._api.ask("GET", "events", say, params={**bounds, **only, "orderBy": '["timestamp"]', "limit": rest.limit})
         if answer.status != 200:
             raise refused(answer)
         try:
-            rows = answer.body["results"]
+            rows, following = answer.body["results"], answer.body.get("next")
             columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}
-            return event_frame({**columns, "uuid": [row["id"] for row in rows]}, rest.after + TICK, rest.before)
+            uuids = [_uuid(row["id"]) for row in rows]
+            frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)
         except (KeyError, TypeError) as wrong:
             raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from wrong
+        return Page(frame, following is not None)
 
     def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:
         """What the settings need (R1, R3), as the query source asks for it."""
@@ -108,44 +120,73 @@ def _counted(what: str, pages: Iterator[pd.DataFrame], say: Say) -> Window:
 class Rest:
     """What is left to be read of a window: `after` < timestamp < `before`, the last moment of the last page still in it.
 
-    PostHog's `next` would leave that moment behind, and with it what a full page had no room for.
+    PostHog's `next` would leave that moment behind, and with it what a full page had no room for. At the end, a page of that
+    moment alone is left: either there is no more, or the server cut the page inside it. `beyond` is what must then be empty.
     """
 
     after: datetime
     before: datetime
     limit: int = PAGE_ROWS
     is_left: bool = True
+    beyond: list[Rest] = field(default_factory=list)
     _is_ascending: bool | None = None
-    _largest: int = 0
+    _moment: datetime = EVER
     _seen: set[str] = field(default_factory=set)
+    _rows: int = 0
+    _given: dict[int, int] = field(default_factory=dict)
 
     def new_in(self, page: pd.DataFrame) -> pd.DataFrame:
-        """The rows that the last page had not. Raises `NotExtracted` where it has none of that page's last moment again."""
-        if self._seen and self._seen.isdisjoint(page["uuid"]):
-            raise NotExtracted(f"PostHog's list jumps at {(self.after + TICK).isoformat()}, so that some might be missed.")
+        """The rows that the last page had not. Raises `NotExtracted` where it does not begin with that page's last moment.
+
+        Events of one moment may come in another order each time, so any of them will do.
+        """
+        if not self._rows:
+            return page
+        if page.empty or page["timestamp"].iloc[0] != self._moment:
+            raise NotExtracted(f"PostHog's list jumps at {self._moment.isoformat()}, so that some might be missed.")
         return page[~page["uuid"].isin(self._seen)]
 
-    def go_behind(self, page: pd.DataFrame) -> None:
+    def go_behind(self, page: Page) -> None:
         """Moves on, or asks for more at once where the page is one moment. Raises `NotExtracted` where neither is possible."""
-        if page.empty:
+        before, self._rows = self._rows, len(page.events)
+        if page.events.empty:
             self.is_left = False
             return
-        self._seen, self._largest = set(page["uuid"]), max(self._largest, len(page))
-        self._is_ascending = _is_ascending(page["timestamp"], self._is_ascending)
-        last = page["timestamp"].iloc[-1].to_pydatetime()
-        if self._is_ascending and last - TICK > self.after:
-            self.after, self.limit = last - TICK, PAGE_ROWS
-        elif self._is_ascending is False and last + TICK < self.before:
-            self.before, self.limit = last + TICK, PAGE_ROWS
-        elif len(page) < self._largest or len(page) not in PAGE_SIZES:
+        times = page.events["timestamp"]
+        self._seen, self._moment = set(page.events["uuid"]), times.iloc[-1].to_pydatetime()
+        self._is_ascending = _is_ascending(times, self._is_ascending)
+        given = max((rows for limit, rows in self._given.items() if limit <= self.limit), default=0)
+        if self._is_ascending and self._moment - TICK > self.after:
+            self.after = self._moment - TICK
+            self._moved()
+        elif self._is_ascending is False and self._moment + TICK < self.before:
+            self.before = self._moment + TICK
+            self._moved()
+        elif self._rows < given:
             self.is_left = False
-        elif self.limit < MOST_PAGE_ROWS:
+        elif self.limit == PAGE_ROWS or (self._rows > before and self.limit < MOST_PAGE_ROWS):
             self.limit *= 10
+        elif self._rows == given or self._rows in PAGE_SIZES or (page.has_next and self._rows > min(PAGE_SIZES)):
+            raise self.cut()
         else:
-            raise NotExtracted(
-                f"PostHog lists {len(page):,} events of the one moment {last.isoformat()}, and no more at once, but there may"
-                " be more: write that day's events to a file and set CIO_EVENT_SOURCE=batch_export for it."
-            )
+            self.is_left, self.beyond = False, self._on_either_side()
+
+    def _moved(self) -> None:
+        """Notes how much the server gave under this limit: a last page of less is whole, one of just as much may be cut."""
+        self._given[self.limit] = max(self._rows, self._given.get(self.limit, 0))
+        self.limit = PAGE_ROWS
+
+    def cut(self) -> NotExtracted:
+        """The error of a moment that fills all that the server gives at once."""
+        return NotExtracted(
+            f"PostHog lists {self._rows:,} events of the one moment {self._moment.isoformat()}, and no more at once, but there"
+            " may be more: write that day's events to a file and set CIO_EVENT_SOURCE=batch_export for it."
+        )
+
+    def _on_either_side(self) -> list[Rest]:
+        """What lies behind the moment, in the server's order; where that is not known, also before it."""
+        later, earlier = Rest(self._moment, self.before), Rest(self.after, self._moment)
+        return {True: [later], False: [earlier], None: [later, earlier]}[self._is_ascending]
 
 
 def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:
@@ -158,6 +199,12 @@ def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:
             f"PostHog lists events about {times.iloc[0].isoformat()} in no order of time, so that some might be missed."
         )
     return bool(is_ascending)
+
+
+def _uuid(value: Any) -> Any:
+    if isinstance(value, int):
+        raise NotExtracted("This PostHog runs without ClickHouse and gives its events numbers, no uuids: it is not supported.")
+    return value
 
 
 def _text(moment: datetime) -> str:

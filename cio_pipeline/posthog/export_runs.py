@@ -4,9 +4,10 @@ A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and ho
 not what happened in it. A run that found nothing writes no file. Where files have a greatest size, each is a numbered part,
 and `{start}-{end}_manifest.json`, written last, names the parts that count.
 
-So a missing file may mean an empty hour or a missing run; nothing in the folder tells which. What is settled here: a day is
-read only when runs reach to both of its ends, and a hole inside is told by name. A project in which nothing happened that
-long says so by an empty file of the right name, such as `2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
+So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
+come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
+told by name. A project in which nothing happened that long says so by an empty file of the right name, such as
+`2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
 """
 
 from __future__ import annotations
@@ -72,26 +73,48 @@ def runs(paths: Iterable[str]) -> list[Run]:
 def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """What of `start` to `end` no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover nothing."""
     day = f"{start:%Y-%m-%d}"
-    if unfinished := [str(run) for run in found if not run.finished and run.overlaps(start, end)]:
-        raise NotExtracted(f"The batch export of {unfinished[0]} is not finished: it has numbered parts, but no manifest yet.")
+    holes = uncovered(found, start, end)
     finished = [run for run in found if run.finished]
     reach = max((run.end for run in finished), default=EVER)
     if reach < end:
-        raise NotExtracted(f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet.")
-    holes = _holes(finished, start, end)
+        raise NotExtracted(
+            f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet."
+            f" {_remedy(max(reach, start), end)}"
+        )
     first = min(run.start for run in finished)
     if first > start or holes == [(start, end)]:
         upto = min(first, end) if first > start else end
         raise NotExtracted(
             f"The batch export has no file of {_moment(start)} to {_moment(upto)}: backfill it in PostHog."
-            f" If nothing happened then, put an empty file {_iso(start)}-{_iso(upto)}.jsonl beside the others."
+            f" {_remedy(start, upto)}"
         )
     return holes
+
+
+def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """What of `start` to `end` no finished run covers. Raises `NotExtracted` where an unfinished one would.
+
+    Where finished runs cover it, an unfinished run is no obstacle: it may be what a failed one left behind.
+    """
+    holes = _holes([run for run in found if run.finished], start, end)
+    for run in found:
+        if not run.finished and any(run.overlaps(*hole) for hole in holes):
+            raise NotExtracted(f"{unfinished(run)} Wait until it is, or backfill it in PostHog.")
+    return holes
+
+
+def unfinished(run: Run) -> str:
+    """A sentence that names the run."""
+    return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
 
 
 def told(gap: tuple[datetime, datetime]) -> str:
     """A sentence that names the gap."""
     return f"The batch export has no file of {_moment(gap[0])} to {_moment(gap[1])}: nothing landed then, or a run is missing."
+
+
+def _remedy(start: datetime, end: datetime) -> str:
+    return f"If nothing happened then, put an empty file {_iso(start)}-{_iso(end)}.jsonl beside the others."
 
 
 def _holes(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cio_pipeline.connector.jsontext import loads
 from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
 
 PIECE_ROWS = 20_000
@@ -28,8 +28,6 @@ PIECE_BYTES = 8_000_000
 
 ESSENTIAL = ("uuid", "event", "distinct_id", "timestamp", "properties")
 NULL_MEANS = {"uuid": "", "event": "", "distinct_id": "", "properties": "{}", "person_properties": "{}"}
-LONG_INTEGER = re.compile(rb"[0-9]{19}")
-"""orjson reads integers beyond 64 bits as floats, so a line with such a run of digits is read by the standard library."""
 
 
 class Unreadable(ValueError):
@@ -164,7 +162,7 @@ def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
 def _row(line: bytes, number: int, wanted: Wanted) -> dict[str, Any] | None:
     """The line's event; None where its time lies outside the window."""
     try:
-        event = _json(line)
+        event = loads(line)
         missing = [name for name in _essential(wanted) if name not in event]
         if not missing:
             return _event(event, wanted)
@@ -189,15 +187,6 @@ def _table(rows: list[dict[str, Any]], wanted: Wanted) -> pa.Table:
 
 def _time(text: str) -> datetime:
     return _utc(datetime.fromisoformat(text.replace("Z", "+00:00")))
-
-
-def _json(line: bytes) -> Any:
-    if not LONG_INTEGER.search(line):
-        try:
-            return orjson.loads(line)
-        except ValueError:
-            pass  # half a surrogate pair, which only the standard library reads, or no JSON
-    return json.loads(line)
 
 
 def _text(value: Any) -> str | None:

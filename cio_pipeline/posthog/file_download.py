@@ -1,6 +1,6 @@
 """Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (facts 3c).
 
-PostHog selects by when an event landed, a day is one of event time: so it is asked for from an hour before the day, for clocks
+PostHog selects by when an event landed, a day is one of event time: so it is asked for from one day before the day, for clocks
 that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows.
 """
 
@@ -18,13 +18,16 @@ import pyarrow as pa
 import requests
 
 from cio_pipeline.http import BROKEN, Unavailable
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
 
 LONGEST_EXPORT = timedelta(weeks=1)
-EARLY = timedelta(hours=1)
+EARLY = timedelta(days=1)
+"""PostHog exports no event that is dated further ahead of its landing."""
+
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future, by its own clock."""
 
@@ -60,9 +63,14 @@ class FileDownloadSource:
         self._store.trust_env = False
 
     def check(self, say: Say = quietly) -> None:
-        """Raises `NotExtracted` where PostHog does not take the key or the project, or has no file downloads."""
+        """Raises `NotExtracted` where PostHog does not take the key or the project.
+
+        Not every PostHog lists its exports: on 405 there are some, on 404 the first one that is asked for will tell.
+        """
         answer = self._api.ask("GET", PATH, say, params={"limit": 1})
-        if answer.status != 200:
+        if answer.status == 404:
+            self._queries.check(say)
+        elif answer.status not in (200, 405):
             raise _refused(answer)
 
     def history(self, before: datetime, say: Say) -> Window:
@@ -133,7 +141,7 @@ class FileDownloadSource:
         if answer.status != 200:
             raise _refused(answer)
         body = answer.body
-        return Export(path, body["status"], body.get("files", []), str(body.get("error", "no reason given."))[:300])
+        return Export(path, body["status"], body.get("files", []), mask(str(body.get("error", "no reason given.")))[:300])
 
     def _download(self, path: str, into: IO[bytes], say: Say) -> None:
         """Writes a file where it is asked for; a link that has expired, or broke, is asked for anew."""

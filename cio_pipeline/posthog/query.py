@@ -8,18 +8,22 @@ from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from copy import copy
 from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from typing import Any
 
 import pandas as pd
 import requests
 
+from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TOO_BIG, Answer, Api, refused
-from cio_pipeline.posthog.rows import event_frame
-from cio_pipeline.posthog.slices import MOST_ROWS, Slice, slices
+from cio_pipeline.posthog.rows import Found, event_frame, found_in
+from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
 
 AT_ONCE = 3
 """PostHog runs three API queries of an organisation at once."""
+
+ROUND = 1000
+"""Older PostHogs give at most 10,000 rows, whatever is asked for: so many thousands may be all they gave, not all there is."""
 
 SHORTEST_COUNT = timedelta(minutes=1)
 
@@ -34,13 +38,15 @@ COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "propertie
 class QuerySource:
     """The `query` source: counts first, then slices by event and hash, checked against the counts.
 
-    `columns` are what is selected; `needed` is a condition for the events that the settings need, with its values.
+    `columns` are what is selected; `needed` is a condition for the events that the settings need, with its values; `clamp` is
+    what PostHog was found to give at most, where that is less than it is asked for.
     """
 
     def __init__(self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], with_person: bool) -> None:
         self._api = Api(url, project_id, api_key)
         self.columns = (*COLUMNS, "poe.properties AS person_properties") if with_person else COLUMNS
         self.needed = _needed(allowlist, with_person)
+        self.clamp: int | None = None
 
     def exists(self, say: Say = quietly) -> bool:
         """Whether this PostHog has the query endpoint; also False where it has no such project."""
@@ -62,7 +68,7 @@ class QuerySource:
         """All `$identify` and `$set` events before that time, month by month. Raises `NotExtracted` where PostHog refuses."""
         source = copy(self)
         source.needed = " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)}
-        count, first = Reading(source, EVER, before, say).extent()
+        count, first = Reading(source, EVER, before, say).extent(EVER, before)
         frames = (frame for start, end in _months(first, before) for frame in source.events(start, end, say).frames)
         return Window(count, frames if count else iter(()))
 
@@ -72,19 +78,6 @@ class QuerySource:
         query = {"kind": "HogQLQuery", "query": hogql, "values": values, "modifiers": modifiers}
         body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
         return self._api.ask("POST", "query", say, json=body, **how)
-
-
-class Found(NamedTuple):
-    """An answer's values by column, and whether there may be more rows than it holds."""
-
-    columns: dict[str, tuple[Any, ...]]
-    is_full: bool
-
-    def column(self, name: str) -> tuple[Any, ...]:
-        """A column's values. Raises `NotExtracted` where the answer has no such column."""
-        if name not in self.columns:
-            raise NotExtracted(f"PostHog's answer lacks {name}: is POSTHOG_HOST the address of PostHog itself?")
-        return self.columns[name]
 
 
 class Reading:
@@ -101,29 +94,41 @@ class Reading:
         found = self._query("event, count() AS events", "GROUP BY event", _times(start, end))
         if found is not None and not found.is_full:
             counted = zip(found.column("event"), found.column("events"), strict=True)
-            return Counter({str(event): int(events) for event, events in counted})
+            counts = Counter({str(event): int(events) for event, events in counted})
+            if found.rows % ROUND or not found.rows or self._total(start, end) == counts.total():
+                return counts
         if end - start <= SHORTEST_COUNT:
             raise NotExtracted(f"PostHog cannot count the events of {start:%Y-%m-%d %H:%M}, a minute's: try again later.")
         middle = start + (end - start) / 2
         return self.counts(start, middle) + self.counts(middle, end)
 
-    def extent(self) -> tuple[int, datetime]:
-        """How many events there are, and the time of the first."""
-        found = self._query("count() AS events, min(timestamp) AS first", "", _times(self._start, self._end))
-        if found is None:
+    def _total(self, start: datetime, end: datetime) -> int | None:
+        """How many events there are, told by an answer that no `ROUND` number of names can cut off."""
+        found = self._query("count() AS events", "", _times(start, end))
+        return None if found is None else int(found.column("events")[0])
+
+    def extent(self, start: datetime, end: datetime) -> tuple[int, datetime]:
+        """How many events there are, and the time of the first. What is too much at once is asked in halves of the time."""
+        found = self._query("count() AS events, min(timestamp) AS first", "", _times(start, end))
+        if found is not None:
+            [count], [first] = found.column("events"), found.column("first")
+            return int(count), pd.Timestamp(first).to_pydatetime()
+        if end - start <= SHORTEST_COUNT:
             raise NotExtracted("PostHog cannot find its first $identify event in the time it has: try again later.")
-        [count], [first] = found.column("events"), found.column("first")
-        return int(count), pd.Timestamp(first).to_pydatetime()
+        middle = start + (end - start) / 2
+        (earlier, first), (later, second) = self.extent(start, middle), self.extent(middle, end)
+        return earlier + later, first if earlier else second
 
     def frames(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
         """The slices' rows: as many as PostHog counts, before or after, or some number between, for events come late.
 
-        Any other number, and the window is read once more; then `NotExtracted` is raised, with both numbers.
+        Any other number, and the window is read once more, in slices within what PostHog seems to give at most; then
+        `NotExtracted` is raised, with both numbers.
         """
         for is_last in (False, True):
-            rows = 0
+            rows = largest = 0
             for frame in self._sliced(counts):
-                rows += len(frame)
+                rows, largest = rows + len(frame), max(largest, len(frame))
                 yield frame
             if rows == (before := counts.total()):
                 return
@@ -134,10 +139,12 @@ class Reading:
             if is_last:
                 raise NotExtracted(f"{trouble}: run the partition again.")
             self._say(f"{trouble}: reading them once more.")
+            if largest and largest % ROUND == 0:
+                self._source.clamp = largest
 
     def _sliced(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
         """The slices' rows, three at a time; a slice that is full or too big comes back as smaller ones, which go first."""
-        todo = deque(slices(counts))
+        todo = deque(slices(counts, self._target))
         running: set[Future[pd.DataFrame | list[Slice]]] = set()
         with ThreadPoolExecutor(AT_ONCE) as threads:
             try:
@@ -160,12 +167,12 @@ class Reading:
             return event_frame(found.columns, self._start, self._end)
         if found is not None and len(part.events) == 1:
             counted = self._query_slice("count() AS events", part)
-            smaller = part.by_uuid(int(counted.column("events")[0]) if counted else 2 * MOST_ROWS)
+            smaller = part.by_uuid(int(counted.column("events")[0]) if counted else 2 * MOST_ROWS, self._target)
         else:
             smaller = part.smaller()
         if not smaller:
             raise NotExtracted(
-                f"PostHog cannot give the events {part.events[0]!r} of {self._start:%Y-%m-%d}, not even in small parts:"
+                f"PostHog cannot give the events {mask(part.events[0])!r} of {self._start:%Y-%m-%d}, not even in small parts:"
                 " try again later, or take them from a batch export (CIO_EVENT_SOURCE)."
             )
         return smaller
@@ -185,7 +192,11 @@ class Reading:
             return None
         if answer.status != 200:
             raise refused(answer)
-        return _found(answer.body)
+        return found_in(answer.body, self._source.clamp or MOST_ROWS)
+
+    @property
+    def _target(self) -> int:
+        return TARGET_ROWS if self._source.clamp is None else self._source.clamp * 4 // 5
 
     def _note(self, response: requests.Response) -> None:
         """Adds up what PostHog says each query read of the hourly budget (facts: the read budget)."""
@@ -226,13 +237,3 @@ def _months(first: datetime, before: datetime) -> Iterator[tuple[datetime, datet
 
 def _times(start: datetime, end: datetime) -> dict[str, str]:
     return {"start": f"{start:%Y-%m-%d %H:%M:%S.%f}", "end": f"{end:%Y-%m-%d %H:%M:%S.%f}"}
-
-
-def _found(body: Any) -> Found:
-    """The answer's values by column. Raises `NotExtracted` where it has none."""
-    try:
-        names, rows = body["columns"], body["results"]
-        values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-        return Found(dict(zip(names, values, strict=True)), len(rows) >= MOST_ROWS or body.get("hasMore") is True)
-    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
-        raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from wrong

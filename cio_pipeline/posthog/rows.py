@@ -1,15 +1,43 @@
-"""PostHog's JSON rows as the one frame that every stage knows."""
+"""PostHog's JSON rows by column, and as the one frame that every stage knows."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+
+
+class Found(NamedTuple):
+    """An answer's values by column, and whether there may be more rows than it holds."""
+
+    columns: dict[str, tuple[Any, ...]]
+    is_full: bool
+
+    @property
+    def rows(self) -> int:
+        """How many rows it has."""
+        return len(next(iter(self.columns.values()), ()))
+
+    def column(self, name: str) -> tuple[Any, ...]:
+        """A column's values. Raises `NotExtracted` where the answer has no such column."""
+        if name not in self.columns:
+            raise NotExtracted(f"PostHog's answer lacks {name}: is POSTHOG_HOST the address of PostHog itself?")
+        return self.columns[name]
+
+
+def found_in(body: Any, most_rows: int) -> Found:
+    """A query's answer; it is full where it has the most rows that there can be. Raises `NotExtracted` where it is none."""
+    try:
+        names, rows = body["columns"], body["results"]
+        values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
+        return Found(dict(zip(names, values, strict=True)), len(rows) >= most_rows or body.get("hasMore") is True)
+    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
+        raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from wrong
 
 
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:

@@ -13,6 +13,8 @@ MOST_ROWS = 50_000
 """`MAX_SELECT_RETURNED_ROWS`: a larger LIMIT is clamped to it without a word."""
 
 TARGET_ROWS = 40_000
+"""What a slice is planned to hold."""
+
 MOST_NAMES = 500
 """So that the names of a query stay well under ClickHouse's `max_query_size` of 256 KiB."""
 
@@ -45,25 +47,25 @@ class Slice:
         quarters = [replace(cut, ids=ids, uuids=uuids) for ids in _parts(self.ids, 2) for uuids in _parts(self.uuids, 2)]
         return quarters if len(quarters) > 1 else []
 
-    def by_uuid(self, rows: int) -> list[Slice]:
-        """A name's slices for so many rows, 40,000 each, by uuids; none where it cannot be cut further.
+    def by_uuid(self, rows: int, target: int = TARGET_ROWS) -> list[Slice]:
+        """A name's slices for so many rows, `target` each, by uuids; none where it cannot be cut further.
 
         The hashes of uuids are spread evenly, also where most events are of one distinct_id.
         """
-        parts = _parts(self.uuids, max(2, -(-rows // TARGET_ROWS)))
+        parts = _parts(self.uuids, max(2, -(-rows // target)))
         cut = replace(self, cuts=self.cuts + 1)
         return [replace(cut, uuids=part) for part in parts] if len(parts) > 1 and self.cuts < MOST_CUTS else []
 
 
-def slices(counts: dict[str, int]) -> Iterator[Slice]:
-    """Slices of about 40,000 rows or fewer for a window with so many events of each name."""
+def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]:
+    """Slices of about `target` rows or fewer for a window with so many events of each name."""
     group: list[str] = []
     rows = 0
     for event, count in sorted(counts.items(), key=lambda item: item[1]):
-        if count > TARGET_ROWS:
-            yield from (Slice((event,), ids=part) for part in _parts((0, LARGEST_HASH), -(-count // TARGET_ROWS)))
+        if count > target:
+            yield from (Slice((event,), ids=part) for part in _parts((0, LARGEST_HASH), -(-count // target)))
             continue
-        if group and (rows + count > TARGET_ROWS or len(group) == MOST_NAMES):
+        if group and (rows + count > target or len(group) == MOST_NAMES):
             yield Slice(tuple(group))
             group, rows = [], 0
         group.append(event)

@@ -15,9 +15,10 @@ from cio_pipeline.connector.operations import Tables
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.plan import ORDINARY, Choices
-from cio_pipeline.customerio.sample import mask, mask_key
+from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
 from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.masking import mask
 from cio_pipeline.sandbox import customerio
 from cio_pipeline_tests.connector.streams import event, tables
 

@@ -17,7 +17,7 @@ from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window, in_order, quietly
-from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox import legacy, posthog
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.legacy import EventsList
 
@@ -112,6 +112,91 @@ def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
     assert len(read(source(server).events(START, END, quietly))) == 1200
 
 
+def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: posthog.Project) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START + timedelta(seconds=6 * number) for number in range(14_000)]
+    moments += [START + timedelta(hours=hour) for hour in (1, 20) for _ in range(1200)]
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 16_400
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+@pytest.mark.parametrize("others", [0, 2000], ids=["alone", "among-others"])
+@pytest.mark.parametrize("most_rows", [50, 250, 500])
+def test_a_moment_that_fills_pages_of_any_size_is_refused(
+    server: posthog.PostHog, project: posthog.Project, most_rows: int, others: int, knows_order: bool
+) -> None:
+    project.legacy = EventsList(most_rows, knows_order)
+    server.add(a_day(others + 702, ties=700))
+    with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(
+    server: posthog.PostHog, project: posthog.Project
+) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 2110
+
+
+def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
+    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.legacy = EventsList(250)
+    moments = [START + timedelta(seconds=number) for number in range(400)] + [START + timedelta(hours=5)] * 400
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    page = EventsList.page
+    monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": None})
+    with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
+    server: posthog.PostHog, project: posthog.Project, edge: datetime, knows_order: bool
+) -> None:
+    project.legacy = EventsList(250, knows_order)
+    server.add(stored(number, edge) for number in range(300))
+    server.add(stored(1000 + number, START + timedelta(minutes=10 + number)) for number in range(240))
+    with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 99, 101, 1200])
+def test_a_day_of_one_moment_is_whole_when_nothing_is_found_around_it(server: posthog.PostHog, rows: int) -> None:
+    server.project.legacy = EventsList(50_000)
+    server.add(stored(number, START + timedelta(hours=5)) for number in range(rows))
+    assert len(read(source(server).events(START, END, quietly))) == rows
+
+
+def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add(stored(number, START + timedelta(hours=5)) for number in range(2))
+    page = EventsList.page
+    monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": asked[2]})
+    assert len(read(source(server).events(START, END, quietly))) == 2
+
+
+def test_ties_may_come_in_another_order_each_time(
+    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START + timedelta(seconds=number) for number in range(998)] + [START + timedelta(hours=5)] * 3000
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    turns = iter(["ASC, uuid", "ASC, uuid DESC"] * 9)
+    select = legacy.SELECT
+    page = EventsList.page
+
+    def turned(*asked: Any) -> dict[str, Any]:
+        monkeypatch.setattr(legacy, "SELECT", select.replace("{order}", next(turns)))
+        return page(*asked)
+
+    monkeypatch.setattr(EventsList, "page", turned)
+    assert len(read(source(server).events(START, END, quietly))) == 3998
+
+
 def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posthog.PostHog) -> None:
     server.add(stored(number, START + timedelta(seconds=min(number, 1100))) for number in range(1200))
     assert len(read(source(server).events(START, END, quietly))) == 1200
@@ -152,6 +237,18 @@ def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
     assert pd.isna(event["person_properties"])
 
 
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64, 12345678901234567890123, 10**400, -(10**20), 0.1])
+def test_numbers_of_any_length_come_through_exactly(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    page = a_page("2026-03-02T10:00:00Z")
+    page["results"][0]["properties"] = {"n": number}
+    monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
+    rest = events_api.Rest(START, END)
+    [text] = source(server)._page(rest, quietly).events["properties"]
+    assert text == f'{{"n": {number}}}'
+
+
 def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
     server.add(
         [
@@ -178,11 +275,17 @@ def a_page(*timestamps: str) -> dict[str, Any]:
     return {"results": rows}
 
 
+def numbered(page: dict[str, Any]) -> dict[str, Any]:
+    """As PostHog 1.30.0 lists them out of PostgreSQL."""
+    return {"results": [{**row, "id": number} for number, row in enumerate(page["results"], 100)]}
+
+
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
         (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
         (a_page("2026-03-01T10:00:00Z"), "events of other days"),
+        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
         ({"results": [{"id": "1"}]}, "list of events is none"),
         ([], "list of events is none"),
     ],

@@ -16,7 +16,7 @@ from cio_pipeline.posthog import file_download
 from cio_pipeline.posthog.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, in_order
 from cio_pipeline.sandbox import posthog
-from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.file_downloads import FileDownloads
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
@@ -78,7 +78,7 @@ def test_a_day_is_read_to_the_microsecond_from_files_of_every_number(server: pos
 
 def test_late_events_are_had_for_as_many_days_as_asked(server: posthog.PostHog) -> None:
     server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(5))
-    server.add([stored(9, at="2024-05-01T00:10:00Z", landed="2024-04-30T23:50:00Z")])
+    server.add([stored(9, at="2024-05-01T10:00:00Z", landed="2024-04-30T10:00:01Z")])
     assert {days: sorted(numbers(read(source(server, late_days=days)))) for days in (0, 2)} == {0: [0, 9], 2: [0, 1, 2, 9]}
 
 
@@ -212,6 +212,35 @@ def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
     with pytest.raises(interrupt):
         read(source(server))
     assert [run.cancelled for run in downloads.runs.values()] == [True]
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_posthog_that_lists_no_exports_may_still_make_them(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    answer = downloads.answer
+
+    def lists_none(method: str, path: list[str], *rest: Any) -> Answer:
+        if (method, path) == ("GET", []):
+            raise Refused(status, "invalid_request", "error", "No list.")
+        return answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", lists_none)
+    server.add([stored(1)])
+    source(server).check()
+    assert len(read(source(server))) == 1
+
+
+def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any) -> Answer:
+        raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
+
+    monkeypatch.setattr(downloads, "answer", unknown)
+    source(server).check()
+    with pytest.raises(NotExtracted, match="or that PostHog has no file downloads"):
+        read(source(server))
 
 
 @pytest.mark.parametrize(

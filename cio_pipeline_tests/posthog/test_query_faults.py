@@ -18,7 +18,7 @@ from cio_pipeline.posthog import api, query
 from cio_pipeline.posthog.progress import Progress, told
 from cio_pipeline.posthog.query import QuerySource, Reading
 from cio_pipeline.posthog.source import NotExtracted, Window, in_order
-from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox import hogql, posthog
 from cio_pipeline.sandbox.answers import Answer
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
@@ -143,17 +143,41 @@ def test_a_posthog_that_never_has_the_time_is_an_error_soon(
     assert len(project.queries) < 60
 
 
+def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: QuerySource, project: Faulty) -> None:
+    project.add([stored(1, "Invited bob@example.com")])
+    project.fault = lambda hogql, *_: refusal(504) if "cityHash64" in hogql else None
+    with pytest.raises(NotExtracted, match=r"the events 'Invited b\*\*\*@e\*\*\*.com' of 2026-03-02"):
+        read(source)
+    detail = {"detail": "No such event: Invited bob@example.com"}
+    project.fault = lambda *_: Answer(orjson.dumps(detail), 400)
+    with pytest.raises(NotExtracted, match=r"No such event: Invited b\*\*\*@e\*\*\*.com"):
+        read(source)
+
+
 def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
     project.fault = lambda *_: refusal(504)
     with pytest.raises(NotExtracted, match="cannot find its first"):
         source.history(START, lambda _: None)
+    assert len(project.queries) < 30
+
+
+def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number, "$identify", at=START - timedelta(days=40 * number + 1)) for number in range(60))
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        span = datetime.fromisoformat(values["end"]) - datetime.fromisoformat(values["start"])
+        return refusal(504) if "min(timestamp)" in hogql and span > timedelta(days=400) else None
+
+    project.fault = fault
+    found = source.history(START, lambda _: None)
+    assert found.expected == len(pd.concat(found.frames)) == 60
 
 
 def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query, "MOST_ROWS", 50)
-    monkeypatch.setattr("cio_pipeline.posthog.slices.TARGET_ROWS", 40)
+    monkeypatch.setattr(query, "TARGET_ROWS", 40)
     project.add(stored(number, distinct_id="server" if number % 10 else "") for number in range(1000))
     assert read(source)["uuid"].nunique() == 1000
     assert len(project.queries) < 3 * 1000 / 40
@@ -214,7 +238,7 @@ def test_patience_ends(source: QuerySource, project: Faulty, waits: list[float])
 
 
 def test_nobody_waits_for_a_day_that_is_lost(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cio_pipeline.posthog.slices.TARGET_ROWS", 1)
+    monkeypatch.setattr(query, "TARGET_ROWS", 1)
     project.add([stored(1, "waits"), stored(2, "fails")])
 
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
@@ -338,6 +362,43 @@ def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QueryS
     project.fault = lose(project, times=2)
     with pytest.raises(NotExtracted, match="PostHog gave 9 events of 2026-03-02, but counts 10: run the partition again"):
         read(source)
+
+
+# Older PostHogs, which give at most 10,000 rows and do not say so (here 1,000)
+
+
+@pytest.fixture
+def clamped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hogql, "MAX_ROWS", 1000)
+    monkeypatch.setattr(query, "TARGET_ROWS", 4000)
+
+
+@pytest.mark.usefixtures("clamped")
+@pytest.mark.parametrize("people", [1, 9000])
+def test_a_posthog_that_gives_fewer_rows_is_read_in_slices_within_them(
+    source: QuerySource, project: Faulty, people: int
+) -> None:
+    project.add(stored(number, ("order", "visit")[number % 9 == 0], f"u{number % people}") for number in range(9000))
+    said: list[str] = []
+    assert read(source, said)["uuid"].nunique() == 9000
+    assert len(said) == 1
+    assert "but counts 9,000: reading them once more" in said[0]
+    project.queries.clear()
+    assert len(read(source, said)) == 9000
+    assert len(said) == 1, "the next day is not read twice"
+    assert len(project.queries) <= 40
+
+
+@pytest.mark.usefixtures("clamped")
+def test_more_names_than_rows_are_given_are_all_counted(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number, f"event {number}", at=START + timedelta(minutes=number // 2)) for number in range(2600))
+    assert len(read(source)) == 2600
+
+
+def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(source: QuerySource, project: Faulty) -> None:
+    project.add(stored(number) for number in range(3000))
+    assert len(read(source)) == 3000
+    assert len(project.queries) == 2
 
 
 # What a person sees
