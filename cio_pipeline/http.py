@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Collection
 from typing import Any
+from urllib.parse import urlsplit
 
 import requests
 from urllib3.exceptions import InvalidHeader
@@ -30,7 +31,7 @@ Rest = Callable[[float, bool], object]
 
 
 class Unavailable(Exception):
-    """A service gave no usable answer in the tries it was given; the message says which, and the last trouble."""
+    """A service gave no usable answer in the tries it was given; the message says which, its host, and the last trouble."""
 
 
 def send(
@@ -69,7 +70,8 @@ def send(
         wait = asked or _backoff(attempt)
         waited, failed = (waited + wait, failed) if is_busy else (waited, failed + 1)
         if failed == tries or waited > patience:
-            raise Unavailable(f"{service} could not be reached in {attempt} {'try' if attempt == 1 else 'tries'}: {trouble}.")
+            tried = f"{attempt} {'try' if attempt == 1 else 'tries'}"
+            raise Unavailable(f"{service} ({urlsplit(url).hostname}) could not be reached in {tried}: {trouble}.")
         if wait >= 10:
             say(f"{service}: {trouble}; trying again in {wait:.0f} s.")
         rest(wait, asked is not None or failed >= FAILURES_OF_THE_SERVICE)

@@ -1,7 +1,7 @@
 """What Customer.io refused, sent again after the cause was mended."""
 
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 
 import dagster as dg
 from pydantic import Field
@@ -29,13 +29,26 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     lines: list[str] = []
     listed = suppressed(customerio, store)
     with one_at_a_time(store, context.log.info):
-        for day, refused in store.ledger.refusals(config.partition, config.reason).items():
+        for day, refused in _chosen(config, store).items():
             allowed = _not_suppressed(refused, listed, store, day)
             report = redeliver(day, allowed, store.ledger, customerio.client)
             counts, lines = counts + report.counts, lines or report.sample
             counts["refusals suppressed"] += len(refused) - len(allowed)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
     context.add_output_metadata({**receipt, "refused still, of all days": sum(store.ledger.refused_by_reason().values())})
+
+
+def _chosen(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
+    """The refusals to send again, by day. Raises `dagster.Failure` where some are open, but none of those that are meant."""
+    chosen = store.ledger.refusals(config.partition, config.reason)
+    if not chosen and (others := store.ledger.refusals()):
+        days = defaultdict[str, list[str]](list)
+        for day, refused in others.items():
+            for one in refused:
+                days[one.reason].append(day)
+        still = "; ".join(f"{len(on)} for {reason} ({min(on)} to {max(on)})" for reason, on in days.items())
+        raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
+    return chosen
 
 
 def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:

@@ -1,4 +1,4 @@
-"""Events out of the files of a PostHog batch export, in a folder or at any fsspec URL (facts 3a and 3b).
+"""Events out of the files of a PostHog batch export, in a folder or at any fsspec URL.
 
 A day is a day of event time, while a run's files hold what *landed* in its interval: up to seven days after it happened, or up
 to one day before, where a clock is fast. So a day is looked for in the runs from one day before it to `late_days` after it.

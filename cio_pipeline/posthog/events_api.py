@@ -1,4 +1,4 @@
-"""Events by the list endpoint, for self-hosted PostHog 1.30.0 to 1.43 (facts: `GET /api/projects/:id/events/`)."""
+"""Events by the list endpoint, for self-hosted PostHog 1.30.0 to 1.43: `GET /api/projects/:id/events/`."""
 
 from __future__ import annotations
 

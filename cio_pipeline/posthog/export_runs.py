@@ -1,4 +1,4 @@
-"""The runs of a PostHog batch export, as the names of their files tell them (facts: PostHog's `get_s3_key`).
+"""The runs of a PostHog batch export, as the names of their files tell them (PostHog makes them in `get_s3_key`).
 
 A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and holds what *landed* in PostHog in that interval,
 not what happened in it. A run that found nothing writes no file. Where files have a greatest size, each is a numbered part,

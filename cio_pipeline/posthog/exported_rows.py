@@ -1,6 +1,6 @@
 """The events in a file that PostHog exported, Parquet or JSONLines, in pieces of a bounded size.
 
-Columns are taken by name: their order has changed, others may be added (facts 3a). Nothing is passed over silently: a file
+Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: a file
 with a row that has no uuid or no time is refused.
 """
 

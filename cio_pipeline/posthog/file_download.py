@@ -1,4 +1,4 @@
-"""Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (facts 3c).
+"""Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (`file_download_batch_exports`).
 
 PostHog selects by when an event landed, a day is one of event time: so it is asked for from one day before the day, for clocks
 that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows.
@@ -39,6 +39,7 @@ DOWNLOAD_PAUSE_SECONDS = 5.0
 
 FILE = {"format": "Parquet", "compression": "zstd", "max_size_mb": 100}
 UNDER_WAY = ("Starting", "Running")
+NO_EXPORT = "PostHog's answer is no export: is POSTHOG_HOST the address of PostHog itself?"
 
 
 class Export(NamedTuple):
@@ -112,7 +113,10 @@ class FileDownloadSource:
         answer = self._api.ask("POST", PATH, say, json={"model": "events", "file": FILE, **interval})
         if answer.status != 202:
             raise _refused(answer)
-        return f"{PATH}/{answer.response.json()['id']}"
+        try:
+            return f"{PATH}/{answer.response.json()['id']}"
+        except (ValueError, KeyError, TypeError) as wrong:
+            raise NotExtracted(NO_EXPORT) from wrong
 
     def _awaited(self, path: str, say: Say) -> Export:
         """The export when it has ended. It is cancelled where we do not see its end."""
@@ -140,8 +144,11 @@ class FileDownloadSource:
         answer = self._api.ask("GET", path, say)
         if answer.status != 200:
             raise _refused(answer)
-        body = answer.body
-        return Export(path, body["status"], body.get("files", []), mask(str(body.get("error", "no reason given.")))[:300])
+        try:
+            status, files, error = answer.body["status"], answer.body.get("files", []), answer.body.get("error")
+        except (KeyError, TypeError) as wrong:
+            raise NotExtracted(NO_EXPORT) from wrong
+        return Export(path, status, files, mask(str(error or "no reason given."))[:300])
 
     def _download(self, path: str, into: IO[bytes], say: Say) -> None:
         """Writes a file where it is asked for; a link that has expired, or broke, is asked for anew."""
@@ -149,6 +156,9 @@ class FileDownloadSource:
         for attempt in range(DOWNLOAD_TRIES):
             time.sleep(DOWNLOAD_PAUSE_SECONDS if attempt else 0)
             redirect = self._api.ask("GET", path, say)
+            if redirect.status == 400:  # "still in progress", although it was told to be completed
+                trouble = str(refused(redirect))
+                continue
             if not 300 <= redirect.status < 400:
                 raise _refused(redirect)
             try:

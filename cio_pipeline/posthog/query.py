@@ -1,4 +1,4 @@
-"""Events by HogQL over PostHog's query endpoint (facts: `POST /api/projects/:id/query/`)."""
+"""Events by HogQL over PostHog's query endpoint, `POST /api/projects/:id/query/`."""
 
 from __future__ import annotations
 
@@ -199,7 +199,7 @@ class Reading:
         return TARGET_ROWS if self._source.clamp is None else self._source.clamp * 4 // 5
 
     def _note(self, response: requests.Response) -> None:
-        """Adds up what PostHog says each query read of the hourly budget (facts: the read budget)."""
+        """Adds up what PostHog says each query read of the bytes that an organisation may read in an hour."""
         with self._account:
             self.facts["queries"] += 1
             if read := response.headers.get("X-PostHog-Query-Bytes-Read"):

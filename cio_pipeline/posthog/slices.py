@@ -1,4 +1,4 @@
-"""How a window is cut into queries that stay under PostHog's 50,000 rows (facts: the events table's sort key).
+"""How a window is cut into queries that stay under PostHog's 50,000 rows.
 
 The table is sorted by day, event, hash of distinct_id, hash of uuid; a slice is a range of that key, so PostHog reads each
 event about once. Paging by time would read everything again for every page.

@@ -200,7 +200,9 @@ def test_a_service_that_is_down_gets_few_requests_over_all_lanes_and_keeps_what_
     made = stream(4)
     with customerio.serve(faults=lambda number, path: ("status", 503, {}) if number > 20 else None) as workspace:
         ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-        with pytest.raises(http.Unavailable, match=r"^Customer\.io could not be reached in 9 tries: it answered 503\.$"):
+        with pytest.raises(
+            http.Unavailable, match=r"^Customer\.io \(127\.0\.0\.1\) could not be reached in 9 tries: it answered 503\.$"
+        ):
             deliver(DAY, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
         assert len(workspace.requests) <= 20 + 4 * 9
         assert clock.now > 60, "that many tries took more than a minute"

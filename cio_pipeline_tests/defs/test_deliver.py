@@ -151,7 +151,7 @@ def test_a_service_that_stays_away_is_an_end_with_its_sentence(
 ) -> None:
     workspace.faults = lambda number, path: ("status", 503, {}) if number >= 2 else None
     assert run_days(DAY, DAY, load_settings(), {}) == 1
-    assert capsys.readouterr().err == "Customer.io could not be reached in 9 tries: it answered 503.\n"
+    assert capsys.readouterr().err == "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503.\n"
     assert len(workspace.requests) == 1 + 2 * 9
 
 
@@ -243,8 +243,9 @@ def test_refusals_are_sent_again_by_reason_and_partition_and_closed(
     with monkeypatch.context() as broken:
         refusing(workspace, broken, "paid")
         assert run(instance)["refused"] == 1
-    assert redeliver(instance, partition="2025-01-02")["refused still, of all days"] == 1
-    assert redeliver(instance, reason="another reason")["refused still, of all days"] == 1
+    for unheard_of in ({"partition": "2025-01-02"}, {"reason": "another reason"}):
+        with pytest.raises(dg.Failure, match=r"Still refused: 1 for required name \(2025-01-01 to 2025-01-01\)\.$"):
+            redeliver(instance, **unheard_of)
     receipt = redeliver(instance, partition=DAY, reason="required name")
     assert (receipt["events sent"], receipt["refused still, of all days"]) == (1, 0)
     assert workspace.workspace.totals()["events"] == 4

@@ -199,6 +199,40 @@ def test_a_download_that_breaks_off_begins_again(
     assert broken
 
 
+def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, unfinished = downloads.answer, [True, True]
+
+    def not_yet(method: str, path: list[str], *rest: Any) -> Answer:
+        if "download" in path and unfinished:
+            unfinished.pop()
+            raise Refused(400, "validation_error", "invalid_input", "Batch export run is still in progress")
+        return answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", not_yet)
+    server.add([stored(1)])
+    assert len(read(source(server))) == 1
+    unfinished += [True] * 5
+    with pytest.raises(NotExtracted, match=r"could not be downloaded in 5 tries .* still in progress"):
+        read(source(server))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_an_answer_that_is_no_export_is_one_sentence(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    answer = downloads.answer
+
+    def other(asked: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(asked, path, *rest)
+        return Answer(b'{"results": []}', given.status) if asked == method and "cancel" not in path else given
+
+    monkeypatch.setattr(downloads, "answer", other)
+    with pytest.raises(NotExtracted, match="PostHog's answer is no export"):
+        read(source(server))
+
+
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
 def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
