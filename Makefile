@@ -19,7 +19,7 @@ run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days he
 		$(if $(DRY_RUN),--dry-run) $(if $(RESEND),--resend) $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)")
 
 test: lint ## all tests
-	@$(PY) -m pytest -n 2
+	@$(PY) -m pytest -n 2 --dist loadgroup
 
 test-clickhouse: $(READY) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"

@@ -39,7 +39,7 @@ def postgres() -> Iterator[str]:
                 os.chown(path, who["user"], who["group"])
         initdb = [str(binaries / "initdb"), "-D", str(data), "-U", "cio", "-A", "scram-sha-256", f"--pwfile={secret}"]
         subprocess.run([*initdb, "--no-sync", "--locale=C", "-E", "UTF8"], check=True, stdout=subprocess.DEVNULL, **who)
-        port = _free_port()
+        port = free_port()
         command = [str(binaries / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), *QUICK]
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **who)
         try:
@@ -81,7 +81,8 @@ def _binaries(folder: Path) -> tuple[Path, dict[str, Any]]:
     return copied / "pginstall" / "bin", {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": [], "cwd": folder}
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of loopback that nobody listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -6,12 +6,15 @@ import dagster as dg
 
 from cio_pipeline.connector.outcomes import SENT
 from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
-from cio_pipeline.defs.extract import GROUP, identities, posthog_events
+from cio_pipeline.defs.extract import GROUP, identities
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
 
-UPSTREAM = (posthog_events, identities)
-"""R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
+UPSTREAM = (identities,)
+"""The day's `posthog_events` come before its `identities`. They are no parent of their own: of a multi-asset with two parents
+Dagster 1.13 refuses every backfill, or none, by the order in which its webserver happens to walk the graph.
+
+R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
 all later days too; instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
 """
 
@@ -35,7 +38,7 @@ DESCRIPTIONS = {
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
-    """Applies the connector's rules to the day."""
+    """Applies the connector's rules to the day's `posthog_events`, by what the `identities` so far say."""
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
         accounts[day] = derive_day(day, store.tables, store.identities, store.options)

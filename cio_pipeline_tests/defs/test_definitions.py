@@ -36,6 +36,13 @@ def test_the_definitions_load() -> None:
     assert {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()} == ASSETS
 
 
+def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
+    """It joins what it has by each in an order of its own, and takes equal days for unequal (`tuple.__ne__` of its subsets)."""
+    graph = defs.resolve_asset_graph()
+    for name in ("customers", "events", "rejects"):
+        assert graph.get(dg.AssetKey(name)).parent_keys == {dg.AssetKey("identities")}
+
+
 def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
     tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=timezone.utc))
     [request] = defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests or []

@@ -1,0 +1,152 @@
+"""Dagster's UI as a data team uses it: a backfill is launched, the daemon runs it, and a browser shows what came of it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+
+from cio_pipeline.defs.partitions import RANGE_START
+from cio_pipeline.sandbox.processes import Sandbox, end, sandbox
+from cio_pipeline_tests.postgres import free_port
+
+DAYS = 2
+START_SECONDS, BACKFILL_SECONDS = 90, 240
+ASSETS = ("posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery")
+
+LAUNCH = """mutation ($backfill: LaunchBackfillParams!) {
+  launchPartitionBackfill(backfillParams: $backfill) {
+    __typename ... on LaunchBackfillSuccess { backfillId } ... on PythonError { message } } }"""
+RUNS = """query ($id: String!) {
+  partitionBackfillOrError(backfillId: $id) {
+    ... on PartitionBackfill { status runs(limit: 100) { status startTime tags { key value } } } } }"""
+PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["posthog_events"]}) { ... on AssetNode { partitionKeys } } }'
+
+
+@dataclass
+class Dagster:
+    """A `dagster dev` with its webserver and daemon."""
+
+    url: str
+    services: Sandbox
+
+    def ask(self, query: str, **variables: Any) -> Any:
+        answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
+        assert "errors" not in answer, answer["errors"]
+        return answer["data"]
+
+    def days(self) -> list[str]:
+        """The partitions. Raises `KeyError` while the code is not loaded yet."""
+        return list(self.ask(PARTITIONS)["assetNodeOrError"]["partitionKeys"])
+
+    def backfill(self, days: list[str]) -> dict[str, Any]:
+        """All assets of these days, as the UI launches them; what became of it."""
+        params = {"assetSelection": [{"path": [asset]} for asset in ASSETS], "partitionNames": days}
+        launched = self.ask(LAUNCH, backfill=params)["launchPartitionBackfill"]
+        assert launched["__typename"] == "LaunchBackfillSuccess", launched
+        deadline = time.monotonic() + BACKFILL_SECONDS
+        while time.monotonic() < deadline:
+            found: dict[str, Any] = self.ask(RUNS, id=launched["backfillId"])["partitionBackfillOrError"]
+            if found["status"].startswith(("COMPLETED", "FAILED", "CANCELED")):
+                return found
+            time.sleep(1)
+        raise AssertionError(found)
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dagster]:
+    """The UI on a sandbox whose last day is yesterday, with each day in runs of its own."""
+    folder = tmp_path_factory.mktemp("dagster")
+    shutil.copy("dagster.yaml", folder)
+    start = datetime.now(timezone.utc).date() - timedelta(days=DAYS)
+    with sandbox(start, DAYS) as services, _dagster_dev(services, folder, start) as url:
+        yield Dagster(url, services)
+
+
+@contextmanager
+def _dagster_dev(services: Sandbox, folder: Path, start: date) -> Iterator[str]:
+    port = str(free_port())
+    environment = services.environment(folder / "data", start, DAGSTER_HOME=str(folder), CIO_DAYS_PER_RUN="1")
+    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port]
+    with (folder / "log").open("w") as log:
+        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True, start_new_session=True)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        _wait_for(Dagster(url, services), child, folder / "log")
+        yield url
+    finally:
+        end(child)
+
+
+def _wait_for(dagster: Dagster, child: subprocess.Popen[str], log: Path) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while not _is_loaded(dagster):
+        if time.monotonic() > deadline or child.poll() is not None:
+            raise RuntimeError(f"dagster dev did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.5)
+
+
+def _is_loaded(dagster: Dagster) -> bool:
+    try:
+        return bool(dagster.days())
+    except (requests.ConnectionError, KeyError):
+        return False
+
+
+@pytest.fixture(scope="module")
+def backfilled(dagster: Dagster) -> dict[str, Any]:
+    """A backfill that was given the newest day first."""
+    return dagster.backfill(dagster.days()[::-1])
+
+
+@pytest.mark.xdist_group("ui")
+def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_first(
+    dagster: Dagster, backfilled: dict[str, Any]
+) -> None:
+    assert backfilled["status"] == "COMPLETED_SUCCESS"
+    runs = sorted(backfilled["runs"], key=lambda run: run["startTime"])
+    assert {run["status"] for run in runs} == {"SUCCESS"}
+    tags = [{tag["key"]: tag["value"] for tag in run["tags"]} for run in runs]
+    days = dagster.days()
+    assert [found[RANGE_START] for found in tags if RANGE_START in found] == [*days, *days]
+    people = requests.get(f"{dagster.services.customerio}/sandbox/people", timeout=30).json()
+    sent = {event["timestamp"] for person in people for event in person["events"]}
+    assert {str(datetime.fromtimestamp(time, timezone.utc).date()) for time in sent} == set(days)
+
+
+@pytest.mark.xdist_group("ui")
+def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
+    dagster: Dagster, backfilled: dict[str, Any], tmp_path: Path
+) -> None:
+    assert backfilled["status"] == "COMPLETED_SUCCESS"
+    receipt = dom(f"{dagster.url}/assets/customerio_delivery?view=partitions&partition={dagster.days()[0]}", tmp_path)
+    assert [shown for shown in ("customers sent", "events sent", "requests") if shown not in receipt] == []
+    people = dom(dagster.services.customerio, tmp_path)
+    assert "@" in people
+
+
+def dom(url: str, profile: Path) -> str:
+    """The page as Chromium has it when its scripts have run."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        pytest.skip("There is no Chromium on this machine to look at the pages with.")
+    quiet = (
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+        "--disable-gpu",
+    )
+    command = [chromium, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={profile}"]
+    options = ["--window-size=1400,1000", "--virtual-time-budget=15000", "--dump-dom"]
+    return subprocess.run([*command, *options, url], capture_output=True, text=True, check=True, timeout=120).stdout
