@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 
 from cio_pipeline.sandbox.layout import in_layout
-from cio_pipeline.sandbox.workspace import EVENT_TYPES, Activity, Attribute, Person
+from cio_pipeline.sandbox.people import FAILURE, Activity, Attribute, Person
 
 ACTIVITIES_SHOWN = 200
 CHIPS_SHOWN = 2
@@ -118,7 +118,7 @@ def _activities(person: Person) -> str:
 
 
 def _activity(number: int, activity: Activity) -> str:
-    chip = "chip" if activity.type in EVENT_TYPES else "chip bad"
+    chip = "chip bad" if activity.type == FAILURE else "chip"
     what = f'<span class="{chip}">{escape(activity.type)}</span><span class="what">{escape(activity.name)}</span>'
     line = what + _time(activity.timestamp)
     if not activity.data:
