@@ -11,8 +11,9 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox import customerio
 from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.project import Project
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
 
@@ -37,14 +38,14 @@ def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
 def every_query_is_hogql(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """PostHog's own grammar knows each query that the sandbox's PostHog answers in this process."""
     answered: list[str] = []
-    answer = posthog.Project.query
+    answer = Project.query
 
-    def noted(self: posthog.Project, body: Any) -> Answer:
+    def noted(self: Project, body: Any) -> Answer:
         found = answer(self, body)
         answered.append(body["query"]["query"])
         return found
 
-    monkeypatch.setattr(posthog.Project, "query", noted)
+    monkeypatch.setattr(Project, "query", noted)
     yield
     if sys.platform == "linux":
         assert [hogql for hogql in set(answered) if parsed(hogql).get("error")] == []

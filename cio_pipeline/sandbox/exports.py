@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.sandbox.product import Event
+from cio_pipeline.sandbox.capture import Event
 
 EXTENSIONS = {"zstd": ".zst", "lz4": ".lz4", "snappy": ".sz", "gzip": ".gz", "brotli": ".br", None: ""}
 MIDNIGHT = datetime(2020, 1, 1, tzinfo=timezone.utc)

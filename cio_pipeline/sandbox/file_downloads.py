@@ -12,8 +12,8 @@ from uuid import uuid4
 import orjson
 
 from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.capture import Event
 from cio_pipeline.sandbox.exports import pack
-from cio_pipeline.sandbox.product import Event
 
 LONGEST = timedelta(weeks=1)
 

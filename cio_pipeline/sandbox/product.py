@@ -2,13 +2,11 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from datetime import date, datetime, time, timedelta, timezone
-from typing import Any
 from uuid import UUID
 
-Event = dict[str, Any]
-Properties = dict[str, Any]
+from cio_pipeline.sandbox.capture import Event, Person, Properties, Session, stored_event
 
 VISITORS_PER_DAY = 275
 FIRST_NAMES = ("Ada", "Bruno", "Chloé", "Dario", "Emre", "Freya", "Goran", "Hana", "Ines", "Jonas", "Kira", "Łukasz")
@@ -25,47 +23,6 @@ PAGES = ("/", "/features", "/pricing", "/docs", "/docs/quickstart", "/blog/hello
 SCREENS = ("Home", "Report", "Orders", "Settings")
 PLANS = ("free", "starter", "team", "enterprise")
 PRODUCTS: tuple[tuple[str, float], ...] = (("mug", 12.5), ("poster", 24.0), ("notebook", 9.9), ("desk lamp", 79.0))
-
-
-@dataclass
-class Person:
-    """Somebody who uses the product; `properties` is what PostHog knows of them by now."""
-
-    number: int
-    name: str
-    email: str
-    anonymous_id: str
-    signup_day: int | None
-    browser: tuple[str, str]
-    campaign: dict[str, str]
-    mobile: bool
-    plan: str = "free"
-    distinct_id: str = ""
-    properties: Properties = field(default_factory=dict)
-
-
-@dataclass
-class Session:
-    """One person's events in a row, each some seconds after the one before."""
-
-    person: Person
-    clock: datetime
-    rng: random.Random
-    client: Properties
-    delay: timedelta = timedelta(seconds=1)
-    events: list[Event] = field(default_factory=list)
-
-    def capture(self, event: str, /, **properties: Any) -> None:
-        """Store an event as PostHog does, and let it teach the person's properties."""
-        self.clock += timedelta(milliseconds=self.rng.randrange(400, 90_000))
-        stored = _with_person_properties({**self.client, **properties})
-        person = self.person
-        person.properties = {**stored.get("$set_once", {}), **person.properties, **stored.get("$set", {})}
-        for name in stored.get("$unset", ()):
-            person.properties.pop(name, None)
-        distinct_id = person.distinct_id or person.anonymous_id
-        late = self.delay + timedelta(microseconds=self.rng.randrange(900_000))
-        self.events.append(_event(self.rng, event, distinct_id, self.clock, late, stored, person.properties))
 
 
 def days(seed: int, start: date, count: int, visitors_per_day: int = VISITORS_PER_DAY) -> Iterator[Event]:
@@ -216,7 +173,7 @@ def _oddities(midnight: datetime, rng: random.Random) -> list[Event]:
     for distinct_id, event, properties in odd:
         stored = {"$lib": "posthog-node", **properties}
         at = _moment(midnight, rng) + timedelta(microseconds=rng.randrange(1000))
-        events.append(_event(rng, event, distinct_id, at, timedelta(seconds=1), stored, stored.get("$set", {})))
+        events.append(stored_event(rng, event, distinct_id, at, timedelta(seconds=1), stored, stored.get("$set", {})))
     return events
 
 
@@ -229,47 +186,3 @@ def _web(person: Person, midnight: datetime, rng: random.Random) -> Session:
 def _moment(midnight: datetime, rng: random.Random) -> datetime:
     """A time of day, by day rather than by night, that leaves room for a session before midnight."""
     return midnight + timedelta(milliseconds=int(rng.triangular(0, 23, 14) * 3_600_000))
-
-
-def _with_person_properties(properties: Properties) -> Properties:
-    """PostHog's ingestion: browser, system and campaign of an event are the person's, and the first ones stay."""
-    known = {name: value for name, value in properties.items() if name in ("$browser", "$os", "$app_version")}
-    known |= {name: value for name, value in properties.items() if name.startswith("utm_")}
-    if not known:
-        return properties
-    first = {f"$initial_{name.removeprefix('$')}": value for name, value in known.items()}
-    return {
-        **properties,
-        "$set": {**known, **properties.get("$set", {})},
-        "$set_once": {**first, **properties.get("$set_once", {})},
-    }
-
-
-def _event(
-    rng: random.Random,
-    event: str,
-    distinct_id: str,
-    at: datetime,
-    delay: timedelta,
-    properties: Properties,
-    person_properties: Properties,
-) -> Event:
-    return {
-        "uuid": _uuid7(at, rng),
-        "event": event,
-        "distinct_id": distinct_id,
-        "timestamp": _text(at),
-        "created_at": _text(at + delay),
-        "properties": properties,
-        "person_properties": dict(person_properties),
-    }
-
-
-def _uuid7(at: datetime, rng: random.Random) -> str:
-    milliseconds = int(at.timestamp() * 1000)
-    bits = milliseconds << 80 | 0x7 << 76 | rng.getrandbits(12) << 64 | 0b10 << 62 | rng.getrandbits(62)
-    return str(UUID(int=bits))
-
-
-def _text(at: datetime) -> str:
-    return f"{at:%Y-%m-%dT%H:%M:%S.%f}Z"

@@ -20,6 +20,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window, in_o
 from cio_pipeline.sandbox import legacy, posthog
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.legacy import EventsList
+from cio_pipeline.sandbox.project import Project
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -45,12 +46,12 @@ def a_day(rows: int, ties: int, seed: int = 1) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def project() -> posthog.Project:
-    return posthog.Project(legacy=EventsList())
+def project() -> Project:
+    return Project(legacy=EventsList())
 
 
 @pytest.fixture
-def server(project: posthog.Project) -> Iterator[posthog.PostHog]:
+def server(project: Project) -> Iterator[posthog.PostHog]:
     with posthog.serve(project=project) as running:
         yield running
 
@@ -69,7 +70,7 @@ def read(found: Window) -> pd.DataFrame:
 @pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
 @pytest.mark.parametrize(("most_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
 def test_every_event_of_a_day_once_whatever_the_page_size(
-    server: posthog.PostHog, project: posthog.Project, most_rows: int, rows: int, ties: int, knows_order: bool
+    server: posthog.PostHog, project: Project, most_rows: int, rows: int, ties: int, knows_order: bool
 ) -> None:
     project.legacy = EventsList(most_rows, knows_order)
     server.add(a_day(rows, ties))
@@ -78,7 +79,7 @@ def test_every_event_of_a_day_once_whatever_the_page_size(
     assert (events["timestamp"].min(), events["timestamp"].max()) == (START, END - timedelta(microseconds=1))
 
 
-def test_random_days_of_many_ties(server: posthog.PostHog, project: posthog.Project) -> None:
+def test_random_days_of_many_ties(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(100)
     rng = random.Random(7)
     moments = [START + timedelta(seconds=rng.randrange(40)) for _ in range(1500)]
@@ -87,7 +88,7 @@ def test_random_days_of_many_ties(server: posthog.PostHog, project: posthog.Proj
 
 
 @pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 200])
-def test_days_that_end_with_a_page(server: posthog.PostHog, project: posthog.Project, rows: int) -> None:
+def test_days_that_end_with_a_page(server: posthog.PostHog, project: Project, rows: int) -> None:
     project.legacy = EventsList(100)
     server.add(stored(number, START + timedelta(minutes=number)) for number in range(rows))
     assert len(read(source(server).events(START, END, quietly))) == rows
@@ -95,7 +96,7 @@ def test_days_that_end_with_a_page(server: posthog.PostHog, project: posthog.Pro
 
 @pytest.mark.parametrize("knows_order", [True, False])
 def test_a_moment_that_fills_every_page_is_refused_by_its_time(
-    server: posthog.PostHog, project: posthog.Project, knows_order: bool
+    server: posthog.PostHog, project: Project, knows_order: bool
 ) -> None:
     project.legacy = EventsList(100, knows_order)
     server.add(a_day(300, ties=130))
@@ -105,14 +106,14 @@ def test_a_moment_that_fills_every_page_is_refused_by_its_time(
 
 @pytest.mark.parametrize("knows_order", [True, False])
 def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
-    server: posthog.PostHog, project: posthog.Project, knows_order: bool
+    server: posthog.PostHog, project: Project, knows_order: bool
 ) -> None:
     project.legacy = EventsList(50_000, knows_order)
     server.add(stored(number, START) for number in range(1200))
     assert len(read(source(server).events(START, END, quietly))) == 1200
 
 
-def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: posthog.Project) -> None:
+def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(50_000)
     moments = [START + timedelta(seconds=6 * number) for number in range(14_000)]
     moments += [START + timedelta(hours=hour) for hour in (1, 20) for _ in range(1200)]
@@ -124,7 +125,7 @@ def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.Post
 @pytest.mark.parametrize("others", [0, 2000], ids=["alone", "among-others"])
 @pytest.mark.parametrize("most_rows", [50, 250, 500])
 def test_a_moment_that_fills_pages_of_any_size_is_refused(
-    server: posthog.PostHog, project: posthog.Project, most_rows: int, others: int, knows_order: bool
+    server: posthog.PostHog, project: Project, most_rows: int, others: int, knows_order: bool
 ) -> None:
     project.legacy = EventsList(most_rows, knows_order)
     server.add(a_day(others + 702, ties=700))
@@ -132,9 +133,7 @@ def test_a_moment_that_fills_pages_of_any_size_is_refused(
         source(server).events(START, END, quietly)
 
 
-def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(
-    server: posthog.PostHog, project: posthog.Project
-) -> None:
+def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(50_000)
     moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
     server.add(stored(number, at) for number, at in enumerate(moments))
@@ -142,7 +141,7 @@ def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(
 
 
 def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
-    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.legacy = EventsList(250)
     moments = [START + timedelta(seconds=number) for number in range(400)] + [START + timedelta(hours=5)] * 400
@@ -156,7 +155,7 @@ def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_i
 @pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
 @pytest.mark.parametrize("knows_order", [True, False])
 def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
-    server: posthog.PostHog, project: posthog.Project, edge: datetime, knows_order: bool
+    server: posthog.PostHog, project: Project, edge: datetime, knows_order: bool
 ) -> None:
     project.legacy = EventsList(250, knows_order)
     server.add(stored(number, edge) for number in range(300))
@@ -180,7 +179,7 @@ def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypa
 
 
 def test_ties_may_come_in_another_order_each_time(
-    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.legacy = EventsList(50_000)
     moments = [START + timedelta(seconds=number) for number in range(998)] + [START + timedelta(hours=5)] * 3000
@@ -203,7 +202,7 @@ def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posth
 
 
 def test_a_list_that_skips_the_moment_asked_from_is_refused(
-    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number, START + timedelta(seconds=number)) for number in range(1500))
     monkeypatch.setattr(events_api, "TICK", timedelta(0))
@@ -211,7 +210,7 @@ def test_a_list_that_skips_the_moment_asked_from_is_refused(
         source(server).events(START, END, quietly)
 
 
-def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: posthog.Project) -> None:
+def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Project) -> None:
     server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
     found = source(server).events(START, START + timedelta(hours=60), quietly)
     assert len(read(found)) == 60
@@ -219,9 +218,7 @@ def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: po
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_r18_history_is_all_that_teaches_before_a_day(
-    server: posthog.PostHog, project: posthog.Project, knows_order: bool
-) -> None:
+def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, project: Project, knows_order: bool) -> None:
     project.legacy = EventsList(100, knows_order)
     names = ("$identify", "$set", "order")
     server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))
@@ -306,7 +303,7 @@ def test_an_order_that_turns_is_refused() -> None:
         events_api._is_ascending(times, False)
 
 
-def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: posthog.Project) -> None:
+def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: Project) -> None:
     old = source_for(server.url, "1", "phx_sandbox", (), with_person=False)
     assert isinstance(old, EventsApiSource)
     old.check()
@@ -320,7 +317,7 @@ def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: 
     [("phx_sandbox", "2", "POSTHOG_PROJECT_ID is not found"), ("phx_wrong", "1", "POSTHOG_PERSONAL_API_KEY is not accepted")],
 )
 def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
-    server: posthog.PostHog, project: posthog.Project, legacy: EventsList | None, key: str, project_id: str, sentence: str
+    server: posthog.PostHog, project: Project, legacy: EventsList | None, key: str, project_id: str, sentence: str
 ) -> None:
     project.legacy = legacy
     with pytest.raises(NotExtracted, match=sentence):

@@ -16,6 +16,7 @@ from cio_pipeline.posthog import query
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.sandbox import posthog
 from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.project import Project
 from cio_pipeline_tests.grammar import parsed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hogql-parser has wheels for all Linux, but not for all macOS")
@@ -27,13 +28,13 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
     """The queries of a check, of a day whose slices are full, and of history, under all settings that change a query."""
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(query, "MOST_ROWS", 4)
-    project, ask = posthog.Project(), posthog.Project.query
+    project, ask = Project(), Project.query
 
-    def query_noted(self: posthog.Project, body: Any) -> Answer:
+    def query_noted(self: Project, body: Any) -> Answer:
         sent.append((body["query"]["query"], body["query"]["values"]))
         return ask(self, body)
 
-    monkeypatch.setattr(posthog.Project, "query", query_noted)
+    monkeypatch.setattr(Project, "query", query_noted)
     named = {"distinct_id": "u", "timestamp": START.isoformat()}
     events = [
         {**named, "uuid": f"00000000-0000-4000-8000-00000000000{n}", "event": "order" if n else "$identify"} for n in range(9)

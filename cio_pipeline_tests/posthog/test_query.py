@@ -17,6 +17,7 @@ from cio_pipeline.posthog.rows import event_frame
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
 from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.project import Project
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -35,12 +36,12 @@ def stored(number: int, name: str = "order", at: str = "2026-03-02T10:00:00.0000
 
 
 @pytest.fixture
-def project() -> posthog.Project:
-    return posthog.Project(zone="America/Los_Angeles")
+def project() -> Project:
+    return Project(zone="America/Los_Angeles")
 
 
 @pytest.fixture
-def server(project: posthog.Project) -> Iterator[posthog.PostHog]:
+def server(project: Project) -> Iterator[posthog.PostHog]:
     with posthog.serve(project=project) as running:
         yield running
 
@@ -71,7 +72,7 @@ def test_a_day_is_read_to_the_microsecond_whatever_the_projects_time_zone(server
 
 
 def test_full_slices_are_split_by_name_then_distinct_id_then_uuid(
-    server: posthog.PostHog, project: posthog.Project, monkeypatch: pytest.MonkeyPatch
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(query, "MOST_ROWS", 40)
     server.add(stored(number, name=f"event {number % 3}") for number in range(1500))

@@ -20,6 +20,7 @@ from cio_pipeline.posthog.query import QuerySource, Reading
 from cio_pipeline.posthog.source import NotExtracted, Window, in_order
 from cio_pipeline.sandbox import hogql, posthog
 from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.project import DAILY_BYTES, Project
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -35,7 +36,7 @@ class Cut(bytes):
         return 2 * super().__len__()
 
 
-class Faulty(posthog.Project):
+class Faulty(Project):
     """A project that answers some queries otherwise."""
 
     fault: Fault
@@ -411,7 +412,7 @@ def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project:
     assert len(list(found.frames)) == 1
     assert found.facts["queries"] == 2
     assert found.facts["bytes PostHog read"] > counted > 0
-    assert found.facts["bytes left to read"] == posthog.DAILY_BYTES - found.facts["bytes PostHog read"]
+    assert found.facts["bytes left to read"] == DAILY_BYTES - found.facts["bytes PostHog read"]
 
 
 def test_progress_is_said_every_five_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
