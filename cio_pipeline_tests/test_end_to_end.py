@@ -15,6 +15,7 @@ import pytest
 import requests
 
 from cio_pipeline.sandbox.processes import Sandbox, sandbox
+from cio_pipeline_tests.postgres import URL_PASSWORD, database
 
 FIRST, LAST = "2026-03-01", "2026-03-02"
 
@@ -72,6 +73,23 @@ def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
     requests.post(f"{run.services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
     assert run("--partition", LAST).returncode == 0
     assert run.events() == delivered + 10
+
+
+def test_the_ledger_may_be_on_postgresql(run: Run, postgres_server: str) -> None:
+    with database(postgres_server, "end_to_end") as url:
+        run.settings["CIO_LEDGER_URL"] = url
+        first = run("--from", FIRST, "--to", LAST)
+        assert (first.returncode, first.stderr) == (0, "")
+        delivered = run.events()
+        assert delivered > 1000
+        assert run("--from", FIRST, "--to", LAST).returncode == 0
+        assert (run.requests(), run.events()) == (4, delivered), "the second run checked the credentials only"
+    gone = run("--partition", FIRST)
+    assert gone.returncode == 1
+    assert gone.stderr.startswith("The ledger's database (CIO_LEDGER_URL) cannot be used")
+    written = [path for path in run.folder.rglob("*") if path.is_file()]
+    assert not [path for path in written if path.name == "ledger.db" or URL_PASSWORD.encode() in path.read_bytes()]
+    assert URL_PASSWORD not in first.stdout + gone.stdout + gone.stderr
 
 
 def test_what_is_written_is_the_owners_alone(run: Run) -> None:
