@@ -21,7 +21,7 @@ from cio_pipeline.sandbox.processes import Sandbox, end, sandbox
 from cio_pipeline_tests.postgres import free_port
 
 DAYS = 2
-START_SECONDS, BACKFILL_SECONDS = 90, 240
+START_SECONDS, BACKFILL_SECONDS = 120, 300
 ASSETS = ("posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery")
 
 LAUNCH = """mutation ($backfill: LaunchBackfillParams!) {
