@@ -27,6 +27,8 @@ from cio_pipeline.storage.identities import Identities, Learned
 from cio_pipeline_tests.postgres import URL_PASSWORD
 
 DAY = "2025-01-01"
+PARTITION = "dagster/partition"
+EXTRACTED = dg.AssetKey("posthog_events")
 Workspace = customerio.CustomerioServer
 EVENTS: list[dict[str, Any]] = [
     {
@@ -70,6 +72,11 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
     receipts: list[Any] = [*result.asset_materializations_for_node(node), *result.asset_observations_for_node(node)]
     [receipt] = receipts
     return {name: value.value for name, value in receipt.metadata.items()}
+
+
+def the_job() -> dg.JobDefinition:
+    """The job, for Dagster to load again by this name."""
+    return defs.resolve_job_def("customerio_sync")
 
 
 def delivered(instance: dg.DagsterInstance) -> set[str]:
@@ -144,6 +151,24 @@ def test_a_service_that_is_away_for_a_while_is_tried_once_more(workspace: Worksp
     workspace.faults = lambda number, path: ("status", 503, {}) if 2 <= number <= 12 else None
     assert run(instance)["events sent"] == 4
     assert workspace.workspace.totals()["events"] == 4
+
+
+def test_reexecution_from_failure_sends_the_rest_and_extracts_nothing_anew(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cio_pipeline.customerio.items.REQUEST_BYTES", 400)
+    workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
+    sync = dg.reconstructable(the_job)
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as home:
+        failed = dg.execute_job(sync, home, tags={PARTITION: DAY})
+        assert not failed.success
+        before = workspace.workspace.totals()
+        assert 0 < before["events"] + before["people"] < 6
+        workspace.faults = lambda number, path: None
+        again = dg.ReexecutionOptions.from_failure(failed.run_id, home)
+        assert dg.execute_job(sync, home, reexecution_options=again, tags={PARTITION: DAY}).success
+        assert len(home.fetch_materializations(EXTRACTED, limit=9).records) == 1
+    assert workspace.workspace.totals() == {"people": 2, "events": 4}
 
 
 def test_a_service_that_stays_away_is_an_end_with_its_sentence(
