@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -18,6 +17,7 @@ from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
 from cio_pipeline.connector.stitching import namings, spans, taken
 from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.spill import spill_folder
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 from cio_pipeline.storage.tables import Tables
 
@@ -94,7 +94,7 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
-        sent = Tables(stack.enter_context(tempfile.TemporaryDirectory(prefix="cio_pipeline_")))
+        sent = Tables(str(stack.enter_context(spill_folder())))
         customers = stack.enter_context(tables.replace("customers", day, CUSTOMERS, shards))
         events = stack.enter_context(tables.replace("events", day, EVENTS, shards))
         rejects = stack.enter_context(tables.replace("rejects", day, REJECTS, shards))

@@ -28,6 +28,7 @@ from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told, unc
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_jsonlines, read_parquet, row_groups
 from cio_pipeline.posthog.progress import EVERY_SECONDS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
+from cio_pipeline.spill import PREFIX
 
 EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
@@ -147,6 +148,6 @@ def _here(path: str, files: Any) -> Iterator[str]:
     if isinstance(files, LocalFileSystem):
         yield path
         return
-    with tempfile.NamedTemporaryFile(prefix="cio_pipeline_") as copy:
+    with tempfile.NamedTemporaryFile(prefix=PREFIX) as copy:
         files.get_file(path, copy.name)
         yield copy.name

@@ -23,6 +23,7 @@ from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
+from cio_pipeline.spill import PREFIX
 
 LONGEST_EXPORT = timedelta(weeks=1)
 EARLY = timedelta(days=1)
@@ -90,7 +91,7 @@ class FileDownloadSource:
     def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
         export = self._finished_export(first, last, say)
         for number, file in enumerate(export.files, 1):
-            with tempfile.NamedTemporaryFile(prefix="cio_pipeline_") as local:
+            with tempfile.NamedTemporaryFile(prefix=PREFIX) as local:
                 self._download(f"{export.path}/download/{quote(file, safe='')}", local, say)
                 try:
                     yield from read_parquet(local.name, wanted)

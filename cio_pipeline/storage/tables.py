@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import os
 import resource
-import tempfile
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -25,6 +24,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
+
+from cio_pipeline.spill import spill_folder
 
 SHARD_ROWS = 70_000
 SHARD_BYTES = 50_000_000
@@ -125,7 +126,7 @@ class Tables:
         folder = self._folder(table, partition)
         name = f"{datetime.now(timezone.utc):{VERSION_FORMAT}}-{uuid.uuid4().hex[:8]}"
         with ExitStack() as stack:
-            spill = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cio_pipeline_")))
+            spill = stack.enter_context(spill_folder())
             writer = Writer(folder / name, spill, schema, shards)
             try:
                 yield writer
