@@ -150,7 +150,7 @@ class Writer:
 
     def __init__(self, folder: UPath, spill: Path, schema: pa.Schema, shards: int) -> None:
         self._folder, self._spill, self._schema, self._shards = folder, spill, schema, shards
-        self._pieces: dict[int, pq.ParquetWriter] = {}
+        self._pieces: dict[int, pa.RecordBatchStreamWriter] = {}
         self._finish_shard: Finish = lambda frame: frame
 
     def add(self, frame: pd.DataFrame, by: str) -> None:
@@ -170,21 +170,25 @@ class Writer:
 
     def finish(self) -> int:
         """Writes the shards and gives the number of rows."""
-        for piece in self._pieces.values():
-            piece.close()
+        self._close()
         self._folder.mkdir(parents=True)
         return sum(self._write(shard) for shard in range(self._shards))
 
     def discard(self) -> None:
         """Closes what is open; the spilled rows go with their temporary folder."""
+        self._close()
+
+    def _piece(self, shard: int) -> pa.RecordBatchStreamWriter:
+        """Rows are spilled as Arrow's stream: a Parquet file would keep the statistics of all its row groups in memory."""
+        if shard not in self._pieces:
+            options = pa.ipc.IpcWriteOptions(compression="lz4")
+            self._pieces[shard] = pa.ipc.new_stream(str(self._spilled_to(shard)), self._schema, options=options)
+        return self._pieces[shard]
+
+    def _close(self) -> None:
         for piece in self._pieces.values():
             piece.close()
-
-    def _piece(self, shard: int) -> pq.ParquetWriter:
-        if shard not in self._pieces:
-            path = self._spill / f"{shard:04d}.parquet"
-            self._pieces[shard] = pq.ParquetWriter(path, self._schema, compression="lz4")
-        return self._pieces[shard]
+        self._pieces.clear()
 
     def _write(self, shard: int) -> int:
         """Writes a shard and gives its rows; in a method of its own, so that no two shards are in memory at once."""
@@ -196,8 +200,14 @@ class Writer:
 
     def _spilled(self, shard: int) -> pd.DataFrame:
         """The shard's rows, in one piece each column: pandas would make that of many again and again."""
-        path = self._spill / f"{shard:04d}.parquet"
-        return (pq.read_table(path).combine_chunks() if path.exists() else self._schema.empty_table()).to_pandas()
+        path = self._spilled_to(shard)
+        if not path.exists():
+            return self._schema.empty_table().to_pandas()
+        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as spilled:
+            return spilled.read_all().combine_chunks().to_pandas()
+
+    def _spilled_to(self, shard: int) -> Path:
+        return self._spill / f"{shard:04d}.arrows"
 
     def _arrow(self, frame: pd.DataFrame) -> pa.Table:
         return pa.Table.from_pandas(frame[self._schema.names], schema=self._schema, preserve_index=False)

@@ -70,6 +70,17 @@ def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) 
     assert rows(tables) == [[("k1", 2)]]
 
 
+def test_what_is_added_is_spilled_and_does_not_stay_in_memory(tmp_path: Path) -> None:
+    texts = pa.schema([("key", pa.string()), ("text", pa.string())])
+    frame = pd.DataFrame({"key": [f"k{number}" for number in range(100)], "text": ["x" * 2000] * 100})
+    with Tables(str(tmp_path)).replace("texts", DAY, texts, shards=20) as table:
+        before = pa.total_allocated_bytes()
+        for _ in range(100):
+            table.add(frame, by="key")
+        assert pa.total_allocated_bytes() - before < 100_000
+    assert sum(len(shard) for shard in Tables(str(tmp_path)).read("texts", DAY)) == 10_000
+
+
 def test_a_day_is_split_at_70000_rows_and_at_50_megabytes() -> None:
     assert [shards_for(count, 700) for count in (0, 1, 70_000, 70_001, 7_000_000)] == [1, 1, 1, 2, 100]
     assert [shards_for(50_000, size) for size in (0, 1_000, 1_001, 10_000)] == [1, 1, 2, 10]
