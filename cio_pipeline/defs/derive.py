@@ -1,12 +1,12 @@
 """What will be sent, exactly, and what will not and why."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 import dagster as dg
 
 from cio_pipeline.connector.outcomes import SENT
 from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
-from cio_pipeline.defs.extract import GROUP, identities
+from cio_pipeline.defs.extract import GROUP, identities, posthog_events
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
 
@@ -39,6 +39,7 @@ def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """Applies the connector's rules to the day's `posthog_events`, by what the `identities` so far say."""
+    _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
         accounts[day] = derive_day(day, store.tables, store.identities, store.options)
@@ -58,6 +59,14 @@ def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
         description=f"Materialize customers, events and rejects again for {', '.join(wrong)}." if wrong else None,
         metadata={"days": len(wrong)},
     )
+
+
+def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
+    """Dagster puts `posthog_events` before the tables of the same run only by the `identities` between them."""
+    if posthog_events.key in selected and identities.key not in selected:
+        raise dg.Failure(
+            "To extract and derive in one run, select identities, too: it comes between them.", allow_retries=False
+        )
 
 
 def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:

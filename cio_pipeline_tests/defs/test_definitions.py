@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import dagster as dg
 import pytest
@@ -68,6 +69,17 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     }
     for name in ASSETS - {"identity_history"}:
         assert len(instance.get_materialized_partitions(dg.AssetKey(name))) == 3
+
+
+def test_extracting_and_deriving_without_learning_is_refused(
+    services: customerio.CustomerioServer, instance: dg.DagsterInstance
+) -> None:
+    assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
+    run: dict[str, Any] = {"instance": instance, "resources": defs.resources, "partition_key": "2025-01-02"}
+    assert dg.materialize(assets, selection=["posthog_events", "identity_history", "identities"], **run).success
+    assert dg.materialize(assets, selection=["customers", "events", "rejects"], **run).success
+    with pytest.raises(dg.Failure, match="select identities, too"):
+        dg.materialize(assets, selection=["posthog_events", "customers", "events", "rejects"], **run)
 
 
 def test_days_that_were_never_learned_are_shown(services: customerio.CustomerioServer, instance: dg.DagsterInstance) -> None:
