@@ -47,6 +47,7 @@ def test_r1_learns_one_row_for_each_distinct_id_that_was_taught_about() -> None:
         event("visit", "u2", set_={"email": "a@example.com"}),
         event("visit", "u2", at="2026-03-02T11:00Z", set_={"email": "b@example.com"}),
         event("$identify", " "),
+        event("visit", "u" * 151, set_={"email": "long@example.com"}),
         event("visit", "u3", raw='{"$set": {"\\u0065mail": "c@example.com"}}'),
         event("visit", "u4", raw='not JSON, though it names an "email"'),
     )

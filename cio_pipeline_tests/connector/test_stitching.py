@@ -72,6 +72,16 @@ def test_r16_a_stitched_event_gives_its_person_s_distinct_id_and_email(tmp_path:
     assert [row.distinct_id for row in product.rows("events", MONDAY)] == ["anon"]
 
 
+def test_r17_the_email_that_was_set_last_stays_though_an_earlier_stitched_event_brings_it(tmp_path: Path) -> None:
+    before = naming(SUNDAY, named="other", set_={"email": "old@example.com"})
+    held_back = visit(MONDAY, time="09:00")
+    own = event("visit", "u1", at=f"{MONDAY}T10:00Z")
+    changed = naming(MONDAY, set_={"email": "new@example.com"})
+    product = derived(tmp_path, before, held_back, own, changed, event_allowlist=("visit",))
+    assert len(product.events(MONDAY)) == 2
+    assert product.customers(MONDAY)["id:u1"]["email"] == ("new@example.com", 1772452800)
+
+
 def test_r16_events_of_the_same_day_are_sent_and_counted_as_sent(tmp_path: Path) -> None:
     product = derived(tmp_path, visit(MONDAY), visit(MONDAY, "later", "13:00"), naming(MONDAY))
     assert sent(product, MONDAY) == [("visit", "id:u1")]
