@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import argparse
 import sys
-import warnings
 from typing import Any
 
-import dagster as dg
 from dotenv import load_dotenv
 
 from cio_pipeline.settings import SettingsError, load_settings
@@ -62,7 +60,6 @@ def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
         settings = load_settings()
     except SettingsError as wrong:
         return _wrong(str(wrong))
-    warnings.simplefilter("ignore", dg.BetaWarning)
     from cio_pipeline.headless import DaysError, run_days
 
     if not first or not last:
