@@ -119,7 +119,10 @@ def _given(properties: dict[str, Any], row: Any, options: Options) -> tuple[dict
 
 
 def _email(row: Any, time: int, left_out: LeftOut) -> tuple[str | None, int]:
-    """R7: the email that a sent event tells of its customer, if any, and when that was set."""
+    """R7: the email that a sent event brings its customer, if any, and its time: when it was set, but no later than the event.
+
+    An event that R16 sends may be older than the email it brings, which its person had at the naming.
+    """
     kind, _, value = row.key.partition(":")
     email, set_at = (value, time) if kind == "email" else (row.email, row.email_set)
     if not isinstance(email, str):
@@ -127,7 +130,7 @@ def _email(row: Any, time: int, left_out: LeftOut) -> tuple[str | None, int]:
     if len(email.encode()) > VALUE_BYTES:
         left_out.append(("email", f"value is over {VALUE_BYTES} bytes (R10)"))
         return None, time
-    return email, int(set_at)
+    return email, min(int(set_at), time)
 
 
 def _event(row: Any, time: int, properties: dict[str, Any], options: Options) -> tuple[tuple[Any, ...], list[str]]:

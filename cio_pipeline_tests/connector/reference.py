@@ -148,7 +148,7 @@ class Known:
         email = self.email_of(who) if self.options.identify_by_email else own
         key = f"id:{who}" if email is None else f"email:{email.lower()}"
         email_set = event.at if key.startswith("email:") else self.emails.get(who, ("", event.at))[1]
-        return Sending(event, day, who, key, self.email_of(who), email_set)
+        return Sending(event, day, who, key, self.email_of(who), min(email_set, event.at))
 
 
 def stitched(event: Event, known: Known, held_back: dict[str, list[Event]], options: Options) -> list[Sending]:

@@ -68,18 +68,19 @@ def test_r16_an_earlier_day_s_events_come_with_the_identify_as_the_person_s(tmp_
 def test_r16_a_stitched_event_gives_its_person_s_distinct_id_and_email(tmp_path: Path) -> None:
     events = [visit(SUNDAY), naming(MONDAY, set_={"email": "Me@example.com"})]
     product = derived(tmp_path, *events, event_allowlist=("visit",))
-    assert product.customers(MONDAY) == {"id:u1": {"identifier": ("u1", 1772359200), "email": ("Me@example.com", 1772452800)}}
+    assert product.customers(MONDAY) == {"id:u1": {"identifier": ("u1", 1772359200), "email": ("Me@example.com", 1772359200)}}
     assert [row.distinct_id for row in product.rows("events", MONDAY)] == ["anon"]
 
 
-def test_r17_the_email_that_was_set_last_stays_though_an_earlier_stitched_event_brings_it(tmp_path: Path) -> None:
+def test_r17_an_email_is_as_old_as_what_set_it_and_as_the_event_that_brings_it(tmp_path: Path) -> None:
     before = naming(SUNDAY, named="other", set_={"email": "old@example.com"})
     held_back = visit(MONDAY, time="09:00")
-    own = event("visit", "u1", at=f"{MONDAY}T10:00Z")
     changed = naming(MONDAY, set_={"email": "new@example.com"})
-    product = derived(tmp_path, before, held_back, own, changed, event_allowlist=("visit",))
-    assert len(product.events(MONDAY)) == 2
-    assert product.customers(MONDAY)["id:u1"]["email"] == ("new@example.com", 1772452800)
+    for own, email in (({}, ("new@example.com", 1772442000)), ({"email": "own@example.com"}, ("own@example.com", 1772445600))):
+        later = event("visit", "u1", at=f"{MONDAY}T10:00Z", set_=own)
+        product = derived(tmp_path / email[0], before, held_back, later, changed, event_allowlist=("visit",))
+        assert len(product.events(MONDAY)) == 2
+        assert product.customers(MONDAY)["id:u1"]["email"] == email
 
 
 def test_r16_events_of_the_same_day_are_sent_and_counted_as_sent(tmp_path: Path) -> None:
