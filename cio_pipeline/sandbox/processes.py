@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
@@ -60,13 +61,13 @@ def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def end(child: subprocess.Popen[str]) -> None:
-    """Asks the process to end, and sees that it does."""
+    """Asks a process of its own session to end, and sees that it does, and all that it has started."""
     child.terminate()
-    try:
+    with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_SECONDS)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that is gone
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _address(child: subprocess.Popen[str]) -> str:
