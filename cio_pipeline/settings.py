@@ -137,6 +137,7 @@ class Settings(DaysSettings):
 
     data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(default=None, alias="CIO_LEDGER_URL")
+    ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
     suppressed_file_given: SecretStr | None = Field(default=None, alias="CIO_SUPPRESSED_FILE")
 
     @property
