@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.connector.facts import learn
+from cio_pipeline.connector.facts import learn_all
 from cio_pipeline.connector.operations import build
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
@@ -33,6 +33,7 @@ EVENTS = pa.schema(
         *((name, TEXT) for name in ("uuid", "ulid", "key", "distinct_id", "name", "type")),
         ("timestamp", TIME),
         *((name, TEXT) for name in ("call", "operation")),
+        ("personless", pa.bool_()),
     ]
 )
 REJECTS = pa.schema(
@@ -77,7 +78,8 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
     def learned() -> Iterator[Learned]:
         for shard in tables.read(table, day):
-            part = Learned(learn(shard, options), namings(shard))
+            facts, owners = learn_all(shard, options)
+            part = Learned(facts, namings(shard), owners)
             counts["people"] += len(part.facts)
             counts["identified"] += int(part.facts["identified"].sum())
             counts["emails"] += int(part.facts["email"].notna().sum())
@@ -88,18 +90,28 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
     return counts
 
 
-def derive_day(day: str, tables: Tables, identities: Identities, options: Options) -> Account:
-    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15)."""
-    account = Account()
+def derive_day(
+    day: str,
+    tables: Tables,
+    identities: Identities,
+    options: Options,
+    until: datetime | None = None,
+    into: Tables | None = None,
+) -> Account:
+    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15).
+
+    `until` and `into` write them elsewhere, as if the day had ended then: what a delivery sends that holds recent events.
+    """
+    account, to = Account(), into or tables
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
         sent = Tables(str(stack.enter_context(spill_folder())))
-        customers = stack.enter_context(tables.replace("customers", day, CUSTOMERS, shards))
-        events = stack.enter_context(tables.replace("events", day, EVENTS, shards))
-        rejects = stack.enter_context(tables.replace("rejects", day, REJECTS, shards))
+        customers = stack.enter_context(to.replace("customers", day, CUSTOMERS, shards))
+        events = stack.enter_context(to.replace("events", day, EVENTS, shards))
+        rejects = stack.enter_context(to.replace("rejects", day, REJECTS, shards))
         with sent.replace("sent", day, TO_SEND, shards) as to_send:
-            for rows in _to_send(day, tables, identities, options, account):
+            for rows in _to_send(day, tables, identities, options, account, until):
                 rejects.add(_refused(rows), by="uuid")
                 to_send.add(rows[rows["outcome"] == SENT], by="key")
             to_send.finish_each(lambda shard: shard.sort_values(["timestamp", "uuid"], ignore_index=True))
@@ -109,15 +121,19 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
             events.add(made.events, by="key")
             rejects.add(made.rejects, by="uuid")
             _count_rejects(day, made.rejects, account)
-    identities.mark_derived(day, known)
+    if into is None:
+        identities.mark_derived(day, known)
     return account
 
 
-def _to_send(day: str, tables: Tables, identities: Identities, options: Options, account: Account) -> Iterator[pd.DataFrame]:
+def _to_send(
+    day: str, tables: Tables, identities: Identities, options: Options, account: Account, until: datetime | None
+) -> Iterator[pd.DataFrame]:
     """The day's events with their outcomes, then those that its namings take (R16), whose outcome is `sent`."""
     named: list[pd.DataFrame] = []
     identified: list[pd.DataFrame] = []
-    for shard in tables.read("posthog_events", day):
+    for whole in tables.read("posthog_events", day):
+        shard = whole if until is None else whole[whole["timestamp"] < until]
         decided = decide(shard, identities.before(day, shard["distinct_id"].unique().tolist()), options)
         account.outcomes.update(decided["outcome"])
         if options.stitches:

@@ -135,6 +135,10 @@ class Settings(DaysSettings):
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 
+    max_new_customers: int = Field(default=10_000, ge=0, alias="CIO_MAX_NEW_CUSTOMERS")
+    max_campaign_events: int | None = Field(default=None, ge=0, alias="CIO_MAX_CAMPAIGN_EVENTS")
+    missing_days: Literal["refuse", "allow"] = Field(default="refuse", alias="CIO_MISSING_DAYS")
+
     data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(default=None, alias="CIO_LEDGER_URL")
     suppressed_file_given: SecretStr | None = Field(default=None, alias="CIO_SUPPRESSED_FILE")

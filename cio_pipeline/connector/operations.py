@@ -30,7 +30,7 @@ DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 
 CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
-EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation")
+EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless")
 REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
 
 
@@ -147,7 +147,9 @@ def _event(row: Any, time: int, properties: dict[str, Any], options: Options) ->
         raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
     name, kind = row.event.strip(), TYPES.get(row.event, "event")
     call, operation = _operation(row.key, event_id, name, kind, time // 1_000_000, data)
-    return (row.uuid, event_id, row.key, row.distinct_id, name, kind, row.timestamp, call, operation.decode()), overrides
+    personless = properties.get("$process_person_profile") is False
+    whose = (row.uuid, event_id, row.key, row.distinct_id)
+    return (*whose, name, kind, row.timestamp, call, operation.decode(), personless), overrides
 
 
 def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data: bytes) -> tuple[str, bytes]:

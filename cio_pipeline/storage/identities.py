@@ -6,7 +6,7 @@ history before the first partition is kept as a day of its own that sorts before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -15,8 +15,9 @@ from typing import Any
 
 import pandas as pd
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.database import Migrations, Text, chunks, connect
+from cio_pipeline.database import Migrations, Text, chunks, connect, reading
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
@@ -57,8 +58,15 @@ namings = sa.Table(
     _day(primary_key=True, index=True),
     sa.Column("uuid", sa.String(36), primary_key=True),
     sa.Column("microseconds", sa.BigInteger, nullable=False),
-    sa.Column("distinct_id", Text, nullable=False),
+    sa.Column("distinct_id", Text, nullable=False, index=True),
 )
+email_owners = sa.Table(
+    "email_owners",
+    metadata,
+    sa.Column("email", Text, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True, index=True),
+)
+"""Emails in lower case, and the distinct_ids whose they ever were (R21). No day that is learned again makes one forget it."""
 wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", Text, primary_key=True), prefixes=["TEMPORARY"])
 
 
@@ -72,10 +80,11 @@ migrations = Migrations("identities", (_time_emails,))
 
 @dataclass(frozen=True)
 class Learned:
-    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them."""
+    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them, and whose each email is."""
 
     facts: pd.DataFrame
     namings: pd.DataFrame
+    owners: Set[tuple[str, str]] = frozenset()
 
 
 class Identities:
@@ -95,6 +104,7 @@ class Identities:
                     content.update(repr(rows).encode())
                     for chunk in chunks(iter(rows), CHUNK):
                         transaction.execute(sa.insert(table), chunk)
+                self._keep_owners(transaction, part)
             row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
             transaction.execute(sa.insert(learned_days), row)
 
@@ -104,11 +114,30 @@ class Identities:
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def had_email(self, is_meant: Callable[[str], bool]) -> set[str]:
-        """The distinct_ids that ever had an email that is meant."""
-        with self._engine.connect() as connection:
-            pairs = connection.execute(sa.select(emails.c.distinct_id, emails.c.email).distinct())
-            return {distinct_id for distinct_id, email in pairs if is_meant(email)}
+    def tied(self, distinct_ids: Iterable[str], emails: Iterable[str]) -> tuple[set[str], set[str]]:
+        """R21: the distinct_ids, and the emails in lower case, of everybody whom these distinct_ids and emails lead to.
+
+        Each round looks up what the round before has found, so it takes as long as these people are many.
+        """
+        ids, addresses = new_ids, new_addresses = set(distinct_ids), set(emails)
+        while new_ids or new_addresses:
+            with reading(self._engine) as connection:
+                owned = _partners(connection, email_owners.c.distinct_id, email_owners.c.email, new_ids)
+                owners = _partners(connection, email_owners.c.email, email_owners.c.distinct_id, new_addresses)
+                named = _partners(connection, namings.c.anonymous_id, namings.c.distinct_id, new_ids)
+                naming = _partners(connection, namings.c.distinct_id, namings.c.anonymous_id, new_ids)
+            new_ids, new_addresses = (owners | named | naming) - ids, owned - addresses
+            ids, addresses = ids | new_ids, addresses | new_addresses
+        return ids, addresses
+
+    def everybody(self) -> Iterator[str]:
+        """Every distinct_id and email that is known, perhaps more than once."""
+        named = (namings.c.anonymous_id, namings.c.distinct_id)
+        owned = (email_owners.c.email, email_owners.c.distinct_id, emails.c.email)
+        with reading(self._engine) as connection:
+            for column in (*named, *owned, identified.c.distinct_id):
+                rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
+                yield from rows.scalars()
 
     def namings_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """The namings of these anonymous ids on the days from `first` on and before `day`: `stitching.NAMING_COLUMNS`."""
@@ -145,6 +174,14 @@ class Identities:
         learned = self._learned()
         return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
 
+    def _keep_owners(self, transaction: sa.Connection, part: Learned) -> None:
+        told = part.facts.dropna(subset="email")
+        pairs = {*part.owners, *zip(map(str.lower, told["email"]), told["distinct_id"], strict=True)}
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert = dialect.insert(email_owners).on_conflict_do_nothing()
+        for chunk in chunks(({"email": email, "distinct_id": who} for email, who in sorted(pairs)), CHUNK):
+            transaction.execute(insert, chunk)
+
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
@@ -174,6 +211,14 @@ class Identities:
             rows = list(transaction.execute(query).all())
             wanted.drop(transaction)
         return rows
+
+
+def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
+    """What stands in the column `partner` of the rows whose column `of` has one of the values."""
+    found = set[str]()
+    for chunk in chunks(iter(values), CHUNK):
+        found.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
+    return found
 
 
 def _stands_for(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
