@@ -160,7 +160,7 @@ def _refuse_missing_days(store: Store, keys: list[str]) -> None:
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
     earlier = [day for day in days_before(max(keys)) if day not in keys]
-    missing = store.identities.unlearned(earlier, learned_under(store.options))
+    missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"

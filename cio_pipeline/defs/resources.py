@@ -102,6 +102,11 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._settings.missing_days == "allow"
 
     @property
+    def attributes_from(self) -> str:
+        """CIO_ATTRIBUTES_FROM, which what is learned depends on."""
+        return self._settings.attributes_from
+
+    @property
     def tables(self) -> Tables:
         """The tables between the stages."""
         return Tables(self._settings.data_dir)

@@ -65,7 +65,9 @@ class EventSource(Protocol):
 
 
 def in_order(events: pd.DataFrame) -> pd.DataFrame:
-    """Each uuid once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid)."""
-    keys = events[["uuid", "distinct_id", "timestamp", "created_at"]].reset_index(drop=True)
-    latest = keys.sort_values("created_at", kind="stable").drop_duplicates("uuid", keep="last")
-    return events.take(latest.sort_values(["distinct_id", "timestamp", "uuid"]).index.to_numpy()).reset_index(drop=True)
+    """Each event once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid, name)."""
+    keys = events[["uuid", "event", "distinct_id", "timestamp", "created_at"]].reset_index(drop=True)
+    keys = keys.assign(day=keys["timestamp"].dt.floor("D")).sort_values("created_at", kind="stable")
+    latest = keys.drop_duplicates(["day", "event", "distinct_id", "uuid"], keep="last")
+    ordered = latest.sort_values(["distinct_id", "timestamp", "uuid", "event"])
+    return events.take(ordered.index.to_numpy()).reset_index(drop=True)

@@ -57,8 +57,8 @@ namings = sa.Table(
     sa.Column("anonymous_id", Text, primary_key=True),
     _day(primary_key=True, index=True),
     sa.Column("uuid", sa.String(36), primary_key=True),
-    sa.Column("microseconds", sa.BigInteger, nullable=False),
-    sa.Column("distinct_id", Text, nullable=False, index=True),
+    sa.Column("microseconds", sa.BigInteger, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True, index=True),
 )
 email_owners = sa.Table(
     "email_owners",
