@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from datetime import date, timedelta
+from datetime import date, datetime, timedelta
 
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.connector.facts import ORDER, learn
+from cio_pipeline.connector.facts import ORDER, learn_all
 from cio_pipeline.connector.ids import usable
 from cio_pipeline.connector.operations import build, emails_in_another_case
 from cio_pipeline.connector.options import Options
@@ -89,7 +89,8 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
     def learned() -> Iterator[Learned]:
         for shard in tables.read(table, day):
-            part = Learned(learn(shard), namings(shard))
+            facts, owners = learn_all(shard)
+            part = Learned(facts, namings(shard), owners)
             counts["people"] += len(part.facts)
             counts["identified"] += int(part.facts["identified"].sum())
             counts["emails"] += int(part.facts["email"].notna().sum())
@@ -100,17 +101,27 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
     return counts
 
 
-def derive_day(day: str, tables: Tables, identities: Identities, options: Options) -> Account:
-    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15)."""
-    account = Account()
+def derive_day(
+    day: str,
+    tables: Tables,
+    identities: Identities,
+    options: Options,
+    until: datetime | None = None,
+    into: Tables | None = None,
+) -> Account:
+    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15).
+
+    `until` and `into` write them elsewhere, as if the day had ended then: what a delivery sends that holds recent events.
+    """
+    account, to = Account(), into or tables
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
         sent = Tables(str(stack.enter_context(spill_folder())))
-        writers = stack.enter_context(tables.replace_together(day, DERIVED, shards))
+        writers = stack.enter_context(to.replace_together(day, DERIVED, shards))
         customers, events, rejects = writers["customers"], writers["events"], writers["rejects"]
         with sent.replace("sent", day, TO_SEND, shards) as to_send:
-            for rows in _to_send(day, tables, identities, options, account):
+            for rows in _to_send(day, tables, identities, options, account, until):
                 rejects.add(_refused(rows), by="uuid")
                 to_send.add(rows[rows["outcome"] == SENT], by="key")
             to_send.finish_each(lambda shard: shard.sort_values(ORDER, ignore_index=True))
@@ -122,15 +133,19 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
             account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
             _count_rejects(day, made.rejects, account)
     account.notes = +account.notes
-    identities.mark_derived(day, known)
+    if into is None:
+        identities.mark_derived(day, known)
     return account
 
 
-def _to_send(day: str, tables: Tables, identities: Identities, options: Options, account: Account) -> Iterator[pd.DataFrame]:
+def _to_send(
+    day: str, tables: Tables, identities: Identities, options: Options, account: Account, until: datetime | None
+) -> Iterator[pd.DataFrame]:
     """The day's events with their outcomes, then those that its namings take (R16), whose outcome is `sent`."""
     named: list[pd.DataFrame] = []
     identified: list[pd.DataFrame] = []
-    for shard in tables.read("posthog_events", day):
+    for whole in tables.read("posthog_events", day):
+        shard = whole if until is None else whole[whole["timestamp"] < until]
         decided = decide(shard, _known(day, shard, identities), options)
         account.outcomes.update(decided["outcome"])
         if options.stitches:

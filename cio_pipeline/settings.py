@@ -154,6 +154,10 @@ class Settings(DaysSettings):
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 
+    max_new_customers: int = Field(default=10_000, ge=0, alias="CIO_MAX_NEW_CUSTOMERS")
+    max_campaign_events: int | None = Field(default=None, ge=0, alias="CIO_MAX_CAMPAIGN_EVENTS")
+    missing_days: Literal["refuse", "allow"] = Field(default="refuse", alias="CIO_MISSING_DAYS")
+
     data_dir: Annotated[str, BeforeValidator(absolute)] = Field(default="data", validate_default=True, alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(_database_url)] = Field(
         default=None, alias="CIO_LEDGER_URL"

@@ -21,6 +21,9 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 
 NO_EMAIL = (None, None)
 
+Owners = set[tuple[str, str]]
+"""Emails in lower case, each with a distinct_id whose it is or was."""
+
 
 def learn(events: pd.DataFrame) -> pd.DataFrame:
     """What the day teaches, one row per distinct_id that it teaches something about.
@@ -28,16 +31,28 @@ def learn(events: pd.DataFrame) -> pd.DataFrame:
     Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
     email_set (its time in microseconds since 1970, or None).
     """
+    return learn_all(events)[0]
+
+
+def learn_all(events: pd.DataFrame) -> tuple[pd.DataFrame, Owners]:
+    """What `learn` gives, and whose each email of the day is (R21): those that were set again later in the day, too, and a
+    distinct_id that is an email."""
     identified: dict[str, bool] = {}
     emails: dict[str, tuple[str, int]] = {}
+    owners = {(who.lower(), who) for who in events["distinct_id"].unique().tolist() if "@" in who and _is_own(who)}
     for who, is_identify, email, time in _taught(events):
         if is_identify or email:
             identified[who] = is_identify or identified.get(who, False)
         if email:
             emails[who] = (email, time)
+            owners.add((email.lower(), who))
     rows = [(who, was, *emails.get(who, NO_EMAIL)) for who, was in identified.items()]
     columns = ["distinct_id", "identified", "email", "email_set"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool})
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), owners
+
+
+def _is_own(distinct_id: str) -> bool:
+    return usable(distinct_id) and is_email(distinct_id)
 
 
 def so_far(events: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:

@@ -26,3 +26,8 @@ class Options:
     def stitches(self) -> bool:
         """R16: whether held-back events are sent once their person is known."""
         return self.stitch_anonymous_days > 0 and self.anonymous_users != "all"
+
+    @property
+    def needs_earlier_days(self) -> bool:
+        """Whether earlier days decide what is sent, and under which key, so that it matters to have learned them first."""
+        return self.identify_by_email or self.anonymous_users in ("identified", "emails") or self.stitches

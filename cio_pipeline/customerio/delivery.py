@@ -4,29 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-
-import pandas as pd
 
 from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.connector.operations import identifiers
 from cio_pipeline.customerio.client import TrackClient, Unsettled
 from cio_pipeline.customerio.items import Item, lanes, pack, size
 from cio_pipeline.customerio.pace import Stopped
-from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, Plan, plan, plan_again
+from cio_pipeline.customerio.plan import ORDINARY, TRIGGER_SECONDS, Choices, Known, Plan, Shards, chosen, plan, plan_again
 from cio_pipeline.customerio.sample import sample
-from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline.masking import mask
 
-TRIGGER_SECONDS = 72 * 3600
-"""Events younger than this start campaigns (Track API, OpenAPI)."""
-
 TRIES_ALONE = 3
 
-Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
+ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
 @dataclass
@@ -91,7 +85,7 @@ def _plans(
 ) -> Iterator[Plan]:
     """A plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
-    for customers, events in _first(choices.limit, _without(choices.suppressed, shards, report.counts), report.counts):
+    for customers, events in chosen(shards, choices, report.counts):
         known = Known(ledger.states(customers["key"].unique()), delivered, refused)
         made = plan(customers, events, known, choices)
         report.counts += made.counts
@@ -99,35 +93,14 @@ def _plans(
         yield made
 
 
-def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
-    """A customer and their events are in one shard, so that each is known by what the other tells."""
-    for customers, events in shards:
-        keys = suppressed.keys(customers, events)
-        theirs, gone = customers["key"].isin(keys), events["key"].isin(keys)
-        counts["customers suppressed"] += len(keys)
-        counts["events suppressed"] += int(gone.sum())
-        yield customers[~theirs], events[~gone]
-
-
-def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
-    left = limit
-    for customers, events in shards:
-        if left is None:
-            yield customers, events
-            continue
-        keys, beyond = customers["key"].unique()[:left], customers["key"].unique()[left:]
-        left -= len(keys)
-        counts["customers beyond the limit"] += len(beyond)
-        counts["events beyond the limit"] += int(events["key"].isin(beyond).sum())
-        yield customers[customers["key"].isin(keys)], events[events["key"].isin(keys)]
-
-
 def _customers_to_send(items: list[Item], seen: set[str]) -> Counter[str]:
     upserts = [item for item in items if item.is_customer]
     new = {item.key for item in upserts if item.is_new} - seen
     changed = {item.key for item in upserts} - new
+    personless = new & {item.key for item in upserts if item.is_personless}
     seen |= new
-    return Counter({"upserts to send": len(upserts), "new customers": len(new), "changed customers": len(changed)})
+    counts = {"upserts to send": len(upserts), "new customers": len(new), "changed customers": len(changed)}
+    return Counter({**counts, ONLY_PERSONLESS: len(personless)})
 
 
 def _events_to_send(items: list[Item], event_names: Counter[str]) -> Counter[str]:
@@ -204,7 +177,7 @@ class Lane:
         accepted = [item for index, item in enumerate(items) if index not in refused]
         customers = [item for item in accepted if item.is_customer]
         answer = Acknowledgement(
-            event_uuids=[item.name for item in accepted if not item.is_customer],
+            event_ids=[item.name for item in accepted if not item.is_customer],
             accepted=[item.name for item in accepted],
             refused=[_refusal(items[index], *why) for index, why in refused.items()],
         )
@@ -213,7 +186,8 @@ class Lane:
         self._ledger.acknowledge(self._day, answer)
         self.counts["customers sent"] += len(customers)
         self.counts["new customers"] += sum(item.is_new for item in customers)
-        self.counts["events sent"] += len(answer.event_uuids)
+        self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in customers)
+        self.counts["events sent"] += len(answer.event_ids)
         for refusal in answer.refused:
             self.counts[f"refused: {refusal.reason}"] += 1
 

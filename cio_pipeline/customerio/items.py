@@ -22,8 +22,9 @@ LANE_BYTES = 16_000_000
 class Item:
     """One operation to send.
 
-    name: the event's uuid, or `customer_item`; key: whose it is; call: `batch`, or `event` for the v1 call; state: what the
-    ledger shall know of the customer when the item is accepted; is_new: whether it may make a new customer.
+    name: the event's id, or `customer_item`; key: whose it is; call: `batch`, or `event` for the v1 call; state: what the
+    ledger shall know of the customer when the item is accepted; is_new: whether it may make a new customer; is_personless:
+    whether that one has nothing but personless events (R5).
     """
 
     name: str
@@ -32,6 +33,7 @@ class Item:
     call: str = "batch"
     state: State = field(default_factory=dict)
     is_new: bool = False
+    is_personless: bool = False
 
     @property
     def is_customer(self) -> bool:

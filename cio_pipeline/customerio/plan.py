@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ from cio_pipeline.customerio.items import Item
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.ledger.ledger import Refusal
 from cio_pipeline.ledger.schema import customer_item
-from cio_pipeline.ledger.state import State, name_hash, state_time, value_hash
+from cio_pipeline.ledger.state import State, name_hash, pack_ids, state_time, value_hash
 
 
 @dataclass(frozen=True)
@@ -25,17 +24,21 @@ class Choices:
     """How a delivery departs from the ordinary one.
 
     suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
-    first so many customers of the day, with their events; hold_since: keeps events of this time (Unix seconds) and later for
-    another run.
+    first so many customers of the day, with their events.
     """
 
     suppressed: Suppressed = field(default_factory=Suppressed)
     resend: bool = False
     limit: int | None = None
-    hold_since: float | None = None
 
 
 ORDINARY = Choices()
+
+TRIGGER_SECONDS = 72 * 3600
+"""Events younger than this start campaigns (Track API, OpenAPI)."""
+
+Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
+"""A day's customers and events. A customer and their events are in one shard, so that each is known by what the other tells."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +60,41 @@ class Plan:
     counts: Counter[str] = field(default_factory=Counter)
 
 
+def chosen(shards: Shards, choices: Choices, counts: Counter[str]) -> Shards:
+    """The shards without who is suppressed, and no more customers than the limit; counts what is left out."""
+    return _first(choices.limit, _without(choices.suppressed, shards, counts), counts)
+
+
+def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
+    for customers, events in shards:
+        keys = suppressed.keys(customers, events)
+        theirs, gone = customers["key"].isin(keys), events["key"].isin(keys)
+        counts["customers suppressed"] += len(keys)
+        counts["events suppressed"] += int(gone.sum())
+        yield customers[~theirs], events[~gone]
+
+
+def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
+    left = limit
+    for customers, events in shards:
+        if left is None:
+            yield customers, events
+            continue
+        keys, beyond = customers["key"].unique()[:left], customers["key"].unique()[left:]
+        left -= len(keys)
+        counts["customers beyond the limit"] += len(beyond)
+        counts["events beyond the limit"] += int(events["key"].isin(beyond).sum())
+        yield customers[customers["key"].isin(keys)], events[events["key"].isin(keys)]
+
+
 def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: Choices) -> Plan:
     """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was."""
     made = Plan()
-    rows: Iterable[Any] = customers.itertuples(index=False)
-    for row in rows:
-        times = orjson.loads(row.times)
-        upsert = Item(customer_item(row.key, row.part), row.key, row.operation.encode())
-        _plan_customer(upsert, times, known, made, resend=choices.resend)
+    with_person = set(events.loc[~events["personless"].to_numpy(bool), "key"])
+    columns = (customers[name].tolist() for name in ("key", "part", "operation", "times"))
+    for key, part, operation, times in zip(*columns, strict=True):
+        upsert = Item(customer_item(key, part), key, operation.encode(), is_personless=key not in with_person)
+        _plan_customer(upsert, orjson.loads(times), known, made, resend=choices.resend)
     made.items += _new_events(events, known, choices, made)
     if not choices.resend:
         made.items = list(_not_refused_before(made, known.refused))
@@ -79,7 +109,7 @@ def plan_again(refused: list[Refusal], known: Known) -> Plan:
         if refusal.kind == "customer":
             names = read_object(refusal.operation)["attributes"]
             _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, resend=False)
-        elif np.isin(_packed([refusal.item]), known.delivered)[0]:
+        elif among(known.delivered, pack_ids([refusal.item]))[0]:
             made.settled.append(item.name)
         else:
             made.items.append(item)
@@ -109,7 +139,8 @@ def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan
         kept = {name: value for name, value in attributes.items() if name_hash(name) in current}
         text = _upsert(operation, kept, max(times[name] for name in kept), standing) or upsert.operation
         is_new = upsert.key not in known.states and not (made.items and made.items[-1].key == upsert.key)
-        made.items.append(Item(upsert.name, upsert.key, text, state=current, is_new=is_new))
+        personless = is_new and upsert.is_personless
+        made.items.append(replace(upsert, operation=text, state=current, is_new=is_new, is_personless=personless))
 
 
 def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int, standing: State) -> bytes | None:
@@ -126,22 +157,22 @@ def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int, standi
 
 
 def _new_events(events: pd.DataFrame, known: Known, choices: Choices, made: Plan) -> Iterator[Item]:
-    new: Any = np.ones(len(events), dtype=bool)
     if not choices.resend:
-        new = ~np.isin(_packed(events["uuid"].tolist()), known.delivered)
-        made.settled += events.loc[~new, "uuid"].tolist()
-        made.counts["events delivered before"] += int(len(new) - new.sum())
-    if choices.hold_since is not None:
-        recent = (events["timestamp"] >= pd.Timestamp(choices.hold_since, unit="s", tz="UTC")).to_numpy()
-        made.counts["events held as too recent"] += int((new & recent).sum())
-        new &= ~recent
-    rows: Iterable[Any] = events[new].itertuples(index=False)
-    for row in rows:
-        yield Item(row.uuid, row.key, row.operation.encode(), call=row.call)
+        before = among(known.delivered, pack_ids(events["ulid"].tolist()))
+        made.settled += events.loc[before, "ulid"].tolist()
+        made.counts["events delivered before"] += int(before.sum())
+        events = events[~before]
+    columns = (events[name].tolist() for name in ("ulid", "key", "operation", "call"))
+    for event_id, key, operation, call in zip(*columns, strict=True):
+        yield Item(event_id, key, operation.encode(), call=call)
 
 
-def _packed(uuids: list[str]) -> Any:
-    return np.frombuffer(b"".join(uuid.UUID(value).bytes for value in uuids), dtype="S16")
+def among(delivered: Any, packed: Any) -> Any:
+    """Which of some packed ids are in a sorted array of them."""
+    if not len(delivered):
+        return np.zeros(len(packed), dtype=bool)
+    at = np.searchsorted(delivered, packed).clip(max=len(delivered) - 1)
+    return delivered[at] == packed
 
 
 def _not_refused_before(made: Plan, refused: dict[str, Refusal]) -> Iterator[Item]:

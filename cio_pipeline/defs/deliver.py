@@ -2,27 +2,57 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 import pandas as pd
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import Report, deliver, preview
+from cio_pipeline.customerio.delivery import ONLY_PERSONLESS, Report, deliver, preview
+from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast, unsent_events
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.database import DatabaseError
-from cio_pipeline.defs.partitions import a_few_days_a_run, days
+from cio_pipeline.days import derive_day, learned_under
+from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http import Unavailable
+from cio_pipeline.spill import spill_folder
+from cio_pipeline.storage.tables import Tables
 
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
+HELD = "events held as too recent"
+BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
+FEW_DAYS = 2
+"""A range of more days than this is a backfill, unless the schedule has started it."""
+
+Sent = dict[str, Tables]
+"""Where the tables are that are to be sent, by day."""
 
 
-class Delivery(dg.Config):
+class Bounded(dg.Config):
+    """Allows a run more than the settings do."""
+
+    max_new_customers: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers this run may make."
+    )
+    max_campaign_events: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
+    )
+
+    def bounds(self, store: Store, *, is_backfill: bool) -> Bounds:
+        """The bounds of the run. That of young events concerns backfills."""
+        chosen, standing = (self.max_new_customers, self.max_campaign_events), store.bounds
+        customers = standing.new_customers if chosen[0] is None else chosen[0]
+        events = standing.campaign_events if chosen[1] is None else chosen[1]
+        return Bounds(customers, events if is_backfill else None)
+
+
+class Delivery(Bounded):
     """What to do otherwise than usual."""
 
     dry_run: bool = Field(default=False, description="Plan and check everything, report it, and send nothing.")
@@ -35,13 +65,20 @@ class Delivery(dg.Config):
         default=None,
         ge=0,
         le=1_000_000,
-        description="Keep events younger than so many hours for a later run: those under 72 hours can start campaigns.",
+        description="Keep events younger than so many hours, and all that only they bring, for a later run: those under"
+        " 72 hours can start campaigns.",
     )
 
     def choices(self, suppressed: Suppressed) -> Choices:
         """The same for the delivery."""
-        held = None if self.hold_recent_events is None else time.time() - self.hold_recent_events * 3600
-        return Choices(suppressed, resend=self.resend, limit=self.limit, hold_since=held)
+        return Choices(suppressed, resend=self.resend, limit=self.limit)
+
+    @property
+    def held_from(self) -> datetime | None:
+        """The time from which on events are kept for a later run."""
+        if self.hold_recent_events is None:
+            return None
+        return datetime.now(timezone.utc) - timedelta(hours=self.hold_recent_events)
 
 
 @dg.op(
@@ -50,25 +87,108 @@ class Delivery(dg.Config):
 )
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
-) -> Iterator["dg.AssetObservation | dg.Output[None]"]:
+) -> Iterator["dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]"]:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
 
-    A dry run materializes nothing: what it saw is an observation of the asset.
+    A day's receipt stands as soon as the day is delivered, whatever becomes of the days after it; Dagster itself leaves that of
+    the last day, and all of them once more at the end. A dry run materializes nothing: what it saw is an observation.
     """
-    choices = config.choices(suppressed(customerio, store))
-    if config.dry_run:
-        seen: set[str] = set()
-        for day in context.partition_keys:
-            shown = preview(day, shards(store, day), store.ledger, choices, seen)
-            yield dg.AssetObservation("customerio_delivery", partition=day, metadata=_outlook(shown, store, day))
-        return
-    with one_at_a_time(store, context.log.info):
-        for day in context.partition_keys:
+    choices, keys = config.choices(suppressed(customerio, store)), list(context.partition_keys)
+    bounds = config.bounds(store, is_backfill=_is_backfill(context.run.tags, keys))
+    with ExitStack() as stack:
+        if not config.dry_run:
+            stack.enter_context(one_at_a_time(store, context.log.info))
+        to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
+        if config.dry_run:
+            yield from _looked_at(context, store, to_send, choices, bounds)
+            return
+        _refuse_missing_days(store, keys)
+        _refuse_too_much(store, to_send, choices, bounds)
+        for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(day, shards(store, day), store.ledger, customerio.client, context.log.info, choices)
-            receipt = receipt_of(sent.counts, sent.sample, customerio.traffic() - before, time.monotonic() - started)
+            sent = deliver(day, shards(tables, day), store.ledger, customerio.client, context.log.info, choices)
+            sent.counts[HELD] += _held(store, tables, day, choices)
+            traffic, seconds = customerio.traffic() - before, time.monotonic() - started
+            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, choices)}
             context.add_asset_metadata(receipt, partition_key=day)
+            if day != keys[-1]:
+                yield dg.AssetMaterialization("customerio_delivery", partition=day, metadata=receipt)
     yield dg.Output(None)
+
+
+def _looked_at(
+    context: dg.AssetExecutionContext, store: Store, to_send: Sent, choices: Choices, bounds: Bounds
+) -> Iterator[dg.AssetObservation]:
+    """What a dry run sees of each day; what would stop the run is said."""
+    try:
+        _refuse_missing_days(store, list(to_send))
+        _refuse_too_much(store, to_send, choices, bounds)
+    except NotDelivered as trouble:
+        context.log.info(f"If this were no dry run: {trouble}")
+    seen: set[str] = set()
+    for day, tables in to_send.items():
+        shown = preview(day, shards(tables, day), store.ledger, choices, seen)
+        shown.counts[HELD] += _held(store, tables, day, choices)
+        outlook = {**_outlook(shown, store, day), **_in_all(store, day, choices)}
+        yield dg.AssetObservation("customerio_delivery", partition=day, metadata=outlook)
+
+
+def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
+    """Where the day's tables are. With held events they are made anew, as if the day had ended before those: an event can bring
+    attributes, customers, and earlier events of an anonymous visitor."""
+    if held_from is None or window(day)[1] <= held_from:
+        return store.tables
+    anew = Tables(str(stack.enter_context(spill_folder())))
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=anew)
+    return anew
+
+
+def _held(store: Store, tables: Tables, day: str, choices: Choices) -> int:
+    """How many events the whole day would still send and these tables do not."""
+    if tables.root == store.tables.root:
+        return 0
+    unsent = [unsent_events(day, _slim(store, one, day, choices), store.ledger, choices) for one in (store.tables, tables)]
+    return max(0, unsent[0] - unsent[1])
+
+
+def _is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
+    return BACKFILL in tags or (len(keys) > FEW_DAYS and SCHEDULE not in tags)
+
+
+def _refuse_missing_days(store: Store, keys: list[str]) -> None:
+    """R1: raises `NotDelivered` where earlier days, which decide what is sent and under which key, were never learned."""
+    if store.allows_missing_days or not store.options.needs_earlier_days:
+        return
+    earlier = [day for day in days_before(max(keys)) if day not in keys]
+    missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
+    if missing:
+        raise NotDelivered(
+            f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
+            f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
+            f" {keys[0]}{'' if len(keys) == 1 else f' to {keys[-1]}'}: nothing was sent. Run them first, the oldest"
+            " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+        )
+
+
+def _ranges(missing: list[str], shown: int = 3) -> str:
+    """Consecutive days as `first to last`."""
+    ranges: list[list[str]] = []
+    for day in missing:
+        follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
+        ranges[-1].append(day) if follows else ranges.append([day])
+    texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
+
+
+def _refuse_too_much(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> None:
+    """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
+    rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
+    if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
+        return
+    forecast = Forecast()
+    for day, tables in to_send.items():
+        forecast.add_day(day, _slim(store, tables, day, choices), store.ledger, choices)
+    forecast.refuse_beyond(bounds)
 
 
 @contextmanager
@@ -88,9 +208,10 @@ def receipt_of(
 ) -> dict[str, dg.MetadataValue | int | float]:
     """The counts by reason, the requests, and a sample that shows nobody's data."""
     names = ("customers sent", "new customers", "events sent", "customers with nothing new", "events delivered before")
+    also = (ONLY_PERSONLESS, "customers suppressed", "events suppressed")
     refused = sum(count for name, count in counts.items() if name.startswith("refused"))
     return {
-        **{name: counts[name] for name in names},
+        **{name: counts[name] for name in (*names, *also)},
         "refused": refused,
         **counts,
         "requests": traffic["requests"],
@@ -110,6 +231,7 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
     return {
         "dry run": True,
         "new customers": counts["new customers"],
+        ONLY_PERSONLESS: counts[ONLY_PERSONLESS],
         "changed customers": counts["changed customers"],
         "customers with nothing new": counts["customers with nothing new"],
         "events that can trigger campaigns": counts["events that can trigger campaigns"],
@@ -120,15 +242,32 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
     }
 
 
+def _in_all(store: Store, day: str, choices: Choices) -> dict[str, int]:
+    """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
+    return {
+        "events delivered in all": len(store.ledger.delivered(day)),
+        "refused and open": len(store.ledger.refused(day)),
+        "people that the suppression list names": choices.suppressed.names,
+    }
+
+
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
-    """Who must not be sent: those on the list, and on days before their email was known, too, those with an email on it."""
+    """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
     listed = customerio.suppressed
-    return listed.also(store.identities.had_email(listed.names)) if listed else listed
+    return listed.tied(store.identities.tied, store.identities.everybody()) if listed else listed
 
 
-def shards(store: Store, day: str) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The day's (customers, events), shard by shard."""
-    return zip(store.tables.read("customers", day), store.tables.read("events", day), strict=True)
+def shards(
+    tables: Tables, day: str, customers: list[str] | None = None, events: list[str] | None = None
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The day's (customers, events), shard by shard; all columns or these."""
+    return zip(tables.read("customers", day, customers), tables.read("events", day, events), strict=True)
+
+
+def _slim(store: Store, tables: Tables, day: str, choices: Choices) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
+    """No more of the day than it takes to count."""
+    more = ["operation"] if choices.suppressed or store.ledger.refused(day) else []
+    return shards(tables, day, CUSTOMER_COLUMNS + more, EVENT_COLUMNS + more)
 
 
 @dg.graph_asset(

@@ -7,13 +7,14 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
+from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, shards, suppressed
+from cio_pipeline.defs.deliver import Bounded, one_at_a_time, receipt_of, shards, suppressed
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.ledger.ledger import Refusal
 
 
-class Redelivery(dg.Config):
+class Redelivery(Bounded):
     """Which refusals to send again; all, unless something is said."""
 
     partition: str | None = Field(default=None, description="Only those of this day, YYYY-MM-DD.")
@@ -29,11 +30,15 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     lines: list[str] = []
     listed = suppressed(customerio, store)
     with one_at_a_time(store, context.log.info):
-        for day, refused in _chosen(config, store).items():
-            allowed = _not_suppressed(refused, listed, store, day)
-            report = redeliver(day, allowed, store.ledger, customerio.client)
+        chosen, forecast = _chosen(config, store), Forecast()
+        allowed = {day: _not_suppressed(refused, listed, store, day) for day, refused in chosen.items()}
+        for refused in allowed.values():
+            forecast.add_refusals(refused, store.ledger)
+        forecast.refuse_beyond(config.bounds(store, is_backfill=True))
+        for day, refused in allowed.items():
+            report = redeliver(day, refused, store.ledger, customerio.client)
             counts, lines = counts + report.counts, lines or report.sample
-            counts["refusals suppressed"] += len(refused) - len(allowed)
+            counts["refusals suppressed"] += len(chosen[day]) - len(refused)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
     context.add_output_metadata({**receipt, "refused still, of all days": sum(store.ledger.refused_by_reason().values())})
 
@@ -56,8 +61,8 @@ def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
     if not listed:
         return refused
     written = store.tables.current("customers", day) is not None
-    keys = {key for shard in shards(store, day) for key in listed.keys(*shard)} if written else set()
-    return [one for one in refused if one.key not in keys and not listed.names_customer(one.key, one.operation)]
+    keys = {key for shard in shards(store.tables, day) for key in listed.keys(*shard)} if written else set()
+    return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 
 
 @dg.job(executor_def=dg.in_process_executor)

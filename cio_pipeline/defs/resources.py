@@ -11,7 +11,9 @@ from pydantic import PrivateAttr
 
 from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
+from cio_pipeline.customerio.forecast import Bounds
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
@@ -49,8 +51,11 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
         settings = load_settings()
+        say = context.log.info if context.log else quietly
         self._suppressed = read_suppressed(settings.suppressed_file)
-        self._client = track_client(settings, context.log.info if context.log else quietly)
+        if settings.suppressed_file:
+            say(f"CIO_SUPPRESSED_FILE names {self._suppressed.names:,} people.")
+        self._client = track_client(settings, say)
         self._client.check()
 
     @property
@@ -91,6 +96,16 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     def options(self) -> Options:
         """What the user chose about the rules."""
         return self._settings.options
+
+    @property
+    def bounds(self) -> Bounds:
+        """The most that a run may make of new customers and start of campaigns."""
+        return Bounds(self._settings.max_new_customers, self._settings.max_campaign_events)
+
+    @property
+    def allows_missing_days(self) -> bool:
+        """Whether days may be delivered though earlier ones, which they need, were never learned."""
+        return self._settings.missing_days == "allow"
 
     @property
     def attributes_from(self) -> str:

@@ -21,7 +21,7 @@ from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.ledger.schema import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals
-from cio_pipeline.ledger.state import State, customer_id, is_outdone, merge, pack, unpack
+from cio_pipeline.ledger.state import State, customer_id, is_outdone, merge, pack, pack_ids, unpack
 from cio_pipeline.lock import IsHeld, LockLost, alone
 
 
@@ -29,8 +29,9 @@ from cio_pipeline.lock import IsHeld, LockLost, alone
 class Refusal:
     """An item that Customer.io refused, with what it takes to send it again.
 
-    item: the event's uuid, or `schema.customer_item`; kind: `event` or `customer`; reason: Customer.io's word for it and the
-    field; detail: its whole message, which may quote the data; operation: what was sent; key, call and state: the item's.
+    item: the event's id in Customer.io (a ULID), or `schema.customer_item`; kind: `event` or `customer`; reason: Customer.io's
+    word for it and the field; detail: its whole message, which may quote the data; operation: what was sent; key, call and
+    state: the item's.
     """
 
     item: str
@@ -47,7 +48,7 @@ class Refusal:
 class Acknowledgement:
     """What one answer of Customer.io settles: the events and the customers' attributes it took, the items taken and refused."""
 
-    event_uuids: list[str] = field(default_factory=list)
+    event_ids: list[str] = field(default_factory=list)
     customers: dict[str, State] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
@@ -85,7 +86,7 @@ class Ledger:
                 self._lock = None
 
     def delivered(self, day: str) -> Any:
-        """The uuids of the day's events that Customer.io has acknowledged: a sorted numpy array of 16-byte strings."""
+        """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
         with reading(self._engine) as connection:
             packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
             return np.unique(np.frombuffer(b"".join(packed), dtype="S16"))
@@ -99,6 +100,16 @@ class Ledger:
                 for chunk in chunks(iter(by_id), CHUNK)
                 for row in connection.execute(sa.select(customer_states).where(customer_states.c.customer.in_(chunk)))
             }
+
+    def unknown(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that Customer.io has acknowledged nothing of: to send them makes new customers."""
+        by_id = {customer_id(key): key for key in keys}
+        with reading(self._engine) as connection:
+            for chunk in chunks(iter(list(by_id)), CHUNK):
+                known = connection.execute(sa.select(customer_states.c.customer).where(customer_states.c.customer.in_(chunk)))
+                for customer in known.scalars():
+                    del by_id[customer]
+        return list(by_id.values())
 
     def refused(self, day: str) -> dict[str, Refusal]:
         """What Customer.io refused of the day, by item."""
@@ -132,8 +143,8 @@ class Ledger:
         """
         with writing(self._engine) as transaction:
             self._check_lock(transaction)
-            if answer.event_uuids:
-                packed = b"".join(uuid.UUID(value).bytes for value in answer.event_uuids)
+            if answer.event_ids:
+                packed = pack_ids(answer.event_ids).tobytes()
                 transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
             self._close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
             self._keep_states(transaction, answer.customers)

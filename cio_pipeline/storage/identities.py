@@ -6,7 +6,7 @@ history before the first partition is kept as a day of its own that sorts before
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
@@ -18,6 +18,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.database import CUT_OFF_SECONDS, SchemaVersion, Text, chunks, connect, reading, values, writing
 from cio_pipeline.spill import spill_folder
@@ -67,16 +68,26 @@ namings = sa.Table(
     sa.Column("microseconds", sa.BigInteger, nullable=False),
     sa.Column("distinct_id", Text, nullable=False),
     sa.Index("namings_of_an_id", "anonymous_id", "day"),
+    sa.Index("namings_by_an_id", "distinct_id"),
 )
 """The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
+
+email_owners = sa.Table(
+    "email_owners",
+    metadata,
+    sa.Column("email", Text, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True, index=True),
+)
+"""Emails in lower case, and the distinct_ids whose they ever were (R21). No day that is learned again makes one forget it."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them."""
+    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them, and whose each email is."""
 
     facts: pd.DataFrame
     namings: pd.DataFrame
+    owners: Set[tuple[str, str]] = frozenset()
 
 
 class Identities:
@@ -98,7 +109,7 @@ class Identities:
                     transaction.execute(sa.delete(table).where(table.c.day == day))
                 for table, path in kept:
                     for chunk in chunks(iter(_spilled(path)), CHUNK):
-                        transaction.execute(sa.insert(table), chunk)
+                        transaction.execute(self._insert(table), chunk)
                 row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
                 transaction.execute(sa.insert(learned_days), row)
 
@@ -108,11 +119,30 @@ class Identities:
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def had_email(self, is_meant: Callable[[str], bool]) -> set[str]:
-        """The distinct_ids that ever had an email that is meant."""
+    def tied(self, distinct_ids: Iterable[str], emails: Iterable[str]) -> tuple[set[str], set[str]]:
+        """R21: the distinct_ids, and the emails in lower case, of everybody whom these distinct_ids and emails lead to.
+
+        Each round looks up what the round before has found, so it takes as long as these people are many.
+        """
+        ids, addresses = new_ids, new_addresses = set(distinct_ids), set(emails)
+        while new_ids or new_addresses:
+            with reading(self._engine) as connection:
+                owned = _partners(connection, email_owners.c.distinct_id, email_owners.c.email, new_ids)
+                owners = _partners(connection, email_owners.c.email, email_owners.c.distinct_id, new_addresses)
+                named = _partners(connection, namings.c.anonymous_id, namings.c.distinct_id, new_ids)
+                naming = _partners(connection, namings.c.distinct_id, namings.c.anonymous_id, new_ids)
+            new_ids, new_addresses = (owners | named | naming) - ids, owned - addresses
+            ids, addresses = ids | new_ids, addresses | new_addresses
+        return ids, addresses
+
+    def everybody(self) -> Iterator[str]:
+        """Every distinct_id and email that is known, perhaps more than once."""
+        named = (namings.c.anonymous_id, namings.c.distinct_id)
+        owned = (email_owners.c.email, email_owners.c.distinct_id, emails.c.email)
         with reading(self._engine) as connection:
-            pairs = connection.execute(sa.select(emails.c.distinct_id, emails.c.email).distinct())
-            return {distinct_id for distinct_id, email in pairs if is_meant(email)}
+            for column in (*named, *owned, identified.c.distinct_id):
+                rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
+                yield from rows.scalars()
 
     def namings_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """The namings of these anonymous ids on the days from `first` on and before `day`: `stitching.NAMING_COLUMNS`."""
@@ -151,6 +181,13 @@ class Identities:
         learned = self._learned()
         return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
 
+    def _insert(self, table: sa.Table) -> sa.Insert:
+        """An owner of an email that is known already stays; both dialects say so in modules of their own."""
+        if table is not email_owners:
+            return sa.insert(table)
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
@@ -179,6 +216,14 @@ class Identities:
                 for chunk in chunks(iter(dict.fromkeys(ids)), CHUNK)
                 for row in connection.execute(query(values(self._engine, chunk)))
             ]
+
+
+def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
+    """What stands in the column `partner` of the rows whose column `of` has one of the values."""
+    found = set[str]()
+    for chunk in chunks(iter(values), CHUNK):
+        found.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
+    return found
 
 
 def _stands_for(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
@@ -224,8 +269,10 @@ def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
     told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = part.namings.assign(microseconds=part.namings["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
+    owners = {*part.owners, *zip(map(str.lower, told["email"]), told["distinct_id"], strict=True)}
     return [
         (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
         (emails, told[["distinct_id", "email", "microseconds"]].assign(day=day).to_dict("records")),
         (namings, named[columns].assign(day=day).to_dict("records")),
+        (email_owners, [{"email": email, "distinct_id": distinct_id} for email, distinct_id in sorted(owners)]),
     ]

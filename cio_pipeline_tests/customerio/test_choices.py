@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.connector.operations import Tables
-from cio_pipeline.customerio.client import NotDelivered, TrackClient
+from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.masking import mask
 from cio_pipeline.sandbox import customerio
@@ -118,14 +119,6 @@ def test_the_limit_holds_over_shards(ledger: Ledger, workspace: Workspace) -> No
     assert report.counts["customers sent"] == 2
 
 
-def test_recent_events_are_held_and_go_out_later(workspace: Workspace, ledger: Ledger) -> None:
-    made = tables(event("old", at="2026-03-02T10:00Z"), event("young", at="2026-03-02T12:00Z"))
-    noon = pd.Timestamp("2026-03-02T12:00Z").timestamp()
-    counts = send(workspace, ledger, made, choices=Choices(hold_since=noon)).counts
-    assert (counts["events sent"], counts["events held as too recent"], counts["customers sent"]) == (1, 1, 1)
-    assert send(workspace, ledger, made).counts["events sent"] == 1
-
-
 def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(workspace: Workspace, ledger: Ledger) -> None:
     older = tables(event("a", set_={"plan": "free", "city": "Bonn"}))
     send(workspace, ledger, older)
@@ -144,6 +137,10 @@ def test_a_forced_delivery_sends_what_was_refused(workspace: Workspace, ledger: 
     assert send(workspace, ledger, made, choices=Choices(resend=True)).counts["refused: required name"] == 1
 
 
+def listing(*lines: str) -> Suppressed:
+    return parse("\n".join(lines).encode())
+
+
 def hashed(text: str) -> str:
     return sha256(text.encode()).hexdigest()
 
@@ -158,7 +155,7 @@ def test_nothing_of_the_suppressed_is_sent_and_it_is_counted(
     made = tables(
         event("a", "u1", set_={"email": "jane@example.com"}), event("b", "u1"), event("c", "u2"), identify_by_email=by_email
     )
-    choices = Choices(Suppressed([line, "", "nobody"]))
+    choices = Choices(listing(line, "", "nobody"))
     assert look(ledger, made, choices).counts["new customers"] == 1
     counts = send(workspace, ledger, made, choices=choices).counts
     assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
@@ -172,35 +169,18 @@ def test_a_suppressed_distinct_id_is_found_behind_an_email_that_it_shares(
 ) -> None:
     shared = {"email": "jane@example.com"}
     made = tables(event("a", "u1", set_=shared), event("b", "u2", set_=shared), event("c", "u3"), identify_by_email=True)
-    counts = send(workspace, ledger, made, choices=Choices(Suppressed([line]))).counts
+    counts = send(workspace, ledger, made, choices=Choices(listing(line))).counts
     assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
     assert people(workspace) == {"u3": 1}
 
 
 def test_a_distinct_id_is_suppressed_only_in_its_own_case() -> None:
-    listed = Suppressed(["ABC", hashed("DEF")])
-    assert listed.names("ABC")
-    assert listed.names("DEF")
-    assert not listed.names("abc")
-    assert not listed.names("def")
-    assert not Suppressed().names("")
-
-
-def test_the_list_is_read_from_a_file_and_an_unreadable_one_is_named(tmp_path: Path) -> None:
-    (tmp_path / "list.txt").write_bytes("\ufeffu1\r\n\r\njane@example.com\n".encode())
-    assert read_suppressed(str(tmp_path / "list.txt")).names("JANE@example.com")
-    assert read_suppressed((tmp_path / "list.txt").as_uri()).names("u1")
-    assert not read_suppressed(None)
-    (tmp_path / "binary").write_bytes(b"\xff\xfe\x00")
-    for wrong in (
-        tmp_path / "secret-place",
-        tmp_path,
-        tmp_path / "binary",
-        "nowhere://secret-place",
-        "http://127.0.0.1:1/secret-place",
-    ):
-        with pytest.raises(NotDelivered, match=r"^CIO_SUPPRESSED_FILE cannot be read \(\w+\): nothing is sent\.$"):
-            read_suppressed(str(wrong))
+    listed = listing("ABC", hashed("DEF"))
+    assert listed.has("ABC")
+    assert listed.has("DEF")
+    assert not listed.has("abc")
+    assert not listed.has("def")
+    assert not Suppressed().has("")
 
 
 def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger: Ledger) -> None:

@@ -217,7 +217,7 @@ def test_an_empty_day_sends_nothing(workspace: Workspace, ledger: Ledger) -> Non
 def test_a_number_beyond_every_float_is_looked_at_listed_and_sent_exactly(
     workspace: Workspace, ledger: Ledger, number: int
 ) -> None:
-    made, choices = tables(event("a", n=number, set_={"n": number})), Choices(Suppressed(["nobody"]))
+    made, choices = tables(event("a", n=number, set_={"n": number})), Choices(Suppressed(frozenset({"nobody"})))
     shards = [(made.customers, made.events)]
     assert preview(DAY, shards, ledger, choices, set()).counts["events to send"] == 1
     accepted: list[Any] = []

@@ -28,6 +28,7 @@ from cio_pipeline_tests.postgres import URL_PASSWORD
 
 DAY = "2025-01-01"
 PARTITION = "dagster/partition"
+SINK = "customerio_delivery.upsert_to_customerio"
 EXTRACTED = dg.AssetKey("posthog_events")
 Workspace = customerio.CustomerioServer
 EVENTS: list[dict[str, Any]] = [
@@ -68,8 +69,7 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
         partition_key=DAY,
         run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
     )
-    node = "customerio_delivery.upsert_to_customerio"
-    receipts: list[Any] = [*result.asset_materializations_for_node(node), *result.asset_observations_for_node(node)]
+    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
     [receipt] = receipts
     return {name: value.value for name, value in receipt.metadata.items()}
 
@@ -131,8 +131,11 @@ def test_a_dry_run_reports_and_sends_nothing_and_the_run_after_it_sends_all(
 
 
 def test_run_config_limits_holds_and_forces(workspace: Workspace, instance: dg.DagsterInstance) -> None:
-    assert run(instance, limit=1, hold_recent_events=24 * 365 * 100)["customers sent"] == 1
-    assert run(instance)["events sent"] == 4
+    held = run(instance, hold_recent_events=24 * 365 * 100)
+    assert (held["customers sent"], held["events sent"], held["events held as too recent"]) == (0, 0, 4)
+    limited = run(instance, limit=1)
+    assert (limited["customers sent"], limited["events sent"], limited["customers beyond the limit"]) == (1, 2, 1)
+    assert run(instance)["events sent"] == 2
     assert run(instance, resend=True)["events sent"] == 4
     assert workspace.workspace.totals()["events"] == 4
     with pytest.raises(dg.DagsterInvalidConfigError):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from cio_pipeline.database import connect
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline.ledger.schema import customer_item
-from cio_pipeline.ledger.state import State, merge, name_hash, pack, unpack, value_hash
+from cio_pipeline.ledger.state import CROCKFORD, State, merge, name_hash, pack, pack_ids, unpack, value_hash
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 states = st.dictionaries(
@@ -25,6 +25,20 @@ states = st.dictionaries(
 
 def state(**attributes: tuple[str, int]) -> State:
     return {name_hash(name): (value_hash(value.encode()), time) for name, (value, time) in attributes.items()}
+
+
+def as_ulid(bits: int) -> str:
+    return "".join(CROCKFORD[bits >> 5 * place & 31] for place in reversed(range(26)))
+
+
+def new_id() -> str:
+    return as_ulid(uuid.uuid4().int)
+
+
+@given(st.lists(st.integers(0, 2**128 - 1)))
+def test_an_event_is_known_by_the_16_bytes_of_its_ulid(ids: list[int]) -> None:
+    packed = [bytes(value).ljust(16, b"\0") for value in pack_ids(list(map(as_ulid, ids)))]
+    assert packed == [bits.to_bytes(16, "big") for bits in ids]
 
 
 @pytest.fixture
@@ -37,11 +51,11 @@ def refusal(item: str, kind: str = "event", key: str = "id:u1", **attributes: tu
 
 
 def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
-    first, second, ends_in_zeros = (str(uuid.uuid4()), str(uuid.uuid4()), "00000000-0000-0000-0000-000000000000")
-    ledger.acknowledge(DAY, Acknowledgement(event_uuids=[first, ends_in_zeros]))
-    ledger.acknowledge(DAY, Acknowledgement(event_uuids=[second]))
-    ledger.acknowledge("2026-03-03", Acknowledgement(event_uuids=[str(uuid.uuid4())]))
-    expected = {uuid.UUID(value).bytes for value in (first, second, ends_in_zeros)}
+    first, second, ends_in_zeros = 1 << 127, 7, 0
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(first), as_ulid(ends_in_zeros)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(second)]))
+    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=[new_id()]))
+    expected = {value.to_bytes(16, "big") for value in (first, second, ends_in_zeros)}
     assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
 
 
@@ -52,12 +66,12 @@ def test_r17_states_merge_by_time(ledger: Ledger) -> None:
 
 
 def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Ledger) -> None:
-    event = str(uuid.uuid4())
+    event = new_id()
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     assert ledger.refused(DAY) == {event: refusal(event)}
     assert ledger.refused_by_reason() == {"invalid name": 1}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_uuids=[event], accepted=[event]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[event], accepted=[event]))
     assert ledger.refused(DAY) == {}
 
 
@@ -80,6 +94,11 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     assert ledger.refusals(DAY, "too large") == {DAY: [other]}
 
 
+def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20))}))
+    assert ledger.unknown(["id:u1", "id:u2", "email:u1"]) == ["id:u2", "email:u1"]
+
+
 def test_odd_text_is_kept_as_it_is(ledger: Ledger) -> None:
     odd = Refusal("a", "event", "a\0b", "é\0" * 5000, r'{"a":"\\x00\\0"}', r"id:\x00\0" + "\0" + "ü" * 2000)
     ledger.acknowledge(DAY, Acknowledgement(refused=[odd]))
@@ -94,7 +113,7 @@ def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(
         ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": state(**values) for n in range(1000)}))
     with_people = size(database_url)
     for _ in range(0, events, 1000):
-        ledger.acknowledge(DAY, Acknowledgement(event_uuids=[str(uuid.uuid4()) for _ in range(1000)]))
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=[new_id() for _ in range(1000)]))
     assert (with_people - empty) / people <= 200
     assert (size(database_url) - with_people) / events <= 24
 

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import pandas as pd
 import pytest
 
 from cio_pipeline.connector.stitching import NAMING_COLUMNS
-from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 
 NOBODY_NAMED = pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
@@ -131,14 +128,29 @@ def test_an_id_with_nul_and_ids_that_look_like_its_escape_are_three_people(ident
     }
 
 
-def test_who_ever_had_an_email_is_found(identities: Identities) -> None:
-    keep(identities, "2026-03-01", learned(("u1", False, "Jane@example.com"), ("u2", False, "joe@example.com")))
-    keep(identities, "2026-03-02", learned(("u1", False, "new@example.com")))
-    assert identities.had_email(Suppressed(["jane@example.com"]).names) == {"u1"}
+def naming(anonymous_id: str, distinct_id: str) -> Learned:
+    """What a `$identify` teaches that names an anonymous id."""
+    row = {"anonymous_id": anonymous_id, "distinct_id": distinct_id, "timestamp": pd.Timestamp("2026-03-01", tz="UTC")}
+    frame = pd.DataFrame([{**row, "uuid": "00000000-0000-0000-0000-000000000001"}])
+    return Learned(learned()[0].facts, frame.astype({"timestamp": "datetime64[us, UTC]"}))
 
 
-def test_two_runs_that_learn_one_day_at_once_do_no_harm(identities: Identities) -> None:
-    with ThreadPoolExecutor(4) as threads:
-        runs = [threads.submit(keep, identities, "2026-03-01", learned(("u1", True, None))) for _ in range(12)]
-        assert [run.result() for run in runs] == [None] * 12
-    assert before(identities, "2026-03-02", "u1") == {"u1": (True, None)}
+def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(("u1", False, "Jane@example.com"), ("u3", False, "joe@example.com")))
+    keep(identities, "2026-03-02", [naming("anon", "u2"), *learned(("u2", False, "JANE@example.com"))])
+    nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"])
+    both = {("Jane@Work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
+    owners = {(email.lower(), who) for email, who in both}
+    keep(identities, HISTORY, [Learned(nobody, NOBODY_NAMED, owners)])
+    jane = ({"u1", "u2", "anon", "Jane@Work.example.com"}, {"jane@example.com", "jane@work.example.com"})
+    for ids, emails in (["anon"], []), ([], ["jane@work.example.com"]), (["u1"], ["unheard@example.com"]):
+        tied = identities.tied(ids, emails)
+        assert (tied[0] - {"u9"}, tied[1] - {"unheard@example.com"}) == jane
+    assert identities.tied(["u9"], []) == ({"u9"}, set())
+    assert {"anon", "u1", "u2", "u3", "Jane@example.com", "jane@example.com"} <= set(identities.everybody())
+
+
+def test_r21_an_email_stays_its_owners_when_the_day_is_learned_again(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(("u1", False, "jane@example.com")))
+    keep(identities, "2026-03-01", learned(("u1", False, "other@example.com")))
+    assert identities.tied([], ["jane@example.com"]) == ({"u1"}, {"jane@example.com", "other@example.com"})

@@ -1,0 +1,308 @@
+"""Runs of several days: a receipt a day, what stops a run before its first request, and what is held for another run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline_tests.defs.test_deliver import SINK, refusing
+
+DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
+TODAY = datetime.now(timezone.utc).date()
+RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
+SINK_KEY = dg.AssetKey("customerio_delivery")
+ONLY_PERSONLESS = "new customers with nothing but personless events"
+Workspace = customerio.CustomerioServer
+Start = Callable[..., Workspace]
+
+
+def event(number: int, name: str, distinct_id: str, at: str, **properties: Any) -> dict[str, Any]:
+    uuid = f"00000000-0000-4000-8000-{number:012}"
+    return {"uuid": uuid, "event": name, "distinct_id": distinct_id, "timestamp": at, "properties": properties}
+
+
+def stream(days: list[str]) -> list[dict[str, Any]]:
+    """On each of three days: an event of jane, and one of somebody new."""
+    return [
+        event(2 * number + which, "visit", who, f"{day}T10:00:00Z", **{"$set": {"plan": str(number)}})
+        for number, day in enumerate(days)
+        for which, who in enumerate(["jane", f"new-{number}"])
+    ]
+
+
+@pytest.fixture
+def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
+    """Starts a Customer.io beside a PostHog with the events given, and settings that name both."""
+    monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    with customerio.serve() as server:
+
+        @contextmanager
+        def serving(events: list[dict[str, Any]]) -> Iterator[Workspace]:
+            with posthog.serve(iter(events)) as source:
+                for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+                    monkeypatch.setenv(name, value)
+                yield server
+
+        opened: list[AbstractContextManager[Workspace]] = []
+
+        def begin(events: list[dict[str, Any]], **settings: str) -> Workspace:
+            opened.append(serving(events))
+            found = opened[-1].__enter__()
+            for name, value in settings.items():
+                monkeypatch.setenv(name, value)
+            return found
+
+        yield begin
+        for one in opened:
+            one.__exit__(None, None, None)
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def execute(
+    instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any
+) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance,
+        tags={RANGE_START: days[0], RANGE_END: days[-1], **(tags or {})},
+        run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
+    )
+
+
+def run(instance: dg.DagsterInstance, days: list[str], **config: Any) -> dict[str, dict[str, Any]]:
+    """Runs the days; gives each day's receipt."""
+    result = execute(instance, days, **config)
+    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
+    return {str(one.partition): {name: value.value for name, value in one.metadata.items()} for one in receipts}
+
+
+def stops(instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any) -> str:
+    """Runs the days, which must fail; gives the sentence."""
+    with pytest.raises(dg.Failure) as failure:
+        execute(instance, days, tags, **config)
+    assert isinstance(failure.value.__cause__, NotDelivered)
+    return str(failure.value.description)
+
+
+def sent(workspace: Workspace) -> dict[str, int]:
+    return workspace.workspace.totals()
+
+
+def plan_of(workspace: Workspace, distinct_id: str) -> Any:
+    person = workspace.workspace.person(distinct_id)
+    return person and person.values["plan"]
+
+
+def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start, instance: dg.DagsterInstance) -> None:
+    workspace = start(stream(DAYS))
+    workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
+    stops(instance, DAYS)
+    assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS[:2])
+    records = instance.fetch_materializations(SINK_KEY, limit=9).records
+    metadata = {one.partition_key: one.asset_materialization.metadata for one in records if one.asset_materialization}
+    assert {day: one["events sent"].value for day, one in metadata.items()} == dict.fromkeys(DAYS[:2], 2)
+    workspace.faults = lambda number, path: None
+    receipts = run(instance, DAYS)
+    assert [receipts[day]["events sent"] for day in DAYS] == [0, 0, 2]
+    assert [receipts[day]["events delivered in all"] for day in DAYS] == [2, 2, 2]
+    assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS)
+
+
+def test_a_receipt_tells_what_is_refused_and_open_also_on_a_rerun(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start([*stream(DAYS[:1]), event(9, "paid", "jane", f"{DAYS[0]}T11:00:00Z")])
+    refusing(workspace, monkeypatch, "paid")
+    for events_sent in (2, 0):
+        receipt = run(instance, DAYS[:1])[DAYS[0]]
+        assert (receipt["events sent"], receipt["events delivered in all"], receipt["refused and open"]) == (events_sent, 2, 1)
+
+
+def test_nothing_refused_fails_while_something_is(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start([*stream(DAYS[:1]), event(9, "paid", "jane", f"{DAYS[0]}T11:00:00Z")])
+    refusing(workspace, monkeypatch, "paid")
+    checks = {one.check_name: one for one in execute(instance, DAYS[:1]).get_asset_check_evaluations()}
+    assert not checks["nothing_refused"].passed
+    assert checks["nothing_refused"].metadata["required name"].value == 1
+
+
+def test_a_dry_run_of_days_counts_a_new_customer_once(start: Start, instance: dg.DagsterInstance) -> None:
+    start(stream(DAYS))
+    receipts = run(instance, DAYS, dry_run=True)
+    assert [receipts[day]["new customers"] for day in DAYS] == [2, 1, 1]
+    assert [receipts[day]["changed customers"] for day in DAYS] == [0, 1, 1]
+
+
+def test_redelivery_sends_while_it_holds_the_delivery_lock(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start([*stream(DAYS[:1]), event(9, "paid", "jane", f"{DAYS[0]}T11:00:00Z")])
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        run(instance, DAYS[:1])
+    held: list[bool] = []
+    alone, acknowledge = Ledger.alone, Ledger.acknowledge
+
+    @contextmanager
+    def noted(self: Ledger, waiting: Callable[[], None]) -> Iterator[None]:
+        with alone(self, waiting):
+            held.append(True)
+            yield
+            held.clear()
+
+    def only_alone(self: Ledger, *answer: Any) -> None:
+        assert held == [True]
+        acknowledge(self, *answer)
+
+    monkeypatch.setattr(Ledger, "alone", noted)
+    monkeypatch.setattr(Ledger, "acknowledge", only_alone)
+    assert defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance).success
+    assert sent(workspace)["events"] == 3
+
+
+def test_a_run_that_would_make_more_new_customers_than_allowed_stops_before_its_first_request(
+    start: Start, instance: dg.DagsterInstance, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
+    assert stops(instance, DAYS) == (
+        "This run would make 4 new customers, more than CIO_MAX_NEW_CUSTOMERS allows (3): nothing was sent."
+        " If that is meant, set CIO_MAX_NEW_CUSTOMERS, or max_new_customers in the launchpad, to 4 or more."
+    )
+    assert sent(workspace) == {"people": 0, "events": 0}
+    assert "4 new customers" in stops(instance, DAYS, max_new_customers=2)
+    (tmp_path / "list").write_text("new-1\n")
+    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
+    assert run(instance, DAYS)[DAYS[2]]["new customers"] == 1, "who is not sent does not count"
+    monkeypatch.delenv("CIO_SUPPRESSED_FILE")
+    assert run(instance, DAYS, max_new_customers=1)[DAYS[1]]["new customers"] == 1, "nor who is there already"
+    monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "0")
+    run(instance, DAYS, resend=True)
+
+
+def test_the_limit_bounds_the_new_customers_that_are_counted(start: Start, instance: dg.DagsterInstance) -> None:
+    workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="1")
+    run(instance, DAYS, limit=1)
+    assert sent(workspace)["people"] == 1
+
+
+def test_a_dry_run_says_what_would_stop_the_run(
+    start: Start, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+) -> None:
+    start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
+    assert set(run(instance, DAYS, dry_run=True)) == set(DAYS)
+    assert "If this were no dry run: This run would make 4 new customers" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(("tags", "days"), [({}, RECENT), ({"dagster/backfill": "abc"}, RECENT[2:])])
+def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
+    start: Start, instance: dg.DagsterInstance, tags: dict[str, str], days: list[str]
+) -> None:
+    workspace = start(stream(RECENT), CIO_MAX_CAMPAIGN_EVENTS="1")
+    said = stops(instance, days, tags)
+    assert "events that can start campaigns, more than CIO_MAX_CAMPAIGN_EVENTS allows (1): nothing was sent." in said
+    assert sent(workspace)["events"] == 0
+    execute(instance, RECENT, {"dagster/schedule_name": "customerio_daily"})
+    execute(instance, days, tags)
+    assert sent(workspace)["events"] == 6
+
+
+def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+    workspace = start(stream(DAYS[:1]))
+    answer = workspace.answer
+    workspace.answer = lambda method, *rest: (400, {}) if method == "POST" else answer(method, *rest)  # type: ignore[method-assign]
+    run(instance, DAYS[:1])
+    workspace.answer = answer  # type: ignore[method-assign]
+    monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
+    job = defs.resolve_job_def("redeliver_refused")
+    with pytest.raises(dg.Failure, match="would make 2 new customers"):
+        job.execute_in_process(instance=instance)
+    assert sent(workspace)["people"] == 0
+    job.execute_in_process(instance=instance, run_config={"ops": {"send_refused_again": {"config": {"max_new_customers": 2}}}})
+    assert sent(workspace)["people"] == 2
+
+
+def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:
+    """An attribute, a customer, and the earlier events of an anonymous visitor that a held `$identify` names."""
+    at = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
+    day, cut = str(at.date()), at.replace(hour=12)
+    set_ = {"$set": {"plan": "free"}}
+    workspace = start(
+        [
+            event(1, "visit", "anon", f"{day}T10:00:00Z"),
+            event(2, "$identify", "jane", f"{day}T11:00:00Z", **set_),
+            event(3, "paid", "jane", f"{day}T13:00:00Z", **{"$set": {"plan": "pro"}}),
+            event(4, "$identify", "jane", f"{day}T13:30:00Z", **{"$anon_distinct_id": "anon"}),
+            event(5, "$identify", "joe", f"{day}T14:00:00Z"),
+        ],
+        CIO_ANONYMOUS_USERS="identified",
+        CIO_STITCH_ANONYMOUS_DAYS="30",
+        CIO_MISSING_DAYS="allow",
+    )
+    hours = (datetime.now(timezone.utc) - cut) / timedelta(hours=1)
+    receipt = run(instance, [day], hold_recent_events=hours)[day]
+    assert (receipt["events sent"], receipt["customers sent"], receipt["events held as too recent"]) == (1, 1, 4)
+    assert plan_of(workspace, "jane") == "free"
+    receipt = run(instance, [day])[day]
+    assert (receipt["events sent"], receipt["new customers"]) == (4, 1)
+    assert plan_of(workspace, "jane") == "pro"
+    assert sent(workspace) == {"people": 2, "events": 5}
+
+
+def test_new_customers_with_nothing_but_personless_events_are_counted(start: Start, instance: dg.DagsterInstance) -> None:
+    personless = {"$process_person_profile": False}
+    start(
+        [
+            event(1, "visit", "somebody", f"{DAYS[0]}T10:00:00Z", **personless),
+            event(2, "visit", "somebody", f"{DAYS[0]}T11:00:00Z"),
+            event(3, "visit", "nobody-1", f"{DAYS[0]}T10:00:00Z", **personless),
+            event(4, "visit", "nobody-2", f"{DAYS[0]}T10:00:00Z", **personless),
+        ]
+    )
+    assert run(instance, DAYS[:1], dry_run=True)[DAYS[0]][ONLY_PERSONLESS] == 2
+    receipt = run(instance, DAYS[:1])[DAYS[0]]
+    assert (receipt["new customers"], receipt[ONLY_PERSONLESS]) == (3, 2)
+
+
+@pytest.mark.parametrize(
+    "settings", [{"CIO_IDENTIFY_BY_EMAIL": "Yes"}, {"CIO_ANONYMOUS_USERS": "identified"}, {"CIO_ANONYMOUS_USERS": "emails"}]
+)
+def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
+    start: Start, instance: dg.DagsterInstance, settings: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start([*stream(DAYS), event(9, "$identify", "jane", f"{DAYS[2]}T11:00:00Z")], **settings)
+    assert stops(instance, DAYS[2:]) == (
+        "2 earlier days were never learned (2025-01-01 to 2025-01-02), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS"
+        " they decide what is sent of 2025-01-03: nothing was sent. Run them first, the oldest first; or set CIO_START_DATE to"
+        " the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+    )
+    assert sent(workspace) == {"people": 0, "events": 0}
+    run(instance, DAYS[:1])
+    assert "1 earlier day was never learned (2025-01-02)" in stops(instance, DAYS[2:])
+    monkeypatch.setenv("CIO_MISSING_DAYS", "allow")
+    run(instance, DAYS[2:])
+    monkeypatch.setenv("CIO_MISSING_DAYS", "refuse")
+    run(instance, DAYS[1:])
+
+
+def test_days_that_need_no_earlier_ones_are_delivered_without_them(start: Start, instance: dg.DagsterInstance) -> None:
+    start(stream(DAYS), CIO_ANONYMOUS_USERS="all")
+    assert run(instance, DAYS[2:])[DAYS[2]]["events sent"] == 2

@@ -1,0 +1,105 @@
+"""R21 over random streams, settings and lists: nothing of a listed person is sent, and everything else is."""
+
+from __future__ import annotations
+
+import json
+from hashlib import sha256
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.suppression_list import parse
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline_tests.connector.random_streams import Stream, options, streams
+from cio_pipeline_tests.connector.reference import Event, expected, is_email, is_usable, readable
+from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
+
+Node = tuple[str, str]
+
+
+def ties(event: Event) -> list[tuple[Node, Node]]:
+    """What an event ties together, as R21 has it, one event at a time: distinct_ids, and emails in lower case."""
+    who = event.distinct_id
+    if not is_usable(who):
+        return []
+    found: list[tuple[Node, Node]] = []
+    if is_email(who):
+        found.append((("id", who), ("email", who.lower())))
+    properties: Any = readable(event.properties)
+    given = readable(event.person_properties) if event.person_properties is not None else properties.get("$set")
+    email = given.get("email") if isinstance(given, dict) else None
+    if is_email(email):
+        found.append((("id", who), ("email", str(email).lower())))
+    anonymous_id = properties.get("$anon_distinct_id")
+    if event.name == "$identify" and isinstance(anonymous_id, str) and is_usable(anonymous_id):
+        found.append((("id", who), ("id", anonymous_id)))
+        if is_email(anonymous_id):
+            found.append((("id", anonymous_id), ("email", anonymous_id.lower())))
+    return found
+
+
+def person(stream: Stream, start: Node) -> set[Node]:
+    """All that is tied to a distinct_id or email."""
+    pairs = [pair for event in stream.events for pair in ties(event)]
+    found = {start} | ({("email", start[1].lower())} if is_email(start[1]) else set())
+    while more := {node for pair in pairs if found.intersection(pair) for node in pair} - found:
+        found |= more
+    return found
+
+
+def is_theirs(key: str, persons: set[Node]) -> bool:
+    kind, _, value = key.partition(":")
+    return (kind, value) in persons
+
+
+def lines(name: str) -> st.SearchStrategy[str]:
+    """Ways to put somebody on the list; `names` are exact but for emails."""
+    exact = [name, f'"{name}"', sha256(name.encode()).hexdigest(), f"sha256:{sha256(name.encode()).hexdigest()}", f'"{name}",x']
+    email = [name.upper(), name.lower(), f"Somebody <{name}>", f"mailto:{name}", sha256(name.lower().encode()).hexdigest()]
+    return st.sampled_from(exact + email if is_email(name) else exact)
+
+
+@pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
+@settings(fixed, max_examples=20)
+@given(data=st.data())
+def test_nothing_of_a_listed_person_is_sent_and_everything_else_is(hostile: bool, data: Draw) -> None:
+    stream, chosen = data.draw(streams(hostile, seconds_apart=True)), data.draw(options)
+    nodes = sorted({node for event in stream.events for pair in ties(event) for node in pair} | {("id", "u1")})
+    name = data.draw(st.sampled_from([value for _, value in nodes if value.isprintable() and '"' not in value]), "name")
+    line = data.draw(lines(name), "line")
+    persons = person(stream, ("email" if ("email", name) in nodes else "id", name))
+    persons |= person(stream, ("id", name))
+    wanted = expected(stream.events, START, chosen)
+    with derived(stream, chosen, data) as product:
+        workspace, ledger = Workspace(by_time=False), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
+        listed = parse(f"{line}\n".encode())
+        assert listed.names == 1
+        people = listed.tied(product.identities.tied, product.identities.everybody())
+        for day in days_of(stream):
+            deliver(day, shards(product, day), ledger, workspace, choices=Choices(people))
+    rest = {key: values for key, values in latest(wanted).items() if not is_theirs(key, persons)}
+    assert exactly(workspace.people) == exactly(rest)
+    sent = [event["id"] for day in wanted.events.values() for event in day if not is_theirs(event["key"], persons)]
+    assert sorted(workspace.event_ids) == sorted(sent)
+
+
+def shards(product: Days, day: str) -> Any:
+    return zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
+
+
+def test_a_person_is_found_through_days_before_and_after() -> None:
+    """The reference itself: an email that another id had later ties both, and the anonymous id of the first."""
+    at = 1_772_409_600_000_000
+    events = [
+        Event(at, "1", "visit", "anon"),
+        Event(at + 1, "2", "$identify", "u1", json.dumps({"$anon_distinct_id": "anon", "$set": {"email": "A@example.com"}})),
+        Event(at + 2, "3", "visit", "u2", json.dumps({"$set": {"email": "a@example.com"}})),
+        Event(at + 3, "4", "visit", "u3"),
+    ]
+    found = person(Stream(events, 1), ("id", "u2"))
+    assert found == {("id", "u2"), ("email", "a@example.com"), ("id", "u1"), ("id", "anon")}
