@@ -76,7 +76,7 @@ def project() -> Faulty:
 @pytest.fixture
 def source(project: Faulty) -> Iterator[QuerySource]:
     with posthog.serve(project=project) as server:
-        yield QuerySource(server.url, "1", "phx_sandbox", (), with_person=False)
+        yield QuerySource(server.url, "1", "phx_sandbox", (), attributes_from="set")
 
 
 @pytest.fixture
