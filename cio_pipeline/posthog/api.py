@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import requests
 
 from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.http import send
+from cio_pipeline.http import Bearer, new_session, send
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.source import NotExtracted, Say
 
@@ -68,9 +68,7 @@ class Api:
     def __init__(self, url: str, project_id: str, api_key: str) -> None:
         self._project = f"{url}/api/projects/{project_id}"
         self._key = api_key
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._session = new_session(Bearer(api_key))
 
     def ask(
         self,
@@ -128,9 +126,7 @@ class Api:
     def _clean(self, told: Any) -> str:
         """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
         text = str(told)[:MOST_DETAIL]
-        if self._key:
-            text = text.replace(self._key, "***")
-        return mask(" ".join("".join(sign if sign.isprintable() else " " for sign in text).split()))[:500]
+        return mask(text.replace(self._key, "***") if self._key else text)[:500]
 
 
 def refused(answer: Answer) -> NotExtracted:

@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import requests
 
+from cio_pipeline.http import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import Answer, Api, pause, refused
 from cio_pipeline.posthog.dropped_set import reaches_back
@@ -235,7 +236,10 @@ class Reading:
         needed, needed_values = self._source.needed
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
         for attempt in itertools.count(1):
-            answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
+            try:
+                answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
+            except TooLong:
+                return None
             self._note(answer.response)
             if answer.status == 200:
                 self._busy = 0
