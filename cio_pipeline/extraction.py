@@ -22,7 +22,8 @@ from cio_pipeline.posthog.source import (
     in_order,
 )
 from cio_pipeline.spill import spill_folder
-from cio_pipeline.storage.tables import Tables, Writer, shards_for
+from cio_pipeline.storage.tables import Tables, shards_for
+from cio_pipeline.storage.writer import Writer
 
 KNOWN = pa.schema([EVENT_SCHEMA.field(name) for name in (*r20.IDENTITY, "timestamp", "properties", "person_properties")])
 WHOLE = pa.schema([*EVENT_SCHEMA, ("took", pa.bool_())])

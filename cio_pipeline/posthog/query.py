@@ -8,9 +8,8 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from copy import copy
 from datetime import datetime, timedelta, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import requests
@@ -45,16 +44,23 @@ IN_SLICE = (
     "event IN {events} AND cityHash64(distinct_id) >= {low} AND cityHash64(distinct_id) <= {high}"
     " AND cityHash64(uuid) >= {uuid_low} AND cityHash64(uuid) <= {uuid_high}"
 )
+PERSON = "poe.properties"
 LEFT = "bytes left to read"
 COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "properties")
+
+
+class Selection(NamedTuple):
+    """What is selected of which events: columns, and a condition for those that the settings need, with its values."""
+
+    columns: tuple[str, ...]
+    needed: str
+    values: dict[str, Any]
 
 
 class QuerySource:
     """The `query` source: counts first, then slices by event and hash, checked against the counts.
 
-    `with_person` says whether the person's properties are selected; with `auto`, where the window reaches back far enough.
-    `needed` is a condition for the events that the settings need, with its values; `clamp` is what PostHog was found to give
-    at most, where that is less than it is asked for.
+    `clamp` is what PostHog was found to give at most, where that is less than it is asked for.
     """
 
     def __init__(
@@ -62,14 +68,7 @@ class QuerySource:
     ) -> None:
         self._api = Api(url, project_id, api_key)
         self._allowlist, self._attributes_from = allowlist, attributes_from
-        self.with_person = attributes_from == "person"
-        self.needed = _needed(allowlist, attributes_from)
         self.clamp: int | None = None
-
-    @property
-    def columns(self) -> tuple[str, ...]:
-        """What is selected of an event."""
-        return (*COLUMNS, "poe.properties AS person_properties") if self.with_person else COLUMNS
 
     def exists(self, say: Say = quietly) -> bool:
         """Whether this PostHog has the query endpoint: False only where it says itself, several times, that it has none."""
@@ -88,22 +87,26 @@ class QuerySource:
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
-        reading = Reading(self._for(start), start, end, say)
+        holders = self._holders(start)
+        reading = Reading(self, Selection(_columns(holders), *_needed(self._allowlist, holders)), start, end, say)
         counts = reading.counts(start, end)
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
-        source = self._for(EVER)
-        source.needed = " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)}
-        reading = Reading(source, EVER, before, say)
+        selection = Selection(_columns(self._holders(EVER)), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
+        reading = Reading(self, selection, EVER, before, say)
         months = reading.months(EVER, before)
-        frames = (
-            frame
-            for start, end in _windows(months, before)
-            for frame in Reading(source, start, end, say).all_frames(reading.facts)
+        windows = (Reading(self, selection, start, end, say) for start, end in _windows(months, before))
+        return Window(
+            months.total(), (frame for window in windows for frame in window.all_frames(reading.facts)), reading.facts
         )
-        return Window(months.total(), frames, reading.facts)
+
+    def _holders(self, start: datetime) -> tuple[str, ...]:
+        """Where attributes of a window's events may stand: with `auto`, those of old ones in the person's properties, too."""
+        if self._attributes_from == "auto":
+            return ("properties", PERSON) if reaches_back(start, datetime.now(timezone.utc)) else ("properties",)
+        return (PERSON,) if self._attributes_from == "person" else ("properties",)
 
     def ask(self, hogql: str, values: dict[str, Any], say: Say = quietly, **how: Any) -> Answer:
         """PostHog's answer to a query, never one from its cache; `how` is passed on to `Api.ask`."""
@@ -112,21 +115,13 @@ class QuerySource:
         body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
         return self._api.ask("POST", "query", say, json=body, **how)
 
-    def _for(self, start: datetime) -> QuerySource:
-        """This source for a window that begins then: with `auto`, old events are asked for with the person's properties."""
-        source = copy(self)
-        if self._attributes_from == "auto":
-            source.with_person = reaches_back(start, datetime.now(timezone.utc))
-            source.needed = _needed(self._allowlist, "auto" if source.with_person else "set")
-        return source
-
 
 class Reading:
     """One window's reading: how many events there are by name, and all of them, in slices."""
 
-    def __init__(self, source: QuerySource, start: datetime, end: datetime, say: Say) -> None:
+    def __init__(self, source: QuerySource, selection: Selection, start: datetime, end: datetime, say: Say) -> None:
         self.facts: dict[str, int] = {"queries": 0}
-        self._source, self._start, self._end, self._say = source, start, end, say
+        self._source, self._selection, self._start, self._end, self._say = source, selection, start, end, say
         self._account = threading.Lock()
         self._stopped = threading.Event()
         self._busy, self._patience, self._asked_for_less = 0, BUSY_SECONDS, False
@@ -208,7 +203,7 @@ class Reading:
 
     def _slice(self, part: Slice) -> pd.DataFrame | list[Slice]:
         smaller = part.smaller()
-        found = self._query_slice(", ".join(self._source.columns), part, is_smallest=not smaller)
+        found = self._query_slice(", ".join(self._selection.columns), part, is_smallest=not smaller)
         if found is not None and not found.is_full:
             return event_frame(found.columns, self._start, self._end)
         if found is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # in turn, for many may have one uuid
@@ -233,7 +228,7 @@ class Reading:
         An answer that may be PostHog's being busy is waited out, then taken for too much; what cannot be made smaller
         is asked for as long as the window's patience lasts.
         """
-        needed, needed_values = self._source.needed
+        needed, needed_values = self._selection.needed, self._selection.values
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
         for attempt in itertools.count(1):
             try:
@@ -248,13 +243,18 @@ class Reading:
                 return None
             if not answer.may_pass:
                 raise refused(answer)
-            if not self._waited(answer, is_smallest or attempt < ASKED_BEFORE_SMALLER, is_smallest):
+            if not self._waited(answer, attempt, is_smallest):
                 return None
         raise AssertionError
 
-    def _waited(self, answer: Answer, may_wait: bool, is_smallest: bool) -> bool:
-        """Whether the same is to be asked again, after a wait. Raises `NotExtracted` where nothing is left to be done."""
+    def _waited(self, answer: Answer, attempt: int, is_smallest: bool) -> bool:
+        """Whether the same is to be asked again, after a wait. Raises `NotExtracted` where nothing is left to be done.
+
+        Once it was asked for less, there is one wait; none where PostHog answers others meanwhile.
+        """
         with self._account:
+            most = ASKED_BEFORE_SMALLER if not self._asked_for_less else 2 if self._busy else 1
+            may_wait = is_smallest or attempt < most
             self._busy += 1
             asked = answer.response.headers.get("Retry-After", "")
             wait = max(pause(self._busy), min(float(asked), BUSY_SECONDS) if asked.isdecimal() else 0.0)
@@ -300,7 +300,11 @@ def _has_no_queries(answer: Answer) -> bool:
     return no_endpoint or (answer.status == 405 and answer.code == "method_not_allowed")
 
 
-def _needed(allowlist: tuple[str, ...], attributes_from: AttributesFrom) -> tuple[str, dict[str, Any]]:
+def _columns(holders: tuple[str, ...]) -> tuple[str, ...]:
+    return (*COLUMNS, f"{PERSON} AS person_properties") if PERSON in holders else COLUMNS
+
+
+def _needed(allowlist: tuple[str, ...], holders: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """A condition for the events that the settings need (R1, R3): listed ones, and those that teach facts.
 
     `LIKE` asks for a few events too many, but misses none: ClickHouse's JSON functions find nothing in text with half a
@@ -308,7 +312,6 @@ def _needed(allowlist: tuple[str, ...], attributes_from: AttributesFrom) -> tupl
     """
     if not allowlist:
         return "", {}
-    holders = {"set": ["properties"], "person": ["poe.properties"], "auto": ["properties", "poe.properties"]}[attributes_from]
     values = {"needed": [*allowlist, "$identify"], "email": '%"email"%'}
     return f" AND (event IN {{needed}} OR {' OR '.join(f'{holder} LIKE {{email}}' for holder in holders)})", values
 

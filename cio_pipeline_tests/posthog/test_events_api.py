@@ -64,7 +64,7 @@ def source(
 
 def read(found: Window) -> pd.DataFrame:
     frames = list(found.frames)
-    rows = pd.concat(frames) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
     assert len(rows) == found.expected
     return in_order(rows)
 

@@ -52,7 +52,7 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 
 def read(found: QuerySource) -> pd.DataFrame:
     frames = list(found.events(START, END, lambda _: None).frames)
-    return in_order(pd.concat(frames)) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    return in_order(pd.concat(frames)) if frames else EVENT_SCHEMA.empty_table().to_pandas()
 
 
 def rows(**values: Any) -> pd.DataFrame:
