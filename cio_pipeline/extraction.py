@@ -86,6 +86,7 @@ class _Extraction:
         row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
         self.kept = Kept(shards=shards_for(found.expected, row_bytes))
         self._seen: list[int] = []
+        self._took_all = False
         self._spill_known()
 
     def keep(self, settle: Settle) -> None:
@@ -122,6 +123,7 @@ class _Extraction:
         with self._spilled.replace("known", self._partition, KNOWN, self.kept.shards) as writer:
             if self._tables.current(self._table, self._partition) is not None:
                 for shard in self._tables.read(self._table, self._partition, KNOWN.names):
+                    self._took_all = self._took_all or r20.took_all(shard)
                     writer.add(shard[r20.knows(shard)], by="distinct_id")
 
     def _known_of(self, events: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -141,7 +143,7 @@ class _Extraction:
         self.kept.duplicates += duplicates(rows)
         events, remembered = r20.remembered(in_order(rows), pd.concat(self._known_of(rows), ignore_index=True))
         self.kept.remembered += remembered
-        return events
+        return events.assign(took=False) if self._took_all else events
 
     def _check(self) -> None:
         self.kept.rows = self._tables.version(self._table, self._partition).rows

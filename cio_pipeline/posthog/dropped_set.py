@@ -75,6 +75,12 @@ def knows(events: pd.DataFrame) -> list[bool]:
     return [isinstance(person, str) or _names(text, REMEMBERED) for text, person in pairs]
 
 
+def took_all(events: pd.DataFrame) -> bool:
+    """Whether an earlier extraction took the person's properties whatever the event's `$set`, as `person` has it."""
+    taken = events.loc[events["person_properties"].notna(), "properties"]
+    return any(has_set(text) for text in taken)
+
+
 def remembered(events: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The events with the `$set`, `$set_once` and `$unset` that they had in `before` and lack now, and how many got any.
 
