@@ -84,7 +84,9 @@ def _as_many_events_as_usual(kept: dict[str, Kept], tables: Tables) -> dg.AssetC
     few = {
         day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
     }
-    told = [f"{day} has {kept[day].rows:,} events, {usual:,.0f} are usual" for day, usual in few.items()]
+    told = [
+        f"{day} has {kept[day].rows:,} events" + (f", {usual:,.0f} are usual" if usual else "") for day, usual in few.items()
+    ]
     return dg.AssetCheckResult(
         check_name="as_many_events_as_usual",
         passed=not few,
