@@ -19,7 +19,7 @@ from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import EventSource, Say, quietly
+from cio_pipeline.posthog.source import AttributesFrom, EventSource, Say, quietly
 from cio_pipeline.settings import Settings, load_settings
 from cio_pipeline.storage.identities import Identities
 from cio_pipeline.storage.tables import Tables, allow_open_files, keep_private
@@ -108,8 +108,8 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._settings.missing_days == "allow"
 
     @property
-    def attributes_from(self) -> str:
-        """CIO_ATTRIBUTES_FROM, which what is learned depends on."""
+    def attributes_from(self) -> AttributesFrom:
+        """Where an event's attributes come from (R20)."""
         return self._settings.attributes_from
 
     @property
@@ -137,8 +137,8 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     if settings.event_source == "file_download":
         return FileDownloadSource(*posthog, settings.late_days, *needed)
     if settings.event_source == "events_api":
-        return EventsApiSource(*posthog, *needed)
-    return source_for(*posthog, *needed, say)
+        return EventsApiSource(*posthog, settings.event_allowlist, settings.attributes_from)
+    return source_for(*posthog, settings.event_allowlist, settings.attributes_from, say)
 
 
 def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:

@@ -57,7 +57,10 @@ class FileDownloadSource:
     def __init__(
         self, url: str, project_id: str, api_key: str, late_days: int, allowlist: tuple[str, ...], with_person: bool
     ) -> None:
-        self._api, self._queries = Api(url, project_id, api_key), QuerySource(url, project_id, api_key, allowlist, with_person)
+        self._api, self._queries = (
+            Api(url, project_id, api_key),
+            QuerySource(url, project_id, api_key, allowlist, "person" if with_person else "set"),
+        )
         self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
         self._store = new_session()
         self._store.headers.clear()
