@@ -106,10 +106,11 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
     needed = (settings.event_allowlist, settings.attributes_from == "person")
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
+    files = (settings.late_days, settings.event_allowlist, settings.attributes_from)
     if settings.event_source == "batch_export":
-        return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
+        return BatchExportSource(settings.batch_export_url, *files)
     if settings.event_source == "file_download":
-        return FileDownloadSource(*posthog, settings.late_days, *needed)
+        return FileDownloadSource(*posthog, *files)
     if settings.event_source == "events_api":
         return EventsApiSource(*posthog, *needed)
     return source_for(*posthog, *needed, say)
