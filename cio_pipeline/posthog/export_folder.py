@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -49,18 +50,14 @@ def listed(url: str) -> Folder:
         root = UPath(url)
         files = root.fs
         files.invalidate_cache()
-        if isinstance(files, LocalFileSystem):
-            # fsspec would pass over folders that it may not read
-            found = files.find(root.path, detail=True, on_error="raise") if files.exists(root.path) else {}
-        else:
-            found = files.find(root.path, detail=True)
+        sizes = _local_sizes(root.path) if isinstance(files, LocalFileSystem) else _sizes(files, root.path)
     except ImportError as missing:
         extra = EXTRAS.get(urlsplit(url).scheme)
         install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
     except Exception as trouble:  # every file system has its own
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(trouble)}.") from None
-    return Folder(files, root.path, {path: info.get("size") for path, info in found.items() if info.get("type") != "directory"})
+    return Folder(files, root.path, sizes)
 
 
 def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
@@ -72,6 +69,22 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
     for path in sorted(paths):
         kinds.setdefault(re.sub(r"\d+", "#", str(PurePosixPath(path).parent)), []).append(path)
     return [path for kind in kinds.values() if _is_of_other_model(kind, folder) for path in kind]
+
+
+def _sizes(files: Any, root: str) -> dict[str, int | None]:
+    return {path: info.get("size") for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+
+
+def _local_sizes(root: str) -> dict[str, int | None]:
+    """Like `_sizes`; fsspec would pass over folders that it may not read."""
+
+    def fail(trouble: OSError) -> None:
+        raise trouble
+
+    if not Path(root).is_dir():
+        return {root: Path(root).stat().st_size} if Path(root).exists() else {}
+    paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=fail, followlinks=True) for name in names]
+    return {str(path): path.stat().st_size if path.exists() else None for path in paths}
 
 
 def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
