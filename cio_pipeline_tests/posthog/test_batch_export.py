@@ -18,6 +18,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import requests
+from s3fs import S3FileSystem
 
 from cio_pipeline.posthog import exported_rows
 from cio_pipeline.posthog.batch_export import BatchExportSource
@@ -380,6 +381,7 @@ def s3() -> Iterator[str]:
 
 
 def test_a_bucket_is_read_as_a_folder_is(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    S3FileSystem.clear_instance_cache()
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
         monkeypatch.setenv(name, "sandbox")
