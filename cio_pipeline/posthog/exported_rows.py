@@ -28,7 +28,7 @@ PIECE_ROWS = 20_000
 PIECE_BYTES = 8_000_000
 """A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
 
-BATCH_BYTES = 64_000_000
+BATCH_BYTES = 32_000_000
 """What a batch of Parquet rows may take at most, should each have the longest text of its column's dictionary."""
 
 BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
