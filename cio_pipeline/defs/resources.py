@@ -130,15 +130,15 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
-    needed = (settings.event_allowlist, settings.attributes_from == "person")
+    needed = (settings.event_allowlist, settings.attributes_from)
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
     if settings.event_source == "file_download":
         return FileDownloadSource(*posthog, settings.late_days, *needed)
     if settings.event_source == "events_api":
-        return EventsApiSource(*posthog, settings.event_allowlist, settings.attributes_from)
-    return source_for(*posthog, settings.event_allowlist, settings.attributes_from, say)
+        return EventsApiSource(*posthog, *needed)
+    return source_for(*posthog, *needed, say)
 
 
 def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:

@@ -21,7 +21,7 @@ from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
 from cio_pipeline.spill import PREFIX
 
 LONGEST_EXPORT = timedelta(weeks=1)
@@ -55,13 +55,19 @@ class FileDownloadSource:
     """The `file_download` source: exports of at most a week each, with what landed up to `late_days` days later."""
 
     def __init__(
-        self, url: str, project_id: str, api_key: str, late_days: int, allowlist: tuple[str, ...], with_person: bool
+        self,
+        url: str,
+        project_id: str,
+        api_key: str,
+        late_days: int,
+        allowlist: tuple[str, ...],
+        attributes_from: AttributesFrom,
     ) -> None:
         self._api, self._queries = (
             Api(url, project_id, api_key),
-            QuerySource(url, project_id, api_key, allowlist, "person" if with_person else "set"),
+            QuerySource(url, project_id, api_key, allowlist, attributes_from),
         )
-        self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
+        self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
         self._store = new_session()
         self._store.headers.clear()
 
@@ -85,7 +91,7 @@ class FileDownloadSource:
         now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
-        wanted = Wanted(start, end, self._allowlist, self._with_person)
+        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
         return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
 
