@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import requests
 
 from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.http import Bearer, new_session, send
+from cio_pipeline.http import Bearer, Trouble, new_session, send
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.source import NotExtracted, Say
 
@@ -59,11 +59,11 @@ class Api:
         """The answer, after as many tries as may help; "too big" is one only where it may be. Raises `http.Unavailable`."""
         read: list[Any] = []
 
-        def fault_in(response: requests.Response) -> str | None:
+        def fault_in(response: requests.Response) -> Trouble | None:
             try:
                 read[:] = [_json(response)] if response.status_code == 200 else []
             except CutShort:
-                return "its answer is no whole JSON"
+                return Trouble("its answer is no whole JSON")
             return None
 
         response = send(
