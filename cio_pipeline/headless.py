@@ -19,9 +19,10 @@ from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, days
 from cio_pipeline.http import Unavailable
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.settings import Settings, SettingsError
-from cio_pipeline.storage.tables import NotMaterialized, keep_private
+from cio_pipeline.storage.files import StorageError
+from cio_pipeline.storage.tables import keep_private
 
-SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable, DatabaseError)
+SPEAKING = (SettingsError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""
 
 RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")

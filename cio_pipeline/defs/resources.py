@@ -73,13 +73,19 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     _settings: Settings = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
+    _identities: Identities = PrivateAttr()
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Reads the settings and opens the ledger."""
         keep_private()
         allow_open_files()
         self._settings = load_settings()
-        self._ledger = Ledger(self._settings.ledger_url)
+        database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
+        self._ledger, self._identities = Ledger(*database), Identities(*database)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """Closes the connections to the database."""
+        self._ledger.close()
 
     @property
     def options(self) -> Options:
@@ -94,7 +100,7 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def identities(self) -> Identities:
         """What each day taught about each distinct_id."""
-        return Identities(self._settings.ledger_url)
+        return self._identities
 
     @property
     def ledger(self) -> Ledger:

@@ -12,7 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.storage.tables import NotMaterialized, Tables, shard_of, shards_for
+from cio_pipeline.storage.tables import NotMaterialized, Tables, shards_for
+from cio_pipeline.storage.writer import shard_of
 
 SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64())])
 DAY = "2026-03-02"
