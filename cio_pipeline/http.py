@@ -26,7 +26,7 @@ from requests.utils import get_auth_from_url
 
 from cio_pipeline.http_troubles import BROKEN, TooLongBody, Trouble, UnusableBody, trouble_of
 
-__all__ = ["BROKEN", "Bearer", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
+__all__ = ["BROKEN", "Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -92,7 +92,7 @@ def send(
     before_each: Callable[[], None] = lambda: None,
     rest: Rest = lambda seconds, _: time.sleep(seconds),
     say: Callable[[str], None] = lambda _: None,
-    fault_in: Callable[[requests.Response], str | None] = lambda _: None,
+    fault_in: Callable[[requests.Response], Trouble | None] = lambda _: None,
     into: IO[bytes] | None = None,
     most_bytes: int = MOST_BYTES,
     seconds: float = ANSWER_SECONDS,
@@ -101,8 +101,8 @@ def send(
     """The first answer whose status is not among `retried` and in which there is no fault; redirects are never followed.
 
     Its body has been read: of a 200 into the file `into`, where there is one, else into `content`. It has at most `most_bytes`
-    and is there after at most `seconds`, else the try has failed. `fault_in` gives what is wrong with an answer, as the end of
-    a sentence, or None; it may raise what shall not be tried again.
+    and is there after at most `seconds`, else the try has failed. `fault_in` gives what is wrong with an answer, or None; it
+    may raise what shall not be tried again.
 
     Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
@@ -121,7 +121,7 @@ def send(
             trouble, asked = Trouble(f"it answered {answer.status_code}"), _retry_after(answer.headers)
             is_busy = answer.status_code == 429 and patience > 0
         elif (fault := fault_in(answer)) is not None:
-            trouble, asked, wrong = Trouble(fault), _retry_after(answer.headers), Unusable
+            trouble, asked, wrong = fault, _retry_after(answer.headers), Unusable
         else:
             return answer
         wait = asked or _backoff(attempt)

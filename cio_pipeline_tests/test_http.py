@@ -145,7 +145,7 @@ def test_an_answer_that_is_not_whole_is_asked_for_again(body: bytes, header: str
 def test_a_fault_in_an_answer_is_tried_again_and_then_said() -> None:
     server = raw_server.serve(lambda connection, _: connection.sendall(raw_server.http()))
     with server as url, pytest.raises(http.Unusable) as failed:
-        ask(url, fault_in=lambda response: f"it answered {response.text}")
+        ask(url, fault_in=lambda response: Trouble(f"it answered {response.text}"))
     assert str(failed.value) == "Customer.io (127.0.0.1) gave no usable answer in 2 tries: it answered {}."
 
 
