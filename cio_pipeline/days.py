@@ -96,7 +96,7 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
-        sent = Tables(str(stack.enter_context(spill_folder())))
+        sent = Tables(str(stack.enter_context(spill_folder())), temporary=True)
         writers = stack.enter_context(tables.replace_together(day, DERIVED, shards))
         customers, events, rejects = writers["customers"], writers["events"], writers["rejects"]
         with sent.replace("sent", day, TO_SEND, shards) as to_send:

@@ -101,8 +101,9 @@ def shards_for(rows: int, row_bytes: int) -> int:
 class Tables:
     """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that cannot be done."""
 
-    def __init__(self, root: str) -> None:
-        self.root = UPath(root)
+    def __init__(self, root: str, *, temporary: bool = False) -> None:
+        """temporary: the tables last no longer than a run, which errors then advise to start again."""
+        self.root, self._temporary = UPath(root), temporary
 
     def current(self, table: str, partition: str) -> Version | None:
         """The version to read, or None where no run has written this partition."""
@@ -113,7 +114,7 @@ class Tables:
         """The version to read. Raises `NotMaterialized` where no run has written this partition."""
         version = self.current(table, partition)
         if version is None:
-            raise NotMaterialized(f"{table} of {partition} is not there: materialize {table} for {partition} first.")
+            raise NotMaterialized(f"{table} of {partition} is not there: {self._remedy(table, partition)}")
         return version
 
     def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
@@ -168,13 +169,17 @@ class Tables:
         try:
             return _read_pointer(path)
         except (OSError, TypeError, ValueError) as error:
-            raise StorageError(
-                f"{table} of {partition} cannot be read ({path}: {reason(error)}): materialize {table} for {partition} again."
-            ) from error
+            again = self._remedy(table, partition)
+            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from error
+
+    def _remedy(self, table: str, partition: str) -> str:
+        if self._temporary:
+            return f"look after what cleans the temporary folder {self.root}, and run this again."
+        return f"materialize {table} for {partition} again."
 
     def _read(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pd.DataFrame:
         """A shard's rows, or some of them. Raises `StorageError` where the file is not as it was written."""
-        again = f"materialize {table} for {partition} again."
+        again = self._remedy(table, partition)
         try:
             path = self._folder(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as file:
