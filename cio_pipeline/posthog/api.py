@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import requests
 
 from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.http import send
+from cio_pipeline.http import Bearer, new_session, send
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.source import NotExtracted, Say
 
@@ -24,7 +24,7 @@ PATIENCE_SECONDS = 6 * 3600
 """A 429 is waited out for so long: an hourly read budget that is spent, or three queries of others, must not fail a day."""
 
 
-class CutShort(requests.ConnectionError):
+class CutShort(Exception):
     """The answer is no whole JSON, although its status is 200."""
 
 
@@ -45,9 +45,7 @@ class Api:
 
     def __init__(self, url: str, project_id: str, api_key: str) -> None:
         self._project = f"{url}/api/projects/{project_id}"
-        self._session = requests.Session()
-        self._session.trust_env = False
-        self._session.headers["Authorization"] = f"Bearer {api_key}"
+        self._session = new_session(Bearer(api_key))
 
     def ask(
         self,
@@ -61,9 +59,12 @@ class Api:
         """The answer, after as many tries as may help; "too big" is one only where it may be. Raises `http.Unavailable`."""
         read: list[Any] = []
 
-        def whole(response: requests.Response, **_: Any) -> None:
-            if response.status_code == 200:
-                read[:] = [_json(response)]
+        def fault_in(response: requests.Response) -> str | None:
+            try:
+                read[:] = [_json(response)] if response.status_code == 200 else []
+            except CutShort:
+                return "its answer is no whole JSON"
+            return None
 
         response = send(
             self._session,
@@ -75,7 +76,7 @@ class Api:
             patience=PATIENCE_SECONDS,
             say=say,
             rest=lambda seconds, _: sleep(seconds),
-            hooks={"response": whole},
+            fault_in=fault_in,
             timeout=TIMEOUT_SECONDS,
             **request,
         )

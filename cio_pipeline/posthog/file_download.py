@@ -15,9 +15,8 @@ from typing import IO, NamedTuple
 from urllib.parse import quote, urljoin
 
 import pyarrow as pa
-import requests
 
-from cio_pipeline.http import BROKEN, Unavailable
+from cio_pipeline.http import BROKEN, Unavailable, new_session
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
@@ -60,9 +59,8 @@ class FileDownloadSource:
     ) -> None:
         self._api, self._queries = Api(url, project_id, api_key), QuerySource(url, project_id, api_key, allowlist, with_person)
         self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
-        self._store = requests.Session()
+        self._store = new_session()
         self._store.headers.clear()
-        self._store.trust_env = False
 
     def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project.

@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 import requests
 
+from cio_pipeline.http import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TOO_BIG, Answer, Api, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
@@ -186,7 +187,10 @@ class Reading:
         """What PostHog finds in the window, fresh; None where that is too much for it."""
         needed, needed_values = self._source.needed
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
-        answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
+        try:
+            answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
+        except TooLong:
+            return None
         self._note(answer.response)
         if answer.status in TOO_BIG:
             return None
