@@ -16,13 +16,11 @@ from __future__ import annotations
 import json
 import os
 import resource
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,8 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.spill import spill_folder
-from cio_pipeline.storage.files import StorageError, create, keeping_temporary_rows, reason, writing
+from cio_pipeline.storage.files import StorageError, create, reason, temporary_folder, writing
 from cio_pipeline.storage.writer import Writer, file_name, shard_of
 
 SHARD_ROWS = 70_000
@@ -148,8 +145,7 @@ class Tables:
         [folder] = {self._folder(table, partition) for table in schemas}
         name = f"{_now():{TIME_FORMAT}}-{uuid.uuid4().hex[:8]}"
         with ExitStack() as stack, _removed_on_failure(folder, name):
-            with keeping_temporary_rows(Path(tempfile.gettempdir())):
-                spills = {table: stack.enter_context(spill_folder()) for table in schemas}
+            spills = {table: stack.enter_context(temporary_folder()) for table in schemas}
             writers = {
                 table: Writer(f"{table} of {partition}", folder / name / table, spills[table], schema, shards)
                 for table, schema in schemas.items()

@@ -209,11 +209,8 @@ def test_added_rows_that_vanish_from_the_temporary_folder_are_an_error(
             "cio_pipeline.storage.tables.create",
             r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No space",
         ),
-        (
-            "pyarrow.ipc.new_stream",
-            r"^The temporary folder /.+ cannot be used \(No space left on device\): look after its space",
-        ),
-        ("cio_pipeline.storage.tables.spill_folder", r"^The temporary folder /.+ cannot be used \(No space left on device\)"),
+        ("pyarrow.ipc.new_stream", r"^The temporary folder /.+ is full: free space there"),
+        ("cio_pipeline.storage.files.spill_folder", r"^The temporary folder /.+ is full: free space there"),
     ],
 )
 def test_a_full_disk_is_a_sentence_that_names_the_folder(
