@@ -207,10 +207,16 @@ class Tables:
 
 @contextmanager
 def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
-    """A version that fails leaves nothing behind, as it fills the disk that it may have failed of."""
+    """A version that fails leaves nothing behind, as it fills the disk that it may have failed of.
+
+    A run that is ended just after it has pointed to the version has not failed.
+    """
     try:
         yield
     except BaseException:
+        with suppress(OSError, TypeError, ValueError):
+            if (current := _read_pointer(folder / "current.json")) is not None and current.version == version:
+                raise
         for left in (folder / version, folder / f"{version}.json"):
             with suppress(OSError):
                 left.rmdir(recursive=True) if left.is_dir() else left.unlink()

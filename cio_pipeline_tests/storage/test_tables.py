@@ -256,6 +256,19 @@ def test_a_version_stays_for_a_day_from_when_it_was_replaced(tmp_path: Path, mon
     assert rows(tables) == [[("a", 9)]]
 
 
+def test_a_run_that_is_ended_while_it_cleans_up_keeps_what_it_has_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def ended(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    tables = Tables(str(tmp_path))
+    monkeypatch.setattr("cio_pipeline.storage.tables._prune", ended)
+    with pytest.raises(KeyboardInterrupt):
+        write(tables, [("a", 1)])
+    assert rows(tables) == [[("a", 1)]]
+
+
 def test_what_a_killed_run_left_goes_after_a_week_and_what_may_be_at_work_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
