@@ -178,8 +178,8 @@ def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: Schema
     ):
         raise DatabaseError(
             f"CIO_LEDGER_URL names a database (unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} are another"
-            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows of"
-            " no delivery: all of it is sent again)."
+            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows"
+            " of no delivery: all of it is sent again)."
         )
     return True
 

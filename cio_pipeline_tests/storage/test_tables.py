@@ -165,6 +165,16 @@ def test_a_pointer_that_is_broken_or_another_versions_is_named_and_can_be_replac
     assert rows(tables) == [[("b", 1)]]
 
 
+def test_rows_are_found_by_their_text_in_whatever_shard(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    write(tables, [(f"k{n % 7}", n) for n in range(20)], shards=3)
+    found = [
+        row for shard in tables.rows("numbers", DAY, "key", ["k1", "k5", "nobody"]) for row in shard.itertuples(index=False)
+    ]
+    assert sorted(row.n for row in found) == [1, 5, 8, 12, 15, 19]
+    assert list(tables.rows("numbers", DAY, "key", [])) == []
+
+
 def test_rows_of_a_partition_that_nobody_wrote_are_no_empty_table(tmp_path: Path) -> None:
     with pytest.raises(NotMaterialized):
         list(Tables(str(tmp_path)).rows("numbers", DAY, "key", ["a"]))
