@@ -5,18 +5,17 @@ from __future__ import annotations
 import json
 import os
 import re
-import sqlite3
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
+
+from cio_pipeline.sqlite import sqlite_engine
 
 BUSY_SECONDS = 300
 """How long a writer waits for another one, and anybody for a lock of PostgreSQL."""
@@ -139,10 +138,16 @@ def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
     """One for each database and process (a fork may not use its parent's connections)."""
     with _making_engine:
         key = (url, cut_off_seconds, os.getpid())
-        engine = _engines.get(key) or (_sqlite(url) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds))
+        engine = _engines.get(key) or _made(url, cut_off_seconds)
         if not is_in_memory(engine):
             _engines[key] = engine
         return engine
+
+
+def _made(url: str, cut_off_seconds: int) -> sa.Engine:
+    engine = sqlite_engine(url, BUSY_SECONDS) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds)
+    _speak(engine)
+    return engine
 
 
 def _make_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVersion) -> None:
@@ -172,9 +177,9 @@ def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: Schema
         for name, table in metadata.tables.items()
     ):
         raise DatabaseError(
-            f"CIO_LEDGER_URL names a database whose tables of the {version.name} are another version's of cio_pipeline: name an"
-            " empty database, or go on with the version that made it (an empty ledger knows of no delivery: all of it is sent"
-            " again)."
+            f"CIO_LEDGER_URL names a database (unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} are another"
+            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows"
+            " of no delivery: all of it is sent again)."
         )
     return True
 
@@ -186,7 +191,6 @@ def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
         engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True)
     except ModuleNotFoundError as missing:
         raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
-    _speak(engine)
 
     @sa.event.listens_for(engine, "connect")
     def bound_waits(connection: Any, _: Any) -> None:
@@ -208,55 +212,6 @@ def _session_settings(cut_off_seconds: int) -> dict[str, str]:
         "tcp_user_timeout": str(cut_off_seconds * 1000),
         "lock_timeout": str(BUSY_SECONDS * 1000),
     }
-
-
-def _sqlite(url: str) -> sa.Engine:
-    path = sa.make_url(url).database
-    if path and path != ":memory:":
-        _keep_private(Path(path))
-    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": BUSY_SECONDS})
-    _speak(engine)
-
-    @sa.event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, _: Any) -> None:
-        """A commit survives a crash of the process, and readers do not wait for the writer."""
-        _write_ahead(connection)
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        """Takes the write lock at once: a transaction that reads and then writes must not find the rows changed between."""
-        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _keep_private(path: Path) -> None:
-    """Makes the file and its neighbours readable by their owner only; SQLite gives new neighbours the file's own mode."""
-    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
-    for name in (path.name, f"{path.name}-wal", f"{path.name}-shm"):
-        with suppress(FileNotFoundError, PermissionError):
-            if path.with_name(name).is_file():
-                path.with_name(name).chmod(0o600)
-
-
-def _write_ahead(connection: sqlite3.Connection) -> None:
-    """SQLite does not wait for others when it changes the journal of a new file, as several first processes do."""
-    deadline = time.monotonic() + BUSY_SECONDS
-    while not _could_write_ahead(connection, last=time.monotonic() > deadline):
-        time.sleep(0.05)
-
-
-def _could_write_ahead(connection: sqlite3.Connection, *, last: bool) -> bool:
-    try:
-        connection.execute("PRAGMA journal_mode=WAL")
-    except sqlite3.OperationalError as busy:
-        if last or "locked" not in str(busy):
-            raise
-        return False
-    return True
 
 
 def _speak(engine: sa.Engine) -> None:

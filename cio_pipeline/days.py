@@ -18,7 +18,7 @@ from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
 from cio_pipeline.connector.stitching import namings, spans, taken
 from cio_pipeline.posthog.source import EVENT_SCHEMA
-from cio_pipeline.spill import spill_folder
+from cio_pipeline.storage.files import temporary_folder
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 from cio_pipeline.storage.tables import NotMaterialized, Tables
 
@@ -117,7 +117,7 @@ def derive_day(
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
-        sent = Tables(str(stack.enter_context(spill_folder())))
+        sent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
         writers = stack.enter_context(to.replace_together(day, DERIVED, shards))
         customers, events, rejects = writers["customers"], writers["events"], writers["rejects"]
         with sent.replace("sent", day, TO_SEND, shards) as to_send:

@@ -21,7 +21,7 @@ from cio_pipeline.posthog.source import (
     duplicates,
     in_order,
 )
-from cio_pipeline.spill import spill_folder
+from cio_pipeline.storage.files import temporary_folder
 from cio_pipeline.storage.tables import Tables, shards_for
 from cio_pipeline.storage.writer import Writer
 
@@ -56,8 +56,8 @@ def keep_day(tables: Tables, day: str, start: datetime, found: Window, attribute
 
     Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
     """
-    with spill_folder() as folder:
-        read = _Extraction(tables, Tables(str(folder)), DAY, day, found)
+    with temporary_folder() as folder:
+        read = _Extraction(tables, Tables(str(folder), temporary=True), DAY, day, found)
         if attributes == "auto" and r20.reaches_back(start, now):
             read.keep_looked_at_as_a_whole(now)
         else:
@@ -67,8 +67,8 @@ def keep_day(tables: Tables, day: str, start: datetime, found: Window, attribute
 
 def keep_history(tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime) -> Kept:
     """Writes the `identity_history` as `keep_day` does a day; here each event is looked at by itself (R18)."""
-    with spill_folder() as folder:
-        read = _Extraction(tables, Tables(str(folder)), HISTORY, partition, found)
+    with temporary_folder() as folder:
+        read = _Extraction(tables, Tables(str(folder), temporary=True), HISTORY, partition, found)
         if attributes == "auto":
             read.keep(lambda events: read.settled(events, r20.lost_of_the_history(events, now)))
         else:

@@ -78,7 +78,7 @@ def test_the_tables_of_another_version_are_refused_in_a_sentence(database_url: s
         for name in ("ledger", "identities") if stamp else ():
             transaction.exec_driver_sql(f"INSERT INTO schema_version VALUES ('{name}', {stamp})")
     for part, opened in (("ledger", Ledger), ("identities", Identities)):
-        with pytest.raises(DatabaseError, match=f"^CIO_LEDGER_URL names a database whose tables of the {part} are another"):
+        with pytest.raises(DatabaseError, match=f"^CIO_LEDGER_URL names a database .+ whose tables of the {part} are"):
             opened(database_url)
 
 
@@ -139,6 +139,24 @@ def test_who_waits_too_long_for_a_writer_says_for_whom(database_url: str, monkey
         writing.execute(sa.insert(identities.learned_days), {"day": DAY})
         with pytest.raises(DatabaseError, match="was kept locked by another process for 1 seconds: run this again when"):
             known.mark_derived(DAY, "")
+
+
+def test_who_waits_for_a_writer_says_so_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("cio_pipeline.sqlite.SILENT_SECONDS", 0.05)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    known, other = Identities(url), engine_of(url).connect()
+    other.execute(sa.insert(identities.derived_days), {"day": "2026-03-03"})
+    done = threading.Timer(0.5, other.commit)
+    done.start()
+    known.mark_derived(DAY, "")
+    done.join()
+    other.close()
+    assert known.out_of_date(0) == [DAY, "2026-03-03"]
+    assert [record.getMessage() for record in caplog.records] == [
+        "Another process writes to the ledger's database (CIO_LEDGER_URL): waiting, for 300 seconds at most."
+    ]
 
 
 def test_values_are_a_table_of_whatever_texts(database_url: str) -> None:

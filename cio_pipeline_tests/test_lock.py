@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from cio_pipeline.connector.operations import Tables
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.database import DatabaseError, connect
@@ -150,6 +152,21 @@ def test_a_delivery_that_loses_its_lock_stops_and_the_next_sends_the_rest(
     with ledger.alone(lambda: None):
         assert deliver(DAY, shards, ledger, client).counts["events sent"] == 12 - delivered
     assert workspace.workspace.totals()["events"] == 12
+
+
+def test_a_delivery_whose_lock_went_before_its_first_request_sends_none(
+    database_url: str, lose: Callable[[], None], workspace: CustomerioServer
+) -> None:
+    made, ledger = tables(event("e")), Ledger(database_url)
+    with pytest.raises(LockLost), ledger.alone(lambda: None):
+        deliver(DAY, after(lose, made), ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
+    assert workspace.requests == []
+
+
+def after(lose: Callable[[], None], made: Tables) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The tables, read after the lock was lost."""
+    lose()
+    yield made.customers, made.events
 
 
 def test_a_lock_file_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

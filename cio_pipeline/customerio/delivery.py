@@ -204,6 +204,7 @@ class Lane:
             self._acknowledge([item], {0: (why.reason, why.detail)})
 
     def _post(self, items: list[Item]) -> dict[int, tuple[str, str]]:
+        self._ledger.check_lock()
         if items[0].call == "event":
             [identifier] = identifiers(items[0].key).values()
             self._client.event(identifier, items[0].operation)

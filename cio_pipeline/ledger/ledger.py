@@ -69,8 +69,8 @@ class Ledger:
     def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
         """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds.
 
-        The lock may be lost with its session or file. From then on `acknowledge` raises `lock.LockLost`: the delivery that
-        took the lock after this one has written its own name where this one's stood.
+        The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `lock.LockLost`: the
+        delivery that took the lock after this one has written its own name where this one's stood.
         """
         with alone(self._engine, waiting) as is_held:
             holder = uuid.uuid4().hex
@@ -84,6 +84,13 @@ class Ledger:
                 yield
             finally:
                 self._lock = None
+
+    def check_lock(self) -> None:
+        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock."""
+        if self._lock is not None:
+            holder, is_held = self._lock
+            with reading(self._engine) as connection:
+                _check(connection.scalar(sa.select(delivery_lock.c.holder)) == holder and is_held(connection))
 
     def delivered(self, day: str) -> Any:
         """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""

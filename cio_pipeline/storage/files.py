@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import IO
 
 import pyarrow as pa
 from upath import UPath
+
+from cio_pipeline.spill import no_space, spill_folder
 
 
 class StorageError(Exception):
@@ -17,14 +19,23 @@ class StorageError(Exception):
 
 
 @contextmanager
-def keeping_temporary_rows(folder: Path) -> Iterator[None]:
+def temporary_folder() -> Iterator[Path]:
+    """As `spill_folder`; raises `StorageError` where none can be made."""
+    with ExitStack() as open_folder:
+        with keeping_temporary_rows("the temporary folder"):
+            folder = open_folder.enter_context(spill_folder())
+        yield folder
+
+
+@contextmanager
+def keeping_temporary_rows(where: Path | str) -> Iterator[None]:
     """Raises `StorageError` where temporary files cannot be written or are gone."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
-            f"The temporary folder {folder} cannot be used ({reason(error)}): look after its space and what cleans it (TMPDIR"
-            " names another one), and run this again."
+            no_space(error)
+            or f"Temporary files in {where} cannot be used ({reason(error)}): look after what cleans it, and run this again."
         ) from error
 
 

@@ -21,8 +21,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.database import CUT_OFF_SECONDS, SchemaVersion, Text, chunks, connect, reading, values, writing
-from cio_pipeline.spill import spill_folder
-from cio_pipeline.storage.files import keeping_temporary_rows
+from cio_pipeline.storage.files import keeping_temporary_rows, temporary_folder
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
@@ -102,7 +101,7 @@ class Identities:
         All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
         """
         content = blake2b(digest_size=16)
-        with spill_folder() as folder:
+        with temporary_folder() as folder:
             kept = [_spill(folder, table, rows, content) for part in learned for table, rows in _rows(day, part) if rows]
             with self._writing() as transaction:
                 for table in (identified, emails, namings, learned_days):

@@ -16,13 +16,11 @@ from __future__ import annotations
 import json
 import os
 import resource
-import tempfile
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -30,8 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.spill import spill_folder
-from cio_pipeline.storage.files import StorageError, create, keeping_temporary_rows, reason, writing
+from cio_pipeline.storage.files import StorageError, create, reason, temporary_folder, writing
 from cio_pipeline.storage.writer import Writer, file_name, shard_of
 
 SHARD_ROWS = 70_000
@@ -101,8 +98,9 @@ def shards_for(rows: int, row_bytes: int) -> int:
 class Tables:
     """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that cannot be done."""
 
-    def __init__(self, root: str) -> None:
-        self.root = UPath(root)
+    def __init__(self, root: str, *, temporary: bool = False) -> None:
+        """temporary: the tables last no longer than a run, which errors then advise to start again."""
+        self.root, self._temporary = UPath(root), temporary
 
     def current(self, table: str, partition: str) -> Version | None:
         """The version to read, or None where no run has written this partition."""
@@ -113,7 +111,7 @@ class Tables:
         """The version to read. Raises `NotMaterialized` where no run has written this partition."""
         version = self.current(table, partition)
         if version is None:
-            raise NotMaterialized(f"{table} of {partition} is not there: materialize {table} for {partition} first.")
+            raise NotMaterialized(f"{table} of {partition} is not there: {self._remedy(table, partition)}")
         return version
 
     def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
@@ -147,8 +145,7 @@ class Tables:
         [folder] = {self._folder(table, partition) for table in schemas}
         name = f"{_now():{TIME_FORMAT}}-{uuid.uuid4().hex[:8]}"
         with ExitStack() as stack, _removed_on_failure(folder, name):
-            with keeping_temporary_rows(Path(tempfile.gettempdir())):
-                spills = {table: stack.enter_context(spill_folder()) for table in schemas}
+            spills = {table: stack.enter_context(temporary_folder()) for table in schemas}
             writers = {
                 table: Writer(f"{table} of {partition}", folder / name / table, spills[table], schema, shards)
                 for table, schema in schemas.items()
@@ -168,13 +165,17 @@ class Tables:
         try:
             return _read_pointer(path)
         except (OSError, TypeError, ValueError) as error:
-            raise StorageError(
-                f"{table} of {partition} cannot be read ({path}: {reason(error)}): materialize {table} for {partition} again."
-            ) from error
+            again = self._remedy(table, partition)
+            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from error
+
+    def _remedy(self, table: str, partition: str) -> str:
+        if self._temporary:
+            return f"look after what cleans the temporary folder {self.root}, and run this again."
+        return f"materialize {table} for {partition} again."
 
     def _read(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pd.DataFrame:
         """A shard's rows, or some of them. Raises `StorageError` where the file is not as it was written."""
-        again = f"materialize {table} for {partition} again."
+        again = self._remedy(table, partition)
         try:
             path = self._folder(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as file:
@@ -206,10 +207,16 @@ class Tables:
 
 @contextmanager
 def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
-    """A version that fails leaves nothing behind, as it fills the disk that it may have failed of."""
+    """A version that fails leaves nothing behind, as it fills the disk that it may have failed of.
+
+    A run that is ended just after it has pointed to the version has not failed.
+    """
     try:
         yield
     except BaseException:
+        with suppress(OSError, TypeError, ValueError):
+            if (current := _read_pointer(folder / "current.json")) is not None and current.version == version:
+                raise
         for left in (folder / version, folder / f"{version}.json"):
             with suppress(OSError):
                 left.rmdir(recursive=True) if left.is_dir() else left.unlink()

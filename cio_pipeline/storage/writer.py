@@ -62,7 +62,7 @@ class Writer:
         """Writes the shards and gives the rows of each. Raises `StorageError` where rows that were added are gone."""
         with keeping_temporary_rows(self._spill):
             self._close()
-        with writing(self._files.parent):
+        with writing(self._files.parent.parent):
             self._files.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return [self._write(shard) for shard in range(len(self._added))]
 
@@ -86,7 +86,7 @@ class Writer:
     def _write(self, shard: int) -> int:
         """Writes a shard and gives its rows; in a method of its own, so that no two shards are in memory at once."""
         rows = self._arrow(self._finish_shard(self._spilled(shard)))
-        with writing(self._files.parent), create(self._files.parent / file_name(self._files.name, shard)) as file:
+        with writing(self._files.parent.parent), create(self._files.parent / file_name(self._files.name, shard)) as file:
             pq.write_table(rows, file, compression="zstd", row_group_size=ROW_GROUP)
         pa.default_memory_pool().release_unused()
         return int(rows.num_rows)
