@@ -12,6 +12,7 @@ from pydantic import PrivateAttr
 from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.suppressed import Suppressed, read_suppressed
+from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
@@ -30,6 +31,7 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         say = context.log.info if context.log else quietly
         self._source = event_source(load_settings(), say)
         self._source.check(say)
@@ -48,6 +50,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         settings = load_settings()
         self._suppressed = read_suppressed(settings.suppressed_file)
         self._client = track_client(settings, context.log.info if context.log else quietly)
@@ -74,8 +77,9 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     _settings: Settings = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         keep_private()
         allow_open_files()
         self._settings = load_settings()
