@@ -67,6 +67,24 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
 
 
+def dagster_home(data_dir: str) -> Path:
+    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
+    if not (given := os.environ.get("DAGSTER_HOME", "").strip()):
+        home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+    try:
+        home = Path(given).expanduser()
+    except RuntimeError:
+        raise SettingsError("DAGSTER_HOME is wrong: there is no such home folder.") from None
+    if not home.is_absolute():
+        raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
+    if not home.is_dir():
+        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
+    refuse_unusable_folder("DAGSTER_HOME", home)
+    return home
+
+
 def is_loopback(url: str) -> bool:
     """Whether a URL names this machine by a loopback address, or a file or socket on it."""
     if url.startswith(("sqlite", "file:")) or not is_url(url):

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 import dagster as dg
 
 from cio_pipeline.accounting import discrepancies
-from cio_pipeline.connector.outcomes import SENT
+from cio_pipeline.connector.outcomes import FILTERED, REFUSED, SENT
 from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
 from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.extract import GROUP, identities, posthog_events
@@ -71,7 +71,13 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
     others = {name: count for name, count in account.outcomes.items() if name != SENT}
     facts: dict[str, dict[str, dg.MetadataValue | int]] = {
         "customers": {"notes": _table(account.notes)} if account.notes else {},
-        "events": {"extracted": account.outcomes.total(), "outcomes": _table({**counts, **others})},
+        "events": {
+            "extracted": account.outcomes.total(),
+            "filtered": sum(count for name, count in others.items() if name.startswith(FILTERED)),
+            "refused": sum(count for name, count in others.items() if name.startswith(REFUSED)),
+            "reasons": dg.MetadataValue.json({name: count for name, count in others.items() if count}),
+            "outcomes": _table({**counts, **others}),
+        },
         "rejects": {"left out of what was sent": _table(account.left_out)},
     }
     for name, metadata in facts.items():

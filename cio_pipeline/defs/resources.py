@@ -14,6 +14,7 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
@@ -32,6 +33,7 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         say = context.log.info if context.log else quietly
         self._source = event_source(load_settings(), say)
         self._source.check(say)
@@ -50,6 +52,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         settings = load_settings()
         say = context.log.info if context.log else quietly
         self._suppressed = read_suppressed(settings.suppressed_file)
@@ -80,8 +83,9 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     _ledger: Ledger = PrivateAttr()
     _identities: Identities = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         keep_private()
         allow_open_files()
         self._settings = load_settings()
