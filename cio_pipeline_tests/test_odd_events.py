@@ -153,7 +153,7 @@ broken = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=30)
+@settings(deadline=None, max_examples=12)
 @given(
     texts=st.lists(jsons | broken, min_size=5, max_size=30),
     options=st.fixed_dictionaries(
