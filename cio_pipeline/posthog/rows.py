@@ -89,6 +89,8 @@ def _moment(value: Any) -> datetime | None:
     if match is None:
         return None
     *numbers, fraction, sign, hours, minutes, seconds = match.groups()
+    if int(hours or 0) > 23 or int(minutes or 0) > 59:
+        return None
     microseconds = int((fraction or "")[:6].ljust(6, "0"))
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0), seconds=int(seconds or 0))
     try:
