@@ -142,7 +142,7 @@ class Settings(DaysSettings):
     anonymous_users: Literal["all", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
     event_allowlist: Names = Field(default=(), alias="CIO_EVENT_ALLOWLIST")
     exclude_attributes: Names = Field(default=(), alias="CIO_EXCLUDE_ATTRIBUTES")
-    attributes_from: Literal["set", "person"] = Field(default="set", alias="CIO_ATTRIBUTES_FROM")
+    attributes_from: Literal["auto", "set", "person"] = Field(default="auto", alias="CIO_ATTRIBUTES_FROM")
     allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")

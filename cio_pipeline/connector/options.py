@@ -14,7 +14,7 @@ class Options:
     anonymous_users: Literal["all", "identified", "emails"] = "all"
     event_allowlist: tuple[str, ...] = ()
     exclude_attributes: tuple[str, ...] = ()
-    attributes_from: Literal["set", "person"] = "set"
+    attributes_from: Literal["auto", "set", "person"] = "set"
     allow_delivery_overrides: bool = False
     stitch_anonymous_days: int = 0
 

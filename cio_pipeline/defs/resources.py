@@ -17,7 +17,7 @@ from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import EventSource, Say, quietly
+from cio_pipeline.posthog.source import AttributesFrom, EventSource, Say, quietly
 from cio_pipeline.settings import Settings, load_settings
 from cio_pipeline.storage.identities import Identities
 from cio_pipeline.storage.tables import Tables, allow_open_files, keep_private
@@ -93,6 +93,11 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._settings.options
 
     @property
+    def attributes_from(self) -> AttributesFrom:
+        """Where an event's attributes come from (R20)."""
+        return self._settings.attributes_from
+
+    @property
     def tables(self) -> Tables:
         """The tables between the stages."""
         return Tables(self._settings.data_dir)
@@ -110,7 +115,6 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
-    needed = (settings.event_allowlist, settings.attributes_from == "person")
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
     files = (settings.late_days, settings.event_allowlist, settings.attributes_from)
     if settings.event_source == "batch_export":
@@ -118,8 +122,8 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     if settings.event_source == "file_download":
         return FileDownloadSource(*posthog, *files)
     if settings.event_source == "events_api":
-        return EventsApiSource(*posthog, *needed)
-    return source_for(*posthog, *needed, say)
+        return EventsApiSource(*posthog, settings.event_allowlist, settings.attributes_from)
+    return source_for(*posthog, settings.event_allowlist, settings.attributes_from, say)
 
 
 def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:

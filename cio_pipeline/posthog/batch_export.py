@@ -19,9 +19,9 @@ from cio_pipeline.posthog.export_files import events_in
 from cio_pipeline.posthog.export_folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.export_names import EXAMPLE
 from cio_pipeline.posthog.export_runs import Run, gaps, runs, settled, strange, told, uncovered, unfinished, unnamed
-from cio_pipeline.posthog.exported_rows import AttributesFrom, Wanted, on_disk
+from cio_pipeline.posthog.exported_rows import Wanted, on_disk
 from cio_pipeline.posthog.progress import EVERY_SECONDS
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
 from cio_pipeline.posthog.storage_causes import cause
 
 EARLY = timedelta(days=1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from typing import IO, Any, Literal, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -19,10 +19,10 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.exported_columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exported_lines import LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exported_times import EPOCH, MICROSECOND
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
 from cio_pipeline.spill import no_space
 
-__all__ = ["AttributesFrom", "Unreadable", "Wanted", "on_disk", "read_jsonlines", "read_parquet", "row_groups"]
+__all__ = ["Unreadable", "Wanted", "on_disk", "read_jsonlines", "read_parquet", "row_groups"]
 
 PIECE_ROWS = 20_000
 PIECE_BYTES = 8_000_000
@@ -38,12 +38,12 @@ UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-
 EMAIL = r'"email"|\\u00'
 """What the text of properties has that may teach an email (R1); names may have escapes in them."""
 
-AttributesFrom = Literal["set", "auto", "person"]
-"""CIO_ATTRIBUTES_FROM: `person` needs the person's properties, `auto` takes them where a file has them."""
-
 
 class Wanted(NamedTuple):
-    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3)."""
+    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3).
+
+    `person` needs the person's properties, `auto` takes them where a file has them.
+    """
 
     start: datetime
     end: datetime

@@ -19,9 +19,9 @@ import pyarrow as pa
 from cio_pipeline.http import BROKEN, Unavailable, new_session
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
-from cio_pipeline.posthog.exported_rows import AttributesFrom, Unreadable, Wanted, on_disk, read_parquet
+from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
 from cio_pipeline.spill import PREFIX
 
 LONGEST_EXPORT = timedelta(weeks=1)
@@ -65,7 +65,7 @@ class FileDownloadSource:
     ) -> None:
         self._api, self._queries = (
             Api(url, project_id, api_key),
-            QuerySource(url, project_id, api_key, allowlist, attributes_from == "person"),
+            QuerySource(url, project_id, api_key, allowlist, attributes_from),
         )
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
         self._store = new_session()
