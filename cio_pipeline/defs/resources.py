@@ -120,7 +120,7 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, *files)
     if settings.event_source == "file_download":
-        return FileDownloadSource(*posthog, *files)
+        return FileDownloadSource(*posthog, *files, settings.data_dir)
     if settings.event_source == "events_api":
         return EventsApiSource(*posthog, settings.event_allowlist, settings.attributes_from)
     return source_for(*posthog, settings.event_allowlist, settings.attributes_from, say)

@@ -12,7 +12,7 @@ import pytest
 import requests
 
 from cio_pipeline import http
-from cio_pipeline.posthog import file_download
+from cio_pipeline.posthog import file_exports
 from cio_pipeline.posthog.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, in_order
 from cio_pipeline.sandbox import posthog
@@ -38,7 +38,7 @@ def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = N
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
-        (file_download, ("POLL_SECONDS", "DOWNLOAD_PAUSE_SECONDS")),
+        (file_exports, ("POLL_SECONDS", "PAUSE_SECONDS", "EMPTY_LIST_SECONDS")),
         (http, ("BACKOFF_SECONDS",)),
     ):
         for name in names:
