@@ -19,7 +19,7 @@ from cio_pipeline.posthog.batch_export import BatchExportSource
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 FIELDS = ("uuid", "event", "distinct_id", "properties", "person_properties", "created_at")
-GOOD = {
+GOOD: dict[str, Any] = {
     "uuid": "018f3173-7000-7421-831e-000000000001",
     "event": "order",
     "distinct_id": "u1",
