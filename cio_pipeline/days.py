@@ -11,8 +11,9 @@ from datetime import date, timedelta
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.connector.facts import learn
-from cio_pipeline.connector.operations import build
+from cio_pipeline.connector.facts import ORDER, learn
+from cio_pipeline.connector.ids import usable
+from cio_pipeline.connector.operations import build, emails_in_another_case
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
 from cio_pipeline.connector.stitching import namings, spans, taken
@@ -23,7 +24,12 @@ from cio_pipeline.storage.tables import NotMaterialized, Tables
 
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
 TO_SEND = pa.schema(
-    [*EVENT_SCHEMA, ("key", TEXT), ("identifier", TEXT), ("email", TEXT), ("email_set", pa.int64())],
+    [
+        *EVENT_SCHEMA,
+        *((name, TEXT) for name in ("key", "identifier", "email")),
+        ("email_set", pa.int64()),
+        ("personless", pa.bool_()),
+    ]
 )
 CUSTOMERS = pa.schema(
     [("key", TEXT), ("part", pa.int32()), ("attributes", pa.int32()), ("timestamp", TIME), ("times", TEXT), ("operation", TEXT)]
@@ -33,6 +39,7 @@ EVENTS = pa.schema(
         *((name, TEXT) for name in ("uuid", "ulid", "key", "distinct_id", "name", "type")),
         ("timestamp", TIME),
         *((name, TEXT) for name in ("call", "operation")),
+        ("personless", pa.bool_()),
     ]
 )
 REJECTS = pa.schema(
@@ -45,41 +52,44 @@ REJECTS = pa.schema(
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
+EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are no email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
 
 
 @dataclass
 class Account:
     """What became of a day. outcomes: events by outcome; stitched: events of earlier days that are sent with this day's;
-    left_out: attributes and properties by reason."""
+    left_out: attributes and properties by reason; notes: what else to know of what is sent."""
 
     outcomes: Counter[str] = field(default_factory=Counter)
     stitched: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
 
 
-def learned_under(options: Options) -> str:
-    """The setting that what is learned depends on."""
-    return f"CIO_ATTRIBUTES_FROM={options.attributes_from}"
+def learned_under(attributes_from: str) -> str:
+    """The setting that what is learned depends on, by its value."""
+    return f"CIO_ATTRIBUTES_FROM={attributes_from}"
 
 
-def learn_day(day: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
-    """Keeps what the day's `posthog_events` teach (R1); gives how many people, identified ones, emails and namings."""
-    return _learn(day, learned_under(options), "posthog_events", tables, identities, options)
+def learn_day(day: str, setting: str, tables: Tables, identities: Identities) -> Counter[str]:
+    """Keeps what the day's `posthog_events` teach (R1), under a setting; gives how many people, identified ones, emails and
+    namings."""
+    return _learn(day, setting, "posthog_events", tables, identities)
 
 
-def learn_history(setting: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
+def learn_history(setting: str, tables: Tables, identities: Identities) -> Counter[str]:
     """Keeps what the events of `identity_history` teach (R18), under a setting; counts as `learn_day`."""
-    return _learn(HISTORY, setting, "identity_history", tables, identities, options)
+    return _learn(HISTORY, setting, "identity_history", tables, identities)
 
 
-def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, options: Options) -> Counter[str]:
+def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities) -> Counter[str]:
     counts: Counter[str] = Counter()
     events = tables.version(table, day).rows
 
     def learned() -> Iterator[Learned]:
         for shard in tables.read(table, day):
-            part = Learned(learn(shard, options), namings(shard))
+            part = Learned(learn(shard), namings(shard))
             counts["people"] += len(part.facts)
             counts["identified"] += int(part.facts["identified"].sum())
             counts["emails"] += int(part.facts["email"].notna().sum())
@@ -103,13 +113,15 @@ def derive_day(day: str, tables: Tables, identities: Identities, options: Option
             for rows in _to_send(day, tables, identities, options, account):
                 rejects.add(_refused(rows), by="uuid")
                 to_send.add(rows[rows["outcome"] == SENT], by="key")
-            to_send.finish_each(lambda shard: shard.sort_values(["timestamp", "uuid"], ignore_index=True))
+            to_send.finish_each(lambda shard: shard.sort_values(ORDER, ignore_index=True))
         for shard in sent.read("sent", day):
             made = build(shard, options)
             customers.add(made.customers, by="key")
             events.add(made.events, by="key")
             rejects.add(made.rejects, by="uuid")
+            account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
             _count_rejects(day, made.rejects, account)
+    account.notes = +account.notes
     identities.mark_derived(day, known)
     return account
 
@@ -119,15 +131,21 @@ def _to_send(day: str, tables: Tables, identities: Identities, options: Options,
     named: list[pd.DataFrame] = []
     identified: list[pd.DataFrame] = []
     for shard in tables.read("posthog_events", day):
-        decided = decide(shard, identities.before(day, shard["distinct_id"].unique().tolist()), options)
+        decided = decide(shard, _known(day, shard, identities), options)
         account.outcomes.update(decided["outcome"])
         if options.stitches:
             named.append(namings(decided).drop(columns=["properties", "person_properties"]))
-            own = decided.loc[decided["event"] == "$identify", ["distinct_id", "timestamp", "uuid"]]
+            own = decided.loc[decided["event"] == "$identify", ORDER]
             identified.append(own.drop_duplicates("distinct_id"))
         yield decided
     if options.stitches:
         yield from _stitched(day, tables, identities, options, account, pd.concat(named), pd.concat(identified))
+
+
+def _known(day: str, events: pd.DataFrame, identities: Identities) -> pd.DataFrame:
+    """What earlier days taught of whom these events are. Of ids that R14 refuses there is nothing, and they may be too long
+    for an index of the database."""
+    return identities.before(day, [who for who in events["distinct_id"].unique().tolist() if usable(who)])
 
 
 def _stitched(
@@ -148,7 +166,7 @@ def _stitched(
     found = spans(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
     for one in _there(days, tables, identities) if len(found) else []:
         for events in tables.rows("posthog_events", one, "distinct_id", found["anonymous_id"].unique().tolist()):
-            rows = taken(events, identities.before(one, events["distinct_id"].unique().tolist()), found, options)
+            rows = taken(events, _known(one, events, identities), found, options)
             if one == day:
                 account.outcomes.subtract(rows["outcome"])
                 account.outcomes[SENT] += len(rows)

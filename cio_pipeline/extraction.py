@@ -15,6 +15,7 @@ from cio_pipeline.posthog import dropped_set as r20
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
     HISTORY_EVENTS,
+    ORDER,
     AttributesFrom,
     NotExtracted,
     Window,
@@ -101,7 +102,8 @@ class _Extraction:
         with self._spilled.replace("whole", self._partition, WHOLE, self.kept.shards) as writer:
             self._add_to(writer)
             writer.finish_each(self._once)
-        found = (r20.first_with_set(shard) for shard in self._spilled.read("whole", self._partition))
+        columns = [*ORDER, "properties"]
+        found = (r20.first_with_set(shard) for shard in self._spilled.read("whole", self._partition, columns))
         first = min((moment for moment in found if moment), default=None)
         with self._tables.replace(self._table, self._partition, EVENT_SCHEMA, self.kept.shards) as writer:
             for shard in self._spilled.read("whole", self._partition):

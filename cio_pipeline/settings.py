@@ -41,6 +41,10 @@ def _yes(text: Any) -> Any:
     return choices[str(text).lower()]
 
 
+def _consent(text: Any) -> Any:
+    return {"no": "No", "unsubscribe": "unsubscribe", "yes": "Yes"}.get(str(text).lower(), text)
+
+
 def _tracking_url(text: Any) -> str:
     if text in TRACKING_HOSTS:
         return f"https://{text}"
@@ -139,11 +143,14 @@ class Settings(DaysSettings):
     batch_export_url: Annotated[str, BeforeValidator(absolute)] = Field(default="", alias="CIO_BATCH_EXPORT_URL")
 
     identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
-    anonymous_users: Literal["all", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
+    anonymous_users: Literal["all", "profiles", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
     event_allowlist: Names = Field(default=(), alias="CIO_EVENT_ALLOWLIST")
     exclude_attributes: Names = Field(default=(), alias="CIO_EXCLUDE_ATTRIBUTES")
     attributes_from: Literal["auto", "set", "person"] = Field(default="auto", alias="CIO_ATTRIBUTES_FROM")
     allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
+    allow_consent: Annotated[Literal["No", "unsubscribe", "Yes"], BeforeValidator(_consent)] = Field(
+        default="unsubscribe", alias="CIO_ALLOW_CONSENT"
+    )
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 
@@ -180,8 +187,8 @@ class Settings(DaysSettings):
             anonymous_users=self.anonymous_users,
             event_allowlist=self.event_allowlist,
             exclude_attributes=self.exclude_attributes,
-            attributes_from=self.attributes_from,
             allow_delivery_overrides=self.allow_delivery_overrides,
+            allow_consent=self.allow_consent,
             stitch_anonymous_days=self.stitch_anonymous_days,
         )
 

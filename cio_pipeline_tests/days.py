@@ -35,9 +35,9 @@ class Days:
     def learn(self, day: str) -> None:
         """Keeps what the day teaches, or the history."""
         if day == HISTORY:
-            learn_history("history", self.tables, self.identities, self.options)
+            learn_history("history", self.tables, self.identities)
         else:
-            learn_day(day, self.tables, self.identities, self.options)
+            learn_day(day, "setting", self.tables, self.identities)
 
     def derive(self, day: str) -> Account:
         """Writes the day's tables."""
@@ -67,7 +67,7 @@ class Days:
     def events(self, day: str) -> list[dict[str, Any]]:
         """What goes out of each event, out of the operations; they are in time order within a customer."""
         found = []
-        last: dict[str, tuple[Any, str]] = {}
+        last: dict[str, tuple[Any, ...]] = {}
         for row in self.rows("events", day):
             made = json.loads(row.operation)
             if row.call == "batch":
@@ -76,10 +76,15 @@ class Days:
                 made["type"], made["data"] = made.pop("action"), made.pop("attributes")
             assert (row.ulid, row.name, row.type) == (made["id"], made["name"], made["type"])
             assert row.timestamp.timestamp() // 1 == made["timestamp"]
-            assert last.get(row.key, (row.timestamp, "")) <= (row.timestamp, row.uuid)
-            last[row.key] = (row.timestamp, row.uuid)
-            found.append({**made, "key": row.key, "call": row.call})
+            order = (row.timestamp, row.uuid)
+            assert last.get(row.key, order) <= order
+            last[row.key] = order
+            found.append({**made, "key": row.key, "call": row.call, "personless": row.personless})
         return found
+
+    def rejects(self, day: str) -> Counter[tuple[str, str, str]]:
+        """What was left out, or changed, of the events that are sent: (uuid, what, name), as often as it has a row."""
+        return Counter((row.uuid, row.what, row.name) for row in self.rows("rejects", day) if row.what != "event")
 
     def outcomes(self, day: str) -> Counter[str]:
         """How many of the day's events were sent, filtered and refused."""

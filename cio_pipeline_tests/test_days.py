@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from cio_pipeline.connector.options import Options
+from cio_pipeline.days import EMAIL_IN_ANOTHER_CASE
 from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline_tests.connector.streams import event, frame
 from cio_pipeline_tests.days import Days
@@ -34,7 +35,7 @@ def on(day: str, name: str, who: str = "u1", **properties: Any) -> dict[str, Any
 
 def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) -> None:
     monday = [
-        on(MONDAY, "$identify"),
+        on(MONDAY, "$identify", set_={"EMail": "u1@example.com"}),
         on(MONDAY, "order", recipient="x", set_={"email": "bad", "id": 7, "created_at": "soon"}),
         on(MONDAY, "order", "nobody"),
         on(MONDAY, "off the list"),
@@ -65,6 +66,7 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
         "is no time (R9)": 1,
         "would redirect deliveries (R13)": 1,
     }
+    assert account.notes == {EMAIL_IN_ANOTHER_CASE: 1}
     rejects = list(product.rows("rejects", MONDAY))
     refused = {f"refused: {row.reason}" for row in rejects if row.what == "event"}
     assert refused == {outcome for outcome in account.outcomes if outcome.startswith("refused: ")}

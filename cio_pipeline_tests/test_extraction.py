@@ -58,7 +58,7 @@ def extract(tables: Tables, now: datetime, *events: dict[str, Any], mode: Attrib
 
 def kept(tables: Tables, table: str = "posthog_events", day: str = DAY) -> dict[str, tuple[Any, str | None]]:
     """uuid's last digits to properties and the person's properties."""
-    rows = pd.concat(tables.read(table, day)).itertuples()
+    rows: Any = pd.concat(tables.read(table, day)).itertuples()
     return {
         str(int(row.uuid[-12:])): (
             json.loads(row.properties),

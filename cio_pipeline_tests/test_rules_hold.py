@@ -69,7 +69,7 @@ def by_id(events: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str], int]:
     """R15 of the reference: the day's events by outcome in its own partition, and how many earlier ones it sends."""
-    fates = [(event.day, *wanted.outcomes[event.uuid]) for event in stream.events if event.day >= START]
+    fates = [(event.day, *wanted.outcomes[event.identity]) for event in stream.events if event.day >= START]
     own = Counter(outcome if partition == day else "filtered" for its_day, outcome, partition in fates if its_day == day)
     return own, sum(fate[0] < day and fate[1:] == ("sent", day) for fate in fates)
 
@@ -85,6 +85,7 @@ def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
             customers = {key: values for (of, key), values in wanted.customers.items() if of == day}
             assert exactly(product.customers(day)) == exactly(customers)
             assert exactly(by_id(product.events(day))) == exactly(by_id(wanted.events[day]))
+            assert product.rejects(day) == wanted.rejects[day]
             account = product.accounts[day]
             assert (product.outcomes(day), account.stitched) == accounted(day, wanted, stream)
             assert account.outcomes.total() == product.tables.version("posthog_events", day).rows

@@ -1,4 +1,4 @@
-"""R7 to R11: which attributes an event gives its customer."""
+"""R7 to R11: which attributes an event gives its customer. What they say of consent (R19) is in `consent.py`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
+from cio_pipeline.connector.consent import consents
 from cio_pipeline.connector.jsontext import write
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.values import cut, is_email, unix_seconds
@@ -35,26 +36,28 @@ def name_rule(options: Options) -> NameRule:
 
     @cache
     def reason(name: str) -> str | None:
+        if any(fnmatchcase(name, pattern) for pattern in options.exclude_attributes):
+            return EXCLUDED
         if name in ACTS_ON_THE_PROFILE:
             return "would act on the profile (R8)"
         if len(name.encode()) > NAME_BYTES:
             return f"name is over {NAME_BYTES} bytes (R10)"
-        if any(fnmatchcase(name, pattern) for pattern in options.exclude_attributes):
-            return EXCLUDED
         return None
 
     return reason
 
 
-def attributes_of(given: dict[str, Any], unset: Any, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
+def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
     """The attributes one event sets, None for one it clears (R11), and what was left out and why.
 
-    `given` is the event's `$set` (`facts.given_attributes`), `unset` its `$unset`. A valid `email` is not among the result:
-    it comes from the facts (R7).
+    `given` are the given attributes, `unset` the event's `$unset`. A valid `email` is not among the result: it comes from the
+    facts (R7).
     """
     attributes: dict[str, Any] = {}
     left_out: LeftOut = []
-    for name, value in given.items():
+    passed, unheard = consents({name: value for name, value in given.items() if names(name) != EXCLUDED}, options.allow_consent)
+    left_out += unheard
+    for name, value in passed.items():
         if reason := names(name):
             left_out.append((name, reason))
         elif name == "email":
@@ -62,7 +65,10 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule) -> tuple[d
                 left_out.append((name, "is no valid e-mail (R2)"))
         else:
             _take(name, value, attributes, left_out)
-    for name in _unset_names(unset):
+    cleared = {name: None for name in unset_names(unset) if names(name) != EXCLUDED}
+    passed, unheard = consents(cleared, options.allow_consent)
+    left_out += unheard
+    for name in passed:
         if reason := names(name):
             left_out.append((name, reason))
         elif name == "email":
@@ -90,13 +96,13 @@ def _take(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) 
         if len(value) * 4 > VALUE_BYTES and len(value.encode()) > VALUE_BYTES:
             value = cut(value, VALUE_BYTES)
             left_out.append((name, f"text cut to {VALUE_BYTES} bytes (R10)"))
-    elif isinstance(value, (dict, list, int)) and len(write(value)) > VALUE_BYTES:
+    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > VALUE_BYTES:
         left_out.append((name, f"value is over {VALUE_BYTES} bytes (R10)"))
         return
     attributes[name] = value
 
 
-def _unset_names(unset: Any) -> Iterator[str]:
+def unset_names(unset: Any) -> Iterator[str]:
     """R11: an array of names, or an object whose keys are the names."""
     if isinstance(unset, (list, dict)):
         yield from (name for name in unset if isinstance(name, str))

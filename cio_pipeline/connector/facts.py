@@ -1,7 +1,8 @@
 """R1: what events teach about a distinct_id, and what is known of it at each event.
 
 An events frame has the columns uuid, event, distinct_id, properties, person_properties (text; the JSON of the last two may
-be absent) and timestamp (UTC, microseconds). It holds all of a distinct_id's events of the day, in the order (timestamp, uuid).
+be absent) and timestamp (UTC, microseconds). It holds all of a distinct_id's events of the day, in their order: `ORDER`.
+`person_properties` is there just where the person's properties are to be taken instead of `$set`, which the extraction decides.
 """
 
 from __future__ import annotations
@@ -11,22 +12,17 @@ from typing import Any
 
 import pandas as pd
 
+from cio_pipeline.connector.ids import usable
 from cio_pipeline.connector.jsontext import peek_object
-from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.values import is_email
 
-ID_BYTES = 150
-"""Customer.io's limit for a person's id (Track API, OpenAPI)."""
+ORDER = ["timestamp", "uuid", "event", "distinct_id"]
+"""The columns that say which of two events comes first."""
 
 NO_EMAIL = (None, None)
 
 
-def usable(distinct_id: str) -> bool:
-    """R14: a distinct_id that Customer.io can take, neither blank nor over 150 bytes."""
-    return not distinct_id.isspace() and 0 < len(distinct_id.encode()) <= ID_BYTES
-
-
-def learn(events: pd.DataFrame, options: Options) -> pd.DataFrame:
+def learn(events: pd.DataFrame) -> pd.DataFrame:
     """What the day teaches, one row per distinct_id that it teaches something about.
 
     Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
@@ -34,7 +30,7 @@ def learn(events: pd.DataFrame, options: Options) -> pd.DataFrame:
     """
     identified: dict[str, bool] = {}
     emails: dict[str, tuple[str, int]] = {}
-    for who, is_identify, email, time in _taught(events, options):
+    for who, is_identify, email, time in _taught(events):
         if is_identify or email:
             identified[who] = is_identify or identified.get(who, False)
         if email:
@@ -44,7 +40,7 @@ def learn(events: pd.DataFrame, options: Options) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool})
 
 
-def so_far(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
+def so_far(events: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """What is known up to and including each event, on the index of `events`: identified (bool), email (text or None) and
     email_set (when it was set, microseconds since 1970; None where nobody set it, for the distinct_id is the email).
 
@@ -55,7 +51,7 @@ def so_far(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.Da
     emails = dict(zip(told["distinct_id"], zip(told["email"], told["email_set"], strict=True), strict=True))
     own = {who: (who if is_email(who) else None, None) for who in events["distinct_id"].unique().tolist()}
     rows = []
-    for who, is_identify, email, time in _taught(events, options):
+    for who, is_identify, email, time in _taught(events):
         if is_identify:
             identified.add(who)
         if email:
@@ -65,32 +61,31 @@ def so_far(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.Da
     return pd.DataFrame(rows, columns=columns, index=events.index, dtype=object).astype({"identified": bool})
 
 
-def given_attributes(properties: dict[str, Any], person_properties: dict[str, Any], options: Options) -> dict[str, Any]:
-    """The attributes an event gives: its `$set`, or the person's properties (`CIO_ATTRIBUTES_FROM`).
-
-    R7: a `$set` that is no object counts as absent.
-    """
-    given = person_properties if options.attributes_from == "person" else properties.get("$set")
-    return given if isinstance(given, dict) else {}
+def is_given(person_properties: Any) -> bool:
+    """Whether the person's properties are to be taken instead of `$set`: they are text then, and else null."""
+    return isinstance(person_properties, str)
 
 
-def _taught(events: pd.DataFrame, options: Options) -> Iterator[tuple[str, bool, str | None, int]]:
+def _taught(events: pd.DataFrame) -> Iterator[tuple[str, bool, str | None, int]]:
     """What each event teaches by itself: distinct_id, whether it identifies, the email it sets (None: none), and its time."""
-    source = "person_properties" if options.attributes_from == "person" else "properties"
     times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64")
-    columns = (events["distinct_id"], events["event"], events[source], times)
-    for who, name, text, time in zip(*(column.tolist() for column in columns), strict=True):
+    columns = (events["distinct_id"], events["event"], events["properties"], events["person_properties"], times)
+    for who, name, properties, person, time in zip(*(column.tolist() for column in columns), strict=True):
         can = usable(who)
-        email = _email(text, options) if can and isinstance(text, str) and _may_hold_email(text) else None
-        yield who, can and name == "$identify", email, time
+        yield who, can and name == "$identify", _email(properties, person) if can else None, time
+
+
+def _email(properties: Any, person: Any) -> str | None:
+    """The email that an event gives, where it is valid."""
+    text = person if is_given(person) else properties
+    if not isinstance(text, str) or not _may_hold_email(text):
+        return None
+    found = peek_object(text)
+    given = found if is_given(person) else found.get("$set")
+    email = given.get("email") if isinstance(given, dict) else None
+    return email if is_email(email) else None
 
 
 def _may_hold_email(text: str) -> bool:
     """Parsing is dear: only text that names an `email`, plainly or by escapes, is parsed for one."""
     return '"email"' in text or "\\u00" in text
-
-
-def _email(text: str, options: Options) -> str | None:
-    found = peek_object(text)
-    email = given_attributes(found, found, options).get("email")
-    return email if is_email(email) else None

@@ -1,8 +1,13 @@
-"""JSON text to values and back, exactly: no integer loses digits, nothing goes out that is not valid JSON in UTF-8."""
+"""JSON text to values and back, exactly: no integer loses digits, nothing goes out that is not valid JSON in UTF-8.
+
+Integers of 19 digits and more are read as `orjson.Fragment`: their text as it stands, whatever their length, which `write`
+gives back.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from typing import Any
 
@@ -12,6 +17,18 @@ LONG_INTEGER = r"[0-9]{19}"
 """orjson reads integers beyond 64 bits as floats, so JSON with such a run of digits is read by the standard library."""
 
 IN_TEXT, IN_BYTES = re.compile(LONG_INTEGER), re.compile(LONG_INTEGER.encode())
+
+LEVELS = 200
+"""R14: how deep objects and arrays may be nested, the properties themselves being the first level."""
+
+ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
+HALF = re.compile("[\ud800-\udfff]")
+REPLACEMENT = "\ufffd"
+
+NO_OBJECT = "properties are no JSON object"
+NO_JSON = "properties are not JSON"
+NOT_CARRIED = "a number that JSON cannot carry"
+TOO_DEEP = f"nested deeper than {LEVELS} levels"
 
 
 class UnusableJson(ValueError):
@@ -31,26 +48,44 @@ def loads(content: bytes) -> Any:
 def read_object(text: Any) -> dict[str, Any]:
     """The object in `text`; absent (pandas may say NaN) or empty text is an empty object.
 
-    Raises `UnusableJson` where the text is no JSON object or holds what UTF-8 or JSON cannot carry
-    (a lone surrogate, NaN, Infinity).
+    Raises `UnusableJson` where the text is no JSON object or holds what JSON cannot carry (NaN, Infinity). Half a surrogate
+    pair, which UTF-8 cannot carry, stays as it is: see `whole_pairs`.
     """
-    if not isinstance(text, str) or not text:
-        return {}
-    value = _read(text)
-    if not isinstance(value, dict):
-        raise UnusableJson("properties are no JSON object")
-    return value
+    return _object(text, _finite, _refuse_constant)
 
 
 def peek_object(text: Any) -> dict[str, Any]:
-    """Like `read_object`, for facts (R1): what cannot be sent may still be read, what cannot be read is empty."""
-    if not isinstance(text, str) or not text:
-        return {}
+    """Like `read_object`, for what is told by properties whether or not they are sent (R1, R5, R16).
+
+    Numbers that JSON cannot carry are read, halves of surrogate pairs are U+FFFD; what is no object or too deep is empty.
+    """
     try:
-        value = _read_leniently(text)
+        found = _object(text, float, float)
     except UnusableJson:
         return {}
-    return value if isinstance(value, dict) else {}
+    return {} if is_too_deep(text, found) else whole_pairs(text, found)[0]
+
+
+def is_too_deep(text: Any, value: Any) -> bool:
+    """R14: whether the value that was read from this text is nested deeper than 200 levels."""
+    if not isinstance(text, str) or text.count("{") + text.count("[") <= LEVELS:
+        return False
+    level = [value]
+    for _ in range(LEVELS + 1):
+        level = [node for node in level if isinstance(node, (dict, list))]
+        if not level:
+            return False
+        level = [child for node in level for child in (node.values() if isinstance(node, dict) else node)]
+    return True
+
+
+def whole_pairs(text: Any, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The object, read from this text and not too deep, with each half of a surrogate pair as U+FFFD; and the names, as they
+    are then, of what this changed."""
+    if not isinstance(text, str) or not ESCAPED_HALF.search(text):
+        return found, []
+    mended = {_whole(name): _whole(value) for name, value in found.items()}
+    return mended, [_whole(name) for name, value in found.items() if _whole(name) != name or mended[_whole(name)] != value]
 
 
 def write(value: Any) -> bytes:
@@ -61,22 +96,54 @@ def write(value: Any) -> bytes:
         return _write_exactly(value)
 
 
-def _read(text: str) -> Any:
+def _object(text: Any, number: Any, constant: Any) -> dict[str, Any]:
+    if not isinstance(text, str) or not text:
+        return {}
+    value = _read(text, number, constant)
+    if not isinstance(value, dict):
+        raise UnusableJson(NO_OBJECT)
+    return value
+
+
+def _read(text: str, number: Any, constant: Any) -> Any:
     if not IN_TEXT.search(text):
         try:
             return orjson.loads(text)
         except ValueError:
             pass
-    value = _read_leniently(text)
-    _write_exactly(value)
-    return value
-
-
-def _read_leniently(text: str) -> Any:
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError):
-        raise UnusableJson("properties are not JSON") from None
+        return json.loads(HALF.sub(REPLACEMENT, text), parse_int=_integer, parse_float=number, parse_constant=constant)
+    except UnusableJson:
+        raise
+    except ValueError:
+        raise UnusableJson(NO_JSON) from None
+    except RecursionError:
+        raise UnusableJson(TOO_DEEP) from None
+
+
+def _integer(digits: str) -> int | orjson.Fragment:
+    return int(digits) if len(digits) < 19 else orjson.Fragment(digits)
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if math.isinf(number):
+        raise UnusableJson(NOT_CARRIED)
+    return number
+
+
+def _refuse_constant(_: str) -> float:
+    raise UnusableJson(NOT_CARRIED)
+
+
+def _whole(value: Any) -> Any:
+    if isinstance(value, str):
+        return HALF.sub(REPLACEMENT, value)
+    if isinstance(value, list):
+        return [_whole(item) for item in value]
+    if isinstance(value, dict):
+        return {_whole(name): _whole(item) for name, item in value.items()}
+    return value
 
 
 def _write_exactly(value: Any) -> bytes:
@@ -84,6 +151,6 @@ def _write_exactly(value: Any) -> bytes:
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
-        raise UnusableJson("text with a lone surrogate") from None
-    except (ValueError, RecursionError):
+        raise UnusableJson("text with half a surrogate pair") from None
+    except (TypeError, ValueError, RecursionError):
         raise UnusableJson("a number or a depth that JSON cannot carry") from None

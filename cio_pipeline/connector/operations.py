@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import orjson
 import pandas as pd
 
-from cio_pipeline.connector.attributes import VALUE_BYTES, LeftOut, attributes_of, name_rule, within_most
-from cio_pipeline.connector.facts import given_attributes
-from cio_pipeline.connector.jsontext import UnusableJson, read_object, write
+from cio_pipeline.connector.attributes import EXCLUDED, LeftOut, NameRule, attributes_of, name_rule, unset_names, within_most
+from cio_pipeline.connector.facts import is_given
+from cio_pipeline.connector.jsontext import TOO_DEEP, UnusableJson, is_too_deep, read_object, whole_pairs, write
 from cio_pipeline.connector.options import Options
-from cio_pipeline.connector.values import ulid
+from cio_pipeline.connector.values import ulids
 
 ITEM_BYTES = 32_000
 DATA_BYTES = 100_000
@@ -29,8 +29,11 @@ TYPES = {"$pageview": "page", "$screen": "screen"}
 DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 
+MENDED = "half a surrogate pair became U+FFFD"
+EMAIL_IN_ANOTHER_CASE = re.compile(r'(?<!\\)"(?!email")(?i:email)":')
+
 CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
-EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation")
+EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless")
 REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
 
 
@@ -39,8 +42,9 @@ class Tables(NamedTuple):
 
     customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
     newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (as in PostHog, also
-    where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation; by time. rejects: uuid,
-    distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property), reason.
+    where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation, personless (R5); by time.
+    rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property),
+    reason.
     """
 
     customers: pd.DataFrame
@@ -70,30 +74,41 @@ class Customer:
             self.take({"email": email}, set_at)
 
 
+@dataclass
+class Read:
+    """What an event's JSON says: `properties` and `given` attributes (R7), and what was mended or unusable of them."""
+
+    properties: dict[str, Any]
+    given: dict[str, Any]
+    attributes: LeftOut
+    data: LeftOut
+
+
 def build(sent: pd.DataFrame, options: Options) -> Tables:
-    """The tables of the events whose outcome is `sent`: whole customers, in the order (timestamp, uuid)."""
+    """The tables of the events whose outcome is `sent`: whole customers, in the order `facts.ORDER`."""
     customers: dict[str, Customer] = {}
     events: list[tuple[Any, ...]] = []
     rejects: list[tuple[Any, ...]] = []
     names = name_rule(options)
     times = sent["timestamp"].astype("datetime64[us, UTC]").astype("int64").tolist()
+    ids = ulids(times, *(sent[column].tolist() for column in ("event", "distinct_id", "uuid")))
     rows: Iterable[Any] = sent.itertuples(index=False)
-    for row, time in zip(rows, times, strict=True):
+    for row, time, event_id in zip(rows, times, ids, strict=True):
         who = (row.uuid, row.distinct_id, row.event, row.timestamp)
         try:
-            properties = read_object(row.properties)
-            given, unusable = _given(properties, row, options)
-            event, overrides = _event(row, time, properties, options)
+            read = _read(row.properties, row.person_properties, names)
+            event, overrides = _event(row, time, event_id, read.properties, options)
         except (Refused, UnusableJson) as refusal:
             rejects.append((*who, "event", row.event, str(refusal)))
             continue
         events.append(event)
-        attributes, left_out = attributes_of(given, properties.get("$unset"), names)
+        attributes, left_out = attributes_of(read.given, read.properties.get("$unset"), names, options)
         customer = customers.setdefault(row.key, Customer())
         customer.take(attributes, time)
         customer.take({"identifier": row.identifier}, time)
-        customer.take_email(*_email(row, time, left_out))
-        rejects += [(*who, "attribute", name, reason) for name, reason in unusable + left_out]
+        customer.take_email(*_email(row, time))
+        rejects += [(*who, "attribute", name, reason) for name, reason in read.attributes + left_out]
+        rejects += [(*who, "data", name, reason) for name, reason in read.data]
         rejects += [(*who, "data", name, "would redirect deliveries (R13)") for name in overrides]
     people, beyond = _customers(customers, sent)
     return Tables(
@@ -103,41 +118,55 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     )
 
 
+def emails_in_another_case(customers: pd.DataFrame) -> int:
+    """How many attributes of these customers (as in `Tables`) are named email in another case: they are no email (R1)."""
+    return sum(len(EMAIL_IN_ANOTHER_CASE.findall(times)) for times in customers["times"].tolist())
+
+
 def identifiers(key: str) -> dict[str, str]:
     """Customer.io's identifiers of a key: `id:u1` is {"id": "u1"}."""
     kind, _, value = key.partition(":")
     return {kind: value}
 
 
-def _given(properties: dict[str, Any], row: Any, options: Options) -> tuple[dict[str, Any], LeftOut]:
-    if options.attributes_from == "set":
-        return given_attributes(properties, {}, options), []
-    try:
-        return given_attributes(properties, read_object(row.person_properties), options), []
-    except UnusableJson as unusable:
-        return {}, [("person_properties", f"{unusable} (R7)")]
+def _read(text: Any, person_text: Any, names: NameRule) -> Read:
+    """What an event's JSON says. Raises `UnusableJson` where its properties cannot be sent."""
+    found = _sendable(text)
+    properties, mended = whole_pairs(text, found)
+    given, unusable = found.get("$set"), []
+    if is_given(person_text):
+        try:
+            given, text = _sendable(person_text), person_text
+        except UnusableJson as reason:
+            given, unusable = {}, [("person_properties", f"{reason} (R7)")]
+    given, changed = whole_pairs(text, given if isinstance(given, dict) else {})
+    if "$unset" in mended:
+        changed += set(unset_names(properties["$unset"])).difference(unset_names(found["$unset"]))
+    attributes = unusable + [(name, MENDED) for name in changed if names(name) != EXCLUDED]
+    return Read(properties, given, attributes, [(name, MENDED) for name in mended if name not in NOT_DATA])
 
 
-def _email(row: Any, time: int, left_out: LeftOut) -> tuple[str | None, int]:
+def _sendable(text: Any) -> dict[str, Any]:
+    found = read_object(text)
+    if is_too_deep(text, found):
+        raise UnusableJson(TOO_DEEP)
+    return found
+
+
+def _email(row: Any, time: int) -> tuple[str | None, int]:
     """R7: the email that a sent event brings its customer, if any, and its time: when it was set, but no later than the event.
 
     An event that R16 sends may be older than the email it brings, which its person had at the naming.
     """
     kind, _, value = row.key.partition(":")
     email, set_at = (value, time) if kind == "email" else (row.email, row.email_set)
-    if not isinstance(email, str):
-        return None, time
-    if len(email.encode()) > VALUE_BYTES:
-        left_out.append(("email", f"value is over {VALUE_BYTES} bytes (R10)"))
-        return None, time
-    return email, min(int(set_at), time)
+    return (email, min(int(set_at), time)) if isinstance(email, str) else (None, time)
 
 
-def _event(row: Any, time: int, properties: dict[str, Any], options: Options) -> tuple[tuple[Any, ...], list[str]]:
+def _event(
+    row: Any, time: int, event_id: str, properties: dict[str, Any], options: Options
+) -> tuple[tuple[Any, ...], list[str]]:
     """One row of the events table, and the names that R13 left out of its data."""
-    event_id = ulid(row.uuid)
-    if event_id is None:
-        raise Refused("uuid is no UUID (R14)")
     overrides = [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
     if options.allow_delivery_overrides:
         overrides = []
@@ -147,7 +176,8 @@ def _event(row: Any, time: int, properties: dict[str, Any], options: Options) ->
         raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
     name, kind = row.event.strip(), TYPES.get(row.event, "event")
     call, operation = _operation(row.key, event_id, name, kind, time // 1_000_000, data)
-    return (row.uuid, event_id, row.key, row.distinct_id, name, kind, row.timestamp, call, operation.decode()), overrides
+    whose = (row.uuid, event_id, row.key, row.distinct_id)
+    return (*whose, name, kind, row.timestamp, call, operation.decode(), bool(row.personless)), overrides
 
 
 def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data: bytes) -> tuple[str, bytes]:

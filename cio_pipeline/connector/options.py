@@ -8,14 +8,18 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Options:
-    """The connector's options; the defaults are the documented ones."""
+    """The connector's options; the defaults are the documented ones.
+
+    Whether an event gives its `$set` or the person's properties is no option here: the extraction decides it, by
+    CIO_ATTRIBUTES_FROM, and keeps `person_properties` only where they are to be taken.
+    """
 
     identify_by_email: bool = False
-    anonymous_users: Literal["all", "identified", "emails"] = "all"
+    anonymous_users: Literal["all", "profiles", "identified", "emails"] = "all"
     event_allowlist: tuple[str, ...] = ()
     exclude_attributes: tuple[str, ...] = ()
-    attributes_from: Literal["auto", "set", "person"] = "set"
     allow_delivery_overrides: bool = False
+    allow_consent: Literal["No", "unsubscribe", "Yes"] = "unsubscribe"
     stitch_anonymous_days: int = 0
 
     @property

@@ -2,24 +2,37 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.connector.facts import ID_BYTES, so_far, usable
+from cio_pipeline.connector.facts import so_far
+from cio_pipeline.connector.ids import ID_BYTES, is_blank, is_nobodys
+from cio_pipeline.connector.jsontext import peek_object
 from cio_pipeline.connector.options import Options
-from cio_pipeline.connector.values import is_email
+from cio_pipeline.connector.values import is_email, is_uuid
 
 NAME_BYTES = 100
 """Customer.io's limit for an event's name (Track API, OpenAPI)."""
+
+NEVER_SENT = ("$create_alias", "$groupidentify")
+"""R4: they tell of ids and groups, under distinct_ids that may be nobody's."""
+
+LATEST = 253_402_300_800_000_000
+"""The year 10000, in microseconds since 1970."""
+
+PERSONLESS_TEXT = re.compile(r'"\$process_person_profile"\s*:\s*false|\\u00')
+"""Parsing is dear: only text with this may be a personless event's, its name plain or by escapes."""
 
 SENT = "sent"
 REFUSED = "refused: "
 FILTERED = "filtered: "
 NOT_IDENTIFIED = FILTERED + "not identified yet (R5)"
 NO_EMAIL = FILTERED + "no email yet (R5)"
-HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL)
+PERSONLESS = FILTERED + "PostHog keeps no person for it (R5)"
+HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL, PERSONLESS)
 
 
 def decide(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
@@ -27,24 +40,38 @@ def decide(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.Da
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts by it); key: `id:<distinct_id>` or
     `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email so far or None, and when it was
-    set (R1). `known` is what earlier days taught (`facts.so_far`).
+    set (R1); personless: whether PostHog keeps no person for it (R5). `known` is what earlier days taught (`facts.so_far`).
     """
-    facts = so_far(events, known, options)
+    facts = so_far(events, known).assign(personless=[is_personless(text) for text in events["properties"].tolist()])
     whose = {"key": _keys(events, facts, options), "identifier": events["distinct_id"]}
-    return events.assign(outcome=_outcomes(events, facts, options), **whose, email=facts["email"], email_set=facts["email_set"])
+    return events.assign(
+        outcome=_outcomes(events, facts, options), **whose, **facts[["email", "email_set", "personless"]].to_dict("series")
+    )
+
+
+def is_personless(properties: Any) -> bool:
+    """R5: whether the event says that PostHog is to keep no person for it."""
+    if not isinstance(properties, str) or not PERSONLESS_TEXT.search(properties):
+        return False
+    return peek_object(properties).get("$process_person_profile") is False
 
 
 def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> Any:
-    names, ids = events["event"].tolist(), events["distinct_id"].tolist()
+    names, ids, uuids = (events[column].tolist() for column in ("event", "distinct_id", "uuid"))
+    times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy()
     reasons: dict[str, Any] = {
-        FILTERED + "$create_alias is never sent (R4)": _mask(name == "$create_alias" for name in names),
+        **{FILTERED + f"{never} is never sent (R4)": _mask(name == never for name in names) for never in NEVER_SENT},
         FILTERED + "not on the allowlist (R3)": _mask(_off_allowlist(names, options)),
-        REFUSED + "distinct_id is blank (R14)": _mask(not value or value.isspace() for value in ids),
-        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _mask(not usable(value) for value in ids),
+        REFUSED + "distinct_id is blank (R14)": _mask(map(is_blank, ids)),
+        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _mask(len(value.encode()) > ID_BYTES for value in ids),
+        REFUSED + "distinct_id is nobody's (R14)": _mask(map(is_nobodys, ids)),
         REFUSED + "name is blank (R14)": _mask(not name.strip() for name in names),
         REFUSED + f"name is over {NAME_BYTES} bytes (R14)": _mask(_too_long(name.strip()) for name in names),
-        NOT_IDENTIFIED: _held_back(facts, options, "identified"),
-        NO_EMAIL: _held_back(facts, options, "emails"),
+        REFUSED + "uuid is no UUID (R14)": ~_mask(map(is_uuid, uuids)),
+        REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
+        NOT_IDENTIFIED: _held_back(facts["identified"], options, "identified"),
+        NO_EMAIL: _held_back(facts["email"].notna(), options, "emails"),
+        PERSONLESS: _held_back(~facts["personless"], options, "profiles"),
     }
     return np.select(list(reasons.values()), [np.array(reason, dtype=object) for reason in reasons], default=SENT)
 
@@ -62,8 +89,7 @@ def _too_long(name: str) -> bool:
     return len(name.encode()) > NAME_BYTES
 
 
-def _held_back(facts: pd.DataFrame, options: Options, choice: str) -> Any:
-    passes = facts["identified"] if choice == "identified" else facts["email"].notna()
+def _held_back(passes: pd.Series[Any], options: Options, choice: str) -> Any:
     return ~passes.to_numpy(bool) & (options.anonymous_users == choice)
 
 

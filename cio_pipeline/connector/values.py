@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-import base64
 import re
-import uuid
 from datetime import datetime, timedelta, timezone
+from hashlib import blake2b
 from typing import Any
+
+import numpy as np
+
+EMAIL_BYTES = 1000
+"""R2: as long as the value of an attribute may be (R10)."""
 
 EMAIL = re.compile(
     r"""(?: [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ )*
@@ -24,22 +28,29 @@ ISO = re.compile(
 )
 ISO_NUMBERS = ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
 DIGITS = re.compile(r"[0-9]{9,13}")
-MILLISECONDS_ABOVE = 100_000_000_000
+SHORTEST_NUMBER, LONGEST_NUMBER, MILLISECONDS_ABOVE = 10**8, 10**13, 10**11
+"""R9: at least 9 digits before the fraction, fewer than 14; milliseconds above."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
+DAY = 86_400_000_000
+"""Microseconds."""
+
+UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+CROCKFORD = np.frombuffer(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", dtype="S1")
+FIVE_BITS = np.array([16, 8, 4, 2, 1], dtype=np.uint8)
 
 
 def is_email(value: Any) -> bool:
-    """R2: the documented connector's pattern on the lower-cased text."""
-    return isinstance(value, str) and EMAIL.fullmatch(value.lower()) is not None
+    """R2: the documented connector's pattern on the lower-cased text, of at most 1000 bytes."""
+    return isinstance(value, str) and EMAIL.fullmatch(value.lower()) is not None and len(value.encode()) <= EMAIL_BYTES
 
 
 def unix_seconds(value: Any) -> int | None:
-    """R9: ISO text (no zone = UTC), a number or text of 9 to 13 digits as whole Unix seconds, else None."""
+    """R9: ISO text (no zone = UTC), or a number or text of 9 to 13 digits, as whole Unix seconds; else None."""
     if isinstance(value, str):
         return _number_seconds(int(value)) if DIGITS.fullmatch(value) else _iso_seconds(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and SHORTEST_NUMBER <= value < LONGEST_NUMBER:
         return _number_seconds(value)
     return None
 
@@ -49,13 +60,28 @@ def cut(text: str, limit: int) -> str:
     return text.encode()[:limit].decode(errors="ignore")
 
 
-def ulid(event_uuid: str) -> str | None:
-    """R12: the uuid's 128 bits in Crockford base 32, 26 characters; None where the text is no uuid."""
-    try:
-        bits = uuid.UUID(event_uuid).int
-    except ValueError:
-        return None
-    return base64.b32encode(bits.to_bytes(20, "big"))[6:].translate(CROCKFORD).decode()
+def is_uuid(text: str) -> bool:
+    """R14: 32 hexadecimal digits in the groups of a UUID."""
+    return UUID.fullmatch(text) is not None
+
+
+def ulids(times: list[int], names: list[str], distinct_ids: list[str], uuids: list[str]) -> list[str]:
+    """R12: the events' ids. `times` are microseconds since 1970, `uuids` such that `is_uuid` takes.
+
+    The first 48 bits are the uuid's, the other 80 BLAKE2b's of the UTF-8 text `<days since 1970> <uuid in lower case>
+    <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
+    """
+    if not uuids:
+        return []
+    content = b"".join(map(_id_bits, times, names, distinct_ids, map(str.lower, uuids)))
+    bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8)).reshape(-1, 128)
+    digits = np.pad(bits, ((0, 0), (2, 0))).reshape(-1, 26, 5) @ FIVE_BITS
+    return CROCKFORD[digits].view("S26").ravel().astype(str).tolist()
+
+
+def _id_bits(time: int, name: str, distinct_id: str, uuid: str) -> bytes:
+    told = f"{time // DAY} {uuid} {len(name)} {name}{distinct_id}".encode()
+    return bytes.fromhex(uuid[:8] + uuid[9:13]) + blake2b(told, digest_size=10).digest()
 
 
 def _number_seconds(number: float) -> int:

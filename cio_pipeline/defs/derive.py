@@ -73,7 +73,7 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
     counts = {SENT: account.outcomes[SENT], STITCHED: account.stitched}
     others = {name: count for name, count in account.outcomes.items() if name != SENT}
     facts: dict[str, dict[str, dg.MetadataValue | int]] = {
-        "customers": {},
+        "customers": {"notes": _table(account.notes)} if account.notes else {},
         "events": {"extracted": account.outcomes.total(), "outcomes": _table({**counts, **others})},
         "rejects": {"left out of what was sent": _table(account.left_out)},
     }
@@ -102,7 +102,7 @@ def _every_event_accounted_for(accounts: dict[str, Account], store: Store) -> dg
 
 def _earlier_days_learned(store: Store, keys: list[str]) -> dg.AssetCheckResult:
     """R1 needs the facts of all earlier days: those that were never extracted are named."""
-    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.options))
+    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
     return dg.AssetCheckResult(
         asset_key="customers",
         check_name="earlier_days_learned",

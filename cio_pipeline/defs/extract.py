@@ -84,7 +84,9 @@ def _as_many_events_as_usual(kept: dict[str, Kept], tables: Tables) -> dg.AssetC
     few = {
         day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
     }
-    told = [f"{day} has {kept[day].rows:,} events, {usual:,.0f} are usual" for day, usual in few.items()]
+    told = [
+        f"{day} has {kept[day].rows:,} events" + (f", {usual:,.0f} are usual" if usual else "") for day, usual in few.items()
+    ]
     return dg.AssetCheckResult(
         check_name="as_many_events_as_usual",
         passed=not few,
@@ -126,14 +128,14 @@ def identity_history(
 ) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
-    setting = f"{learned_under(store.options)} before {start:%Y-%m-%d}"
+    setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
     if not config.again and not store.identities.unlearned([HISTORY], setting):
         return dg.MaterializeResult(metadata={"known already": True})
     began = now()
     found = posthog.source.history(start, context.log.info)
     read = replace(found, frames=told("History", found, context.log.info))
     kept = keep_history(store.tables, HISTORY, read, store.attributes_from, began)
-    counts = learn_history(setting, store.tables, store.identities, store.options)
+    counts = learn_history(setting, store.tables, store.identities)
     return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 
 
@@ -147,5 +149,5 @@ def identity_history(
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
-        counts = learn_day(day, store.tables, store.identities, store.options)
+        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities)
         context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
@@ -78,7 +79,12 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
 
 
 def _times(values: Iterable[Any]) -> pd.Series[Any]:
-    """The times in UTC to the microsecond; none where a value is no time."""
+    """The times in UTC to the microsecond; none where a value is no time. pandas reads most of them, and faster."""
+    values = list(values)
+    if all(isinstance(value, str) and value[:2] in ("19", "20") for value in values):
+        with suppress(ValueError):
+            times = pd.to_datetime(pd.Series(values, dtype=object), utc=True, format="ISO8601")
+            return times.astype("datetime64[us, UTC]")
     moments = np.array([_moment(value) for value in values], dtype="datetime64[us]")
     return pd.Series(moments).dt.tz_localize("UTC")
 
@@ -89,6 +95,8 @@ def _moment(value: Any) -> datetime | None:
     if match is None:
         return None
     *numbers, fraction, sign, hours, minutes, seconds = match.groups()
+    if int(hours or 0) > 23 or int(minutes or 0) > 59:
+        return None
     microseconds = int((fraction or "")[:6].ljust(6, "0"))
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0), seconds=int(seconds or 0))
     try:

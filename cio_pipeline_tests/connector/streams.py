@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from cio_pipeline.connector.facts import ORDER
 from cio_pipeline.connector.operations import Tables, build
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import SENT, decide
@@ -48,11 +49,11 @@ def event(
 
 
 def frame(*events: dict[str, Any]) -> pd.DataFrame:
-    """The events as the stages take them: uuids in the order given, sorted by time."""
+    """The events as the stages take them: uuids in the order given, in their order."""
     rows = [{**row, "uuid": row["uuid"] or str(uuid.UUID(int=number + 1))} for number, row in enumerate(events)]
     table = pd.DataFrame(rows)
     table["timestamp"] = table["timestamp"].astype("datetime64[us, UTC]")
-    return table.sort_values(["timestamp", "uuid"], ignore_index=True)
+    return table.sort_values(ORDER, ignore_index=True)
 
 
 def outcomes(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> list[str]:

@@ -182,8 +182,44 @@ CASES = [
         [at(1, set_={"created_at": 2020})],
         {},
         "the year 2020",
-        ['id:u1 has {"created_at": 2020, "identifier": "u1"}', VISIT],
-        "different on purpose: R9, a number is seconds",
+        ["left out: created_at is no time (R9)", BARE, VISIT],
+        "different on purpose: R9, a number of 9 to 13 digits is a time",
+    ),
+    Case(
+        "unsubscribed: false",
+        [at(1, set_={"unsubscribed": False, "plan": "pro"})],
+        {},
+        "sent: who had unsubscribed got mail again",
+        [
+            "left out: unsubscribed says what the person wants to hear (R19)",
+            'id:u1 has {"identifier": "u1", "plan": "pro"}',
+            VISIT,
+        ],
+        "different on purpose: R19",
+    ),
+    Case(
+        "unsubscribed: true",
+        [at(1, set_={"unsubscribed": True})],
+        {},
+        "sent",
+        ['id:u1 has {"identifier": "u1", "unsubscribed": true}', VISIT],
+        SAME,
+    ),
+    Case(
+        "$groupidentify",
+        [at(1, "$groupidentify", "0198c5a5-74f6-7a5e-9d5e-3f0a5c5c5c5c")],
+        {},
+        "a customer whose id is the random distinct_id, and the event",
+        ["filtered: $groupidentify is never sent (R4)"],
+        "different on purpose: R4, a group is no person",
+    ),
+    Case(
+        "a distinct_id that is nobody's",
+        [at(1, distinct_id="undefined", set_={"email": A}), at(2, distinct_id="[object Object]")],
+        {},
+        "customers with the ids undefined and [object Object]",
+        ["refused: distinct_id is nobody's (R14)"] * 2,
+        "different on purpose: R14, many people are behind such an id",
     ),
     Case(
         "a valid email, in mixed case",
@@ -344,4 +380,4 @@ def test_a_timestamp_is_in_whole_seconds_where_the_plugin_sent_a_fraction() -> N
 
 
 def test_an_event_carries_an_id_where_the_plugin_sent_none() -> None:
-    assert sent(event())[0]["id"] == "00000000000000000000000001"
+    assert len(sent(event())[0]["id"]) == 26

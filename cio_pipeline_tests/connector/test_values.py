@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.connector.values import CROCKFORD, cut, is_email, ulid, unix_seconds
+from cio_pipeline.connector.values import cut, is_email, is_uuid, ulids, unix_seconds
 
 
 @pytest.mark.parametrize(
@@ -49,6 +50,7 @@ def test_r2_takes_an_email(text: str) -> None:
         7,
         ["a@example.com"],
         {"email": "a@example.com"},
+        "x" * 989 + "@example.com",
     ],
 )
 def test_r2_refuses_what_is_no_email(value: object) -> None:
@@ -79,8 +81,10 @@ def test_r2_refuses_an_email_with_such_a_character(character: str) -> None:
         (1588748889500, 1588748889),
         (100_000_000_000, 100_000_000_000),
         (100_000_000_001, 100_000_000),
-        (0, 0),
-        (-5.5, -5),
+        (100_000_000, 100_000_000),
+        (100_000_000.5, 100_000_000),
+        (9_999_999_999_999.9, 9_999_999_999),
+        ("000000001", 1),
         ("1588748889", 1588748889),
         ("1588748889500", 1588748889),
         ("123456789", 123456789),
@@ -100,6 +104,21 @@ def test_r9_reads_a_time(value: object, seconds: int) -> None:
         "2020",
         "12345678",
         "12345678901234",
+        12345678,
+        12345678901234,
+        1588748889500000,
+        1588748889500000000,
+        1e13,
+        0,
+        -0.0,
+        -5.5,
+        -1588748889,
+        float("nan"),
+        float("inf"),
+        10**400,
+        "1588748889.5",
+        "-1588748889",
+        " 1588748889",
         "2020-13-01",
         "2020-02-30",
         "2020-0506",
@@ -126,18 +145,64 @@ def test_r10_cuts_text_at_a_character_boundary(text: str, limit: int) -> None:
     assert short == text or len((short + text[len(short)]).encode()) > limit
 
 
-def test_r12_writes_a_uuid_as_a_ulid() -> None:
-    assert ulid("018f3173-7000-7421-831e-e849e8bb6ffe") == "01HWRQ6W00EGGR67Q897MBPVZY"
-    assert ulid("ffffffff-ffff-ffff-ffff-ffffffffffff") == "7" + "Z" * 25
-    assert ulid("no uuid") is None
+UUID = "018f3173-7000-7421-831e-e849e8bb6ffe"
+DAY = 86_400_000_000
 
 
-@given(st.uuids())
-def test_r12_loses_no_bit_of_the_uuid(event_uuid: uuid.UUID) -> None:
-    text = ulid(str(event_uuid))
-    assert text is not None
-    digits = CROCKFORD[ord("A") : ord("Z") + 1] + CROCKFORD[ord("2") : ord("7") + 1]
-    number = 0
-    for character in text.encode():
-        number = number * 32 + digits.index(character)
-    assert (len(text), number) == (26, event_uuid.int)
+def ulid(time: int = 0, name: str = "visit", distinct_id: str = "u1", event_uuid: str = UUID) -> str:
+    return ulids([time], [name], [distinct_id], [event_uuid])[0]
+
+
+def test_r12_an_id_begins_with_the_uuid_s_first_48_bits() -> None:
+    found = ulid()
+    assert (len(found), found[:9]) == (26, "01HWRQ6W0")
+    assert ulid(event_uuid="ffffffff-ffff-ffff-ffff-ffffffffffff")[:10] == "7" + "Z" * 9
+    assert ulids([], [], [], []) == []
+
+
+def test_r12_the_same_event_has_the_same_id_wherever_it_stands() -> None:
+    times, names, ids, uuids = [0, DAY], ["visit", "order"], ["u1", "u2"], [UUID, str(uuid.UUID(int=5))]
+    both = ulids(times, names, ids, uuids)
+    assert both == [ulid(), ulid(DAY, "order", "u2", uuids[1])]
+    assert ulid(DAY - 1) == ulid(event_uuid=UUID.upper()) == ulid()
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"time": DAY},
+        {"time": -1},
+        {"name": "visit2", "distinct_id": "u1"},
+        {"name": "visitu", "distinct_id": "1"},
+        {"name": "visit\0", "distinct_id": "u1"},
+        {"name": "visit", "distinct_id": "\0u1"},
+        {"name": "", "distinct_id": "visitu1"},
+        {"name": "visi", "distinct_id": "tu1"},
+        {"event_uuid": "018f3173-7000-7421-831e-e849e8bb6fff"},
+    ],
+)
+def test_r12_events_that_differ_in_day_name_distinct_id_or_uuid_have_different_ids(other: dict[str, Any]) -> None:
+    assert ulid(**other) != ulid()
+
+
+TEXTS = st.text("ab 1\0", max_size=4)
+EVENTS = st.tuples(st.integers(-2, 2), TEXTS, TEXTS, st.integers(0, 3))
+
+
+@given(st.sets(EVENTS, min_size=2))
+def test_r12_no_two_events_have_one_id(events: set[tuple[int, str, str, int]]) -> None:
+    times, names, ids, numbers = zip(*events, strict=True)
+    uuids = [str(uuid.UUID(int=number)) for number in numbers]
+    assert len(set(ulids([day * DAY for day in times], list(names), list(ids), uuids))) == len(events)
+
+
+@pytest.mark.parametrize("text", [UUID, UUID.upper(), "00000000-0000-0000-0000-000000000000"])
+def test_r14_takes_a_uuid(text: str) -> None:
+    assert is_uuid(text)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "none", f"urn:uuid:{UUID}", f"{{{UUID}}}", UUID.replace("-", ""), UUID + "\n", UUID[:-1] + "٣"]
+)
+def test_r14_refuses_what_is_no_uuid(text: str) -> None:
+    assert not is_uuid(text)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import time
 import uuid
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -305,12 +306,82 @@ def test_an_order_that_turns_is_refused() -> None:
         events_api._is_ascending(times, False)
 
 
-def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: Project) -> None:
-    old = source_for(server.url, "1", "phx_sandbox", (), attributes_from="set")
+def test_events_of_one_uuid_and_moment_are_each_read_wherever_a_page_ends(server: posthog.PostHog, project: Project) -> None:
+    project.legacy = EventsList(100)
+    moments = [START + timedelta(seconds=number // 30) for number in range(900)]
+    one_uuid = {"uuid": str(uuid.UUID(int=1))}
+    server.add({**stored(number, at), **one_uuid, "distinct_id": f"u{number}"} for number, at in enumerate(moments))
+    server.add(
+        {**stored(number, at, "visit"), **one_uuid, "distinct_id": f"u{number}"}
+        for number, at in enumerate(moments[:450])
+        if number % 11 == 0
+    )
+    assert len(read(source(server).events(START, END, quietly))) == 900 + 41
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is waited for between tries, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds) if seconds else None)
+    return waited
+
+
+def test_the_endpoint_that_is_there_is_chosen_and_a_switch_is_said(
+    server: posthog.PostHog, project: Project, at_once: list[float]
+) -> None:
+    said: list[str] = []
+    old = source_for(server.url, "1", "phx_sandbox", (), "auto", said.append)
     assert isinstance(old, EventsApiSource)
-    old.check()
+    assert said == ["This PostHog has no query API: its list of events is read, which no count can be checked against."]
     project.legacy = None
-    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), attributes_from="set"), QuerySource)
+    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), "auto", said.append), QuerySource)
+    assert len(said) == 1
+
+
+PASSING = {
+    "an ingress": Answer(b"<html>404 Not Found</html>", 404),
+    "a gateway": Answer(b'{"message":"no Route matched with those values"}', 404),
+    "a method": Answer(b"<html>405 Not Allowed</html>", 405),
+    "a deployment": Answer(b'{"type":"invalid_request","code":"not_found","detail":"Endpoint not found.","attr":null}', 404),
+    "a page": Answer(b"<html>Maintenance</html>", 200),
+}
+
+
+@pytest.mark.parametrize("answer", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("attributes_from", ["auto", "person"])
+def test_one_answer_that_is_none_of_posthogs_switches_nothing(
+    server: posthog.PostHog,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: list[float],
+    answer: Answer,
+    attributes_from: AttributesFrom,
+) -> None:
+    project.legacy = None
+    query, answers = project.query, iter([answer])
+    monkeypatch.setattr(project, "query", lambda body: next(answers, None) or query(body))
+    found = source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+    assert isinstance(found, QuerySource)
+    found.check()
+    assert len(at_once) == 1
+
+
+@pytest.mark.parametrize("answer", [PASSING["an ingress"], PASSING["a gateway"], PASSING["a method"]])
+@pytest.mark.parametrize("attributes_from", ["auto", "person"])
+def test_a_proxy_that_stays_in_the_way_is_named_and_no_setting_is_blamed(
+    server: posthog.PostHog,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: list[float],
+    answer: Answer,
+    attributes_from: AttributesFrom,
+) -> None:
+    project.legacy = None
+    monkeypatch.setattr(project, "query", lambda _: answer)
+    with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 40[45], but not as PostHog does.+ proxy") as refused:
+        source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+    assert "CIO_ATTRIBUTES_FROM" not in str(refused.value)
 
 
 @pytest.mark.parametrize("legacy", [None, EventsList()], ids=["new", "old"])
@@ -319,8 +390,14 @@ def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: 
     [("phx_sandbox", "2", "POSTHOG_PROJECT_ID is not found"), ("phx_wrong", "1", "POSTHOG_PERSONAL_API_KEY is not accepted")],
 )
 def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
-    server: posthog.PostHog, project: Project, legacy: EventsList | None, key: str, project_id: str, sentence: str
+    server: posthog.PostHog,
+    project: Project,
+    at_once: list[float],
+    legacy: EventsList | None,
+    key: str,
+    project_id: str,
+    sentence: str,
 ) -> None:
     project.legacy = legacy
     with pytest.raises(NotExtracted, match=sentence):
-        source_for(server.url, project_id, key, (), attributes_from="set").check()
+        source_for(server.url, project_id, key, (), attributes_from="auto").check()

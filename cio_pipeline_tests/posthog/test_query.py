@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from cio_pipeline.posthog import query
@@ -113,6 +115,42 @@ def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -
     assert pd.concat(found.frames)["event"].value_counts().to_dict() == {"$identify": 31, "$set": 30}
 
 
+def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, project: Project) -> None:
+    server.add([stored(1, "$identify", "1970-01-01T00:00:00Z"), stored(2, "$identify", "2026-02-01T00:00:00Z")])
+    found = source(server).history(START, lambda _: None)
+    assert len(pd.concat(found.frames)) == found.expected == 2
+    assert project.account()["requests"] == {"200": 3}
+    assert found.facts["queries"] == 3
+
+
+def test_months_are_merged_into_windows_that_leave_no_time_out() -> None:
+    months = Counter({"197001": 1, "202501": 30_000, "202502": 9_000, "202503": 2_000, "202504": 90_000, "202512": 1})
+    windows = list(query._windows(months, START))
+    assert [(f"{start:%Y%m}", f"{end:%Y%m%d}") for start, end in windows] == [
+        ("197001", "20250301"),
+        ("202503", "20250401"),
+        ("202504", "20251201"),
+        ("202512", "20260302"),
+    ]
+    assert list(query._windows(Counter(), START)) == []
+
+
+@pytest.mark.parametrize("attributes_from", ["auto", "person"])
+def test_the_emails_of_old_events_are_looked_for_in_the_person_too(server: posthog.PostHog, attributes_from: str) -> None:
+    server.add([{**stored(1, "visit"), "person_properties": {"email": "a@example.com"}}, stored(2, "visit")])
+    server.add([{**stored(3, "visit"), "properties": {"$set": {"email": "a@example.com"}}}])
+    found = read(source(server, allowlist=("order",), attributes_from=attributes_from))
+    assert len(found) == (2 if attributes_from == "auto" else 1)
+    assert found["person_properties"].notna().all()
+
+
+def test_with_auto_young_events_are_read_without_the_person(server: posthog.PostHog) -> None:
+    young = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=5)
+    server.add([stored(1, at=young.isoformat())])
+    [frame] = source(server, attributes_from="auto").events(young, young + timedelta(days=1), lambda _: None).frames
+    assert frame["person_properties"].isna().all()
+
+
 def test_a_project_without_history_has_none(server: posthog.PostHog) -> None:
     server.add([stored(1, "order", "2026-03-01T00:00:00.000000Z")])
     found = source(server).history(START, lambda _: None)
@@ -163,10 +201,60 @@ def test_values_of_other_kinds_become_text() -> None:
     assert rows(distinct_id="a\ud800")["distinct_id"].tolist() == ["a\ufffd"]
 
 
-@pytest.mark.parametrize("value", ["2026-03-02T00:00:00-08:00x", 5.5, None, "2026-03-03T00:00:00Z", "2026-03-01T16:00:00"])
+ODD_TIMES: list[Any] = [
+    *("2026-03-02T00:00:00-08:00x", 5.5, None, "2026-03-03T00:00:00Z", "2026-03-01T16:00:00", "", "now", True, [], {"a": 1}),
+    *("0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59.999999-14:00", "0000-01-01T00:00:00Z", "2026-02-30T00:00:00Z"),
+    *("2026-03-02T25:00:00Z", "2026-03-02T10:00:00+99:99", "+292277026596-12-04T15:30:07Z", "1" * 5000),
+]
+
+
+@pytest.mark.parametrize("value", ODD_TIMES)
 def test_a_time_that_is_none_or_of_another_day_is_refused(value: object) -> None:
     with pytest.raises(NotExtracted, match="time"):
         rows(timestamp=value)
+
+
+@pytest.mark.parametrize(
+    "value", [value for value in ODD_TIMES if value not in ("2026-03-03T00:00:00Z", "2026-03-01T16:00:00")]
+)
+def test_an_odd_time_of_ingestion_stops_nothing(value: object) -> None:
+    assert rows(created_at=value)["created_at"].isna().all()
+    assert len(in_order(rows(created_at=value))) == 1
+
+
+ODD_VALUES: list[Any] = [
+    None,
+    7,
+    -1.5,
+    True,
+    "",
+    "\x00",
+    "a\ud800b",
+    "\udfff",
+    "é" * 5000,
+    [],
+    {"a": ["\ud800"]},
+    10**400,
+    float("nan"),
+]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+@pytest.mark.parametrize("column", ["uuid", "event", "distinct_id", "properties", "person_properties"])
+def test_no_value_of_a_row_stops_a_day(column: str, value: Any) -> None:
+    frame = rows(**{column: value})
+    written = pa.Table.from_pandas(frame, EVENT_SCHEMA)
+    written.validate(full=True)
+    assert len(in_order(frame)) == 1
+
+
+def test_half_a_surrogate_pair_is_repaired_in_names_and_stays_as_it_came_in_properties() -> None:
+    text = '{"a":"\\ud800"}'
+    [row] = rows(event="a\ud800\udc00b\udfff", distinct_id="\ud83d", properties=text, person_properties='{"\ud800":1}').to_dict(
+        "records"
+    )
+    assert (row["event"], row["distinct_id"]) == ("a\ufffd\ufffdb\ufffd", "\ufffd")
+    assert (row["properties"], row["person_properties"]) == (text, '{"\\ud800":1}')
 
 
 def test_a_column_that_is_missing_is_named() -> None:

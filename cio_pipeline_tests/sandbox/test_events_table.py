@@ -7,7 +7,7 @@ from typing import Any
 import duckdb
 import pytest
 
-from cio_pipeline.sandbox.events_table import count_by_day, exported, insert, to_table
+from cio_pipeline.sandbox.events_table import count_by_day, drop_old_sets, exported, insert, to_table
 from cio_pipeline.sandbox.hogql import SCHEMA
 
 NOON = datetime(2026, 3, 10, 12, tzinfo=timezone.utc)
@@ -53,3 +53,27 @@ def test_an_export_has_once_what_landed_within_and_is_no_week_older(
 def test_events_are_counted_by_day(database: duckdb.DuckDBPyConnection) -> None:
     insert(database, to_table([event(1), event(2, NOON + timedelta(days=1)), event(3)]))
     assert count_by_day(database) == [(date(2026, 3, 10), 2), (date(2026, 3, 11), 1)]
+
+
+def test_events_over_60_days_old_lose_their_sets_and_keep_the_rest(database: duckdb.DuckDBPyConnection) -> None:
+    whole = {"$set": {"a": 1}, "$set_once": {"b": 2}, "$unset": ["c"], "d": {"$set": 1}}
+    person = {"a": 1}
+    old = event(1, properties=whole, person_properties=person)
+    young = event(2, NOON + timedelta(seconds=1), properties=whole)
+    insert(database, to_table([old, young, event(3, properties="no JSON $set"), event(4, properties=["$set"])]))
+    assert drop_old_sets(database, NOON + timedelta(days=60, seconds=1)) == 1
+    found = {int(row["uuid"][-12:], 16): row for row in exported(database, *DAY)}
+    assert found[1]["properties"] == '{"$unset":["c"],"d":{"$set":1}}'
+    assert found[1]["person_properties"] == '{"a":1}'
+    assert found[2]["properties"] == to_table([young])["properties"][0].as_py()
+    assert (found[3]["properties"], found[4]["properties"]) == ("no JSON $set", '["$set"]')
+    assert drop_old_sets(database, NOON + timedelta(days=60, seconds=1)) == 0
+
+
+def test_an_export_has_each_event_of_one_uuid(database: duckdb.DuckDBPyConnection) -> None:
+    insert(database, to_table([event(1), event(1), {**event(1), "event": "f"}, {**event(1), "distinct_id": "v"}]))
+    assert sorted((row["event"], row["distinct_id"]) for row in exported(database, *DAY)) == [
+        ("e", "u"),
+        ("e", "v"),
+        ("f", "u"),
+    ]

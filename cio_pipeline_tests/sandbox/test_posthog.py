@@ -137,3 +137,16 @@ def test_the_command_says_where_it_listens_and_ends_quietly() -> None:
         process.send_signal(signal.SIGTERM)
         rest, errors = process.communicate(timeout=10)
     assert (process.returncode, rest, errors) == (0, "", "")
+
+
+def test_old_sets_are_dropped_when_it_is_asked_for() -> None:
+    with serve([EVENT]) as server:
+        query = "SELECT properties FROM events LIMIT 1"
+        assert ask(server, query).json()["results"] == [['{"$set":{"city":"Łódź"}}']]
+        dropped = [
+            requests.post(f"{server.url}/sandbox/retention", json={"now": now}, timeout=10).json()["dropped"]
+            for now in ("2026-05-31T22:00:00Z", "2026-05-31T23:00:00Z")
+        ]
+        assert dropped == [0, 1]
+        assert ask(server, query).json()["results"] == [["{}"]]
+        assert requests.post(f"{server.url}/sandbox/retention", json={"now": "soon"}, timeout=10).status_code == 400

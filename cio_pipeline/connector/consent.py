@@ -1,0 +1,44 @@
+"""R19: attributes that say what a person wants to hear. By default only what makes somebody hear less passes."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+UNSUBSCRIBED, PREFERENCES = "unsubscribed", "cio_subscription_preferences"
+TOPIC = f"{PREFERENCES}.topics."
+REASON = "says what the person wants to hear (R19)"
+
+
+def consents(given: dict[str, Any], allow: Literal["No", "unsubscribe", "Yes"]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """The attributes with what passes of those about consent, and (name, reason) of what was left out.
+
+    `given` is name to value, None for one that is cleared.
+    """
+    if allow == "Yes":
+        return given, []
+    passed: dict[str, Any] = {}
+    left_out: list[tuple[str, str]] = []
+    for name, value in given.items():
+        meant = name.strip().lower()
+        if not (meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")):
+            passed[name] = value
+            continue
+        less, all_of_it = _less(name, meant, value) if allow == "unsubscribe" else ({}, False)
+        passed |= less
+        if not all_of_it:
+            left_out.append((name, REASON))
+    return passed, left_out
+
+
+def _less(name: str, meant: str, value: Any) -> tuple[dict[str, Any], bool]:
+    """What of this attribute makes the person hear less, as it is to be sent, and whether that is all of it."""
+    if meant == PREFERENCES:
+        topics = value.get("topics") if isinstance(value, dict) else None
+        off = [topic for topic, wanted in topics.items() if topic and wanted is False] if isinstance(topics, dict) else []
+        return {TOPIC + topic: False for topic in off}, bool(off) and len(off) == len(topics or ()) and len(value) == 1
+    less = _is_yes(value) if meant == UNSUBSCRIBED else value is False and meant.startswith(TOPIC) and meant != TOPIC
+    return ({name: value}, True) if less else ({}, False)
+
+
+def _is_yes(value: Any) -> bool:
+    return value.lower() in ("true", "1") if isinstance(value, str) else isinstance(value, (bool, int, float)) and value == 1
