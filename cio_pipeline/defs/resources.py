@@ -139,7 +139,7 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
     if settings.event_source == "file_download":
-        return FileDownloadSource(*posthog, settings.late_days, *needed)
+        return FileDownloadSource(*posthog, settings.late_days, *needed, settings.data_dir)
     if settings.event_source == "events_api":
         return EventsApiSource(*posthog, *needed)
     return source_for(*posthog, *needed, say)

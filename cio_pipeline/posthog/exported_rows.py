@@ -40,7 +40,10 @@ EMAIL = r'"email"|\\u00'
 
 
 class Wanted(NamedTuple):
-    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3)."""
+    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3).
+
+    `person` needs the person's properties, `auto` takes them where a file has them.
+    """
 
     start: datetime
     end: datetime

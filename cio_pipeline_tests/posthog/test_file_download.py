@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import traceback
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
+from pathlib import Path
 from typing import Any
 
+import orjson
 import pandas as pd
 import pytest
 import requests
 
 from cio_pipeline import http
-from cio_pipeline.posthog import file_download
+from cio_pipeline.posthog import file_exports
 from cio_pipeline.posthog.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, in_order
 from cio_pipeline.sandbox import posthog
@@ -38,7 +41,7 @@ def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = N
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
-        (file_download, ("POLL_SECONDS", "DOWNLOAD_PAUSE_SECONDS")),
+        (file_exports, ("POLL_SECONDS", "PAUSE_SECONDS", "EMPTY_LIST_SECONDS")),
         (http, ("BACKOFF_SECONDS",)),
     ):
         for name in names:
@@ -182,23 +185,27 @@ def test_a_link_that_has_expired_is_asked_for_anew(server: posthog.PostHog, down
         read(source(server))
 
 
-def test_a_download_that_breaks_off_begins_again(
+def test_a_download_that_is_html_or_cut_short_begins_again(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number) for number in range(1000))
-    pieces = requests.Response.iter_content
-    broken: list[bool] = []
+    file, wrong = downloads.file, [b"<html>maintenance</html>", b"", None, None]
 
-    def breaks(answer: requests.Response, size: int = 1, **more: Any) -> Iterator[bytes]:
-        for piece in pieces(answer, size, **more):
-            yield piece
-            if size == 1 << 20 and not broken:
-                broken.append(True)
-                raise requests.exceptions.ChunkedEncodingError
+    def breaks(*asked: Any) -> Answer:
+        whole = file(*asked)
+        if not wrong:
+            return whole
+        return Answer(whole.content[: len(whole.content) // 2] if (content := wrong.pop()) is None else content)
 
-    monkeypatch.setattr(requests.Response, "iter_content", breaks)
+    monkeypatch.setattr(downloads, "file", breaks)
     assert len(read(source(server))) == 1000
-    assert broken
+    assert not wrong
+    assert len(downloads.runs) == 1
+    wrong += [b"<html>maintenance</html>"] * 5
+    with pytest.raises(
+        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is no whole Parquet file, .* bytes"
+    ):
+        read(source(server))
 
 
 def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
@@ -293,3 +300,150 @@ def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong
             act()
         assert "phx_" not in str(refused.value)
     source(server).check()
+
+
+def answering(downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, *bodies: Any, wait_for: str = "Completed") -> None:
+    """PostHog's next answers about a run that is completed are these; those after them are its own."""
+    answer, left = downloads.answer, list(bodies)
+
+    def other(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        if method == "GET" and len(path) == 1 and wait_for.encode() in given.content and left:
+            return Answer(orjson.dumps(left.pop(0)))
+        return given
+
+    monkeypatch.setattr(downloads, "answer", other)
+
+
+DONE = {"status": "Completed"}
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [DONE] * 3,
+        [DONE | {"files": None}] * 3,
+        [DONE | {"files": []}],
+        [DONE | {"files": [], "records_completed": 2}] * 3,
+        [{}, [], {"status": 5}, {"detail": "maintenance"}],
+    ],
+)
+def test_a_list_of_files_that_comes_late_is_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, bodies: list[Any]
+) -> None:
+    server.add([stored(1), stored(2)])
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 5)
+    answering(downloads, monkeypatch, *bodies)
+    assert sorted(numbers(read(source(server)))) == [1, 2]
+    assert len(downloads.runs) == 1
+
+
+@pytest.mark.parametrize("body", [DONE, DONE | {"files": None}, DONE | {"files": [], "records_completed": 2}])
+def test_a_list_of_files_that_never_comes_is_refused(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, body: Any
+) -> None:
+    monkeypatch.setattr(file_exports, "LIST_SECONDS", 0.05)
+    answering(downloads, monkeypatch, *[body] * 1000)
+    with pytest.raises(NotExtracted, match="is completed, but the list of its files did not come in"):
+        read(source(server))
+
+
+def test_an_export_of_nothing_is_not_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 600)
+    answering(downloads, monkeypatch, DONE | {"files": [], "records_completed": 0})
+    assert read(source(server)).empty
+
+
+def test_fewer_rows_than_posthog_completed_fail_with_both_numbers_unless_more_files_come(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number) for number in range(20))
+    downloads.file_rows = 10
+    answer, looks = downloads.answer, [1000]
+
+    def second_file_later(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        if method != "GET" or len(path) != 1 or b"Completed" not in given.content:
+            return given
+        looks[0] -= 1
+        body = orjson.loads(given.content)
+        return Answer(orjson.dumps(body | {"files": body["files"][: 1 if looks[0] > 0 else 2], "records_completed": 20}))
+
+    monkeypatch.setattr(downloads, "answer", second_file_later)
+    with pytest.raises(NotExtracted, match="export has 20 events, but its files only 10: run the day again later"):
+        read(source(server))
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 5)
+    looks[0] = 3
+    assert len(read(source(server))) == 20
+
+
+def test_a_finished_export_is_read_again_and_not_billed_again(
+    server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
+) -> None:
+    server.add([stored(1)])
+    for _ in range(2):
+        assert numbers(read(source(server, data_dir=str(tmp_path)))) == [1]
+    assert len(downloads.runs) == 1
+    [kept] = (tmp_path / "file_downloads").iterdir()
+    assert "phx_" not in kept.name + kept.read_text()
+    assert numbers(read(source(server, data_dir=str(tmp_path), late_days=3))) == [1]
+    assert len(downloads.runs) == 2
+
+
+def test_an_export_whose_files_have_expired_or_that_failed_or_is_unknown_is_made_anew(
+    server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
+) -> None:
+    server.add([stored(1)])
+    again = source(server, data_dir=str(tmp_path))
+    read(again)
+    downloads.expired = 1
+    assert numbers(read(again)) == [1]
+    assert len(downloads.runs) == 2
+    next(reversed(downloads.runs.values())).ends_as = "Failed"
+    assert numbers(read(again)) == [1]
+    assert len(downloads.runs) == 3
+    downloads.runs.clear()
+    assert numbers(read(again)) == [1]
+    for kept in (tmp_path / "file_downloads").iterdir():
+        kept.write_text("../../elsewhere")
+    assert numbers(read(again)) == [1]
+
+
+def test_an_export_that_posthog_lists_with_its_interval_is_read_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    answer = downloads.answer
+
+    def told(method: str, path: list[str], *rest: Any) -> Answer:
+        if (method, path) != ("GET", []):
+            return answer(method, path, *rest)
+        found = [
+            {"id": name, "data_interval_start": run.start.isoformat(), "data_interval_end": f"{run.end:%Y-%m-%dT%H:%M:%SZ}"}
+            for name, run in downloads.runs.items()
+        ]
+        return Answer(orjson.dumps({"results": found}))
+
+    monkeypatch.setattr(downloads, "answer", told)
+    for _ in range(2):
+        assert numbers(read(source(server))) == [1]
+    assert len(downloads.runs) == 1
+
+
+def test_no_error_of_a_download_holds_its_link(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    for location in ("http://127.0.0.1:1/secret?X-Amz-Signature=secret", "ftp://127.0.0.1/secret", "http://[secret/secret", ""):
+        answer = FileDownloads.answer
+
+        def elsewhere(method: str, path: list[str], *rest: Any, where: str = location, was: Any = answer) -> Answer:
+            given = was(downloads, method, path, *rest)
+            return Answer(b"", 302, {"Location": where}) if "download" in path else given
+
+        monkeypatch.setattr(downloads, "answer", elsewhere)
+        with pytest.raises(NotExtracted) as refused:
+            read(source(server))
+        assert "secret" not in "".join(traceback.format_exception(refused.value))
