@@ -1,4 +1,4 @@
-"""The command line: `python -m cio_pipeline run | demo | dev`."""
+"""The command line: `python -m cio_pipeline run | ui | demo | dev`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,7 @@ import argparse
 import sys
 from typing import Any
 
-from dotenv import load_dotenv
-
-from cio_pipeline.settings import SettingsError, load_settings
+STOPPED = "Interrupted.\n"
 
 
 def main(arguments: list[str]) -> int:
@@ -23,9 +21,20 @@ def main(arguments: list[str]) -> int:
     run.add_argument("--resend", action="store_true", help="send what was delivered, is unchanged or was refused, too")
     run.add_argument("--limit", type=_count, help="send only each day's first so many customers and their events")
     run.add_argument("--hold-recent-events", type=_hours, metavar="HOURS", help="keep events younger than that for a later run")
+    commands.add_parser("ui", help="open the Dagster UI on what the environment or .env names")
     commands.add_parser("demo", help="run three days against the sandbox and print what was delivered")
     commands.add_parser("dev", help="open the Dagster UI on the sandbox")
     given = parser.parse_args(arguments)
+    chosen = {name: getattr(given, name, None) for name in ("dry_run", "resend", "limit", "hold_recent_events")}
+    try:
+        return _command(given, chosen)
+    except KeyboardInterrupt:
+        sys.stderr.write(STOPPED)
+        return 130
+
+
+def _command(given: argparse.Namespace, chosen: dict[str, Any]) -> int:
+    """Each command loads no more than it needs: the sandbox's read no settings."""
     if given.command == "demo":
         from cio_pipeline.sandbox.demo import demo
 
@@ -34,8 +43,38 @@ def main(arguments: list[str]) -> int:
         from cio_pipeline.sandbox.dev import dev
 
         return dev()
-    chosen = {name: getattr(given, name) for name in ("dry_run", "resend", "limit", "hold_recent_events")}
-    return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
+    from cio_pipeline.envfile import SettingsError
+
+    try:
+        if given.command == "ui":
+            from cio_pipeline.ui import ui
+
+            return ui()
+        return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
+    except SettingsError as wrong:
+        return _wrong(wrong)
+
+
+def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
+    from cio_pipeline.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.defs.partitions import DaysError
+    from cio_pipeline.headless import run_days
+
+    if not first or not last:
+        return _wrong("Say which days to run: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04.")
+    try:
+        return run_days(first, last, settings, chosen)
+    except DaysError as wrong:
+        return _wrong(wrong)
+
+
+def _wrong(sentence: object) -> int:
+    from cio_pipeline.terminal import complain
+
+    complain(sentence)
+    return 2
 
 
 def _count(text: str) -> int:
@@ -52,27 +91,6 @@ def _hours(text: str) -> float:
     if not 0 <= hours < float("inf"):
         raise argparse.ArgumentTypeError("a number of hours")
     return hours
-
-
-def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
-    load_dotenv(".env")
-    try:
-        settings = load_settings()
-    except SettingsError as wrong:
-        return _wrong(str(wrong))
-    from cio_pipeline.headless import DaysError, run_days
-
-    if not first or not last:
-        return _wrong("Say which days to run: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04.")
-    try:
-        return run_days(first, last, settings, chosen)
-    except DaysError as wrong:
-        return _wrong(str(wrong))
-
-
-def _wrong(sentence: str) -> int:
-    print(sentence, file=sys.stderr)
-    return 2
 
 
 if __name__ == "__main__":

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-import fcntl
+import json
+import os
 import re
-import time
-from collections.abc import Callable, Iterator
+import threading
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
 
-LOCK_SECONDS = 300
-"""How long a SQLite writer waits for another one."""
+from cio_pipeline.sqlite import sqlite_engine
 
-ASK_AGAIN_SECONDS = 1.0
+BUSY_SECONDS = 300
+"""How long a writer waits for another one, and anybody for a lock of PostgreSQL."""
+
+CUT_OFF_SECONDS = 60
+"""After so long PostgreSQL ends the session of a host that is cut off, unless CIO_LEDGER_LOCK_SECONDS says otherwise."""
+
 KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 """libpq's parameters: a PostgreSQL that is gone is noticed, and a firewall does not drop a connection that waits."""
 
-SCHEMA_LOCK, ALONE_LOCK = 0x63696F01, 0x63696F02
-"""Keys of PostgreSQL's advisory locks, which hold within one database."""
+SCHEMA_LOCK = 0x63696F01
+"""A key of PostgreSQL's advisory locks, which hold within one database."""
 
 ESCAPED = re.compile(r"\\[0\\]")
 
@@ -34,11 +39,11 @@ class DatabaseError(Exception):
 
 
 @dataclass(frozen=True)
-class Migrations:
-    """The steps from the first schema to today's, in order; `name` is under what `schema_version` counts those done."""
+class SchemaVersion:
+    """What stamps the tables of one part of the product; `number` changes whenever they, or what they mean, change."""
 
     name: str
-    steps: tuple[Callable[[sa.Connection], None], ...]
+    number: int
 
 
 class Text(sa.TypeDecorator[str]):
@@ -47,7 +52,7 @@ class Text(sa.TypeDecorator[str]):
     impl = sa.Text
     cache_ok = True
 
-    def process_bind_param(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect | None) -> str | None:  # noqa: ARG002
         """As the database keeps it."""
         return value and value.replace("\\", r"\\").replace("\0", r"\0")
 
@@ -63,41 +68,49 @@ versions = sa.Table(
     sa.Column("version", sa.Integer, nullable=False),
 )
 
+_engines: dict[tuple[str, int, int], sa.Engine] = {}
+_making_engine = threading.Lock()
 
-def connect(url: str, metadata: sa.MetaData, migrations: Migrations | None = None) -> sa.Engine:
-    """An engine on the database at `url`, with the tables of `metadata` there and as they are today.
 
-    Its errors, and those of the engine later on, are `DatabaseError` where the database cannot be reached or used.
+def connect(
+    url: str, metadata: sa.MetaData, version: SchemaVersion | None = None, cut_off_seconds: int = CUT_OFF_SECONDS
+) -> sa.Engine:
+    """This process's engine on the database at `url`; with a version, the tables of `metadata` are made where there are none.
+
+    Raises `DatabaseError` where the tables there are another version's. That is also what the engine's own errors are, now and
+    later on. `cut_off_seconds`: how long PostgreSQL keeps the session, and so the locks, of a host that no longer answers.
     """
     try:
-        engine = _sqlite(url) if url.startswith("sqlite") else _postgresql(url)
-        if not _is_ready(engine, metadata, migrations):
-            _bring_up(engine, metadata, migrations)
+        engine = _engine(url, cut_off_seconds)
+        if version is not None:
+            _make_tables(engine, metadata, version)
     except (sa.exc.DBAPIError, OSError) as trouble:
-        raise DatabaseError(_sentence(trouble)) from trouble
+        raise DatabaseError(_sentence(trouble)) from None
     return engine
 
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that only reads: it sees one state of the database, and on SQLite it does not wait for a writer."""
-    with engine.connect().execution_options(reading=True) as connection:
+    """A connection that only reads; on SQLite it neither waits for a writer nor keeps one waiting."""
+    with _without_the_drivers_own(), engine.connect().execution_options(reading=True) as connection:
         yield connection
 
 
 @contextmanager
-def alone(engine: sa.Engine, waiting: Callable[[], None]) -> Iterator[None]:
-    """Runs the block while no other process runs such a block on the same database; it may wait for long.
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction, committed when the block ends well. On SQLite there is but one at a time; others wait `BUSY_SECONDS`."""
+    with _without_the_drivers_own(), engine.begin() as transaction:
+        yield transaction
 
-    `waiting` is called once if it has to wait. The lock ends with the process, however that ends: PostgreSQL's belongs to a
-    connection, SQLite's to a file beside the database.
-    """
-    with _file_lock(engine.url.database) if engine.dialect.name == "sqlite" else _advisory_lock(engine) as try_to_lock:
-        if not try_to_lock():
-            waiting()
-            while not try_to_lock():
-                time.sleep(ASK_AGAIN_SECONDS)
-        yield
+
+def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
+    """The texts as the one column of a table that a query may join: nothing is written for it, and no index limits them."""
+    kept = [Text().process_bind_param(text, None) for text in texts]
+    column = sa.column("value", Text())
+    if engine.dialect.name == "postgresql":
+        array = sa.cast(sa.bindparam("texts", kept, unique=True), postgresql.ARRAY(sa.Text()))
+        return sa.func.unnest(array).table_valued(column).render_derived().c.value
+    return sa.func.json_each(json.dumps(kept)).table_valued(column).c.value
 
 
 def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
@@ -106,109 +119,124 @@ def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
         yield chunk
 
 
-def _is_ready(engine: sa.Engine, metadata: sa.MetaData, migrations: Migrations | None) -> bool:
+def is_in_memory(engine: sa.Engine) -> bool:
+    """Whether it is a SQLite database without a file, which nobody else can see."""
+    return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+
+
+@contextmanager
+def _without_the_drivers_own() -> Iterator[None]:
+    """SQLAlchemy chains the driver's error to ours, and PostgreSQL's quote rows."""
+    try:
+        yield
+    except DatabaseError as error:
+        error.__context__ = None
+        raise error from None
+
+
+def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
+    """One for each database and process (a fork may not use its parent's connections)."""
+    with _making_engine:
+        key = (url, cut_off_seconds, os.getpid())
+        engine = _engines.get(key) or _made(url, cut_off_seconds)
+        if not is_in_memory(engine):
+            _engines[key] = engine
+        return engine
+
+
+def _made(url: str, cut_off_seconds: int) -> sa.Engine:
+    engine = sqlite_engine(url, BUSY_SECONDS) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds)
+    _speak(engine)
+    return engine
+
+
+def _make_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVersion) -> None:
+    """Makes the tables where there are none, in one transaction, one process at a time."""
     with reading(engine) as connection:
-        there = set(sa.inspect(connection).get_table_names())
-        done = _version(connection, migrations) if versions.name in there else 0
-        return there >= set(metadata.tables) and (migrations is None or done == len(migrations.steps))
-
-
-def _bring_up(engine: sa.Engine, metadata: sa.MetaData, migrations: Migrations | None) -> None:
-    """Creates what is missing, after what is older than today was changed; in one transaction, one process at a time."""
-    with engine.begin() as transaction:
+        if _are_there(connection, metadata, version):
+            return
+    with writing(engine) as transaction:
         if engine.dialect.name == "postgresql":
             transaction.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
-        there = set(sa.inspect(transaction).get_table_names())
-        versions.create(transaction, checkfirst=True)
-        if migrations is not None:
-            if there & set(metadata.tables):
-                for step in migrations.steps[_version(transaction, migrations) :]:
-                    step(transaction)
-            transaction.execute(sa.delete(versions).where(versions.c.name == migrations.name))
-            transaction.execute(sa.insert(versions), {"name": migrations.name, "version": len(migrations.steps)})
-        metadata.create_all(transaction)
+        if not _are_there(transaction, metadata, version):
+            versions.create(transaction, checkfirst=True)
+            metadata.create_all(transaction, checkfirst=False)
+            transaction.execute(sa.insert(versions), {"name": version.name, "version": version.number})
 
 
-def _version(connection: sa.Connection, migrations: Migrations | None) -> int:
-    """How many steps were done. Raises `DatabaseError` where there are more than this version knows."""
-    if migrations is None:
-        return 0
-    done = connection.execute(sa.select(versions.c.version).where(versions.c.name == migrations.name)).scalar() or 0
-    if done > len(migrations.steps):
-        raise DatabaseError("CIO_LEDGER_URL names a database of a newer version of cio_pipeline.")
-    return done
+def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
+    """Whether the tables are there, rather than none. Raises `DatabaseError` where they are not this version's."""
+    inspector = sa.inspect(connection)
+    there = set(inspector.get_table_names())
+    stamp = sa.select(versions.c.version).where(versions.c.name == version.name)
+    stamped = connection.execute(stamp).scalar() if versions.name in there else None
+    if stamped is None and not there & set(metadata.tables):
+        return False
+    if stamped != version.number or any(
+        name not in there or {column["name"] for column in inspector.get_columns(name)} != set(table.columns.keys())
+        for name, table in metadata.tables.items()
+    ):
+        raise DatabaseError(
+            f"CIO_LEDGER_URL names a database (unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} are another"
+            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows"
+            " of no delivery: all of it is sent again)."
+        )
+    return True
 
 
-def _postgresql(url: str) -> sa.Engine:
+def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
     """By psycopg 3, whatever driver the URL names: SQLAlchemy's own choice has changed with 2.1."""
     location = sa.make_url(url).set(drivername="postgresql+psycopg")
     try:
-        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE)
+        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True)
     except ModuleNotFoundError as missing:
         raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
-    _speak(engine)
-    return engine
-
-
-def _sqlite(url: str) -> sa.Engine:
-    path = sa.make_url(url).database
-    if path:
-        Path(path).parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    engine = sa.create_engine(url, hide_parameters=True, connect_args={"timeout": LOCK_SECONDS})
-    _speak(engine)
 
     @sa.event.listens_for(engine, "connect")
-    def set_pragmas(connection: Any, _: Any) -> None:
-        """A commit survives a crash of the process, and readers do not wait for the writer."""
-        connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=NORMAL")
-
-    @sa.event.listens_for(engine, "begin")
-    def begin(connection: sa.Connection) -> None:
-        """Takes the write lock at once: a transaction that reads and then writes must not find the rows changed between."""
-        connection.exec_driver_sql("BEGIN" if connection.get_execution_options().get("reading") else "BEGIN IMMEDIATE")
+    def bound_waits(connection: Any, _: Any) -> None:
+        """The server notices a client that is cut off (its own default is two hours), and no lock is waited for without end."""
+        with connection.cursor() as cursor:
+            for setting in _session_settings(cut_off_seconds).items():
+                cursor.execute("SELECT set_config(name, %s::text, false) FROM pg_settings WHERE name = %s", setting[::-1])
+        connection.commit()
 
     return engine
+
+
+def _session_settings(cut_off_seconds: int) -> dict[str, str]:
+    """PostgreSQL's: a third of the time until the first probe, then four; and as long for what was sent and not confirmed."""
+    return {
+        "tcp_keepalives_idle": str(max(1, cut_off_seconds // 3)),
+        "tcp_keepalives_interval": str(max(1, cut_off_seconds // 6)),
+        "tcp_keepalives_count": "4",
+        "tcp_user_timeout": str(cut_off_seconds * 1000),
+        "lock_timeout": str(BUSY_SECONDS * 1000),
+    }
 
 
 def _speak(engine: sa.Engine) -> None:
-    """Has the engine raise `DatabaseError` where the database is away, full or broken, at any time."""
+    """Has the engine raise `DatabaseError`, at any time, and not the driver's errors, which may quote what a row holds."""
 
     @sa.event.listens_for(engine, "handle_error")
     def unusable(context: sa.engine.ExceptionContext) -> None:
-        trouble = context.sqlalchemy_exception
-        if isinstance(trouble, sa.exc.OperationalError | sa.exc.InterfaceError) or type(trouble) is sa.exc.DatabaseError:
-            raise DatabaseError(_sentence(trouble))
+        if isinstance(context.sqlalchemy_exception, sa.exc.DBAPIError) and not context.is_pre_ping:
+            _raise(context.sqlalchemy_exception)
+
+
+def _raise(trouble: sa.exc.DBAPIError) -> NoReturn:
+    raise DatabaseError(_sentence(trouble)) from None
 
 
 def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
-    """The driver's own words, which name the host and the user but no password."""
+    """The driver's own words where they name no more than host and user; of other errors, which may quote data, their kind."""
     original = trouble.orig if isinstance(trouble, sa.exc.DBAPIError) else trouble.strerror
     words = (str(original).strip().splitlines() or ["no reason given"])[0]
+    if "database is locked" in words or "lock timeout" in words:
+        return (
+            f"The ledger's database (CIO_LEDGER_URL) was kept locked by another process for {BUSY_SECONDS} seconds:"
+            " run this again when that one is done."
+        )
+    plain = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
+    if isinstance(trouble, sa.exc.DBAPIError) and not isinstance(trouble, plain) and type(trouble) is not sa.exc.DatabaseError:
+        words = f"{type(original).__name__}"
     return f"The ledger's database (CIO_LEDGER_URL) cannot be used: {words.rstrip('.')}."
-
-
-@contextmanager
-def _file_lock(database: str | None) -> Iterator[Callable[[], bool]]:
-    if not database:
-        yield lambda: True
-        return
-    with Path(f"{database}.lock").open("w") as file:
-
-        def try_to_lock() -> bool:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            return True
-
-        yield try_to_lock
-
-
-@contextmanager
-def _advisory_lock(engine: sa.Engine) -> Iterator[Callable[[], bool]]:
-    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-        try:
-            yield lambda: bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(ALONE_LOCK))))
-        finally:
-            connection.invalidate()

@@ -18,9 +18,9 @@ from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import REFUSED, SENT, decide
 from cio_pipeline.connector.stitching import namings, spans, taken
 from cio_pipeline.posthog.source import EVENT_SCHEMA
-from cio_pipeline.spill import spill_folder
+from cio_pipeline.storage.files import temporary_folder
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.storage.tables import NotMaterialized, Tables
 
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
 TO_SEND = pa.schema(
@@ -49,6 +49,8 @@ REJECTS = pa.schema(
         *((name, TEXT) for name in ("what", "name", "reason")),
     ]
 )
+
+DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
 EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are no email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
@@ -115,10 +117,9 @@ def derive_day(
     shards = tables.version("posthog_events", day).shards
     known = identities.known_before(day, options.stitch_anonymous_days)
     with ExitStack() as stack:
-        sent = Tables(str(stack.enter_context(spill_folder())))
-        customers = stack.enter_context(to.replace("customers", day, CUSTOMERS, shards))
-        events = stack.enter_context(to.replace("events", day, EVENTS, shards))
-        rejects = stack.enter_context(to.replace("rejects", day, REJECTS, shards))
+        sent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+        writers = stack.enter_context(to.replace_together(day, DERIVED, shards))
+        customers, events, rejects = writers["customers"], writers["events"], writers["rejects"]
         with sent.replace("sent", day, TO_SEND, shards) as to_send:
             for rows in _to_send(day, tables, identities, options, account, until):
                 rejects.add(_refused(rows), by="uuid")
@@ -178,7 +179,7 @@ def _stitched(
     known = identities.before(day, anonymous_ids)
     before = set(known.loc[known["identified"], "distinct_id"])
     found = spans(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
-    for one in days if len(found) else []:
+    for one in _there(days, tables, identities) if len(found) else []:
         for events in tables.rows("posthog_events", one, "distinct_id", found["anonymous_id"].unique().tolist()):
             rows = taken(events, _known(one, events, identities), found, options)
             if one == day:
@@ -187,6 +188,18 @@ def _stitched(
             else:
                 account.stitched += len(rows)
             yield rows.assign(outcome=SENT)
+
+
+def _there(days: list[str], tables: Tables, identities: Identities) -> list[str]:
+    """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
+    absent = {day for day in days if tables.current("posthog_events", day) is None}
+    gone = absent - set(identities.unlearned(sorted(absent)))
+    if gone:
+        raise NotMaterialized(
+            f"posthog_events of {', '.join(sorted(gone))} is not there any more, though it was once, and"
+            " CIO_STITCH_ANONYMOUS_DAYS needs it: extract these days again (materialize posthog_events), then this one."
+        )
+    return [day for day in days if day not in absent]
 
 
 def _refused(rows: pd.DataFrame) -> pd.DataFrame:

@@ -2,39 +2,41 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import logging
 import os
-import sys
+import sqlite3
 import traceback
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import dagster as dg
-import orjson
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, days
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, DaysError, days_between
 from cio_pipeline.http import Unavailable
+from cio_pipeline.places import dagster_home
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.settings import Settings, SettingsError
-from cio_pipeline.storage.tables import NotMaterialized, keep_private
+from cio_pipeline.storage.files import StorageError
+from cio_pipeline.storage.tables import keep_private
+from cio_pipeline.summary import RECORDED, Summary
+from cio_pipeline.terminal import complain, one_line, say
 
-SPEAKING = (SettingsError, NotExtracted, NotDelivered, NotMaterialized, Unavailable, DatabaseError)
+SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""
 
-RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
-LEFT = (
-    "events held as too recent",
-    "customers beyond the limit",
-    "events beyond the limit",
-    "customers suppressed",
-    "events suppressed",
-)
-"""What was not sent by choice: said where there is any."""
+NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE, errno.EIO)
+"""What the system says of a disk that is full, read-only, closed to us or broken."""
 
-SINK = "customerio_delivery.upsert_to_customerio"
+INTERRUPTED = 130
 
 
 class Lines(logging.Handler):
@@ -44,7 +46,7 @@ class Lines(logging.Handler):
         """Prints the message alone, as one line; Dagster's own are events, or warnings."""
         said = getattr(record, "dagster_meta", {})
         if record.levelno == logging.INFO and said.get("dagster_event") is None and "orig_message" in said:
-            print(said["orig_message"], flush=True)
+            say(said["orig_message"])
 
 
 @dg.logger
@@ -55,88 +57,88 @@ def lines(_: dg.InitLoggerContext) -> logging.Logger:
     return logger
 
 
-class DaysError(Exception):
-    """The days asked for are no partitions; the message says why."""
-
-
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `customerio_sync` for the days, a few a run; gives 0 where everything was delivered, else 1.
+    """Runs `customerio_sync` for the days, a few a run; gives the exit status.
 
-    `chosen` is the sink's run config (`defs.deliver.Delivery`); a dry run gives 0 where it could be planned.
+    That is 0 where everything was delivered and no more refused than CIO_REFUSED_SHARE allows, 130 after Ctrl-C, else 1.
+    `chosen` is the sink's run config (`defs.deliver.Delivery`). Raises `DaysError`, before anything else, where the days are
+    no partitions.
     """
-    keys = _keys(first, last)
+    keys = days_between(first, last)
     keep_private()
-    refused = 0
-    with _instance(settings) as instance:
-        for start in range(0, len(keys), settings.days_per_run):
-            chunk = keys[start : start + settings.days_per_run]
-            try:
-                receipts = _run(chunk, instance, chosen)
-            except Exception as failure:
-                print(_sentence(failure), file=sys.stderr)
-                return 1
-            refused += sum(_say(day, receipts[day]) for day in chunk)
-    if refused:
-        print(
-            f"Customer.io refused {refused:,} items: the ledger's table `refusals` has each with its reason,"
-            " and the job redeliver_refused sends them again.",
-            file=sys.stderr,
-        )
+    try:
+        summary = Summary(settings)
+        with _instance(settings) as instance:
+            for start in range(0, len(keys), settings.days_per_run):
+                _run(keys[start : start + settings.days_per_run], instance, chosen, summary)
+            return summary.end()
+    except Exception as failure:
+        complain(_sentence(failure))
         return 1
-    return 0
+    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
+        complain("Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.")
+        return INTERRUPTED
 
 
-def _keys(first: str, last: str) -> list[str]:
-    known = days.get_partition_keys()
-    for key in (first, last):
-        if key not in known:
-            raise DaysError(
-                f"{key} is no partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
-                if known
-                else "There is no partition yet: CIO_START_DATE lies in the future."
-            )
-    keys = [key for key in known if first <= key <= last]
-    if not keys:
-        raise DaysError(f"FROM ({first}) comes after TO ({last}).")
-    return keys
+@contextmanager
+def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir.
+
+    It is made under a lock: two processes that make Dagster's databases at once leave them broken.
+    """
+    given = bool(os.environ.get("DAGSTER_HOME", "").strip())
+    home = dagster_home(settings.data_dir)
+    say(_places(settings, home))
+    with (home / ".cio_pipeline.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = (
+            dg.DagsterInstance.get()
+            if given
+            else dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
+        )
+    with instance:
+        yield instance
 
 
-def _instance(settings: Settings) -> dg.DagsterInstance:
-    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir."""
-    if os.environ.get("DAGSTER_HOME"):
-        return dg.DagsterInstance.get()
-    home = Path(settings.data_dir if "://" not in settings.data_dir else "data").absolute() / "dagster"
-    home.mkdir(parents=True, exist_ok=True)
-    return dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
+def _places(settings: Settings, home: Path) -> str:
+    source = settings.batch_export_url if settings.event_source == "batch_export" else settings.posthog_url
+    return (
+        f"Reads {_shown(source)}, sends to {_shown(settings.tracking_url)}; the tables are in {_shown(settings.data_dir)},"
+        f" the ledger is {_shown(settings.ledger_url)}, Dagster's runs are in {home}."
+    )
 
 
-def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any]) -> dict[str, dict[str, object]]:
-    """Runs the days; gives each day's receipt. Raises what the run failed of."""
+def _shown(place: str) -> str:
+    """A path or URL without its login and query, which may hold a password."""
+    if "://" not in place:
+        return place
+    url = urlsplit(place)
+    if url.scheme.startswith("sqlite"):
+        return url.path.removeprefix("/")
+    host, _, port = url.netloc.rpartition("@")[2].partition(":")
+    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
+
+
+def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary) -> None:
+    """Runs the days, and says what was delivered. Raises what the run failed of."""
     given = {name: value for name, value in chosen.items() if value is not None}
     spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": lines}))
-    result = spoken.resolve_job_def("customerio_sync").execute_in_process(
-        instance=instance,
-        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
-        run_config={
-            "loggers": {"lines": {}},
-            "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
-        },
-    )
-    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
-    return {str(receipt.partition): {name: value.value for name, value in receipt.metadata.items()} for receipt in receipts}
-
-
-def _say(day: str, receipt: dict[str, object]) -> int:
-    """Prints a day's receipt; gives how many of its items are refused."""
-    if "dry run" in receipt:
-        print(f"{day}, if it were run (nothing was sent):")
-        for name, value in receipt.items():
-            if name != "dry run":
-                print(f"  {name}: {orjson.dumps(value).decode() if isinstance(value, dict | list) else value}", flush=True)
-        return 0
-    counts = {name: int(str(receipt.get(name, 0))) for name in RECEIPT + LEFT if name in RECEIPT or receipt.get(name)}
-    print(f"{day}: " + ", ".join(f"{count:,} {name}" for name, count in counts.items()) + ".", flush=True)
-    return counts["refused"]
+    run_id = str(uuid.uuid4())
+    try:
+        result = spoken.resolve_job_def("customerio_sync").execute_in_process(
+            instance=instance,
+            run_id=run_id,
+            tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
+            run_config={
+                "loggers": {"lines": {}},
+                "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
+            },
+        )
+    except BaseException:
+        with suppress(Exception):
+            summary.add(entry.dagster_event for entry in instance.all_logs(run_id, RECORDED) if entry.dagster_event)
+        raise
+    summary.add(result.all_events)
 
 
 def _sentence(failure: BaseException) -> str:
@@ -147,7 +149,16 @@ def _sentence(failure: BaseException) -> str:
     for cause in causes:
         if isinstance(cause, SPEAKING):
             return str(cause)
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in NO_PLACE:
+            where = f" ({cause.filename})" if isinstance(cause.filename, str) else ""
+            return (
+                f"{os.strerror(cause.errno)}{where}: nothing can be kept in CIO_DATA_DIR, DAGSTER_HOME or the temporary folder."
+                " A rerun sends the rest."
+            )
+        if isinstance(cause, sqlite3.OperationalError):
+            return f"Dagster's own database in DAGSTER_HOME cannot be used: {one_line(cause)}."
     unexpected = next((cause for cause in causes if not type(cause).__module__.startswith("dagster")), failure)
-    *_, where = traceback.extract_tb(unexpected.__traceback__)
-    place = f"{Path(where.filename).name}:{where.lineno}"
+    frames = traceback.extract_tb(unexpected.__traceback__)
+    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
     return f"The run failed: {type(unexpected).__name__} at {place}. Dagster's log of the run has the details."

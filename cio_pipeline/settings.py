@@ -1,6 +1,6 @@
 """Every setting, read from the environment, and refused in one sentence where it is wrong.
 
-Dagster and `make run` load `.env` into the environment first.
+`.env` stands behind the environment: `environment.load_environment`.
 """
 
 from __future__ import annotations
@@ -18,14 +18,13 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.connector.options import Options
+from cio_pipeline.envfile import SettingsError as SettingsError
+from cio_pipeline.environment import load_environment
+from cio_pipeline.places import absolute, absolute_database, is_loopback, is_url, refuse_unusable_folder
 
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
 TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
-
-
-class SettingsError(Exception):
-    """A setting is missing or wrong; the message is one sentence that names it and never its secret."""
 
 
 def _names(text: Any) -> Any:
@@ -92,6 +91,18 @@ def _date(text: Any) -> Any:
     return text.strip() if isinstance(text, str) else text
 
 
+def _share(text: Any) -> Any:
+    """`1%` -> 0.01. A bare 1 could be meant as either."""
+    number, percent = (text.strip().removesuffix("%"), text.strip().endswith("%")) if isinstance(text, str) else (text, False)
+    try:
+        share = float(number) / (100 if percent else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share <= 1 or (share == 1 and not percent):
+        raise ValueError("must be a share of the extracted events, such as 1% or 0.01")
+    return share
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
 YesNo = Annotated[bool, BeforeValidator(_yes)]
 
@@ -107,6 +118,7 @@ class DaysSettings(BaseSettings):
     start_date: Annotated[date, BeforeValidator(_date)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
+    other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
 
 class Settings(DaysSettings):
@@ -128,7 +140,7 @@ class Settings(DaysSettings):
     event_source: Literal["query", "events_api", "batch_export", "file_download"] = Field(
         default="query", alias="CIO_EVENT_SOURCE"
     )
-    batch_export_url: str = Field(default="", alias="CIO_BATCH_EXPORT_URL")
+    batch_export_url: Annotated[str, BeforeValidator(absolute)] = Field(default="", alias="CIO_BATCH_EXPORT_URL")
 
     identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
     anonymous_users: Literal["all", "profiles", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
@@ -146,18 +158,25 @@ class Settings(DaysSettings):
     max_campaign_events: int | None = Field(default=None, ge=0, alias="CIO_MAX_CAMPAIGN_EVENTS")
     missing_days: Literal["refuse", "allow"] = Field(default="refuse", alias="CIO_MISSING_DAYS")
 
-    data_dir: str = Field(default="data", alias="CIO_DATA_DIR")
-    ledger_url_given: Annotated[SecretStr | None, BeforeValidator(_database_url)] = Field(default=None, alias="CIO_LEDGER_URL")
-    suppressed_file_given: SecretStr | None = Field(default=None, alias="CIO_SUPPRESSED_FILE")
+    data_dir: Annotated[str, BeforeValidator(absolute)] = Field(default="data", validate_default=True, alias="CIO_DATA_DIR")
+    ledger_url_given: Annotated[SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(_database_url)] = Field(
+        default=None, alias="CIO_LEDGER_URL"
+    )
+    suppressed_file_given: Annotated[SecretStr | None, BeforeValidator(absolute)] = Field(
+        default=None, alias="CIO_SUPPRESSED_FILE"
+    )
+    ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
+    refused_share: Annotated[float, BeforeValidator(_share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
+    sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
 
     @property
     def ledger_url(self) -> str:
         """SQLAlchemy's URL of the ledger's database; a file in the data dir unless `CIO_LEDGER_URL` says otherwise."""
         if self.ledger_url_given is not None:
             return self.ledger_url_given.get_secret_value()
-        if "://" in self.data_dir:
+        if is_url(self.data_dir):
             raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is no local folder.")
-        return f"sqlite:///{Path(self.data_dir).absolute() / 'ledger.db'}"
+        return f"sqlite:///{Path(self.data_dir) / 'ledger.db'}"
 
     @property
     def suppressed_file(self) -> str | None:
@@ -178,20 +197,25 @@ class Settings(DaysSettings):
         )
 
 
+NAMES = frozenset(str(field.alias) for field in Settings.model_fields.values())
+"""The names of all settings."""
+
 Model = TypeVar("Model", bound=BaseSettings)
 
 
 def load_settings() -> Settings:
     """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
+    load_environment(NAMES)
     if missing := [name for name in _required() if not os.environ.get(name)]:
         raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
     settings = _read(Settings)
-    _ = settings.ledger_url
+    _refuse_places(settings)
     return settings
 
 
 def load_days_settings() -> DaysSettings:
     """The settings of the days alone, which need no key. Raises `SettingsError` as `load_settings` does."""
+    load_environment(NAMES)
     return _read(DaysSettings)
 
 
@@ -200,6 +224,27 @@ def _read(model: type[Model]) -> Model:
         return model()
     except ValidationError as invalid:
         raise SettingsError(_sentence(invalid)) from None
+
+
+def _refuse_places(settings: Settings) -> None:
+    """The folders can be written to; in the sandbox nothing is elsewhere than on this machine."""
+    if not is_url(settings.data_dir):
+        refuse_unusable_folder("CIO_DATA_DIR", Path(settings.data_dir))
+    ledger = make_url(settings.ledger_url)
+    if ledger.drivername.startswith("sqlite") and ledger.database:
+        refuse_unusable_folder("CIO_LEDGER_URL", Path(ledger.database).parent)
+    if not settings.sandbox:
+        return
+    places = {
+        "CUSTOMERIO_TRACKING_ENDPOINT": settings.tracking_url,
+        "POSTHOG_HOST": settings.posthog_url,
+        "CIO_BATCH_EXPORT_URL": settings.batch_export_url,
+        "CIO_DATA_DIR": settings.data_dir,
+        "CIO_LEDGER_URL": settings.ledger_url,
+        "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
+    }
+    if away := [name for name, place in places.items() if not is_loopback(place)]:
+        raise SettingsError(f"{away[0]} is refused: the sandbox reads and sends on this machine only (CIO_SANDBOX).")
 
 
 def _required() -> list[str]:
@@ -213,4 +258,6 @@ def _sentence(invalid: ValidationError) -> str:
     error = invalid.errors()[0]
     message = error["msg"].removeprefix("Value error, ")
     message = message[0].lower() + message[1:]
-    return f"{error['loc'][0]} is wrong: {message}."
+    where = str(error["loc"][0])
+    field = Settings.model_fields.get(where)
+    return f"{field.alias if field else where} is wrong: {message}."

@@ -1,25 +1,75 @@
-"""Temporary files for what does not fit in memory. They hold people's data, so they go, even after a run that was killed."""
+"""Temporary files for what does not fit in memory. They hold people's data, so they go, even after a run that was killed.
+
+They are in a folder whose owner holds a lock on it while it lives: no other run's cleaner takes it away, whatever its age, and
+neither does systemd's, which leaves locked folders alone.
+"""
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = "cio_pipeline_spill_"
-LEFT_AFTER_SECONDS = 24 * 3600
-"""No run is still at work on a file that nobody has touched for so long."""
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @contextmanager
 def spill_folder() -> Iterator[Path]:
-    """A folder that only its owner can read, gone with the block; what killed runs have left goes when it is made."""
+    """A folder that only its owner can read, gone with the block; what killed runs have left goes when it is made.
+
+    Raises `OSError` where the temporary folder cannot be written to; see `no_space`.
+    """
+    _remove_what_was_left()
+    folder, lock = _locked_folder()
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(lock)
+
+
+def no_space(trouble: BaseException) -> str | None:
+    """A sentence for an error that says that the temporary folder is full or cannot be written to, else None."""
+    if not isinstance(trouble, OSError):
+        return None
+    if trouble.errno in FULL:
+        return f"The temporary folder {_temporary()} is full: free space there, or let TMPDIR name a folder that has some."
+    if trouble.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or "No usable temporary directory" in str(trouble):
+        return f"The temporary folder {_temporary()} cannot be written to: let TMPDIR name a folder that can."
+    return None
+
+
+def _temporary() -> str:
+    try:
+        return tempfile.gettempdir()
+    except FileNotFoundError:
+        return os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - only named
+
+
+def _locked_folder() -> tuple[Path, int]:
+    """A new folder, and the lock on it; another one where a cleaner came before the lock."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=PREFIX))
+        with suppress(FileNotFoundError):
+            lock = os.open(folder, os.O_RDONLY)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if folder.exists():
+                return folder, lock
+            os.close(lock)
+
+
+def _remove_what_was_left() -> None:
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):
-            if time.time() - left.stat().st_mtime > LEFT_AFTER_SECONDS:
-                shutil.rmtree(left) if left.is_dir() else left.unlink()
-    with tempfile.TemporaryDirectory(prefix=PREFIX) as folder:
-        yield Path(folder)
+        with suppress(OSError):  # it is locked, another user's, or has just gone
+            lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left)
+            finally:
+                os.close(lock)

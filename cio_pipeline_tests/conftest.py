@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import uuid
 from collections.abc import Iterator
@@ -11,11 +12,21 @@ from typing import Any
 
 import pytest
 
+from cio_pipeline import environment
 from cio_pipeline.sandbox import customerio
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.project import Project
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
+
+KEPT = re.compile(r"PATH|HOME|USER|LOGNAME|TMPDIR|LANG|LC_\w+|TZ|TERM|\w*LIBRARY_PATH|VIRTUAL_ENV|(PY|COV|XDG_|HYPOTHESIS)\w+")
+"""Tests see no setting, proxy, credential, `.netrc` or `.env` of the machine they run on, from the first import on."""
+
+for name in list(os.environ):
+    if not KEPT.fullmatch(name):
+        del os.environ[name]
+os.environ["NETRC"] = os.devnull
+environment.ENV_FILE = Path(os.devnull)
 
 
 @pytest.fixture(autouse=True)
@@ -24,14 +35,6 @@ def same_umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see no setting of the machine they run on."""
-    for name in list(os.environ):
-        if name.startswith(("CIO_", "CUSTOMERIO_", "POSTHOG_", "DAGSTER_")):
-            monkeypatch.delenv(name)
 
 
 @pytest.fixture(autouse=True)

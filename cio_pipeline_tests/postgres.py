@@ -30,6 +30,32 @@ QUICK = ("-c", "fsync=off", "-c", "shared_buffers=16MB", "-c", "max_connections=
 @contextmanager
 def postgres() -> Iterator[str]:
     """The URL of a fresh server's database `postgres`. Raises where no server can be started: nothing is skipped."""
+    with server() as started:
+        yield started.url
+
+
+class Server:
+    """A server that may be stopped and started again."""
+
+    def __init__(self, command: list[str], port: int, who: dict[str, Any]) -> None:
+        self.url = f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:{port}/postgres"
+        self._command, self._who = command, who
+        self.start()
+
+    def start(self) -> None:
+        """Comes back when it answers."""
+        self._process = subprocess.Popen(self._command, stderr=subprocess.DEVNULL, **self._who)
+        _wait_for(self.url)
+
+    def stop(self) -> None:
+        """Ends the sessions and the server."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(START_SECONDS)
+
+
+@contextmanager
+def server() -> Iterator[Server]:
+    """A fresh server. Raises where none can be started: nothing is skipped."""
     with tempfile.TemporaryDirectory(prefix="cio_pipeline_pg_") as folder:
         binaries, who = _binaries(Path(folder))
         data, secret = Path(folder) / "data", Path(folder) / "secret"
@@ -41,14 +67,11 @@ def postgres() -> Iterator[str]:
         subprocess.run([*initdb, "--no-sync", "--locale=C", "-E", "UTF8"], check=True, stdout=subprocess.DEVNULL, **who)
         port = free_port()
         command = [str(binaries / "postgres"), "-D", str(data), "-h", "127.0.0.1", "-p", str(port), *QUICK]
-        server = subprocess.Popen(command, stderr=subprocess.DEVNULL, **who)
+        started = Server(command, port, who)
         try:
-            url = f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:{port}/postgres"
-            _wait_for(url)
-            yield url
+            yield started
         finally:
-            server.send_signal(signal.SIGINT)
-            server.wait(START_SECONDS)
+            started.stop()
 
 
 @contextmanager

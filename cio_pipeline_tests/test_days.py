@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import cio_pipeline.days
 from cio_pipeline.connector.options import Options
 from cio_pipeline.days import EMAIL_IN_ANOTHER_CASE
+from cio_pipeline.storage.files import StorageError
 from cio_pipeline.storage.identities import HISTORY
+from cio_pipeline.storage.tables import NotMaterialized
 from cio_pipeline_tests.connector.streams import event, frame
 from cio_pipeline_tests.days import Days
 
@@ -154,3 +158,62 @@ def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, mo
     with pytest.raises(ZeroDivisionError):
         product.derive(MONDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
+
+
+def stitched(folder: Path) -> Days:
+    named: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **named)
+    return derived(folder, [], [on(SUNDAY, "visit", "anon")], [identify], anonymous_users="identified", stitch_anonymous_days=7)
+
+
+def test_r16_a_day_that_is_stitched_from_and_whose_events_are_gone_is_named(tmp_path: Path) -> None:
+    product = stitched(tmp_path)
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    with pytest.raises(
+        NotMaterialized, match=rf"^posthog_events of {SUNDAY} is not there any more, .+: extract these days again"
+    ):
+        product.derive(MONDAY)
+    assert len(product.events(MONDAY)) == 2, "what was derived before stays"
+
+
+def test_r16_events_that_are_gone_and_not_needed_hold_nothing_up(tmp_path: Path) -> None:
+    product = derived(
+        tmp_path,
+        [],
+        [on(SUNDAY, "visit", "anon")],
+        [on(MONDAY, "$identify")],
+        anonymous_users="identified",
+        stitch_anonymous_days=7,
+    )
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    assert product.derive(MONDAY).outcomes["sent"] == 1
+
+
+def test_an_empty_shard_is_no_missing_one_and_a_missing_table_no_empty_day(tmp_path: Path) -> None:
+    product = derived(tmp_path, [], [], [on(MONDAY, "a")])
+    assert product.derive(SUNDAY).outcomes.total() == 0
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    for step in (product.derive, product.learn):
+        with pytest.raises(NotMaterialized, match=f"posthog_events of {SUNDAY} is not there"):
+            step(SUNDAY)
+
+
+def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = derived(tmp_path / "data", [], [], [on(MONDAY, "a")])
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    for made in ("decide", "build"):
+        original = getattr(cio_pipeline.days, made)
+
+        def reaped(*arguments: Any, original: Any = original) -> Any:
+            for folder in (tmp_path / "tmp").iterdir():
+                shutil.rmtree(folder)
+            return original(*arguments)
+
+        with monkeypatch.context() as reaper:
+            reaper.setattr(f"cio_pipeline.days.{made}", reaped)
+            with pytest.raises(StorageError, match=r"run this again\.$"):
+                product.derive(MONDAY)
+    assert len(product.events(MONDAY)) == 1

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import re
 import stat
 import subprocess
 import sys
@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import requests
 
-from cio_pipeline.sandbox.processes import Sandbox, sandbox
+from cio_pipeline.sandbox.processes import Sandbox, bare_environment, sandbox
 from cio_pipeline_tests.postgres import URL_PASSWORD, database
 
 FIRST, LAST = "2026-03-01", "2026-03-02"
@@ -31,7 +31,10 @@ class Run:
     def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
         environment = self.services.environment(self.folder / "data", date(2026, 3, 1), **{**self.settings, **settings})
         command = [sys.executable, "-m", "cio_pipeline", "run", *arguments]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+        self.folder.mkdir(exist_ok=True)
+        return subprocess.run(
+            command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False, timeout=240
+        )
 
     def requests(self) -> int:
         return int(requests.get(f"{self.services.customerio}/sandbox/requests", timeout=30).json()["requests"])
@@ -50,8 +53,18 @@ def run(tmp_path: Path) -> Iterator[Run]:
 def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
     first = run("--from", FIRST, "--to", LAST)
     assert (first.returncode, first.stderr) == (0, "")
-    assert [line.split(":")[0] for line in first.stdout.splitlines() if " events read" in line] == ["History", FIRST, LAST]
-    assert {line.split(":")[0] for line in first.stdout.splitlines()} == {"History", FIRST, LAST}, "nothing of Dagster's own"
+    where, *lines, last = first.stdout.splitlines()
+    assert re.fullmatch(
+        r"The rules refused \d of 2,\d{3} events, 0\.\d+ % \(CIO_REFUSED_SHARE allows 1 % of a day\): \d because .+"
+        r" The table `rejects` has each of them\.",
+        last,
+    )
+    assert where == (
+        f"Reads {run.services.posthog}, sends to {run.services.customerio}; the tables are in {run.folder}/data,"
+        f" the ledger is {run.folder}/data/ledger.db, Dagster's runs are in {run.folder}/data/dagster."
+    )
+    assert [line.split(":")[0] for line in lines if " events read" in line] == ["History", FIRST, LAST]
+    assert {line.split(":")[0] for line in lines} == {"History", FIRST, LAST}, "nothing of Dagster's own"
     delivered = run.events()
     assert delivered > 1000
     assert run.requests() == 3
@@ -144,8 +157,14 @@ def test_a_wrong_setting_or_day_is_one_sentence_and_exit_2(
 
 def test_env_files_are_read(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CIO_ANONYMOUS_USERS=some\n")
-    environment = {"PATH": os.environ["PATH"], "PYTHONPATH": str(Path.cwd()), "HOME": str(tmp_path)}
-    command = [sys.executable, "-m", "cio_pipeline", "run", "--partition", FIRST]
-    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    refused = headless(tmp_path, "--partition", FIRST)
     assert refused.returncode == 2
     assert "CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY, POSTHOG_PROJECT_ID, POSTHOG_PERSONAL_API_KEY are not set" in refused.stderr
+
+
+def headless(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """The command in a folder, with an environment that has no settings."""
+    command = [sys.executable, "-m", "cio_pipeline", "run", *arguments]
+    return subprocess.run(
+        command, env=bare_environment(folder), cwd=folder, capture_output=True, text=True, check=False, timeout=60
+    )

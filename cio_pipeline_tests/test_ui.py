@@ -1,15 +1,19 @@
-"""Dagster's UI as a data team uses it: a backfill is launched, the daemon runs it, and a browser shows what came of it."""
+"""Dagster's UI as a data team uses it: a backfill is launched, the daemon runs it, and a browser shows what came of it.
+
+It is `make dev`, beside a filled `.env` and in a filled environment that name other services.
+"""
 
 from __future__ import annotations
 
+import re
 import shutil
+import stat
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +21,15 @@ import pytest
 import requests
 
 from cio_pipeline.defs.partitions import RANGE_START
-from cio_pipeline.sandbox.processes import Sandbox, end, sandbox
-from cio_pipeline_tests.postgres import free_port
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline_tests.poison import Poison, poisoned
 
-DAYS = 2
+DEV = """
+import sys
+from pathlib import Path
+from cio_pipeline.sandbox.dev import dev
+sys.exit(dev(Path(sys.argv[1]), 2, CIO_DAYS_PER_RUN="1"))
+"""
 START_SECONDS, BACKFILL_SECONDS = 120, 300
 ASSETS = ("posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery")
 
@@ -39,6 +48,7 @@ class Dagster:
 
     url: str
     services: Sandbox
+    folder: Path
 
     def ask(self, query: str, **variables: Any) -> Any:
         answer = requests.post(f"{self.url}/graphql", json={"query": query, "variables": variables}, timeout=60).json()
@@ -64,31 +74,42 @@ class Dagster:
 
 
 @pytest.fixture(scope="module")
-def dagster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Dagster]:
+def poison(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Poison]:
+    with poisoned(tmp_path_factory.mktemp("poison")) as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def dagster(tmp_path_factory: pytest.TempPathFactory, poison: Poison) -> Iterator[Dagster]:
     """The UI on a sandbox whose last day is yesterday, with each day in runs of its own."""
-    folder = tmp_path_factory.mktemp("dagster")
-    shutil.copy("dagster.yaml", folder)
-    start = datetime.now(timezone.utc).date() - timedelta(days=DAYS)
-    with sandbox(start, DAYS) as services, _dagster_dev(services, folder, start) as url:
-        yield Dagster(url, services)
-
-
-@contextmanager
-def _dagster_dev(services: Sandbox, folder: Path, start: date) -> Iterator[str]:
-    port = str(free_port())
-    environment = services.environment(folder / "data", start, DAGSTER_HOME=str(folder), CIO_DAYS_PER_RUN="1")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port]
-    with (folder / "log").open("w") as log:
-        child = subprocess.Popen(command, env=environment, stdout=log, stderr=log, text=True, start_new_session=True)
+    folder, log = tmp_path_factory.mktemp("dev"), tmp_path_factory.mktemp("log") / "log"
+    command = [sys.executable, "-c", DEV, str(folder)]
+    with log.open("w") as output:
+        child = subprocess.Popen(
+            command, env=poison.environment, cwd=poison.folder, stdout=output, stderr=output, start_new_session=True
+        )
     try:
-        url = f"http://127.0.0.1:{port}"
-        _wait_for(Dagster(url, services), child, folder / "log")
-        yield url
+        posthog, customerio, ui = _addresses(child, log)
+        found = Dagster(ui, Sandbox(posthog, customerio), folder)
+        _wait_for(found, child, log)
+        yield found
     finally:
-        end(child)
+        child.terminate()
+        child.wait(60)
 
 
-def _wait_for(dagster: Dagster, child: subprocess.Popen[str], log: Path) -> None:
+def _addresses(child: subprocess.Popen[bytes], log: Path) -> list[str]:
+    """What `make dev` says of where everything is."""
+    deadline = time.monotonic() + START_SECONDS
+    pattern = r"PostHog: +(\S+)\nPeople page: (\S+), the local Customer\.io\n.*\nDagster UI: +(\S+)\n"
+    while not (found := re.search(pattern, log.read_text())):
+        if time.monotonic() > deadline or child.poll() is not None:
+            raise RuntimeError(f"make dev did not start: {log.read_text()[-2000:]}")
+        time.sleep(0.2)
+    return list(found.groups())
+
+
+def _wait_for(dagster: Dagster, child: subprocess.Popen[bytes], log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not _is_loaded(dagster):
         if time.monotonic() > deadline or child.poll() is not None:
@@ -133,6 +154,19 @@ def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     assert [shown for shown in ("customers sent", "events sent", "requests") if shown not in receipt] == []
     people = dom(dagster.services.customerio, tmp_path)
     assert "@" in people
+
+
+@pytest.mark.xdist_group("ui")
+def test_dev_touches_nothing_that_env_or_the_environment_name(poison: Poison, backfilled: dict[str, Any]) -> None:
+    assert backfilled["status"] == "COMPLETED_SUCCESS"
+    assert poison.touched() == []
+
+
+@pytest.mark.xdist_group("ui")
+def test_what_dev_writes_is_its_owners_alone(dagster: Dagster, backfilled: dict[str, Any]) -> None:
+    written = [path for path in dagster.folder.rglob("*") if path.is_file() and path.name != "dagster.yaml"]
+    assert len([path for path in written if path.suffix == ".db"]) > 2
+    assert [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077] == []
 
 
 def dom(url: str, profile: Path) -> str:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
 
 import requests
+from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.customerio.pace import Pace
-from cio_pipeline.http import send
-from cio_pipeline.masking import mask
+from cio_pipeline.http import Trouble, Unavailable, Unusable, new_session, send
+from cio_pipeline.masking import mask, printable
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
 """What may pass. Customer.io's own client names 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
@@ -20,10 +22,21 @@ REFUSED = frozenset({400, 413, 422})
 """What is said of the request's content; 207 is said of some of its items."""
 
 TRIES = 9
+TRIES_OF_THE_CHECK = 3
+"""Before anything is sent, an answer of something else is more likely a wrong address than a passing fault."""
+
 TIMEOUT_SECONDS = (10, 60)
-UNKNOWN, IN_DETAIL = "no reason given", "no reason but in words"
+ANSWER_SECONDS = 120.0
+ANSWER_BYTES = 16 << 20
+"""A 207 has a few hundred bytes for each of its items."""
+
+UNKNOWN, IN_DETAIL, WEB_PAGE = "no reason given", "no reason but in words", "a web page"
 REASON_CHARACTERS = 200
 HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
+REGION, BATCH = "/api/v1/accounts/region", "/api/v2/batch"
+
+HARMLESS = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.cio_pipeline"},"attributes":{"_update":true}}'
+"""An upsert that sets nothing, of nobody (`_update`: "If no person matches the identifiers, the request does nothing")."""
 
 
 class NotDelivered(Exception):
@@ -39,7 +52,10 @@ class Unsettled(Exception):
 
 
 class TrackClient:
-    """The three calls the sink needs. It may be shared by threads."""
+    """The calls the sink needs. It may be shared by threads.
+
+    Only what the Track API answers counts: anything else is tried again, and `http.Unusable` at last.
+    """
 
     def __init__(
         self,
@@ -54,30 +70,31 @@ class TrackClient:
         self.bytes = 0
         self.pace = Pace(requests_per_second)
         self._say = say
-        self._session = requests.Session()
-        self._session.auth = (site_id, api_key)
-        self._session.trust_env = False
+        self._session = new_session(HTTPBasicAuth(site_id, api_key))
         self._session.headers["User-Agent"] = "cio_pipeline"
         self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
         self._counting = threading.Lock()
 
     def check(self) -> None:
         """Asks for the account's region. Raises `NotDelivered` where the keys or the endpoint are wrong."""
-        response = self._send("GET", "/api/v1/accounts/region", None)
-        self._refuse_settings(response)
-        if response.status_code != 200:
-            raise self._not_the_track_api(response)
-        theirs, ours = _serving_host(_json(response)), urlsplit(self.url).hostname or ""
-        if ours.endswith(".customer.io") and theirs not in (None, ours):
-            raise NotDelivered(f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {theirs}.")
+        try:
+            response = self._send("GET", REGION, None, _fault_in_region)
+        except Unusable as odd:
+            sentence = str(odd)
+        else:
+            self._refuse_settings(response)
+            theirs, ours = _serving_host(_json(response)), urlsplit(self.url).hostname or ""
+            if theirs == ours or not ours.endswith(".customer.io"):
+                return
+            sentence = f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {theirs}."
+        raise NotDelivered(sentence)
 
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`; gives those refused, by index: (reason, detail). The rest is accepted.
 
         Raises `Unsettled` where the answer does not say which were refused, `NotDelivered` and `http.Unavailable`.
         """
-        response = self._send("POST", "/api/v2/batch", b'{"batch":[' + b",".join(operations) + b"]}")
-        errors = self._errors(response)
+        errors = self._post(BATCH, b'{"batch":[' + b",".join(operations) + b"]}")
         refused: dict[int, tuple[str, str]] = {}
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
@@ -88,27 +105,31 @@ class TrackClient:
 
     def event(self, identifier: str, operation: bytes) -> None:
         """Posts one event's body to the v1 call. Raises `Unsettled` where it is refused."""
-        response = self._send("POST", f"/api/v1/customers/{quote(identifier, safe='')}/events", operation)
-        if errors := self._errors(response):
+        if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
             raise Unsettled(*_reason(errors))
 
-    def _errors(self, response: requests.Response) -> list[Any]:
-        """The errors of a 2xx answer, which may name items. Raises `Unsettled` where the content was refused as a whole."""
-        self._refuse_settings(response)
-        body = _json(response)
-        errors = _errors(body)
-        if response.status_code in REFUSED or (response.status_code == 207 and not errors):
-            reason, detail = _reason(errors)
-            raise Unsettled(f"{response.status_code} {reason}", detail)
-        if not response.ok or (body is None and response.content.strip()):
-            raise self._not_the_track_api(response)
-        return errors
+    def try_harmless(self) -> None:
+        """Posts what changes nothing. Raises `http.Unavailable` where Customer.io refuses that, too: it would refuse all."""
+        try:
+            self.batch([HARMLESS])
+        except Unsettled as refused:
+            words = f"{refused.reason}: {mask(refused.detail)[:REASON_CHARACTERS]}" if refused.detail else refused.reason
+        else:
+            return
+        raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses whatever it is sent, with {words}.")
 
-    def _not_the_track_api(self, response: requests.Response) -> NotDelivered:
-        return NotDelivered(
-            f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) did not answer as Customer.io's Track API does:"
-            f" status {response.status_code} for {urlsplit(response.url).path.partition('/customers/')[0]}."
-        )
+    def _post(self, path: str, body: bytes) -> list[Any]:
+        """The errors of an answer, which may name items. Raises `Unsettled` where the content was refused as a whole."""
+        response = self._send("POST", path, body, _fault_in_post)
+        if response.status_code in (401, 403):
+            self.check()  # it raises, if it is the keys
+        self._refuse_redirect(response)
+        parsed = _json(response)
+        errors = _errors(parsed)
+        if response.status_code != 200 and (response.status_code != 207 or not errors):
+            reason, detail = _reason(errors) if parsed is not None else _page(response)
+            raise Unsettled(f"{response.status_code} {reason}", detail)
+        return errors
 
     def _refuse_settings(self, response: requests.Response) -> None:
         if response.status_code in (401, 403):
@@ -116,14 +137,19 @@ class TrackClient:
                 f"CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY are not accepted by Customer.io ({response.status_code}):"
                 " they must be a Tracking API site ID and key of this workspace."
             )
+        self._refuse_redirect(response)
+
+    def _refuse_redirect(self, response: requests.Response) -> None:
         if 300 <= response.status_code < 400:
-            elsewhere = urlsplit(response.headers.get("Location", "")).hostname or "elsewhere"
+            elsewhere = _host(response.headers.get("Location", "")) or "elsewhere"
             raise NotDelivered(
                 f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) sends to {elsewhere} (status {response.status_code}):"
                 " is it the workspace's region?"
             )
 
-    def _send(self, method: str, path: str, body: bytes | None) -> requests.Response:
+    def _send(
+        self, method: str, path: str, body: bytes | None, fault_in: Callable[[requests.Response], Trouble | None]
+    ) -> requests.Response:
         def turn() -> None:
             self.pace.wait()
             with self._counting:
@@ -140,25 +166,61 @@ class TrackClient:
             before_each=turn,
             rest=self.pace.rest,
             say=self._say,
+            fault_in=fault_in,
+            most_bytes=ANSWER_BYTES,
+            seconds=ANSWER_SECONDS,
             data=body,
             headers={"Content-Type": "application/json"},
             timeout=TIMEOUT_SECONDS,
         )
 
 
+def _fault_in_region(response: requests.Response) -> Trouble | None:
+    if response.status_code in (401, 403, *range(300, 400)):
+        return None
+    if response.status_code == 200 and _serving_host(_json(response)):
+        return None
+    return _not_the_track_api(response, TRIES_OF_THE_CHECK)
+
+
+def _fault_in_post(response: requests.Response) -> Trouble | None:
+    """An acknowledgement is a 200 with nothing in its object, or with errors; what is refused has a status of its own."""
+    if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
+        return None
+    parsed = _json(response)
+    if response.status_code == 200 and (parsed in ({}, {"errors": []}) or _errors(parsed)):
+        return None
+    return _not_the_track_api(response, TRIES)
+
+
+def _not_the_track_api(response: requests.Response, tries: int) -> Trouble:
+    path = urlsplit(response.url).path.partition("/customers/")[0]
+    said = f"it did not answer as the Track API does (status {response.status_code} for {path})"
+    return Trouble(f"{said}: is CUSTOMERIO_TRACKING_ENDPOINT right?", tries)
+
+
 def _json(response: requests.Response) -> dict[str, Any] | None:
     try:
-        body = response.json()
-    except ValueError:
+        parsed = response.json()
+    except (ValueError, RecursionError):
         return None
-    return body if isinstance(body, dict) else None
+    return parsed if isinstance(parsed, dict) else None
 
 
 def _serving_host(account: dict[str, Any] | None) -> str | None:
-    """The host of an answer of `accounts/region`; older ones gave `data_center` instead of `region`, and no `url`."""
+    """The host that an answer of `accounts/region` names; older ones have `data_center` for `region`, and no `url`."""
     given = account or {}
     region = str(given.get("region") or given.get("data_center") or "").lower()
-    return urlsplit(str(given.get("url") or "")).hostname or HOSTS.get(region)
+    if region not in HOSTS and _host(given.get("url")) not in HOSTS.values():
+        return None
+    return _host(given.get("url")) or HOSTS.get(region)
+
+
+def _host(url: Any) -> str | None:
+    try:
+        return urlsplit(url).hostname if isinstance(url, str) else None
+    except ValueError:
+        return None
 
 
 def _errors(body: dict[str, Any] | None) -> list[Any]:
@@ -173,11 +235,18 @@ def _reason(errors: list[Any]) -> tuple[str, str]:
     """What the first error says: its reason and field, without the data its message may quote, and the whole of it."""
     error = errors[0] if errors else {}
     if not isinstance(error, dict):
-        return IN_DETAIL, _utf8(error)
-    said = " ".join(_utf8(error[part]) for part in ("reason", "field") if error.get(part))
-    return mask(said)[:REASON_CHARACTERS] or UNKNOWN, _utf8(error.get("message") or "")
+        return IN_DETAIL, _text(error)
+    said = " ".join(str(error[part]) for part in ("reason", "field") if error.get(part))
+    return mask(_text(said))[:REASON_CHARACTERS] or UNKNOWN, _text(error.get("message") or "")
 
 
-def _utf8(said: Any) -> str:
+def _page(response: requests.Response) -> tuple[str, str]:
+    """What an answer says that is no JSON object: a firewall's or a proxy's."""
+    start = response.content[:10_000].decode("utf-8", "replace")
+    words = " ".join(re.sub(r"(?s)<(script|style)\b.{0,5000}?</\1>|<[^>]{0,500}>", " ", start).split())
+    return (WEB_PAGE if "<" in start else UNKNOWN), _text(words)
+
+
+def _text(said: Any) -> str:
     """A text that was cut within a character is not UTF-8, and could not be kept."""
-    return str(said).encode("utf-8", "replace").decode()
+    return printable(str(said).encode("utf-8", "replace").decode())

@@ -15,10 +15,15 @@ from cio_pipeline.customerio.items import Item, lanes, pack, size
 from cio_pipeline.customerio.pace import Stopped
 from cio_pipeline.customerio.plan import ORDINARY, TRIGGER_SECONDS, Choices, Known, Plan, Shards, chosen, plan, plan_again
 from cio_pipeline.customerio.sample import sample
+from cio_pipeline.http import Unavailable
 from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline.masking import mask
 
-TRIES_ALONE = 3
+HARMLESS_BETWEEN_TRIES = (2, 1)
+"""Requests between the tries of an item alone: no fault that comes and goes evenly hits just the first, fourth and sixth."""
+
+MANY_ALIKE = 10
+"""So many refused in the same words, and none of their kind accepted, is no accident of these."""
 
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
@@ -135,38 +140,71 @@ class Lane:
     def __init__(self, day: str, items: list[Item], ledger: Ledger, client: TrackClient) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._items, self._ledger, self._client = day, items, ledger, client
+        self._accepted_kinds: set[str] = set()
+        self._unnamed: list[tuple[Item, Unsettled]] = []
 
     def run(self) -> None:
         """Sends the items, unless another lane has failed."""
         try:
             for request in pack(self._items):
                 self._settle(request)
+            self._refuse_unnamed()
         except Stopped:
             return
         except BaseException:
             self._client.pace.stop()
             raise
 
-    def _settle(self, items: list[Item], tries: int = TRIES_ALONE) -> None:
-        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
-
-        An item alone is refused for good when Customer.io has said so each time: once may be a passing fault.
-        """
+    def _settle(self, items: list[Item]) -> None:
+        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone."""
         try:
             refused = self._post(items)
-        except Unsettled as unsettled:
+        except Unsettled:
             if len(items) > 1:
                 middle = len(items) // 2
                 self._settle(items[:middle])
                 self._settle(items[middle:])
                 return
-            if tries > 1:
-                self._settle(items, tries - 1)
+        else:
+            self._acknowledge(items, refused)
+            return
+        self._settle_alone(items[0])
+
+    def _settle_alone(self, item: Item) -> None:
+        """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
+
+        By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
+        Customer.io refuses the harmless one, too: then it would refuse all.
+        """
+        for harmless in HARMLESS_BETWEEN_TRIES:
+            for _ in range(harmless):
+                self._client.try_harmless()
+            try:
+                refused = self._post([item])
+            except Unsettled as unsettled:
+                last = unsettled
+            else:
+                self._acknowledge([item], refused)
                 return
-            refused = {0: (unsettled.reason, unsettled.detail)}
-        self._acknowledge(items, refused)
+        self._unnamed.append((item, last))
+        if _kind(item) in self._accepted_kinds:
+            self._refuse_unnamed()
+        else:
+            self._stop_where_all_are_refused_alike(_kind(item), last)
+
+    def _stop_where_all_are_refused_alike(self, kind: str, last: Unsettled) -> None:
+        said = (last.reason, last.detail)
+        if sum(_kind(item) == kind and (why.reason, why.detail) == said for item, why in self._unnamed) >= MANY_ALIKE:
+            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {last.reason}.")
+
+    def _refuse_unnamed(self) -> None:
+        """Keeps as refused what was found to be so alone."""
+        while self._unnamed:
+            item, why = self._unnamed.pop(0)
+            self._acknowledge([item], {0: (why.reason, why.detail)})
 
     def _post(self, items: list[Item]) -> dict[int, tuple[str, str]]:
+        self._ledger.check_lock()
         if items[0].call == "event":
             [identifier] = identifiers(items[0].key).values()
             self._client.event(identifier, items[0].operation)
@@ -184,12 +222,18 @@ class Lane:
         for item in customers:
             answer.customers[item.key] = {**answer.customers.get(item.key, {}), **item.state}
         self._ledger.acknowledge(self._day, answer)
+        self._accepted_kinds |= {_kind(item) for item in accepted}
         self.counts["customers sent"] += len(customers)
         self.counts["new customers"] += sum(item.is_new for item in customers)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in customers)
         self.counts["events sent"] += len(answer.event_ids)
         for refusal in answer.refused:
             self.counts[f"refused: {refusal.reason}"] += 1
+
+
+def _kind(item: Item) -> str:
+    """What one item must have in common with another, so that the other's acceptance says something about it."""
+    return "customer" if item.is_customer else "event" if item.call == "batch" else "large event"
 
 
 def _refusal(item: Item, reason: str, detail: str) -> Refusal:

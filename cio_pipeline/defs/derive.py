@@ -1,11 +1,13 @@
 """What will be sent, exactly, and what will not and why."""
 
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
 
 import dagster as dg
 
-from cio_pipeline.connector.outcomes import SENT
+from cio_pipeline.accounting import discrepancies
+from cio_pipeline.connector.outcomes import FILTERED, REFUSED, SENT
 from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
+from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.extract import GROUP, identities, posthog_events
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
@@ -46,19 +48,14 @@ def customers_events_rejects(
         _tell(context, store, day, accounts[day])
     yield from (dg.MaterializeResult(asset_key=name) for name in DESCRIPTIONS)
     yield _every_event_accounted_for(accounts, store)
-    yield _earlier_days_learned(store, context.partition_keys)
+    found = or_warning(lambda: _earlier_days_learned(store, context.partition_keys))
+    yield found._replace(asset_key=dg.AssetKey("customers"), check_name="earlier_days_learned")
 
 
 @dg.asset_check(asset=identities, additional_deps=list(DESCRIPTIONS))
 def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     """Whether every day was derived after all days before it were learned; those to derive again are named."""
-    wrong = store.identities.out_of_date(store.options.stitch_anonymous_days)
-    return dg.AssetCheckResult(
-        passed=not wrong,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"Materialize customers, events and rejects again for {', '.join(wrong)}." if wrong else None,
-        metadata={"days": len(wrong)},
-    )
+    return or_warning(lambda: _later_days_up_to_date(store))
 
 
 def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
@@ -74,7 +71,13 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
     others = {name: count for name, count in account.outcomes.items() if name != SENT}
     facts: dict[str, dict[str, dg.MetadataValue | int]] = {
         "customers": {"notes": _table(account.notes)} if account.notes else {},
-        "events": {"extracted": account.outcomes.total(), "outcomes": _table({**counts, **others})},
+        "events": {
+            "extracted": account.outcomes.total(),
+            "filtered": sum(count for name, count in others.items() if name.startswith(FILTERED)),
+            "refused": sum(count for name, count in others.items() if name.startswith(REFUSED)),
+            "reasons": dg.MetadataValue.json({name: count for name, count in others.items() if count}),
+            "outcomes": _table({**counts, **others}),
+        },
         "rejects": {"left out of what was sent": _table(account.left_out)},
     }
     for name, metadata in facts.items():
@@ -88,26 +91,43 @@ def _table(counts: Mapping[str, int]) -> dg.MetadataValue:
 
 
 def _every_event_accounted_for(accounts: dict[str, Account], store: Store) -> dg.AssetCheckResult:
-    """R15: extracted = sent + filtered + refused, and what is sent is what stands in the table."""
-    wrong = [
-        day
-        for day, account in accounts.items()
-        if store.tables.version("posthog_events", day).rows != account.outcomes.total()
-        or store.tables.version("events", day).rows != account.outcomes[SENT] + account.stitched
-    ]
+    """R15: extracted = sent + filtered + refused, by what stands in the tables."""
+    off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
+    days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
     return dg.AssetCheckResult(
-        asset_key="events", check_name="every_event_accounted_for", passed=not wrong, metadata={"days that are off": wrong}
+        asset_key="events",
+        check_name="every_event_accounted_for",
+        passed=not off,
+        description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
+        " if that does not help, report it. Until then they are not delivered."
+        if off
+        else None,
+        metadata={"days that are off": list(off)},
     )
 
 
-def _earlier_days_learned(store: Store, keys: list[str]) -> dg.AssetCheckResult:
+def _earlier_days_learned(store: Store, keys: Sequence[str]) -> dg.AssetCheckResult:
     """R1 needs the facts of all earlier days: those that were never extracted are named."""
     missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
     return dg.AssetCheckResult(
-        asset_key="customers",
-        check_name="earlier_days_learned",
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,
-        description="Days before these whose identities were never learned: materialize them, then these days again.",
+        description=f"What these days teach about people is not known: {named(missing)}. Materialize posthog_events and"
+        f" identities for them, then customers, events and rejects for {named(keys)} again."
+        if missing
+        else None,
         metadata={"days missing": len(missing), "first": missing[0] if missing else "", "last": missing[-1] if missing else ""},
+    )
+
+
+def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
+    wrong = store.identities.out_of_date(store.options.stitch_anonymous_days)
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Earlier days were learned since these were derived: {named(wrong)}. Materialize customers, events and"
+        " rejects for them again, then customerio_delivery."
+        if wrong
+        else None,
+        metadata={"days": len(wrong)},
     )

@@ -1,44 +1,118 @@
 """PostHog's events of a day, and what they teach about people."""
 
 from collections.abc import Iterator
-from itertools import chain, islice
+from dataclasses import replace
+from datetime import date, datetime, timedelta, timezone
+from statistics import median
 
 import dagster as dg
-import pandas as pd
-import pyarrow as pa
 
 from cio_pipeline.days import learn_day, learn_history, learned_under
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.extraction import Kept, keep_day, keep_history
 from cio_pipeline.posthog.progress import told
-from cio_pipeline.posthog.source import EVENT_SCHEMA, Window, in_order
 from cio_pipeline.storage.identities import HISTORY
-from cio_pipeline.storage.tables import shards_for
+from cio_pipeline.storage.tables import Tables
 
 GROUP = "customerio_sync"
 
+USUAL_WEEKS = 8
+"""A day is compared with the same weekday of so many weeks before it."""
 
-@dg.asset(partitions_def=days, backfill_policy=a_few_days_a_run, group_name=GROUP, kinds={"posthog", "parquet"})
-def posthog_events(context: dg.AssetExecutionContext, posthog: PostHog, store: Store) -> None:
-    """The day's events as PostHog stores them, each uuid once; only those that the settings need."""
+FAR_BELOW = 0.5
+"""Fewer than this share of the usual number of events is said."""
+
+WHAT_GIVES_NONE = (
+    "there are $identify or $set events, but none gives an attribute or email. PostHog keeps $set for 60 days: for older days"
+    " set CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with"
+    " the column person_properties), and run the days again."
+)
+
+
+def now() -> datetime:
+    """When an extraction begins; R20 goes by the events' age then."""
+    return datetime.now(timezone.utc)
+
+
+@dg.asset(
+    partitions_def=days,
+    backfill_policy=a_few_days_a_run,
+    group_name=GROUP,
+    kinds={"posthog", "parquet"},
+    check_specs=[
+        dg.AssetCheckSpec(
+            "as_many_events_as_usual",
+            asset="posthog_events",
+            description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
+        ),
+        dg.AssetCheckSpec(
+            "attributes_given",
+            asset="posthog_events",
+            description="Whether a day with $identify or $set events has an event that gives attributes.",
+        ),
+    ],
+)
+def posthog_events(
+    context: dg.AssetExecutionContext, posthog: PostHog, store: Store
+) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
+    """The day's events as PostHog stores them, each once; only those that the settings need."""
+    kept: dict[str, Kept] = {}
     for day in context.partition_keys:
-        found = posthog.source.events(*window(day), context.log.info)
-        read = _keep(store, "posthog_events", day, found, told(day, found, context.log.info))
-        version = store.tables.version("posthog_events", day)
-        counts = {"dagster/row_count": version.rows, "duplicates": read - version.rows, "shards": version.shards}
-        context.add_asset_metadata({**counts, **found.facts}, partition_key=day)
+        began, say = now(), context.log.info
+        found = posthog.source.events(*window(day), say)
+        read = replace(found, frames=told(day, found, say))
+        kept[day] = keep_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
+        if kept[day].without:
+            say(f"{day}: {kept[day].without:,} events have lost their $set, and CIO_EVENT_SOURCE has no person properties.")
+        context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
+    yield dg.MaterializeResult()
+    yield _as_many_events_as_usual(kept, store.tables)
+    yield _attributes_given(kept)
 
 
-def _keep(store: Store, table: str, partition: str, found: Window, frames: Iterator[pd.DataFrame]) -> int:
-    """Writes the events, each once, in shards of a bounded size; gives how many came."""
-    first, read = list(islice(frames, 1)), 0
-    row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
-    with store.tables.replace(table, partition, EVENT_SCHEMA, shards_for(found.expected, row_bytes)) as writer:
-        for frame in chain(first, frames):
-            writer.add(frame, by="distinct_id")
-            read += len(frame)
-        writer.finish_each(in_order)
-    return read
+def _counts(kept: Kept) -> dict[str, int]:
+    """The metadata of a day."""
+    r20 = {"events with a $set that PostHog has dropped since": kept.remembered} if kept.remembered else {}
+    if kept.from_person:
+        r20["events that give the person's properties"] = kept.from_person
+    duplicates = {"duplicates": kept.duplicates.total(), **kept.duplicates}
+    return {"dagster/row_count": kept.rows, **duplicates, **r20, "shards": kept.shards}
+
+
+def _as_many_events_as_usual(kept: dict[str, Kept], tables: Tables) -> dg.AssetCheckResult:
+    few = {
+        day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
+    }
+    told = [
+        f"{day} has {kept[day].rows:,} events" + (f", {usual:,.0f} are usual" if usual else "") for day, usual in few.items()
+    ]
+    return dg.AssetCheckResult(
+        check_name="as_many_events_as_usual",
+        passed=not few,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{'; '.join(told)}: see in PostHog whether events are missing, and run the days again." if few else None,
+        metadata={"days": list(few)},
+    )
+
+
+def usual_events(tables: Tables, day: str) -> float:
+    """How many events the weekday usually has: the median of the weeks before that were extracted; 0 where none was."""
+    before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
+    versions = [tables.current("posthog_events", one) for one in before]
+    rows = [version.rows for version in versions if version is not None]
+    return median(rows) if rows else 0
+
+
+def _attributes_given(kept: dict[str, Kept]) -> dg.AssetCheckResult:
+    bare = [day for day, one in kept.items() if one.teaching and not one.gives]
+    return dg.AssetCheckResult(
+        check_name="attributes_given",
+        passed=not bare,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{', '.join(bare)}: {WHAT_GIVES_NONE}" if bare else None,
+        metadata={"days": bare},
+    )
 
 
 class HistoryConfig(dg.Config):
@@ -57,10 +131,12 @@ def identity_history(
     setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
     if not config.again and not store.identities.unlearned([HISTORY], setting):
         return dg.MaterializeResult(metadata={"known already": True})
+    began = now()
     found = posthog.source.history(start, context.log.info)
-    _keep(store, "identity_history", HISTORY, found, told("History", found, context.log.info))
+    read = replace(found, frames=told("History", found, context.log.info))
+    kept = keep_history(store.tables, HISTORY, read, store.attributes_from, began)
     counts = learn_history(setting, store.tables, store.identities)
-    return dg.MaterializeResult(metadata={"events": store.tables.version("identity_history", HISTORY).rows, **counts})
+    return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 
 
 @dg.asset(

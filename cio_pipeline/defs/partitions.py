@@ -1,5 +1,6 @@
 """The days the pipeline works in: UTC, one definition and one backfill policy for every asset."""
 
+from collections.abc import Mapping
 from datetime import datetime, timezone
 
 import dagster as dg
@@ -14,9 +15,37 @@ a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.d
 
 LATE_DAYS = SETTINGS.late_days
 
+PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 """The tags by which Dagster runs several partitions in one run."""
+
+
+class DaysError(Exception):
+    """The days asked for are no partitions; the message says why."""
+
+
+def days_between(first: str, last: str) -> list[str]:
+    """The partitions from the first to the last. Raises `DaysError` where either is none, or where they go backwards."""
+    known = days.get_partition_keys()
+    for key in (first, last):
+        if key not in known:
+            raise DaysError(
+                f"{key} is no partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
+                if known
+                else "There is no partition yet: CIO_START_DATE lies in the future."
+            )
+    if first > last:
+        raise DaysError(f"FROM ({first}) comes after TO ({last}).")
+    return [key for key in known if first <= key <= last]
+
+
+def refuse_wrong_days(tags: Mapping[str, str]) -> None:
+    """Raises `DaysError` where a run's tags name a day that is not over, or no days: Dagster takes any text in them."""
+    first = tags.get(RANGE_START) or tags.get(PARTITION)
+    last = tags.get(RANGE_END) or tags.get(PARTITION)
+    if first or last:
+        days_between(first or str(last), last or str(first))
 
 
 def window(day: str) -> tuple[datetime, datetime]:

@@ -14,12 +14,13 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import EventSource, Say, quietly
+from cio_pipeline.posthog.source import AttributesFrom, EventSource, Say, quietly
 from cio_pipeline.settings import Settings, load_settings
 from cio_pipeline.storage.identities import Identities
 from cio_pipeline.storage.tables import Tables, allow_open_files, keep_private
@@ -32,6 +33,7 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         say = context.log.info if context.log else quietly
         self._source = event_source(load_settings(), say)
         self._source.check(say)
@@ -50,6 +52,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         settings = load_settings()
         say = context.log.info if context.log else quietly
         self._suppressed = read_suppressed(settings.suppressed_file)
@@ -78,13 +81,20 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
 
     _settings: Settings = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
+    _identities: Identities = PrivateAttr()
 
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
+        refuse_wrong_days(context.run.tags if context.run else {})
         keep_private()
         allow_open_files()
         self._settings = load_settings()
-        self._ledger = Ledger(self._settings.ledger_url)
+        database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
+        self._ledger, self._identities = Ledger(*database), Identities(*database)
+
+    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
+        """Closes the connections to the database."""
+        self._ledger.close()
 
     @property
     def options(self) -> Options:
@@ -102,8 +112,8 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._settings.missing_days == "allow"
 
     @property
-    def attributes_from(self) -> str:
-        """CIO_ATTRIBUTES_FROM, which what is learned depends on."""
+    def attributes_from(self) -> AttributesFrom:
+        """Where an event's attributes come from (R20)."""
         return self._settings.attributes_from
 
     @property
@@ -114,7 +124,7 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
     @property
     def identities(self) -> Identities:
         """What each day taught about each distinct_id."""
-        return Identities(self._settings.ledger_url)
+        return self._identities
 
     @property
     def ledger(self) -> Ledger:
@@ -124,7 +134,7 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
 
 def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
-    needed = (settings.event_allowlist, settings.attributes_from == "person")
+    needed = (settings.event_allowlist, settings.attributes_from)
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)

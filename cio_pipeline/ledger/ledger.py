@@ -7,9 +7,10 @@ and the item itself.
 
 from __future__ import annotations
 
+import uuid
 from collections import defaultdict
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any
@@ -18,9 +19,10 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.database import alone, chunks, connect, reading
-from cio_pipeline.ledger.schema import CHUNK, customer_states, deliveries, metadata, migrations, refusals
+from cio_pipeline.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
+from cio_pipeline.ledger.schema import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals
 from cio_pipeline.ledger.state import State, customer_id, is_outdone, merge, pack, pack_ids, unpack
+from cio_pipeline.lock import IsHeld, LockLost, alone
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,40 @@ class Acknowledgement:
 class Ledger:
     """The ledger in the database at an SQLAlchemy URL. Its methods raise `database.DatabaseError` where that is away."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = connect(url, metadata, migrations)
+    def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
+        self._engine = connect(url, metadata, VERSION, cut_off_seconds)
+        self._lock: tuple[str, IsHeld] | None = None
 
-    def alone(self, waiting: Callable[[], None]) -> AbstractContextManager[None]:
-        """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds."""
-        return alone(self._engine, waiting)
+    def close(self) -> None:
+        """Closes the connections of this process to the database; what is asked next opens new ones."""
+        self._engine.dispose()
+
+    @contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds.
+
+        The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `lock.LockLost`: the
+        delivery that took the lock after this one has written its own name where this one's stood.
+        """
+        with alone(self._engine, waiting) as is_held:
+            holder = uuid.uuid4().hex
+            row = {"id": 1, "holder": holder}
+            with writing(self._engine) as transaction:
+                insert = self._insert(delivery_lock).values(row)
+                transaction.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
+                _check(is_held(transaction))
+            self._lock = (holder, is_held)
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def check_lock(self) -> None:
+        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock."""
+        if self._lock is not None:
+            holder, is_held = self._lock
+            with reading(self._engine) as connection:
+                _check(connection.scalar(sa.select(delivery_lock.c.holder)) == holder and is_held(connection))
 
     def delivered(self, day: str) -> Any:
         """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
@@ -114,14 +144,25 @@ class Ledger:
             return {row[0]: row[1] for row in connection.execute(counted)}
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
-        """Commits what one answer settled. A refusal is closed when its item is accepted, or newer data in its place."""
-        with self._engine.begin() as transaction:
+        """Commits what one answer settled. A refusal is closed when its item is accepted, or newer data in its place.
+
+        Raises `lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
+        """
+        with writing(self._engine) as transaction:
+            self._check_lock(transaction)
             if answer.event_ids:
                 packed = pack_ids(answer.event_ids).tobytes()
                 transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
             self._close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
             self._keep_states(transaction, answer.customers)
             self._keep_refused(transaction, day, answer.refused)
+
+    def _check_lock(self, transaction: sa.Connection) -> None:
+        """Keeps the row as it is until the transaction ends: who takes the lock next waits for that."""
+        if self._lock is not None:
+            holder, is_held = self._lock
+            standing = transaction.scalar(sa.select(delivery_lock.c.holder).with_for_update(read=True))
+            _check(standing == holder and is_held(transaction))
 
     def _keep_states(self, transaction: sa.Connection, customers: dict[str, State]) -> None:
         """Merges into what stands there."""
@@ -157,6 +198,14 @@ class Ledger:
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         insert: postgresql.Insert = dialect.insert(table)
         return insert
+
+
+def _check(held: bool) -> None:
+    if not held:
+        raise LockLost(
+            "This delivery has lost its lock on the ledger (CIO_LEDGER_URL), with its database session or its lock file, and"
+            " has stopped: what was sent last and not noted is sent again by the next run, and Customer.io knows it by its id."
+        )
 
 
 def _close_outdone(transaction: sa.Connection, merged: dict[bytes, State]) -> None:

@@ -8,90 +8,82 @@ What landed later than that is not seen, nor what PostHog never exports: events 
 from __future__ import annotations
 
 import json
-import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
-from pathlib import PurePosixPath
-from typing import Any
-from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from fsspec.implementations.local import LocalFileSystem
-from upath import UPath
 
-from cio_pipeline.posthog.export_runs import EXAMPLE, Run, gaps, runs, told, uncovered, unfinished
-from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_jsonlines, read_parquet, row_groups
+from cio_pipeline.posthog.export_files import events_in
+from cio_pipeline.posthog.export_folder import Folder, listed, of_other_models
+from cio_pipeline.posthog.export_names import EXAMPLE
+from cio_pipeline.posthog.export_runs import Run, gaps, runs, settled, strange, told, uncovered, unfinished, unnamed
+from cio_pipeline.posthog.exported_rows import Wanted, on_disk
 from cio_pipeline.posthog.progress import EVERY_SECONDS
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
-from cio_pipeline.spill import PREFIX
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.storage_causes import cause
 
 EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
 
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "adl": "az"}
-CODECS = {".gz": "gzip", ".br": "brotli"}
+NAMES_TOLD = 5
 
 
 class BatchExportSource:
     """The `batch_export` source: the files under `url`, for events that landed up to `late_days` days after their day."""
 
-    def __init__(self, url: str, late_days: int, allowlist: tuple[str, ...], with_person: bool) -> None:
+    def __init__(self, url: str, late_days: int, allowlist: tuple[str, ...], attributes_from: AttributesFrom) -> None:
         self._url, self._late = url, timedelta(days=late_days)
-        self._allowlist, self._with_person = allowlist, with_person
+        self._allowlist, self._attributes_from = allowlist, attributes_from
 
-    def check(self, say: Say = quietly) -> None:  # noqa: ARG002 - there is nothing to wait for
+    def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where the folder cannot be listed, or holds no batch export."""
-        self._listed()
+        self._listed(say)
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events; all files are read when this returns.
 
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
         """
-        files, found = self._listed()
-        near = [_settled(run, files) for run in found if run.overlaps(start - EARLY, end + self._late)]
+        folder, found = self._listed(say)
+        near = [_settled(run, folder, say) for run in found if run.overlaps(start - EARLY, end + self._late)]
         far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
             say(told(gap))
-        wanted = Wanted(start, end, self._allowlist, self._with_person)
-        return on_disk(_read(_finished(near, say), files, wanted, say))
+        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
+        return on_disk(_read(_finished(near, say), folder, wanted, say))
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
-        files, found = self._listed()
-        early = [_settled(run, files) for run in found if run.start < before + self._late]
+        folder, found = self._listed(say)
+        early = [_settled(run, folder, say) for run in found if run.start < before + self._late]
         uncovered(early, EVER, before)
-        tables = _read(_finished(early, say), files, Wanted(EVER, before, HISTORY_EVENTS, self._with_person), say)
+        wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
+        tables = _read(_finished(early, say), folder, wanted, say)
         return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
-    def _listed(self) -> tuple[Any, list[Run]]:
-        """The file system, and the runs of the export in it."""
-        try:
-            root = UPath(self._url)
-            files = root.fs
-            files.invalidate_cache()
-            found = runs(files.find(root.path))
-        except ImportError as missing:
-            extra = EXTRAS.get(urlsplit(self._url).scheme)
-            install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
-            raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from missing
-        except Exception as trouble:  # every file system has its own
-            raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed ({type(trouble).__name__}).") from trouble
+    def _listed(self, say: Say) -> tuple[Folder, list[Run]]:
+        """The folder, and the runs of the events' export in it."""
+        folder = listed(self._url)
+        nameless, found = unnamed(folder.sizes), runs(folder.sizes)
         if not found:
-            raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.")
-        return files, found
+            seen = f" It has {_names(nameless, folder)}." if nameless else ""
+            raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.{seen}")
+        if nameless:
+            say(f"Left aside, for no interval is in their names, as in {EXAMPLE}: {_names(nameless, folder)}.")
+        others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
+        of_events = runs(set(folder.sizes) - set(others))
+        if others and of_events:
+            say(f"Left aside, for they are an export of persons or sessions, not of events: {_names(others, folder)}.")
+        return folder, of_events or found
 
 
-def _read(found: list[Run], files: Any, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
+def _read(found: list[Run], folder: Folder, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
     rows, said = 0, time.monotonic()
     for number, run in enumerate(found, 1):
         for path in run.files:
-            for table in _file(path, files, wanted):
+            for table in events_in(path, folder, wanted):
                 rows += len(table)
                 yield table
         if number == len(found) or time.monotonic() - said >= EVERY_SECONDS:
@@ -99,28 +91,34 @@ def _read(found: list[Run], files: Any, wanted: Wanted, say: Say) -> Iterator[pa
             say(f"Before {wanted.end:%Y-%m-%d}: {number:,} of {len(found):,} runs of the batch export read, {rows:,} events.")
 
 
-def _file(path: str, files: Any, wanted: Wanted) -> Iterator[pa.Table]:
-    try:
-        yield from _tables(path, files, wanted)
-    except Unreadable as wrong:
-        raise NotExtracted(f"{path} cannot be read: {wrong}.") from wrong
-    except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"{path} cannot be read ({type(trouble).__name__}): is the file whole?") from trouble
+def _settled(run: Run, folder: Folder, say: Say) -> Run:
+    """The run with all of its files that count; with a manifest that is not whole it is as if it had none yet.
+
+    Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
+    """
+    run, left = settled(run, _manifest(run, folder))
+    if left:
+        say(f"Left aside, for the manifest of {run} does not name them: {_names(left, folder)}.")
+    if unclear := strange(run):
+        names = _names(unclear, folder)
+        if not run.finished:
+            raise NotExtracted(f"{names} cannot be read: such a name is not understood. Name it as {EXAMPLE}, or move it away.")
+        say(f"Left aside, for such a name is not understood: {names}. Other files of {run} are read.")
+    return run
 
 
-def _settled(run: Run, files: Any) -> Run:
-    """The run with the files that its manifest names; with a manifest that is not whole it is as if it had none yet."""
+def _manifest(run: Run, folder: Folder) -> list[str] | None:
     if run.manifest is None:
-        return run
+        return None
     try:
-        text = files.cat_file(run.manifest)
+        text = folder.files.cat_file(run.manifest)
     except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"{run.manifest} cannot be read ({type(trouble).__name__}).") from trouble
+        raise NotExtracted(f"{folder.name(run.manifest)} cannot be read: {cause(trouble)}.") from None
     try:
-        keys = json.loads(text)["files"]
-        return replace(run, files=[str(PurePosixPath(run.manifest).parent / PurePosixPath(key).name) for key in keys])
-    except (ValueError, KeyError, TypeError):
-        return replace(run, manifest=None)
+        names = json.loads(text)["files"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
 def _finished(found: list[Run], say: Say) -> list[Run]:
@@ -130,24 +128,8 @@ def _finished(found: list[Run], say: Say) -> list[Run]:
     return [run for run in found if run.finished]
 
 
-def _tables(path: str, files: Any, wanted: Wanted) -> Iterator[pa.Table]:
-    with files.open(path, "rb") as file:
-        if ".jsonl" in PurePosixPath(path).suffixes:
-            yield from read_jsonlines(file, CODECS.get(PurePosixPath(path).suffix), wanted)
-            return
-        with pq.ParquetFile(file) as footer:
-            if not row_groups(footer, wanted):
-                return
-    with _here(path, files) as local:
-        yield from read_parquet(local, wanted)
-
-
-@contextmanager
-def _here(path: str, files: Any) -> Iterator[str]:
-    """The file on this machine: Parquet is read here and there, which is slow over a network."""
-    if isinstance(files, LocalFileSystem):
-        yield path
-        return
-    with tempfile.NamedTemporaryFile(prefix=PREFIX) as copy:
-        files.get_file(path, copy.name)
-        yield copy.name
+def _names(paths: Iterable[str], folder: Folder) -> str:
+    """The first few of the files, and how many more there are."""
+    names = [folder.name(path) for path in paths]
+    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
+    return ", ".join(names[:NAMES_TOLD]) + more

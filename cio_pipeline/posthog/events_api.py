@@ -15,7 +15,17 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.api import Api, refused
 from cio_pipeline.posthog.progress import Progress
 from cio_pipeline.posthog.rows import event_frame
-from cio_pipeline.posthog.source import EVENT_SCHEMA, EVER, HISTORY_EVENTS, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import (
+    EVENT_SCHEMA,
+    EVER,
+    HISTORY_EVENTS,
+    ORDER,
+    AttributesFrom,
+    NotExtracted,
+    Say,
+    Window,
+    quietly,
+)
 
 PAGE_ROWS = 1000
 """What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""
@@ -31,6 +41,10 @@ DAY = timedelta(days=1)
 FRAME_ROWS = 50_000
 
 
+Event = tuple[Any, ...]
+"""What tells an event from others: clients may give several of them one uuid."""
+
+
 class Page(NamedTuple):
     """Events as listed, and whether PostHog says that more follow, which is believed only where it is bad news."""
 
@@ -44,19 +58,19 @@ class EventsApiSource:
     Such a PostHog gives no created_at and no properties of persons, and takes quotes off both ends of a property's text.
     """
 
-    def __init__(self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], with_person: bool) -> None:
+    def __init__(
+        self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], attributes_from: AttributesFrom
+    ) -> None:
         self._api = Api(url, project_id, api_key)
         self._needed = {*allowlist, "$identify"} if allowlist else None
-        self._with_person = with_person
+        self._attributes_from = attributes_from
 
     def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project, or persons' properties are asked for."""
-        if self._with_person:
-            raise NotExtracted(
-                "CIO_ATTRIBUTES_FROM must be set: this PostHog has no /query/, and lists events without person properties."
-            )
         now = datetime.now(timezone.utc)
         self._page(Rest(now - DAY, now, limit=1), say)
+        if self._attributes_from == "person":
+            raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events, day by day: windows of several days were seen to come short."""
@@ -91,8 +105,8 @@ class EventsApiSource:
             columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}
             uuids = [_uuid(row["id"]) for row in rows]
             frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)
-        except (KeyError, TypeError) as wrong:
-            raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from wrong
+        except (KeyError, TypeError, AttributeError):
+            raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from None
         return Page(frame, following is not None)
 
     def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:
@@ -131,7 +145,7 @@ class Rest:
     beyond: list[Rest] = field(default_factory=list)
     _is_ascending: bool | None = None
     _moment: datetime = EVER
-    _seen: set[str] = field(default_factory=set)
+    _seen: set[Event] = field(default_factory=set)
     _rows: int = 0
     _given: dict[int, int] = field(default_factory=dict)
 
@@ -144,7 +158,7 @@ class Rest:
             return page
         if page.empty or page["timestamp"].iloc[0] != self._moment:
             raise NotExtracted(f"PostHog's list jumps at {self._moment.isoformat()}, so that some might be missed.")
-        return page[~page["uuid"].isin(self._seen)]
+        return page[[event not in self._seen for event in _identities(page)]]
 
     def go_behind(self, page: Page) -> None:
         """Moves on, or asks for more at once where the page is one moment. Raises `NotExtracted` where neither is possible."""
@@ -153,7 +167,7 @@ class Rest:
             self.is_left = False
             return
         times = page.events["timestamp"]
-        self._seen, self._moment = set(page.events["uuid"]), times.iloc[-1].to_pydatetime()
+        self._seen, self._moment = set(_identities(page.events)), times.iloc[-1].to_pydatetime()
         self._is_ascending = _is_ascending(times, self._is_ascending)
         given = max((rows for limit, rows in self._given.items() if limit <= self.limit), default=0)
         if self._is_ascending and self._moment - TICK > self.after:
@@ -187,6 +201,10 @@ class Rest:
         """What lies behind the moment, in the server's order; where that is not known, also before it."""
         later, earlier = Rest(self._moment, self.before), Rest(self.after, self._moment)
         return {True: [later], False: [earlier], None: [later, earlier]}[self._is_ascending]
+
+
+def _identities(page: pd.DataFrame) -> list[Event]:
+    return list(page[ORDER].itertuples(index=False, name=None))
 
 
 def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:

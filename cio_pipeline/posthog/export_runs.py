@@ -1,8 +1,10 @@
-"""The runs of a PostHog batch export, as the names of their files tell them (PostHog makes them in `get_s3_key`).
+"""The runs of a PostHog batch export, as the names of their files tell them.
 
-A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and holds what *landed* in PostHog in that interval,
-not what happened in it. A run that found nothing writes no file. Where files have a greatest size, each is a numbered part,
-and `{start}-{end}_manifest.json`, written last, names the parts that count.
+A file holds what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
+file. Where files have a greatest size, each is a numbered part, and a manifest, written last, names the parts that count; in
+2024 the first part had no number and there was no manifest. Several runs may have written files of one interval, such as a
+backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that a manifest of files of
+their own kind does not name are known to be what a failed run left.
 
 So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
 come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
@@ -12,34 +14,30 @@ told by name. A project in which nothing happened that long says so by an empty 
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import PurePosixPath
 
+from cio_pipeline.posthog.export_names import Named, is_temporary, looks_like_data, named
 from cio_pipeline.posthog.source import EVER, NotExtracted
 
-TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{6})?(?:Z|[+-]\d\d:\d\d)"
-NAME = re.compile(
-    rf"(?P<start>None|{TIME})-(?P<end>{TIME})"
-    r"(?:(?P<manifest>_manifest\.json)"
-    r"|(?P<part>-\d+)?\.(?:parquet(?:\.(?:zst|lz4|sz|gz|br))?|jsonl(?:\.(?:gz|br))?))"
-)
-"""A backfill from the first event on has `None` for its start."""
-
-EXAMPLE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet.zst"
+AGAIN = "Copy it again, or backfill it in PostHog."
 
 
 @dataclass
 class Run:
-    """A run's interval, `start` <= landed < `end`, and the paths of its files."""
+    """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
+
+    `files` are read; `parts` are numbered and wait to be settled; `others` have names that are not understood.
+    """
 
     start: datetime
     end: datetime
     files: list[str] = field(default_factory=list)
-    parts: list[str] = field(default_factory=list)
+    parts: dict[str, Named] = field(default_factory=dict)
     manifest: str | None = None
+    others: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
@@ -55,19 +53,65 @@ class Run:
 
 
 def runs(paths: Iterable[str]) -> list[Run]:
-    """The runs whose files these are, by time; paths of other names are passed over."""
-    found: dict[tuple[str, str, str], Run] = {}
+    """The runs whose files these are, by time; paths without an interval in their names are passed over: see `unnamed`."""
+    found: dict[tuple[str, datetime, datetime], Run] = {}
     for path in sorted(paths):
-        folder, name = str(PurePosixPath(path).parent), NAME.fullmatch(PurePosixPath(path).name)
+        name = named(path)
         if name is None:
             continue
-        key = folder, name["start"], name["end"]
-        run = found.setdefault(key, Run(_time(name["start"]), _time(name["end"])))
-        if name["manifest"]:
+        run = found.setdefault((str(PurePosixPath(path).parent), name.start, name.end), Run(name.start, name.end))
+        if name.kind == "manifest":
             run.manifest = path
+        elif name.kind == "other":
+            run.others.append(path)
+        elif name.part is None:
+            run.files.append(path)
         else:
-            (run.parts if name["part"] else run.files).append(path)
+            run.parts[path] = name
     return sorted(found.values(), key=lambda run: (run.end, run.start))
+
+
+def unnamed(paths: Iterable[str]) -> list[str]:
+    """The files that may hold events, but whose names do not say of when."""
+    return sorted(path for path in paths if named(path) is None and looks_like_data(path))
+
+
+def settled(run: Run, manifest: list[str] | None) -> tuple[Run, list[str]]:
+    """The run with all of its files that count, and the parts that a failed run left.
+
+    `manifest` are the names in its manifest; None where it has none that is whole. Raises `NotExtracted` where a file is not
+    there.
+    """
+    if manifest is None:
+        _check_numbers(run)
+        return replace(run, files=[*run.files, *run.parts] if run.files else [], manifest=None), []
+    listed, there = {_identity(name) for name in manifest}, {_identity(path) for path in (*run.files, *run.parts)}
+    for name in manifest:
+        if _identity(name) not in there:
+            by = PurePosixPath(run.manifest or "").name
+            raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, and it is not there. {AGAIN}")
+    endings = {found.ending for name in manifest if (found := named(name))}
+    left = [path for path, part in run.parts.items() if part.ending in endings and _identity(path) not in listed]
+    return replace(run, files=[*run.files, *(path for path in run.parts if path not in left)]), left
+
+
+def strange(run: Run) -> list[str]:
+    """The files of the run's interval whose names are not understood, although nothing says that they are not finished."""
+    return [path for path in run.others if not is_temporary(path)]
+
+
+def _check_numbers(run: Run) -> None:
+    """PostHog's first numbered parts came, from 1 on, behind a file without a number."""
+    for ending in {name.ending for name in run.parts.values()}:
+        numbers = {name.part or 0 for name in run.parts.values() if name.ending == ending}
+        first = [path for path in run.files if (name := named(path)) and name.ending == ending]
+        if first and (missing := sorted(set(range(1, max(numbers))) - numbers)):
+            part = PurePosixPath(first[0]).name.replace(ending, f"-{missing[0]}{ending}")
+            raise NotExtracted(f"{part} cannot be read: it is not there, but a later part is. {AGAIN}")
+
+
+def _identity(path: str) -> Named | str:
+    return named(path) or PurePosixPath(path).name
 
 
 def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
@@ -104,8 +148,12 @@ def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[da
 
 
 def unfinished(run: Run) -> str:
-    """A sentence that names the run."""
-    return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
+    """A sentence that names a run that is not finished."""
+    if run.parts or not run.others:
+        return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
+    return (
+        f"The batch export of {run} is not finished: {PurePosixPath(run.others[0]).name} is still being written, or was left."
+    )
 
 
 def told(gap: tuple[datetime, datetime]) -> str:
@@ -124,10 +172,6 @@ def _holes(found: list[Run], start: datetime, end: datetime) -> list[tuple[datet
             holes.append((covered, run.start))
         covered = max(covered, run.end)
     return [*holes, (covered, end)] if covered < end else holes
-
-
-def _time(text: str) -> datetime:
-    return EVER if text == "None" else datetime.fromisoformat(text.replace("Z", "+00:00")).astimezone(timezone.utc)
 
 
 def _moment(time: datetime) -> str:

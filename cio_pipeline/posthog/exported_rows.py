@@ -1,37 +1,42 @@
 """The events in a file that PostHog exported, Parquet or JSONLines, in pieces of a bounded size.
 
-Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: a file
-with a row that has no uuid or no time is refused.
+Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: a file with a row that
+has no time, or one whose events all have no uuid, is refused.
 """
 
 from __future__ import annotations
 
-import io
-import json
 import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
 from typing import IO, Any, NamedTuple
 
-import orjson
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
+from cio_pipeline.posthog.exported_columns import JSON, Column, Unreadable, columns_of, plain, texts, times
+from cio_pipeline.posthog.exported_lines import LINE_BYTES, event_in, lines
+from cio_pipeline.posthog.exported_times import EPOCH, MICROSECOND
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
+from cio_pipeline.spill import no_space
+
+__all__ = ["Unreadable", "Wanted", "on_disk", "read_jsonlines", "read_parquet", "row_groups"]
 
 PIECE_ROWS = 20_000
 PIECE_BYTES = 8_000_000
 """A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
 
-ESSENTIAL = ("uuid", "event", "distinct_id", "timestamp", "properties")
-NULL_MEANS = {"uuid": "", "event": "", "distinct_id": "", "properties": "{}", "person_properties": "{}"}
+BATCH_BYTES = 32_000_000
+"""What a batch of Parquet rows may take at most, should each have the longest text of its column's dictionary."""
 
+BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
+"""Columns of a row group that grow to more than so many bytes, by more than so many times, are none of real events."""
 
-class Unreadable(ValueError):
-    """A file that is not what PostHog exports; the message ends the sentence "this file cannot be read: ..."."""
+UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
+EMAIL = r'"email"|\\u00'
+"""What the text of properties has that may teach an email (R1); names may have escapes in them."""
 
 
 class Wanted(NamedTuple):
@@ -40,55 +45,163 @@ class Wanted(NamedTuple):
     start: datetime
     end: datetime
     allowlist: tuple[str, ...]
-    with_person: bool
+    attributes_from: AttributesFrom
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a file without the person's properties will not do."""
+        return self.attributes_from == "person"
 
 
 def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
-    """The row groups that may hold events of the window, by their statistics. Raises `Unreadable` where columns are missing."""
-    schema, metadata = file.schema_arrow, file.metadata
-    if missing := [name for name in _essential(wanted) if name not in schema.names]:
-        raise Unreadable(f"it is no export of events, for it has no column {', '.join(missing)}")
-    kind = schema.field("timestamp").type
-    if not (pa.types.is_timestamp(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-        raise Unreadable(f"its column timestamp holds {kind}, not times")
-    leaf = next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == "timestamp")
+    """The row groups that may hold events of the window, by their statistics. Raises `Unreadable` where columns do not do."""
+    metadata, at = file.metadata, columns_of(file.schema_arrow, wanted.needs_person)["timestamp"]
+    if not pa.types.is_timestamp(at.type):
+        return list(range(metadata.num_row_groups))
+    leaf = _leaf(metadata, at)
     groups = range(metadata.num_row_groups)
     return [group for group in groups if _may_hold(metadata.row_group(group).column(leaf).statistics, wanted)]
 
 
 def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a Parquet file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
-    columns = [*_essential(wanted), "created_at"]
-    with pq.ParquetFile(path, buffer_size=1 << 20) as file:
-        for group in row_groups(file, wanted):  # one by one: Arrow keeps some megabytes of each until an iteration ends
-            for batch in file.iter_batches(_piece_rows(file.metadata), [group], columns=columns):
-                yield _wanted(pa.Table.from_batches([batch]), wanted)
+    yield from _with_uuids(_parquet_events(path, wanted))
+
+
+def rows_in(path: str) -> int:
+    """How many rows a Parquet file has, wanted or not."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
 
 
 def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a JSONLines file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
-    rows: list[dict[str, Any]] = []
-    size = 0
-    with pa.input_stream(file, compression=codec, buffer_size=1 << 20) as stream:
-        for number, line in enumerate(io.BufferedReader(stream, 1 << 20), 1):
-            if line.strip() and (row := _row(line, number, wanted)):
-                rows.append(row)
-                size += len(line)
-            if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES:
-                yield _wanted(_table(rows, wanted), wanted)
-                rows, size = [], 0
-    yield _wanted(_table(rows, wanted), wanted)
+    yield from _with_uuids(_jsonlines_events(file, codec, wanted))
 
 
 def on_disk(tables: Iterable[pa.Table]) -> Window:
-    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once."""
-    file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
+    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once.
+
+    Raises `NotExtracted` where the temporary folder is full.
+    """
     rows = 0
-    with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
-        for piece in _pieces(tables):
-            writer.write_table(piece)
-            rows += len(piece)
-    return Window(rows, _frames(file))
+    try:
+        file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
+        with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
+            for piece in _pieces(tables):
+                writer.write_table(piece)
+                rows += len(piece)
+        file.flush()
+    except OSError as trouble:
+        if sentence := no_space(trouble):
+            raise NotExtracted(sentence) from None
+        raise
+    return Window(rows, _frames(file, rows))
+
+
+def _parquet_events(path: str, wanted: Wanted) -> Iterator[pa.Table]:
+    with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
+        columns = columns_of(file.schema_arrow, wanted.needs_person)
+        if wanted.attributes_from == "set":
+            columns.pop("person_properties", None)
+        names = [column.name for column in columns.values()]
+        for group in row_groups(file, wanted):  # one by one: Arrow keeps some megabytes of each until an iteration ends
+            rows = 0
+            for batch in file.iter_batches(_batch_rows(path, file, group, columns), [group], columns=names):
+                rows += len(batch)
+                yield _wanted(_events(pa.Table.from_batches([batch]), columns, wanted), wanted)
+            if rows != file.metadata.row_group(group).num_rows:
+                raise Unreadable(f"it gave {rows:,} rows of {file.metadata.row_group(group).num_rows:,}")
+
+
+def _jsonlines_events(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
+    start, end = ((time - EPOCH) // MICROSECOND for time in (wanted.start, wanted.end))
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for number, line in lines(file, codec):
+        if row := event_in(line, number, start, end, wanted.needs_person):
+            rows.append(row if wanted.attributes_from != "set" else {**row, "person_properties": None})
+            size += len(line)
+        if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES:
+            yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
+            rows, size = [], 0
+    yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
+
+
+def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:
+    """The rows of the window, as `EVENT_SCHEMA` says."""
+    table = pa.table({name: plain(table[column.name]) for name, column in columns.items()})
+    at = times(table["timestamp"], columns["timestamp"].name)
+    if at.null_count:
+        raise Unreadable("it has an event without a timestamp")
+    inside = pc.and_(pc.greater_equal(at, wanted.start), pc.less(at, wanted.end))
+    table, at = table.filter(inside), at.filter(inside)
+    found: dict[str, Any] = {"timestamp": at, "created_at": at}
+    for name, column in columns.items():
+        if name == "created_at":
+            found[name] = pc.coalesce(times(table[name], column.name), at)
+        elif name != "timestamp":
+            found[name] = _bounded(texts(table[name], name), column)
+    nulls = pa.nulls(len(table), pa.string())
+    return pa.table([found.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+
+
+def _bounded(found: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if (pc.max(pc.binary_length(found)).as_py() or 0) > LINE_BYTES:
+        raise Unreadable(f"its column {column.name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
+    return found
+
+
+def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
+    """Those of the events that the settings need."""
+    if not wanted.allowlist:
+        return events
+    needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
+    by = {"set": ("properties",), "person": ("person_properties",), "auto": JSON}[wanted.attributes_from]
+    for name in by:
+        needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
+    return events.filter(needed)
+
+
+def _with_uuids(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same events. Raises `Unreadable` at the end where none of several has a uuid: one that has none is refused by R14."""
+    events, has_any = 0, False
+    for table in tables:
+        events += len(table)
+        has_any = has_any or bool(pc.any(pc.match_substring_regex(table["uuid"], UUID)).as_py())
+        yield table
+    if events > 1 and not has_any:
+        raise Unreadable(f"none of its {events:,} events has a uuid in the column uuid")
+
+
+def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
+    """How many rows of a row group are read at once. Raises `Unreadable` where it grows as no real events do."""
+    metadata = file.metadata
+    chunks = {column.name: metadata.row_group(group).column(_leaf(metadata, column)) for column in columns.values()}
+    rows = max(1, metadata.row_group(group).num_rows)
+    for name, chunk in chunks.items():
+        if chunk.total_uncompressed_size // rows > LINE_BYTES:
+            raise Unreadable(f"its column {name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
+    size, packed = (sum(getattr(c, f"total_{kind}_size") for c in chunks.values()) for kind in ("uncompressed", "compressed"))
+    if size > BOMB_BYTES and size > BOMB_RATIO * packed:
+        raise Unreadable(f"{packed:,} bytes of it grow to {size:,}, as no real events do")
+    most = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, size // rows)))
+    repeated = [name for name, chunk in chunks.items() if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
+    if not repeated or most * size <= BATCH_BYTES:
+        return most
+    return max(1, min(most, BATCH_BYTES // max(1, _longest(path, group, repeated))))
+
+
+def _longest(path: str, group: int, names: list[str]) -> int:
+    """The bytes of a row that has the longest text of each column's dictionary."""
+    with pq.ParquetFile(path, buffer_size=1 << 20, read_dictionary=names) as file:
+        batch = next(file.iter_batches(1, [group], columns=names))
+    lengths = (pc.max(pc.binary_length(batch[name].dictionary)).as_py() for name in names if hasattr(batch[name], "dictionary"))
+    return sum(length or 0 for length in lengths)
+
+
+def _leaf(metadata: pq.FileMetaData, column: Column) -> int:
+    return next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column.name)
 
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
@@ -103,101 +216,25 @@ def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
         yield piece
 
 
-def _essential(wanted: Wanted) -> tuple[str, ...]:
-    return (*ESSENTIAL, "person_properties") if wanted.with_person else ESSENTIAL
-
-
-def _frames(file: IO[bytes]) -> Iterator[pd.DataFrame]:
+def _frames(file: IO[bytes], rows: int) -> Iterator[pd.DataFrame]:
+    read = 0
     with file, pq.ParquetFile(file) as spool:
         for piece in range(spool.num_row_groups):
-            yield spool.read_row_group(piece).to_pandas()
-
-
-def _piece_rows(metadata: pq.FileMetaData) -> int:
-    size = sum(metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups))
-    mean = max(1, size // max(1, metadata.num_rows))
-    return max(1, min(PIECE_ROWS, PIECE_BYTES // mean))
+            frame = spool.read_row_group(piece).to_pandas()
+            read += len(frame)
+            yield frame
+    if read != rows:
+        raise NotExtracted(f"The temporary file gave back {read:,} of {rows:,} events: run the day again.")
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:
-    if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, datetime):
+    try:
+        if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, datetime):
+            return True
+        return _utc(statistics.min) < wanted.end and _utc(statistics.max) >= wanted.start
+    except (ValueError, OverflowError):  # years that no datetime has
         return True
-    return _utc(statistics.min) < wanted.end and _utc(statistics.max) >= wanted.start
 
 
 def _utc(time: datetime) -> datetime:
     return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
-
-
-def _wanted(table: pa.Table, wanted: Wanted) -> pa.Table:
-    """The wanted rows, as `EVENT_SCHEMA` says."""
-    if table["timestamp"].null_count:
-        raise Unreadable("it has an event without a timestamp")
-    times = table["timestamp"].cast(EVENT_SCHEMA.field("timestamp").type, safe=False)
-    table = table.filter(pc.and_(pc.greater_equal(times, wanted.start), pc.less(times, wanted.end)))
-    table = pa.table([_column(table, field) for field in EVENT_SCHEMA], schema=EVENT_SCHEMA)
-    if pc.any(pc.equal(table["uuid"], "")).as_py():
-        raise Unreadable("it has an event without a uuid")
-    if not wanted.allowlist:
-        return table
-    listed = pc.is_in(table["event"], pa.array([*wanted.allowlist, "$identify"]))
-    teaches = pc.match_substring(table["person_properties" if wanted.with_person else "properties"], '"email"')
-    return table.filter(pc.or_(listed, teaches))
-
-
-def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    if field.name not in table.column_names:
-        return pa.chunked_array([pa.nulls(len(table), field.type)])
-    column = table[field.name].cast(field.type, safe=False)
-    try:
-        column.validate(full=True)
-    except pa.ArrowInvalid:  # not UTF-8: bytes that are none are written as escapes
-        texts = (value and value.decode("utf-8", "backslashreplace") for value in column.cast(pa.binary()).to_pylist())
-        column = pa.chunked_array([pa.array(texts, pa.string())])
-    if field.name in NULL_MEANS:
-        column = column.fill_null(NULL_MEANS[field.name])
-    return pc.utf8_lower(column) if field.name == "uuid" else column
-
-
-def _row(line: bytes, number: int, wanted: Wanted) -> dict[str, Any] | None:
-    """The line's event; None where its time lies outside the window."""
-    try:
-        event = loads(line)
-        missing = [name for name in _essential(wanted) if name not in event]
-        if not missing:
-            return _event(event, wanted)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        raise Unreadable(f"its line {number} is no event") from None
-    raise Unreadable(f"its line {number} is no event, for it has no {', '.join(missing)}")
-
-
-def _event(event: dict[str, Any], wanted: Wanted) -> dict[str, Any] | None:
-    at = _time(event["timestamp"])
-    if not wanted.start <= at < wanted.end:
-        return None
-    texts = {name: _text(event[name]) for name in ("uuid", "event", "distinct_id")}
-    objects = {name: _json_text(event[name]) for name in _essential(wanted) if name.endswith("properties")}
-    return texts | objects | {"timestamp": at, "created_at": _time(event.get("created_at") or event["timestamp"])}
-
-
-def _table(rows: list[dict[str, Any]], wanted: Wanted) -> pa.Table:
-    names = (*_essential(wanted), "created_at")
-    return pa.Table.from_pylist(rows, schema=pa.schema([EVENT_SCHEMA.field(name) for name in names]))
-
-
-def _time(text: str) -> datetime:
-    return _utc(datetime.fromisoformat(text.replace("Z", "+00:00")))
-
-
-def _text(value: Any) -> str | None:
-    """Half a surrogate pair, which neither Parquet nor UTF-8 holds, is written as its escape."""
-    return None if value is None else str(value).encode("utf-8", "backslashreplace").decode()
-
-
-def _json_text(value: Any) -> str | None:
-    if value is None or isinstance(value, str):
-        return _text(value)
-    try:
-        return orjson.dumps(value).decode()
-    except TypeError:  # integers beyond 64 bits, half a surrogate pair, deep nesting
-        return json.dumps(value)

@@ -15,14 +15,13 @@ from typing import IO, NamedTuple
 from urllib.parse import quote, urljoin
 
 import pyarrow as pa
-import requests
 
-from cio_pipeline.http import BROKEN, Unavailable
+from cio_pipeline.http import BROKEN, Unavailable, new_session
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
 from cio_pipeline.spill import PREFIX
 
 LONGEST_EXPORT = timedelta(weeks=1)
@@ -56,13 +55,21 @@ class FileDownloadSource:
     """The `file_download` source: exports of at most a week each, with what landed up to `late_days` days later."""
 
     def __init__(
-        self, url: str, project_id: str, api_key: str, late_days: int, allowlist: tuple[str, ...], with_person: bool
+        self,
+        url: str,
+        project_id: str,
+        api_key: str,
+        late_days: int,
+        allowlist: tuple[str, ...],
+        attributes_from: AttributesFrom,
     ) -> None:
-        self._api, self._queries = Api(url, project_id, api_key), QuerySource(url, project_id, api_key, allowlist, with_person)
-        self._late, self._allowlist, self._with_person = timedelta(days=late_days), allowlist, with_person
-        self._store = requests.Session()
+        self._api, self._queries = (
+            Api(url, project_id, api_key),
+            QuerySource(url, project_id, api_key, allowlist, attributes_from),
+        )
+        self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
+        self._store = new_session()
         self._store.headers.clear()
-        self._store.trust_env = False
 
     def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project.
@@ -84,7 +91,7 @@ class FileDownloadSource:
         now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
-        wanted = Wanted(start, end, self._allowlist, self._with_person)
+        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
         return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
 

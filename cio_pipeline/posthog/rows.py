@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+
+HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+
+TIME = re.compile(
+    r"""(\d{4})-(\d\d)-(\d\d)[Tt\x20](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?
+        \x20?(?:[Zz]|UTC|GMT|([+-])(\d\d):?(\d\d)?(?::?(\d\d))?)?""",
+    re.ASCII | re.VERBOSE,
+)
+"""A time with any precision and offset; without an offset it is UTC."""
 
 
 class Found(NamedTuple):
@@ -36,8 +47,8 @@ def found_in(body: Any, most_rows: int) -> Found:
         names, rows = body["columns"], body["results"]
         values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
         return Found(dict(zip(names, values, strict=True)), len(rows) >= most_rows or body.get("hasMore") is True)
-    except (KeyError, TypeError, ValueError, AttributeError) as wrong:
-        raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from wrong
+    except (KeyError, TypeError, ValueError, AttributeError):
+        raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from None
 
 
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:
@@ -56,28 +67,44 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
         frame[name] = _times(columns.get(name, nothing))
     for name in ("properties", "person_properties"):
         frame[name] = pd.Series([_json_text(value) for value in columns.get(name, nothing)], dtype=object)
+    if "person_properties" in columns:
+        frame["person_properties"] = frame["person_properties"].fillna("{}")
     if not frame["timestamp"].between(start, end, inclusive="left").all():
         raise NotExtracted(
-            f"PostHog gave events of other days than {start:%Y-%m-%d}, or without a time: its time zone is not honoured."
+            f"PostHog gave events of other days than {start:%Y-%m-%d}, or without a time, or with one that is not written as"
+            " ISO 8601 says: is its time zone not honoured?"
         )
     return frame[EVENT_SCHEMA.names]
 
 
 def _times(values: Iterable[Any]) -> pd.Series[Any]:
+    """The times in UTC to the microsecond; none where a value is no time."""
+    moments = np.array([_moment(value) for value in values], dtype="datetime64[us]")
+    return pd.Series(moments).dt.tz_localize("UTC")
+
+
+def _moment(value: Any) -> datetime | None:
+    """A time without its zone, in UTC; None where there is none, or none that a calendar of the years 1 to 9999 has."""
+    match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
+    if match is None:
+        return None
+    *numbers, fraction, sign, hours, minutes, seconds = match.groups()
+    microseconds = int((fraction or "")[:6].ljust(6, "0"))
+    offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0), seconds=int(seconds or 0))
     try:
-        texts = [None if value is None else str(value) for value in values]
-        times = pd.to_datetime(pd.Series(texts, dtype=object), utc=True, format="ISO8601")
-    except ValueError as wrong:
-        raise NotExtracted("PostHog gave a time that is not written as ISO 8601 says.") from wrong
-    return times.astype("datetime64[us, UTC]")
+        local = datetime(*(int(number or 0) for number in numbers), microseconds, tzinfo=None)  # type: ignore[misc,arg-type]
+        return local + offset if sign == "-" else local - offset
+    except (ValueError, OverflowError):
+        return None
 
 
 def _text(value: Any) -> str:
-    """Half a surrogate pair, which neither Parquet nor UTF-8 holds, is written as its escape."""
-    return "" if value is None else str(value).encode("utf-8", "backslashreplace").decode()
+    """Half a surrogate pair, which neither Parquet nor UTF-8 holds, is U+FFFD, as PostHog repairs it."""
+    return "" if value is None else HALF_A_PAIR.sub("\ufffd", str(value))
 
 
 def _json_text(value: Any) -> str | None:
+    """The text as it came; half a surrogate pair in it is written as its escape, which means the same."""
     if value is None:
         return None
-    return _text(value if isinstance(value, str) else json.dumps(value))
+    return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "backslashreplace").decode()

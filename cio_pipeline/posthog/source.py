@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Protocol
+from typing import Any, Literal, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -21,11 +22,20 @@ EVENT_SCHEMA = pa.schema(
         ("person_properties", pa.string()),
     ]
 )
-"""An event as PostHog stores it; properties and the person's properties are JSON text, the latter null unless asked for."""
+"""An event as PostHog stores it; properties and the person's properties are JSON text, the latter null where a source has none.
+
+In the tables that the extraction writes, `person_properties` is null but where they are to be taken instead of `$set` (R20).
+"""
+
+AttributesFrom = Literal["auto", "set", "person"]
+"""CIO_ATTRIBUTES_FROM (R20)."""
 
 EVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 HISTORY_EVENTS = ("$identify", "$set")
 """What teaches R1's facts before the first day (R18)."""
+
+ORDER = ["timestamp", "uuid", "event", "distinct_id"]
+"""The columns by which events are ordered."""
 
 Say = Callable[[str], None]
 
@@ -65,9 +75,38 @@ class EventSource(Protocol):
 
 
 def in_order(events: pd.DataFrame) -> pd.DataFrame:
-    """Each event once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid, name)."""
-    keys = events[["uuid", "event", "distinct_id", "timestamp", "created_at"]].reset_index(drop=True)
-    keys = keys.assign(day=keys["timestamp"].dt.floor("D")).sort_values("created_at", kind="stable")
-    latest = keys.drop_duplicates(["day", "event", "distinct_id", "uuid"], keep="last")
-    ordered = latest.sort_values(["distinct_id", "timestamp", "uuid", "event"])
+    """Each event once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid, name).
+
+    Rows of one day, name, distinct_id and uuid are one event, as PostHog has it.
+    """
+    events = events.reset_index(drop=True)
+    repeated = _repeated(events)
+    last = _again(events, repeated).drop_duplicates(["day", *ORDER[1:]], keep="last")
+    rows = events.loc[~repeated, ORDER].index.append(last.index)
+    ordered = events.loc[rows, ORDER].sort_values(["distinct_id", "timestamp", "uuid", "event"])
     return events.take(ordered.index.to_numpy()).reset_index(drop=True)
+
+
+def duplicates(events: pd.DataFrame) -> Counter[str]:
+    """How many rows `in_order` leaves out, by reason."""
+    events = events.reset_index(drop=True)
+    again = _again(events, _repeated(events))
+    same = int(again.drop(columns="day").duplicated().sum())
+    later = len(again) - again.drop_duplicates(["day", *ORDER[1:]]).shape[0] - same
+    return +Counter({"duplicates: the same row again": same, "duplicates: ingested again, the last one counts": later})
+
+
+def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
+    """Whether a row's event has several rows. Few uuids come twice, so the rest is compared for those alone."""
+    repeated = events["uuid"].duplicated(keep=False)
+    some = events.loc[repeated, ORDER]
+    some = some.assign(timestamp=some["timestamp"].dt.floor("D"))
+    repeated[repeated] = some.duplicated(keep=False)
+    return repeated
+
+
+def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
+    """The rows of events that have several, with their day, in the order of ingestion; the text decides between equal times."""
+    some = events[repeated]
+    by = ["created_at", "timestamp", "properties", "person_properties"]
+    return some.assign(day=some["timestamp"].dt.floor("D")).sort_values(by, kind="stable", na_position="first")

@@ -14,40 +14,47 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import requests
 
-from cio_pipeline.sandbox.processes import Sandbox, sandbox
+from cio_pipeline.places import PROJECT
+from cio_pipeline.sandbox.processes import Sandbox, local, sandbox
 from cio_pipeline.storage.tables import Tables
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
-FOLDER = Path("data/demo")
+FOLDER = PROJECT / "data" / "demo"
 
 
-def demo() -> int:
-    """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status."""
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def demo(folder: Path = FOLDER) -> int:
+    """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status.
+
+    The folder, which is made anew, has all that the demo writes.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
     with sandbox(FIRST, days=len(DAYS)) as services:
-        environment = services.environment(FOLDER, FIRST, CIO_ANONYMOUS_USERS="identified", CIO_STITCH_ANONYMOUS_DAYS="7")
-        print("A local PostHog and a local Customer.io are running. Three days of events go from one to the other;")
-        print("anonymous visits are held back, and sent once their person is identified:\n")
-        if not _run(environment):
+        environment = services.environment(folder, FIRST, CIO_ANONYMOUS_USERS="identified", CIO_STITCH_ANONYMOUS_DAYS="7")
+        print(
+            f"A local PostHog ({services.posthog}) and a local Customer.io ({services.customerio}) are running. Three days of"
+        )
+        print("events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.")
+        print("Anonymous visits are held back, and sent once their person is identified:\n", flush=True)
+        if not _run(folder, environment):
             return 1
         print("\nThe same days again, which sends nothing:\n")
-        if not _run(environment):
+        if not _run(folder, environment):
             return 1
         _add_late_events(services)
         print("\nTen events of 2 March arrived late; that day again:\n")
-        if not _run(environment, DAYS[1], DAYS[1]):
+        if not _run(folder, environment, DAYS[1], DAYS[1]):
             return 1
-        _print_tables()
-        _print_people(services)
+        _print_tables(folder)
+        _print_people(services, folder)
     return 0
 
 
-def _run(environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]) -> bool:
+def _run(folder: Path, environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]) -> bool:
     command = [sys.executable, "-m", "cio_pipeline", "run", "--from", first, "--to", last]
-    return subprocess.run(command, env=environment, check=False).returncode == 0  # noqa: S603
+    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode == 0  # noqa: S603
 
 
 def _add_late_events(services: Sandbox) -> None:
@@ -70,17 +77,17 @@ def _add_late_events(services: Sandbox) -> None:
         }
         for number, distinct_id in enumerate(ids)
     ]
-    requests.post(f"{services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
+    local().post(f"{services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
 
 
 def _people(services: Sandbox) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = requests.get(f"{services.customerio}/sandbox/people", timeout=30).json()
+    found: list[dict[str, Any]] = local().get(f"{services.customerio}/sandbox/people", timeout=30).json()
     return found
 
 
-def _print_tables() -> None:
+def _print_tables(folder: Path) -> None:
     """How many rows each day's tables have, and how many of the events were anonymous when they happened (R16)."""
-    tables = Tables(str(FOLDER))
+    tables = Tables(str(folder))
     print("\nday          extracted   customers   events to send   stitched   rejects")
     for day in DAYS:
         rows = {name: tables.version(name, day).rows for name in ("posthog_events", "customers", "events", "rejects")}
@@ -93,9 +100,9 @@ def _print_tables() -> None:
         )
 
 
-def _print_people(services: Sandbox) -> None:
+def _print_people(services: Sandbox, folder: Path) -> None:
     people = _people(services)
-    taken = requests.get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
+    taken = local().get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
     events = sum(len(person["events"]) for person in people)
     print(
         f"\nCustomer.io now holds {len(people):,} people and {events:,} events, brought by {taken} requests. Three of them:\n"
@@ -103,4 +110,4 @@ def _print_people(services: Sandbox) -> None:
     for person in sorted(people, key=lambda person: -len(person["attributes"]))[:3]:
         shown = {name: person["attributes"].get(name) for name in ("email", "name", "plan", "created_at")}
         print(f"  {person['identifiers'].get('id')}: {shown}, {len(person['events'])} events")
-    print(f"\nThe tables are in {FOLDER}. `make dev` opens the Dagster UI on such a sandbox, and its People page.")
+    print(f"\nThe tables are in {folder}. `make dev` opens the Dagster UI on such a sandbox, and its People page.")

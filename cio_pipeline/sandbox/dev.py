@@ -3,56 +3,35 @@
 from __future__ import annotations
 
 import shutil
-import signal
-import socket
-import subprocess
-import sys
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
-from typing import Any
 
-from cio_pipeline.sandbox.processes import end, sandbox
+from cio_pipeline.places import PROJECT
+from cio_pipeline.sandbox.processes import sandbox
+from cio_pipeline.ui import dagster_dev, interruptible
 
 DAYS = 10
-FOLDER = Path("data/dev")
-FIRST_PORT = 3000
+FOLDER = PROJECT / "data" / "dev"
 
 
-def dev() -> int:
-    """Runs both services and `dagster dev` on the last ten days; ends all of them on Ctrl-C or SIGTERM."""
-    for ending in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(ending, _stop)
-    home = FOLDER / "dagster"
-    shutil.rmtree(FOLDER, ignore_errors=True)
+def dev(folder: Path = FOLDER, days: int = DAYS, **settings: str) -> int:
+    """Runs both services and `dagster dev` on the last days; ends all of them on Ctrl-C or SIGTERM.
+
+    The folder, which is made anew, has all that they write; the settings are the sandbox's and those given.
+    """
+    interruptible()
+    home = folder / "dagster"
+    shutil.rmtree(folder, ignore_errors=True)
     home.mkdir(parents=True)
-    shutil.copy("dagster.yaml", home)
-    start = datetime.now(timezone.utc).date() - timedelta(days=DAYS)
+    shutil.copy(PROJECT / "dagster.yaml", home)
+    start = datetime.now(timezone.utc).date() - timedelta(days=days)
     try:
-        with sandbox(start, DAYS) as services:
-            environment = services.environment(FOLDER.absolute(), start, DAGSTER_HOME=str(home.absolute()))
-            port = str(_free_port())
+        with sandbox(start, days) as services:
             print(
-                f"Dagster UI:  http://127.0.0.1:{port}\nPeople page: {services.customerio}\nPostHog:     {services.posthog}",
+                f"PostHog:     {services.posthog}\nPeople page: {services.customerio}, the local Customer.io\n"
+                "Events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.",
                 flush=True,
             )
-            command = [sys.executable, "-m", "dagster", "dev", "-w", "workspace.yaml", "-h", "127.0.0.1", "-p", port]
-            child = subprocess.Popen(command, env=environment, text=True, start_new_session=True)  # noqa: S603
-            try:
-                return child.wait()
-            finally:
-                end(child)
+            return dagster_dev(home, services.environment(folder, start, DAGSTER_HOME=str(home), **settings))
     except KeyboardInterrupt:
         return 0
-
-
-def _stop(*_: Any) -> None:
-    raise KeyboardInterrupt
-
-
-def _free_port() -> int:
-    """3000, or the next port that nobody listens on."""
-    for port in range(FIRST_PORT, FIRST_PORT + 100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError(f"No free port from {FIRST_PORT} on.")

@@ -38,6 +38,7 @@ FUNCTIONS = {
     " CASE json_type(text, path) WHEN 'VARCHAR' THEN json_extract_string(text, path) END END, '')",
     "toString": "(x) AS CASE typeof(x) WHEN 'UUID' THEN swapped(x::VARCHAR) WHEN 'TIMESTAMP'"
     " THEN strftime(try_cast(x::VARCHAR AS TIMESTAMP), '%Y-%m-%d %H:%M:%S.%f') ELSE x::VARCHAR END",
+    "toYYYYMM": "(x) AS (year(x) * 100 + month(x))::UINTEGER",
     "toUUID": "(x) AS try_cast(swapped(try_cast(x AS UUID)::VARCHAR) AS UUID)",
 }
 DATES = ("toDateTime", "toDateTime64")

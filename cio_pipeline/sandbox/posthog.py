@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import date
+from datetime import date, datetime, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -118,6 +118,8 @@ class _Handler(BaseHTTPRequestHandler):
                 return project.file_downloads.file(link, set(self.headers))
             case "POST", ["sandbox", "events"]:
                 return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
+            case "POST", ["sandbox", "retention"]:
+                return Answer(orjson.dumps({"dropped": project.drop_old_sets(_now(_json_body(body or b"{}")))}))
             case "GET", ["sandbox", "requests"]:
                 return Answer(orjson.dumps(project.account()))
             case "GET", [""]:
@@ -130,6 +132,14 @@ def _json_body(body: bytes) -> Any:
         return json.loads(body)
     except ValueError as error:
         raise Refused(400, "validation_error", "invalid_json", f"JSON parse error - {error}") from error
+
+
+def _now(body: Any) -> datetime:
+    try:
+        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(timezone.utc)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
+    return now if now.tzinfo else now.replace(tzinfo=timezone.utc)
 
 
 def _add(project: Project, events: Iterable[Event]) -> int:
@@ -155,6 +165,8 @@ def main() -> None:
     events = () if options.empty else days(options.seed, options.start, options.days, options.visitors)
     legacy = EventsList(options.legacy) if options.legacy else None
     with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
+        if options.drop_old_sets:
+            posthog.project.drop_old_sets(datetime.now(timezone.utc))
         print(f"PostHog sandbox on {posthog.url}", flush=True)
         threading.Event().wait()
 
@@ -170,6 +182,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--key", default="phx_sandbox", help="the personal API key that may query")
     parser.add_argument("--project", default="1", help="the project's id")
     parser.add_argument("--legacy", type=int, metavar="ROWS", help="an old PostHog: no queries, an events list of such pages")
+    parser.add_argument("--drop-old-sets", action="store_true", help="no $set on events over 60 days old, as PostHog has it")
     parser.add_argument("--empty", action="store_true", help="start without events")
     return parser.parse_args()
 

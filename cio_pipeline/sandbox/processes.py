@@ -1,4 +1,8 @@
-"""The sandbox as processes: a local PostHog and a local Customer.io, started and ended together."""
+"""The sandbox as processes: a local PostHog and a local Customer.io, started and ended together.
+
+Nothing of it knows the caller's settings, proxies or credentials: each process has an environment made from nothing, and a
+working directory without a `.env`, which Dagster would read.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,34 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
 
+import requests
+
+from cio_pipeline.envfile import SettingsError
+from cio_pipeline.places import PROJECT, is_loopback
+
 GRACE_SECONDS = 10
+KEPT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""What a process needs of the caller's environment to run at all."""
+
+
+def bare_environment(home: Path) -> dict[str, str]:
+    """An environment made from nothing, with its home folder, and so its `.netrc`, in `home`."""
+    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
+    return {**kept, "HOME": str(home), "PYTHONPATH": str(PROJECT)}
+
+
+def local() -> requests.Session:
+    """A session that asks this machine, whatever proxy or `.netrc` the caller has."""
+    session = requests.Session()
+    session.trust_env = False
+    return session
 
 
 @dataclass(frozen=True)
@@ -23,9 +48,14 @@ class Sandbox:
     customerio: str
 
     def environment(self, data_dir: Path, start: date, **settings: str) -> dict[str, str]:
-        """An environment whose settings name the sandbox, and no other settings than those given."""
-        kept = {name: value for name, value in os.environ.items() if not name.startswith(("CIO_", "CUSTOMERIO_", "POSTHOG_"))}
-        return kept | {
+        """An environment made from nothing, with settings that name the sandbox, and no other settings than those given.
+
+        Raises `SettingsError` where a service is not on this machine.
+        """
+        if away := [address for address in (self.posthog, self.customerio) if not is_loopback(address)]:
+            raise SettingsError(f"{away[0]} is refused: the sandbox reads and sends on this machine only.")
+        return bare_environment(data_dir) | {
+            "CIO_SANDBOX": "Yes",
             "POSTHOG_HOST": self.posthog,
             "POSTHOG_PROJECT_ID": "1",
             "POSTHOG_PERSONAL_API_KEY": "phx_sandbox",
@@ -53,11 +83,14 @@ def sandbox(start: date, days: int) -> Iterator[Sandbox]:
 def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
     """A Python module as a process of its own session, so that Ctrl-C reaches only us, ended with the block."""
     command = [sys.executable, "-m", module, *arguments]
-    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, start_new_session=True)  # noqa: S603
-    try:
-        yield child
-    finally:
-        end(child)
+    with tempfile.TemporaryDirectory(prefix="cio_pipeline_sandbox_") as folder:
+        child = subprocess.Popen(  # noqa: S603
+            command, stdout=subprocess.PIPE, text=True, start_new_session=True, cwd=folder, env=bare_environment(Path(folder))
+        )
+        try:
+            yield child
+        finally:
+            end(child)
 
 
 def end(child: subprocess.Popen[str]) -> None:

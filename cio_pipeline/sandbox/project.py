@@ -64,6 +64,13 @@ class Project:
             events_table.insert(cursor, table)
         return len(table)
 
+    def drop_old_sets(self, now: datetime) -> int:
+        """Drop `$set` and `$set_once` of all events over 60 days old by then, as PostHog does; give how many lost one."""
+        with self._lock, self._database.cursor() as cursor:
+            dropped = events_table.drop_old_sets(cursor, now)
+            self._answers.clear()
+        return dropped
+
     def exported(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
         """The events of an export of this interval; their times are UTC."""
         with self._database.cursor() as cursor:

@@ -6,23 +6,30 @@ history before the first partition is kept as a day of its own that sorts before
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.database import Migrations, Text, chunks, connect, reading
+from cio_pipeline.database import CUT_OFF_SECONDS, SchemaVersion, Text, chunks, connect, reading, values, writing
+from cio_pipeline.storage.files import keeping_temporary_rows, temporary_folder
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
 
 CHUNK = 10_000
+
+VERSION = SchemaVersion("identities", 2)
+"""A change of these tables, or of what they mean, needs the next number: there are no migrations."""
 
 metadata = sa.MetaData()
 
@@ -54,12 +61,16 @@ emails = sa.Table(
 namings = sa.Table(
     "namings",
     metadata,
-    sa.Column("anonymous_id", Text, primary_key=True),
-    _day(primary_key=True, index=True),
-    sa.Column("uuid", sa.String(36), primary_key=True),
-    sa.Column("microseconds", sa.BigInteger, primary_key=True),
-    sa.Column("distinct_id", Text, primary_key=True, index=True),
+    sa.Column("anonymous_id", Text, nullable=False),
+    _day(nullable=False, index=True),
+    sa.Column("uuid", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sa.Column("distinct_id", Text, nullable=False),
+    sa.Index("namings_of_an_id", "anonymous_id", "day"),
+    sa.Index("namings_by_an_id", "distinct_id"),
 )
+"""The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
+
 email_owners = sa.Table(
     "email_owners",
     metadata,
@@ -67,15 +78,6 @@ email_owners = sa.Table(
     sa.Column("distinct_id", Text, primary_key=True, index=True),
 )
 """Emails in lower case, and the distinct_ids whose they ever were (R21). No day that is learned again makes one forget it."""
-wanted = sa.Table("wanted", sa.MetaData(), sa.Column("id", Text, primary_key=True), prefixes=["TEMPORARY"])
-
-
-def _time_emails(transaction: sa.Connection) -> None:
-    """Emails of the first version have no time: any that an event sets is newer."""
-    transaction.execute(sa.text("ALTER TABLE emails ADD COLUMN microseconds BIGINT NOT NULL DEFAULT 0"))
-
-
-migrations = Migrations("identities", (_time_emails,))
 
 
 @dataclass(frozen=True)
@@ -90,27 +92,29 @@ class Learned:
 class Identities:
     """The identities of all days, in the database at an SQLAlchemy URL."""
 
-    def __init__(self, url: str) -> None:
-        self._engine = connect(url, metadata, migrations)
+    def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
+        self._engine = connect(url, metadata, VERSION, cut_off_seconds)
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned]) -> None:
-        """Keeps what a day of so many events taught under a setting, instead of what was kept of it."""
+        """Keeps what a day of so many events taught under a setting, instead of what was kept of it.
+
+        All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
+        """
         content = blake2b(digest_size=16)
-        with self._writing() as transaction:
-            for table in (identified, emails, namings, learned_days):
-                transaction.execute(sa.delete(table).where(table.c.day == day))
-            for part in learned:
-                for table, rows in _rows(day, part):
-                    content.update(repr(rows).encode())
-                    for chunk in chunks(iter(rows), CHUNK):
-                        transaction.execute(sa.insert(table), chunk)
-                self._keep_owners(transaction, part)
-            row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
-            transaction.execute(sa.insert(learned_days), row)
+        with temporary_folder() as folder:
+            kept = [_spill(folder, table, rows, content) for part in learned for table, rows in _rows(day, part) if rows]
+            with self._writing() as transaction:
+                for table in (identified, emails, namings, learned_days):
+                    transaction.execute(sa.delete(table).where(table.c.day == day))
+                for table, path in kept:
+                    for chunk in chunks(iter(_spilled(path)), CHUNK):
+                        transaction.execute(self._insert(table), chunk)
+                row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
+                transaction.execute(sa.insert(learned_days), row)
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """What all days before `day` taught about these distinct_ids: columns as `facts.learn` gives them, a row for each."""
-        rows = self._of(distinct_ids, _known_before(day))
+        rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted))
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
@@ -143,14 +147,16 @@ class Identities:
         """The namings of these anonymous ids on the days from `first` on and before `day`: `stitching.NAMING_COLUMNS`."""
         query = sa.select(namings.c.anonymous_id, namings.c.distinct_id, namings.c.microseconds, namings.c.uuid)
         days = (namings.c.day >= first, namings.c.day < day)
-        rows = self._of(anonymous_ids, query.join(wanted, wanted.c.id == namings.c.anonymous_id).where(*days))
+        rows = self._of(anonymous_ids, lambda wanted: query.where(namings.c.anonymous_id == wanted, *days))
         frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
         return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
 
-    def unlearned(self, days: list[str], setting: str) -> list[str]:
-        """Those of the days that were never learned under the setting."""
-        with self._engine.connect() as connection:
-            known = sa.select(learned_days.c.day).where(learned_days.c.setting == setting)
+    def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
+        """Those of the days that were never learned: under the setting, or at all."""
+        with reading(self._engine) as connection:
+            known = sa.select(learned_days.c.day)
+            if setting is not None:
+                known = known.where(learned_days.c.setting == setting)
             learned = set(connection.execute(known).scalars())
         return [day for day in days if day not in learned]
 
@@ -169,23 +175,22 @@ class Identities:
 
     def out_of_date(self, stitched_days: int) -> list[str]:
         """The days that were derived before an earlier day was learned, or learned otherwise than now."""
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
         learned = self._learned()
         return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
 
-    def _keep_owners(self, transaction: sa.Connection, part: Learned) -> None:
-        told = part.facts.dropna(subset="email")
-        pairs = {*part.owners, *zip(map(str.lower, told["email"]), told["distinct_id"], strict=True)}
+    def _insert(self, table: sa.Table) -> sa.Insert:
+        """An owner of an email that is known already stays; both dialects say so in modules of their own."""
+        if table is not email_owners:
+            return sa.insert(table)
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
-        insert = dialect.insert(email_owners).on_conflict_do_nothing()
-        for chunk in chunks(({"email": email, "distinct_id": who} for email, who in sorted(pairs)), CHUNK):
-            transaction.execute(insert, chunk)
+        return dialect.insert(table).on_conflict_do_nothing()
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
         """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
-        with self._engine.begin() as transaction:
+        with writing(self._engine) as transaction:
             if self._engine.dialect.name == "postgresql":
                 transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
             yield transaction
@@ -193,7 +198,7 @@ class Identities:
     def _learned(self) -> pd.DataFrame:
         """The learned days in order: day, events, content so far (of this and all days before it)."""
         query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
-        with self._engine.connect() as connection:
+        with reading(self._engine) as connection:
             learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content"])
         content = blake2b(digest_size=16)
         so_far = []
@@ -202,15 +207,14 @@ class Identities:
             so_far.append(content.hexdigest())
         return learned.assign(content=so_far)
 
-    def _of(self, ids: list[str], query: sa.Select[Any]) -> list[Any]:
-        """The query's rows, with the ids in the table `wanted`."""
-        with self._engine.begin() as transaction:
-            wanted.create(transaction)
-            for chunk in chunks(({"id": value} for value in dict.fromkeys(ids)), CHUNK):
-                transaction.execute(sa.insert(wanted), chunk)
-            rows = list(transaction.execute(query).all())
-            wanted.drop(transaction)
-        return rows
+    def _of(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
+        """The rows of the query for these ids, each asked for once; `query` is given their column."""
+        with reading(self._engine) as connection:
+            return [
+                row
+                for chunk in chunks(iter(dict.fromkeys(ids)), CHUNK)
+                for row in connection.execute(query(values(self._engine, chunk)))
+            ]
 
 
 def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
@@ -229,18 +233,33 @@ def _stands_for(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
     return f"{before['content'].iloc[-1] if len(before) else ''} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
 
 
-def _known_before(day: str) -> sa.Select[Any]:
+def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
     """Three look-ups in an index for each wanted distinct_id, however many days there are."""
-    was_identified = sa.exists().where(identified.c.distinct_id == wanted.c.id, identified.c.day < day)
+    was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
     last_emails = (
         sa.select(column)
-        .where(emails.c.distinct_id == wanted.c.id, emails.c.day < day)
+        .where(emails.c.distinct_id == wanted, emails.c.day < day)
         .order_by(emails.c.day.desc())
         .limit(1)
         .scalar_subquery()
         for column in (emails.c.email, emails.c.microseconds)
     )
-    return sa.select(wanted.c.id, was_identified, *last_emails)
+    return sa.select(wanted, was_identified, *last_emails)
+
+
+def _spill(folder: Path, table: sa.Table, rows: list[Any], content: Any) -> tuple[sa.Table, Path]:
+    """Keeps the rows in a file of the folder, and adds them to the hash of the content."""
+    content.update(repr((table.name, rows)).encode())
+    path = folder / f"{len(list(folder.iterdir())):06d}.parquet"
+    with keeping_temporary_rows(folder):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return table, path
+
+
+def _spilled(path: Path) -> list[dict[str, Any]]:
+    with keeping_temporary_rows(path.parent):
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
 
 
 def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
@@ -249,8 +268,10 @@ def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
     told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = part.namings.assign(microseconds=part.namings["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
+    owners = {*part.owners, *zip(map(str.lower, told["email"]), told["distinct_id"], strict=True)}
     return [
         (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
         (emails, told[["distinct_id", "email", "microseconds"]].assign(day=day).to_dict("records")),
         (namings, named[columns].assign(day=day).to_dict("records")),
+        (email_owners, [{"email": email, "distinct_id": distinct_id} for email, distinct_id in sorted(owners)]),
     ]

@@ -1,10 +1,14 @@
 """The tables between the stages: sharded Parquet in a folder or at any fsspec URL.
 
-    <root>/<table>/<partition>/current.json         names the version to read, its shards and rows
-    <root>/<table>/<partition>/<version>/0000.parquet
+    <root>/<group>/<partition>/current.json          names the version to read, and each shard's rows
+    <root>/<group>/<partition>/<version>/<table>-0000.parquet
 
-A version is written whole before `current.json` names it, so nobody ever reads half a table, and two runs of one partition
-do no harm: the last to finish wins. A version that was replaced stays for a day, for whoever is still reading it.
+A table is a group of its own, but for those of `GROUPS`, which are replaced together. A version is written whole before
+`current.json` names it, so nobody ever reads half a table, and two runs of one partition do no harm: the last to finish wins.
+A version that was replaced stays for a day, for whoever is still reading it.
+
+What is absent, short or unreadable is an error, never an empty table: rows are counted as they are added, spilled, written
+and read.
 """
 
 from __future__ import annotations
@@ -13,11 +17,10 @@ import json
 import os
 import resource
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -25,33 +28,52 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.spill import spill_folder
+from cio_pipeline.storage.files import StorageError, create, reason, temporary_folder, writing
+from cio_pipeline.storage.writer import Writer, file_name, shard_of
 
 SHARD_ROWS = 70_000
 SHARD_BYTES = 50_000_000
 """About the most that one shard holds, which bounds the memory of every stage: a shard is there about three times over."""
 
-ROW_GROUP = 10_000
-"""Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
+GROUPS = {"customers": "derived", "events": "derived", "rejects": "derived"}
 
 OPEN_FILES = 10_000
-KEPT_VERSIONS = timedelta(days=1)
-VERSION_FORMAT = "%Y%m%dT%H%M%S"
+KEPT_REPLACED = timedelta(days=1)
+KEPT_UNFINISHED = timedelta(days=7)
+"""A version that no `current.json` has named may be at work still; after so long it is a killed run's."""
 
-Finish = Callable[[pd.DataFrame], pd.DataFrame]
+TIME_FORMAT = "%Y%m%dT%H%M%S"
 
 
-class NotMaterialized(Exception):
+class NotMaterialized(StorageError):
     """A table's partition is read that no run has written; the message names both and what to do."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One written version of a table's partition."""
+    """One written version of a table's partition: its name, and the rows of each shard."""
 
     name: str
-    shards: int
-    rows: int
+    shard_rows: tuple[int, ...]
+
+    @property
+    def shards(self) -> int:
+        """How many shards there are."""
+        return len(self.shard_rows)
+
+    @property
+    def rows(self) -> int:
+        """How many rows there are in all."""
+        return sum(self.shard_rows)
+
+
+@dataclass
+class Pointer:
+    """What `current.json` holds: the version to read, the rows of each table's shards, and when others were replaced."""
+
+    version: str
+    rows: dict[str, list[int]]
+    replaced: dict[str, str] = field(default_factory=dict)
 
 
 def keep_private() -> None:
@@ -73,149 +95,153 @@ def shards_for(rows: int, row_bytes: int) -> int:
     return max(1, -(-rows // SHARD_ROWS), -(-rows * row_bytes // SHARD_BYTES))
 
 
-def shard_of(texts: pd.Series[Any], shards: int) -> Any:
-    """The shard of each text, a number below `shards`; the same text is always in the same one."""
-    hashed = pd.util.hash_array(texts.to_numpy(object), categorize=True)
-    return hashed % shards
-
-
 class Tables:
-    """Tables under one root, read and written shard by shard."""
+    """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that cannot be done."""
 
-    def __init__(self, root: str) -> None:
-        self.root = UPath(root)
+    def __init__(self, root: str, *, temporary: bool = False) -> None:
+        """temporary: the tables last no longer than a run, which errors then advise to start again."""
+        self.root, self._temporary = UPath(root), temporary
 
     def current(self, table: str, partition: str) -> Version | None:
         """The version to read, or None where no run has written this partition."""
-        pointer = self._folder(table, partition) / "current.json"
-        return Version(**json.loads(pointer.read_text())) if pointer.exists() else None
+        pointer = self._pointer(table, partition)
+        return None if pointer is None or table not in pointer.rows else Version(pointer.version, tuple(pointer.rows[table]))
 
     def version(self, table: str, partition: str) -> Version:
         """The version to read. Raises `NotMaterialized` where no run has written this partition."""
         version = self.current(table, partition)
         if version is None:
-            raise NotMaterialized(f"{table} of {partition} is not there: materialize {table} for {partition} first.")
+            raise NotMaterialized(f"{table} of {partition} is not there: {self._remedy(table, partition)}")
         return version
 
     def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
         """The partition's shards, one frame each. Raises `NotMaterialized` where there is none."""
         version = self.version(table, partition)
         for shard in range(version.shards):
-            with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
-                frame = pq.read_table(file, columns=columns).to_pandas()
+            frame = self._read(table, partition, version, shard, columns=columns)
             pa.default_memory_pool().release_unused()
             yield frame
 
     def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
         """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.
 
-        Reads only shards and row groups that may hold such a row. A partition that no run has written has no rows.
+        Reads only shards and row groups that may hold such a row. Raises `NotMaterialized` as `read` does.
         """
-        version = self.current(table, partition)
-        if version is None or not values:
-            return
+        version = self.version(table, partition)
         for shard in sorted(set(shard_of(pd.Series(values, dtype=object), version.shards).tolist())):
-            with (self._folder(table, partition) / version.name / f"{shard:04d}.parquet").open("rb") as file:
-                found = pq.read_table(file, filters=[(by, "in", values)]).to_pandas()
+            found = self._read(table, partition, version, shard, filters=[(by, "in", values)])
             if not found.empty:
                 yield found
 
     @contextmanager
     def replace(self, table: str, partition: str, schema: pa.Schema, shards: int) -> Iterator[Writer]:
         """A writer whose frames become the partition's new version when the block ends well, and vanish when it does not."""
-        folder = self._folder(table, partition)
-        name = f"{datetime.now(timezone.utc):{VERSION_FORMAT}}-{uuid.uuid4().hex[:8]}"
-        with ExitStack() as stack:
-            spill = stack.enter_context(spill_folder())
-            writer = Writer(folder / name, spill, schema, shards)
-            try:
-                yield writer
-            except BaseException:
-                writer.discard()
-                raise
-            self._publish(folder, Version(name, shards, writer.finish()))
-        _prune(folder, name)
+        with self.replace_together(partition, {table: schema}, shards) as writers:
+            yield writers[table]
+
+    @contextmanager
+    def replace_together(self, partition: str, schemas: Mapping[str, pa.Schema], shards: int) -> Iterator[dict[str, Writer]]:
+        """As `replace` for all tables of a group: whoever reads finds the new version of all of them, or of none."""
+        [folder] = {self._folder(table, partition) for table in schemas}
+        name = f"{_now():{TIME_FORMAT}}-{uuid.uuid4().hex[:8]}"
+        with ExitStack() as stack, _removed_on_failure(folder, name):
+            spills = {table: stack.enter_context(temporary_folder()) for table in schemas}
+            writers = {
+                table: Writer(f"{table} of {partition}", folder / name / table, spills[table], schema, shards)
+                for table, schema in schemas.items()
+            }
+            for writer in writers.values():
+                stack.callback(writer.discard)
+            yield writers
+            rows = {table: writer.finish() for table, writer in writers.items()}
+            with writing(folder):
+                self._publish(folder, Pointer(name, rows))
 
     def _folder(self, table: str, partition: str) -> UPath:
-        return self.root / table / partition
+        return self.root / GROUPS.get(table, table) / partition
 
-    def _publish(self, folder: UPath, version: Version) -> None:
-        pointer, new = folder / "current.json", folder / f"{version.name}.json"
-        new.write_text(json.dumps(vars(version)))
-        new.rename(pointer)
+    def _pointer(self, table: str, partition: str) -> Pointer | None:
+        path = self._folder(table, partition) / "current.json"
+        try:
+            return _read_pointer(path)
+        except (OSError, TypeError, ValueError) as error:
+            again = self._remedy(table, partition)
+            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from error
 
+    def _remedy(self, table: str, partition: str) -> str:
+        if self._temporary:
+            return f"look after what cleans the temporary folder {self.root}, and run this again."
+        return f"materialize {table} for {partition} again."
 
-class Writer:
-    """Frames in, split over the shards by a text column; each shard is finished by itself and written as one file."""
+    def _read(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pd.DataFrame:
+        """A shard's rows, or some of them. Raises `StorageError` where the file is not as it was written."""
+        again = self._remedy(table, partition)
+        try:
+            path = self._folder(table, partition) / version.name / file_name(table, shard)
+            with path.open("rb") as file:
+                rows = pq.read_metadata(file).num_rows
+                frame = pq.read_table(file, **how).to_pandas()
+        except (OSError, pa.ArrowException) as error:
+            raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from error
+        if rows != version.shard_rows[shard]:
+            raise StorageError(
+                f"Shard {shard} of {table} of {partition} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were"
+                f" written: {again}"
+            )
+        return frame
 
-    def __init__(self, folder: UPath, spill: Path, schema: pa.Schema, shards: int) -> None:
-        self._folder, self._spill, self._schema, self._shards = folder, spill, schema, shards
-        self._pieces: dict[int, pa.RecordBatchStreamWriter] = {}
-        self._finish_shard: Finish = lambda frame: frame
-
-    def add(self, frame: pd.DataFrame, by: str) -> None:
-        """Adds rows; those with the same text in the column `by` come into the same shard."""
-        if frame.empty:
-            return
-        shards = shard_of(frame[by], self._shards)
-        order = shards.argsort(kind="stable")
-        rows, ends = self._arrow(frame.take(order)), shards[order].searchsorted(range(self._shards), "right")
-        for shard, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
-            if start < end:
-                self._piece(shard).write_table(rows.slice(start, end - start))
-
-    def finish_each(self, finish: Finish) -> None:
-        """Has `finish` make each shard's final rows out of those that were added."""
-        self._finish_shard = finish
-
-    def finish(self) -> int:
-        """Writes the shards and gives the number of rows."""
-        self._close()
-        self._folder.mkdir(parents=True)
-        return sum(self._write(shard) for shard in range(self._shards))
-
-    def discard(self) -> None:
-        """Closes what is open; the spilled rows go with their temporary folder."""
-        self._close()
-
-    def _piece(self, shard: int) -> pa.RecordBatchStreamWriter:
-        """Rows are spilled as Arrow's stream: a Parquet file would keep the statistics of all its row groups in memory."""
-        if shard not in self._pieces:
-            options = pa.ipc.IpcWriteOptions(compression="lz4")
-            self._pieces[shard] = pa.ipc.new_stream(str(self._spilled_to(shard)), self._schema, options=options)
-        return self._pieces[shard]
-
-    def _close(self) -> None:
-        for piece in self._pieces.values():
-            piece.close()
-        self._pieces.clear()
-
-    def _write(self, shard: int) -> int:
-        """Writes a shard and gives its rows; in a method of its own, so that no two shards are in memory at once."""
-        frame = self._finish_shard(self._spilled(shard))
-        with (self._folder / f"{shard:04d}.parquet").open("wb") as file:
-            pq.write_table(self._arrow(frame), file, compression="zstd", row_group_size=ROW_GROUP)
-        pa.default_memory_pool().release_unused()
-        return len(frame)
-
-    def _spilled(self, shard: int) -> pd.DataFrame:
-        """The shard's rows, in one piece each column: pandas would make that of many again and again."""
-        path = self._spilled_to(shard)
-        if not path.exists():
-            return self._schema.empty_table().to_pandas()
-        with pa.OSFile(str(path)) as file, pa.ipc.open_stream(file) as spilled:
-            return spilled.read_all().combine_chunks().to_pandas()
-
-    def _spilled_to(self, shard: int) -> Path:
-        return self._spill / f"{shard:04d}.arrows"
-
-    def _arrow(self, frame: pd.DataFrame) -> pa.Table:
-        return pa.Table.from_pandas(frame[self._schema.names], schema=self._schema, preserve_index=False)
+    def _publish(self, folder: UPath, new: Pointer) -> None:
+        """Points to the new version, notes when the one before it was replaced, and removes what nobody reads any more."""
+        path, written = folder / "current.json", folder / f"{new.version}.json"
+        with suppress(OSError, TypeError, ValueError):
+            if (before := _read_pointer(path)) is not None:
+                new.replaced = {**before.replaced, before.version: f"{_now():{TIME_FORMAT}}"}
+        kept = f"{_now() - KEPT_REPLACED:{TIME_FORMAT}}"
+        gone = {name for name, when in new.replaced.items() if when < kept}
+        new.replaced = {name: when for name, when in new.replaced.items() if name not in gone}
+        with create(written) as file:
+            file.write(json.dumps(vars(new)).encode())
+        written.rename(path)
+        _prune(folder, new, gone)
 
 
-def _prune(folder: UPath, kept: str) -> None:
-    """Removes versions that were replaced more than a day ago."""
-    oldest = f"{datetime.now(timezone.utc) - KEPT_VERSIONS:{VERSION_FORMAT}}"
-    for version in folder.iterdir():
-        if version.is_dir() and version.name != kept and version.name < oldest:
-            version.rmdir(recursive=True)
+@contextmanager
+def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
+    """A version that fails leaves nothing behind, as it fills the disk that it may have failed of.
+
+    A run that is ended just after it has pointed to the version has not failed.
+    """
+    try:
+        yield
+    except BaseException:
+        with suppress(OSError, TypeError, ValueError):
+            if (current := _read_pointer(folder / "current.json")) is not None and current.version == version:
+                raise
+        for left in (folder / version, folder / f"{version}.json"):
+            with suppress(OSError):
+                left.rmdir(recursive=True) if left.is_dir() else left.unlink()
+        raise
+
+
+def _prune(folder: UPath, current: Pointer, gone: set[str]) -> None:
+    """Removes versions that were replaced long ago, and those of killed runs. What cannot be removed stays."""
+    unfinished = f"{_now() - KEPT_UNFINISHED:{TIME_FORMAT}}"
+    with suppress(OSError):
+        for found in folder.iterdir():
+            name = found.name
+            left = name not in (current.version, *current.replaced) and name < unfinished
+            if found.is_dir() and (name in gone or left):
+                found.rmdir(recursive=True)
+
+
+def _read_pointer(path: UPath) -> Pointer | None:
+    if not path.exists():
+        return None
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict) or not isinstance(found.get("rows"), dict):
+        raise ValueError("it names no version")  # noqa: TRY004
+    return Pointer(**found)
+
+
+def _now() -> datetime:
+    return datetime.now(timezone.utc)

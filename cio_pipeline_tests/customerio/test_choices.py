@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.connector.operations import Tables
-from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.sample import mask_key
@@ -53,6 +53,12 @@ def broken(made: Tables, what: str, by: str) -> Tables:
         if name != "rejects"
     }
     return made._replace(**swap)
+
+
+def refuse_all(workspace: Workspace, status: int) -> None:
+    """Refuses what a delivery sends, but not what is sent to see whether just anything is refused."""
+    answer = workspace.answer
+    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else (status, {})  # type: ignore[method-assign]
 
 
 def people(workspace: Workspace) -> dict[str, int]:
@@ -185,7 +191,7 @@ def test_a_distinct_id_is_suppressed_only_in_its_own_case() -> None:
 
 def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger: Ledger) -> None:
     answer = workspace.answer
-    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    refuse_all(workspace, 400)
     send(workspace, ledger, tables(event("a", set_={"plan": "pro"}), event("large", "u2", d="x" * 50_000)))
     workspace.answer = answer  # type: ignore[method-assign]
     assert len(ledger.refused(DAY)) == 4
@@ -198,7 +204,7 @@ def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger
 def test_what_is_refused_again_stays_with_its_new_reason(workspace: Workspace, ledger: Ledger) -> None:
     made = broken(tables(event("bad")), '"name":"bad"', '"name":""')
     workspace_answer = workspace.answer
-    workspace.answer = lambda *request: (413, {})  # type: ignore[method-assign]
+    refuse_all(workspace, 413)
     send(workspace, ledger, made)
     workspace.answer = workspace_answer  # type: ignore[method-assign]
     again(workspace, ledger)
@@ -208,7 +214,7 @@ def test_what_is_refused_again_stays_with_its_new_reason(workspace: Workspace, l
 def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace: Workspace, ledger: Ledger) -> None:
     refused = tables(event("a", set_={"plan": "free", "city": "Bonn"}))
     answer = workspace.answer
-    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    refuse_all(workspace, 400)
     send(workspace, ledger, refused)
     workspace.answer = answer  # type: ignore[method-assign]
     send(
@@ -248,7 +254,7 @@ def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: 
 def test_a_refusal_that_newer_data_has_settled_is_closed_without_a_request(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(event("a", set_={"plan": "free"}))
     answer = workspace.answer
-    workspace.answer = lambda *request: (400, {})  # type: ignore[method-assign]
+    refuse_all(workspace, 400)
     send(workspace, ledger, made)
     workspace.answer = answer  # type: ignore[method-assign]
     newer = {**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"}
@@ -274,7 +280,7 @@ def test_a_late_value_wins_though_an_upsert_of_a_later_time_was_sent(workspace: 
 
 def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.customerio.items.REQUEST_BYTES", 2_000)
-    monkeypatch.setattr("cio_pipeline.database.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("cio_pipeline.lock.ASK_AGAIN_SECONDS", 0.02)
     made, times, url = (
         tables(*(event(f"e{n}", f"u{n % 9}") for n in range(300))),
         list[float](),

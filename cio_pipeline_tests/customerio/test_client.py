@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import threading
 import time
 from typing import Any
 
 import pytest
 import requests
+import urllib3
 
-from cio_pipeline.customerio.client import NotDelivered, TrackClient
+from cio_pipeline import http
+from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
 from cio_pipeline.customerio.pace import Pace, Stopped
 from cio_pipeline.sandbox import customerio
+from cio_pipeline_tests.customerio.clock import Clock
 
 
 def client(url: str, requests_per_second: float = 1000) -> TrackClient:
@@ -23,7 +27,8 @@ def answering(monkeypatch: pytest.MonkeyPatch, status: int, body: str, **headers
 
     def request(session: requests.Session, method: str, url: str, **_: Any) -> requests.Response:
         response = requests.Response()
-        response.status_code, response.url, response._content = status, url, body.encode()
+        response.status_code, response.url = status, url
+        response.raw = urllib3.HTTPResponse(io.BytesIO(body.encode()), preload_content=False)
         response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
         return response
 
@@ -55,16 +60,49 @@ def test_a_redirect_is_not_followed_and_its_host_is_named(monkeypatch: pytest.Mo
         client("https://track.customer.io").batch([b"{}"])
 
 
-@pytest.mark.parametrize(("status", "body"), [(404, "{}"), (405, ""), (410, "{}"), (200, "<html>Please log in</html>")])
-def test_what_is_not_the_track_api_is_not_taken_for_a_refusal_or_an_acknowledgement(
-    monkeypatch: pytest.MonkeyPatch, status: int, body: str
+ODD: list[tuple[int, str]] = [
+    *(
+        (status, "{}")
+        for status in (103, 199, 201, 202, 204, 206, 226, 402, 404, 405, 409, 410, 418, 425, 426, 451, 499, 600, 999)
+    ),
+    *((200, body) for body in ("", " ", "<html>Please log in</html>", "null", "true", "0", '""', "[]", "[{}]", "{", "{}{}")),
+    *((200, body) for body in ('{"status": "ok"}', '{"meta": {}}', '{"errors": null}', '{"errors": {}}', "[" * 100_000)),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), ODD)
+def test_what_is_not_the_track_api_is_tried_again_and_is_no_refusal_and_no_acknowledgement(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, status: int, body: str
 ) -> None:
     answering(monkeypatch, status, body)
-    with pytest.raises(NotDelivered, match=rf"^CUSTOMERIO_TRACKING_ENDPOINT .* status {status} for /api/v2/batch\.$"):
+    path = r"\(status \d+ for /api/v2/batch\)"
+    said = rf"^Customer\.io \(track\.customer\.io\) gave no usable .* in 9 tries: .* {path}: is CUSTOMERIO_\w+ right\?$"
+    with pytest.raises(http.Unusable, match=said):
         client("https://track.customer.io").batch([b"{}"])
-    with pytest.raises(NotDelivered) as wrong:
+    with pytest.raises(http.Unusable) as wrong:
         client("https://track.customer.io").event("someone@example.com", b"{}")
     assert "someone" not in str(wrong.value)
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [*ODD, (200, "{}"), (200, '{"url": "https://example.com"}'), (200, '{"region": "xx"}'), (207, "{}"), (400, "{}")],
+)
+def test_what_does_not_tell_its_region_is_not_customerio(
+    monkeypatch: pytest.MonkeyPatch, clock: Clock, status: int, body: str
+) -> None:
+    answering(monkeypatch, status, body)
+    with pytest.raises(NotDelivered, match=r"in 3 tries: .* is CUSTOMERIO_TRACKING_ENDPOINT right\?$"):
+        client("https://proxy.example.com").check()
+
+
+def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
+    with customerio.serve() as workspace:
+        answer, odd = workspace.answer, [(200, "Back soon"), (404, {}), (204, "")]
+        workspace.answer = lambda *request: odd.pop() if odd else answer(*request)  # type: ignore[method-assign, assignment]
+        client(workspace.url).check()
+        odd += [(200, "Back soon"), (404, {}), (204, "")]
+        assert client(workspace.url).batch([HARMLESS]) == {}
 
 
 def test_a_reason_that_quotes_an_email_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:

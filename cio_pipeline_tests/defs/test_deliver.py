@@ -15,10 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from cio_pipeline.connector.stitching import namings
-from cio_pipeline.database import alone
 from cio_pipeline.definitions import defs
 from cio_pipeline.headless import run_days
 from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.lock import IsHeld, alone
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -251,7 +251,7 @@ def test_a_run_that_waits_for_another_says_so(
     holding = Ledger(load_settings().ledger_url).alone(lambda: None)
     holding.__enter__()
 
-    def until_said(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[None]:
+    def until_said(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[IsHeld]:
         def said() -> None:
             waiting()
             holding.__exit__(None, None, None)

@@ -122,7 +122,7 @@ def read(source: QuerySource) -> pd.DataFrame:
 
 
 def test_a_large_day_is_read_once_and_cheaply(source: type[QuerySource], clickhouse: ClickHouse) -> None:
-    events = read(source("http://localhost", "1", "key", (), with_person=False))
+    events = read(source("http://localhost", "1", "key", (), attributes_from="set"))
     queries, bytes_read, scan = clickhouse.queries, clickhouse.bytes_read, clickhouse.scan()
     names = events["event"].nunique()
     most = names + ROWS / 30_000
@@ -136,21 +136,21 @@ def test_a_large_day_is_read_once_and_cheaply(source: type[QuerySource], clickho
     assert bytes_read <= 2.5 * scan
 
 
-@pytest.mark.parametrize(("with_person", "share"), [(False, 0.0), (True, 0.01)])
-def test_conditions_and_the_persons_properties_run_too(source: type[QuerySource], with_person: bool, share: float) -> None:
-    events = read(source("http://localhost", "1", "key", ("event 1", "it's"), with_person))
+@pytest.mark.parametrize(("attributes_from", "share"), [("set", 0.0), ("person", 0.01), ("auto", 0.01)])
+def test_conditions_and_the_persons_properties_run_too(source: type[QuerySource], attributes_from: Any, share: float) -> None:
+    events = read(source("http://localhost", "1", "key", ("event 1", "it's"), attributes_from))
     others = events[events["event"] != "event 1"]
     assert len(events) > len(others)
     assert share * ROWS * 0.8 <= len(others) <= share * ROWS
-    assert events["person_properties"].notna().all() == with_person
+    assert events["person_properties"].notna().all() == (attributes_from != "set")
 
 
 def test_full_slices_are_cut_and_still_add_up(source: type[QuerySource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.posthog.query.MOST_ROWS", ROWS // 30)
-    assert read(source("http://localhost", "1", "key", (), with_person=False))["uuid"].nunique() == ROWS
+    assert read(source("http://localhost", "1", "key", (), attributes_from="set"))["uuid"].nunique() == ROWS
 
 
 def test_history_runs_too(source: type[QuerySource], clickhouse: ClickHouse) -> None:
     clickhouse.add("$identify", START - timedelta(days=400))
-    found = source("http://localhost", "1", "key", (), with_person=True).history(START, lambda _: None)
+    found = source("http://localhost", "1", "key", (), attributes_from="person").history(START, lambda _: None)
     assert found.expected == len(pd.concat(found.frames)) == 1

@@ -16,7 +16,7 @@ from cio_pipeline.posthog import events_api
 from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window, in_order, quietly
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window, in_order, quietly
 from cio_pipeline.sandbox import legacy, posthog
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.legacy import EventsList
@@ -56,13 +56,15 @@ def server(project: Project) -> Iterator[posthog.PostHog]:
         yield running
 
 
-def source(server: posthog.PostHog, allowlist: tuple[str, ...] = (), with_person: bool = False) -> EventsApiSource:
-    return EventsApiSource(server.url, "1", "phx_sandbox", allowlist, with_person)
+def source(
+    server: posthog.PostHog, allowlist: tuple[str, ...] = (), attributes_from: AttributesFrom = "auto"
+) -> EventsApiSource:
+    return EventsApiSource(server.url, "1", "phx_sandbox", allowlist, attributes_from)
 
 
 def read(found: Window) -> pd.DataFrame:
     frames = list(found.frames)
-    rows = pd.concat(frames) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
     assert len(rows) == found.expected
     return in_order(rows)
 
@@ -260,8 +262,8 @@ def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
 
 
 def test_the_persons_properties_are_not_to_be_had(server: posthog.PostHog) -> None:
-    with pytest.raises(NotExtracted, match="CIO_ATTRIBUTES_FROM must be set"):
-        source(server, with_person=True).check()
+    with pytest.raises(NotExtracted, match="CIO_ATTRIBUTES_FROM must be auto or set"):
+        source(server, attributes_from="person").check()
 
 
 def a_page(*timestamps: str) -> dict[str, Any]:
@@ -304,11 +306,11 @@ def test_an_order_that_turns_is_refused() -> None:
 
 
 def test_the_endpoint_that_is_there_is_chosen(server: posthog.PostHog, project: Project) -> None:
-    old = source_for(server.url, "1", "phx_sandbox", (), with_person=False)
+    old = source_for(server.url, "1", "phx_sandbox", (), attributes_from="set")
     assert isinstance(old, EventsApiSource)
     old.check()
     project.legacy = None
-    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), with_person=False), QuerySource)
+    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), attributes_from="set"), QuerySource)
 
 
 @pytest.mark.parametrize("legacy", [None, EventsList()], ids=["new", "old"])
@@ -321,4 +323,4 @@ def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
 ) -> None:
     project.legacy = legacy
     with pytest.raises(NotExtracted, match=sentence):
-        source_for(server.url, project_id, key, (), with_person=False).check()
+        source_for(server.url, project_id, key, (), attributes_from="set").check()

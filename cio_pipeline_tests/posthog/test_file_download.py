@@ -57,7 +57,9 @@ def downloads(server: posthog.PostHog) -> FileDownloads:
 
 
 def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1", **options: Any) -> FileDownloadSource:
-    return FileDownloadSource(server.url, project, key, **{"late_days": 2, "allowlist": (), "with_person": False, **options})
+    return FileDownloadSource(
+        server.url, project, key, **{"late_days": 2, "allowlist": (), "attributes_from": "set", **options}
+    )
 
 
 def read(found: FileDownloadSource, said: list[str] | None = None) -> pd.DataFrame:
@@ -91,7 +93,7 @@ def test_a_window_of_more_than_a_week_is_several_exports(server: posthog.PostHog
 
 def test_only_what_the_settings_need_is_given(server: posthog.PostHog) -> None:
     server.add([stored(1), stored(2, event="visit"), stored(3, event="visit", person_properties={"email": "a@example.com"})])
-    events = read(source(server, allowlist=("order",), with_person=True))
+    events = read(source(server, allowlist=("order",), attributes_from="person"))
     assert numbers(events) == [1, 3]
     assert events["person_properties"].tolist() == ["{}", '{"email":"a@example.com"}']
 

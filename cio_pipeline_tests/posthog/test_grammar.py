@@ -14,6 +14,7 @@ import pytest
 
 from cio_pipeline.posthog import query
 from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import AttributesFrom
 from cio_pipeline.sandbox import posthog
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.project import Project
@@ -21,6 +22,7 @@ from cio_pipeline_tests.grammar import parsed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hogql-parser has wheels for all Linux, but not for all macOS")
 
+MODES: tuple[AttributesFrom, ...] = ("set", "person", "auto")
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 
 
@@ -41,8 +43,8 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
     ]
     with posthog.serve(events, project) as server:
         for allowlist in ((), ("order",)):
-            for with_person in (False, True):
-                source = QuerySource(server.url, "1", "phx_sandbox", allowlist, with_person)
+            for attributes_from in MODES:
+                source = QuerySource(server.url, "1", "phx_sandbox", allowlist, attributes_from)
                 source.check()
                 list(source.events(START, START + timedelta(days=1), lambda _: None).frames)
                 list(source.history(START + timedelta(days=1), lambda _: None).frames)
@@ -51,7 +53,7 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
 
 def test_every_query_is_hogql_and_its_values_are_those_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = all_queries(monkeypatch)
-    assert len({hogql for hogql, _ in sent}) == 15, "a check; counts, slices, a slice's count; of history"
+    assert len({hogql for hogql, _ in sent}) == 18, "a check; counts, slices, a slice's count; of history"
     for hogql, values in sent:
         tree = parsed(hogql)
         assert not tree.get("error"), f"{tree}: {hogql}"

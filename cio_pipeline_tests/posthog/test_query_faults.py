@@ -51,8 +51,8 @@ class Faulty(Project):
         return sum(text in hogql for hogql, _ in self.queries)
 
 
-def refusal(status: int, code: str = "error", **headers: str) -> Answer:
-    body = {"type": "server_error", "code": code, "detail": "a fault", "attr": None}
+def refusal(status: int, code: str = "error", detail: str = "a fault", **headers: str) -> Answer:
+    body = {"type": "server_error", "code": code, "detail": detail, "attr": None}
     return Answer(orjson.dumps(body), status, {name.replace("_", "-"): value for name, value in headers.items()})
 
 
@@ -76,7 +76,7 @@ def project() -> Faulty:
 @pytest.fixture
 def source(project: Faulty) -> Iterator[QuerySource]:
     with posthog.serve(project=project) as server:
-        yield QuerySource(server.url, "1", "phx_sandbox", (), with_person=False)
+        yield QuerySource(server.url, "1", "phx_sandbox", (), attributes_from="set")
 
 
 @pytest.fixture
@@ -93,10 +93,25 @@ def read(source: QuerySource, said: list[str] | None = None) -> pd.DataFrame:
 
 # Too much at once
 
+TOO_BIG = [
+    (512, "error", "a fault"),
+    (513, "clickhouse_query_memory_limit_exceeded", "Query memory limit exceeded."),
+    (513, "error", "a fault"),
+    (413, "error", "Request entity too large."),
+    (504, "error", "Query has hit the max execution time before completing. See our docs for how to improve it."),
+    (400, "memory_limit_exceeded", "a fault"),
+    (400, "too_many_bytes", "a fault"),
+    (400, "validation_error", "Query exceeds memory limits. Try reducing its scope by changing the time range."),
+    (400, "hogql_query_error", "Code: 241. DB::Exception: Memory limit (for query) exceeded (MEMORY_LIMIT_EXCEEDED)"),
+    (400, "error", "Timeout exceeded: elapsed 10.1 seconds, maximum: 10. (TIMEOUT_EXCEEDED)"),
+    (500, "error", "Estimated query execution time (41 seconds) is too long. (TOO_SLOW)"),
+    (500, "error", "Query size exceeded."),
+]
 
-@pytest.mark.parametrize("status", [504, 512])
+
+@pytest.mark.parametrize(("status", "code", "detail"), TOO_BIG)
 def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
-    source: QuerySource, project: Faulty, status: int, waits: list[float]
+    source: QuerySource, project: Faulty, status: int, code: str, detail: str, waits: list[float]
 ) -> None:
     project.add(stored(number, f"event {number % 3}", f"u{number % 2}") for number in range(300))
     asked: list[tuple[str, ...]] = []
@@ -104,12 +119,54 @@ def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
         asked.append(tuple(sorted(map(str, values.items()))))
         is_large = "events" in values and (len(values["events"]) > 1 or values["uuid_high"] - values["uuid_low"] > 2**62)
-        return refusal(status) if is_large else None
+        return refusal(status, code, detail) if is_large else None
 
     project.fault = fault
     assert read(source)["uuid"].nunique() == 300
     assert len(asked) == len(set(asked))
     assert waits == []
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
+def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
+    source: QuerySource, project: Faulty, status: int, waits: list[float]
+) -> None:
+    project.add(stored(number, f"event {number % 3}", f"u{number % 2}") for number in range(300))
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
+        is_large = "events" in values and (len(values["events"]) > 1 or values["uuid_high"] - values["uuid_low"] > 2**62)
+        return refusal(status) if is_large else None
+
+    project.fault = fault
+    said: list[str] = []
+    assert read(source, said)["uuid"].nunique() == 300
+    assert said.count(f"PostHog: it answered {status}, busy or asked for too much; asking for less at once.") == 1
+    assert 0 < len(waits) < 20
+    assert sum(waits) < 200
+
+
+@pytest.mark.parametrize("status", [500, 503, 504, 524])
+@pytest.mark.parametrize("answers", [1, 5, 40])
+def test_a_posthog_that_is_busy_for_some_minutes_does_not_fail_a_day(
+    source: QuerySource, project: Faulty, status: int, answers: int, waits: list[float]
+) -> None:
+    project.add(stored(number, f"event {number % 3}") for number in range(300))
+    project.fault = lambda *asked: refusal(status) if 1 <= asked[2] <= answers else None
+    assert read(source)["uuid"].nunique() == 300
+
+
+def test_posthogs_wish_to_wait_is_granted(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+    project.fault = lambda *asked: refusal(503, Retry_After="77") if asked[2] < 1 else None
+    source.events(START, END, lambda _: None)
+    assert waits == [77]
+
+
+def test_a_uuid_that_is_on_more_events_than_an_answer_holds_is_no_end(
+    source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(query, "MOST_ROWS", 50)
+    project.add({**stored(7), "distinct_id": f"u{number}"} for number in range(400))
+    assert len(read(source)) == 400
 
 
 def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: QuerySource, project: Faulty) -> None:
@@ -118,7 +175,7 @@ def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: Query
 
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
         span = datetime.fromisoformat(values["end"]) - datetime.fromisoformat(values["start"])
-        return refusal(504) if "GROUP BY" in hogql and span > timedelta(hours=4) else None
+        return refusal(513) if "GROUP BY" in hogql and span > timedelta(hours=4) else None
 
     project.fault = fault
     found = source.events(START, END, lambda _: None)
@@ -138,15 +195,27 @@ def test_a_posthog_that_never_has_the_time_is_an_error_soon(
     source: QuerySource, project: Faulty, part: str, sentence: str
 ) -> None:
     project.add(stored(number) for number in range(10))
-    project.fault = lambda hogql, *_: refusal(504) if part in hogql else None
+    project.fault = lambda hogql, *_: refusal(513) if part in hogql else None
     with pytest.raises(NotExtracted, match=sentence):
         read(source)
     assert len(project.queries) < 60
 
 
+@pytest.mark.parametrize("part", ["GROUP BY", "cityHash64"])
+def test_a_posthog_that_stays_busy_is_an_error_after_a_quarter_of_an_hour_of_waiting(
+    source: QuerySource, project: Faulty, part: str, waits: list[float]
+) -> None:
+    project.add(stored(number) for number in range(10))
+    project.fault = lambda hogql, *_: refusal(504) if part in hogql else None
+    with pytest.raises(NotExtracted, match="PostHog answers 504, for 15 minutes of waiting"):
+        read(source)
+    assert 890 <= sum(waits) <= 930
+    assert len(project.queries) < 200
+
+
 def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: QuerySource, project: Faulty) -> None:
     project.add([stored(1, "Invited bob@example.com")])
-    project.fault = lambda hogql, *_: refusal(504) if "cityHash64" in hogql else None
+    project.fault = lambda hogql, *_: refusal(513) if "cityHash64" in hogql else None
     with pytest.raises(NotExtracted, match=r"the events 'Invited b\*\*\*@e\*\*\*.com' of 2026-03-02"):
         read(source)
     detail = {"detail": "No such event: Invited bob@example.com"}
@@ -156,8 +225,8 @@ def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: 
 
 
 def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
-    project.fault = lambda *_: refusal(504)
-    with pytest.raises(NotExtracted, match="cannot find its first"):
+    project.fault = lambda *_: refusal(512)
+    with pytest.raises(NotExtracted, match="cannot count the events of 1970-01-01 00:00"):
         source.history(START, lambda _: None)
     assert len(project.queries) < 30
 
@@ -167,7 +236,7 @@ def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: Que
 
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
         span = datetime.fromisoformat(values["end"]) - datetime.fromisoformat(values["start"])
-        return refusal(504) if "min(timestamp)" in hogql and span > timedelta(days=400) else None
+        return refusal(512) if "toYYYYMM" in hogql and span > timedelta(days=400) else None
 
     project.fault = fault
     found = source.history(START, lambda _: None)
@@ -268,7 +337,17 @@ def test_passing_troubles_are_tried_again(source: QuerySource, project: Faulty, 
     assert len(waits) == 4
 
 
-@pytest.mark.parametrize("content", [Cut(b'{"results": [["'), b'{"results": [["', b""], ids=["broken", "truncated", "empty"])
+GARBLED = {
+    "broken": Cut(b'{"results": [["'),
+    "truncated": b'{"results": [["',
+    "empty": b"",
+    "a web page": b"<html>Back in a minute</html>",
+    "text": b"upstream is being restarted",
+    "too deep": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("content", GARBLED.values(), ids=GARBLED)
 def test_an_answer_that_is_cut_off_is_asked_for_again(
     source: QuerySource, project: Faulty, content: bytes, waits: list[float]
 ) -> None:
@@ -278,15 +357,69 @@ def test_an_answer_that_is_cut_off_is_asked_for_again(
     assert len(waits) == 3
 
 
+def refused_by_a_proxy(status: int, body: bytes = b"<html>nginx</html>") -> Answer:
+    return Answer(body, status, {"Connection": "close"})
+
+
+@pytest.mark.parametrize("status", [400, 401, 403, 404, 405, 418])
+@pytest.mark.parametrize("body", [b"<html>nginx</html>", b"", b'{"message":"no Route matched with those values"}'])
+def test_what_a_proxy_answers_in_posthogs_place_is_asked_for_again(
+    source: QuerySource, project: Faulty, status: int, body: bytes, waits: list[float]
+) -> None:
+    project.add([stored(1)])
+    project.fault = lambda *asked: refused_by_a_proxy(status, body) if asked[2] in (0, 2) else None
+    assert len(read(source)) == 1
+    assert len(waits) == 2
+
+
 def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faulty, waits: list[float]) -> None:
-    project.fault = lambda *_: refusal(503)
-    with pytest.raises(Unavailable, match=r"PostHog \(127\.0\.0\.1\) could not be reached in 9 tries: it answered 503"):
+    project.fault = lambda *_: refused_by_a_proxy(404)
+    with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 404, but not as PostHog does"):
         source.events(START, END, lambda _: None)
     longest = [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert len(waits) == len(longest)
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True)), (
         "twice as long each time, with jitter"
     )
+
+
+@pytest.mark.parametrize(("body", "sentence"), [(b"<html>", "answers with a web page"), (b"?", "no JSON, or cut short")])
+def test_a_host_that_is_no_posthog_is_named(
+    source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch, body: bytes, sentence: str
+) -> None:
+    monkeypatch.setattr(time, "sleep", lambda _: None)
+    project.fault = lambda *_: Answer(body)
+    with pytest.raises(NotExtracted, match=sentence):
+        source.check()
+    assert len(project.queries) == 5
+
+
+def test_neither_the_key_nor_an_address_is_in_what_is_raised(source: QuerySource, project: Faulty) -> None:
+    said = "Bearer phx_sandbox\x1b[31m\nSELECT 'jane.doe@example.com' FROM events " + "x@y" * 9000
+    project.fault = lambda *_: refusal(400, detail=said)
+    with pytest.raises(NotExtracted, match="PostHog refused the request") as raised:
+        source.check()
+    error: BaseException | None = raised.value
+    while error is not None:
+        shown = f"{error!r} {error.args} {vars(error)}"
+        assert not [secret for secret in ("phx_sandbox", "jane.doe", "\x1b", "\n") if secret in str(error) or secret in shown]
+        assert len(str(error)) < 700
+        error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize("value", ["many", "", "-1", "1e3", "٣"])
+def test_an_odd_budget_header_stops_nothing(source: QuerySource, project: Faulty, value: str) -> None:
+    project.add([stored(1)])
+    project_query = Project.query
+
+    def fault(hogql: str, values: dict[str, Any], _: int) -> Answer:
+        body = {"query": {"kind": "HogQLQuery", "query": hogql, "values": values}, "refresh": "force_blocking"}
+        found = project_query(project, body)
+        found.headers["X-PostHog-Query-Bytes-Read"] = value.encode().decode("latin-1")
+        return found
+
+    project.fault = fault
+    assert len(read(source)) == 1
 
 
 def test_a_check_is_never_too_big(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -304,7 +437,8 @@ def test_a_check_is_never_too_big(source: QuerySource, project: Faulty, monkeypa
         (Answer(b'{"columns": ["event"]}'), "no columns and results"),
         (Answer(b'{"columns": ["event", "events"], "results": [["order"]]}'), "no columns and results"),
         (Answer(b'{"columns": ["event"], "results": [["order"]]}'), "PostHog's answer lacks events"),
-        (Answer(b"<html>"), "answers with a web page"),
+        (Answer(b'{"columns": ["event", "events"], "results": [["order", "many"]]}'), "count is no number"),
+        (Answer(b'{"columns": ["event", "events"], "results": {"a": 1}}'), "no columns and results"),
     ],
 )
 def test_an_answer_of_another_shape_is_an_error_at_once(
@@ -344,7 +478,9 @@ def lose(project: Faulty, times: int) -> Fault:
     def fault(hogql: str, *_: Any) -> Answer | None:
         if "cityHash64" not in hogql or next(lost, None) is None:
             return None
-        rows = [[str(UUID(int=number)), "order", "u", START.isoformat(), START.isoformat(), "{}"] for number in range(9)]
+        rows = [
+            [str(UUID(int=number)), "order", f"u{number}", START.isoformat(), START.isoformat(), "{}"] for number in range(9)
+        ]
         return Answer(orjson.dumps({"columns": list(query.COLUMNS), "results": rows}))
 
     return fault

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
 import pandas as pd
 import pytest
 
 from cio_pipeline.connector.stitching import NAMING_COLUMNS
+from cio_pipeline.storage.files import StorageError
 from cio_pipeline.storage.identities import HISTORY, Identities, Learned
 
 NOBODY_NAMED = pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
@@ -108,6 +114,74 @@ def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> Non
     found = identities.namings_between("2026-03-01", "2026-03-02", ["a1", "a3"])
     assert found.to_numpy().tolist() == [["a1", "u1", at, "x"]]
     assert identities.namings_between("2026-03-01", "2026-03-01", ["a1"]).empty
+
+
+def test_r14_what_is_refused_blocks_no_look_up_and_is_in_no_index(identities: Identities) -> None:
+    """PostgreSQL takes no NUL, and no more than 2,704 bytes in an index."""
+    random = np.random.default_rng(1).integers(33, 127, 9_000, dtype=np.uint8).tobytes().decode()
+    odd = ["", " ", "nul\0", random[:5_600], "ü" * 2_800]
+    assert before(identities, "2026-03-02", *odd) == dict.fromkeys(odd, (False, None))
+    assert identities.namings_between("2026-03-01", "2026-03-02", odd).empty
+    at = pd.Timestamp("2026-03-01T10:00Z")
+    for uuid in (random[:45], random, "nul\0", ""):
+        named = pd.DataFrame([["a1", "u1", at, uuid], ["a1", "u2", at, uuid]], columns=NAMING_COLUMNS)
+        identities.replace("2026-03-01", "set", 2, [Learned(learned()[0].facts, named)])
+        found = identities.namings_between("2026-03-01", "2026-03-02", ["a1"])
+        assert found.to_numpy().tolist() == [["a1", "u1", at, uuid], ["a1", "u2", at, uuid]]
+
+
+def test_more_people_than_one_question_holds_are_each_found_once(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cio_pipeline.storage.identities.CHUNK", 3)
+    ids = [f"u{number}" for number in range(10)]
+    keep(identities, "2026-03-01", [*learned(*((who, True, f"{who}@x.io") for who in ids[:4])), *learned(("u9", True, None))])
+    assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == ids
+    assert before(identities, "2026-03-02", "u3", "u4", "u9") == {
+        "u3": (True, "u3@x.io"),
+        "u4": (False, None),
+        "u9": (True, None),
+    }
+
+
+def test_all_is_read_before_anything_is_written_and_what_fails_leaves_what_was_known(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cio_pipeline.database.BUSY_SECONDS", 1)
+    keep(identities, "2026-03-01", learned(("u1", True, None)))
+
+    def slowly() -> Iterator[Learned]:
+        yield learned(("u2", True, None))[0]
+        keep(identities, "2026-03-05", learned())
+        assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (True, None), "u2": (False, None)}
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        identities.replace("2026-03-01", "set", 1, slowly())
+    assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (True, None), "u2": (False, None)}
+    assert identities.unlearned(["2026-03-05"]) == []
+
+
+def test_what_was_taught_and_vanished_from_the_temporary_folder_is_an_error(
+    identities: Identities, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for number, what in enumerate(("*.parquet", "cio_pipeline_spill_*")):
+
+        def reaped(what: str = what) -> Iterator[Learned]:
+            yield learned(("u1", True, None))[0]
+            for path in tmp_path.glob(f"**/{what}"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+        with pytest.raises(StorageError, match="run this again"):
+            identities.replace("2026-03-01", "set", number, reaped())
+    assert identities.unlearned(["2026-03-01"]) == ["2026-03-01"]
+
+
+def test_days_are_learned_under_a_setting_or_at_all(identities: Identities) -> None:
+    keep(identities, "2026-03-01", learned(), setting="person")
+    assert identities.unlearned(["2026-03-01", "2026-03-02"]) == ["2026-03-02"]
+    assert identities.unlearned(["2026-03-01"], "set") == ["2026-03-01"]
 
 
 def test_no_people_is_no_question(identities: Identities) -> None:

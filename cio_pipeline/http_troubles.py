@@ -1,0 +1,94 @@
+"""Why no whole answer came, in words that quote no header, URL or body, as the exceptions of requests and urllib3 do."""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import requests
+import urllib3
+
+TRIES_OF_A_NAME, TRIES_OF_A_PROXY, TRIES_OF_A_REFUSED_CONNECTION = 3, 3, 5
+"""A name server or a proxy may be away for a moment; what was mistyped is not better after a minute."""
+
+ADDRESSES = {"PostHog": "POSTHOG_HOST", "Customer.io": "CUSTOMERIO_TRACKING_ENDPOINT"}
+"""The setting that says where a service is."""
+
+CERTIFICATE = {10: "has run out", 62: "is of another host", 64: "is of another host"}
+"""What OpenSSL found (X509_V_ERR_*); anything else is an issuer that is not trusted."""
+
+BROKEN = (
+    requests.ConnectionError,
+    requests.Timeout,
+    requests.exceptions.ChunkedEncodingError,
+    requests.exceptions.ContentDecodingError,
+)
+"""What requests raises where no whole answer came; the last two come while the body is read, beyond urllib3's own retries."""
+
+
+class Trouble(NamedTuple):
+    """What went wrong, as the end of a sentence, and how many tries it is worth."""
+
+    words: str
+    tries: int = 1000
+
+
+class UnusableBody(Exception):
+    """The body cannot be taken; the message says why, as the end of a sentence."""
+
+
+class TooLongBody(UnusableBody):
+    """The body has more bytes than it may."""
+
+
+def trouble_of(error: Exception, service: str) -> Trouble:
+    """The trouble that an exception of a request means; of one that is not known, no more than its kind."""
+    setting = ADDRESSES.get(service, service)
+    causes = list(_causes(error))
+    for cause in causes:
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            found = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
+            hint = "if a proxy of yours issues certificates, REQUESTS_CA_BUNDLE must name the file of its CA"
+            return Trouble(f"its certificate {found}: is {setting} right? ({hint})", tries=1)
+        if _is_ca_bundle(cause):
+            return Trouble("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates that can be read", tries=1)
+    if _any(causes, requests.exceptions.ProxyError, urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL):
+        return Trouble("the proxy that HTTPS_PROXY or HTTP_PROXY names does not let it through", TRIES_OF_A_PROXY)
+    if _any(causes, socket.gaierror, urllib3.exceptions.NameResolutionError):
+        return Trouble(f"no name server knows that host: is {setting} right?", TRIES_OF_A_NAME)
+    if _any(causes, ConnectionRefusedError):
+        return Trouble(f"it refused the connection: is {setting} right, and does it run?", TRIES_OF_A_REFUSED_CONNECTION)
+    if isinstance(error, UnusableBody):
+        return Trouble(str(error))
+    kind = type(error).__name__
+    if isinstance(error, requests.RequestException) and not isinstance(error, BROKEN):
+        return Trouble(f"the request could not be made ({kind}): is {setting} right?", tries=1)
+    if isinstance(error, urllib3.exceptions.HTTPError | http.client.HTTPException | OSError):
+        return Trouble(f"the connection failed ({kind})")
+    return Trouble(f"the request could not be made ({kind})", tries=1)
+
+
+def _is_ca_bundle(cause: BaseException) -> bool:
+    """requests says a path that is not there by an OSError of its own; OpenSSL what is in the file."""
+    if isinstance(cause, ssl.SSLError):
+        return cause.reason in ("NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE")
+    return type(cause) is OSError and "CA certificate bundle" in str(cause)
+
+
+def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
+    return any(isinstance(cause, kinds) for cause in causes)
+
+
+def _causes(error: BaseException) -> Iterator[BaseException]:
+    """The exception and all that led to it, each once."""
+    todo, seen = [error], set[int]()
+    while todo:
+        cause = todo.pop()
+        if id(cause) in seen:
+            continue
+        seen.add(id(cause))
+        yield cause
+        todo += [one for one in (cause.__context__, cause.__cause__) if one is not None]

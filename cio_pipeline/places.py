@@ -1,0 +1,107 @@
+"""Where things are: folders that are the same from every working directory, and addresses of this machine."""
+
+from __future__ import annotations
+
+import os
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from cio_pipeline.envfile import SettingsError
+
+PROJECT = Path(__file__).resolve().parent.parent
+"""The checkout; a relative path counts from here, whatever the working directory is."""
+
+
+def is_url(text: str) -> bool:
+    """Whether it is a URL, and no path."""
+    return "://" in text
+
+
+def absolute(text: Any) -> Any:
+    """A path with `~` expanded, counted from the checkout where it is relative; a URL as it is. Raises `ValueError`."""
+    if not isinstance(text, str) or not text.strip() or is_url(text):
+        return text
+    return str(_path(text.strip()))
+
+
+def absolute_database(text: Any) -> Any:
+    """A SQLite URL with its file's path as `absolute` makes it; any other URL as it is. Raises `ValueError`."""
+    if not isinstance(text, str) or not text.startswith("sqlite"):
+        return text
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        return text
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError("must name a file, such as sqlite:////folder/ledger.db: a ledger in memory would forget what was sent")
+    return url.set(database=str(_path(url.database))).render_as_string(hide_password=False)
+
+
+def _path(text: str) -> Path:
+    if text[0] in "'\"" or "$" in text.partition("/")[0] or "${" in text:
+        raise ValueError("is no plain path: nothing is put in for variables, and quotes are not taken off")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, but there is no such home folder") from None
+    if path.is_absolute():
+        return path
+    if not (PROJECT / "pyproject.toml").exists():
+        raise ValueError("must be an absolute path: without a checkout of cio_pipeline there is no folder to count from")
+    return PROJECT / path
+
+
+def refuse_unusable_folder(name: str, folder: Path) -> None:
+    """Raises `SettingsError`, by the setting's name, where the folder cannot be made or written to. Writes nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not there.is_dir():
+        raise SettingsError(f"{name} is wrong: {there} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
+
+
+def dagster_home(data_dir: str) -> Path:
+    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
+    if not (given := os.environ.get("DAGSTER_HOME", "").strip()):
+        home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
+        home.mkdir(parents=True, exist_ok=True)
+        return home
+    try:
+        home = Path(given).expanduser()
+    except RuntimeError:
+        raise SettingsError("DAGSTER_HOME is wrong: there is no such home folder.") from None
+    if not home.is_absolute():
+        raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
+    if not home.is_dir():
+        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
+    refuse_unusable_folder("DAGSTER_HOME", home)
+    return home
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine by a loopback address, or a file or socket on it."""
+    if url.startswith(("sqlite", "file:")) or not is_url(url):
+        return True
+    if url.startswith("postgres"):
+        parsed = make_url(url)
+        hosts = [parsed.host, *(value for name in ("host", "hostaddr") for value in _texts(parsed.query.get(name)))]
+        return all(host.startswith("/") or _is_loopback_host(host) for host in hosts if host) and any(hosts)
+    return url.startswith("http") and _is_loopback_host(urlsplit(url).hostname or "")
+
+
+def _texts(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
+
+
+def _is_loopback_host(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,62 @@
+"""Times as exported files write them: ISO 8601 text in any of its usual forms, or a number since 1970."""
+
+from __future__ import annotations
+
+import re
+from datetime import datetime, timedelta, timezone
+from decimal import Decimal
+from typing import Any
+
+ISO = re.compile(
+    r"""(?P<year>\d{4}) (?P<dash>-?) (?P<month>\d\d) (?P=dash) (?P<day>\d\d)
+        (?: [Tt_\x20] (?P<hour>\d\d) (?: (?P<colon>:?) (?P<minute>\d\d) (?: (?P=colon) (?P<second>\d\d) )? )?
+            (?: [.,] (?P<fraction>\d+) )?
+            (?: \x20? (?: Z | z | UTC | (?P<sign>[+-]) (?P<hours>\d\d) (?: :? (?P<minutes>\d\d) )? ) )? )?""",
+    re.ASCII | re.VERBOSE,
+)
+NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
+EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+MICROSECOND = timedelta(microseconds=1)
+
+UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
+"""Numbers below the first are in units of so many microseconds (s, ms, us); larger ones are nanoseconds."""
+
+FIRST = (datetime(1, 1, 2, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+LAST = (datetime(9999, 12, 30, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+"""What a `datetime` of any zone can hold."""
+
+
+def microseconds(value: Any) -> int:
+    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` where it is no time."""
+    if isinstance(value, str):
+        text = value.strip()
+        return _of_number(Decimal(text)) if NUMBER.fullmatch(text) else _of_text(text)
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return _of_number(Decimal(str(value)))
+    raise ValueError("no time")
+
+
+def moment(microseconds: int) -> datetime:
+    """The time as a `datetime` in UTC; what one cannot hold is the first or last that it can."""
+    return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)
+
+
+def _of_number(number: Decimal) -> int:
+    if not number.is_finite():
+        raise ValueError("no time")
+    for below, unit in UNITS:
+        if abs(number) < below:
+            return int(number * unit // 1)
+    return int(number // 1000)
+
+
+def _of_text(text: str) -> int:
+    match = ISO.fullmatch(text)
+    if match is None:
+        raise ValueError("no time")
+    year, month, day, hour, minute, second, hours, minutes = (
+        int(match[part] or 0) for part in ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
+    )
+    at = (datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+    offset = timedelta(hours=hours, minutes=minutes) // MICROSECOND
+    return at + int(f"{match['fraction'] or 0:0<6}"[:6]) - (-offset if match["sign"] == "-" else offset)

@@ -1,0 +1,121 @@
+"""Why a file cannot be had from where it is stored, in words: what Amazon's, Google's and Microsoft's storage and disks say.
+
+Only codes and the names of exceptions are looked at: messages may hold keys and signed addresses.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from typing import Any
+
+EXPIRED = "the credentials for the storage have expired: renew them"
+WRONG_KEY = "the storage does not know the credentials, or they are wrong: check the keys, and that they belong to this storage"
+NO_KEY = (
+    "no credentials for the storage were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage needs"
+)
+DENIED = (
+    "the storage refuses access: let the credentials list the bucket and read its objects (in Amazon's words s3:ListBucket and"
+    " s3:GetObject, and kms:Decrypt where it is encrypted)"
+)
+ARCHIVED = "it is archived (such as in Glacier): restore it first"
+NO_BUCKET = "there is no such bucket: check its name in CIO_BATCH_EXPORT_URL"
+GONE = "it is gone since the folder was listed: run the day again"
+BUSY = "the storage is too busy or has a fault: run the day again later"
+REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to the bucket's"
+CLOCK = "this machine's clock is wrong, and the storage refuses what it signs"
+UNREACHABLE = "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL where it is set"
+CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or an own CA that AWS_CA_BUNDLE must name?"
+NOT_ALLOWED = "this user may not read it: change its permissions"
+NO_SPACE = "the disk is full"
+NOT_SUPPORTED = "it is packed in a way that is not supported: export it with zstd, lz4, snappy, gzip or brotli"
+DAMAGED = "it is damaged or cut short: is the file whole? Copy it again, or backfill it in PostHog"
+
+CAUSES = {
+    EXPIRED: ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "UnauthorizedSSOTokenError"),
+    WRONG_KEY: (
+        *("InvalidAccessKeyId", "SignatureDoesNotMatch", "InvalidToken", "AuthFailure", "InvalidSecurity", "401"),
+        *("InvalidClientTokenId", "AuthenticationFailed", "ClientAuthenticationError", "Unauthorized"),
+    ),
+    NO_KEY: (
+        *("NoCredentialsError", "PartialCredentialsError", "CredentialRetrievalError", "TokenRetrievalError"),
+        *("SSOTokenLoadError", "ProfileNotFound", "DefaultCredentialsError", "NoAuthTokenError"),
+    ),
+    ARCHIVED: ("InvalidObjectState", "BlobArchived", "BlobBeingRehydrated"),
+    DENIED: (
+        *("AccessDenied", "AccessDeniedException", "Forbidden", "403", "AllAccessDisabled", "AccountProblem"),
+        *("AuthorizationFailure", "AuthorizationPermissionMismatch", "InsufficientAccountPermissions", "KMS.DisabledException"),
+    ),
+    NO_BUCKET: ("NoSuchBucket", "ContainerNotFound", "InvalidBucketName", "ParamValidationError"),
+    GONE: ("NoSuchKey", "404", "NoSuchVersion", "BlobNotFound", "PreconditionFailed", "412"),
+    BUSY: (
+        *("SlowDown", "ServiceUnavailable", "503", "500", "InternalError", "RequestLimitExceeded", "RequestTimeout", "429"),
+        *("ServerBusy", "TooManyRequests", "ThrottlingException", "Throttling"),
+    ),
+    REGION: (
+        *("PermanentRedirect", "AuthorizationHeaderMalformed", "IllegalLocationConstraintException", "301", "NoRegionError"),
+        *("TemporaryRedirect", "InvalidRegionError"),
+    ),
+    CLOCK: ("RequestTimeTooSkewed",),
+    CERTIFICATE: ("SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"),
+    UNREACHABLE: (
+        *(
+            "EndpointConnectionError",
+            "ConnectTimeoutError",
+            "ReadTimeoutError",
+            "ConnectionClosedError",
+            "ProxyConnectionError",
+        ),
+        *("ClientConnectorError", "ClientConnectorDNSError", "ServiceRequestError", "ConnectionError", "ClientOSError"),
+        *(
+            "ConnectionRefusedError",
+            "ConnectionResetError",
+            "TimeoutError",
+            "ServerTimeoutError",
+            "gaierror",
+            "ClientPayloadError",
+        ),
+    ),
+    NOT_SUPPORTED: ("ArrowNotImplementedError",),
+}
+BY_CODE = {code: sentence for sentence, codes in CAUSES.items() for code in codes}
+BY_ERRNO = {errno.ENOSPC: NO_SPACE, errno.EDQUOT: NO_SPACE, errno.EACCES: NOT_ALLOWED, errno.EPERM: NOT_ALLOWED}
+BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+
+
+def cause(trouble: BaseException) -> str:
+    """What is wrong and what to do, as the end of the sentence "this file cannot be read: ..."; its code stands in brackets."""
+    chain = list(_chain(trouble))
+    for error in chain:
+        for code in _codes(error):
+            if code in BY_CODE:
+                return f"{BY_CODE[code]} ({code})"
+    for error in chain:
+        if isinstance(error, OSError) and error.errno in BY_ERRNO:
+            return f"{BY_ERRNO[error.errno]} ({type(error).__name__})"
+    name = type(trouble).__name__
+    if isinstance(trouble, PermissionError):
+        return f"{DENIED} ({name})"
+    return f"{GONE if isinstance(trouble, BUILTIN) else DAMAGED} ({name})"
+
+
+def _chain(trouble: BaseException) -> Iterator[BaseException]:
+    seen: set[int] = set()
+    error: BaseException | None = trouble
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _codes(error: BaseException) -> Iterator[str]:
+    """An error's code, as the client libraries keep it, its HTTP status, and the name of its class."""
+    response: Any = getattr(error, "response", None)
+    if isinstance(response, dict):
+        yield str(response.get("Error", {}).get("Code", ""))
+        yield str(response.get("ResponseMetadata", {}).get("HTTPStatusCode", ""))
+    for attribute in ("error_code", "code", "status_code", "status"):
+        code = getattr(error, attribute, None)
+        if isinstance(code, (str, int)):
+            yield str(code)
+    yield from (kind.__name__ for kind in type(error).__mro__ if kind.__module__ != "builtins" or kind is type(error))

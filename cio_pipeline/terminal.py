@@ -1,0 +1,25 @@
+"""What is said on the terminal: one line at a time, without what a terminal would obey."""
+
+from __future__ import annotations
+
+import sys
+import unicodedata
+
+OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's control and format characters, lone surrogates, line and paragraph separators."""
+
+
+def one_line(text: object) -> str:
+    """The text in one line: a service's answer may hold newlines, and sequences that move the cursor or hide what follows."""
+    return "".join(" " if unicodedata.category(letter) in OBEYED else letter for letter in str(text)).strip()
+
+
+def say(text: object) -> None:
+    """Prints one line."""
+    print(one_line(text), flush=True)
+
+
+def complain(text: object) -> None:
+    """Prints one line as an error, after all that was said before."""
+    sys.stdout.flush()
+    print(one_line(text), file=sys.stderr, flush=True)

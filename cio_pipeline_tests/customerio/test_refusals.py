@@ -1,0 +1,227 @@
+"""What Customer.io refuses is the item's fault or the service's, and only the first is ever kept as refused."""
+
+from __future__ import annotations
+
+import random
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cio_pipeline.connector.operations import Tables
+from cio_pipeline.customerio import items
+from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
+from cio_pipeline.customerio.delivery import MANY_ALIKE, deliver
+from cio_pipeline.http import Unavailable
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.sandbox import customerio
+from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline_tests.customerio.clock import Clock
+
+DAY = "2026-03-02"
+Workspace = customerio.CustomerioServer
+
+INACTIVE = (400, {"meta": {"error": "workspace is not active"}})
+FIREWALL = "<html><head><style>x{}</style><title>Attention Required!</title></head><body>You were blocked</body></html>"
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+
+
+def send(workspace: Workspace, ledger: Ledger, made: Tables) -> None:
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    client.check()
+    deliver(DAY, [(made.customers, made.events)], ledger, client)
+
+
+def answer_where(workspace: Workspace, is_meant: Callable[[str, bytes], bool], given: Any) -> None:
+    """Gives this answer to the posts that are meant."""
+    answer = workspace.answer
+
+    def instead(method: str, path: str, authorization: str, body: bytes) -> Any:
+        return given if method == "POST" and is_meant(path, body) else answer(method, path, authorization, body)
+
+    workspace.answer = instead  # type: ignore[method-assign]
+
+
+def day(count: int = 12, **large: Any) -> Tables:
+    return tables(*(event(f"e{n}", f"u{n % 5}", n=n, set_={"n": n}, **(large if n % 4 == 0 else {})) for n in range(count)))
+
+
+@pytest.mark.parametrize(
+    "given", [INACTIVE, (400, {}), (400, "no"), (413, {}), (422, {"errors": "no"}), (403, FIREWALL), (207, {})]
+)
+def test_what_is_said_to_everything_is_the_services_fault_and_a_rerun_sends(
+    workspace: Workspace, ledger: Ledger, given: Any
+) -> None:
+    answer = workspace.answer
+    answer_where(workspace, lambda *_: True, given)
+    with pytest.raises(
+        Unavailable, match=r"^Customer\.io \(127\.0\.0\.1\) refuses whatever it is sent, with \d+ .+\.$"
+    ) as stopped:
+        send(workspace, ledger, day())
+    assert ("workspace is not active" in str(stopped.value)) == (given is INACTIVE)
+    assert len(workspace.requests) < 20
+    assert (ledger.refusals(), len(ledger.delivered(DAY))) == ({}, 0)
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(workspace, ledger, day())
+    assert (len(ledger.delivered(DAY)), workspace.workspace.totals()["events"]) == (12, 12)
+
+
+@pytest.mark.parametrize("given", [INACTIVE, (400, {}), (413, {}), (403, FIREWALL), (207, {})])
+@pytest.mark.parametrize("bad", [0, 5, 11])
+def test_an_item_that_spoils_its_batch_is_found_and_refused_and_the_rest_is_sent(
+    workspace: Workspace, ledger: Ledger, given: Any, bad: int
+) -> None:
+    answer_where(workspace, lambda _, body: f'"name":"e{bad}"'.encode() in body, given)
+    send(workspace, ledger, day())
+    [refusal] = ledger.refused(DAY).values()
+    assert f'"name":"e{bad}"' in refusal.operation
+    assert refusal.reason.startswith(str(given[0]))
+    assert len(ledger.delivered(DAY)) == 11
+    requests = len(workspace.requests)
+    send(workspace, ledger, day())
+    assert len(workspace.requests) == requests + 1, "what was refused is not sent again; one request asks for the region"
+
+
+@pytest.mark.parametrize("size", [10, 40_000], ids=["batch", "v1"])
+@pytest.mark.parametrize("given", [INACTIVE, (403, FIREWALL)])
+def test_an_item_that_is_all_there_is_to_send_is_refused_for_its_own_fault(
+    workspace: Workspace, ledger: Ledger, given: Any, size: int
+) -> None:
+    made = tables(event("good"), event("bad", at="2026-03-02T11:00Z", d="<script>" * (size // 8)))
+    send(workspace, ledger, made._replace(events=made.events[made.events["name"] == "good"]))
+    answer_where(workspace, lambda path, body: b"<script>" in body, given)
+    send(workspace, ledger, made)
+    [refusal] = ledger.refused(DAY).values()
+    assert (refusal.item, refusal.reason[:3]) == (made.events.loc[made.events["name"] == "bad", "uuid"].item(), str(given[0]))
+    assert ("You were blocked" in refusal.detail) == (given[1] is FIREWALL)
+
+
+def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:
+    answer_where(workspace, lambda _, body: any(f'"name":"e{n}"'.encode() in body for n in range(1, 40)), (403, FIREWALL))
+    send(workspace, ledger, day(60))
+    assert (len(ledger.refused(DAY)), len(ledger.delivered(DAY))) == (39, 21)
+
+
+@pytest.mark.parametrize("large", [{}, {"d": "x" * 40_000}], ids=["batch", "v1"])
+def test_a_kind_of_item_that_is_refused_in_the_same_words_throughout_is_not_each_ones_fault(
+    workspace: Workspace, ledger: Ledger, large: dict[str, str]
+) -> None:
+    """As where an account may send no more events."""
+    answer = workspace.answer
+    is_meant = (lambda path, _: path.endswith("/events")) if large else (lambda _, body: b'"action":"event"' in body)
+    answer_where(workspace, is_meant, (400, {"errors": [{"reason": "limit", "message": "no more events"}]}))
+    made = day(4 * MANY_ALIKE + 4, **large)
+    with pytest.raises(Unavailable, match=r"^Customer\.io refuses every (large )?event in the same words, with 400 limit\.$"):
+        send(workspace, ledger, made)
+    assert ledger.refusals() == {}
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(workspace, ledger, made)
+    assert len(ledger.delivered(DAY)) == len(made.events)
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_keys_that_are_withdrawn_in_mid_run_end_it_at_once(workspace: Workspace, ledger: Ledger, status: int) -> None:
+    answer, posts = workspace.answer, 0
+
+    def withdrawn(method: str, path: str, authorization: str, body: bytes) -> Any:
+        nonlocal posts
+        posts += method == "POST"
+        return (status, FIREWALL) if posts else answer(method, path, authorization, body)
+
+    workspace.answer = withdrawn  # type: ignore[method-assign]
+    with pytest.raises(NotDelivered, match=rf"^CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY are not accepted .* \({status}\)"):
+        send(workspace, ledger, day())
+    assert (len(workspace.requests), ledger.refusals()) == (3, {})
+
+
+ITEM = {"batch_index": 0, "reason": "invalid"}
+BODIES: list[Any] = [
+    {},
+    [],
+    None,
+    "",
+    "words \x1b[31m\n",
+    FIREWALL,
+    {"errors": []},
+    {"errors": None},
+    {"errors": "no"},
+    {"errors": {"reason": "no"}},
+    {"errors": [None]},
+    {"errors": [["no"]]},
+    {"errors": ["no"]},
+    {"errors": [{"reason": ["no"], "field": {"a": 1}, "message": 7}]},
+    *({"errors": [{**ITEM, "batch_index": index}]} for index in (-1, 10**30, True, False, 0.0, "0", None, [0], 99)),
+    {"errors": [{**ITEM, "batch_index": 99}, ITEM]},
+    {"meta": {"error": "no"}},
+    {"meta": {"errors": ["no"]}},
+    {"meta": "no"},
+    {"status": "ok"},
+]
+STATUSES = [103, 200, 201, 202, 204, 207, 302, 400, 401, 403, 404, 405, 413, 418, 422, 429, 451, 500, 503, 520, 530]
+
+
+def is_acknowledgement(status: int, body: Any) -> bool:
+    """Which the workspace must then have taken."""
+    return status == 200 and body in ({}, {"errors": []})
+
+
+ANSWERS = [(status, body) for status in STATUSES for body in BODIES if not is_acknowledgement(status, body)]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_answer_at_any_point_of_a_run_acknowledges_and_refuses_nothing_wrongly(
+    seed: int, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "REQUEST_BYTES", 1_500)
+    monkeypatch.setattr(items, "LANE_BYTES", 10_000)
+    rnd = random.Random(seed)
+    made = tables(
+        *(
+            {
+                **event(f"e{n}", f"u{n % 7}", set_={"n": n}, d="x" * (40_000 if n == 20 else 1)),
+                "uuid": str(uuid.UUID(int=rnd.getrandbits(128))),
+            }
+            for n in range(40)
+        )
+    )
+    made = made._replace(events=made.events.assign(operation=made.events["operation"].str.replace('"name":"e7"', '"name":""')))
+    wrong: list[Any] = []
+    for trial, given in enumerate(rnd.sample(ANSWERS, 15)):
+        ledger = Ledger(f"sqlite:///{tmp_path / f'{trial}.db'}")
+        with customerio.serve() as workspace:
+            answer, number = workspace.answer, 0
+            first, rhythm, times = rnd.randrange(1, 12), rnd.choice([1, 1, 2, 3, 4, 5]), rnd.choice([1, 2, 3, 6, 20, 40])
+            hit = {first + n * rhythm for n in range(times)}
+
+            def odd(*request: Any, hit: Any = hit, answer: Any = answer, given: Any = given) -> Any:
+                nonlocal number
+                number += 1
+                return given if number in hit else answer(*request)
+
+            workspace.answer = odd  # type: ignore[method-assign, assignment]
+            for _ in range(60):
+                try:
+                    send(workspace, ledger, made)
+                except (Unavailable, NotDelivered):
+                    assert len(ledger.delivered(DAY)) <= workspace.workspace.totals()["events"]
+                    continue
+                break
+            refused = [refusal.operation for refusal in ledger.refused(DAY).values()]
+            if len(ledger.delivered(DAY)) != 39 or workspace.workspace.totals()["events"] != 39 or len(refused) != 1:
+                wrong.append((given, first, rhythm, times, len(ledger.delivered(DAY)), len(refused)))
+            assert workspace.workspace.person("harmless.cio_pipeline") is None
+    assert wrong == []
+
+
+def test_what_is_sent_to_see_whether_all_is_refused_changes_nothing(workspace: Workspace) -> None:
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    client.try_harmless()
+    assert [request.path for request in workspace.requests] == ["/api/v2/batch"]
+    assert workspace.workspace.totals() == {"people": 0, "events": 0}
+    assert HARMLESS.startswith(b'{"type":"person","action":"identify"')

@@ -1,0 +1,204 @@
+"""The checks of what was derived: they name what is wrong and what to do, and end no run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from cio_pipeline.accounting import discrepancies
+from cio_pipeline.connector.options import Options
+from cio_pipeline.days import DERIVED, Account, derive_day
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.checks import named
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings import load_settings
+from cio_pipeline.storage.identities import Identities
+from cio_pipeline_tests.connector.streams import event, frame
+from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.defs.test_deliver import EVENTS
+from cio_pipeline_tests.postgres import Server, server
+
+DAY = "2025-01-01"
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[customerio.CustomerioServer]:
+    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    with posthog.serve(iter(EVENTS)) as source, customerio.serve() as workspace:
+        for name, value in Sandbox(source.url, workspace.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        yield workspace
+
+
+@pytest.fixture
+def postgresql(monkeypatch: pytest.MonkeyPatch, workspace: customerio.CustomerioServer) -> Iterator[Server]:
+    with server() as started:
+        monkeypatch.setenv("CIO_LEDGER_URL", started.url)
+        yield started
+
+
+def run(day: str = DAY) -> tuple[dg.ExecuteInProcessResult, dict[str, Any]]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_job_def("customerio_sync")
+        result = job.execute_in_process(instance=instance, partition_key=day, raise_on_error=False)
+        return result, {check.check_name: check for check in result.get_asset_check_evaluations()}
+
+
+def test_a_postgresql_that_restarts_in_a_delivery_is_waited_for_and_a_check_in_the_pause_only_warns(
+    workspace: customerio.CustomerioServer, postgresql: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 1)
+    asked = Identities.out_of_date
+
+    def stopped(number: int, path: str) -> None:
+        if number == 2:
+            postgresql.stop()
+
+    def restarted_after(*arguments: Any) -> list[str]:
+        try:
+            return asked(*arguments)
+        finally:
+            postgresql.start()
+
+    workspace.faults = stopped
+    monkeypatch.setattr(Identities, "out_of_date", restarted_after)
+    result, checks = run()
+    assert result.success
+    assert workspace.workspace.totals() == {"people": 2, "events": 4}
+    check = checks["later_days_up_to_date"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert check.description.startswith("This could not be checked. The ledger's database (CIO_LEDGER_URL) cannot be used: ")
+    assert checks["nothing_refused"].passed
+
+
+def test_checks_that_pass_have_nothing_to_say(workspace: customerio.CustomerioServer) -> None:
+    _, checks = run()
+    assert {name: (check.passed, check.description) for name, check in checks.items()} == dict.fromkeys(
+        ("every_event_accounted_for", "earlier_days_learned", "later_days_up_to_date", "nothing_refused"), (True, None)
+    )
+
+
+def test_earlier_days_that_are_not_known_are_named_with_what_to_do(workspace: customerio.CustomerioServer) -> None:
+    _, checks = run("2025-01-03")
+    check = checks["earlier_days_learned"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert check.description == (
+        "What these days teach about people is not known: 2025-01-01, 2025-01-02. Materialize posthog_events and identities"
+        " for them, then customers, events and rejects for 2025-01-03 again."
+    )
+
+
+def test_later_days_to_derive_again_are_named_with_what_to_do(workspace: customerio.CustomerioServer) -> None:
+    run("2025-01-02")
+    _, checks = run(DAY)
+    check = checks["later_days_up_to_date"]
+    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert check.description == (
+        "Earlier days were learned since these were derived: 2025-01-02. Materialize customers, events and rejects for them"
+        " again, then customerio_delivery."
+    )
+    run("2025-01-02")
+    assert run(DAY)[1]["later_days_up_to_date"].passed
+
+
+def test_r15_a_day_that_does_not_add_up_is_not_delivered(
+    workspace: customerio.CustomerioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forgetful(day: str, *arguments: Any) -> Account:
+        account = derive_day(day, *arguments)
+        account.outcomes["sent"] -= 1
+        return account
+
+    monkeypatch.setattr("cio_pipeline.defs.derive.derive_day", forgetful)
+    result, checks = run()
+    assert not result.success
+    assert workspace.workspace.totals()["events"] == 0
+    description = checks["every_event_accounted_for"].description
+    assert f"of {DAY}, 4 events are sent, but so many were counted: 3. Materialize customers, events and" in description
+
+
+def derived(folder: Path) -> Days:
+    product = Days(str(folder), Options(anonymous_users="identified", stitch_anonymous_days=7))
+    named: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    days = {
+        "2026-03-01": [event("visit", "anon", at="2026-03-01T10:00Z")],
+        "2026-03-02": [
+            event("$identify", "u1", at="2026-03-02T10:00Z", **named),
+            event("visit", "nobody", at="2026-03-02T10:00Z"),
+            event("visit", " ", at="2026-03-02T10:00Z"),
+            event("visit", "u1", at="2026-03-02T11:00Z", set_={"id": 7}),
+        ],
+    }
+    for day, events in days.items():
+        product.extract(day, frame(*events), shards=2)
+        product.learn(day)
+        product.derive(day)
+    return product
+
+
+def test_r15_is_recounted_from_the_tables_on_disk(tmp_path: Path) -> None:
+    product = derived(tmp_path)
+    for day in ("2026-03-01", "2026-03-02"):
+        assert discrepancies(day, product.accounts[day], product.tables) == []
+    account = product.accounts["2026-03-02"]
+    assert (account.outcomes.total(), account.outcomes["sent"], account.stitched) == (4, 2, 1)
+
+
+@pytest.mark.parametrize(
+    ("outcome", "change", "said"),
+    [
+        ("sent", 1, ["2 events are sent, but so many were counted: 3"]),
+        ("filtered: x", 1, ["4 events are extracted, but so many are sent, filtered or refused: 5"]),
+        ("refused: x", 1, ["0 events are refused as 'x', but so many were counted: 1"]),
+        (None, 1, ["1 events of earlier days are sent, but so many were counted: 2"]),
+    ],
+)
+def test_r15_each_count_is_compared(tmp_path: Path, outcome: str | None, change: int, said: list[str]) -> None:
+    product = derived(tmp_path)
+    account = product.accounts["2026-03-02"]
+    if outcome is None:
+        account.stitched += change
+    else:
+        account.outcomes[outcome] += change
+    assert discrepancies("2026-03-02", account, product.tables) == said
+
+
+def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
+    product = derived(tmp_path)
+    account = product.accounts["2026-03-02"]
+    kept = pd.concat(product.tables.read("events", "2026-03-02"))
+    with product.tables.replace_together("2026-03-02", DERIVED, 1) as writers:
+        writers["events"].add(kept[kept["timestamp"] >= pd.Timestamp("2026-03-02", tz="UTC")], by="key")
+    assert discrepancies("2026-03-02", account, product.tables) == [
+        "4 events are extracted, but so many are sent, filtered or refused: 3",
+        "0 events of earlier days are sent, but so many were counted: 1",
+        "0 events are refused as 'distinct_id is blank (R14)', but so many were counted: 1",
+    ]
+
+
+def test_many_days_are_named_by_the_first_and_the_last() -> None:
+    assert named([f"2025-01-{day:02d}" for day in range(1, 23)]).endswith("2025-01-20 and 2 more, to 2025-01-22")
+
+
+def test_a_run_closes_what_it_opened(workspace: customerio.CustomerioServer) -> None:
+    store = Store()
+    store.setup_for_execution(dg.build_init_resource_context())
+    store.ledger.refused_by_reason()
+    assert ledger_files()
+    store.teardown_after_execution(dg.build_init_resource_context())
+    assert not ledger_files()
+
+
+def ledger_files() -> list[str]:
+    """The open files of the ledger."""
+    path = load_settings().ledger_url.removeprefix("sqlite:///")
+    links = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
+    return [link for link in links if link.startswith(path)]

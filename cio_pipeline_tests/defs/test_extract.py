@@ -1,0 +1,173 @@
+"""The extraction in Dagster: duplicates go, odd days are said, and the history is read again when it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs import extract
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
+from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings import load_settings
+from cio_pipeline.storage.tables import Tables
+
+DAY = "2025-02-26"
+
+
+def event(number: int, day: str = DAY, name: str = "order", **properties: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"00000000-0000-4000-8000-{number:012d}",
+        "event": name,
+        "distinct_id": f"u{number}",
+        "timestamp": f"{day}T10:00:00Z",
+        "properties": properties,
+        "person_properties": {"email": f"u{number}@example.com"},
+    }
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[posthog.PostHog]:
+    """A PostHog, and settings that name it; it is two days after the day."""
+    with posthog.serve() as running:
+        for name, value in Sandbox(running.url, "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        at(monkeypatch, DAY, days=2)
+        yield running
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def at(monkeypatch: pytest.MonkeyPatch, day: str, days: int) -> None:
+    """The time of the extraction."""
+    now = datetime.fromisoformat(day).replace(tzinfo=timezone.utc) + timedelta(days=days)
+    monkeypatch.setattr(extract, "now", lambda: now)
+
+
+def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **config: Any) -> dg.ExecuteInProcessResult:
+    """Extracts and learns the days, and the history."""
+    assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
+    return dg.materialize(
+        assets,
+        selection=["posthog_events", "identity_history", "identities"],
+        instance=instance,
+        resources=defs.resources,
+        tags={RANGE_START: first, RANGE_END: last},
+        run_config={"ops": {"identity_history": {"config": config}}},
+    )
+
+
+def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
+    [made] = result.asset_materializations_for_node(asset)
+    return {name: value.value for name, value in made.metadata.items()}
+
+
+def check(result: dg.ExecuteInProcessResult, name: str) -> dg.AssetCheckEvaluation:
+    [found] = [one for one in result.get_asset_check_evaluations() if one.check_name == name]
+    return found
+
+
+def uuids(day: str = DAY) -> list[str]:
+    tables = Tables(load_settings().data_dir)
+    return sorted(str(uuid)[-2:] for shard in tables.read("posthog_events", day) for uuid in shard["uuid"])
+
+
+def test_duplicates_are_removed_and_counted_by_reason(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
+    later = {**event(2, n=2), "created_at": "2025-02-27T10:00:00Z"}
+    server.add([event(1), event(1), event(1), event(2, n=1), later, event(3), event(3, name="visit")])
+    found = metadata(run(instance), "posthog_events")
+    assert uuids() == ["01", "02", "03", "03"]
+    assert (found["dagster/row_count"], found["duplicates"]) == (4, 3)
+    assert found["duplicates: the same row again"] == 2
+    assert found["duplicates: ingested again, the last one counts"] == 1
+
+
+def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
+    server.add([event(1), event(2, "2024-06-01", "$identify")])
+    assert metadata(run(instance), "identity_history")["events"] == 1
+    server.add([event(3, "2024-07-01", "$identify")])
+    assert metadata(run(instance), "identity_history") == {"known already": True}
+    found = metadata(run(instance, again=True), "identity_history")
+    assert (found["events"], found["identified"]) == (2, 2)
+
+
+def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([{**event(1, "2024-12-31", "$set", **{"$set": {"email": "a@example.com"}}), "person_properties": {}}])
+    assert metadata(run(instance), "identity_history")["emails"] == 1
+    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=timezone.utc))
+    at(monkeypatch, DAY, days=200)
+    assert metadata(run(instance, again=True), "identity_history")["emails"] == 1
+
+
+def test_a_history_older_than_59_days_teaches_the_email_of_the_person(
+    server: posthog.PostHog, instance: dg.DagsterInstance
+) -> None:
+    server.add([event(1, "2024-06-01", "$identify"), event(2, "1970-01-01", "$identify")])
+    assert metadata(run(instance), "identity_history")["emails"] == 2
+
+
+@pytest.mark.parametrize(("events", "passes"), [(0, False), (3, False), (9, True), (30, True)])
+def test_a_day_without_events_or_far_below_its_weekday_is_said(
+    server: posthog.PostHog, instance: dg.DagsterInstance, events: int, passes: bool
+) -> None:
+    weeks = ["2025-02-05", "2025-02-12", "2025-02-19"]
+    numbers = iter(range(100))
+    server.add(
+        event(next(numbers), day) for day, count in zip(weeks, (10, 12, 900), strict=True) for _ in range(min(count, 12))
+    )
+    server.add(event(next(numbers), DAY) for _ in range(events))
+    for day in weeks:
+        run(instance, day, day)
+    found = check(run(instance), "as_many_events_as_usual")
+    assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert passes or (found.description or "").startswith(f"{DAY} has {events} events, 12 are usual")
+
+
+def test_an_empty_first_day_is_said(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
+    found = check(run(instance), "as_many_events_as_usual")
+    assert not found.passed
+    assert (found.description or "").startswith(f"{DAY} has 0 events")
+
+
+@pytest.mark.parametrize("days", [2, 90])
+@pytest.mark.parametrize("mode", ["auto", "set", "person"])
+def test_a_day_whose_events_should_carry_attributes_and_carry_none_is_said(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, mode: str, days: int
+) -> None:
+    monkeypatch.setenv("CIO_ATTRIBUTES_FROM", mode)
+    server.add([event(1), event(2, "2025-02-25"), event(3, name="$identify")])
+    at(monkeypatch, DAY, days)
+    found = check(run(instance, "2025-02-25"), "attributes_given")
+    passes = mode == "person" or (mode == "auto" and days == 90)
+    assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert passes or (found.description or "").startswith(f"{DAY}: there are $identify or $set events, but none gives")
+
+
+def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([{**event(1), "properties": {"$set": {"plan": "pro"}}}])
+    run(instance)
+    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=timezone.utc))
+    server.add([event(2, "2025-02-25")])
+    at(monkeypatch, DAY, days=90)
+    run(instance, "2025-02-25")
+    tables = Tables(load_settings().data_dir)
+    [kept], [taken] = tables.read("posthog_events", DAY), tables.read("posthog_events", "2025-02-25")
+    assert list(kept.columns) == EVENT_SCHEMA.names
+    assert kept["properties"].tolist() == ['{"$set": {"plan": "pro"}}']
+    assert kept["person_properties"].isna().all()
+    assert taken["person_properties"].tolist() == ['{"email":"u2@example.com"}']

@@ -1,0 +1,250 @@
+"""R20: a day is kept with each event once, with the attributes that PostHog still gives, and without losing what was known."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cio_pipeline.extraction import Kept, keep_day, keep_history
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
+from cio_pipeline.storage.identities import HISTORY
+from cio_pipeline.storage.tables import Tables
+
+DAY = "2026-03-02"
+START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+YOUNG, OLD = START + timedelta(days=2), START + timedelta(days=90)
+PERSON = '{"email":"ada@example.com","plan":"pro"}'
+
+
+@pytest.fixture
+def tables(tmp_path: Path) -> Tables:
+    return Tables(str(tmp_path))
+
+
+def event(
+    number: int, name: str = "order", hours: float = 10, person: str | None = PERSON, **properties: Any
+) -> dict[str, Any]:
+    """A row of a source; `set_`, `set_once_` and `unset_` stand for `$set`, `$set_once` and `$unset`."""
+    named = {f"${key[:-1]}" if key.endswith("_") else key: value for key, value in properties.items()}
+    at = START + timedelta(hours=hours)
+    return {
+        "uuid": f"00000000-0000-4000-8000-{number:012d}",
+        "event": name,
+        "distinct_id": f"u{number % 5}",
+        "timestamp": at,
+        "created_at": at,
+        "properties": json.dumps(named),
+        "person_properties": person,
+    }
+
+
+def window(*events: dict[str, Any], expected: int | None = None) -> Window:
+    rows = pd.DataFrame(events, columns=EVENT_SCHEMA.names)
+    for name in ("timestamp", "created_at"):
+        rows[name] = pd.to_datetime(rows[name], utc=True).astype("datetime64[us, UTC]")
+    return Window(len(events) if expected is None else expected, iter([rows]))
+
+
+def extract(tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any) -> Kept:
+    return keep_day(tables, DAY, START, window(*events, **how), mode, now)
+
+
+def kept(tables: Tables, table: str = "posthog_events", day: str = DAY) -> dict[str, tuple[Any, str | None]]:
+    """uuid's last digits to properties and the person's properties."""
+    rows: Any = pd.concat(tables.read(table, day)).itertuples()
+    return {
+        str(int(row.uuid[-12:])): (
+            json.loads(row.properties),
+            row.person_properties if isinstance(row.person_properties, str) else None,
+        )
+        for row in rows
+    }
+
+
+def persons(tables: Tables) -> dict[str, str | None]:
+    return {number: person for number, (_, person) in kept(tables).items()}
+
+
+@pytest.mark.parametrize(
+    ("mode", "now", "taken"),
+    [("set", OLD, None), ("set", YOUNG, None), ("auto", YOUNG, None), ("auto", OLD, PERSON), ("person", YOUNG, PERSON)],
+)
+def test_the_persons_properties_are_there_just_where_they_are_to_be_taken(
+    tables: Tables, mode: AttributesFrom, now: datetime, taken: str | None
+) -> None:
+    extract(tables, now, event(1), event(2, "$identify"), mode=mode)
+    assert persons(tables) == {"1": taken, "2": taken}
+
+
+def test_with_person_a_person_that_is_missing_is_an_empty_one(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1, person="{}", set_={"plan": "free"}), mode="person")
+    assert persons(tables) == {"1": "{}"}
+
+
+def test_a_posthog_that_drops_nothing_is_told_by_an_event_over_61_days_old(tables: Tables) -> None:
+    extract(tables, OLD, event(1, hours=1), event(2, hours=9, set_once_={"a": 1}), event(3, hours=20))
+    assert set(persons(tables).values()) == {None}
+
+
+def test_on_the_day_that_is_being_dropped_what_comes_before_the_first_set_has_lost_its_own(tables: Tables) -> None:
+    now = START + timedelta(days=60, hours=12)
+    extract(tables, now, event(1, hours=1), event(2, hours=11), event(3, hours=12, set_={"a": 1}), event(4, hours=13))
+    assert persons(tables) == {"1": PERSON, "2": PERSON, "3": None, "4": None}
+
+
+def test_of_one_moment_the_uuid_and_the_name_say_what_comes_before(tables: Tables) -> None:
+    now = START + timedelta(days=60)
+    extract(tables, now, event(1), event(2, set_={"a": 1}), event(3))
+    assert persons(tables) == {"1": PERSON, "2": None, "3": None}
+
+
+def test_events_under_59_days_have_lost_nothing(tables: Tables) -> None:
+    extract(tables, START + timedelta(days=59, hours=12), event(1, hours=1), event(2, hours=13))
+    assert persons(tables) == {"1": PERSON, "2": None}
+
+
+@pytest.mark.parametrize("value", ["{}", '"text"', "null", "[1]"])
+def test_an_empty_set_or_one_that_is_no_object_is_none(tables: Tables, value: str) -> None:
+    extract(tables, OLD, {**event(1), "properties": f'{{"$set":{value},"x":{{"$set":{{"a":1}}}}}}'})
+    assert persons(tables) == {"1": PERSON}
+
+
+def test_where_the_source_has_no_persons_there_is_nothing_to_take_and_it_is_counted(tables: Tables) -> None:
+    found = extract(tables, OLD, event(1, person=None), event(2, "$identify", person=None))
+    assert persons(tables) == {"1": None, "2": None}
+    assert (found.without, found.from_person, found.teaching, found.gives) == (2, 0, 1, False)
+
+
+@pytest.mark.parametrize("expected", [[1, 300_000], [300_000, 1], [1, 1]], ids=["more-shards", "fewer-shards", "as-many"])
+@pytest.mark.parametrize("mode", ["auto", "set", "person"])
+def test_a_day_that_is_read_again_keeps_what_posthog_has_dropped_since(
+    tables: Tables, expected: list[int], mode: AttributesFrom
+) -> None:
+    first, second = expected
+    whole: dict[str, Any] = {"set_": {"plan": "é" * 3}, "set_once_": {"ref": 12345678901234567890123}, "unset_": ["old"]}
+    extract(tables, YOUNG, *(event(number, n=number, **whole) for number in range(40)), mode=mode, expected=first)
+    dropped = [event(number, n=number) for number in range(40)]
+    found = extract(tables, OLD, *dropped, event(41), mode=mode, expected=second)
+    assert (found.remembered, found.rows) == (40, 41)
+    properties = kept(tables)
+    assert properties["7"][0] == {"n": 7, "$set": whole["set_"], "$set_once": whole["set_once_"], "$unset": ["old"]}
+    assert properties["41"][0] == {}
+    assert properties["7"][1] == (PERSON if mode == "person" else None)
+
+
+def test_what_is_given_anew_counts_and_each_name_is_looked_at_by_itself(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1, set_={"a": 1}, set_once_={"b": 1}), event(2, set_={"a": 1}), event(3, set_={"a": 1}))
+    extract(tables, OLD, event(1, set_={"a": 2}), event(2, set_={}), {**event(3), "properties": "no JSON"[:0]})
+    properties = {number: found for number, (found, _) in kept(tables).items()}
+    assert properties == {"1": {"$set": {"a": 2}, "$set_once": {"b": 1}}, "2": {"$set": {"a": 1}}, "3": {"$set": {"a": 1}}}
+
+
+def test_another_event_of_the_same_uuid_gets_nothing_of_it(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1, set_={"a": 1}))
+    found = extract(tables, OLD, event(1, "visit"), {**event(1), "distinct_id": "u9"})
+    assert found.remembered == 0
+
+
+def test_events_that_took_the_persons_properties_take_them_again(tables: Tables) -> None:
+    rows = [event(1, hours=1), event(2, hours=12, set_={"a": 1}), event(3, hours=13)]
+    extract(tables, START + timedelta(days=60, hours=12), *rows)
+    before = persons(tables)
+    dropped = [event(1, hours=1, person=None), event(2, hours=12), event(3, hours=13)]
+    for _ in range(2):
+        extract(tables, OLD, *dropped)
+        assert persons(tables) == before == {"1": PERSON, "2": None, "3": None}
+
+
+def test_a_day_read_young_with_person_is_read_old_by_its_sets_once_auto_is_set(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1), event(2, hours=11, set_={"a": 1}), mode="person")
+    extract(tables, OLD, event(1), event(2, hours=11))
+    assert persons(tables) == {"1": None, "2": None}
+    assert kept(tables)["2"][0] == {"$set": {"a": 1}}
+
+
+def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: Tables) -> None:
+    old = [event(1, "$identify"), event(2, "$set", set_={"email": "b@example.com"}), event(3, "$set", set_once_={"a": 1})]
+    keep_history(tables, HISTORY, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61))
+    found = {number: person for number, (_, person) in kept(tables, "identity_history", HISTORY).items()}
+    assert found == {"1": PERSON, "2": None, "3": None, "4": None}
+
+
+def test_the_history_tells_days_apart(tables: Tables) -> None:
+    rows = [event(1, "$set", set_={"a": 1}), event(1, "$set", hours=34), event(1, "$set", hours=35)]
+    found = keep_history(tables, HISTORY, window(*rows), "auto", OLD)
+    assert (found.rows, found.duplicates.total()) == (2, 1)
+
+
+def test_duplicates_go_and_are_counted_by_reason_and_the_last_ingested_counts(tables: Tables) -> None:
+    later = {**event(2, n="last"), "created_at": START + timedelta(days=1)}
+    same_uuid = [event(3), event(3, "visit"), {**event(3), "distinct_id": "u9"}]
+    rows = [event(1), event(1), later, event(2, n="first"), event(2, n="first"), *same_uuid]
+    found = extract(tables, YOUNG, *rows)
+    assert (found.read, found.rows) == (8, 5)
+    assert found.duplicates == {
+        "duplicates: the same row again": 2,
+        "duplicates: ingested again, the last one counts": 1,
+    }
+    assert kept(tables)["2"][0] == {"n": "last"}
+
+
+def test_which_of_two_rows_ingested_at_once_counts_does_not_hang_on_their_order(tables: Tables) -> None:
+    rows = [event(1, n=number) for number in range(5)]
+    outcomes = set()
+    for seed in range(5):
+        random.Random(seed).shuffle(rows)
+        extract(tables, YOUNG, *rows)
+        outcomes.add(str(kept(tables)))
+    assert len(outcomes) == 1
+
+
+def test_events_of_a_person_come_by_time_uuid_and_name(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1, "b"), event(1, "a"), event(6, "a", hours=3), event(11, "c"))
+    [shard] = tables.read("posthog_events", DAY)
+    assert [(str(row.uuid)[-2:], row.event) for row in shard.itertuples()] == [
+        ("06", "a"),
+        ("01", "a"),
+        ("01", "b"),
+        ("11", "c"),
+    ]
+
+
+@pytest.mark.parametrize("now", [YOUNG, OLD])
+def test_rows_that_vanish_on_the_way_fail_the_day_and_leave_the_table_as_it_was(
+    tables: Tables, monkeypatch: pytest.MonkeyPatch, now: datetime
+) -> None:
+    extract(tables, now, event(1))
+    before = tables.version("posthog_events", DAY)
+    spilled = "cio_pipeline.storage.writer.Writer._spilled"
+    monkeypatch.setattr(spilled, lambda *_: EVENT_SCHEMA.empty_table().to_pandas().assign(took=False))
+    with pytest.raises(Exception, match=r"events were read, but 0 are left|spilled|missing|written"):
+        extract(tables, now, event(1), event(2))
+    assert tables.version("posthog_events", DAY) == before
+
+
+def test_a_source_that_fails_half_way_leaves_the_table_as_it_was(tables: Tables) -> None:
+    extract(tables, OLD, event(1))
+    before = tables.version("posthog_events", DAY)
+
+    def frames() -> Iterator[pd.DataFrame]:
+        yield from window(event(2)).frames
+        raise NotExtracted("gone")
+
+    with pytest.raises(NotExtracted, match="gone"):
+        keep_day(tables, DAY, START, Window(2, frames()), "auto", OLD)
+    assert tables.version("posthog_events", DAY) == before
+
+
+@pytest.mark.parametrize("text", ["[" * 5000, '{"a":' * 3000 + "1" + "}" * 3000, "{", "[]", "7", "\x00", '{"$set":"x"'])
+def test_no_properties_whatever_stop_a_day(tables: Tables, text: str) -> None:
+    for now in (YOUNG, OLD):
+        odd = {**event(1), "properties": text + ' "$set"', "person_properties": text}
+        assert extract(tables, now, odd, {**event(2), "properties": None}, event(3, set_={"a": 1})).rows == 3
+    extract(tables, OLD, {**event(1), "properties": text}, {**event(3), "properties": text})
