@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: help demo dev run test test-clickhouse lint lock
+.PHONY: help demo dev run ui test test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -17,6 +17,9 @@ dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
 run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days headless, against what .env names; DRY_RUN=1 looks only
 	@$(PY) -m cio_pipeline run $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
 		$(if $(DRY_RUN),--dry-run) $(if $(RESEND),--resend) $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)")
+
+ui: $(READY) ## the Dagster UI and daemon on what the environment and .env name, until Ctrl-C
+	@$(PY) -m cio_pipeline ui
 
 test: lint ## all tests
 	@$(PY) -m pytest -n 2 --dist loadgroup

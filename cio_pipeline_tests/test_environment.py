@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from fnmatch import fnmatchcase
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from cio_pipeline import environment
+from cio_pipeline.envfile import read_env_file
 from cio_pipeline.places import PROJECT
 from cio_pipeline.settings import NAMES, SettingsError, load_days_settings, load_settings
 
@@ -89,6 +91,12 @@ def test_names_of_other_clients_and_of_kubernetes_pass(env: pytest.MonkeyPatch) 
 
 def test_no_setting_is_taken_for_another_tools() -> None:
     assert not [name for name in NAMES if any(fnmatchcase(name, other) for other in environment.OTHER_TOOLS)]
+
+
+def test_the_example_is_readable_and_names_settings_only(tmp_path: Path) -> None:
+    example = (PROJECT / ".env.example").read_text()
+    (tmp_path / ".env").write_text(re.sub(r"^# (?=[A-Z_]+=)", "", example, flags=re.MULTILINE))
+    assert set(read_env_file(tmp_path / ".env")) <= NAMES
 
 
 DAGSTER = """

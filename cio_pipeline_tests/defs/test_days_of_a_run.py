@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from datetime import date, datetime, timedelta, timezone
@@ -227,17 +228,24 @@ def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
 
 def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = start(stream(DAYS[:1]))
-    answer = workspace.answer
-    workspace.answer = lambda method, *rest: (400, {}) if method == "POST" else answer(method, *rest)  # type: ignore[method-assign]
-    run(instance, DAYS[:1])
-    workspace.answer = answer  # type: ignore[method-assign]
+    batch = workspace.workspace.batch
+
+    def no_upserts(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        spoilt = [{**item, "action": "odd"} if item["action"] == "identify" else item for item in items]
+        return batch(json.dumps({"batch": spoilt}).encode())
+
+    with monkeypatch.context() as broken:
+        broken.setattr(workspace.workspace, "batch", no_upserts)
+        assert run(instance, DAYS[:1])[DAYS[0]]["refused"] == 2
+    before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     job = defs.resolve_job_def("redeliver_refused")
     with pytest.raises(dg.Failure, match="would make 2 new customers"):
         job.execute_in_process(instance=instance)
-    assert sent(workspace)["people"] == 0
+    assert [request.method for request in workspace.requests[before:]] == ["GET"]
     job.execute_in_process(instance=instance, run_config={"ops": {"send_refused_again": {"config": {"max_new_customers": 2}}}})
-    assert sent(workspace)["people"] == 2
+    assert plan_of(workspace, "jane") == "0"
 
 
 def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:

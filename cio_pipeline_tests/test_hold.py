@@ -1,0 +1,53 @@
+"""hold_recent_events over random streams: runs that hold, then a whole run, leave what one whole run leaves."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.days import derive_day
+from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.storage.tables import Tables
+from cio_pipeline_tests.connector.random_streams import DAY, MOMENTS, options, streams
+from cio_pipeline_tests.connector.random_streams import START as FIRST
+from cio_pipeline_tests.connector.reference import expected
+from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
+
+
+def shards(tables: Tables, day: str) -> Any:
+    return zip(tables.read("customers", day), tables.read("events", day), strict=True)
+
+
+def held(product: Days, day: str, cut: int) -> Tables:
+    """The day's tables as a run sends them that holds the events from a time on (microseconds)."""
+    into = Tables(f"{product.tables.root}/until-{cut}")
+    until = datetime.fromtimestamp(cut / 1_000_000, timezone.utc)
+    derive_day(day, product.tables, product.identities, product.options, until=until, into=into)
+    return into
+
+
+@settings(fixed, max_examples=20)
+@given(data=st.data())
+def test_held_runs_and_then_a_whole_one_leave_what_one_whole_run_leaves(data: Draw) -> None:
+    stream, chosen = data.draw(streams(data.draw(st.booleans(), "hostile"), seconds_apart=True)), data.draw(options)
+    cuts = data.draw(st.lists(st.tuples(st.integers(0, stream.days), st.sampled_from(MOMENTS)), min_size=1, max_size=2), "cuts")
+    times = sorted(FIRST + day * DAY + moment for day, moment in cuts)
+    with derived(stream, chosen, data) as product:
+        workspace, ledger = Workspace(data.draw(st.booleans(), "by time")), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
+        for cut in times:
+            before = expected([event for event in stream.events if event.at < cut], START, chosen)
+            for day in days_of(stream):
+                deliver(day, shards(held(product, day, cut), day), ledger, workspace)
+            assert exactly(workspace.people) == exactly(latest(before)), "nothing that only the held events bring"
+            sent = [event["id"] for events in before.events.values() for event in events]
+            assert sorted(workspace.event_ids) == sorted(sent)
+        for day in days_of(stream):
+            deliver(day, shards(product.tables, day), ledger, workspace)
+    wanted = expected(stream.events, START, chosen)
+    assert exactly(workspace.people) == exactly(latest(wanted))
+    assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
