@@ -44,7 +44,8 @@ from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, a_few_days_a_ru
 def tick(*at):
     context = dg.build_schedule_context(scheduled_execution_time=datetime(*at, tzinfo=timezone.utc))
     data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
-    return [data.skip_message, *[[request.run_key, request.tags[RANGE_START], request.tags[RANGE_END]] for request in data.run_requests]]
+    requests = [[request.run_key, request.tags[RANGE_START], request.tags[RANGE_END]] for request in data.run_requests]
+    return [data.skip_message, *requests]
 print(json.dumps([days.get_first_partition_key(), a_few_days_a_run.max_partitions_per_run,
       tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
 """
