@@ -16,6 +16,7 @@ from cio_pipeline.connector.options import Options
 from cio_pipeline.days import DERIVED, Account, derive_day
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks import named
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -202,3 +203,23 @@ def ledger_files() -> list[str]:
     path = load_settings().ledger_url.removeprefix("sqlite:///")
     links = [str(link.resolve()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
     return [link for link in links if link.startswith(path)]
+
+
+def test_each_day_of_a_run_tells_the_rows_of_each_table_and_what_became_of_its_events(
+    workspace: customerio.CustomerioServer,
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        tags = {RANGE_START: DAY, RANGE_END: "2025-01-02"}
+        result = defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, tags=tags)
+    told = {
+        (event.asset_key.to_user_string(), event.partition): event.materialization.metadata
+        for event in result.get_asset_materialization_events()
+        if event.asset_key is not None
+    }
+    rows = {key: told[key]["dagster/row_count"].value for key in told if key[0] in ("customers", "events", "rejects")}
+    assert rows == {
+        **{("customers", DAY): 2, ("events", DAY): 4, ("rejects", DAY): 0},
+        **{(name, "2025-01-02"): 0 for name in ("customers", "events", "rejects")},
+    }
+    assert [told["events", day]["extracted"].value for day in (DAY, "2025-01-02")] == [4, 0]
+    assert told["events", DAY]["outcomes"].value == "| outcome | count |\n| --- | ---: |\n| sent | 4 |"

@@ -1,0 +1,135 @@
+"""What the assets are given to keep things in, the days they work in, and the schedule: each by its settings."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+
+import dagster as dg
+import pandas as pd
+import pytest
+
+from cio_pipeline.connector.stitching import NAMING_COLUMNS
+from cio_pipeline.days import learned_under
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date
+from cio_pipeline.defs.partitions import days_before, window
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.storage.identities import Learned
+
+KEYS = {
+    "CUSTOMERIO_SITE_ID": "site",
+    "CUSTOMERIO_API_KEY": "key",
+    "POSTHOG_PROJECT_ID": "1",
+    "POSTHOG_PERSONAL_API_KEY": "phx",
+    "CIO_STITCH_ANONYMOUS_DAYS": "2",
+}
+NOTHING = Learned(
+    pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
+    pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
+)
+
+LOADED = """
+import json
+from datetime import datetime, timezone
+import dagster as dg
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, a_few_days_a_run, days
+def tick(*at):
+    context = dg.build_schedule_context(scheduled_execution_time=datetime(*at, tzinfo=timezone.utc))
+    data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
+    requests = [[request.run_key, request.tags[RANGE_START], request.tags[RANGE_END]] for request in data.run_requests]
+    return [data.skip_message, *requests]
+print(json.dumps([days.get_first_partition_key(), a_few_days_a_run.max_partitions_per_run,
+      tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
+"""
+
+
+@pytest.fixture
+def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
+    for name, value in {**KEYS, "CIO_DATA_DIR": str(tmp_path / "data")}.items():
+        monkeypatch.setenv(name, value)
+    store = Store()
+    store.setup_for_execution(dg.build_init_resource_context())
+    yield store
+    store.teardown_after_execution(dg.build_init_resource_context())
+
+
+def learn(store: Store, day: str, events: int = 1, setting: str | None = None) -> None:
+    store.identities.replace(day, setting or learned_under(store.options), events, [NOTHING])
+
+
+def test_what_a_run_writes_is_its_owners_and_it_may_open_many_files(store: Store) -> None:
+    assert os.umask(0o077) == 0o077
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    assert soft in (hard, resource.RLIM_INFINITY) or soft >= 10_000
+    assert oct((Path(str(store.tables.root)) / "ledger.db").stat().st_mode)[-3:] == "600"
+
+
+def test_a_run_has_one_ledger_and_one_engine(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert store.identities is store.identities
+    assert store.identities._engine is store.ledger._engine
+
+
+def test_the_seconds_after_which_postgresql_ends_a_session_are_set(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[object, ...]] = []
+    monkeypatch.setenv("CIO_LEDGER_LOCK_SECONDS", "7")
+    for name in ("Ledger", "Identities"):
+        monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *arguments: given.append(arguments))
+    Store().setup_for_execution(dg.build_init_resource_context())
+    assert [arguments[1] for arguments in given] == [7, 7]
+
+
+def test_the_days_before_the_last_of_a_range_count_and_only_those_of_the_setting(store: Store) -> None:
+    for day in ("2025-01-01", "2025-01-03"):
+        learn(store, day)
+    check = _earlier_days_learned(store, ["2025-01-01", "2025-01-02", "2025-01-03"])
+    assert (check.passed, check.metadata["first"].value, check.metadata["days missing"].value) == (False, "2025-01-02", 1)
+    learn(store, "2025-01-02", setting="another setting")
+    assert not _earlier_days_learned(store, ["2025-01-03"]).passed
+    learn(store, "2025-01-02")
+    assert _earlier_days_learned(store, ["2025-01-03"]).passed
+    assert _earlier_days_learned(store, ["2025-01-04"]).passed
+
+
+def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:
+    learn(store, "2025-01-01")
+    for day in ("2025-01-03", "2025-01-04"):
+        store.identities.mark_derived(day, store.identities.known_before(day, store.options.stitch_anonymous_days))
+    assert _later_days_up_to_date(store).passed
+    learn(store, "2025-01-01", events=2)
+    check = _later_days_up_to_date(store)
+    assert (check.passed, check.metadata["days"].value) == (False, 1)
+    assert "2025-01-03." in str(check.description)
+
+
+def test_a_day_is_from_midnight_to_midnight_and_not_before_itself() -> None:
+    assert window("2025-01-02") == (datetime(2025, 1, 2, tzinfo=timezone.utc), datetime(2025, 1, 3, tzinfo=timezone.utc))
+    assert days_before("2025-01-03") == ["2025-01-01", "2025-01-02"]
+
+
+def test_the_settings_of_the_days_are_those_of_partitions_backfills_and_the_schedule() -> None:
+    settings = {**KEYS, "CIO_START_DATE": "2026-03-01", "CIO_DAYS_PER_RUN": "3", "CIO_LATE_DAYS": "1"}
+    said = subprocess.run(
+        [sys.executable, "-c", LOADED], env={**os.environ, **settings}, check=True, capture_output=True, text=True
+    ).stdout
+    assert json.loads(said.splitlines()[-1]) == [
+        "2026-03-01",
+        3,
+        [None, ["2026-03-09", "2026-03-08", "2026-03-09"]],
+        [None, ["2026-03-01", "2026-03-01", "2026-03-01"]],
+        ["There is no partition yet: CIO_START_DATE is not over."],
+    ]
+
+
+def test_the_job_has_every_asset_and_the_schedule_runs_it() -> None:
+    schedule = defs.resolve_schedule_def("customerio_daily")
+    assert (schedule.job_name, schedule.cron_schedule, schedule.execution_timezone) == ("customerio_sync", "15 3 * * *", "UTC")
+    selected = defs.resolve_job_def("customerio_sync").asset_layer.selected_asset_keys
+    assert selected == defs.resolve_asset_graph().get_all_asset_keys()
