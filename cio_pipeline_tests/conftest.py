@@ -28,10 +28,11 @@ def same_umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tests see no setting of the machine they run on."""
+    """Tests see no setting, proxy, CA or login of the machine they run on."""
     for name in list(os.environ):
-        if name.startswith(("CIO_", "CUSTOMERIO_", "POSTHOG_", "DAGSTER_")):
+        if name.startswith(("CIO_", "CUSTOMERIO_", "POSTHOG_", "DAGSTER_")) or name.upper().endswith(("_PROXY", "_CA_BUNDLE")):
             monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", os.devnull)
 
 
 @pytest.fixture(autouse=True)

@@ -99,7 +99,7 @@ def test_what_does_not_tell_its_region_is_not_customerio(
 def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
     with customerio.serve() as workspace:
         answer, odd = workspace.answer, [(200, "Back soon"), (404, {}), (204, "")]
-        workspace.answer = lambda *request: odd.pop() if odd else answer(*request)  # type: ignore[method-assign, return-value]
+        workspace.answer = lambda *request: odd.pop() if odd else answer(*request)  # type: ignore[method-assign, assignment]
         client(workspace.url).check()
         odd += [(200, "Back soon"), (404, {}), (204, "")]
         assert client(workspace.url).batch([HARMLESS]) == {}

@@ -48,7 +48,7 @@ def answer_where(workspace: Workspace, is_meant: Callable[[str, bytes], bool], g
     workspace.answer = instead  # type: ignore[method-assign]
 
 
-def day(count: int = 12, **large: str) -> Tables:
+def day(count: int = 12, **large: Any) -> Tables:
     return tables(*(event(f"e{n}", f"u{n % 5}", n=n, set_={"n": n}, **(large if n % 4 == 0 else {})) for n in range(count)))
 
 
@@ -184,7 +184,7 @@ def test_any_answer_at_any_point_of_a_run_acknowledges_and_refuses_nothing_wrong
     made = tables(
         *(
             {
-                **event(f"e{n}", f"u{n % 7}", set_={"n": n}, **({"d": "x" * 40_000} if n == 20 else {})),
+                **event(f"e{n}", f"u{n % 7}", set_={"n": n}, d="x" * (40_000 if n == 20 else 0)),
                 "uuid": str(uuid.UUID(int=rnd.getrandbits(128))),
             }
             for n in range(40)
@@ -204,7 +204,7 @@ def test_any_answer_at_any_point_of_a_run_acknowledges_and_refuses_nothing_wrong
                 number += 1
                 return given if number in hit else answer(*request)
 
-            workspace.answer = odd  # type: ignore[method-assign]
+            workspace.answer = odd  # type: ignore[method-assign, assignment]
             for _ in range(60):
                 try:
                     send(workspace, ledger, made)
