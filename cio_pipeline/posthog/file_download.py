@@ -16,7 +16,7 @@ from urllib.parse import quote, urljoin
 
 import pyarrow as pa
 
-from cio_pipeline.http import BROKEN, Unavailable, new_session
+from cio_pipeline.http import Unavailable, new_session, send
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.exported_rows import Unreadable, Wanted, on_disk, read_parquet
@@ -36,6 +36,9 @@ POLL_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 6 * 3600
 DOWNLOAD_TRIES = 5
 DOWNLOAD_PAUSE_SECONDS = 5.0
+LONGEST_DOWNLOAD_SECONDS = 3600.0
+FILE_BYTES = 2 << 30
+"""PostHog is asked for files of 100 MB."""
 
 FILE = {"format": "Parquet", "compression": "zstd", "max_size_mb": 100}
 UNDER_WAY = ("Starting", "Running")
@@ -160,25 +163,29 @@ class FileDownloadSource:
                 continue
             if not 300 <= redirect.status < 400:
                 raise _refused(redirect)
-            try:
-                trouble = self._fetch(urljoin(redirect.response.url, redirect.response.headers["Location"]), into)
-            except BROKEN as broken:
-                trouble = type(broken).__name__
+            trouble = self._fetch(urljoin(redirect.response.url, redirect.response.headers["Location"]), into)
             if not trouble:
                 return
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {DOWNLOAD_TRIES} tries ({trouble}).")
 
     def _fetch(self, link: str, into: IO[bytes]) -> str:
         """What went wrong, or an empty text. The link goes to another house, so neither the key nor a header of ours does."""
-        into.seek(0)
-        into.truncate()
-        with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
-            if answer.status_code != 200:
-                return f"its link answered {answer.status_code}"
-            for block in answer.iter_content(1 << 20):
-                into.write(block)
-        into.flush()
-        return ""
+        try:
+            answer = send(
+                self._store,
+                "GET",
+                link,
+                service="its file store",
+                retried=(),
+                tries=1,
+                into=into,
+                most_bytes=FILE_BYTES,
+                seconds=LONGEST_DOWNLOAD_SECONDS,
+                timeout=TIMEOUT_SECONDS,
+            )
+        except Unavailable as trouble:
+            return str(trouble).rstrip(".")
+        return "" if answer.status_code == 200 else f"its link answered {answer.status_code}"
 
 
 def _once_only(_: float) -> None:

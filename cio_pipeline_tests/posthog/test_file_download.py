@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import requests
+import urllib3
 
 from cio_pipeline import http
 from cio_pipeline.posthog import file_download
@@ -184,19 +185,21 @@ def test_a_download_that_breaks_off_begins_again(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number) for number in range(1000))
-    pieces = requests.Response.iter_content
+    read1 = urllib3.HTTPResponse.read1
     broken: list[bool] = []
 
-    def breaks(answer: requests.Response, size: int = 1, **more: Any) -> Iterator[bytes]:
-        for piece in pieces(answer, size, **more):
-            yield piece
-            if size == 1 << 20 and not broken:
-                broken.append(True)
-                raise requests.exceptions.ChunkedEncodingError
+    def breaks(answer: urllib3.HTTPResponse, *given: Any, **more: Any) -> bytes:
+        if broken == [False]:
+            broken.append(True)
+            raise urllib3.exceptions.ProtocolError
+        piece = read1(answer, *given, **more)
+        if piece.startswith(b"PAR1") and not broken:
+            broken.append(False)
+        return piece
 
-    monkeypatch.setattr(requests.Response, "iter_content", breaks)
+    monkeypatch.setattr(urllib3.HTTPResponse, "read1", breaks)
     assert len(read(source(server))) == 1000
-    assert broken
+    assert broken == [False, True]
 
 
 def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
