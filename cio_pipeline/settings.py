@@ -6,17 +6,17 @@
 from __future__ import annotations
 
 import os
-import re
 from datetime import date
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import unquote, urlsplit
+from urllib.parse import unquote
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
+from cio_pipeline import setting_values as values
 from cio_pipeline.connector.options import Options
 from cio_pipeline.envfile import SettingsError as SettingsError
 from cio_pipeline.environment import load_environment
@@ -24,48 +24,6 @@ from cio_pipeline.places import absolute, absolute_database, is_loopback, is_url
 
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
-TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
-
-
-def _names(text: Any) -> Any:
-    """`a, b,,c ` -> (a, b, c): R3."""
-    return tuple(name for part in text.split(",") if (name := part.strip())) if isinstance(text, str) else text
-
-
-def _yes(text: Any) -> Any:
-    choices = {"yes": True, "no": False}
-    if isinstance(text, bool):
-        return text
-    if str(text).lower() not in choices:
-        raise ValueError("must be Yes or No")
-    return choices[str(text).lower()]
-
-
-def _consent(text: Any) -> Any:
-    return {"no": "No", "unsubscribe": "unsubscribe", "yes": "Yes"}.get(str(text).lower(), text)
-
-
-def _tracking_url(text: Any) -> str:
-    if text in TRACKING_HOSTS:
-        return f"https://{text}"
-    if not _is_url(str(text)):
-        raise ValueError(f"must be {' or '.join(TRACKING_HOSTS)}, or a full http(s)://host:port")
-    return str(text).rstrip("/")
-
-
-def _posthog_url(text: Any) -> str:
-    if not _is_url(str(text)):
-        raise ValueError("must be a full http(s)://host such as https://us.posthog.com")
-    return str(text).rstrip("/")
-
-
-def _is_url(text: str) -> bool:
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        return False
-    return url.scheme in ("http", "https") and bool(url.hostname) and port != 0 and "@" not in url.netloc
 
 
 def _database_url(text: Any) -> Any:
@@ -84,13 +42,6 @@ def _database_url(text: Any) -> Any:
     return text
 
 
-def _date(text: Any) -> Any:
-    """Pydantic alone takes 20250101 for seconds since 1970."""
-    if isinstance(text, str) and not re.fullmatch(r"\d{4}-\d\d-\d\d", text.strip()):
-        raise ValueError("it must be a date, YYYY-MM-DD")
-    return text.strip() if isinstance(text, str) else text
-
-
 def _share(text: Any) -> Any:
     """`1%` -> 0.01. A bare 1 could be meant as either."""
     number, percent = (text.strip().removesuffix("%"), text.strip().endswith("%")) if isinstance(text, str) else (text, False)
@@ -103,8 +54,9 @@ def _share(text: Any) -> Any:
     return share
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_names)]
-YesNo = Annotated[bool, BeforeValidator(_yes)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.names)]
+YesNo = Annotated[bool, BeforeValidator(values.yes)]
+Key = Annotated[SecretStr, BeforeValidator(values.key)]
 
 
 class DaysSettings(BaseSettings):
@@ -115,10 +67,20 @@ class DaysSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    start_date: Annotated[date, BeforeValidator(_date)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
+    start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def read(cls, text: Any, info: ValidationInfo) -> Any:
+        """Each setting's text, before all else: trimmed, out of its quotes, and read by the field's type."""
+        field = cls.model_fields[str(info.field_name)]
+        if not isinstance(text, str):
+            return text
+        text = values.clean(text)
+        return values.value_of(text, field) if text else field.default
 
 
 class Settings(DaysSettings):
@@ -127,16 +89,20 @@ class Settings(DaysSettings):
     Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
     """
 
-    customerio_site_id: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_SITE_ID")
-    customerio_api_key: SecretStr = Field(default=SecretStr(""), alias="CUSTOMERIO_API_KEY")
-    tracking_url: Annotated[str, BeforeValidator(_tracking_url)] = Field(
+    customerio_site_id: Key = Field(default=SecretStr(""), alias="CUSTOMERIO_SITE_ID")
+    customerio_api_key: Key = Field(default=SecretStr(""), alias="CUSTOMERIO_API_KEY")
+    tracking_url: Annotated[str, BeforeValidator(values.tracking_address)] = Field(
         default="https://track.customer.io", alias="CUSTOMERIO_TRACKING_ENDPOINT"
     )
     requests_per_second: float = Field(default=100, gt=0, le=1000, alias="CIO_REQUESTS_PER_SECOND")
 
-    posthog_url: Annotated[str, BeforeValidator(_posthog_url)] = Field(default="https://us.posthog.com", alias="POSTHOG_HOST")
-    posthog_project_id: str = Field(default="", alias="POSTHOG_PROJECT_ID", pattern=r"^[0-9A-Za-z-]*$")
-    posthog_api_key: SecretStr = Field(default=SecretStr(""), alias="POSTHOG_PERSONAL_API_KEY")
+    posthog_url: Annotated[str, BeforeValidator(values.posthog_address)] = Field(
+        default="https://us.posthog.com", alias="POSTHOG_HOST"
+    )
+    posthog_project_id: Annotated[str, BeforeValidator(values.project_id)] = Field(default="", alias="POSTHOG_PROJECT_ID")
+    posthog_api_key: Annotated[SecretStr, BeforeValidator(values.personal_key)] = Field(
+        default=SecretStr(""), alias="POSTHOG_PERSONAL_API_KEY"
+    )
     event_source: Literal["query", "events_api", "batch_export", "file_download"] = Field(
         default="query", alias="CIO_EVENT_SOURCE"
     )
@@ -148,9 +114,7 @@ class Settings(DaysSettings):
     exclude_attributes: Names = Field(default=(), alias="CIO_EXCLUDE_ATTRIBUTES")
     attributes_from: Literal["auto", "set", "person"] = Field(default="auto", alias="CIO_ATTRIBUTES_FROM")
     allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
-    allow_consent: Annotated[Literal["No", "unsubscribe", "Yes"], BeforeValidator(_consent)] = Field(
-        default="unsubscribe", alias="CIO_ALLOW_CONSENT"
-    )
+    allow_consent: Literal["No", "unsubscribe", "Yes"] = Field(default="unsubscribe", alias="CIO_ALLOW_CONSENT")
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 
@@ -167,6 +131,7 @@ class Settings(DaysSettings):
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
     refused_share: Annotated[float, BeforeValidator(_share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
+    allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
 
     @property
@@ -206,9 +171,10 @@ Model = TypeVar("Model", bound=BaseSettings)
 def load_settings() -> Settings:
     """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
     load_environment(NAMES)
-    if missing := [name for name in _required() if not os.environ.get(name)]:
+    if missing := [name for name in _required() if not _given(name)]:
         raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
     settings = _read(Settings)
+    _refuse_plain_http(settings)
     _refuse_places(settings)
     return settings
 
@@ -223,7 +189,22 @@ def _read(model: type[Model]) -> Model:
     try:
         return model()
     except ValidationError as invalid:
-        raise SettingsError(_sentence(invalid)) from None
+        sentence = _sentence(invalid, model)
+    raise SettingsError(sentence)
+
+
+def _refuse_plain_http(settings: Settings) -> None:
+    """Keys and people's data go in the clear only where nobody else listens, or where somebody has said that it may be."""
+    places = {
+        "CUSTOMERIO_TRACKING_ENDPOINT": settings.tracking_url,
+        "POSTHOG_HOST": settings.posthog_url,
+        "CIO_BATCH_EXPORT_URL": settings.batch_export_url,
+        "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
+    }
+    if not settings.allow_plain_http and (plain := [name for name, place in places.items() if values.is_plain(place)]):
+        raise SettingsError(
+            f"{plain[0]} is wrong: it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way."
+        )
 
 
 def _refuse_places(settings: Settings) -> None:
@@ -249,15 +230,19 @@ def _refuse_places(settings: Settings) -> None:
 
 def _required() -> list[str]:
     """The settings without a default: a batch export's files are read without asking PostHog."""
-    if os.environ.get("CIO_EVENT_SOURCE") == "batch_export":
+    if _given("CIO_EVENT_SOURCE").lower() == "batch_export":
         return [*CUSTOMERIO_REQUIRED, "CIO_BATCH_EXPORT_URL"]
     return [*CUSTOMERIO_REQUIRED, "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"]
 
 
-def _sentence(invalid: ValidationError) -> str:
-    error = invalid.errors()[0]
-    message = error["msg"].removeprefix("Value error, ")
-    message = message[0].lower() + message[1:]
+def _given(name: str) -> str:
+    return values.clean(os.environ.get(name, ""))
+
+
+def _sentence(invalid: ValidationError, model: type[BaseSettings]) -> str:
+    """What the first wrong setting must be, in our words, for pydantic's may quote it."""
+    error = invalid.errors(include_input=False, include_url=False)[0]
     where = str(error["loc"][0])
-    field = Settings.model_fields.get(where)
-    return f"{field.alias if field else where} is wrong: {message}."
+    field = model.model_fields.get(where) or next(one for one in model.model_fields.values() if one.alias == where)
+    is_ours = error["type"] == "value_error"
+    return f"{field.alias} is wrong: {error['msg'].removeprefix('Value error, ') if is_ours else values.must_be(field)}."

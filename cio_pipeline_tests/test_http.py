@@ -29,14 +29,6 @@ from cio_pipeline_tests import raw_server
 SECRET = "s3cret"
 
 
-@pytest.fixture(autouse=True)
-def no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever the machine has."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "NETRC"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.lower(), raising=False)
-
-
 def ask(url: str, session: requests.Session | None = None, tries: int = 2, **how: Any) -> requests.Response:
     how = {"rest": lambda *_: None, "timeout": (5, 5), "retried": {503}, **how}
     return http.send(session or http.new_session(), "GET", url, service="Customer.io", tries=tries, **how)

@@ -116,7 +116,9 @@ class TrackClient:
             words = f"{refused.reason}: {mask(refused.detail)[:REASON_CHARACTERS]}" if refused.detail else refused.reason
         else:
             return
-        raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses whatever it is sent, with {words}.")
+        raise Unavailable(
+            f"Customer.io ({urlsplit(self.url).hostname}) refuses whatever it is sent, with {words}: a rerun sends it."
+        )
 
     def _post(self, path: str, body: bytes) -> list[Any]:
         """The errors of an answer, which may name items. Raises `Unsettled` where the content was refused as a whole."""

@@ -1,0 +1,264 @@
+"""What a setting's text may be: each function gives the value, or raises `ValueError` with what is wrong, in our words.
+
+Nothing that is raised quotes the text, which may be a secret that was put in the wrong line.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import unicodedata
+from datetime import date, datetime, timezone
+from ipaddress import IPv6Address, ip_address
+from types import NoneType
+from typing import Any, Literal, get_args, get_origin
+from urllib.parse import urlsplit
+
+from annotated_types import Ge, Gt, Le
+from pydantic import BeforeValidator
+from pydantic.fields import FieldInfo
+
+QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033\u00ab\u00bb\u2039\u203a\uff02\uff07"
+APOSTROPHES = "'\u2019"
+SEPARATORS = ";|\\\uff0c\u060c\u3001\uff1b\n\r\t"
+"""What could be meant to part names, as commas do, or to keep one together."""
+
+BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
+UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
+"""Unicode's categories of what a reader does not see."""
+
+LISTED = (
+    'must be names with commas between, or, where a name holds more than words, a JSON list: ["signed up", "paid, in full"]'
+)
+ELEMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?:,|$)""")
+
+KEY = re.compile(r"[0-9A-Za-z._~+/=-]+")
+PLACEHOLDER = re.compile(
+    r"your.*|(?:my|the|insert|enter|put|paste|replace)[-_.].*|change[-_.]?me.*|.*[-_.](?:here|placeholder|example)"
+    r"|(?:ph[xc]_)?(?:x{3,}|\.{3,}|0{3,})|todo|tbd|none|null|nil|undefined|placeholder|example",
+    re.IGNORECASE,
+)
+
+TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
+TRACKED = f"must be {' or '.join(TRACKING_HOSTS)}, or another address such as https://host:8443"
+ASKED = "must be https://us.posthog.com, https://eu.posthog.com or your own PostHog's, such as https://posthog.example.com"
+LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
+PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
+
+EARLIEST = date(2000, 1, 1)
+
+
+def clean(text: str) -> str:
+    """The text without blanks around it, and without one pair of quotes around all of it, which Docker's `--env-file` keeps."""
+    text = text.strip()
+    is_quoted = len(text) >= 2 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1
+    return text[1:-1].strip() if is_quoted else text
+
+
+def value_of(text: str, field: FieldInfo) -> Any:
+    """The value of a setting's text by its type and bounds; text as it is where the field reads it itself."""
+    if field.annotation != tuple[str, ...]:
+        _refuse_unseen(text)
+    if any(isinstance(one, BeforeValidator) for one in field.metadata):
+        return text
+    kinds = get_args(field.annotation)
+    if get_origin(field.annotation) is Literal:
+        return next((choice for choice in kinds if choice.lower() == text.lower()), text)
+    if int in (field.annotation, *kinds):
+        return _number(text, r"[0-9]{1,12}", int, field)
+    if float in (field.annotation, *kinds):
+        return _number(text, r"[0-9]{1,12}(\.[0-9]{1,12})?", float, field)
+    return text
+
+
+def must_be(field: FieldInfo) -> str:
+    """What the field's values are, as the rest of a sentence that begins with its name."""
+    kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
+    if get_origin(field.annotation) is Literal:
+        return f"must be {', '.join(kinds[:-1])} or {kinds[-1]}"
+    if kinds[0] not in (int, float):
+        return "must be text"
+    bounds = {type(bound): bound for bound in field.metadata}
+    lowest = f"above {bounds[Gt].gt:,}" if Gt in bounds else f"from {bounds[Ge].ge:,}" if Ge in bounds else ""
+    highest = f"to {bounds[Le].le:,}" if Le in bounds else "on" if Ge in bounds else ""
+    example = f", such as {field.default}" if field.default is not None else ""
+    return " ".join(["must be a", *(["whole"] if kinds[0] is int else []), "number", lowest, highest]).rstrip() + example
+
+
+def names(text: Any) -> Any:
+    """`a, b,,c ` -> (a, b, c), R3; each may stand in quotes, or all in a JSON list. What can be meant otherwise is refused."""
+    if not isinstance(text, str):
+        return text
+    found = _json_list(text) if text.startswith(("[", "{")) else [_name(*parts) for parts in ELEMENT.findall(text)]
+    listed = tuple(dict.fromkeys(name for one in found if (name := one.strip())))
+    if not listed:
+        raise ValueError("it names nothing: leave it out where there is nothing to name")
+    return listed
+
+
+def yes(text: Any) -> Any:
+    """`Yes` or `No`, in any case."""
+    if isinstance(text, bool):
+        return text
+    choices = {"yes": True, "no": False}
+    if str(text).lower() not in choices:
+        raise ValueError("must be Yes or No")
+    return choices[str(text).lower()]
+
+
+def key(text: Any) -> Any:
+    """A key or site ID, as its service shows it."""
+    if not isinstance(text, str):
+        return text
+    if text.lower().startswith(("bearer", "basic")) and not KEY.fullmatch(text):
+        raise ValueError("must be the key alone, without the word Bearer or Basic before it")
+    if "<" in text or "{" in text or PLACEHOLDER.fullmatch(text):
+        raise ValueError("it is a placeholder and no key: put in what the service shows where the key was made")
+    if not KEY.fullmatch(text):
+        raise ValueError("must be the key alone, as the service shows it: letters, digits and ._~+/=- with no space or quote")
+    return text
+
+
+def personal_key(text: Any) -> Any:
+    """PostHog's personal API key."""
+    if isinstance(text, str) and text.startswith("phc_"):
+        raise ValueError("must be a personal API key (phx_...), not the project's own (phc_...), which can only send")
+    return key(text)
+
+
+def project_id(text: Any) -> Any:
+    """PostHog's number of a project; old self-hosted ones have a UUID."""
+    if isinstance(text, str) and not re.fullmatch(r"[0-9A-Za-z-]*", text):
+        raise ValueError("must be the project's number, such as 12345: it stands in the address of its pages in PostHog")
+    return text
+
+
+def day(text: Any) -> Any:
+    """A day of the past, `YYYY-MM-DD`."""
+    if not isinstance(text, str):
+        return text
+    try:
+        if not re.fullmatch(r"[0-9]{4}-[0-9]{2}-[0-9]{2}", text):
+            raise ValueError  # noqa: TRY301 - the same as one that is not in the calendar
+        given = date.fromisoformat(text)
+    except ValueError:
+        given = None
+    if given is None:
+        raise ValueError("must be a day of the calendar, YYYY-MM-DD, such as 2025-01-01")
+    if not EARLIEST <= given <= datetime.now(timezone.utc).date():
+        raise ValueError(f"must be a day from {EARLIEST} to today, such as 2025-01-01")
+    return given
+
+
+def tracking_address(text: Any) -> str:
+    """The address of the Track API: one of its hosts, or a URL."""
+    if str(text).lower() in TRACKING_HOSTS:
+        return f"https://{str(text).lower()}"
+    address, host = _address(str(text), TRACKED)
+    if host.endswith(".customer.io") and host not in TRACKING_HOSTS:
+        raise ValueError(f"must be the Track API's: {' or '.join(TRACKING_HOSTS)}")
+    return address
+
+
+def posthog_address(text: Any) -> str:
+    """The address of a PostHog that can be asked."""
+    address, host = _address(str(text), ASKED)
+    if host.endswith(".i.posthog.com"):
+        raise ValueError(
+            "must be where PostHog is looked at, such as https://us.posthog.com: at i.posthog.com it only takes events"
+        )
+    return address
+
+
+def is_plain(url: str) -> bool:
+    """Whether a URL is `http` to a host that others may listen to: one that is not on this machine or in a private network."""
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return url.lower().startswith("http:")
+    return parts.scheme == "http" and not _is_private(parts.hostname or "")
+
+
+def _is_private(host: str) -> bool:
+    try:
+        address = ip_address(host)
+    except ValueError:
+        last = host.rstrip(".").lower()
+        is_single = "." not in last and re.fullmatch(r"[a-z][a-z0-9-]*", last) is not None
+        return is_single or any(last.endswith(f".{name}") for name in PRIVATE_NAMES)
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return (mapped or address).is_private
+
+
+def _address(text: str, wanted: str) -> tuple[str, str]:
+    """`https://host:port` and its host, of a URL that is no more than that."""
+    try:
+        parts = urlsplit(text)
+        port = parts.port
+    except ValueError:
+        raise ValueError(wanted) from None
+    host = parts.hostname or ""
+    if parts.scheme not in ("http", "https") or not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
+        raise ValueError(wanted)
+    if "@" in parts.netloc:
+        raise ValueError(f"must have no login in it: {wanted.removeprefix('must be ')}")
+    if parts.path.strip("/") or "?" in text or "#" in text:
+        raise ValueError(f"must end after its host, with no path behind it: {wanted.removeprefix('must be ')}")
+    shown = f"[{host}]" if ":" in host else host
+    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}", host
+
+
+def _is_host(host: str) -> bool:
+    try:
+        ip_address(host)
+    except ValueError:
+        labels = host.split(".")
+        is_name = len(host) <= 253 and all(map(LABEL.fullmatch, labels))
+        return is_name and any(letter.isalpha() for letter in labels[-1]) and not labels[-1].startswith("0x")
+    return "%" not in host
+
+
+def _refuse_unseen(text: str) -> None:
+    """What is in no setting, wherever it came from: line ends, letters that cannot be seen, and half a pair of quotes."""
+    if any(unicodedata.category(letter) in UNSEEN for letter in text):
+        raise ValueError("it has a line end or a character that cannot be seen in it")
+    if text[0] in QUOTES or text[-1] in QUOTES:
+        raise ValueError("must stand without quotes, or in one pair of straight ones")
+
+
+def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInfo) -> int | float:
+    number = kind(text) if re.fullmatch(form, text) else None
+    for bound in field.metadata:
+        if number is not None and (
+            (isinstance(bound, Ge) and number < bound.ge)  # type: ignore[operator]
+            or (isinstance(bound, Gt) and number <= bound.gt)  # type: ignore[operator]
+            or (isinstance(bound, Le) and number > bound.le)  # type: ignore[operator]
+        ):
+            number = None
+    if number is None:
+        raise ValueError(must_be(field))
+    return number
+
+
+def _json_list(text: str) -> list[str]:
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        found = None
+    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        raise ValueError(LISTED)
+    return found
+
+
+def _name(double: str, single: str, bare: str) -> str:
+    """One name of a list that is no JSON: nothing in it may be meant otherwise than by the letter."""
+    name = double or single or bare
+    inside = re.sub(rf"(?<=\w)[{APOSTROPHES}](?=\w)", "", name)
+    if any(
+        letter in QUOTES or letter in SEPARATORS or unicodedata.category(letter) in ("Cc", "Cf", "Zl", "Zp")
+        for letter in inside
+    ):
+        raise ValueError(LISTED)
+    if any(name.count(opening) != name.count(closing) for opening, closing in BRACKETS):
+        raise ValueError(LISTED)
+    return name

@@ -1,0 +1,140 @@
+"""Keys, logins and addresses of people are in nothing that a failing run writes: its output, its log, Dagster's databases."""
+
+from __future__ import annotations
+
+import logging
+import socket
+from datetime import date
+from pathlib import Path
+
+import pytest
+
+from cio_pipeline.headless import run_days
+from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings import load_settings
+from cio_pipeline_tests import raw_server
+
+DAY = "2025-01-01"
+KEYS = {
+    "CUSTOMERIO_SITE_ID": "poison-site",
+    "CUSTOMERIO_API_KEY": "poison-key",
+    "POSTHOG_PERSONAL_API_KEY": "phx_poison",
+}
+EVENT = {
+    "uuid": "00000000-0000-4000-8000-000000000001",
+    "event": "signed up",
+    "distinct_id": "u1",
+    "timestamp": f"{DAY}T10:00:00Z",
+    "properties": {"$set": {"email": "poison@example.com"}},
+}
+
+
+def answering(answer: bytes) -> raw_server.Answer:
+    return lambda connection, _: connection.sendall(answer)
+
+
+def reset(connection: socket.socket, _: bytes) -> None:
+    connection.close()
+
+
+ANSWERS: dict[str, raw_server.Answer] = {
+    "reset": reset,
+    "no HTTP": answering(b"poison\r\n\r\n"),
+    "redirect": answering(raw_server.http(b"", "302 Found", "Location: https://poison:poison@a.example.com/?token=poison")),
+    "web page": answering(raw_server.http(b"<html>who is poison@example.com?</html>")),
+    "unauthorized": answering(raw_server.http(b'{"detail": "poison@example.com"}', "401 Unauthorized")),
+    "bad request": answering(raw_server.http(b'{"detail": "poison@example.com", "meta": {"error": "poison@a.b"}}', "400 Bad")),
+    "cut short": answering(raw_server.http(b'{"poison"', "200 OK", "Content-Encoding: gzip")),
+}
+
+
+@pytest.fixture
+def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
+    """Keys that must not be seen again; both services are somewhere else."""
+    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.posthog.api.TRIES", 2)
+    monkeypatch.setattr("cio_pipeline.customerio.client.TRIES", 2)
+    for name, value in (
+        Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1)).items()
+    ):
+        monkeypatch.setenv(name, value)
+    for name, value in KEYS.items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def fails_without_a_word_of_them(folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    """Runs the day, which fails, and looks through everything."""
+    with caplog.at_level(logging.DEBUG):
+        assert run_days(DAY, DAY, load_settings(), {}) != 0
+    shown = capsys.readouterr()
+    assert shown.err
+    assert "Error at" not in shown.err
+    databases = [path for path in folder.rglob("*") if path.is_file() and "dagster" in str(path.relative_to(folder))]
+    assert databases, "Dagster's databases are looked through, too"
+    written = {str(path): path.read_bytes() for path in databases}
+    for where, content in {"output": f"{shown.out}{shown.err}".encode(), "log": caplog.text.encode(), **written}.items():
+        assert b"poison" not in content, where
+
+
+@pytest.mark.parametrize("answer", ["no HTTP", "redirect", "web page", "unauthorized", "bad request"])
+def test_whatever_posthog_answers(
+    settings: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    answer: str,
+) -> None:
+    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, raw_server.serve(ANSWERS[answer]) as url:
+        settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
+        settings.setenv("POSTHOG_HOST", url)
+        fails_without_a_word_of_them(tmp_path, capsys, caplog)
+
+
+@pytest.mark.parametrize("answer", ["reset", "redirect", "bad request", "cut short"])
+def test_whatever_customerio_answers(
+    settings: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    answer: str,
+) -> None:
+    region = raw_server.http(b'{"region": "us"}')
+
+    def instead(connection: socket.socket, request: bytes) -> None:
+        if b"/accounts/region" in request.partition(b"\r\n")[0]:
+            connection.sendall(region)
+        else:
+            ANSWERS[answer](connection, request)
+
+    with posthog.serve(iter([EVENT])) as source, raw_server.serve(instead) as url:
+        settings.setenv("POSTHOG_HOST", source.url)
+        settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", url)
+        fails_without_a_word_of_them(tmp_path, capsys, caplog)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("POSTHOG_HOST", "https://nowhere.invalid"),
+        ("CIO_SUPPRESSED_FILE", "http://poison:poison@127.0.0.1:1/list?token=poison"),
+        ("CIO_LEDGER_URL", "postgresql://poison:poison@127.0.0.1:1/cio"),
+        ("HTTP_PROXY", "http://poison:poison@127.0.0.1:1"),
+    ],
+)
+def test_whatever_cannot_be_reached(
+    settings: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    name: str,
+    value: str,
+) -> None:
+    settings.delenv("CIO_SANDBOX", raising=False)
+    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, posthog.serve(iter([EVENT])) as source:
+        settings.setenv("POSTHOG_HOST", source.url)
+        settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
+        settings.setenv(name, value)
+        fails_without_a_word_of_them(tmp_path, capsys, caplog)
