@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -202,6 +203,7 @@ INSTANCE = """
 import os, time
 from cio_pipeline.headless import _instance
 from cio_pipeline.settings import load_settings
+open(f"ready {os.getpid()}", "w").close()
 while not os.path.exists("go"):
     time.sleep(0.01)
 with _instance(load_settings()) as instance:
@@ -213,6 +215,9 @@ def test_two_first_runs_at_once_make_one_instance(tmp_path: Path) -> None:
     nowhere = Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1))
     command = [sys.executable, "-c", INSTANCE]
     both = [subprocess.Popen(command, env=nowhere, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    while len(list(tmp_path.glob("ready *"))) < 2:
+        assert [process.poll() for process in both] == [None, None]
+        time.sleep(0.05)
     (tmp_path / "go").touch()
     assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 2
     heads = (
