@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dagster as dg
 
@@ -21,7 +20,7 @@ from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, DaysError, days_between
 from cio_pipeline.http import Unavailable
-from cio_pipeline.places import dagster_home
+from cio_pipeline.places import dagster_home, shown
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.settings import Settings, SettingsError
 from cio_pipeline.storage.files import StorageError
@@ -114,20 +113,9 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 def _places(settings: Settings, home: Path) -> str:
     source = settings.batch_export_url if settings.event_source == "batch_export" else settings.posthog_url
     return (
-        f"Reads {_shown(source)}, sends to {_shown(settings.tracking_url)}; the tables are in {_shown(settings.data_dir)},"
-        f" the ledger is {_shown(settings.ledger_url)}, Dagster's runs are in {home}."
+        f"Reads {shown(source)}, sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)},"
+        f" the ledger is {shown(settings.ledger_url)}, Dagster's runs are in {home}."
     )
-
-
-def _shown(place: str) -> str:
-    """A path or URL without its login and query, which may hold a password."""
-    if "://" not in place:
-        return place
-    url = urlsplit(place)
-    if url.scheme.startswith("sqlite"):
-        return url.path.removeprefix("/")
-    host, _, port = url.netloc.rpartition("@")[2].partition(":")
-    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
 
 
 def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary) -> None:
