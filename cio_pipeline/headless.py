@@ -8,12 +8,10 @@ import logging
 import os
 import sqlite3
 import traceback
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import dagster as dg
 
@@ -22,12 +20,12 @@ from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, DaysError, days_between
 from cio_pipeline.http import Unavailable
-from cio_pipeline.places import dagster_home
+from cio_pipeline.places import dagster_home, shown
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.settings import Settings, SettingsError
 from cio_pipeline.storage.files import StorageError
 from cio_pipeline.storage.tables import keep_private
-from cio_pipeline.summary import RECORDED, Summary
+from cio_pipeline.summary import Summary
 from cio_pipeline.terminal import complain, one_line, say
 
 SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
@@ -40,21 +38,31 @@ INTERRUPTED = 130
 
 
 class Lines(logging.Handler):
-    """Prints what the assets say of their progress, and nothing of Dagster's own events."""
+    """Prints what the assets say of their progress, and tells the summary of Dagster's own events."""
+
+    def __init__(self, summary: Summary) -> None:
+        super().__init__()
+        self._summary = summary
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message alone, as one line; Dagster's own are events, or warnings."""
+        """Prints the message alone, as one line."""
         said = getattr(record, "dagster_meta", {})
-        if record.levelno == logging.INFO and said.get("dagster_event") is None and "orig_message" in said:
+        if (event := said.get("dagster_event")) is not None:
+            self._summary.see(event)
+        elif record.levelno == logging.INFO and "orig_message" in said:
             say(said["orig_message"])
 
 
-@dg.logger
-def lines(_: dg.InitLoggerContext) -> logging.Logger:
+def _logger(summary: Summary) -> dg.LoggerDefinition:
     """The logger of a headless run, in place of Dagster's console."""
-    logger = logging.Logger("lines", logging.INFO)
-    logger.addHandler(Lines())
-    return logger
+
+    @dg.logger
+    def lines(_: dg.InitLoggerContext) -> logging.Logger:
+        logger = logging.Logger("lines", logging.DEBUG)
+        logger.addHandler(Lines(summary))
+        return logger
+
+    return lines
 
 
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
@@ -66,13 +74,15 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     """
     keys = days_between(first, last)
     keep_private()
+    summary = Summary(settings)
     try:
-        summary = Summary(settings)
         with _instance(settings) as instance:
             for start in range(0, len(keys), settings.days_per_run):
                 _run(keys[start : start + settings.days_per_run], instance, chosen, summary)
             return summary.end()
     except Exception as failure:
+        for line in summary.failed_checks():
+            say(line)
         complain(_sentence(failure))
         return 1
     except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
@@ -103,42 +113,23 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 def _places(settings: Settings, home: Path) -> str:
     source = settings.batch_export_url if settings.event_source == "batch_export" else settings.posthog_url
     return (
-        f"Reads {_shown(source)}, sends to {_shown(settings.tracking_url)}; the tables are in {_shown(settings.data_dir)},"
-        f" the ledger is {_shown(settings.ledger_url)}, Dagster's runs are in {home}."
+        f"Reads {shown(source)}, sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)},"
+        f" the ledger is {shown(settings.ledger_url)}, Dagster's runs are in {home}."
     )
-
-
-def _shown(place: str) -> str:
-    """A path or URL without its login and query, which may hold a password."""
-    if "://" not in place:
-        return place
-    url = urlsplit(place)
-    if url.scheme.startswith("sqlite"):
-        return url.path.removeprefix("/")
-    host, _, port = url.netloc.rpartition("@")[2].partition(":")
-    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
 
 
 def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary) -> None:
     """Runs the days, and says what was delivered. Raises what the run failed of."""
     given = {name: value for name, value in chosen.items() if value is not None}
-    spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": lines}))
-    run_id = str(uuid.uuid4())
-    try:
-        result = spoken.resolve_job_def("customerio_sync").execute_in_process(
-            instance=instance,
-            run_id=run_id,
-            tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
-            run_config={
-                "loggers": {"lines": {}},
-                "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
-            },
-        )
-    except BaseException:
-        with suppress(Exception):
-            summary.add(entry.dagster_event for entry in instance.all_logs(run_id, RECORDED) if entry.dagster_event)
-        raise
-    summary.add(result.all_events)
+    spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": _logger(summary)}))
+    spoken.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance,
+        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
+        run_config={
+            "loggers": {"lines": {}},
+            "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
+        },
+    )
 
 
 def _sentence(failure: BaseException) -> str:

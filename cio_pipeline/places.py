@@ -85,6 +85,17 @@ def dagster_home(data_dir: str) -> Path:
     return home
 
 
+def shown(place: str) -> str:
+    """A path or URL without its login and query, which may hold a password."""
+    if not is_url(place):
+        return place
+    url = urlsplit(place)
+    if url.scheme.startswith("sqlite"):
+        return url.path.removeprefix("/")
+    host, _, port = url.netloc.rpartition("@")[2].partition(":")
+    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
+
+
 def is_loopback(url: str) -> bool:
     """Whether a URL names this machine by a loopback address, or a file or socket on it."""
     if url.startswith(("sqlite", "file:")) or not is_url(url):

@@ -1,12 +1,12 @@
-"""What a headless run says at its end: each day's receipt, and what did not go out and why.
+"""What a headless run says of what became of its days: each day's receipt, and what did not go out and why.
 
-It reads what Dagster has recorded of the run, so that a run that fails says which days it has delivered.
+It reads Dagster's events of the run as they come, so that a run that fails has said which days it has delivered.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -44,40 +44,35 @@ class Summary:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._days: list[str] = []
+        self._said: set[str] = set()
+        self._filtered: Counter[str] = Counter()
         self._extracted: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
         self._refused_by_customerio = 0
         self._failed_checks: dict[str, list[str]] = {}
 
-    def add(self, events: Iterable[dg.DagsterEvent]) -> None:
-        """Says what a run has delivered, and keeps what is to be said at the end."""
-        outcomes: dict[str, Facts] = {}
-        receipts: dict[str, Facts] = {}
-        for event in events:
-            if event.event_type not in RECORDED:
-                continue
-            found: Any = event.event_specific_data
-            if isinstance(found, dg.AssetCheckEvaluation):
-                self._check(found)
-                continue
-            asset = found.materialization if hasattr(found, "materialization") else found.asset_observation
-            facts = {name: value.value for name, value in asset.metadata.items()}
-            day, name = str(asset.partition), asset.asset_key.to_user_string()
-            if name == "events":
-                outcomes[day] = facts
-            elif name == "customerio_delivery" and facts:
-                receipts[day] = facts
-        for day, facts in outcomes.items():
+    def see(self, event: dg.DagsterEvent) -> None:
+        """Says what was delivered of a day, as soon as its receipt stands, and keeps what is to be said at the end."""
+        if event.event_type not in RECORDED:
+            return
+        found: Any = event.event_specific_data
+        if isinstance(found, dg.AssetCheckEvaluation):
+            self._check(found)
+            return
+        asset = found.materialization if hasattr(found, "materialization") else found.asset_observation
+        facts = {name: value.value for name, value in asset.metadata.items()}
+        day, name = str(asset.partition), asset.asset_key.to_user_string()
+        if name == "events":
             self._derived(day, facts)
-        for day in sorted(receipts):
-            self._deliver(day, receipts[day], outcomes.get(day, {}))
+        elif name == "customerio_delivery" and facts and day not in self._said:
+            self._said.add(day)
+            self._deliver(day, facts)
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
         beyond = [day for day in self._extracted if self._refused[day] > self._settings.refused_share * self._extracted[day]]
-        for line in (*self._unmatched(), *self._checks()):
+        for line in (*self._unmatched(), *self.failed_checks()):
             say(line)
         if self._refused.total():
             (complain if beyond else say)(self._refusals(beyond))
@@ -89,14 +84,14 @@ class Summary:
         return 1 if beyond or self._refused_by_customerio else 0
 
     def _derived(self, day: str, facts: Facts) -> None:
-        self._days.append(day)
         self._extracted[day] = int(facts.get("extracted", 0))
+        self._filtered[day] = int(facts.get("filtered", 0))
         self._refused[day] = int(facts.get("refused", 0))
         reasons = facts.get("reasons") or {}
         self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
 
-    def _deliver(self, day: str, receipt: Facts, outcomes: Facts) -> None:
-        rules = {"filtered": outcomes.get("filtered", 0), "refused by the rules": outcomes.get("refused", 0)}
+    def _deliver(self, day: str, receipt: Facts) -> None:
+        rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
         if "dry run" in receipt:
             say(f"{day}, if it were run (nothing was sent):")
             for name, value in {**receipt, **rules}.items():
@@ -123,7 +118,8 @@ class Summary:
             what = f"{what} ({facts.get('days missing')} days: make run FROM={facts.get('first')} TO={facts.get('last')})"
         self._failed_checks.setdefault(name, []).append(what)
 
-    def _checks(self) -> Iterator[str]:
+    def failed_checks(self) -> Iterator[str]:
+        """A line of each check that failed, with what to do."""
         for name, found in self._failed_checks.items():
             yield f"The check {name} failed: {' '.join(dict.fromkeys(found))}"
 
@@ -143,13 +139,13 @@ class Summary:
         """The names in lists that nothing of these days has: misspelled, perhaps, and so without effect."""
         tables = Tables(self._settings.data_dir)
         if names := set(self._settings.event_allowlist):
-            for day in self._days:
+            for day in self._extracted:
                 for shard in tables.read("posthog_events", day, columns=["event"]):
                     names -= set(shard["event"].unique())
             if names:
                 yield f"CIO_EVENT_ALLOWLIST: no event of these days is named {_listed(names)}."
         if patterns := set(self._settings.exclude_attributes):
-            for attribute in _attributes(tables, self._days):
+            for attribute in _attributes(tables, list(self._extracted)):
                 patterns -= {pattern for pattern in patterns if fnmatchcase(attribute, pattern)}
                 if not patterns:
                     return

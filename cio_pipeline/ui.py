@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from cio_pipeline.places import PROJECT, dagster_home
+from cio_pipeline.places import PROJECT, dagster_home, shown
 from cio_pipeline.sandbox.processes import end
 from cio_pipeline.settings import load_settings
 
@@ -26,7 +26,10 @@ def ui() -> int:
         shutil.copy(PROJECT / "dagster.yaml", home)
     paths = (str(PROJECT), os.environ.get("PYTHONPATH", ""))
     named = {"DAGSTER_HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    print(f"Sends to {settings.tracking_url}; the tables are in {settings.data_dir}, Dagster's runs in {home}.", flush=True)
+    print(
+        f"Sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)}, Dagster's runs in {home}.",
+        flush=True,
+    )
     try:
         return dagster_dev(home, {**os.environ, **named})
     except KeyboardInterrupt:

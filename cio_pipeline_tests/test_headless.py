@@ -7,6 +7,7 @@ import logging
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
@@ -17,6 +18,8 @@ import dagster as dg
 import pytest
 
 from cio_pipeline import headless
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError
 from cio_pipeline.headless import run_days
@@ -24,6 +27,7 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
 from cio_pipeline.settings import load_settings
+from cio_pipeline.summary import Summary
 from cio_pipeline.terminal import one_line
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
@@ -79,6 +83,24 @@ def test_what_the_rules_refuse_is_in_the_last_lines_and_in_the_status(
     assert said.out.splitlines()[-1].startswith(
         "The rules refused 1 of 4 events, 25 % (CIO_REFUSED_SHARE allows 25 % of a day):"
     )
+
+
+def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_on_the_third(day: str, *given: Any) -> Any:
+        if day == THIRD_DAY:
+            raise NotDelivered("Customer.io is away.")
+        return deliver(day, *given)
+
+    monkeypatch.setattr("cio_pipeline.defs.deliver.deliver", fail_on_the_third)
+    assert run(DAY, THIRD_DAY) == 1
+    said = capsys.readouterr()
+    assert [line.partition(" events sent")[0] for line in said.out.splitlines() if " events sent, " in line] == [
+        f"{DAY}: 3",
+        "2025-01-02: 0",
+    ]
+    assert said.err == "Customer.io is away.\n"
 
 
 def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
@@ -169,20 +191,21 @@ def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(
     assert services.customerio.requests == []
 
 
-def test_nothing_that_a_terminal_obeys_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
+def test_nothing_that_a_terminal_obeys_is_printed(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord("lines", logging.INFO, "", 0, "", None, None)
     record.dagster_meta = {"orig_message": "read\r\x1b]0;title\x07\n\u2028more \u202egnp"}
-    headless.Lines().emit(record)
+    headless.Lines(Summary(load_settings())).emit(record)
     assert capsys.readouterr().out == "read  ]0;title   more  gnp\n"
     assert one_line("Größe, 3 €") == "Größe, 3 €"
 
 
 INSTANCE = """
-import os
+import os, time
 from cio_pipeline.headless import _instance
 from cio_pipeline.settings import load_settings
+open(f"ready {os.getpid()}", "w").close()
 while not os.path.exists("go"):
-    pass
+    time.sleep(0.01)
 with _instance(load_settings()) as instance:
     instance.get_runs_count()
 """
@@ -191,9 +214,12 @@ with _instance(load_settings()) as instance:
 def test_two_first_runs_at_once_make_one_instance(tmp_path: Path) -> None:
     nowhere = Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1))
     command = [sys.executable, "-c", INSTANCE]
-    both = [subprocess.Popen(command, env=nowhere, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(3)]
+    both = [subprocess.Popen(command, env=nowhere, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    while len(list(tmp_path.glob("ready *"))) < 2:
+        assert [process.poll() for process in both] == [None, None]
+        time.sleep(0.05)
     (tmp_path / "go").touch()
-    assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 3
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 2
     heads = (
         "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from alembic_version').fetchall())"
     )

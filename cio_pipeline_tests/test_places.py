@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cio_pipeline import places
-from cio_pipeline.places import PROJECT, is_loopback
+from cio_pipeline.places import PROJECT, is_loopback, shown
 from cio_pipeline.settings import SettingsError, load_settings
 
 
@@ -105,3 +105,17 @@ def test_the_sandbox_refuses_any_address_that_is_not_loopback(env: pytest.Monkey
     env.setenv(name, "postgresql://u:secret@db.example.com/x" if name == "CIO_LEDGER_URL" else "https://elsewhere.example.com")
     with pytest.raises(SettingsError, match=f"^{name} is refused: the sandbox reads and sends on this machine only"):
         load_settings()
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("/a/path", "/a/path"),
+        ("sqlite:////a/ledger.db", "/a/ledger.db"),
+        ("postgresql://u:secret@db.example.com:5432/d?password=secret", "postgresql://db.example.com:5432/d"),
+        ("s3://key:secret@bucket/tables", "s3://bucket/tables"),
+        ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+    ],
+)
+def test_a_place_is_shown_without_its_login(place: str, said: str) -> None:
+    assert shown(place) == said
