@@ -57,7 +57,7 @@ class Days:
             values, newest = operation.pop("attributes"), max(times.values())
             upsert = {"type": "person", "action": "identify", "identifiers": identifiers(row.key), "timestamp": newest}
             assert operation == upsert
-            assert (row.attributes, row.timestamp.timestamp() // 1) == (len(values), newest)
+            assert (row.attributes, row.timestamp.replace(microsecond=0).timestamp()) == (len(values), newest)
             assert len(row.operation.encode()) <= ITEM_BYTES
             customer = found.setdefault(row.key, {})
             assert not customer.keys() & values.keys()
@@ -75,7 +75,7 @@ class Days:
                 assert made.pop("identifiers") == identifiers(row.key)
                 made["type"], made["data"] = made.pop("action"), made.pop("attributes")
             assert (row.ulid, row.name, row.type) == (made["id"], made["name"], made["type"])
-            assert row.timestamp.timestamp() // 1 == made["timestamp"]
+            assert row.timestamp.replace(microsecond=0).timestamp() == made["timestamp"]
             order = (row.timestamp, row.uuid)
             assert last.get(row.key, order) <= order
             last[row.key] = order

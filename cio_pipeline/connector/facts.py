@@ -70,8 +70,9 @@ def _taught(events: pd.DataFrame) -> Iterator[tuple[str, bool, str | None, int]]
     """What each event teaches by itself: distinct_id, whether it identifies, the email it sets (None: none), and its time."""
     times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64")
     columns = (events["distinct_id"], events["event"], events["properties"], events["person_properties"], times)
+    usables = {who: usable(who) for who in events["distinct_id"].unique().tolist()}
     for who, name, properties, person, time in zip(*(column.tolist() for column in columns), strict=True):
-        can = usable(who)
+        can = usables[who]
         yield who, can and name == "$identify", _email(properties, person) if can else None, time
 
 

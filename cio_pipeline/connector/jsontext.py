@@ -1,7 +1,6 @@
 """JSON text to values and back, exactly: no integer loses digits, nothing goes out that is not valid JSON in UTF-8.
 
-Integers of 19 digits and more are read as `orjson.Fragment`: their text as it stands, whatever their length, which `write`
-gives back.
+Integers of 19 digits and more are read as `orjson.Fragment`, their text as it stands, which `write` gives back.
 """
 
 from __future__ import annotations
@@ -24,6 +23,9 @@ LEVELS = 200
 ESCAPED_HALF = re.compile(r"\\u[dD][89a-fA-F]")
 HALF = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
+
+INTEGER_DIGITS = 4300
+"""R14: the longest integer; Python, and so perhaps whoever reads on, takes no longer one."""
 
 NO_OBJECT = "properties are no JSON object"
 NO_JSON = "properties are not JSON"
@@ -48,10 +50,10 @@ def loads(content: bytes) -> Any:
 def read_object(text: Any) -> dict[str, Any]:
     """The object in `text`; absent (pandas may say NaN) or empty text is an empty object.
 
-    Raises `UnusableJson` where the text is no JSON object or holds what JSON cannot carry (NaN, Infinity). Half a surrogate
-    pair, which UTF-8 cannot carry, stays as it is: see `whole_pairs`.
+    Raises `UnusableJson` where the text is no JSON object or holds a number that JSON cannot carry (NaN, Infinity). Half a
+    surrogate pair, which UTF-8 cannot carry, stays as it is: see `whole_pairs`.
     """
-    return _object(text, _finite, _refuse_constant)
+    return _object(text, _sendable_integer, _finite, _refuse_constant)
 
 
 def peek_object(text: Any) -> dict[str, Any]:
@@ -60,7 +62,7 @@ def peek_object(text: Any) -> dict[str, Any]:
     Numbers that JSON cannot carry are read, halves of surrogate pairs are U+FFFD; what is no object or too deep is empty.
     """
     try:
-        found = _object(text, float, float)
+        found = _object(text, _integer, float, float)
     except UnusableJson:
         return {}
     return {} if is_too_deep(text, found) else whole_pairs(text, found)[0]
@@ -96,23 +98,23 @@ def write(value: Any) -> bytes:
         return _write_exactly(value)
 
 
-def _object(text: Any, number: Any, constant: Any) -> dict[str, Any]:
+def _object(text: Any, integer: Any, number: Any, constant: Any) -> dict[str, Any]:
     if not isinstance(text, str) or not text:
         return {}
-    value = _read(text, number, constant)
+    value = _read(text, integer, number, constant)
     if not isinstance(value, dict):
         raise UnusableJson(NO_OBJECT)
     return value
 
 
-def _read(text: str, number: Any, constant: Any) -> Any:
+def _read(text: str, integer: Any, number: Any, constant: Any) -> Any:
     if not IN_TEXT.search(text):
         try:
             return orjson.loads(text)
         except ValueError:
             pass
     try:
-        return json.loads(HALF.sub(REPLACEMENT, text), parse_int=_integer, parse_float=number, parse_constant=constant)
+        return json.loads(HALF.sub(REPLACEMENT, text), parse_int=integer, parse_float=number, parse_constant=constant)
     except UnusableJson:
         raise
     except ValueError:
@@ -123,6 +125,12 @@ def _read(text: str, number: Any, constant: Any) -> Any:
 
 def _integer(digits: str) -> int | orjson.Fragment:
     return int(digits) if len(digits) < 19 else orjson.Fragment(digits)
+
+
+def _sendable_integer(digits: str) -> int | orjson.Fragment:
+    if len(digits.removeprefix("-")) > INTEGER_DIGITS:
+        raise UnusableJson(NOT_CARRIED)
+    return _integer(digits)
 
 
 def _finite(text: str) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -23,8 +24,8 @@ NEVER_SENT = ("$create_alias", "$groupidentify")
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
 
-PERSONLESS_TEXT = re.compile(r'"\$process_person_profile"\s*:\s*false|\\u00')
-"""Parsing is dear: only text with this may be a personless event's, its name plain or by escapes."""
+PERSONLESS_NAME = '"$process_person_profile"'
+PERSONLESS_TEXT = re.compile(re.escape(PERSONLESS_NAME) + r"\s*:\s*false")
 
 SENT = "sent"
 REFUSED = "refused: "
@@ -50,8 +51,14 @@ def decide(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.Da
 
 
 def is_personless(properties: Any) -> bool:
-    """R5: whether the event says that PostHog is to keep no person for it."""
-    if not isinstance(properties, str) or not PERSONLESS_TEXT.search(properties):
+    """R5: whether the event says that PostHog is to keep no person for it.
+
+    Parsing is dear: only text that says so anywhere, or has a name with escapes, is parsed.
+    """
+    if not isinstance(properties, str):
+        return False
+    at = properties.find(PERSONLESS_NAME)
+    if (at < 0 or not PERSONLESS_TEXT.search(properties, at)) and "\\u00" not in properties:
         return False
     return peek_object(properties).get("$process_person_profile") is False
 
@@ -59,15 +66,18 @@ def is_personless(properties: Any) -> bool:
 def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> Any:
     names, ids, uuids = (events[column].tolist() for column in ("event", "distinct_id", "uuid"))
     times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy()
+    allowed = frozenset(options.event_allowlist)
     reasons: dict[str, Any] = {
-        **{FILTERED + f"{never} is never sent (R4)": _mask(name == never for name in names) for never in NEVER_SENT},
-        FILTERED + "not on the allowlist (R3)": _mask(_off_allowlist(names, options)),
-        REFUSED + "distinct_id is blank (R14)": _mask(map(is_blank, ids)),
-        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _mask(len(value.encode()) > ID_BYTES for value in ids),
-        REFUSED + "distinct_id is nobody's (R14)": _mask(map(is_nobodys, ids)),
-        REFUSED + "name is blank (R14)": _mask(not name.strip() for name in names),
-        REFUSED + f"name is over {NAME_BYTES} bytes (R14)": _mask(_too_long(name.strip()) for name in names),
-        REFUSED + "uuid is no UUID (R14)": ~_mask(map(is_uuid, uuids)),
+        **{FILTERED + f"{never} is never sent (R4)": _of_each(names, never.__eq__) for never in NEVER_SENT},
+        FILTERED + "not on the allowlist (R3)": _of_each(names, lambda name: name not in allowed) & bool(allowed),
+        REFUSED + "distinct_id is blank (R14)": _of_each(ids, is_blank),
+        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _of_each(ids, lambda value: len(value.encode()) > ID_BYTES),
+        REFUSED + "distinct_id is nobody's (R14)": _of_each(ids, is_nobodys),
+        REFUSED + "name is blank (R14)": _of_each(names, lambda name: not name.strip()),
+        REFUSED + f"name is over {NAME_BYTES} bytes (R14)": _of_each(
+            names, lambda name: len(name.strip().encode()) > NAME_BYTES
+        ),
+        REFUSED + "uuid is no UUID (R14)": ~np.fromiter(map(is_uuid, uuids), dtype=bool),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
         NOT_IDENTIFIED: _held_back(facts["identified"], options, "identified"),
         NO_EMAIL: _held_back(facts["email"].notna(), options, "emails"),
@@ -76,17 +86,10 @@ def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> An
     return np.select(list(reasons.values()), [np.array(reason, dtype=object) for reason in reasons], default=SENT)
 
 
-def _mask(values: Any) -> Any:
-    return np.fromiter(values, dtype=bool)
-
-
-def _off_allowlist(names: list[str], options: Options) -> list[bool]:
-    allowed = frozenset(options.event_allowlist)
-    return [bool(allowed) and name not in allowed for name in names]
-
-
-def _too_long(name: str) -> bool:
-    return len(name.encode()) > NAME_BYTES
+def _of_each(texts: list[str], is_so: Callable[[str], bool]) -> Any:
+    """Whether it is so of each text, asked once of those that are the same."""
+    answers = {text: is_so(text) for text in set(texts)}
+    return np.fromiter((answers[text] for text in texts), dtype=bool)
 
 
 def _held_back(passes: pd.Series[Any], options: Options, choice: str) -> Any:

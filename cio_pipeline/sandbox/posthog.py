@@ -17,6 +17,7 @@ import orjson
 
 from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.capture import Event
+from cio_pipeline.sandbox.ingestion import Ingestion
 from cio_pipeline.sandbox.legacy import EventsList
 from cio_pipeline.sandbox.product import VISITORS_PER_DAY, days
 from cio_pipeline.sandbox.project import Project
@@ -31,6 +32,7 @@ class PostHog(ThreadingHTTPServer):
     def __init__(self, project: Project, port: int = 0) -> None:
         super().__init__(("127.0.0.1", port), _Handler)
         self.project = project
+        self.ingestion = Ingestion()
         self._open: dict[threading.Thread, socket.socket] = {}
         self.url = f"http://127.0.0.1:{self.server_port}"
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -116,6 +118,9 @@ class _Handler(BaseHTTPRequestHandler):
                 return project.file_downloads.answer(method, rest, _json_body(body or b"{}"), self.server.url)
             case "GET", ["sandbox", "files", link]:
                 return project.file_downloads.file(link, set(self.headers))
+            case "POST", ["batch"] | ["capture"] | ["e"] | ["i", "v0", "e"]:
+                _add(project, _captured(self.server.ingestion, body))
+                return Answer(b'{"status":1}')
             case "POST", ["sandbox", "events"]:
                 return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
             case "POST", ["sandbox", "retention"]:
@@ -140,6 +145,13 @@ def _now(body: Any) -> datetime:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
     return now if now.tzinfo else now.replace(tzinfo=timezone.utc)
+
+
+def _captured(ingestion: Ingestion, body: bytes) -> list[Event]:
+    try:
+        return ingestion.stored(body)
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+        raise Refused(400, "validation_error", "invalid_payload", "Failed to decode the body of the request.") from error
 
 
 def _add(project: Project, events: Iterable[Event]) -> int:

@@ -174,8 +174,8 @@ def test_r12_data_keeps_every_value_as_it_was() -> None:
     assert data["big"] == 123456789012345678901234567890
 
 
-@pytest.mark.parametrize("digits", [19, 20, 4300, 4301, 5000, 90_000])
-def test_r12_an_integer_of_any_length_goes_out_as_it_is(digits: int) -> None:
+@pytest.mark.parametrize("digits", [19, 20, 4299, 4300])
+def test_r12_a_long_integer_goes_out_as_it_is(digits: int) -> None:
     raw = '{"a":-1' + "0" * (digits - 1) + "}"
     [operation] = tables(event(raw=raw)).events["operation"]
     assert raw[1:-1] in str(operation)
@@ -248,6 +248,8 @@ def test_r7_properties_of_a_person_that_are_no_object_count_as_absent(person: st
         ("[1]", "properties are no JSON object"),
         ("{", "properties are not JSON"),
         ('{"a":NaN}', "a number that JSON cannot carry"),
+        ('{"a":' + "1" * 4301 + "}", "a number that JSON cannot carry"),
+        ('{"$set":{"a":-' + "1" * 90_000 + "}}", "a number that JSON cannot carry"),
         ('{"a":1e999}', "a number that JSON cannot carry"),
         ('{"a":12345678901234567890,"b":[-Infinity]}', "a number that JSON cannot carry"),
         ('{"a":' * 100_000 + "1" + "}" * 100_000, TOO_DEEP),
