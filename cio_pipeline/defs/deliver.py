@@ -2,23 +2,31 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 
 import dagster as dg
-import pandas as pd
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import ONLY_PERSONLESS, Report, deliver, preview
-from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast, unsent_events
+from cio_pipeline.customerio.forecast import Bounds, unsent_events
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.database import DatabaseError
-from cio_pipeline.days import derive_day, learned_under
+from cio_pipeline.days import derive_day
+from cio_pipeline.defs.before_delivery import (
+    Bounded,
+    Sent,
+    is_backfill,
+    refuse_missing_days,
+    refuse_too_much,
+    shards,
+    slim,
+)
 from cio_pipeline.defs.checks import or_warning
-from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before, window
+from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http import Unavailable
 from cio_pipeline.storage.files import temporary_folder
@@ -27,30 +35,6 @@ from cio_pipeline.storage.tables import Tables
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
 HELD = "events held as too recent"
-BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
-FEW_DAYS = 2
-"""A range of more days than this is a backfill, unless the schedule has started it."""
-
-Sent = dict[str, Tables]
-"""Where the tables are that are to be sent, by day."""
-
-
-class Bounded(dg.Config):
-    """Allows a run more than the settings do."""
-
-    max_new_customers: int | None = Field(
-        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers this run may make."
-    )
-    max_campaign_events: int | None = Field(
-        default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
-    )
-
-    def bounds(self, store: Store, *, is_backfill: bool) -> Bounds:
-        """The bounds of the run. That of young events concerns backfills."""
-        chosen, standing = (self.max_new_customers, self.max_campaign_events), store.bounds
-        customers = standing.new_customers if chosen[0] is None else chosen[0]
-        events = standing.campaign_events if chosen[1] is None else chosen[1]
-        return Bounds(customers, events if is_backfill else None)
 
 
 class Delivery(Bounded):
@@ -95,7 +79,7 @@ def upsert_to_customerio(
     the last day, and all of them once more at the end. A dry run materializes nothing: what it saw is an observation.
     """
     choices, keys = config.choices(suppressed(customerio, store)), list(context.partition_keys)
-    bounds = config.bounds(store, is_backfill=_is_backfill(context.run.tags, keys))
+    bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
             stack.enter_context(one_at_a_time(store, context.log.info))
@@ -103,8 +87,8 @@ def upsert_to_customerio(
         if config.dry_run:
             yield from _looked_at(context, store, to_send, choices, bounds)
             return
-        _refuse_missing_days(store, keys)
-        _refuse_too_much(store, to_send, choices, bounds)
+        refuse_missing_days(store, keys)
+        refuse_too_much(store, to_send, choices, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
             sent = deliver(day, shards(tables, day), store.ledger, customerio.client, context.log.info, choices)
@@ -122,8 +106,8 @@ def _looked_at(
 ) -> Iterator[dg.AssetObservation]:
     """What a dry run sees of each day; what would stop the run is said."""
     try:
-        _refuse_missing_days(store, list(to_send))
-        _refuse_too_much(store, to_send, choices, bounds)
+        refuse_missing_days(store, list(to_send))
+        refuse_too_much(store, to_send, choices, bounds)
     except NotDelivered as trouble:
         context.log.info(f"If this were no dry run: {trouble}")
     seen: set[str] = set()
@@ -148,48 +132,8 @@ def _held(store: Store, tables: Tables, day: str, choices: Choices) -> int:
     """How many events the whole day would still send and these tables do not."""
     if tables.root == store.tables.root:
         return 0
-    unsent = [unsent_events(day, _slim(store, one, day, choices), store.ledger, choices) for one in (store.tables, tables)]
+    unsent = [unsent_events(day, slim(store, one, day, choices), store.ledger, choices) for one in (store.tables, tables)]
     return max(0, unsent[0] - unsent[1])
-
-
-def _is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
-    return BACKFILL in tags or (len(keys) > FEW_DAYS and SCHEDULE not in tags)
-
-
-def _refuse_missing_days(store: Store, keys: list[str]) -> None:
-    """R1: raises `NotDelivered` where earlier days, which decide what is sent and under which key, were never learned."""
-    if store.allows_missing_days or not store.options.needs_earlier_days:
-        return
-    earlier = [day for day in days_before(max(keys)) if day not in keys]
-    missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
-    if missing:
-        raise NotDelivered(
-            f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
-            f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
-            f" {keys[0]}{'' if len(keys) == 1 else f' to {keys[-1]}'}: nothing was sent. Run them first, the oldest"
-            " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
-        )
-
-
-def _ranges(missing: list[str], shown: int = 3) -> str:
-    """Consecutive days as `first to last`."""
-    ranges: list[list[str]] = []
-    for day in missing:
-        follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
-        ranges[-1].append(day) if follows else ranges.append([day])
-    texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
-    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
-
-
-def _refuse_too_much(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> None:
-    """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
-    rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
-    if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
-        return
-    forecast = Forecast()
-    for day, tables in to_send.items():
-        forecast.add_day(day, _slim(store, tables, day, choices), store.ledger, choices)
-    forecast.refuse_beyond(bounds)
 
 
 @contextmanager
@@ -256,19 +200,6 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
     listed = customerio.suppressed
     return listed.tied(store.identities.tied, store.identities.everybody()) if listed else listed
-
-
-def shards(
-    tables: Tables, day: str, customers: list[str] | None = None, events: list[str] | None = None
-) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The day's (customers, events), shard by shard; all columns or these."""
-    return zip(tables.read("customers", day, customers), tables.read("events", day, events), strict=True)
-
-
-def _slim(store: Store, tables: Tables, day: str, choices: Choices) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
-    """No more of the day than it takes to count."""
-    more = ["operation"] if choices.suppressed or store.ledger.refused(day) else []
-    return shards(tables, day, CUSTOMER_COLUMNS + more, EVENT_COLUMNS + more)
 
 
 @dg.graph_asset(

@@ -9,7 +9,8 @@ from pydantic import Field
 from cio_pipeline.customerio.delivery import redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.defs.deliver import Bounded, one_at_a_time, receipt_of, shards, suppressed
+from cio_pipeline.defs.before_delivery import Bounded, shards
+from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.ledger.ledger import Refusal
 

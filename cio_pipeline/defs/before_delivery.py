@@ -1,0 +1,95 @@
+"""What a run makes sure of before its first request: it misses no earlier day that it needs, and stays within its bounds."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from datetime import datetime, timedelta
+
+import dagster as dg
+import pandas as pd
+from pydantic import Field
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast
+from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.days import learned_under
+from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.storage.tables import Tables
+
+BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
+FEW_DAYS = 2
+"""A range of more days than this is a backfill, unless the schedule has started it."""
+
+Sent = dict[str, Tables]
+"""Where the tables are that are to be sent, by day."""
+
+
+class Bounded(dg.Config):
+    """Allows a run more than the settings do."""
+
+    max_new_customers: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers this run may make."
+    )
+    max_campaign_events: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
+    )
+
+    def bounds(self, store: Store, *, is_backfill: bool) -> Bounds:
+        """The bounds of the run. That of young events concerns backfills."""
+        chosen, standing = (self.max_new_customers, self.max_campaign_events), store.bounds
+        customers = standing.new_customers if chosen[0] is None else chosen[0]
+        events = standing.campaign_events if chosen[1] is None else chosen[1]
+        return Bounds(customers, events if is_backfill else None)
+
+
+def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
+    """Whether a run with these tags and days is a backfill, whose young events `CIO_MAX_CAMPAIGN_EVENTS` bounds."""
+    return BACKFILL in tags or (len(keys) > FEW_DAYS and SCHEDULE not in tags)
+
+
+def refuse_missing_days(store: Store, keys: list[str]) -> None:
+    """R1: raises `NotDelivered` where earlier days, which decide what is sent and under which key, were never learned."""
+    if store.allows_missing_days or not store.options.needs_earlier_days:
+        return
+    earlier = [day for day in days_before(max(keys)) if day not in keys]
+    missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
+    if missing:
+        raise NotDelivered(
+            f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
+            f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
+            f" {keys[0]}{'' if len(keys) == 1 else f' to {keys[-1]}'}: nothing was sent. Run them first, the oldest"
+            " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+        )
+
+
+def _ranges(missing: list[str], shown: int = 3) -> str:
+    """Consecutive days as `first to last`."""
+    ranges: list[list[str]] = []
+    for day in missing:
+        follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
+        ranges[-1].append(day) if follows else ranges.append([day])
+    texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
+
+
+def refuse_too_much(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> None:
+    """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
+    rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
+    if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
+        return
+    forecast = Forecast()
+    for day, tables in to_send.items():
+        forecast.add_day(day, slim(store, tables, day, choices), store.ledger, choices)
+    forecast.refuse_beyond(bounds)
+
+
+def shards(
+    tables: Tables, day: str, customers: list[str] | None = None, events: list[str] | None = None
+) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+    """The day's (customers, events), shard by shard; all columns or these."""
+    return zip(tables.read("customers", day, customers), tables.read("events", day, events), strict=True)
+
+
+def slim(store: Store, tables: Tables, day: str, choices: Choices) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
+    """No more of the day than it takes to count."""
+    more = ["operation"] if choices.suppressed or store.ledger.refused(day) else []
+    return shards(tables, day, CUSTOMER_COLUMNS + more, EVENT_COLUMNS + more)
