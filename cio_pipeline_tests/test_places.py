@@ -102,8 +102,6 @@ def test_the_sandbox_refuses_any_address_that_is_not_loopback(env: pytest.Monkey
     for one, value in here.items():
         env.setenv(one, value)
     load_settings()
-    env.setenv(
-        name, "postgresql://u:secret@db.example.com/x" if name == "CIO_LEDGER_URL" else "https://elsewhere.example.com"
-    )
+    env.setenv(name, "postgresql://u:secret@db.example.com/x" if name == "CIO_LEDGER_URL" else "https://elsewhere.example.com")
     with pytest.raises(SettingsError, match=f"^{name} is refused: the sandbox reads and sends on this machine only"):
         load_settings()
