@@ -267,3 +267,9 @@ def test_different_events_without_a_valid_uuid_are_all_kept_and_so_is_what_each_
     extract(tables, OLD, *({**one, "properties": "{}"} for one in odd))
     texts = pd.concat(tables.read("posthog_events", DAY)).sort_values("timestamp")["properties"].tolist()
     assert [json.loads(text) for text in texts] == [{"$set": {"n": hours}} for hours in (1, 1, 2, 2)]
+
+
+def test_an_event_whose_time_could_not_be_read_does_not_show_that_posthog_drops_nothing(tables: Tables) -> None:
+    odd = {**event(1, set_={"plan": "free"}), "timestamp": datetime(1, 1, 2, tzinfo=timezone.utc)}
+    extract(tables, OLD, odd, event(2))
+    assert persons(tables)["2"] == PERSON

@@ -13,7 +13,7 @@ import pandas as pd
 
 from cio_pipeline.connector.jsontext import loads
 from cio_pipeline.connector.values import is_uuid
-from cio_pipeline.posthog.source import ORDER
+from cio_pipeline.posthog.source import EVER, ORDER
 
 KEPT = timedelta(days=59)
 """An event that is no older still has its `$set`, if it ever had one."""
@@ -36,8 +36,9 @@ def reaches_back(start: datetime, now: datetime) -> bool:
 
 
 def first_with_set(events: pd.DataFrame) -> Moment | None:
-    """The place of the first event that has a `$set` or `$set_once`, or None."""
-    may = events.loc[[_names(text, SETS) for text in events["properties"]], [*ORDER, "properties"]]
+    """The place of the first event that has a `$set` or `$set_once`, or None. One whose time could not be read says nothing."""
+    timed = events.loc[events["timestamp"] >= EVER, [*ORDER, "properties"]]
+    may = timed.loc[[_names(text, SETS) for text in timed["properties"]]]
     for *moment, text in may.sort_values(ORDER).itertuples(index=False):
         if has_set(text):
             return tuple(moment)
