@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -17,19 +19,22 @@ from cio_pipeline.ledger.state import State, pack_ids
 from cio_pipeline_tests.connector.streams import event, tables
 
 DAY = "2026-03-02"
-KEY = "id:u1"
 
 
 def refusal(made: Tables, operation: str | None = None) -> Refusal:
     """The day's only event, as it was refused."""
-    [row] = made.events.itertuples()
-    return Refusal(row.ulid, "event", "invalid", "", row.operation if operation is None else operation, row.key)
+    [row] = made.events.to_dict("records")
+    return Refusal(row["ulid"], "event", "invalid", "", row["operation"] if operation is None else operation, row["key"])
 
 
 def planned(
-    made: Tables, states: dict[str, State] | None = None, delivered: Any = (), refused: tuple[Refusal, ...] = (), **choices: Any
+    made: Tables,
+    states: Mapping[str, State] | None = None,
+    delivered: Any = (),
+    refused: tuple[Refusal, ...] = (),
+    **choices: Any,
 ) -> Any:
-    known = Known(states or {}, pack_ids(list(delivered)), {one.item: one for one in refused})
+    known = Known(dict(states or {}), pack_ids(list(delivered)), {one.item: one for one in refused})
     return plan(made.customers, made.events, known, Choices(**choices))
 
 
@@ -42,20 +47,20 @@ def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
 def test_an_event_that_is_delivered_is_settled_in_a_day_and_among_refusals() -> None:
     made = tables(event())
     [ulid] = made.events["ulid"]
-    assert planned(made, delivered=[ulid]).settled == [ulid]
+    assert planned(made, delivered=(ulid,)).settled == [ulid]
     again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}))
     assert (again.items, again.settled) == ([], [ulid])
 
 
 def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
     large = {f"a{n}": "x" * 900 for n in range(60)}
-    made = tables(event(set_=large))
+    made = tables(event(raw=json.dumps({"$set": large})))
     assert len(made.customers) > 1
     assert [item.is_new for item in planned(made).items if item.is_customer] == [True] + [False] * (len(made.customers) - 1)
-    personless = tables(event(set_={"n": 1}, **{"$process_person_profile": False}))
+    personless = tables(event(raw=json.dumps({"$set": {"n": 1}, "$process_person_profile": False})))
     [key] = personless.customers["key"]
-    for states, expected in (({}, (True, True)), ({key: {b"other": (b"value!", 1)}}, (False, False))):
-        upsert = planned(personless, states).items[0]
+    for known, expected in ((False, (True, True)), (True, (False, False))):
+        upsert = planned(personless, {key: {b"other": (b"value!", 1)}} if known else {}).items[0]
         assert (upsert.is_new, upsert.is_personless) == expected
 
 

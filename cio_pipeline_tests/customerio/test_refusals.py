@@ -115,7 +115,7 @@ def test_a_service_that_names_every_item_whatever_it_is_sent_is_at_fault_itself(
         items = json.loads(body)["batch"]
         return 207, {"errors": [{"batch_index": index, "reason": "inactive"} for index in range(len(items))]}
 
-    workspace.answer = all_named  # type: ignore[method-assign, assignment]
+    workspace.answer = all_named  # type: ignore[method-assign]
     with pytest.raises(Unavailable, match=r"refuses whatever it is sent, with inactive: a rerun sends it\.$"):
         send(workspace, ledger, day(count))
     assert ledger.refusals() == {}
@@ -129,7 +129,12 @@ def test_what_is_sent_between_tries_of_a_lone_item_is_an_upsert_that_was_accepte
 ) -> None:
     """A service that does not know `_update` would make a customer of the other one."""
     bodies: list[bytes] = []
-    answer_where(workspace, lambda _, body: bodies.append(body) or b'"name":"e5"' in body, INACTIVE)
+
+    def is_bad(_: str, body: bytes) -> bool:
+        bodies.append(body)
+        return b'"name":"e5"' in body
+
+    answer_where(workspace, is_bad, INACTIVE)
     send(workspace, ledger, day())
     assert (len(ledger.refused(DAY)), len(ledger.delivered(DAY))) == (1, 11)
     assert not [body for body in bodies if HARMLESS in body]
