@@ -55,10 +55,10 @@ def broken(made: Tables, what: str, by: str) -> Tables:
     return made._replace(**swap)
 
 
-def refuse_all(workspace: Workspace, status: int) -> None:
+def refuse_all(workspace: Workspace, status: int, said: Any = None) -> None:
     """Refuses what a delivery sends, but not what is sent to see whether just anything is refused."""
-    answer = workspace.answer
-    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else (status, {})  # type: ignore[method-assign]
+    answer, given = workspace.answer, (status, said or {})
+    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else given  # type: ignore[method-assign]
 
 
 def people(workspace: Workspace) -> dict[str, int]:
@@ -239,7 +239,7 @@ def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: 
     made = tables(*(event(f"e{hour}", at=f"2026-03-02T{hour}:00Z", text=r"\x00") for hour in range(10, 20)))
     answer = workspace.answer
     refused = [{"batch_index": index, "reason": "invalid"} for index in reversed(range(11))]
-    workspace.answer = lambda *request: (207, {"errors": refused})  # type: ignore[method-assign]
+    refuse_all(workspace, 207, {"errors": refused})
     send(workspace, ledger, made)
     workspace.answer = answer  # type: ignore[method-assign]
     before = len(workspace.requests)
