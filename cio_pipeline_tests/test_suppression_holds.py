@@ -112,7 +112,7 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
         assert listed.names == 1
         people = listed.tied(product.identities.tied, product.identities.everybody())
         for day in days_of(stream):
-            deliver(day, shards(product, day), ledger, workspace, choices=Choices(people))
+            deliver(day, shards(product, day), ledger, workspace, choices=Choices(people, allow_consent=chosen.allow_consent))
     rest = {key: values for key, values in latest(wanted).items() if not is_theirs(key, persons)}
     assert exactly(workspace.people) == exactly(rest)
     sent = [event["id"] for day in wanted.events.values() for event in day if not is_theirs(event["key"], persons)]

@@ -235,6 +235,26 @@ def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace
     assert ledger.refusals() == {}
 
 
+def test_r19_what_was_made_or_refused_under_another_setting_subscribes_nobody_again(
+    workspace: Workspace, ledger: Ledger
+) -> None:
+    made = tables(
+        event(set_={"plan": "pro", "unsubscribed": False, "cio_subscription_preferences": {"topics": {"a": True}}}),
+        event("b", "u2", set_={"Unsubscribed ": None, "unsubscribed": True}),
+        allow_consent="Yes",
+    )
+    answer = workspace.answer
+    refuse_all(workspace, 400)
+    send(workspace, ledger, made, choices=Choices(allow_consent="Yes"))
+    workspace.answer = answer  # type: ignore[method-assign]
+    shown = again(workspace, ledger)
+    assert shown.counts["attributes about consent left out (R19)"] == 3
+    assert ledger.refusals() == {}
+    send(workspace, ledger, made, choices=Choices(resend=True))
+    people = {person.identifiers["id"]: person.values for person in workspace.workspace.people()}
+    assert people == {"u1": {"plan": "pro", "identifier": "u1"}, "u2": {"unsubscribed": True, "identifier": "u2"}}
+
+
 def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(*(event(f"e{hour}", at=f"2026-03-02T{hour}:00Z", text=r"\x00") for hour in range(10, 20)))
     answer = workspace.answer
