@@ -11,7 +11,7 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.days import learned_under
-from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.storage.tables import Tables
 
@@ -43,7 +43,8 @@ class Bounded(dg.Config):
 
 def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
     """Whether a run with these tags and days is a backfill, whose young events `CIO_MAX_CAMPAIGN_EVENTS` bounds."""
-    return BACKFILL in tags or (len(keys) > FEW_DAYS and SCHEDULE not in tags)
+    days = int(tags.get(DAYS_IN_ALL, len(keys)))
+    return BACKFILL in tags or (days > FEW_DAYS and SCHEDULE not in tags)
 
 
 def refuse_missing_days(store: Store, keys: list[str]) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -213,7 +213,9 @@ def test_a_dry_run_says_what_would_stop_the_run(
     assert "If this were no dry run: This run would make 4 new customers" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("tags", "days"), [({}, RECENT), ({"dagster/backfill": "abc"}, RECENT[2:])])
+@pytest.mark.parametrize(
+    ("tags", "days"), [({}, RECENT), ({"dagster/backfill": "a"}, RECENT[2:]), ({DAYS_IN_ALL: "8"}, RECENT[2:])]
+)
 def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
     start: Start, instance: dg.DagsterInstance, tags: dict[str, str], days: list[str]
 ) -> None:
