@@ -243,8 +243,9 @@ def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
 
 
 def _spill(folder: Path, table: sa.Table, rows: list[Any], content: Any) -> tuple[sa.Table, Path]:
-    """Keeps the rows in a file of the folder, and adds them to the hash of the content."""
-    content.update(repr((table.name, rows)).encode())
+    """Keeps the rows in a file of the folder; adds to the hash of the content what later days look up, so not the ties."""
+    if table is not ties:
+        content.update(repr((table.name, rows)).encode())
     path = folder / f"{len(list(folder.iterdir())):06d}.parquet"
     with keeping_temporary_rows(folder):
         pq.write_table(pa.Table.from_pylist(rows), path)
