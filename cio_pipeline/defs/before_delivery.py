@@ -13,6 +13,7 @@ from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.days import learned_under
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline.storage.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
@@ -48,9 +49,16 @@ def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
 
 
 def refuse_missing_days(store: Store, keys: list[str]) -> None:
-    """R1: raises `NotDelivered` where earlier days, which decide what is sent and under which key, were never learned."""
+    """R1, R18: raises `NotDelivered` where the history or earlier days, which decide what is sent and under which key, were
+    never learned."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
+    if store.identities.unlearned([HISTORY]):
+        raise NotDelivered(
+            "What PostHog knew before CIO_START_DATE was never read, and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS it"
+            " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
+            " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
+        )
     earlier = [day for day in days_before(max(keys)) if day not in keys]
     missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
     if missing:

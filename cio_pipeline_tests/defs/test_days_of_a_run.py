@@ -313,6 +313,17 @@ def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
     run(instance, DAYS[1:])
 
 
+def test_a_day_that_needs_the_history_is_not_delivered_without_it(start: Start, instance: dg.DagsterInstance) -> None:
+    workspace = start(stream(DAYS[:1]), CIO_ANONYMOUS_USERS="emails")
+    assets = ["posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"]
+    with pytest.raises(dg.Failure, match=r"before CIO_START_DATE was never read.* Materialize identity_history"):
+        defs.resolve_job_def("customerio_sync").execute_in_process(
+            instance=instance, partition_key=DAYS[0], asset_selection=[dg.AssetKey(name) for name in assets]
+        )
+    assert sent(workspace)["people"] == 0
+    run(instance, DAYS[:1])
+
+
 def test_days_that_need_no_earlier_ones_are_delivered_without_them(start: Start, instance: dg.DagsterInstance) -> None:
     start(stream(DAYS), CIO_ANONYMOUS_USERS="all")
     assert run(instance, DAYS[2:])[DAYS[2]]["events sent"] == 2
