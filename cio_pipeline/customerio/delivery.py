@@ -68,13 +68,13 @@ def preview(day: str, shards: Shards, ledger: Ledger, choices: Choices, seen: se
     return report
 
 
-def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient) -> Report:
+def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, choices: Choices = ORDINARY) -> Report:
     """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed.
 
     Raises as `deliver` does.
     """
     known = Known(ledger.states({refusal.key for refusal in refused}), ledger.delivered(day), {})
-    made = plan_again(refused, known)
+    made = plan_again(refused, known, choices)
     report = Report(made.counts, sample=sample(made.items))
     report.counts["refusals mended by newer data"] += len(made.settled)
     _carry_out(day, made, {refusal.item: refusal for refusal in refused}, ledger, client, report)
