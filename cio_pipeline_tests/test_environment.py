@@ -34,7 +34,7 @@ def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 def test_the_environment_wins_and_an_empty_value_in_it_counts_as_not_set(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CIO_DAYS_PER_RUN=3\nCIO_LATE_DAYS=4\nCIO_START_DATE=2026-01-01\nAWS_PROFILE=mine\n")
-    os.environ.update(CIO_DAYS_PER_RUN="5", CIO_LATE_DAYS=" ")
+    os.environ.update(CIO_DAYS_PER_RUN="5", CIO_LATE_DAYS=" ", CIO_START_DATE='""')
     found = load_days_settings()
     assert (found.days_per_run, found.late_days, str(found.start_date)) == (5, 4, "2026-01-01")
     assert os.environ["AWS_PROFILE"] == "mine"
@@ -79,8 +79,20 @@ def test_all_unknown_names_are_in_one_sentence_and_may_be_silenced(env: pytest.M
     os.environ.update(POSTHOG_FOO="1", CIO_EMPTY="")
     with pytest.raises(SettingsError, match=r"^CUSTOMERIO_BAR_A.*, POSTHOG_FOO.* are no settings: correct or remove them"):
         load_settings()
-    os.environ["CIO_OTHER_NAMES"] = "POSTHOG_FOO, CUSTOMERIO_BAR_*"
-    assert load_settings().other_names == ("POSTHOG_FOO", "CUSTOMERIO_BAR_*")
+    for given in (
+        "POSTHOG_FOO, CUSTOMERIO_BAR_*",
+        '"POSTHOG_FOO,CUSTOMERIO_BAR_*"',
+        '"POSTHOG_FOO", "CUSTOMERIO_BAR_*"',
+        '["POSTHOG_FOO", "CUSTOMERIO_BAR_*"]',
+    ):
+        os.environ["CIO_OTHER_NAMES"] = given
+        assert load_settings().other_names == ("POSTHOG_FOO", "CUSTOMERIO_BAR_*")
+
+
+def test_a_sandbox_in_quotes_reads_no_file_either(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CIO_LATE_DAYS=4\n")
+    os.environ["CIO_SANDBOX"] = '"Yes"'
+    assert load_days_settings().late_days == 2
 
 
 def test_names_of_other_clients_and_of_kubernetes_pass(env: pytest.MonkeyPatch) -> None:
@@ -116,6 +128,22 @@ def test_the_environment_wins_over_what_dagster_has_put_over_it(tmp_path: Path) 
     command = [sys.executable, str(tmp_path / "dagster")]
     said = subprocess.run(command, cwd=tmp_path, env=started, capture_output=True, text=True, check=True).stdout
     assert said == "5 4 2025-01-01\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(("said", "refused"), [("/of/the/environment", True), ("/of/the/file", False), ("", False)])
+def test_dagsters_own_folder_must_not_be_another_in_the_file_that_dagster_has_read(
+    env: pytest.MonkeyPatch, tmp_path: Path, said: str, refused: bool
+) -> None:
+    (tmp_path / ".env").write_text("DAGSTER_HOME=/of/the/file\n")
+    os.environ["DAGSTER_HOME"] = "/of/the/file"
+    env.setattr(environment, "_before_dagster", lambda _: {"DAGSTER_HOME": said})
+    if not refused:
+        load_days_settings()
+        assert os.environ["DAGSTER_HOME"] == "/of/the/file"
+        return
+    with pytest.raises(SettingsError, match=r"^DAGSTER_HOME is one folder in \.env and another in the environment"):
+        load_days_settings()
 
 
 def test_without_proc_it_is_refused_that_dagster_has_read_the_file(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
