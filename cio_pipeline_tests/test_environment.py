@@ -8,13 +8,14 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from cio_pipeline import environment
 from cio_pipeline.envfile import read_env_file
 from cio_pipeline.places import PROJECT
-from cio_pipeline.settings import NAMES, SettingsError, load_days_settings, load_settings
+from cio_pipeline.settings import NAMES, Settings, SettingsError, load_days_settings, load_settings
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",
@@ -108,7 +109,16 @@ def test_no_setting_is_taken_for_another_tools() -> None:
 def test_the_example_is_readable_and_names_settings_only(tmp_path: Path) -> None:
     example = (PROJECT / ".env.example").read_text()
     (tmp_path / ".env").write_text(re.sub(r"^# (?=[A-Z_]+=)", "", example, flags=re.MULTILINE))
-    assert set(read_env_file(tmp_path / ".env")) <= NAMES
+    assert set(read_env_file(tmp_path / ".env")) == NAMES - {"CIO_SANDBOX"}
+
+
+def test_the_readme_lists_every_setting_and_each_value_to_choose_from() -> None:
+    table = "".join(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("| `"))
+    named = re.findall(r"`([^`]*)`", table)
+    assert [name for name in NAMES if name not in named] == []
+    for field in Settings.model_fields.values():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        assert [choice for choice in choices if choice not in named] == []
 
 
 DAGSTER = """
