@@ -15,6 +15,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cio_pipeline.envfile import SettingsError, read_env_file
+from cio_pipeline.setting_values import clean, names
 
 ENV_FILE = Path(".env")
 """In the working directory."""
@@ -22,6 +23,7 @@ ENV_FILE = Path(".env")
 PREFIXES = ("CIO_", "POSTHOG_", "CUSTOMERIO_")
 SANDBOX = "CIO_SANDBOX"
 OTHER_NAMES = "CIO_OTHER_NAMES"
+DAGSTER_HOME = "DAGSTER_HOME"
 
 OTHER_TOOLS = (
     *("POSTHOG_API_KEY", "POSTHOG_PROJECT_API_KEY", "POSTHOG_PROJECT_TOKEN", "POSTHOG_KEY", "POSTHOG_TOKEN"),
@@ -44,9 +46,15 @@ def load_environment(known: Collection[str]) -> None:
     `known` are the names of all settings. Raises `SettingsError` where `.env` cannot be read with certainty, or where a name
     that begins as ours do is none of them. The sandbox reads no `.env`.
     """
-    values = {} if os.environ.get(SANDBOX, "").strip().lower() == "yes" else read_env_file(ENV_FILE.absolute())
+    values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())
     given = _before_dagster(values) if values else os.environ
-    os.environ.update({name: said if (said := given.get(name, "")).strip() else value for name, value in values.items()})
+    wanted = {name: said if clean(said := given.get(name, "")) else value for name, value in values.items()}
+    if given is not os.environ and DAGSTER_HOME in values and wanted[DAGSTER_HOME] != values[DAGSTER_HOME]:
+        raise SettingsError(
+            f"{DAGSTER_HOME} is one folder in .env and another in the environment, and Dagster has opened that of .env: "
+            "take it out of one of them, or start Dagster with `make ui`."
+        )
+    os.environ.update(wanted)
     _refuse_unknown(known, values)
 
 
@@ -89,8 +97,8 @@ def _outermost_dagster() -> Path | None:
 
 
 def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
-    """All names at once that are meant for us, it seems, and are no settings."""
-    others = (*OTHER_TOOLS, *(name.strip() for name in os.environ.get(OTHER_NAMES, "").split(",")))
+    """All names at once that are meant for us, it seems, and are no settings. Raises `SettingsError`."""
+    others = (*OTHER_TOOLS, *_other_names())
     wrong: dict[str, str] = {}
     for name, value in sorted(os.environ.items()):
         if name in known or not value.strip() or any(fnmatchcase(name, other) for other in others):
@@ -105,3 +113,11 @@ def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
         raise SettingsError(
             f"{names} {be}: correct or remove {them}, or name {them} in {OTHER_NAMES} if another tool needs {them}."
         )
+
+
+def _other_names() -> tuple[str, ...]:
+    text = clean(os.environ.get(OTHER_NAMES, ""))
+    try:
+        return tuple(names(text)) if text else ()
+    except ValueError as why:
+        raise SettingsError(f"{OTHER_NAMES} is wrong: {why}.") from None

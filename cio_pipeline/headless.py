@@ -22,6 +22,7 @@ from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, Da
 from cio_pipeline.http import Unavailable
 from cio_pipeline.places import dagster_home, shown
 from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.setting_values import clean
 from cio_pipeline.settings import Settings, SettingsError
 from cio_pipeline.storage.files import StorageError
 from cio_pipeline.storage.tables import keep_private
@@ -97,7 +98,7 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 
     It is made under a lock: two processes that make Dagster's databases at once leave them broken.
     """
-    given = bool(os.environ.get("DAGSTER_HOME", "").strip())
+    given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
     home = dagster_home(settings.data_dir)
     say(_places(settings, home))
     with (home / ".cio_pipeline.lock").open("a") as lock:

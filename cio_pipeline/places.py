@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import os
+import re
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import fsspec
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.envfile import SettingsError
+from cio_pipeline.setting_values import clean
 
 PROJECT = Path(__file__).resolve().parent.parent
 """The checkout; a relative path counts from here, whatever the working directory is."""
+
+
+VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+"""Of a URL that lacks a slash, or of a folder on Windows."""
 
 
 def is_url(text: str) -> bool:
@@ -24,6 +32,10 @@ def is_url(text: str) -> bool:
 
 def absolute(text: Any) -> Any:
     """A path with `~` expanded, counted from the checkout where it is relative; a URL as it is. Raises `ValueError`."""
+    if isinstance(text, str) and text.startswith("file://"):
+        text = text.removeprefix("file://")
+        if not text.startswith("/"):
+            raise ValueError("must have three slashes behind file:, or be the path alone")
     if not isinstance(text, str) or not text.strip() or is_url(text):
         return text
     return str(_path(text.strip()))
@@ -43,8 +55,10 @@ def absolute_database(text: Any) -> Any:
 
 
 def _path(text: str) -> Path:
-    if text[0] in "'\"" or "$" in text.partition("/")[0] or "${" in text:
+    if text[0] in "'\"" or VARIABLE.search(text):
         raise ValueError("is no plain path: nothing is put in for variables, and quotes are not taken off")
+    if SCHEME.match(text):
+        raise ValueError("is neither a path nor a URL such as s3://bucket/folder")
     try:
         path = Path(text).expanduser()
     except RuntimeError:
@@ -65,11 +79,34 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
         raise SettingsError(f"{name} is wrong: {there} is no folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
+    if "?" in str(folder) or "%" in str(folder):
+        raise SettingsError(f"{name} is wrong: no folder of it may have ? or % in its name, which databases read otherwise.")
+
+
+def can_be_written(url: str) -> bool:
+    """Whether tables can be kept at a URL, and outlast the process."""
+    return urlsplit(url).scheme not in ("http", "https", "memory")
+
+
+def refuse_unknown_storage(name: str, place: str) -> None:
+    """Raises `SettingsError`, by the setting's name, where a URL is of no storage that can be used here."""
+    scheme = place.partition("://")[0]
+    if not is_url(place) or scheme in ("http", "https"):
+        return
+    try:
+        fsspec.get_filesystem_class(scheme or "none")
+    except ImportError:
+        why = "its storage needs an extra of cio_pipeline that is not installed (s3, gs, az), or fsspec's package for it"
+    except ValueError:
+        why = "must be a path, or begin as URLs of a known storage do, such as s3://, gs:// or az://"
+    else:
+        return
+    raise SettingsError(f"{name} is wrong: {why}.")
 
 
 def dagster_home(data_dir: str) -> Path:
     """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
-    if not (given := os.environ.get("DAGSTER_HOME", "").strip()):
+    if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
         home.mkdir(parents=True, exist_ok=True)
         return home
@@ -82,6 +119,7 @@ def dagster_home(data_dir: str) -> Path:
     if not home.is_dir():
         raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
     refuse_unusable_folder("DAGSTER_HOME", home)
+    os.environ["DAGSTER_HOME"] = given
     return home
 
 

@@ -32,6 +32,8 @@ LISTED = (
 )
 ELEMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?:,|$)""")
 
+COMMENT = re.compile(r"\s#(\s|$)")
+
 KEY = re.compile(r"[0-9A-Za-z._~+/=-]+")
 PLACEHOLDER = re.compile(
     r"your.*|(?:my|the|insert|enter|put|paste|replace)[-_.].*|change[-_.]?me.*|.*[-_.](?:here|placeholder|example)"
@@ -57,6 +59,8 @@ def clean(text: str) -> str:
 
 def value_of(text: str, field: FieldInfo) -> Any:
     """The value of a setting's text by its type and bounds; text as it is where the field reads it itself."""
+    if COMMENT.search(text) and not text.startswith("["):
+        raise ValueError("it has a comment behind it, which Docker and systemd keep: put that in a line of its own")
     if field.annotation != tuple[str, ...]:
         _refuse_unseen(text)
     if any(isinstance(one, BeforeValidator) for one in field.metadata):
@@ -106,6 +110,17 @@ def yes(text: Any) -> Any:
     return choices[str(text).lower()]
 
 
+def share(text: Any) -> Any:
+    """`1%` -> 0.01. A bare 1 could be meant as either."""
+    if not isinstance(text, str):
+        return text
+    found = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
+    given = float(found[1]) / (100 if found[2] else 1) if found and found[1] else -1.0
+    if found is None or not 0 <= given <= 1 or (given == 1 and not found[2]):
+        raise ValueError("must be a share of the extracted events, such as 1% or 0.01")
+    return given
+
+
 def key(text: Any) -> Any:
     """A key or site ID, as its service shows it."""
     if not isinstance(text, str):
@@ -127,8 +142,12 @@ def personal_key(text: Any) -> Any:
 
 
 def project_id(text: Any) -> Any:
-    """PostHog's number of a project; old self-hosted ones have a UUID."""
-    if isinstance(text, str) and not re.fullmatch(r"[0-9A-Za-z-]*", text):
+    """PostHog's number of a project, or its UUID."""
+    if (
+        isinstance(text, str)
+        and text
+        and not re.fullmatch(r"[0-9]{1,12}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text)
+    ):
         raise ValueError("must be the project's number, such as 12345: it stands in the address of its pages in PostHog")
     return text
 

@@ -20,7 +20,15 @@ from cio_pipeline import setting_values as values
 from cio_pipeline.connector.options import Options
 from cio_pipeline.envfile import SettingsError as SettingsError
 from cio_pipeline.environment import load_environment
-from cio_pipeline.places import absolute, absolute_database, is_loopback, is_url, refuse_unusable_folder
+from cio_pipeline.places import (
+    absolute,
+    absolute_database,
+    can_be_written,
+    is_loopback,
+    is_url,
+    refuse_unknown_storage,
+    refuse_unusable_folder,
+)
 
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
@@ -34,24 +42,14 @@ def _database_url(text: Any) -> Any:
         url = make_url(str(text))
     except (ArgumentError, ValueError):
         raise ValueError(DATABASES) from None
-    if url.drivername.partition("+")[0] not in ("sqlite", "postgresql", "postgres"):
+    kind, _, driver = url.drivername.partition("+")
+    is_file = kind == "sqlite" and driver in ("", "pysqlite") and not url.host
+    if not is_file and kind not in ("postgresql", "postgres"):
         raise ValueError(DATABASES)
     login, at, _ = str(text).partition("://")[2].rpartition("@")
     if at and unquote(login.partition(":")[2]) != (url.password or ""):
         raise ValueError("special characters of its user and password must be percent-encoded")
     return text
-
-
-def _share(text: Any) -> Any:
-    """`1%` -> 0.01. A bare 1 could be meant as either."""
-    number, percent = (text.strip().removesuffix("%"), text.strip().endswith("%")) if isinstance(text, str) else (text, False)
-    try:
-        share = float(number) / (100 if percent else 1)
-    except ValueError:
-        share = -1.0
-    if not 0 <= share <= 1 or (share == 1 and not percent):
-        raise ValueError("must be a share of the extracted events, such as 1% or 0.01")
-    return share
 
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.names)]
@@ -130,7 +128,7 @@ class Settings(DaysSettings):
         default=None, alias="CIO_SUPPRESSED_FILE"
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
-    refused_share: Annotated[float, BeforeValidator(_share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
+    refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
     allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
 
@@ -211,6 +209,11 @@ def _refuse_places(settings: Settings) -> None:
     """The folders can be written to; in the sandbox nothing is elsewhere than on this machine."""
     if not is_url(settings.data_dir):
         refuse_unusable_folder("CIO_DATA_DIR", Path(settings.data_dir))
+    elif not can_be_written(settings.data_dir):
+        raise SettingsError("CIO_DATA_DIR is wrong: must be a folder, or a bucket's address such as s3://bucket/folder.")
+    refuse_unknown_storage("CIO_DATA_DIR", settings.data_dir)
+    refuse_unknown_storage("CIO_BATCH_EXPORT_URL", settings.batch_export_url)
+    refuse_unknown_storage("CIO_SUPPRESSED_FILE", settings.suppressed_file or "")
     ledger = make_url(settings.ledger_url)
     if ledger.drivername.startswith("sqlite") and ledger.database:
         refuse_unusable_folder("CIO_LEDGER_URL", Path(ledger.database).parent)

@@ -8,13 +8,14 @@ import subprocess
 import sys
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Literal, get_args, get_origin
 
 import pytest
 
 from cio_pipeline import environment
 from cio_pipeline.envfile import read_env_file
 from cio_pipeline.places import PROJECT
-from cio_pipeline.settings import NAMES, SettingsError, load_days_settings, load_settings
+from cio_pipeline.settings import NAMES, Settings, SettingsError, load_days_settings, load_settings
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",
@@ -34,7 +35,7 @@ def env(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
 
 def test_the_environment_wins_and_an_empty_value_in_it_counts_as_not_set(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CIO_DAYS_PER_RUN=3\nCIO_LATE_DAYS=4\nCIO_START_DATE=2026-01-01\nAWS_PROFILE=mine\n")
-    os.environ.update(CIO_DAYS_PER_RUN="5", CIO_LATE_DAYS=" ")
+    os.environ.update(CIO_DAYS_PER_RUN="5", CIO_LATE_DAYS=" ", CIO_START_DATE='""')
     found = load_days_settings()
     assert (found.days_per_run, found.late_days, str(found.start_date)) == (5, 4, "2026-01-01")
     assert os.environ["AWS_PROFILE"] == "mine"
@@ -79,8 +80,20 @@ def test_all_unknown_names_are_in_one_sentence_and_may_be_silenced(env: pytest.M
     os.environ.update(POSTHOG_FOO="1", CIO_EMPTY="")
     with pytest.raises(SettingsError, match=r"^CUSTOMERIO_BAR_A.*, POSTHOG_FOO.* are no settings: correct or remove them"):
         load_settings()
-    os.environ["CIO_OTHER_NAMES"] = "POSTHOG_FOO, CUSTOMERIO_BAR_*"
-    assert load_settings().other_names == ("POSTHOG_FOO", "CUSTOMERIO_BAR_*")
+    for given in (
+        "POSTHOG_FOO, CUSTOMERIO_BAR_*",
+        '"POSTHOG_FOO,CUSTOMERIO_BAR_*"',
+        '"POSTHOG_FOO", "CUSTOMERIO_BAR_*"',
+        '["POSTHOG_FOO", "CUSTOMERIO_BAR_*"]',
+    ):
+        os.environ["CIO_OTHER_NAMES"] = given
+        assert load_settings().other_names == ("POSTHOG_FOO", "CUSTOMERIO_BAR_*")
+
+
+def test_a_sandbox_in_quotes_reads_no_file_either(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CIO_LATE_DAYS=4\n")
+    os.environ["CIO_SANDBOX"] = '"Yes"'
+    assert load_days_settings().late_days == 2
 
 
 def test_names_of_other_clients_and_of_kubernetes_pass(env: pytest.MonkeyPatch) -> None:
@@ -96,7 +109,16 @@ def test_no_setting_is_taken_for_another_tools() -> None:
 def test_the_example_is_readable_and_names_settings_only(tmp_path: Path) -> None:
     example = (PROJECT / ".env.example").read_text()
     (tmp_path / ".env").write_text(re.sub(r"^# (?=[A-Z_]+=)", "", example, flags=re.MULTILINE))
-    assert set(read_env_file(tmp_path / ".env")) <= NAMES
+    assert set(read_env_file(tmp_path / ".env")) == NAMES - {"CIO_SANDBOX"}
+
+
+def test_the_readme_lists_every_setting_and_each_value_to_choose_from() -> None:
+    table = "".join(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("| `"))
+    named = re.findall(r"`([^`]*)`", table)
+    assert [name for name in NAMES if name not in named] == []
+    for field in Settings.model_fields.values():
+        choices = get_args(field.annotation) if get_origin(field.annotation) is Literal else ()
+        assert [choice for choice in choices if choice not in named] == []
 
 
 DAGSTER = """
@@ -116,6 +138,22 @@ def test_the_environment_wins_over_what_dagster_has_put_over_it(tmp_path: Path) 
     command = [sys.executable, str(tmp_path / "dagster")]
     said = subprocess.run(command, cwd=tmp_path, env=started, capture_output=True, text=True, check=True).stdout
     assert said == "5 4 2025-01-01\n"
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.parametrize(("said", "refused"), [("/of/the/environment", True), ("/of/the/file", False), ("", False)])
+def test_dagsters_own_folder_must_not_be_another_in_the_file_that_dagster_has_read(
+    env: pytest.MonkeyPatch, tmp_path: Path, said: str, refused: bool
+) -> None:
+    (tmp_path / ".env").write_text("DAGSTER_HOME=/of/the/file\n")
+    os.environ["DAGSTER_HOME"] = "/of/the/file"
+    env.setattr(environment, "_before_dagster", lambda _: {"DAGSTER_HOME": said})
+    if not refused:
+        load_days_settings()
+        assert os.environ["DAGSTER_HOME"] == "/of/the/file"
+        return
+    with pytest.raises(SettingsError, match=r"^DAGSTER_HOME is one folder in \.env and another in the environment"):
+        load_days_settings()
 
 
 def test_without_proc_it_is_refused_that_dagster_has_read_the_file(env: pytest.MonkeyPatch, tmp_path: Path) -> None:

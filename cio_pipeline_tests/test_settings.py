@@ -127,6 +127,24 @@ def test_a_bucket_for_the_tables_needs_a_ledger_elsewhere(env: pytest.MonkeyPatc
         load_settings()
 
 
+@pytest.mark.parametrize("url", ["https://example.com/tables", "memory://tables", "s4://bucket"])
+def test_tables_are_kept_where_they_can_be_written_and_last(env: pytest.MonkeyPatch, url: str) -> None:
+    env.setenv("CIO_DATA_DIR", url)
+    env.setenv("CIO_LEDGER_URL", "postgresql://user@host/db")
+    with pytest.raises(SettingsError, match=r"^CIO_DATA_DIR is wrong: must be a "):
+        load_settings()
+
+
+def test_a_storage_whose_package_is_missing_is_said_by_the_settings_name(env: pytest.MonkeyPatch) -> None:
+    def missing(scheme: str) -> None:
+        raise ImportError(scheme)
+
+    env.setattr("fsspec.get_filesystem_class", missing)
+    env.setenv("CIO_SUPPRESSED_FILE", "gs://bucket/list")
+    with pytest.raises(SettingsError, match=r"^CIO_SUPPRESSED_FILE is wrong: its storage needs an extra"):
+        load_settings()
+
+
 def test_a_batch_export_needs_its_url_and_nothing_of_posthog(env: pytest.MonkeyPatch) -> None:
     env.delenv("POSTHOG_PROJECT_ID")
     env.delenv("POSTHOG_PERSONAL_API_KEY")
@@ -250,6 +268,18 @@ def test_a_list_that_could_be_meant_otherwise_is_refused(env: pytest.MonkeyPatch
         ("POSTHOG_HOST", "'https://eu.posthog.com/'", "posthog_url", "https://eu.posthog.com"),
         ("POSTHOG_HOST", "HTTPS://EU.PostHog.com:8443", "posthog_url", "https://eu.posthog.com:8443"),
         ("POSTHOG_PROJECT_ID", '"12"', "posthog_project_id", "12"),
+        (
+            "POSTHOG_PROJECT_ID",
+            "0185B7E2-0000-4000-8000-00000000ABCD",
+            "posthog_project_id",
+            "0185B7E2-0000-4000-8000-00000000ABCD",
+        ),
+        ("CIO_REFUSED_SHARE", "'.5 %'", "refused_share", 0.005),
+        ("CIO_REFUSED_SHARE", "100%", "refused_share", 1.0),
+        ("CIO_EVENT_ALLOWLIST", '["order # 1"]', "event_allowlist", ("order # 1",)),
+        ("CIO_EVENT_ALLOWLIST", "order #1,c#", "event_allowlist", ("order #1", "c#")),
+        ("CIO_DATA_DIR", "file:///srv/my #1 data", "data_dir", "/srv/my #1 data"),
+        ("CIO_SUPPRESSED_FILE", "/srv/100%25?.csv", "suppressed_file", "/srv/100%25?.csv"),
         ("CUSTOMERIO_TRACKING_ENDPOINT", '"Track-EU.customer.io"', "tracking_url", "https://track-eu.customer.io"),
         ("CUSTOMERIO_TRACKING_ENDPOINT", "http://[::1]:80", "tracking_url", "http://[::1]:80"),
     ],
@@ -378,9 +408,22 @@ WRONG = {
         "2025-01-01T00:00",
         "today",
     ],
+    "CIO_REFUSED_SHARE": ["nan", "1", "1.0", "2", "101%", "1e-2", "1_0%", "-0", "+1%", "\u0663%", "1%%", "%", ".", "0,01"],
+    "CIO_LEDGER_URL": [
+        *("sqlite://folder/ledger.db", "sqlite://localhost/ledger.db", "sqlite+aiosqlite:////folder/ledger.db", "sqlite:/x.db"),
+        "sqlite:////folder/ledger.db # the ledger",
+    ],
+    "CIO_DATA_DIR": [
+        *("s3:/bucket/x", "s3:bucket", "C:/data", "C:\\data", "/srv/$USER/x", "/srv/$(pwd)/x", "{{ data }}/x"),
+        *("/srv/data # the tables", "/srv/a?b", "/srv/a%20b", "file://srv/data"),
+    ],
+    "CIO_SUPPRESSED_FILE": ["s4://s3cret:s3cret@bucket/list", "https:/host/list", "/srv/list.csv # names"],
+    "CIO_BATCH_EXPORT_URL": ["s4://bucket", "S3://bucket", "://bucket"],
+    "CIO_EVENT_ALLOWLIST": ["signed up # the first", "signed up #"],
+    "CIO_OTHER_NAMES": ["'POSTHOG_FOO", "[POSTHOG_FOO]", ","],
     "CIO_IDENTIFY_BY_EMAIL": ["maybe", "Yes;", "Yes No", "y", "\u201cYes\u201d", '"Yes', "Yes\nNo"],
     "CIO_ANONYMOUS_USERS": ["some", "all,emails", "anonymous"],
-    "POSTHOG_PROJECT_ID": ["1/../2", "phc_abc", "1 2", "#1", "\u0661"],
+    "POSTHOG_PROJECT_ID": ["your-project-id", "default", "1-2", "1/../2", "phc_abc", "1 2", "#1", "\u0661"],
     "POSTHOG_HOST": [
         *("us.posthog.com", "https://us.posthog.com/project/1", "https://us.posthog.com/api", "https://us.posthog.com?x=1"),
         *(

@@ -48,7 +48,7 @@ def test_an_event_that_is_delivered_is_settled_in_a_day_and_among_refusals() -> 
     made = tables(event())
     [ulid] = made.events["ulid"]
     assert planned(made, delivered=(ulid,)).settled == [ulid]
-    again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}))
+    again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}), ORDINARY)
     assert (again.items, again.settled) == ([], [ulid])
 
 
