@@ -55,12 +55,14 @@ class Known:
 
 @dataclass
 class Plan:
-    """Items to send; states to note and refusals to close without sending; a count of what needs no sending, by reason."""
+    """Items to send; states to note and refusals to close without sending; a count of what needs no sending, by reason; and
+    the latest time of the upserts to send, by key (Unix seconds)."""
 
     items: list[Item] = field(default_factory=list)
     unsent: dict[str, State] = field(default_factory=dict)
     settled: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
+    latest: dict[str, int] = field(default_factory=dict)
 
 
 def chosen(shards: Shards, choices: Choices, counts: Counter[str]) -> Shards:
@@ -124,7 +126,11 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
 
 
 def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, choices: Choices) -> None:
-    """R17: attributes that a later event has set are left out; nothing goes where nothing would change."""
+    """R17: attributes that a later event has set are left out; nothing goes where nothing would change.
+
+    An upsert has one time for all that it holds. It is as late as any that was sent for the customer before, for else
+    Customer.io might drop what it changes, or all of it.
+    """
     operation = read_object(upsert.operation.decode())
     attributes, unheard = consents(operation["attributes"], choices.allow_consent)
     standing = known.states.get(upsert.key, {})
@@ -142,20 +148,16 @@ def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan
             made.unsent[upsert.key] = {**made.unsent.get(upsert.key, {}), **current}
     else:
         kept = {name: value for name, value in attributes.items() if name_hash(name) in current}
-        text = _upsert(operation, kept, max(times[name] for name in kept), standing) or upsert.operation
+        newest = max(made.latest.get(upsert.key, 0), *(times[name] for name in kept), *(time for _, time in standing.values()))
+        made.latest[upsert.key] = newest
+        text = _upsert(operation, kept, newest) or upsert.operation
         is_new = upsert.key not in known.states and not (made.items and made.items[-1].key == upsert.key)
         personless = is_new and upsert.is_personless
         made.items.append(replace(upsert, operation=text, state=current, is_new=is_new, is_personless=personless))
 
 
-def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int, standing: State) -> bytes | None:
-    """The operation with the attributes that are kept; None where it stays as it is.
-
-    Its time is that of its newest attribute. An attribute that changes may stand in Customer.io under a later time, for an
-    upsert has one time for all it holds: then it is as late as any that we have sent, or the change would be lost.
-    """
-    if any(name_hash(name) in standing for name in kept):
-        newest = max(newest, *(time for _, time in standing.values()))
+def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int) -> bytes | None:
+    """The operation with the attributes that are kept and that time; None where it stays as it is."""
     if len(kept) == len(operation["attributes"]) and newest == operation["timestamp"]:
         return None
     return write({**operation, "timestamp": newest, "attributes": kept})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from cio_pipeline_tests.connector.streams import event, tables
 
 DAYS = [f"2026-03-{day:02d}" for day in range(1, 15)]
 Day = list[dict[str, Any]]
+Taken = Callable[[bytes], bytes]
+"""What a Customer.io makes of a batch's body."""
 
 
 def stream(seed: int) -> dict[str, Day]:
@@ -39,12 +42,11 @@ def some(rnd: random.Random) -> dict[str, Any]:
     return {name: rnd.choice([1, 2, 3, None]) for name in rnd.sample(["plan", "city", "age", "seats"], rnd.randrange(4))}
 
 
-def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, by_arrival: bool) -> dict[str, Any]:
+def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, taken: Taken) -> dict[str, Any]:
     """The workspace after these deliveries, each of a day's first so many events."""
     with customerio.serve() as server:
-        if by_arrival:
-            batch = server.workspace.batch
-            server.workspace.batch = lambda body: batch(without_times(body))  # type: ignore[method-assign]
+        batch = server.workspace.batch
+        server.workspace.batch = lambda body: batch(taken(body))  # type: ignore[method-assign]
         client = TrackClient(server.url, "sandbox", "sandbox-key", 1000)
         for day, count in steps:
             if given := days[day][:count]:
@@ -54,25 +56,49 @@ def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, by
     return {who["identifiers"]["id"]: (who["attributes"], sorted(map(str, who["events"]))) for who in people}
 
 
-def without_times(body: bytes) -> bytes:
-    """For a Customer.io in which the last upsert to arrive wins."""
-    items = orjson.loads(body)["batch"]
-    for item in items:
-        if item["action"] == "identify":
-            del item["timestamp"]
-    return orjson.dumps({"batch": items})
+def by_time() -> Taken:
+    """A Customer.io in which the latest time of an attribute wins, as the sandbox's is."""
+    return lambda body: body
 
 
-@pytest.mark.parametrize("by_arrival", [False, True], ids=["by time", "by arrival"])
+def by_arrival() -> Taken:
+    """A Customer.io in which the last upsert to arrive wins."""
+
+    def without_times(body: bytes) -> bytes:
+        items = orjson.loads(body)["batch"]
+        return orjson.dumps(
+            {"batch": [{**item, "timestamp": None} if item["action"] == "identify" else item for item in items]}
+        )
+
+    return without_times
+
+
+def older_upserts_dropped() -> Taken:
+    """A Customer.io that drops an upsert whole where it has had a later one of the customer."""
+    latest: dict[str, int] = {}
+
+    def is_taken(item: dict[str, Any]) -> bool:
+        key, at = str(item["identifiers"]), item["timestamp"]
+        if item["action"] != "identify":
+            return True
+        latest[key] = max(at, latest.get(key, at))
+        return bool(at == latest[key])
+
+    return lambda body: orjson.dumps({"batch": [item for item in orjson.loads(body)["batch"] if is_taken(item)]})
+
+
+@pytest.mark.parametrize("model", [by_time, by_arrival, older_upserts_dropped])
 @pytest.mark.parametrize("seed", range(3))
-def test_days_in_any_order_with_events_that_come_late_end_up_the_same(seed: int, by_arrival: bool, tmp_path: Path) -> None:
+def test_days_in_any_order_with_events_that_come_late_end_up_the_same(
+    seed: int, model: Callable[[], Taken], tmp_path: Path
+) -> None:
     days, rnd = stream(seed), random.Random(seed)
     whole = [(day, 99) for day in DAYS]
     parts = [(day, count) for day in DAYS for count in (rnd.randrange(12), 99)]
     late = sorted(parts, key=lambda part: (part[1], rnd.random()))
     orders = [whole, whole[::-1], rnd.sample(whole, len(whole)), late]
     states = [
-        state(days, order, Ledger(f"sqlite:///{tmp_path / f'{number}.db'}"), by_arrival) for number, order in enumerate(orders)
+        state(days, order, Ledger(f"sqlite:///{tmp_path / f'{number}.db'}"), model()) for number, order in enumerate(orders)
     ]
     assert states[0] != {}
     assert all(found == states[0] for found in states)

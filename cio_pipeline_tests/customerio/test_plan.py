@@ -112,3 +112,11 @@ def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_l
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
     assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
+
+
+def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
+    large = {f"a{n:02}": "x" * 900 for n in range(60)}
+    made = tables(event(raw=json.dumps({"$set": large})), event("later", n=1, raw=json.dumps({"$set": {"a00": "new"}})))
+    times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
+    assert len(times) > 1
+    assert times == sorted(times)
