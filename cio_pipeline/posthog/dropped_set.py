@@ -6,14 +6,14 @@ PostHog keeps `$set` and `$set_once` of a stored event for 60 days, the person's
 from __future__ import annotations
 
 import json
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import pandas as pd
 
 from cio_pipeline.connector.jsontext import loads
 from cio_pipeline.connector.values import is_uuid
-from cio_pipeline.posthog.source import EVER, ORDER
+from cio_pipeline.posthog.source import EVER, ORDER, AttributesFrom
 
 KEPT = timedelta(days=59)
 """An event that is no older still has its `$set`, if it ever had one."""
@@ -33,6 +33,16 @@ Moment = tuple[Any, ...]
 def reaches_back(start: datetime, now: datetime) -> bool:
     """Whether a window that begins then may hold events whose `$set` was dropped."""
     return start < now - KEPT
+
+
+def may_teach(attributes_from: AttributesFrom, start: datetime) -> tuple[str, ...]:
+    """The columns of a window's events that may hold an email to learn (R1): for an old window, the person's properties, too.
+
+    So it is with `set` as well: an event that had its `$set` when the day was extracted before is to be found again.
+    """
+    if attributes_from == "person":
+        return ("person_properties",)
+    return ("properties", "person_properties") if reaches_back(start, datetime.now(timezone.utc)) else ("properties",)
 
 
 def first_with_set(events: pd.DataFrame) -> Moment | None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from cio_pipeline.posthog.dropped_set import may_teach
 from cio_pipeline.posthog.exported_columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exported_lines import LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exported_times import EPOCH, FIRST, MICROSECOND, moment
@@ -56,6 +57,11 @@ class Wanted(NamedTuple):
         """Whether a file without the person's properties will not do."""
         return self.attributes_from == "person"
 
+    @property
+    def reads_person(self) -> bool:
+        """Whether the person's properties are looked at, where a file has them."""
+        return self.attributes_from != "set" or bool(self.allowlist)
+
 
 def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
     """The row groups that may hold events of the window, by their statistics. Raises `Unreadable` where columns do not do."""
@@ -71,7 +77,7 @@ def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a Parquet file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
     with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
         columns = columns_of(file.schema_arrow, wanted.needs_person)
-        if wanted.attributes_from == "set":
+        if not wanted.reads_person:
             columns.pop("person_properties", None)
         names = [column.name for column in columns.values()]
         for group in row_groups(file, wanted):  # one by one: Arrow keeps some megabytes of each until an iteration ends
@@ -96,7 +102,7 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
     size = 0
     for number, line in lines(file, codec):
         if row := event_in(line, number, start, end, wanted.needs_person):
-            rows.append(row if wanted.attributes_from != "set" else {**row, "person_properties": None})
+            rows.append(row if wanted.reads_person else {**row, "person_properties": None})
             size += len(line)
         if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES:
             yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
@@ -149,13 +155,16 @@ def _bounded(found: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
 
 def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
     """Those of the events that the settings need."""
-    if not wanted.allowlist:
+    if wanted.allowlist:
+        needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
+        by = JSON if wanted.attributes_from == "auto" else may_teach(wanted.attributes_from, wanted.start)
+        for name in by:
+            needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
+        events = events.filter(needed)
+    if wanted.attributes_from != "set":
         return events
-    needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
-    by = {"set": ("properties",), "person": ("person_properties",), "auto": JSON}[wanted.attributes_from]
-    for name in by:
-        needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
-    return events.filter(needed)
+    at = EVENT_SCHEMA.names.index("person_properties")
+    return events.set_column(at, EVENT_SCHEMA.field(at), pa.nulls(len(events), pa.string()))
 
 
 def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:

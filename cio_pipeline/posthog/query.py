@@ -9,7 +9,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from cio_pipeline.posthog.api import Answer, Api, pause, refused
-from cio_pipeline.posthog.dropped_set import reaches_back
+from cio_pipeline.posthog.dropped_set import may_teach
 from cio_pipeline.posthog.reading import Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
@@ -47,14 +47,14 @@ class QuerySource:
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
-        holders = self._holders(start)
-        reading = Reading(self._queries, Selection(_columns(holders), *_needed(self._allowlist, holders)), start, end, say)
+        needed = _needed(self._allowlist, may_teach(self._attributes_from, start))
+        reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end, say)
         counts = reading.counts(start, end)
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
-        selection = Selection(_columns(self._holders(EVER)), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
+        selection = Selection(self._columns(EVER), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
         reading = Reading(self._queries, selection, EVER, before, say)
         months = reading.months(EVER, before)
         windows = (Reading(self._queries, selection, start, end, say) for start, end in _windows(months, before))
@@ -62,11 +62,9 @@ class QuerySource:
             months.total(), (frame for window in windows for frame in window.all_frames(reading.facts)), reading.facts
         )
 
-    def _holders(self, start: datetime) -> tuple[str, ...]:
-        """Where attributes of a window's events may stand: with `auto`, those of old ones in the person's properties, too."""
-        if self._attributes_from == "auto":
-            return ("properties", PERSON) if reaches_back(start, datetime.now(timezone.utc)) else ("properties",)
-        return (PERSON,) if self._attributes_from == "person" else ("properties",)
+    def _columns(self, start: datetime) -> tuple[str, ...]:
+        takes_person = self._attributes_from != "set" and "person_properties" in may_teach(self._attributes_from, start)
+        return (*COLUMNS, f"{PERSON} AS person_properties") if takes_person else COLUMNS
 
 
 def _has_no_queries(answer: Answer) -> bool:
@@ -75,11 +73,7 @@ def _has_no_queries(answer: Answer) -> bool:
     return no_endpoint or (answer.status == 405 and answer.code == "method_not_allowed")
 
 
-def _columns(holders: tuple[str, ...]) -> tuple[str, ...]:
-    return (*COLUMNS, f"{PERSON} AS person_properties") if PERSON in holders else COLUMNS
-
-
-def _needed(allowlist: tuple[str, ...], holders: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
+def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
     """A condition for the events that the settings need (R1, R3): listed ones, and those that teach facts.
 
     `LIKE` asks for a few events too many, but misses none: ClickHouse's JSON functions find nothing in text with half a
@@ -88,7 +82,8 @@ def _needed(allowlist: tuple[str, ...], holders: tuple[str, ...]) -> tuple[str, 
     if not allowlist:
         return "", {}
     values = {"needed": [*allowlist, "$identify"], "email": '%"email"%'}
-    return f" AND (event IN {{needed}} OR {' OR '.join(f'{holder} LIKE {{email}}' for holder in holders)})", values
+    texts = [PERSON if column == "person_properties" else column for column in columns]
+    return f" AND (event IN {{needed}} OR {' OR '.join(f'{text} LIKE {{email}}' for text in texts)})", values
 
 
 def _windows(months: Counter[str], before: datetime) -> Iterator[tuple[datetime, datetime]]:

@@ -20,7 +20,7 @@ import pytest
 import requests
 from s3fs import S3FileSystem
 
-from cio_pipeline.posthog import exported_rows
+from cio_pipeline.posthog import dropped_set, exported_rows
 from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.exported_rows import Wanted, read_parquet, row_groups
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
@@ -111,7 +111,12 @@ def test_duplicates_across_runs_are_one_event_as_it_landed_last(tmp_path: Path) 
     assert found.events(START, END, lambda _: None).expected == 5
 
 
-def test_only_what_the_settings_need_is_given(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("is_old", "kept"), [(False, [1, 2, 3]), (True, [1, 2, 3, 5])])
+def test_only_what_the_settings_need_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_old: bool, kept: list[int]
+) -> None:
+    """An old event may have had a `$set` when the day was extracted before: the person's email tells, with `set` too."""
+    monkeypatch.setattr(dropped_set, "reaches_back", lambda start, now: is_old)
     rows = [
         stored(1),
         stored(2, event="$identify"),
@@ -121,7 +126,9 @@ def test_only_what_the_settings_need_is_given(tmp_path: Path) -> None:
     ]
     for name, file_format, compression in (("a", "parquet", "zstd"), ("b", "jsonl", None)):
         export(rows, str(tmp_path / name), DAY, file_format, compression)
-        assert numbers(read(source(tmp_path / name, allowlist=("order",)))) == [1, 2, 3]
+        found = read(source(tmp_path / name, allowlist=("order",)))
+        assert numbers(found) == kept
+        assert found["person_properties"].isna().all()
         assert numbers(read(source(tmp_path / name, allowlist=("order",), attributes_from="person"))) == [1, 2, 5]
 
 
