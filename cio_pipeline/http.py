@@ -24,9 +24,9 @@ import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests.utils import get_auth_from_url
 
-from cio_pipeline.http_troubles import BROKEN, TooLongBody, Trouble, UnusableBody, trouble_of
+from cio_pipeline.http_troubles import TooLongBody, Trouble, UnusableBody, trouble_of
 
-__all__ = ["BROKEN", "Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
+__all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0

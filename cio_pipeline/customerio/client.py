@@ -183,6 +183,8 @@ class TrackClient:
 
 
 def _fault_in_region(response: requests.Response) -> Trouble | None:
+    if response.status_code == 403 and _json(response) is None:
+        return Trouble("a firewall or proxy in between refuses it (status 403): may this machine reach it?", TRIES_OF_THE_CHECK)
     if response.status_code in (401, 403, *range(300, 400)):
         return None
     if response.status_code == 200 and _serving_host(_json(response)):

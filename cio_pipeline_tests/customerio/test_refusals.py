@@ -169,19 +169,34 @@ def test_a_kind_of_item_that_is_refused_in_the_same_words_throughout_is_not_each
     assert len(ledger.delivered(DAY)) == len(made.events)
 
 
-@pytest.mark.parametrize("status", [401, 403])
-def test_keys_that_are_withdrawn_in_mid_run_end_it_at_once(workspace: Workspace, ledger: Ledger, status: int) -> None:
-    answer, posts = workspace.answer, 0
-
-    def withdrawn(method: str, path: str, authorization: str, body: bytes) -> Any:
-        nonlocal posts
-        posts += method == "POST"
-        return (status, FIREWALL) if posts else answer(method, path, authorization, body)
-
-    workspace.answer = withdrawn  # type: ignore[method-assign]
-    with pytest.raises(NotDelivered, match=rf"^CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY are not accepted .* \({status}\)"):
+@pytest.mark.parametrize("given", [(401, FIREWALL), (401, {}), (403, {"meta": {"error": "Unauthorized request"}})])
+def test_keys_that_are_withdrawn_in_mid_run_end_it_at_once(workspace: Workspace, ledger: Ledger, given: Any) -> None:
+    from_the_first_post_on(workspace, given)
+    sentence = rf"^CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY are not accepted .* \({given[0]}\)"
+    with pytest.raises(NotDelivered, match=sentence):
         send(workspace, ledger, day())
     assert (len(workspace.requests), ledger.refusals()) == (3, {})
+
+
+def test_a_firewall_that_refuses_everything_is_named_and_not_the_keys(
+    workspace: Workspace, ledger: Ledger, clock: Clock
+) -> None:
+    from_the_first_post_on(workspace, (403, FIREWALL))
+    with pytest.raises(NotDelivered, match=r"in 3 tries: a firewall or proxy in between refuses it \(status 403\): .*\?$"):
+        send(workspace, ledger, day())
+    assert ledger.refusals() == {}
+
+
+def from_the_first_post_on(workspace: Workspace, given: Any) -> None:
+    """Gives this answer to every request, also to the check of the keys."""
+    answer, posts = workspace.answer, 0
+
+    def instead(method: str, path: str, authorization: str, body: bytes) -> Any:
+        nonlocal posts
+        posts += method == "POST"
+        return given if posts else answer(method, path, authorization, body)
+
+    workspace.answer = instead  # type: ignore[method-assign]
 
 
 ITEM = {"batch_index": 0, "reason": "invalid"}

@@ -13,7 +13,8 @@ import pytest
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import extract
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
-from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.defs.resources import PostHog
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 from cio_pipeline.sandbox import posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings import load_settings
@@ -176,3 +177,12 @@ def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
     assert kept["properties"].tolist() == ['{"$set": {"plan": "pro"}}']
     assert kept["person_properties"].isna().all()
     assert taken["person_properties"].tolist() == ['{"email":"u2@example.com"}']
+
+
+def test_a_key_that_posthog_does_not_take_ends_a_run_before_its_first_step(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    PostHog().setup_for_execution(dg.build_init_resource_context())
+    monkeypatch.setenv("POSTHOG_PERSONAL_API_KEY", "phx_another")
+    with pytest.raises(NotExtracted, match="POSTHOG_PERSONAL_API_KEY"):
+        PostHog().setup_for_execution(dg.build_init_resource_context())

@@ -17,13 +17,17 @@ import pytest
 
 from cio_pipeline.connector.stitching import NAMING_COLUMNS
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.days import learned_under
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.days import DERIVED, learned_under
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import refuse_missing_days
 from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.partitions import days_before, window
+from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.ledger.ledger import Refusal
 from cio_pipeline.storage.identities import Learned
+from cio_pipeline_tests.connector.streams import event, tables
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",
@@ -109,6 +113,18 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         refuse_missing_days(store, ["2025-01-03"])
+
+
+def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:
+    made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
+    with store.tables.replace_together("2025-01-01", DERIVED, 1) as writers:
+        writers["customers"].add(made.customers.assign(attributes=1), by="key")
+        writers["events"].add(made.events, by="key")
+    [row] = made.events.to_dict("records")
+    refused = [Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])]
+    assert row["key"] == "email:jane@example.com"
+    for who, left in (("u1", []), ("u2", refused)):
+        assert _not_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
 
 
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:
