@@ -89,8 +89,8 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
     def learned() -> Iterator[Learned]:
         for shard in tables.read(table, day):
-            facts, owners = learn_all(shard)
-            part = Learned(facts, namings(shard), owners)
+            facts, ties = learn_all(shard)
+            part = Learned(facts, namings(shard), ties)
             counts["people"] += len(part.facts)
             counts["identified"] += int(part.facts["identified"].sum())
             counts["emails"] += int(part.facts["email"].notna().sum())

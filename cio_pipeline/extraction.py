@@ -15,7 +15,6 @@ from cio_pipeline.posthog import dropped_set as r20
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
     HISTORY_EVENTS,
-    ORDER,
     AttributesFrom,
     NotExtracted,
     Window,
@@ -27,7 +26,7 @@ from cio_pipeline.storage.tables import Tables, shards_for
 from cio_pipeline.storage.writer import Writer
 
 KNOWN = pa.schema([EVENT_SCHEMA.field(name) for name in (*r20.IDENTITY, "timestamp", "properties", "person_properties")])
-WHOLE = pa.schema([*EVENT_SCHEMA, ("took", pa.bool_())])
+WHOLE = pa.schema([*EVENT_SCHEMA, ("took", pa.bool_()), ("stays", pa.bool_())])
 DAY, HISTORY = "posthog_events", "identity_history"
 
 Settle = Callable[[pd.DataFrame], pd.DataFrame]
@@ -87,7 +86,8 @@ class _Extraction:
         row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
         self.kept = Kept(shards=shards_for(found.expected, row_bytes))
         self._seen: list[int] = []
-        self._took_all = False
+        self._first: r20.Moment | None = None
+        self._took_all = self._had_set = False
         self._spill_known()
 
     def keep(self, settle: Settle) -> None:
@@ -101,13 +101,10 @@ class _Extraction:
         """Writes the partition after all its events were seen: what they have lost shows in the day as a whole."""
         with self._spilled.replace("whole", self._partition, WHOLE, self.kept.shards) as writer:
             self._add_to(writer)
-            writer.finish_each(self._once)
-        columns = [*ORDER, "properties"]
-        found = (r20.first_with_set(shard) for shard in self._spilled.read("whole", self._partition, columns))
-        first = min((moment for moment in found if moment), default=None)
+            writer.finish_each(self._looked_at)
         with self._tables.replace(self._table, self._partition, EVENT_SCHEMA, self.kept.shards) as writer:
             for shard in self._spilled.read("whole", self._partition):
-                writer.add(self.settled(shard, r20.lost_of_a_day(shard, first, now)), by="distinct_id")
+                writer.add(self.settled(shard, r20.lost_of_a_day(shard, self._first, now)), by="distinct_id")
         self._check()
 
     def settled(self, events: pd.DataFrame, lost: list[bool] | bool) -> pd.DataFrame:
@@ -121,12 +118,13 @@ class _Extraction:
         return settled
 
     def _spill_known(self) -> None:
-        """What an earlier version of the partition knows, in shards that have the same people as the new ones."""
+        """The events of an earlier version of the partition, in shards that have the same people as the new ones."""
         with self._spilled.replace("known", self._partition, KNOWN, self.kept.shards) as writer:
             if self._tables.current(self._table, self._partition) is not None:
                 for shard in self._tables.read(self._table, self._partition, KNOWN.names):
                     self._took_all = self._took_all or r20.took_all(shard)
-                    writer.add(shard[r20.knows(shard)], by="distinct_id")
+                    self._had_set = self._had_set or r20.any_has_set(shard)
+                    writer.add(r20.known(shard), by="distinct_id")
 
     def _known_of(self, events: pd.DataFrame) -> Iterator[pd.DataFrame]:
         yield KNOWN.empty_table().to_pandas()
@@ -135,7 +133,12 @@ class _Extraction:
     def _add_to(self, writer: Writer) -> None:
         for frame in self._frames:
             self.kept.read += len(frame)
-            writer.add(frame.assign(took=False), by="distinct_id")
+            writer.add(frame.assign(took=False, stays=False), by="distinct_id")
+
+    def _looked_at(self, rows: pd.DataFrame) -> pd.DataFrame:
+        """What `_once` gives; the first of all events with a `$set` is noted before any is remembered."""
+        self._first = min((moment for moment in (self._first, r20.first_with_set(rows)) if moment), default=None)
+        return self._once(rows)
 
     def _once(self, rows: pd.DataFrame) -> pd.DataFrame:
         """A shard's events, each once. Raises `NotExtracted` where the last shard is read and rows are missing."""
@@ -145,7 +148,8 @@ class _Extraction:
         self.kept.duplicates += duplicates(rows)
         events, remembered = r20.remembered(in_order(rows), pd.concat(self._known_of(rows), ignore_index=True))
         self.kept.remembered += remembered
-        return events.assign(took=False) if self._took_all else events
+        took = events["took"] & (not self._took_all)
+        return events.assign(took=took, stays=events["was_there"] & ~took & self._had_set)
 
     def _check(self) -> None:
         self.kept.rows = self._tables.version(self._table, self._partition).rows

@@ -18,7 +18,7 @@ import dagster as dg
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.database import DatabaseError
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, DaysError, days_between
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, DaysError, days_between
 from cio_pipeline.http import Unavailable
 from cio_pipeline.places import dagster_home, shown
 from cio_pipeline.posthog.source import NotExtracted
@@ -89,7 +89,8 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     try:
         with _instance(settings) as instance:
             for start in range(0, len(keys), settings.days_per_run):
-                _run(keys[start : start + settings.days_per_run], instance, chosen, summary)
+                chunk = keys[start : start + settings.days_per_run]
+                _run(chunk, {DAYS_IN_ALL: str(len(keys))}, instance, chosen, summary)
             return summary.end()
     except Exception as failure:
         for line in summary.failed_checks():
@@ -129,13 +130,15 @@ def _places(settings: Settings, home: Path) -> str:
     )
 
 
-def _run(chunk: list[str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary) -> None:
+def _run(
+    chunk: list[str], tags: dict[str, str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary
+) -> None:
     """Runs the days, and says what was delivered. Raises what the run failed of."""
     given = {name: value for name, value in chosen.items() if value is not None}
     spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": _logger(summary)}))
     spoken.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance,
-        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1]},
+        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1], **tags},
         run_config={
             "loggers": {"lines": {}},
             "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},

@@ -180,4 +180,4 @@ def _listed(names: set[str]) -> str:
 
 
 def _percent(share: float) -> str:
-    return f"{share * 100:.2g} %"
+    return f"{round(share * 100, 2):g} %"

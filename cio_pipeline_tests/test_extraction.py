@@ -248,3 +248,28 @@ def test_no_properties_whatever_stop_a_day(tables: Tables, text: str) -> None:
         odd = {**event(1), "properties": text + ' "$set"', "person_properties": text}
         assert extract(tables, now, odd, {**event(2), "properties": None}, event(3, set_={"a": 1})).rows == 3
     extract(tables, OLD, {**event(1), "properties": text}, {**event(3), "properties": text})
+
+
+def test_an_event_that_is_new_to_an_old_day_takes_the_persons_properties_although_others_remember_their_set(
+    tables: Tables,
+) -> None:
+    """The day was extracted at noon, or the event came late: that others had a `$set` says nothing of PostHog today."""
+    extract(tables, START + timedelta(hours=12), event(1, set_={"plan": "free"}), event(2))
+    for _ in range(2):
+        extract(tables, OLD, event(1), event(2), event(3, hours=20))
+        assert kept(tables) == {"1": ({"$set": {"plan": "free"}}, None), "2": ({}, None), "3": ({}, PERSON)}
+
+
+def test_different_events_without_a_valid_uuid_are_all_kept_and_so_is_what_each_had_set(tables: Tables) -> None:
+    odd = [{**event(5, hours=hours, set_={"n": hours}), "uuid": uuid} for uuid in ("", "nonsense") for hours in (1, 2)]
+    found = extract(tables, YOUNG, *odd, *odd[:1])
+    assert (found.rows, found.duplicates) == (4, {"duplicates: the same row again": 1})
+    extract(tables, OLD, *({**one, "properties": "{}"} for one in odd))
+    texts = pd.concat(tables.read("posthog_events", DAY)).sort_values("timestamp")["properties"].tolist()
+    assert [json.loads(text) for text in texts] == [{"$set": {"n": hours}} for hours in (1, 1, 2, 2)]
+
+
+def test_an_event_whose_time_could_not_be_read_does_not_show_that_posthog_drops_nothing(tables: Tables) -> None:
+    odd = {**event(1, set_={"plan": "free"}), "timestamp": datetime(1, 1, 2, tzinfo=timezone.utc)}
+    extract(tables, OLD, odd, event(2))
+    assert persons(tables)["2"] == PERSON

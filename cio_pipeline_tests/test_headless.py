@@ -21,6 +21,7 @@ from cio_pipeline import headless
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.before_delivery import is_backfill
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError
 from cio_pipeline.headless import run_days
 from cio_pipeline.posthog.source import NotExtracted
@@ -101,6 +102,16 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
         "2025-01-02: 0",
     ]
     assert said.err == "Customer.io is away.\n"
+
+
+def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last run may have but the youngest day, which by itself would be no backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
+    runs: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(headless, "_run", lambda chunk, tags, *_: runs.append((chunk, is_backfill(tags, chunk))))
+    monkeypatch.setenv("CIO_DAYS_PER_RUN", "2")
+    run(DAY, THIRD_DAY)
+    run(DAY, "2025-01-02")
+    assert runs == [([DAY, "2025-01-02"], True), ([THIRD_DAY], True), ([DAY, "2025-01-02"], False)]
 
 
 def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(

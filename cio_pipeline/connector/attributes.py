@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from functools import cache
 from typing import Any
 
-from cio_pipeline.connector.consent import consents
+from cio_pipeline.connector.consent import consents, is_consent
 from cio_pipeline.connector.jsontext import write
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.values import cut, is_email, unix_seconds
@@ -79,9 +79,9 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: O
 
 
 def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
-    """R10: at most 300 attributes, `email`, `identifier` and `created_at` kept first, then as they first appeared."""
-    first = [name for name in KEPT_FIRST if name in attributes]
-    ordered = first + [name for name in attributes if name not in KEPT_FIRST]
+    """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
+    first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
+    ordered = list(dict.fromkeys([*first, *attributes]))
     beyond = [(name, f"beyond {MOST_ATTRIBUTES} attributes (R10)") for name in ordered[MOST_ATTRIBUTES:]]
     return {name: attributes[name] for name in ordered[:MOST_ATTRIBUTES]}, beyond
 

@@ -9,7 +9,16 @@ TOPIC = f"{PREFERENCES}.topics."
 REASON = "says what the person wants to hear (R19)"
 
 
-def consents(given: dict[str, Any], allow: Literal["No", "unsubscribe", "Yes"]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+AllowConsent = Literal["No", "unsubscribe", "Yes"]
+
+
+def is_consent(name: str) -> bool:
+    """Whether an attribute of this name says what a person wants to hear."""
+    meant = name.strip().lower()
+    return meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")
+
+
+def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """The attributes with what passes of those about consent, and (name, reason) of what was left out.
 
     `given` is name to value, None for one that is cleared.
@@ -19,11 +28,10 @@ def consents(given: dict[str, Any], allow: Literal["No", "unsubscribe", "Yes"]) 
     passed: dict[str, Any] = {}
     left_out: list[tuple[str, str]] = []
     for name, value in given.items():
-        meant = name.strip().lower()
-        if not (meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")):
+        if not is_consent(name):
             passed[name] = value
             continue
-        less, all_of_it = _less(name, meant, value) if allow == "unsubscribe" else ({}, False)
+        less, all_of_it = _less(name, name.strip().lower(), value) if allow == "unsubscribe" else ({}, False)
         passed |= less
         if not all_of_it:
             left_out.append((name, REASON))

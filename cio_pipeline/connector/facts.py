@@ -21,8 +21,8 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 
 NO_EMAIL = (None, None)
 
-Owners = set[tuple[str, str]]
-"""Emails in lower case, each with a distinct_id whose it is or was."""
+Ties = set[tuple[str, str]]
+"""R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
 
 
 def learn(events: pd.DataFrame) -> pd.DataFrame:
@@ -34,21 +34,32 @@ def learn(events: pd.DataFrame) -> pd.DataFrame:
     return learn_all(events)[0]
 
 
-def learn_all(events: pd.DataFrame) -> tuple[pd.DataFrame, Owners]:
-    """What `learn` gives, and whose each email of the day is (R21): those that were set again later in the day, too, and a
-    distinct_id that is an email."""
+def learn_all(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
+    """What `learn` gives, and the ties of the day: also by emails that were set again later in the day, by a distinct_id that
+    is an email, and by a `$identify` that is refused."""
     identified: dict[str, bool] = {}
     emails: dict[str, tuple[str, int]] = {}
-    owners = {(who.lower(), who) for who in events["distinct_id"].unique().tolist() if "@" in who and _is_own(who)}
+    ties = {(who.lower(), who) for who in events["distinct_id"].unique().tolist() if "@" in who and _is_own(who)}
     for who, is_identify, email, time in _taught(events):
         if is_identify or email:
             identified[who] = is_identify or identified.get(who, False)
         if email:
             emails[who] = (email, time)
-            owners.add((email.lower(), who))
+            ties.add((email.lower(), who))
     rows = [(who, was, *emails.get(who, NO_EMAIL)) for who, was in identified.items()]
     columns = ["distinct_id", "identified", "email", "email_set"]
-    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), owners
+    identifies = events[(events["event"] == "$identify").to_numpy(bool)]
+    for who, properties in zip(identifies["distinct_id"].tolist(), identifies["properties"].tolist(), strict=True):
+        if (anonymous_id := named_by(who, properties)) is not None:
+            ties.add((anonymous_id, who))
+            ties.update({(anonymous_id.lower(), anonymous_id)} if is_email(anonymous_id) else ())
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), ties
+
+
+def named_by(distinct_id: str, properties: Any) -> str | None:
+    """The anonymous id that a `$identify` of this distinct_id names, where R14 takes both."""
+    named = peek_object(properties).get("$anon_distinct_id") if usable(distinct_id) else None
+    return named if isinstance(named, str) and usable(named) else None
 
 
 def _is_own(distinct_id: str) -> bool:

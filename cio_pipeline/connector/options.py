@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from cio_pipeline.connector.consent import AllowConsent
+
 
 @dataclass(frozen=True)
 class Options:
@@ -19,7 +21,7 @@ class Options:
     event_allowlist: tuple[str, ...] = ()
     exclude_attributes: tuple[str, ...] = ()
     allow_delivery_overrides: bool = False
-    allow_consent: Literal["No", "unsubscribe", "Yes"] = "unsubscribe"
+    allow_consent: AllowConsent = "unsubscribe"
     stitch_anonymous_days: int = 0
 
     @property

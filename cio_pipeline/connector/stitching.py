@@ -10,9 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.connector.facts import ORDER
-from cio_pipeline.connector.ids import usable
-from cio_pipeline.connector.jsontext import peek_object
+from cio_pipeline.connector.facts import ORDER, named_by
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.outcomes import HELD_BACK, decide
 from cio_pipeline.connector.values import is_uuid
@@ -23,18 +21,11 @@ NAMING_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
 def namings(events: pd.DataFrame) -> pd.DataFrame:
     """The namings among the events: anonymous_id, and the columns of `events` of the `$identify`."""
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
-    named = [_named(*row) for row in identifies[["uuid", "distinct_id", "properties"]].itertuples(index=False)]
+    rows = identifies[["uuid", "distinct_id", "properties"]].itertuples(index=False)
+    named = [named_by(who, properties) if is_uuid(uuid) else None for uuid, who, properties in rows]
     same = events["distinct_id"].dtype
     found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=same))
     return found.dropna(subset="anonymous_id")
-
-
-def _named(uuid: str, distinct_id: str, properties: Any) -> str | None:
-    """The anonymous id that a `$identify` of this distinct_id names."""
-    if not (usable(distinct_id) and is_uuid(uuid)):
-        return None
-    named = peek_object(properties).get("$anon_distinct_id")
-    return named if isinstance(named, str) and usable(named) else None
 
 
 def spans(

@@ -108,14 +108,19 @@ class TrackClient:
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
             raise Unsettled(*_reason(errors))
 
-    def try_harmless(self) -> None:
-        """Posts what changes nothing. Raises `http.Unavailable` where Customer.io refuses that, too: it would refuse all."""
+    def try_harmless(self, operation: bytes = HARMLESS) -> None:
+        """Posts what changes nothing: that, or an upsert that was accepted before.
+
+        Raises `http.Unavailable` where Customer.io refuses it, by name or not: it would refuse all.
+        """
         try:
-            self.batch([HARMLESS])
-        except Unsettled as refused:
-            words = f"{refused.reason}: {mask(refused.detail)[:REASON_CHARACTERS]}" if refused.detail else refused.reason
-        else:
+            refused = self.batch([operation])
+        except Unsettled as unsettled:
+            refused = {0: (unsettled.reason, unsettled.detail)}
+        if not refused:
             return
+        reason, detail = refused[0]
+        words = f"{reason}: {mask(detail)[:REASON_CHARACTERS]}" if detail else reason
         raise Unavailable(
             f"Customer.io ({urlsplit(self.url).hostname}) refuses whatever it is sent, with {words}: a rerun sends it."
         )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.connector.operations import identifiers
-from cio_pipeline.customerio.client import TrackClient, Unsettled
+from cio_pipeline.customerio.client import HARMLESS, TrackClient, Unsettled
 from cio_pipeline.customerio.items import Item, lanes, pack, size
 from cio_pipeline.customerio.pace import Stopped
 from cio_pipeline.customerio.plan import ORDINARY, TRIGGER_SECONDS, Choices, Known, Plan, Shards, chosen, plan, plan_again
@@ -68,13 +68,13 @@ def preview(day: str, shards: Shards, ledger: Ledger, choices: Choices, seen: se
     return report
 
 
-def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient) -> Report:
+def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, choices: Choices = ORDINARY) -> Report:
     """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed.
 
     Raises as `deliver` does.
     """
     known = Known(ledger.states({refusal.key for refusal in refused}), ledger.delivered(day), {})
-    made = plan_again(refused, known)
+    made = plan_again(refused, known, choices)
     report = Report(made.counts, sample=sample(made.items))
     report.counts["refusals mended by newer data"] += len(made.settled)
     _carry_out(day, made, {refusal.item: refusal for refusal in refused}, ledger, client, report)
@@ -142,6 +142,7 @@ class Lane:
         self.counts: Counter[str] = Counter()
         self._day, self._items, self._ledger, self._client = day, items, ledger, client
         self._accepted_kinds: set[str] = set()
+        self._harmless = HARMLESS
         self._unnamed: list[tuple[Item, Unsettled]] = []
 
     def run(self) -> None:
@@ -157,7 +158,10 @@ class Lane:
             raise
 
     def _settle(self, items: list[Item]) -> None:
-        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone."""
+        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
+
+        Raises `http.Unavailable` where it refuses all of them, and a harmless one, too.
+        """
         try:
             refused = self._post(items)
         except Unsettled:
@@ -167,6 +171,8 @@ class Lane:
                 self._settle(items[middle:])
                 return
         else:
+            if len(refused) == len(items):
+                self._client.try_harmless(self._harmless)
             self._acknowledge(items, refused)
             return
         self._settle_alone(items[0])
@@ -179,7 +185,7 @@ class Lane:
         """
         for harmless in HARMLESS_BETWEEN_TRIES:
             for _ in range(harmless):
-                self._client.try_harmless()
+                self._client.try_harmless(self._harmless)
             try:
                 refused = self._post([item])
             except Unsettled as unsettled:
@@ -221,6 +227,7 @@ class Lane:
             refused=[_refusal(items[index], *why) for index, why in refused.items()],
         )
         for item in customers:
+            self._harmless = item.operation  # sent once more, it changes nothing
             answer.customers[item.key] = {**answer.customers.get(item.key, {}), **item.state}
         self._ledger.acknowledge(self._day, answer)
         self._accepted_kinds |= {_kind(item) for item in accepted}

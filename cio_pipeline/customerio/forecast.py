@@ -53,8 +53,8 @@ class Forecast:
             self.campaign_events += len(_less_refused(young, young["ulid"], refused))
 
     def add_refusals(self, refused: list[Refusal], ledger: Ledger) -> None:
-        """Adds what was refused, and is to be sent again."""
-        self._add_new([one.key for one in refused if one.kind == "customer"], ledger)
+        """Adds what was refused, and is to be sent again: an event alone makes a customer, too."""
+        self._add_new([one.key for one in refused], ledger)
         since = time.time() - TRIGGER_SECONDS
         times = (int(read_object(one.operation)["timestamp"]) for one in refused if one.kind == "event")
         self.campaign_events += sum(at > since for at in times)

@@ -11,6 +11,7 @@ import numpy as np
 import orjson
 import pandas as pd
 
+from cio_pipeline.connector.consent import AllowConsent, consents
 from cio_pipeline.connector.jsontext import read_object, write
 from cio_pipeline.customerio.items import Item
 from cio_pipeline.customerio.suppressed import Suppressed
@@ -24,12 +25,14 @@ class Choices:
     """How a delivery departs from the ordinary one.
 
     suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
-    first so many customers of the day, with their events.
+    first so many customers of the day, with their events; allow_consent: R19, for what was
+    made under another setting.
     """
 
     suppressed: Suppressed = field(default_factory=Suppressed)
     resend: bool = False
     limit: int | None = None
+    allow_consent: AllowConsent = "unsubscribe"
 
 
 ORDINARY = Choices()
@@ -94,21 +97,21 @@ def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: C
     columns = (customers[name].tolist() for name in ("key", "part", "operation", "times"))
     for key, part, operation, times in zip(*columns, strict=True):
         upsert = Item(customer_item(key, part), key, operation.encode(), is_personless=key not in with_person)
-        _plan_customer(upsert, orjson.loads(times), known, made, resend=choices.resend)
+        _plan_customer(upsert, orjson.loads(times), known, made, choices)
     made.items += _new_events(events, known, choices, made)
     if not choices.resend:
         made.items = list(_not_refused_before(made, known.refused))
     return made
 
 
-def plan_again(refused: list[Refusal], known: Known) -> Plan:
-    """What Customer.io refused, as it was refused, less what has been set or delivered since: upserts, then events by time."""
+def plan_again(refused: list[Refusal], known: Known, choices: Choices) -> Plan:
+    """What Customer.io refused, less what has been set or delivered since, or R19 leaves out: upserts, then events by time."""
     made = Plan()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         item = Item(refusal.item, refusal.key, refusal.operation.encode(), call=refusal.call)
         if refusal.kind == "customer":
             names = read_object(refusal.operation)["attributes"]
-            _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, resend=False)
+            _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, choices)
         elif among(known.delivered, pack_ids([refusal.item]))[0]:
             made.settled.append(item.name)
         else:
@@ -120,17 +123,19 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
     return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
-def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, *, resend: bool) -> None:
+def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, choices: Choices) -> None:
     """R17: attributes that a later event has set are left out; nothing goes where nothing would change."""
     operation = read_object(upsert.operation.decode())
-    attributes, standing = operation["attributes"], known.states.get(upsert.key, {})
+    attributes, unheard = consents(operation["attributes"], choices.allow_consent)
+    standing = known.states.get(upsert.key, {})
     state = {name_hash(name): (value_hash(write(value)), state_time(times[name])) for name, value in attributes.items()}
     current = {name: entry for name, entry in state.items() if name not in standing or standing[name][1] <= entry[1]}
+    made.counts["attributes about consent left out (R19)"] += len(unheard)
     made.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
         made.counts["customers older than in Customer.io"] += 1
         made.settled.append(upsert.name)
-    elif not resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
+    elif not choices.resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
         made.counts["customers with nothing new"] += 1
         made.settled.append(upsert.name)
         if any(standing[name] != entry for name, entry in current.items()):

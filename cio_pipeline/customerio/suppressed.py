@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.connector.jsontext import read_object
+from cio_pipeline.connector.values import is_email
 
 NOTHING: frozenset[str] = frozenset()
 
@@ -39,17 +40,14 @@ class Suppressed:
             return True
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
-    def tied(
-        self, tied: Callable[[Iterable[str], Iterable[str]], tuple[set[str], set[str]]], everybody: Iterable[str]
-    ) -> Suppressed:
+    def tied(self, tied: Callable[[Iterable[str]], set[str]], everybody: Iterable[str]) -> Suppressed:
         """With all that the facts tie to them: `tied` gives the distinct_ids and emails that some lead to.
 
         Only where there are hashes, `everybody` (all that is known) is looked through for whom they mean.
         """
         meant = {text for text in everybody if self.has(text)} if self.hashes else set()
-        ids, emails = self.ids | meant, self.emails | {text.lower() for text in meant if "@" in text}
-        all_ids, all_emails = tied(ids, emails)
-        return replace(self, ids=frozenset(all_ids), emails=frozenset(all_emails))
+        found = frozenset(tied(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
+        return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})
 
     def keys(self, customers: pd.DataFrame, events: pd.DataFrame) -> set[str]:
         """The keys of a shard that are theirs: by the key itself, its upserts, or a distinct_id behind its events."""

@@ -10,29 +10,33 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from http import HTTPStatus
 from urllib.parse import unquote
 
-import requests
-from requests.auth import HTTPBasicAuth
-from requests.utils import get_auth_from_url
 from upath import UPath
 
+from cio_pipeline.connector.ids import usable
 from cio_pipeline.connector.values import is_email
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.http import Unavailable, new_session, send
 
 SETTING = "CIO_SUPPRESSED_FILE"
 MOST_BYTES = 200_000_000
-CONNECT_AND_READ_SECONDS = (10, 60)
 MOST_SECONDS = 300
-PIECE_BYTES = 65_536
+MOST_WORDS = 2
+"""An id may hold a space; more words are a remark, or what a host says instead of a list."""
+
+TRIES, LONGEST_WAIT_SECONDS = 3, 10
+PASSING = (408, 429, 500, 502, 503, 504)
 
 EMPTY_ON_PURPOSE = re.compile(r"#\s*empty on purpose\b.*", re.IGNORECASE)
 HEADING = re.compile(
     r"(?:hashed|sha256|user|customer|person)?e?-?mail(?:address|hash|sha256|s)?|(?:user|customer|person|external|distinct)?ids?"
-    r"|identifiers?|users?|person|people|customers?|name|address|hash|hash(?:ed)?|sha256|uuid|key"
+    r"|identifiers?|users?|person|people|customers?|name|address|hash(?:ed)?|sha256|uuid|key"
 )
-"""What a table's first line may call a column that names people: in lower case, without spaces, `_` or `$`."""
+HEADING_WITH_WORDS = re.compile(r".+(?:[\s_$-](?i:ids?|uuids?|guids?|e?mails?)|[a-z](?:Ids?|ID|UUID|Email))")
+"""What a table's first line may call a column that names people: in lower case without spaces, `_` or `$`, or as it is."""
 
 CELL = re.compile(r'(?: *"((?:[^"]|"")*)" *|([^\t;,"]*))([\t;,]|$)')
 SHA256 = re.compile(r"(?<![0-9a-f])[0-9a-f]{64}(?![0-9a-f])", re.IGNORECASE)
@@ -43,7 +47,11 @@ OTHER_HASH = re.compile(
     re.IGNORECASE,
 )
 PATTERN = re.compile(r"[*%]?@.*|\*|.*@\*.*")
-MARKUP = re.compile(r"<\s*(?:!doctype|html|head|body|title|script|div|form|\?xml|\w+ xmlns)", re.IGNORECASE)
+WEB_ADDRESS = re.compile(r"https?://.*", re.IGNORECASE)
+MARKUP = re.compile(r"<\s*(?:!doctype|html|head|body|title|script|div|form|\?xml|\w+ xmlns)(?=[\s/>=])", re.IGNORECASE)
+NOBODY = re.compile(r"n/?a|nan|nil|null|none|\\n|\W*|errors?|(?:access|permission) denied|log ?in|sign ?in", re.IGNORECASE)
+"""What stands for no value in an export, and what a host answers instead of a list (beside `HTTPStatus`)."""
+
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ADDRESS = re.compile(r"[^\s<>()\[\],;:|'\"=/\\]+@[^\s<>()\[\],;:|'\"=/\\?]+")
 UNSEEN = re.compile("[\u200b-\u200f\u2060\ufeff\u00ad]")
@@ -61,27 +69,27 @@ def read_suppressed(location: str | None) -> Suppressed:
     try:
         return parse(_content(location))
     except Unusable as unusable:
-        why = str(unusable)
+        why = f"{SETTING} {unusable}: nothing is sent."
+    except Unavailable as unavailable:
+        why = f"{unavailable} Nothing is sent."
     except Exception as trouble:  # whatever a file system raises: it may quote the URL, which may hold a password
-        why = f"cannot be read ({type(trouble).__name__})"
-    raise NotDelivered(f"{SETTING} {why}: nothing is sent.")
+        why = f"{SETTING} cannot be read ({type(trouble).__name__}): nothing is sent."
+    raise NotDelivered(why)
 
 
 def parse(content: bytes) -> Suppressed:
     """The list's people. Raises `Unusable`."""
     text = _text(content)
     rows = list(_json_rows(text) if text.lstrip()[:1] in ("[", "{") else _table(text))
-    headings = [_is_heading(cell) for cell in rows[0][1]] if rows else []
-    columns = {0, *(column for column, is_heading in enumerate(headings) if is_heading)}
-    found = [(cells, set(_names(cells, columns, number))) for number, cells in rows]
-    names = len(found) - (any(headings) and not any(map(is_email, found[0][1])))
+    columns, has_heading = _columns([cells for _, cells in rows])
+    named = [set(_names(cells, columns, number)) for number, cells in rows[has_heading:]]
     lines = [line.strip() for _, line in _lines(text)]
-    if not names and not EMPTY_ON_PURPOSE.fullmatch(next(filter(None, lines), "")):
+    if not named and not EMPTY_ON_PURPOSE.fullmatch(next(filter(None, lines), "")):
         raise Unusable("names nobody; if that is meant, its first line must be `# empty on purpose`")
-    ids = {name for _, named in found for name in named}.union(lines if found else ()) - {""}
+    ids = {name for names in named for name in names}.union(lines if named else ()) - {""}
     emails = frozenset(name.lower() for name in ids if "@" in name)
     hashes = frozenset(hash.lower() for name in ids for hash in SHA256.findall(name))
-    return Suppressed(frozenset(ids), emails, hashes, names)
+    return Suppressed(frozenset(ids), emails, hashes, len(named))
 
 
 def _content(location: str) -> bytes:
@@ -90,32 +98,31 @@ def _content(location: str) -> bytes:
     if "http://" in location.lower() or "https://" in location.lower():
         raise Unusable("must be a path, or a URL that begins with its own scheme, such as https://")
     with UPath(location).open("rb") as file:
-        return _within_limit(bytes(file.read(MOST_BYTES + 1)))
-
-
-def _download(url: str) -> bytes:
-    """The URL's content. Its own login is used, never one of a netrc; a redirect may lead to a login page, and is refused."""
-    login = get_auth_from_url(url)
-    auth = HTTPBasicAuth(*login) if any(login) else lambda request: request
-    until, pieces, size = time.monotonic() + MOST_SECONDS, list[bytes](), 0
-    with requests.get(url, auth=auth, allow_redirects=False, stream=True, timeout=CONNECT_AND_READ_SECONDS) as answer:
-        if answer.status_code != 200:
-            redirected = "a redirect, which is not followed" if answer.is_redirect else f"status {answer.status_code}"
-            raise Unusable(f"was answered by {redirected}")
-        if "html" in answer.headers.get("Content-Type", "").lower():
-            raise Unusable("is a web page, not a list")
-        for piece in answer.iter_content(PIECE_BYTES):
-            pieces.append(piece)
-            size += len(piece)
-            if size > MOST_BYTES or time.monotonic() > until:
-                raise Unusable(f"is over {MOST_BYTES:,} bytes, or takes over {MOST_SECONDS} seconds to read")
-    return b"".join(pieces)
-
-
-def _within_limit(content: bytes) -> bytes:
+        content = bytes(file.read(MOST_BYTES + 1))
     if len(content) > MOST_BYTES:
         raise Unusable(f"is over {MOST_BYTES:,} bytes")
     return content
+
+
+def _download(url: str) -> bytes:
+    """The URL's content. A redirect may lead to a login page, and is refused."""
+    answer = send(
+        new_session(),
+        "GET",
+        url,
+        service=SETTING,
+        retried=PASSING,
+        tries=TRIES,
+        rest=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS)),
+        most_bytes=MOST_BYTES,
+        seconds=MOST_SECONDS,
+    )
+    if answer.status_code != 200:
+        redirected = "a redirect, which is not followed" if answer.is_redirect else f"status {answer.status_code}"
+        raise Unusable(f"was answered by {redirected}")
+    if "html" in answer.headers.get("Content-Type", "").lower():
+        raise Unusable("is a web page, not a list")
+    return answer.content
 
 
 def _text(content: bytes) -> str:
@@ -173,6 +180,16 @@ def _cells(line: str, number: int) -> list[str]:
     raise Unusable(f"has a quote in line {number} that is not closed or not at a column's edge")
 
 
+def _columns(rows: list[list[str]]) -> tuple[set[int], bool]:
+    """The columns that name people, and whether the first line is their heading. In a single line all may name people."""
+    if not rows:
+        return set(), False
+    headings = {column for column, cell in enumerate(rows[0]) if _is_heading(cell)}
+    if headings and not any(map(is_email, rows[0])):
+        return {0, *headings}, True
+    return set(range(len(rows[0]))) if len(rows) == 1 else {0}, False
+
+
 def _names(cells: list[str], columns: set[int], number: int) -> Iterator[str]:
     """Every way to read whom a line names, in these columns or by an email in another. In doubt, one more is not sent."""
     names_somebody = False
@@ -184,22 +201,35 @@ def _names(cells: list[str], columns: set[int], number: int) -> Iterator[str]:
             raise Unusable(
                 f"has what looks like a hash other than SHA-256 in line {number} (if it is an id, name it by its SHA-256)"
             )
-        if any(PATTERN.fullmatch(reading) for reading in readings):
+        if any(map(PATTERN.fullmatch, readings)):
             raise Unusable(f"has a pattern in line {number}: it must name each person")
-        names_somebody |= bool(readings)
+        if any(map(WEB_ADDRESS.fullmatch, readings)):
+            raise Unusable(f"has a web address in line {number}: it must name each person (an id, by its SHA-256)")
+        names_somebody |= _names_somebody(cell, readings)
         yield from readings
     if not names_somebody:
-        raise Unusable(f"names nobody in line {number}")
+        raise Unusable(f"names nobody in line {number}: it must be one person's id or email, with any remark behind a `#`")
 
 
 def _readings(cell: str) -> Iterator[str]:
-    """As it is; without what stands around it; its first word; each address in it; and these percent-decoded."""
+    """As it is; without what stands around it; its words; each address in it; and these percent-decoded."""
     plain = re.sub(r"^[-*•] +", "", UNSEEN.sub("", cell)).strip(AROUND)
-    first = re.split(r"[\s|#]", plain, maxsplit=1)[0]
-    for reading in (cell, plain, first, *ADDRESS.findall(cell), *ADDRESS.findall(unquote(plain))):
+    words = (word.strip(AROUND) for word in re.split(r"[\s|=]", plain.partition("#")[0]))
+    for reading in (cell, plain, *words, *ADDRESS.findall(cell), *ADDRESS.findall(unquote(plain))):
         yield reading
         yield unquote(reading)
 
 
+def _names_somebody(cell: str, readings: list[str]) -> bool:
+    """Whether it holds an email or a hash; or an id that is not nobody's (R14), and is neither no value nor a sentence."""
+    if any(is_email(reading) or SHA256.search(reading) for reading in readings):
+        return True
+    phrase = re.sub(r"^[45]\d\d\s+|[.!]$", "", cell.strip(AROUND)).lower()
+    nothing = NOBODY.fullmatch(phrase) or phrase in {status.phrase.lower() for status in HTTPStatus}
+    is_sentence = any(len(part.split()) > MOST_WORDS for part in re.split(r"[|=]", cell.partition("#")[0]))
+    return not nothing and not is_sentence and any(map(usable, readings))
+
+
 def _is_heading(cell: str) -> bool:
-    return HEADING.fullmatch(re.sub(r"[\s_$]", "", cell.strip(AROUND).lower())) is not None
+    plain = cell.strip(AROUND)
+    return bool(HEADING.fullmatch(re.sub(r"[\s_$]", "", plain.lower())) or HEADING_WITH_WORDS.fullmatch(plain))

@@ -11,8 +11,9 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.days import learned_under
-from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.storage.identities import HISTORY
 from cio_pipeline.storage.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
@@ -43,13 +44,21 @@ class Bounded(dg.Config):
 
 def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
     """Whether a run with these tags and days is a backfill, whose young events `CIO_MAX_CAMPAIGN_EVENTS` bounds."""
-    return BACKFILL in tags or (len(keys) > FEW_DAYS and SCHEDULE not in tags)
+    days = int(tags.get(DAYS_IN_ALL, len(keys)))
+    return BACKFILL in tags or (days > FEW_DAYS and SCHEDULE not in tags)
 
 
 def refuse_missing_days(store: Store, keys: list[str]) -> None:
-    """R1: raises `NotDelivered` where earlier days, which decide what is sent and under which key, were never learned."""
+    """R1, R18: raises `NotDelivered` where the history or earlier days, which decide what is sent and under which key, were
+    never learned."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
+    if store.identities.unlearned([HISTORY]):
+        raise NotDelivered(
+            "What PostHog knew before CIO_START_DATE was never read, and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS it"
+            " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
+            " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
+        )
     earlier = [day for day in days_before(max(keys)) if day not in keys]
     missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
     if missing:

@@ -9,6 +9,7 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 from pydantic import Field
 
+from cio_pipeline.connector.consent import AllowConsent
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import ONLY_PERSONLESS, Report, deliver, preview
 from cio_pipeline.customerio.forecast import Bounds, unsent_events
@@ -54,9 +55,9 @@ class Delivery(Bounded):
         " 72 hours can start campaigns.",
     )
 
-    def choices(self, suppressed: Suppressed) -> Choices:
-        """The same for the delivery."""
-        return Choices(suppressed, resend=self.resend, limit=self.limit)
+    def choices(self, suppressed: Suppressed, allow_consent: AllowConsent) -> Choices:
+        """The same for the delivery, with what the settings say of whom and what must not be sent."""
+        return Choices(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
     def held_from(self) -> datetime | None:
@@ -78,11 +79,12 @@ def upsert_to_customerio(
     A day's receipt stands as soon as the day is delivered, whatever becomes of the days after it; Dagster itself leaves that of
     the last day, and all of them once more at the end. A dry run materializes nothing: what it saw is an observation.
     """
-    choices, keys = config.choices(suppressed(customerio, store)), list(context.partition_keys)
+    keys = list(context.partition_keys)
     bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
             stack.enter_context(one_at_a_time(store, context.log.info))
+        choices = config.choices(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
             yield from _looked_at(context, store, to_send, choices, bounds)

@@ -21,6 +21,10 @@ RANGE_END = "dagster/asset_partition_range_end"
 """The tags by which Dagster runs several partitions in one run."""
 
 
+DAYS_IN_ALL = "cio_pipeline/days_in_all"
+"""The tag that says how many days were asked for, where a run has but some of them."""
+
+
 class DaysError(Exception):
     """The days asked for are no partitions; the message says why."""
 

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
 from cio_pipeline.customerio.forecast import Forecast
+from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
@@ -29,15 +30,15 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
-    listed = suppressed(customerio, store)
     with one_at_a_time(store, context.log.info):
+        choices = Choices(suppressed(customerio, store), allow_consent=store.options.allow_consent)
         chosen, forecast = _chosen(config, store), Forecast()
-        allowed = {day: _not_suppressed(refused, listed, store, day) for day, refused in chosen.items()}
+        allowed = {day: _not_suppressed(refused, choices.suppressed, store, day) for day, refused in chosen.items()}
         for refused in allowed.values():
             forecast.add_refusals(refused, store.ledger)
         forecast.refuse_beyond(config.bounds(store, is_backfill=True))
         for day, refused in allowed.items():
-            report = redeliver(day, refused, store.ledger, customerio.client)
+            report = redeliver(day, refused, store.ledger, customerio.client, choices)
             counts, lines = counts + report.counts, lines or report.sample
             counts["refusals suppressed"] += len(chosen[day]) - len(refused)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)

@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.posthog.source import ORDER
+from cio_pipeline.connector.values import is_uuid
+from cio_pipeline.posthog.source import EVER, ORDER
 
 KEPT = timedelta(days=59)
 """An event that is no older still has its `$set`, if it ever had one."""
@@ -35,8 +36,9 @@ def reaches_back(start: datetime, now: datetime) -> bool:
 
 
 def first_with_set(events: pd.DataFrame) -> Moment | None:
-    """The place of the first event that has a `$set` or `$set_once`, or None."""
-    may = events.loc[[_names(text, SETS) for text in events["properties"]], [*ORDER, "properties"]]
+    """The place of the first event that has a `$set` or `$set_once`, or None. One whose time could not be read says nothing."""
+    timed = events.loc[events["timestamp"] >= EVER, [*ORDER, "properties"]]
+    may = timed.loc[[_names(text, SETS) for text in timed["properties"]]]
     for *moment, text in may.sort_values(ORDER).itertuples(index=False):
         if has_set(text):
             return tuple(moment)
@@ -51,16 +53,20 @@ def has_set(properties: Any) -> bool:
 def lost_of_a_day(events: pd.DataFrame, first: Moment | None, now: datetime) -> list[bool]:
     """Which of a day's events have lost their `$set`; `first` is the day's first event that has one (R20).
 
-    These are the old ones before the first that has one, unless that is so old that this PostHog cannot drop any. An event
-    that took the person's properties when the day was extracted before (the column `took`) does so again.
+    `first` is by what PostHog gives now. Lost are the old ones before it, unless it is so old that this PostHog cannot drop
+    any. What an earlier extraction decided stays: an event that took the person's properties (the column `took`) does so
+    again, one that it had when `$set` was still there (the column `stays`) does not.
     """
     drops_none = first is not None and first[0] < now - DROPPED
     places = zip(*(events[name] for name in ORDER), strict=True)
     before = [not drops_none and (first is None or place < first) for place in places]
     old = (events["timestamp"] < now - KEPT).tolist()
-    texts = events["properties"].tolist()
-    again = [took and not has_set(text) for took, text in zip(events["took"].tolist(), texts, strict=True)]
-    return [is_old and (is_before or has_taken) for is_old, is_before, has_taken in zip(old, before, again, strict=True)]
+    decided = zip(events["took"].tolist(), events["stays"].tolist(), events["properties"].tolist(), strict=True)
+    lost = [
+        (took and not has_set(text)) or (is_before and not stays)
+        for is_before, (took, stays, text) in zip(before, decided, strict=True)
+    ]
+    return [is_old and is_lost for is_old, is_lost in zip(old, lost, strict=True)]
 
 
 def lost_of_the_history(events: pd.DataFrame, now: datetime) -> list[bool]:
@@ -69,10 +75,15 @@ def lost_of_the_history(events: pd.DataFrame, now: datetime) -> list[bool]:
     return [is_old and not has_set(text) for is_old, text in zip(old, events["properties"].tolist(), strict=True)]
 
 
-def knows(events: pd.DataFrame) -> list[bool]:
-    """Which events of an earlier extraction know what a later one may lack: a `$set`, or the person's properties."""
-    pairs = zip(events["properties"].tolist(), events["person_properties"].tolist(), strict=True)
-    return [isinstance(person, str) or _names(text, REMEMBERED) for text, person in pairs]
+def known(events: pd.DataFrame) -> pd.DataFrame:
+    """The events of an earlier extraction, with the properties of those alone that a later one may lack: a `$set`."""
+    texts = [text if _names(text, REMEMBERED) else None for text in events["properties"].tolist()]
+    return events.assign(properties=pd.Series(texts, events.index, dtype=object))
+
+
+def any_has_set(events: pd.DataFrame) -> bool:
+    """Whether any of the events has a `$set` or `$set_once`: PostHog had not dropped all of theirs when they were extracted."""
+    return any(has_set(text) for text in events["properties"].tolist())
 
 
 def took_all(events: pd.DataFrame) -> bool:
@@ -84,21 +95,29 @@ def took_all(events: pd.DataFrame) -> bool:
 def remembered(events: pd.DataFrame, before: pd.DataFrame) -> tuple[pd.DataFrame, int]:
     """The events with the `$set`, `$set_once` and `$unset` that they had in `before` and lack now, and how many got any.
 
-    `before` has `IDENTITY`, timestamp, properties and person_properties of an earlier extraction. The result has a column
-    `took` more: whether the event had taken the person's properties, which it keeps where there are none now.
+    `before` has `IDENTITY`, timestamp, properties and person_properties of an earlier extraction. The result has two columns
+    more: whether the event was there (`was_there`), and whether it had taken the person's properties (`took`), which it keeps
+    where there are none now.
     """
-    day = "day"
-    keys = [day, *IDENTITY]
-    known = before.assign(day=before["timestamp"].dt.floor("D")).drop(columns="timestamp").drop_duplicates(keys)
-    both = events.assign(day=events["timestamp"].dt.floor("D"))[keys].merge(known, on=keys, how="left")
+    keys = ["day", *IDENTITY]
+    old = before.assign(day=_days(before), was_there=True).drop(columns="timestamp").drop_duplicates(keys)
+    both = events.assign(day=_days(events))[keys].merge(old, on=keys, how="left")
     texts, counted = [], 0
-    for new, old in zip(events["properties"].tolist(), both["properties"].tolist(), strict=True):
-        text = new if new == old or not _names(old, REMEMBERED) else _with(new, old)
+    for new, then in zip(events["properties"].tolist(), both["properties"].tolist(), strict=True):
+        text = new if new == then or not _names(then, REMEMBERED) else _with(new, then)
         counted += text is not new
         texts.append(text)
     took = both["person_properties"].notna()
     persons = events["person_properties"].astype(object).where(events["person_properties"].notna(), both["person_properties"])
-    return events.assign(properties=pd.Series(texts, dtype=object), person_properties=persons, took=took), counted
+    had = {"took": took, "was_there": both["was_there"].notna()}
+    return events.assign(properties=pd.Series(texts, dtype=object), person_properties=persons, **had), counted
+
+
+def _days(events: pd.DataFrame) -> pd.Series[Any]:
+    """Each event's day; its time where its uuid is none, and so does not tell it from others of the day."""
+    have_uuids = pd.Series([is_uuid(text) for text in events["uuid"].tolist()], events.index, dtype=bool)
+    days: pd.Series[Any] = events["timestamp"].dt.floor("D").where(have_uuids, events["timestamp"])
+    return days
 
 
 def gives_any(events: pd.DataFrame) -> bool:

@@ -42,7 +42,7 @@ FRAME_ROWS = 50_000
 
 
 Event = tuple[Any, ...]
-"""What tells an event from others: clients may give several of them one uuid."""
+"""What tells an event from others: clients may give several of them one uuid, or none."""
 
 
 class Page(NamedTuple):
@@ -204,7 +204,7 @@ class Rest:
 
 
 def _identities(page: pd.DataFrame) -> list[Event]:
-    return list(page[ORDER].itertuples(index=False, name=None))
+    return list(page[[*ORDER, "properties"]].itertuples(index=False, name=None))
 
 
 def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:

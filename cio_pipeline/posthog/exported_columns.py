@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.posthog.exported_times import FIRST, LAST, microseconds
+from cio_pipeline.posthog.exported_times import FIRST, LAST, time_or_none
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 
 ESSENTIAL = ("uuid", "event", "distinct_id", "timestamp", "properties")
@@ -17,6 +17,7 @@ OPTIONAL = ("created_at", "person_properties")
 JSON = ("properties", "person_properties")
 NULL_MEANS = {"uuid": "", "event": "", "distinct_id": "", "properties": "{}", "person_properties": "{}"}
 TIME = EVENT_SCHEMA.field("timestamp").type
+MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
 
 
 class Unreadable(ValueError):
@@ -59,19 +60,19 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
     return column.cast(pa.binary()) if is_view else column
 
 
-def times(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The times of a plain column in UTC, to the microsecond; those without a zone are in UTC.
+def times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """The times of a plain column in UTC, to the microsecond; null where there is none, or one that cannot be read.
 
-    Raises `Unreadable` where one is none.
+    Those without a zone are in UTC. What is beyond all years is in the first or last of them.
     """
     if not pa.types.is_timestamp(column.type):
-        return _parsed(column, name)
-    try:
-        found = column.cast(TIME, safe=column.type.unit != "ns")  # of nanoseconds, the fraction of a microsecond is cut
-    except pa.ArrowInvalid:
-        raise Unreadable(f"its column {name} has a time that is beyond all years") from None
-    numbers = pc.min_element_wise(pc.max_element_wise(found.cast(pa.int64()), FIRST, skip_nulls=False), LAST, skip_nulls=False)
-    return numbers.cast(TIME)
+        return _parsed(column)
+    numbers, unit = column.cast(pa.int64()), MICROSECONDS.get(column.type.unit)
+    if unit is None:
+        numbers = pc.divide(numbers, 1000)  # nanoseconds: the fraction of a microsecond is cut
+    else:
+        numbers = pc.multiply(_between(numbers, -(-FIRST // unit), LAST // unit), unit)
+    return _between(numbers, FIRST, LAST).cast(TIME)
 
 
 def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
@@ -80,8 +81,8 @@ def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if pa.types.is_null(column.type) or pa.types.is_integer(column.type):
         return column.cast(pa.string()).fill_null(NULL_MEANS[name])
     column = column.cast(pa.binary())
-    if name == "uuid" and are_bytes and _have_16_bytes(column):
-        return _converted(column, lambda value: str(uuid.UUID(bytes=value))).fill_null("")
+    if name == "uuid" and are_bytes and pc.any(pc.equal(pc.binary_length(column), 16)).as_py():
+        return pc.utf8_lower(_converted(column, _uuid_text).fill_null(""))
     if are_fixed:
         column = _converted(column, lambda value: value.rstrip(b"\0"), pa.binary())
     try:
@@ -131,10 +132,9 @@ def _is_understood(name: str, kind: pa.DataType) -> bool:
 _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
 
 
-def _have_16_bytes(column: pa.ChunkedArray) -> bool:
-    """Whether each value is 16 bytes, which cannot be the text of a uuid."""
-    lengths = pc.unique(pc.drop_null(pc.binary_length(column))).to_pylist()
-    return bool(lengths == [16])
+def _uuid_text(value: bytes) -> str:
+    """The text of a uuid; 16 bytes are the uuid itself, for no text of one is so short."""
+    return str(uuid.UUID(bytes=value)) if len(value) == 16 else plain_text(value)
 
 
 def _plain_type(kind: pa.DataType) -> pa.DataType:
@@ -143,12 +143,14 @@ def _plain_type(kind: pa.DataType) -> pa.DataType:
     return _plain_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
 
 
-def _parsed(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    try:
-        values = (value.decode() if isinstance(value, bytes) else value for value in column.to_pylist())
-        numbers = [None if value is None else min(max(microseconds(value), FIRST), LAST) for value in values]
-    except ValueError:
-        raise Unreadable(f"its column {name} has a value that is no time") from None
+def _between(numbers: pa.ChunkedArray, first: int, last: int) -> pa.ChunkedArray:
+    return pc.min_element_wise(pc.max_element_wise(numbers, first, skip_nulls=False), last, skip_nulls=False)
+
+
+def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    values = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in column.to_pylist())
+    found = (time_or_none(value) for value in values)
+    numbers = [None if at is None else min(max(at, FIRST), LAST) for at in found]
     return pa.chunked_array([pa.array(numbers, pa.int64()).cast(TIME)])
 
 

@@ -1,7 +1,7 @@
 """The events in a JSONLines file that PostHog exported: their properties as the text that stands in the line.
 
-A line is an event where it is an object with a time. Whatever else is odd in it is passed on, so that the rules refuse this one
-event, not the file; and so is JSON that cannot be read, or is nested without end, inside of its properties.
+A line is an event where it is an object with most of an event's fields. Whatever else is odd in it is passed on, so that the
+rules refuse this one event, not the file; and so is JSON that cannot be read, or is nested without end, in its properties.
 """
 
 from __future__ import annotations
@@ -18,11 +18,14 @@ import orjson
 import pyarrow as pa
 
 from cio_pipeline.posthog.exported_columns import ESSENTIAL, JSON, NULL_MEANS, Unreadable, json_text, plain_text
-from cio_pipeline.posthog.exported_times import microseconds, moment
+from cio_pipeline.posthog.exported_times import FIRST, moment, time_or_none
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 
 LINE_BYTES = 32_000_000
 """PostHog takes no event of more than 1 MB, and no person of more."""
+
+MOST_MISSING = 2
+"""Of an event's essential fields; a line without more of them is something else's."""
 
 BOM = b"\xef\xbb\xbf"
 MARKS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
@@ -51,24 +54,28 @@ def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
 def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool) -> dict[str, Any] | None:
     """The line's event, as `EVENT_SCHEMA` says; None where its time is not in `start` <= time < `end`, in microseconds.
 
-    Raises `Unreadable` where it is no event.
+    Where its time cannot be read, that of its ingestion counts, else it is in; and its timestamp is the year 1. Raises
+    `Unreadable` where it is no event.
     """
     try:
         fields = _fields(line)
-        at = microseconds(fields["timestamp"]) if "timestamp" in fields else None
     except (ValueError, TypeError, RecursionError, OverflowError):
         raise Unreadable(f"its line {number} is no event") from None
-    if at is None or (needs_person and "person_properties" not in fields):
-        needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
-        missing = ", ".join(name for name in needed if name not in fields)
-        raise Unreadable(f"its line {number} is no event, for it has no {missing}")
-    if not start <= at < end:
+    missing = [name for name in ESSENTIAL if name not in fields]
+    lacks_person = needs_person and "person_properties" not in fields
+    if lacks_person or len(missing) > MOST_MISSING:
+        names = ", ".join([*missing, *(["person_properties"] if lacks_person else [])])
+        raise Unreadable(f"its line {number} is no event, for it has no {names}")
+    at, created = time_or_none(fields.get("timestamp")), time_or_none(fields.get("created_at"))
+    created = at if created is None else created
+    if not start <= (start if created is None else created if at is None else at) < end:
         return None
     absent = {name: "null" for name in ESSENTIAL if name in JSON}  # refused by R14
     texts = {name: NULL_MEANS[name] if (text := fields.get(name, absent.get(name))) is None else text for name in NULL_MEANS}
     if "person_properties" not in fields:
         texts["person_properties"] = None
-    return texts | {"uuid": texts["uuid"].lower(), "timestamp": moment(at), "created_at": moment(_ingested(fields, at))}
+    times = {"timestamp": moment(FIRST if at is None else at), "created_at": None if created is None else moment(created)}
+    return texts | {"uuid": texts["uuid"].lower()} | times
 
 
 @contextmanager
@@ -87,13 +94,6 @@ def _unpacked(file: IO[bytes], codec: str | None) -> Iterator[io.BufferedReader]
         codec = None
     with pa.input_stream(file, compression=packed or codec, buffer_size=1 << 20) as stream:
         yield io.BufferedReader(stream, 1 << 20)
-
-
-def _ingested(fields: dict[str, Any], at: int) -> int:
-    try:
-        return microseconds(fields.get("created_at"))
-    except ValueError:
-        return at
 
 
 def _fields(line: bytes) -> dict[str, Any]:

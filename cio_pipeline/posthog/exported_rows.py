@@ -1,7 +1,8 @@
 """The events in a file that PostHog exported, Parquet or JSONLines, in pieces of a bounded size.
 
-Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: a file with a row that
-has no time, or one whose events all have no uuid, is refused.
+Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: an event whose time
+cannot be read belongs to the time when PostHog ingested it, or, without that, to every window; its own time then is the year 1,
+which R14 refuses. Where none of several events has a uuid, all of them are refused, for it is a fault of the files.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.exported_columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exported_lines import LINE_BYTES, event_in, lines
-from cio_pipeline.posthog.exported_times import EPOCH, MICROSECOND
+from cio_pipeline.posthog.exported_times import EPOCH, FIRST, MICROSECOND, moment
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
 from cio_pipeline.spill import no_space
 
@@ -68,41 +69,6 @@ def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
 
 def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a Parquet file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
-    yield from _with_uuids(_parquet_events(path, wanted))
-
-
-def rows_in(path: str) -> int:
-    """How many rows a Parquet file has, wanted or not."""
-    with pq.ParquetFile(path) as file:
-        return int(file.metadata.num_rows)
-
-
-def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
-    """The wanted events of a JSONLines file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
-    yield from _with_uuids(_jsonlines_events(file, codec, wanted))
-
-
-def on_disk(tables: Iterable[pa.Table]) -> Window:
-    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once.
-
-    Raises `NotExtracted` where the temporary folder is full.
-    """
-    rows = 0
-    try:
-        file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
-        with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
-            for piece in _pieces(tables):
-                writer.write_table(piece)
-                rows += len(piece)
-        file.flush()
-    except OSError as trouble:
-        if sentence := no_space(trouble):
-            raise NotExtracted(sentence) from None
-        raise
-    return Window(rows, _frames(file, rows))
-
-
-def _parquet_events(path: str, wanted: Wanted) -> Iterator[pa.Table]:
     with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
         columns = columns_of(file.schema_arrow, wanted.needs_person)
         if wanted.attributes_from == "set":
@@ -117,7 +83,14 @@ def _parquet_events(path: str, wanted: Wanted) -> Iterator[pa.Table]:
                 raise Unreadable(f"it gave {rows:,} rows of {file.metadata.row_group(group).num_rows:,}")
 
 
-def _jsonlines_events(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
+def rows_in(path: str) -> int:
+    """How many rows a Parquet file has, wanted or not."""
+    with pq.ParquetFile(path) as file:
+        return int(file.metadata.num_rows)
+
+
+def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
+    """The wanted events of a JSONLines file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
     start, end = ((time - EPOCH) // MICROSECOND for time in (wanted.start, wanted.end))
     rows: list[dict[str, Any]] = []
     size = 0
@@ -131,19 +104,38 @@ def _jsonlines_events(file: IO[bytes], codec: str | None, wanted: Wanted) -> Ite
     yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
 
 
+def on_disk(tables: Iterable[pa.Table]) -> Window:
+    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once.
+
+    Raises `NotExtracted` where none of several events has a uuid, or the temporary folder is full.
+    """
+    rows = 0
+    try:
+        file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
+        with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
+            for piece in _pieces(_usable(tables)):
+                writer.write_table(piece)
+                rows += len(piece)
+        file.flush()
+    except OSError as trouble:
+        if sentence := no_space(trouble):
+            raise NotExtracted(sentence) from None
+        raise
+    return Window(rows, _frames(file, rows))
+
+
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:
     """The rows of the window, as `EVENT_SCHEMA` says."""
     table = pa.table({name: plain(table[column.name]) for name, column in columns.items()})
-    at = times(table["timestamp"], columns["timestamp"].name)
-    if at.null_count:
-        raise Unreadable("it has an event without a timestamp")
-    inside = pc.and_(pc.greater_equal(at, wanted.start), pc.less(at, wanted.end))
-    table, at = table.filter(inside), at.filter(inside)
-    found: dict[str, Any] = {"timestamp": at, "created_at": at}
+    at = times(table["timestamp"])
+    created = pc.coalesce(times(table["created_at"]), at) if "created_at" in columns else at
+    belongs = pc.coalesce(at, created, pa.scalar(wanted.start, at.type))
+    inside = pc.and_(pc.greater_equal(belongs, wanted.start), pc.less(belongs, wanted.end))
+    known = pc.coalesce(at, pa.scalar(moment(FIRST), at.type))
+    found: dict[str, Any] = {"timestamp": known.filter(inside), "created_at": created.filter(inside)}
+    table = table.filter(inside)
     for name, column in columns.items():
-        if name == "created_at":
-            found[name] = pc.coalesce(times(table[name], column.name), at)
-        elif name != "timestamp":
+        if name not in found:
             found[name] = _bounded(texts(table[name], name), column)
     nulls = pa.nulls(len(table), pa.string())
     return pa.table([found.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
@@ -166,15 +158,19 @@ def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
     return events.filter(needed)
 
 
-def _with_uuids(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same events. Raises `Unreadable` at the end where none of several has a uuid: one that has none is refused by R14."""
+def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same events. Raises `NotExtracted` at the end where none of several has a uuid and a time: R14 refuses one that has
+    none, but if all are so it is a fault of the files."""
     events, has_any = 0, False
     for table in tables:
         events += len(table)
-        has_any = has_any or bool(pc.any(pc.match_substring_regex(table["uuid"], UUID)).as_py())
+        has_uuid, has_time = pc.match_substring_regex(table["uuid"], UUID), pc.greater_equal(table["timestamp"], EPOCH)
+        has_any = has_any or bool(pc.any(pc.and_(has_uuid, has_time)).as_py())
         yield table
     if events > 1 and not has_any:
-        raise Unreadable(f"none of its {events:,} events has a uuid in the column uuid")
+        raise NotExtracted(
+            f"None of {events:,} events in the export's files has a uuid and a time: are they as PostHog writes them?"
+        )
 
 
 def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
@@ -231,8 +227,9 @@ def _frames(file: IO[bytes], rows: int) -> Iterator[pd.DataFrame]:
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:
+    """Whether a row group may hold events of the window; such as have no time may be of any."""
     try:
-        if statistics is None or not statistics.has_min_max or not isinstance(statistics.min, datetime):
+        if statistics is None or statistics.null_count != 0 or not isinstance(statistics.min, datetime):
             return True
         return _utc(statistics.min) < wanted.end and _utc(statistics.max) >= wanted.start
     except (ValueError, OverflowError):  # years that no datetime has

@@ -36,6 +36,14 @@ def microseconds(value: Any) -> int:
     raise ValueError("no time")
 
 
+def time_or_none(value: Any) -> int | None:
+    """What `microseconds` gives; None where the value is no time."""
+    try:
+        return microseconds(value)
+    except (ValueError, ArithmeticError):
+        return None
+
+
 def moment(microseconds: int) -> datetime:
     """The time as a `datetime` in UTC; what one cannot hold is the first or last that it can."""
     return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)

@@ -2,102 +2,62 @@
 
 from __future__ import annotations
 
-import itertools
-import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from datetime import datetime, timedelta, timezone
-from typing import Any, NamedTuple
+from datetime import datetime, timezone
+from typing import Any
 
-import pandas as pd
-import requests
-
-from cio_pipeline.http import TooLong
-from cio_pipeline.masking import mask
 from cio_pipeline.posthog.api import Answer, Api, pause, refused
 from cio_pipeline.posthog.dropped_set import reaches_back
-from cio_pipeline.posthog.rows import Found, event_frame, found_in
-from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
+from cio_pipeline.posthog.reading import Queries, Reading, Selection
+from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
-
-AT_ONCE = 3
-"""PostHog runs three API queries of an organisation at once."""
-
-ROUND = 1000
-"""Older PostHogs give at most 10,000 rows, whatever is asked for: so many thousands may be all they gave, not all there is."""
-
-SHORTEST_COUNT = timedelta(minutes=1)
-
-ASKED_BEFORE_SMALLER = 3
-"""What may pass is asked for so often; then in smaller parts, for it may have been too much."""
-
-BUSY_SECONDS = 900.0
-"""So long, in all, a window's queries wait for what may pass."""
 
 TRIES_OF_A_CHECK = 5
 ASKED_FOR_THE_ENDPOINT = 3
 
-IN_WINDOW = "timestamp >= toDateTime64({start}, 6, 'UTC') AND timestamp < toDateTime64({end}, 6, 'UTC')"
-IN_SLICE = (
-    "event IN {events} AND cityHash64(distinct_id) >= {low} AND cityHash64(distinct_id) <= {high}"
-    " AND cityHash64(uuid) >= {uuid_low} AND cityHash64(uuid) <= {uuid_high}"
-)
 PERSON = "poe.properties"
-LEFT = "bytes left to read"
 COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "properties")
 
 
-class Selection(NamedTuple):
-    """What is selected of which events: columns, and a condition for those that the settings need, with its values."""
-
-    columns: tuple[str, ...]
-    needed: str
-    values: dict[str, Any]
-
-
 class QuerySource:
-    """The `query` source: counts first, then slices by event and hash, checked against the counts.
-
-    `clamp` is what PostHog was found to give at most, where that is less than it is asked for.
-    """
+    """The `query` source: counts first, then slices by event and hash, checked against the counts."""
 
     def __init__(
         self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], attributes_from: AttributesFrom
     ) -> None:
-        self._api = Api(url, project_id, api_key)
+        self._queries = Queries(Api(url, project_id, api_key))
         self._allowlist, self._attributes_from = allowlist, attributes_from
-        self.clamp: int | None = None
 
     def exists(self, say: Say = quietly) -> bool:
         """Whether this PostHog has the query endpoint: False only where it says itself, several times, that it has none."""
         for attempt in range(ASKED_FOR_THE_ENDPOINT):
             if attempt:
                 time.sleep(pause(attempt))
-            if not _has_no_queries(self.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)):
+            if not _has_no_queries(self._queries.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)):
                 return True
         return False
 
     def check(self, say: Say = quietly) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project."""
-        answer = self.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)
+        answer = self._queries.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)
         if answer.status != 200:
             raise refused(answer)
 
     def events(self, start: datetime, end: datetime, say: Say) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
         holders = self._holders(start)
-        reading = Reading(self, Selection(_columns(holders), *_needed(self._allowlist, holders)), start, end, say)
+        reading = Reading(self._queries, Selection(_columns(holders), *_needed(self._allowlist, holders)), start, end, say)
         counts = reading.counts(start, end)
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
         selection = Selection(_columns(self._holders(EVER)), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
-        reading = Reading(self, selection, EVER, before, say)
+        reading = Reading(self._queries, selection, EVER, before, say)
         months = reading.months(EVER, before)
-        windows = (Reading(self, selection, start, end, say) for start, end in _windows(months, before))
+        windows = (Reading(self._queries, selection, start, end, say) for start, end in _windows(months, before))
         return Window(
             months.total(), (frame for window in windows for frame in window.all_frames(reading.facts)), reading.facts
         )
@@ -107,191 +67,6 @@ class QuerySource:
         if self._attributes_from == "auto":
             return ("properties", PERSON) if reaches_back(start, datetime.now(timezone.utc)) else ("properties",)
         return (PERSON,) if self._attributes_from == "person" else ("properties",)
-
-    def ask(self, hogql: str, values: dict[str, Any], say: Say = quietly, **how: Any) -> Answer:
-        """PostHog's answer to a query, never one from its cache; `how` is passed on to `Api.ask`."""
-        modifiers = {"convertToProjectTimezone": False}
-        query = {"kind": "HogQLQuery", "query": hogql, "values": values, "modifiers": modifiers}
-        body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
-        return self._api.ask("POST", "query", say, json=body, **how)
-
-
-class Reading:
-    """One window's reading: how many events there are by name, and all of them, in slices."""
-
-    def __init__(self, source: QuerySource, selection: Selection, start: datetime, end: datetime, say: Say) -> None:
-        self.facts: dict[str, int] = {"queries": 0}
-        self._source, self._selection, self._start, self._end, self._say = source, selection, start, end, say
-        self._account = threading.Lock()
-        self._stopped = threading.Event()
-        self._busy, self._patience, self._asked_for_less = 0, BUSY_SECONDS, False
-
-    def counts(self, start: datetime, end: datetime) -> Counter[str]:
-        """Events by name. What is too much to be counted at once is counted in halves of the time."""
-        return self._counted("event", "event", start, end)
-
-    def months(self, start: datetime, end: datetime) -> Counter[str]:
-        """Events by month (`202603`), counted as `counts` does by name."""
-        return self._counted("month", "toYYYYMM(timestamp) AS month", start, end)
-
-    def all_frames(self, facts: dict[str, int]) -> Iterator[pd.DataFrame]:
-        """The window's rows, counted first; what the reading took is added to `facts` in the end."""
-        yield from self.frames(self.counts(self._start, self._end))
-        for name, count in self.facts.items():
-            facts[name] = count if name == LEFT else facts.get(name, 0) + count
-
-    def _counted(self, name: str, column: str, start: datetime, end: datetime) -> Counter[str]:
-        is_smallest = end - start <= SHORTEST_COUNT
-        found = self._query(f"{column}, count() AS events", f"GROUP BY {name}", _times(start, end), is_smallest)
-        if found is not None and not found.is_full:
-            counts = Counter(
-                {str(value): _number(of) for value, of in zip(found.column(name), found.column("events"), strict=True)}
-            )
-            if found.rows % ROUND or not found.rows or self._total(start, end) == counts.total():
-                return counts
-        if is_smallest:
-            raise NotExtracted(f"PostHog cannot count the events of {start:%Y-%m-%d %H:%M}, a minute's: try again later.")
-        middle = start + (end - start) / 2
-        return self._counted(name, column, start, middle) + self._counted(name, column, middle, end)
-
-    def _total(self, start: datetime, end: datetime) -> int | None:
-        """How many events there are, told by an answer that no `ROUND` number of names can cut off."""
-        found = self._query("count() AS events", "", _times(start, end))
-        return None if found is None or not found.rows else _number(found.column("events")[0])
-
-    def frames(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
-        """The slices' rows: as many as PostHog counts, before or after, or some number between, for events come late.
-
-        Any other number, and the window is read once more, in slices within what PostHog seems to give at most; then
-        `NotExtracted` is raised, with both numbers.
-        """
-        for is_last in (False, True):
-            rows = largest = 0
-            for frame in self._sliced(counts):
-                rows, largest = rows + len(frame), max(largest, len(frame))
-                yield frame
-            if rows == (before := counts.total()):
-                return
-            counts = self.counts(self._start, self._end)
-            if min(before, counts.total()) <= rows <= max(before, counts.total()):
-                return
-            trouble = f"PostHog gave {rows:,} events of {self._start:%Y-%m-%d}, but counts {counts.total():,}"
-            if is_last:
-                raise NotExtracted(f"{trouble}: run the partition again.")
-            self._say(f"{trouble}: reading them once more.")
-            if largest and largest % ROUND == 0:
-                self._source.clamp = largest
-
-    def _sliced(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
-        """The slices' rows, three at a time; a slice that is full or too big comes back as smaller ones, which go first."""
-        todo = deque(slices(counts, self._target))
-        running: set[Future[pd.DataFrame | list[Slice]]] = set()
-        with ThreadPoolExecutor(AT_ONCE) as threads:
-            try:
-                while todo or running:
-                    while todo and len(running) < AT_ONCE:
-                        running.add(threads.submit(self._slice, todo.popleft()))
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    for result in [future.result() for future in done]:
-                        if isinstance(result, list):
-                            todo.extendleft(result)
-                        else:
-                            yield result
-            except BaseException:
-                self._stopped.set()
-                raise
-
-    def _slice(self, part: Slice) -> pd.DataFrame | list[Slice]:
-        smaller = part.smaller()
-        found = self._query_slice(", ".join(self._selection.columns), part, is_smallest=not smaller)
-        if found is not None and not found.is_full:
-            return event_frame(found.columns, self._start, self._end)
-        if found is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # in turn, for many may have one uuid
-            counted = self._query_slice("count() AS events", part)
-            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MOST_ROWS
-            smaller = part.by_uuid(rows, self._target) or smaller
-        if not smaller:
-            raise NotExtracted(
-                f"PostHog cannot give the events {mask(part.events[0])!r} of {self._start:%Y-%m-%d}, not even in small parts:"
-                " try again later, or take them from a batch export (CIO_EVENT_SOURCE)."
-            )
-        return smaller
-
-    def _query_slice(self, columns: str, part: Slice, is_smallest: bool = False) -> Found | None:
-        hashes = {"low": part.ids[0], "high": part.ids[1], "uuid_low": part.uuids[0], "uuid_high": part.uuids[1]}
-        values = {**_times(self._start, self._end), "events": list(part.events), **hashes}
-        return self._query(columns, f"AND {IN_SLICE}", values, is_smallest)
-
-    def _query(self, columns: str, rest: str, values: dict[str, Any], is_smallest: bool = False) -> Found | None:
-        """What PostHog finds in the window, fresh; None where that is too much for it.
-
-        An answer that may be PostHog's being busy is waited out, then taken for too much; what cannot be made smaller
-        is asked for as long as the window's patience lasts.
-        """
-        needed, needed_values = self._selection.needed, self._selection.values
-        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
-        for attempt in itertools.count(1):
-            try:
-                answer = self._source.ask(hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True)
-            except TooLong:
-                return None
-            self._note(answer.response)
-            if answer.status == 200:
-                self._busy = 0
-                return found_in(answer.body, self._source.clamp or MOST_ROWS)
-            if answer.is_too_big:
-                return None
-            if not answer.may_pass:
-                raise refused(answer)
-            if not self._waited(answer, attempt, is_smallest):
-                return None
-        raise AssertionError
-
-    def _waited(self, answer: Answer, attempt: int, is_smallest: bool) -> bool:
-        """Whether the same is to be asked again, after a wait. Raises `NotExtracted` where nothing is left to be done.
-
-        Once it was asked for less, there is one wait; none where PostHog answers others meanwhile.
-        """
-        with self._account:
-            most = ASKED_BEFORE_SMALLER if not self._asked_for_less else 2 if self._busy else 1
-            may_wait = is_smallest or attempt < most
-            self._busy += 1
-            asked = answer.response.headers.get("Retry-After", "")
-            wait = max(pause(self._busy), min(float(asked), BUSY_SECONDS) if asked.isdecimal() else 0.0)
-            if may_wait and self._patience > 0:
-                self._patience -= wait
-            elif is_smallest:
-                raise NotExtracted(
-                    f"PostHog answers {answer.status}, for {BUSY_SECONDS / 60:.0f} minutes of waiting and to ever smaller"
-                    " questions: try again later."
-                )
-            else:
-                says, self._asked_for_less = not self._asked_for_less, True
-                if says:
-                    self._say(f"PostHog: it answered {answer.status}, busy or asked for too much; asking for less at once.")
-                return False
-        if wait >= 10:
-            self._say(f"PostHog: it answered {answer.status}; trying again in {wait:.0f} s.")
-        self._sleep(wait)
-        return True
-
-    @property
-    def _target(self) -> int:
-        return TARGET_ROWS if self._source.clamp is None else self._source.clamp * 4 // 5
-
-    def _note(self, response: requests.Response) -> None:
-        """Adds up what PostHog says each query read of the bytes that an organisation may read in an hour."""
-        with self._account:
-            self.facts["queries"] += 1
-            if (read := response.headers.get("X-PostHog-Query-Bytes-Read", "")).isdecimal():
-                self.facts["bytes PostHog read"] = self.facts.get("bytes PostHog read", 0) + int(read)
-            if (left := response.headers.get("X-PostHog-Query-Budget-Remaining-Bytes", "")).isdecimal():
-                self.facts[LEFT] = int(left)
-
-    def _sleep(self, seconds: float) -> None:
-        """Sleeps, unless another query failed: nobody waits an hour for a day that is lost."""
-        if self._stopped.wait(seconds):
-            raise NotExtracted("Another query failed.")
 
 
 def _has_no_queries(answer: Answer) -> bool:
@@ -333,14 +108,3 @@ def _first_of(month: str) -> datetime:
         return datetime.strptime(month, "%Y%m").replace(tzinfo=timezone.utc)
     except ValueError:
         raise NotExtracted("PostHog's months are none: is POSTHOG_HOST the address of PostHog itself?") from None
-
-
-def _number(value: Any) -> int:
-    try:
-        return int(value)
-    except (TypeError, ValueError):
-        raise NotExtracted("PostHog's count is no number: is POSTHOG_HOST the address of PostHog itself?") from None
-
-
-def _times(start: datetime, end: datetime) -> dict[str, str]:
-    return {"start": f"{start:%Y-%m-%d %H:%M:%S.%f}", "end": f"{end:%Y-%m-%d %H:%M:%S.%f}"}

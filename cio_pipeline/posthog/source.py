@@ -11,6 +11,8 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from cio_pipeline.connector.values import is_uuid
+
 EVENT_SCHEMA = pa.schema(
     [
         ("uuid", pa.string()),
@@ -36,6 +38,9 @@ HISTORY_EVENTS = ("$identify", "$set")
 
 ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 """The columns by which events are ordered."""
+
+SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
+"""What tells events apart."""
 
 Say = Callable[[str], None]
 
@@ -77,11 +82,12 @@ class EventSource(Protocol):
 def in_order(events: pd.DataFrame) -> pd.DataFrame:
     """Each event once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid, name).
 
-    Rows of one day, name, distinct_id and uuid are one event, as PostHog has it.
+    Rows of one day, name, distinct_id and uuid are one event, as PostHog has it. Where the uuid is none, only rows that are
+    the same in everything are: PostHog cannot have taken others for one.
     """
     events = events.reset_index(drop=True)
     repeated = _repeated(events)
-    last = _again(events, repeated).drop_duplicates(["day", *ORDER[1:]], keep="last")
+    last = _again(events, repeated).drop_duplicates(SAME_EVENT, keep="last")
     rows = events.loc[~repeated, ORDER].index.append(last.index)
     ordered = events.loc[rows, ORDER].sort_values(["distinct_id", "timestamp", "uuid", "event"])
     return events.take(ordered.index.to_numpy()).reset_index(drop=True)
@@ -91,22 +97,27 @@ def duplicates(events: pd.DataFrame) -> Counter[str]:
     """How many rows `in_order` leaves out, by reason."""
     events = events.reset_index(drop=True)
     again = _again(events, _repeated(events))
-    same = int(again.drop(columns="day").duplicated().sum())
-    later = len(again) - again.drop_duplicates(["day", *ORDER[1:]]).shape[0] - same
+    same = int(again.drop(columns=["day", "row"]).duplicated().sum())
+    later = len(again) - again.drop_duplicates(SAME_EVENT).shape[0] - same
     return +Counter({"duplicates: the same row again": same, "duplicates: ingested again, the last one counts": later})
 
 
 def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
     """Whether a row's event has several rows. Few uuids come twice, so the rest is compared for those alone."""
     repeated = events["uuid"].duplicated(keep=False)
-    some = events.loc[repeated, ORDER]
-    some = some.assign(timestamp=some["timestamp"].dt.floor("D"))
-    repeated[repeated] = some.duplicated(keep=False)
+    repeated[repeated] = _told_apart(events[repeated]).duplicated(SAME_EVENT, keep=False)
     return repeated
 
 
 def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
-    """The rows of events that have several, with their day, in the order of ingestion; the text decides between equal times."""
-    some = events[repeated]
+    """The rows of events that have several, with `SAME_EVENT`, in the order of ingestion; the text decides between equal
+    times."""
     by = ["created_at", "timestamp", "properties", "person_properties"]
-    return some.assign(day=some["timestamp"].dt.floor("D")).sort_values(by, kind="stable", na_position="first")
+    return _told_apart(events[repeated]).sort_values(by, kind="stable", na_position="first")
+
+
+def _told_apart(events: pd.DataFrame) -> pd.DataFrame:
+    """The events with the columns of `SAME_EVENT`: their day, and the whole row as text where the uuid is none, else ""."""
+    rows = zip(*(events[name] for name in EVENT_SCHEMA.names), strict=True)
+    texts = ["" if is_uuid(row[0]) else repr(row) for row in rows]
+    return events.assign(day=events["timestamp"].dt.floor("D"), row=pd.Series(texts, events.index, dtype=object))

@@ -28,7 +28,7 @@ def temporary_folder() -> Iterator[Path]:
 
 
 @contextmanager
-def keeping_temporary_rows(where: Path | str) -> Iterator[None]:
+def keeping_temporary_rows(where: Path | UPath | str) -> Iterator[None]:
     """Raises `StorageError` where temporary files cannot be written or are gone."""
     try:
         yield
@@ -41,6 +41,7 @@ def keeping_temporary_rows(where: Path | str) -> Iterator[None]:
 
 @contextmanager
 def writing(folder: UPath) -> Iterator[None]:
+    """Raises `StorageError` where a folder of CIO_DATA_DIR cannot be written."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:

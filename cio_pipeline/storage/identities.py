@@ -28,7 +28,7 @@ HISTORY = "0000-00-00"
 
 CHUNK = 10_000
 
-VERSION = SchemaVersion("identities", 2)
+VERSION = SchemaVersion("identities", 3)
 """A change of these tables, or of what they mean, needs the next number: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -67,26 +67,25 @@ namings = sa.Table(
     sa.Column("microseconds", sa.BigInteger, nullable=False),
     sa.Column("distinct_id", Text, nullable=False),
     sa.Index("namings_of_an_id", "anonymous_id", "day"),
-    sa.Index("namings_by_an_id", "distinct_id"),
 )
 """The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
 
-email_owners = sa.Table(
-    "email_owners",
+ties = sa.Table(
+    "ties",
     metadata,
-    sa.Column("email", Text, primary_key=True),
+    sa.Column("name", Text, primary_key=True),
     sa.Column("distinct_id", Text, primary_key=True, index=True),
 )
-"""Emails in lower case, and the distinct_ids whose they ever were (R21). No day that is learned again makes one forget it."""
+"""`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them, and whose each email is."""
+    """What some events of a day taught: frames as `facts.learn` and `stitching.namings` give them, and the ties."""
 
     facts: pd.DataFrame
     namings: pd.DataFrame
-    owners: Set[tuple[str, str]] = frozenset()
+    ties: Set[tuple[str, str]] = frozenset()
 
 
 class Identities:
@@ -118,28 +117,24 @@ class Identities:
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def tied(self, distinct_ids: Iterable[str], emails: Iterable[str]) -> tuple[set[str], set[str]]:
+    def tied(self, names: Iterable[str]) -> set[str]:
         """R21: the distinct_ids, and the emails in lower case, of everybody whom these distinct_ids and emails lead to.
 
         Each round looks up what the round before has found, so it takes as long as these people are many.
         """
-        ids, addresses = new_ids, new_addresses = set(distinct_ids), set(emails)
-        while new_ids or new_addresses:
+        found = new = set(names)
+        while new:
             with reading(self._engine) as connection:
-                owned = _partners(connection, email_owners.c.distinct_id, email_owners.c.email, new_ids)
-                owners = _partners(connection, email_owners.c.email, email_owners.c.distinct_id, new_addresses)
-                named = _partners(connection, namings.c.anonymous_id, namings.c.distinct_id, new_ids)
-                naming = _partners(connection, namings.c.distinct_id, namings.c.anonymous_id, new_ids)
-            new_ids, new_addresses = (owners | named | naming) - ids, owned - addresses
-            ids, addresses = ids | new_ids, addresses | new_addresses
-        return ids, addresses
+                partners = _partners(connection, ties.c.name, ties.c.distinct_id, new)
+                partners |= _partners(connection, ties.c.distinct_id, ties.c.name, new)
+            new = partners - found
+            found = found | new
+        return found
 
     def everybody(self) -> Iterator[str]:
-        """Every distinct_id and email that is known, perhaps more than once."""
-        named = (namings.c.anonymous_id, namings.c.distinct_id)
-        owned = (email_owners.c.email, email_owners.c.distinct_id, emails.c.email)
+        """Every distinct_id and email that is tied to another or identified, perhaps more than once."""
         with reading(self._engine) as connection:
-            for column in (*named, *owned, identified.c.distinct_id):
+            for column in (ties.c.name, ties.c.distinct_id, emails.c.email, identified.c.distinct_id):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
                 yield from rows.scalars()
 
@@ -181,8 +176,8 @@ class Identities:
         return [day for day, known in derived if known != _stands_for(learned, day, stitched_days)]
 
     def _insert(self, table: sa.Table) -> sa.Insert:
-        """An owner of an email that is known already stays; both dialects say so in modules of their own."""
-        if table is not email_owners:
+        """A tie that is known already stays; both dialects say so in modules of their own."""
+        if table is not ties:
             return sa.insert(table)
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         return dialect.insert(table).on_conflict_do_nothing()
@@ -248,8 +243,9 @@ def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
 
 
 def _spill(folder: Path, table: sa.Table, rows: list[Any], content: Any) -> tuple[sa.Table, Path]:
-    """Keeps the rows in a file of the folder, and adds them to the hash of the content."""
-    content.update(repr((table.name, rows)).encode())
+    """Keeps the rows in a file of the folder; adds to the hash of the content what later days look up, so not the ties."""
+    if table is not ties:
+        content.update(repr((table.name, rows)).encode())
     path = folder / f"{len(list(folder.iterdir())):06d}.parquet"
     with keeping_temporary_rows(folder):
         pq.write_table(pa.Table.from_pylist(rows), path)
@@ -268,10 +264,9 @@ def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
     told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = part.namings.assign(microseconds=part.namings["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
-    owners = {*part.owners, *zip(map(str.lower, told["email"]), told["distinct_id"], strict=True)}
     return [
         (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
         (emails, told[["distinct_id", "email", "microseconds"]].assign(day=day).to_dict("records")),
         (namings, named[columns].assign(day=day).to_dict("records")),
-        (email_owners, [{"email": email, "distinct_id": distinct_id} for email, distinct_id in sorted(owners)]),
+        (ties, [{"name": name, "distinct_id": distinct_id} for name, distinct_id in sorted(part.ties)]),
     ]

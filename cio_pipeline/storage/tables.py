@@ -28,7 +28,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.storage.files import StorageError, create, reason, temporary_folder, writing
+from cio_pipeline.storage.files import StorageError, create, keeping_temporary_rows, reason, temporary_folder, writing
 from cio_pipeline.storage.writer import Writer, file_name, shard_of
 
 SHARD_ROWS = 70_000
@@ -101,6 +101,7 @@ class Tables:
     def __init__(self, root: str, *, temporary: bool = False) -> None:
         """temporary: the tables last no longer than a run, which errors then advise to start again."""
         self.root, self._temporary = UPath(root), temporary
+        self._writing = keeping_temporary_rows if temporary else writing
 
     def current(self, table: str, partition: str) -> Version | None:
         """The version to read, or None where no run has written this partition."""
@@ -147,14 +148,14 @@ class Tables:
         with ExitStack() as stack, _removed_on_failure(folder, name):
             spills = {table: stack.enter_context(temporary_folder()) for table in schemas}
             writers = {
-                table: Writer(f"{table} of {partition}", folder / name / table, spills[table], schema, shards)
+                table: Writer(f"{table} of {partition}", folder / name / table, spills[table], schema, shards, self._writing)
                 for table, schema in schemas.items()
             }
             for writer in writers.values():
                 stack.callback(writer.discard)
             yield writers
             rows = {table: writer.finish() for table, writer in writers.items()}
-            with writing(folder):
+            with self._writing(folder):
                 self._publish(folder, Pointer(name, rows))
 
     def _folder(self, table: str, partition: str) -> UPath:

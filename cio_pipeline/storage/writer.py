@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +12,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.storage.files import StorageError, create, keeping_temporary_rows, writing
+from cio_pipeline.storage.files import StorageError, create, keeping_temporary_rows
 
 ROW_GROUP = 10_000
 """Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
 
 Finish = Callable[[pd.DataFrame], pd.DataFrame]
+Writing = Callable[[UPath], AbstractContextManager[None]]
 
 
 def shard_of(texts: pd.Series[Any], shards: int) -> Any:
@@ -34,10 +35,13 @@ def file_name(table: str, shard: int) -> str:
 class Writer:
     """Frames in, split over the shards by a text column; each shard is finished by itself and written as one file."""
 
-    def __init__(self, what: str, files: UPath, spill: Path, schema: pa.Schema, shards: int) -> None:
-        """what: the table and partition, for errors; files: the folder of the version, and the table's name in it."""
+    def __init__(self, what: str, files: UPath, spill: Path, schema: pa.Schema, shards: int, writing: Writing) -> None:
+        """what: the table and partition, for errors; files: the folder of the version, and the table's name in it.
+
+        writing: what turns the errors of writing to a folder into `StorageError`.
+        """
         self._what, self._files, self._spill, self._schema = what, files, spill, schema
-        self._added = [0] * shards
+        self._added, self._writing = [0] * shards, writing
         self._pieces: dict[int, pa.RecordBatchStreamWriter] = {}
         self._finish_shard: Finish = lambda frame: frame
 
@@ -62,7 +66,7 @@ class Writer:
         """Writes the shards and gives the rows of each. Raises `StorageError` where rows that were added are gone."""
         with keeping_temporary_rows(self._spill):
             self._close()
-        with writing(self._files.parent.parent):
+        with self._writing(self._files.parent.parent):
             self._files.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         return [self._write(shard) for shard in range(len(self._added))]
 
@@ -86,7 +90,7 @@ class Writer:
     def _write(self, shard: int) -> int:
         """Writes a shard and gives its rows; in a method of its own, so that no two shards are in memory at once."""
         rows = self._arrow(self._finish_shard(self._spilled(shard)))
-        with writing(self._files.parent.parent), create(self._files.parent / file_name(self._files.name, shard)) as file:
+        with self._writing(self._files.parent.parent), create(self._files.parent / file_name(self._files.name, shard)) as file:
             pq.write_table(rows, file, compression="zstd", row_group_size=ROW_GROUP)
         pa.default_memory_pool().release_unused()
         return int(rows.num_rows)

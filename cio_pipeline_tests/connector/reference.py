@@ -106,7 +106,8 @@ def expected(events: list[Event], start: str, options: Options) -> Expected:
             counted += [("data", name) for name in properties if name.lower() in REDIRECTING]
         result.rejects[sending.day].update((event.uuid, *row) for row in counted)
     for key, customer in result.customers.items():
-        first = [name for name in ("email", "identifier", "created_at") if name in customer]  # R10
+        first = [name for name in ["email", "identifier", "created_at"] if name in customer]  # R10
+        first += [name for name in customer if is_consent(name)]
         names = first + [name for name in customer if name not in first]
         result.customers[key] = {name: (customer[name][0], customer[name][1] // 1_000_000) for name in names[:300]}
         result.rejects[key[0]].update((last[key], "attribute", name) for name in names[300:])

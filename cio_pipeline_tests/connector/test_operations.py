@@ -125,6 +125,17 @@ def test_r10_keeps_300_attributes_the_important_ones_first() -> None:
     assert reasons(stream) == [("attribute", f"a{n}", "beyond 300 attributes (R10)") for n in range(297, 400)]
 
 
+def test_r10_what_makes_somebody_hear_less_is_never_beyond_the_300_attributes() -> None:
+    less = {"unsubscribed": True, "cio_subscription_preferences.topics.news": False}
+    given = {**{f"a{n}": n for n in range(400)}, "created_at": 500_000_000, **less}
+    for stream in ([event(set_=given)], [event(set_={f"a{n}": n for n in range(400)}), event("later", set_=less)]):
+        [attributes] = customers(*stream).values()
+        assert len(attributes) == 300
+        assert {name: attributes.get(name) for name in less} == less
+    more = {"cio_subscription_preferences": {"topics": {str(n): False for n in range(9)}}}
+    assert sum("topics" in name for name in customers(event(set_={**given, **more}))["id:u1"]) == 10
+
+
 def test_r10_a_customer_beyond_32000_bytes_is_upserted_in_parts() -> None:
     made = tables(event(set_={f"a{n}": "x" * 1000 for n in range(100)}))
     assert made.customers["part"].tolist() == [0, 1, 2, 3]

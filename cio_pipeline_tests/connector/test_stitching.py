@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from cio_pipeline.connector.facts import learn_all
 from cio_pipeline.connector.options import Options
 from cio_pipeline.connector.stitching import namings
 from cio_pipeline_tests.connector.streams import event, frame
@@ -223,6 +224,11 @@ def test_r16_with_profiles_the_personless_events_come_with_an_identify_that_is_n
 def test_r16_an_identify_whose_uuid_is_none_names_nobody() -> None:
     assert len(namings(frame(naming(MONDAY)))) == 1
     assert namings(frame({**naming(MONDAY), "uuid": "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"})).empty
+
+
+def test_r21_an_identify_that_is_refused_ties_all_the_same() -> None:
+    refused = {**naming(MONDAY), "uuid": "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"}
+    assert learn_all(frame(refused))[1] == learn_all(frame(naming(MONDAY)))[1] != set()
 
 
 def test_r16_of_two_namings_with_one_uuid_the_first_by_distinct_id_takes_all(tmp_path: Path) -> None:

@@ -14,11 +14,13 @@ import pytest
 from cio_pipeline.connector.operations import Tables
 from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
+from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.customerio.suppressed import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
-from cio_pipeline.ledger.ledger import Ledger
+from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.ledger.state import name_hash
 from cio_pipeline.masking import mask
 from cio_pipeline.sandbox import customerio
 from cio_pipeline_tests.connector.streams import event, tables
@@ -55,10 +57,10 @@ def broken(made: Tables, what: str, by: str) -> Tables:
     return made._replace(**swap)
 
 
-def refuse_all(workspace: Workspace, status: int) -> None:
+def refuse_all(workspace: Workspace, status: int, said: Any = None) -> None:
     """Refuses what a delivery sends, but not what is sent to see whether just anything is refused."""
-    answer = workspace.answer
-    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else (status, {})  # type: ignore[method-assign]
+    answer, given = workspace.answer, (status, said or {})
+    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else given  # type: ignore[method-assign]
 
 
 def people(workspace: Workspace) -> dict[str, int]:
@@ -235,11 +237,40 @@ def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace
     assert ledger.refusals() == {}
 
 
+def test_r19_what_was_made_or_refused_under_another_setting_subscribes_nobody_again(
+    workspace: Workspace, ledger: Ledger
+) -> None:
+    made = tables(
+        event(set_={"plan": "pro", "unsubscribed": False, "cio_subscription_preferences": {"topics": {"a": True}}}),
+        event("b", "u2", set_={"Unsubscribed ": None, "unsubscribed": True}),
+        allow_consent="Yes",
+    )
+    answer = workspace.answer
+    refuse_all(workspace, 400)
+    send(workspace, ledger, made, choices=Choices(allow_consent="Yes"))
+    workspace.answer = answer  # type: ignore[method-assign]
+    shown = again(workspace, ledger)
+    assert shown.counts["attributes about consent left out (R19)"] == 3
+    assert ledger.refusals() == {}
+    send(workspace, ledger, made, choices=Choices(resend=True))
+    people = {person.identifiers["id"]: person.values for person in workspace.workspace.people()}
+    assert people == {"u1": {"plan": "pro", "identifier": "u1"}, "u2": {"unsubscribed": True, "identifier": "u2"}}
+
+
+def test_a_refused_event_alone_counts_as_a_new_customer_until_its_customer_is_known(ledger: Ledger) -> None:
+    body = '{"timestamp": 1772445600}'
+    refused = [Refusal("1", "event", "invalid", "", body, "id:u1"), Refusal("2", "event", "invalid", "", body, "id:u2")]
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u2": {name_hash("plan"): (b"123456", 1)}}))
+    forecast = Forecast()
+    forecast.add_refusals(refused, ledger)
+    assert forecast.new_customers == 1
+
+
 def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(*(event(f"e{hour}", at=f"2026-03-02T{hour}:00Z", text=r"\x00") for hour in range(10, 20)))
     answer = workspace.answer
     refused = [{"batch_index": index, "reason": "invalid"} for index in reversed(range(11))]
-    workspace.answer = lambda *request: (207, {"errors": refused})  # type: ignore[method-assign]
+    refuse_all(workspace, 207, {"errors": refused})
     send(workspace, ledger, made)
     workspace.answer = answer  # type: ignore[method-assign]
     before = len(workspace.requests)

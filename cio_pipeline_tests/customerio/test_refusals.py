@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import uuid
 from collections.abc import Callable
@@ -100,6 +101,46 @@ def test_an_item_that_is_all_there_is_to_send_is_refused_for_its_own_fault(
     [refusal] = ledger.refused(DAY).values()
     assert (refusal.item, refusal.reason[:3]) == (made.events.loc[made.events["name"] == "bad", "ulid"].item(), str(given[0]))
     assert ("You were blocked" in refusal.detail) == (given[1] is FIREWALL)
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_a_service_that_names_every_item_whatever_it_is_sent_is_at_fault_itself(
+    workspace: Workspace, ledger: Ledger, count: int
+) -> None:
+    answer = workspace.answer
+
+    def all_named(method: str, path: str, authorization: str, body: bytes) -> Any:
+        if method != "POST":
+            return answer(method, path, authorization, body)
+        items = json.loads(body)["batch"]
+        return 207, {"errors": [{"batch_index": index, "reason": "inactive"} for index in range(len(items))]}
+
+    workspace.answer = all_named  # type: ignore[method-assign]
+    with pytest.raises(Unavailable, match=r"refuses whatever it is sent, with inactive: a rerun sends it\.$"):
+        send(workspace, ledger, day(count))
+    assert ledger.refusals() == {}
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(workspace, ledger, day(count))
+    assert len(ledger.delivered(DAY)) == count
+
+
+def test_what_is_sent_between_tries_of_a_lone_item_is_an_upsert_that_was_accepted_before(
+    workspace: Workspace, ledger: Ledger
+) -> None:
+    """A service that does not know `_update` would make a customer of the other one."""
+    bodies: list[bytes] = []
+
+    def is_bad(_: str, body: bytes) -> bool:
+        bodies.append(body)
+        return b'"name":"e5"' in body
+
+    answer_where(workspace, is_bad, INACTIVE)
+    send(workspace, ledger, day())
+    assert (len(ledger.refused(DAY)), len(ledger.delivered(DAY))) == (1, 11)
+    assert not [body for body in bodies if HARMLESS in body]
+    person = workspace.workspace.person("u4")
+    assert person is not None
+    assert (person.values, len(workspace.workspace.people())) == ({"n": 9, "identifier": "u4"}, 5)
 
 
 def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:

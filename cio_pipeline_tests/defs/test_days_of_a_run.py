@@ -14,7 +14,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
 from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -146,8 +146,11 @@ def test_nothing_refused_fails_while_something_is(
     assert checks["nothing_refused"].metadata["required name"].value == 1
 
 
-def test_a_dry_run_of_days_counts_a_new_customer_once(start: Start, instance: dg.DagsterInstance) -> None:
+def test_a_dry_run_of_days_counts_a_new_customer_once_and_waits_for_no_delivery(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
     start(stream(DAYS))
+    monkeypatch.delattr(Ledger, "alone")
     receipts = run(instance, DAYS, dry_run=True)
     assert [receipts[day]["new customers"] for day in DAYS] == [2, 1, 1]
     assert [receipts[day]["changed customers"] for day in DAYS] == [0, 1, 1]
@@ -213,7 +216,9 @@ def test_a_dry_run_says_what_would_stop_the_run(
     assert "If this were no dry run: This run would make 4 new customers" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize(("tags", "days"), [({}, RECENT), ({"dagster/backfill": "abc"}, RECENT[2:])])
+@pytest.mark.parametrize(
+    ("tags", "days"), [({}, RECENT), ({"dagster/backfill": "a"}, RECENT[2:]), ({DAYS_IN_ALL: "8"}, RECENT[2:])]
+)
 def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
     start: Start, instance: dg.DagsterInstance, tags: dict[str, str], days: list[str]
 ) -> None:
@@ -309,6 +314,17 @@ def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
     run(instance, DAYS[2:])
     monkeypatch.setenv("CIO_MISSING_DAYS", "refuse")
     run(instance, DAYS[1:])
+
+
+def test_a_day_that_needs_the_history_is_not_delivered_without_it(start: Start, instance: dg.DagsterInstance) -> None:
+    workspace = start(stream(DAYS[:1]), CIO_ANONYMOUS_USERS="emails")
+    assets = ["posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"]
+    with pytest.raises(dg.Failure, match=r"before CIO_START_DATE was never read.* Materialize identity_history"):
+        defs.resolve_job_def("customerio_sync").execute_in_process(
+            instance=instance, partition_key=DAYS[0], asset_selection=[dg.AssetKey(name) for name in assets]
+        )
+    assert sent(workspace)["people"] == 0
+    run(instance, DAYS[:1])
 
 
 def test_days_that_need_no_earlier_ones_are_delivered_without_them(start: Start, instance: dg.DagsterInstance) -> None:

@@ -17,6 +17,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.sandbox import posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings import load_settings
+from cio_pipeline.storage.identities import HISTORY, Identities
 from cio_pipeline.storage.tables import Tables
 
 DAY = "2025-02-26"
@@ -98,6 +99,10 @@ def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog
     assert metadata(run(instance), "identity_history")["events"] == 1
     server.add([event(3, "2024-07-01", "$identify")])
     assert metadata(run(instance), "identity_history") == {"known already": True}
+    identities = Identities(load_settings().ledger_url)
+    assert identities.unlearned([HISTORY], "CIO_ATTRIBUTES_FROM=auto before 2025-01-01") == [], (
+        "an earlier start reads it again"
+    )
     found = metadata(run(instance, again=True), "identity_history")
     assert (found["events"], found["identified"]) == (2, 2)
 

@@ -16,8 +16,10 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.connector.stitching import NAMING_COLUMNS
+from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.days import learned_under
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.before_delivery import refuse_missing_days
 from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.partitions import days_before, window
 from cio_pipeline.defs.resources import Store
@@ -96,6 +98,17 @@ def test_the_days_before_the_last_of_a_range_count_and_only_those_of_the_setting
     learn(store, "2025-01-02")
     assert _earlier_days_learned(store, ["2025-01-03"]).passed
     assert _earlier_days_learned(store, ["2025-01-04"]).passed
+
+
+def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
+    store.setup_for_execution(dg.build_init_resource_context())
+    learn(store, "2025-01-01")
+    learn(store, "2025-01-02", setting="another setting")
+    with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
+        refuse_missing_days(store, ["2025-01-03"])
 
 
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:

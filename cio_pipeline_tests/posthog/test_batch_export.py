@@ -176,13 +176,17 @@ def _parquet_row(number: int) -> dict[str, Any]:
     return {**stored(number), "timestamp": at, "created_at": at, "properties": "{}", "person_properties": "{}"}
 
 
-def test_a_parquet_row_without_a_time_is_refused_by_the_files_name(tmp_path: Path) -> None:
-    rows = [_parquet_row(1), {**_parquet_row(2), "timestamp": None}]
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{DAY_FILE}.parquet")
-    with pytest.raises(
-        NotExtracted, match=f"{DAY_FILE.replace('+', '.')}.parquet cannot be read: it has an event without a ti"
-    ):
-        read(source(tmp_path))
+def test_a_parquet_row_without_a_time_is_passed_on_for_the_rules_to_refuse(tmp_path: Path) -> None:
+    """In a row group of its own, whose statistics know no time."""
+    rows = [_parquet_row(1), {**_parquet_row(2), "timestamp": None}, {**_parquet_row(3), "timestamp": None, "created_at": None}]
+    rows.append({**_parquet_row(4), "timestamp": None, "created_at": START + 30 * HOUR})
+    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{DAY_FILE}.parquet", row_group_size=1)
+    found = read(source(tmp_path))
+    assert dict(zip(found["uuid"], found["timestamp"].dt.year, strict=True)) == {
+        stored(1)["uuid"]: 2024,
+        stored(2)["uuid"]: 1,
+        stored(3)["uuid"]: 1,
+    }
 
 
 def test_a_row_without_a_uuid_is_passed_on_for_the_rules_to_refuse(tmp_path: Path) -> None:

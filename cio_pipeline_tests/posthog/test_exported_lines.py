@@ -210,6 +210,21 @@ def test_an_event_without_created_at_counts_as_ingested_when_it_happened(tmp_pat
     assert one(tmp_path, line(created_at=created_at))["created_at"] == START + timedelta(hours=10)
 
 
+CREATED = {"that day": '"2024-05-01T12:00:00Z"', "never": "null"}
+
+
+@pytest.mark.parametrize("timestamp", ['"soon"', "null", None, "{}", "true", "1e400", '"0000-00-00"', "[]"])
+def test_an_event_whose_time_cannot_be_read_is_one_of_the_day_it_was_ingested_for_the_rules_to_refuse(
+    tmp_path: Path, timestamp: str | None
+) -> None:
+    odd = {name: one(tmp_path, line(timestamp=timestamp, created_at=at)) for name, at in CREATED.items()}
+    assert {name: row["timestamp"].year for name, row in odd.items()} == {"that day": 1, "never": 1}
+    assert odd["that day"]["created_at"] == START + timedelta(hours=12)
+    assert pd.isna(odd["never"]["created_at"])
+    other_day = line(timestamp=timestamp, created_at='"2024-05-02T12:00:00Z"')
+    assert read(tmp_path, f"{OTHER}\n{other_day}")["distinct_id"].tolist() == ["other"]
+
+
 @pytest.mark.parametrize(
     "bad",
     [
@@ -224,10 +239,7 @@ def test_an_event_without_created_at_counts_as_ingested_when_it_happened(tmp_pat
         line()[:-3],
         line() + line(),
         line() + ",",
-        line(timestamp=None),
-        line(timestamp="null"),
-        line(timestamp='"soon"'),
-        line(timestamp="true"),
+        '{"timestamp":"2024-05-01T10:00:00Z","distinct_id":"p@example.com"}',
         line(event='"a\\q"'),
         '{"a"}',
         '{"a":}',

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cio_pipeline.posthog import query
+from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.rows import event_frame
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
@@ -76,7 +76,7 @@ def test_a_day_is_read_to_the_microsecond_whatever_the_projects_time_zone(server
 def test_full_slices_are_split_by_name_then_distinct_id_then_uuid(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "MOST_ROWS", 40)
+    monkeypatch.setattr(reading, "MOST_ROWS", 40)
     server.add(stored(number, name=f"event {number % 3}") for number in range(1500))
     assert read(source(server))["uuid"].nunique() == 1500
     assert project.most_at_once <= 3

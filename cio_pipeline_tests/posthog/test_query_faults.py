@@ -14,9 +14,10 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.http import Unavailable
-from cio_pipeline.posthog import api, query
+from cio_pipeline.posthog import api, query, reading
 from cio_pipeline.posthog.progress import Progress, told
-from cio_pipeline.posthog.query import QuerySource, Reading
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.reading import Reading
 from cio_pipeline.posthog.source import NotExtracted, Window, in_order
 from cio_pipeline.sandbox import hogql, posthog
 from cio_pipeline.sandbox.answers import Answer
@@ -164,7 +165,7 @@ def test_posthogs_wish_to_wait_is_granted(source: QuerySource, project: Faulty, 
 def test_a_uuid_that_is_on_more_events_than_an_answer_holds_is_no_end(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "MOST_ROWS", 50)
     project.add({**stored(7), "distinct_id": f"u{number}"} for number in range(400))
     assert len(read(source)) == 400
 
@@ -246,8 +247,8 @@ def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: Que
 def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "MOST_ROWS", 50)
-    monkeypatch.setattr(query, "TARGET_ROWS", 40)
+    monkeypatch.setattr(reading, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "TARGET_ROWS", 40)
     project.add(stored(number, distinct_id="server" if number % 10 else "") for number in range(1000))
     assert read(source)["uuid"].nunique() == 1000
     assert len(project.queries) < 3 * 1000 / 40
@@ -256,7 +257,7 @@ def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
 def test_more_rows_of_one_uuid_than_a_query_gives_are_an_error(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(query, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "MOST_ROWS", 50)
     project.add([stored(1)] * 60)
     with pytest.raises(NotExtracted, match="cannot give the events 'order' of 2026-03-02, not even in small parts"):
         read(source)
@@ -308,7 +309,7 @@ def test_patience_ends(source: QuerySource, project: Faulty, waits: list[float])
 
 
 def test_nobody_waits_for_a_day_that_is_lost(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(query, "TARGET_ROWS", 1)
+    monkeypatch.setattr(reading, "TARGET_ROWS", 1)
     project.add([stored(1, "waits"), stored(2, "fails")])
 
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
@@ -507,7 +508,7 @@ def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QueryS
 @pytest.fixture
 def clamped(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hogql, "MAX_ROWS", 1000)
-    monkeypatch.setattr(query, "TARGET_ROWS", 4000)
+    monkeypatch.setattr(reading, "TARGET_ROWS", 4000)
 
 
 @pytest.mark.usefixtures("clamped")

@@ -339,3 +339,12 @@ def test_a_process_that_may_open_few_files_allows_itself_more() -> None:
     )
     said = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert int(said) > 1_000
+
+
+@pytest.mark.parametrize(
+    ("temporary", "names"), [(False, r"\(CIO_DATA_DIR\) cannot be written"), (True, "^Temporary files in ")]
+)
+def test_what_cannot_be_written_is_named_by_where_it_lies(tmp_path: Path, temporary: bool, names: str) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match=names):
+        write(Tables(str(tmp_path / "file"), temporary=temporary), [("a", 1)])

@@ -1,0 +1,114 @@
+"""What is still to be sent, by the tables and what the ledger knows, without a request."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cio_pipeline.connector.operations import Tables
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
+from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, plan, plan_again
+from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.ledger.state import State, pack_ids
+from cio_pipeline_tests.connector.streams import event, tables
+
+DAY = "2026-03-02"
+
+
+def refusal(made: Tables, operation: str | None = None) -> Refusal:
+    """The day's only event, as it was refused."""
+    [row] = made.events.to_dict("records")
+    return Refusal(row["ulid"], "event", "invalid", "", row["operation"] if operation is None else operation, row["key"])
+
+
+def planned(
+    made: Tables,
+    states: Mapping[str, State] | None = None,
+    delivered: Any = (),
+    refused: tuple[Refusal, ...] = (),
+    **choices: Any,
+) -> Any:
+    known = Known(dict(states or {}), pack_ids(list(delivered)), {one.item: one for one in refused})
+    return plan(made.customers, made.events, known, Choices(**choices))
+
+
+def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
+    made = tables(event())
+    assert [item.is_customer for item in planned(made, refused=(refusal(made),)).items] == [True]
+    assert [item.is_customer for item in planned(made, refused=(refusal(made, "{}"),)).items] == [True, False]
+
+
+def test_an_event_that_is_delivered_is_settled_in_a_day_and_among_refusals() -> None:
+    made = tables(event())
+    [ulid] = made.events["ulid"]
+    assert planned(made, delivered=(ulid,)).settled == [ulid]
+    again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}), ORDINARY)
+    assert (again.items, again.settled) == ([], [ulid])
+
+
+def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
+    large = {f"a{n}": "x" * 900 for n in range(60)}
+    made = tables(event(raw=json.dumps({"$set": large})))
+    assert len(made.customers) > 1
+    assert [item.is_new for item in planned(made).items if item.is_customer] == [True] + [False] * (len(made.customers) - 1)
+    personless = tables(event(raw=json.dumps({"$set": {"n": 1}, "$process_person_profile": False})))
+    [key] = personless.customers["key"]
+    for known, expected in ((False, (True, True)), (True, (False, False))):
+        upsert = planned(personless, {key: {b"other": (b"value!", 1)}} if known else {}).items[0]
+        assert (upsert.is_new, upsert.is_personless) == expected
+
+
+@pytest.fixture
+def ledger() -> Ledger:
+    return Ledger("sqlite://")
+
+
+def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:
+    return event(name, who, at=str(pd.Timestamp.now(tz="UTC").floor("s")))
+
+
+def counted(made: Tables, ledger: Ledger, choices: Choices = ORDINARY, days: int = 1) -> tuple[int, int]:
+    """The new customers and the events that can start campaigns of so many days, all with these tables."""
+    forecast = Forecast()
+    for _ in range(days):
+        forecast.add_day(DAY, [(made.customers, made.events)], ledger, choices)
+    return forecast.new_customers, forecast.campaign_events
+
+
+def test_a_forecast_counts_a_customer_once_and_leaves_out_what_is_delivered_or_refused_as_it_is(ledger: Ledger) -> None:
+    made = tables(young(), event("old"))
+    assert counted(made, ledger, days=2) == (1, 2)
+    [ulid] = made.events.loc[made.events["name"] == "signed up", "ulid"]
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[ulid]))
+    assert counted(made, ledger) == (1, 0)
+    assert counted(made, ledger, Choices(resend=True)) == (1, 1)
+
+
+def test_a_forecast_leaves_out_what_was_refused_and_counts_it_among_the_refusals_while_it_is_young(ledger: Ledger) -> None:
+    for made, count in ((tables(young()), 1), (tables(event()), 0)):
+        ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(made)]))
+        assert counted(made, ledger)[1] == 0
+        forecast = Forecast()
+        forecast.add_refusals([refusal(made)], ledger)
+        assert forecast.campaign_events == count
+
+
+def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
+    forecast, made = Forecast(), tables(young())
+    forecast.add_day(DAY, [(made.customers, made.events)], ledger, ORDINARY)
+    forecast.refuse_beyond(Bounds(1, 1))
+    for bounds in (Bounds(0, None), Bounds(None, 0)):
+        with pytest.raises(NotDelivered, match="1 or more"):
+            forecast.refuse_beyond(bounds)
+
+
+def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:
+    made = tables(event("a"), event("b", "u2"), event("c", "u3"))
+    shards = [(made.customers, made.events)]
+    assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
