@@ -32,8 +32,18 @@ from cio_pipeline.terminal import complain, one_line, say
 SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""
 
-NO_PLACE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM, errno.EFBIG, errno.EMFILE, errno.EIO)
-"""What the system says of a disk that is full, read-only, closed to us or broken."""
+NO_PLACE = (
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.EROFS,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EFBIG,
+    errno.EMFILE,
+    errno.EIO,
+    errno.ENAMETOOLONG,
+)
+"""What the system says of a disk that is full, read-only, closed to us or broken, and of a name that is too long."""
 
 INTERRUPTED = 130
 
@@ -151,7 +161,7 @@ def _sentence(failure: BaseException) -> str:
                 f"{os.strerror(cause.errno)}{where}: nothing can be kept in CIO_DATA_DIR, DAGSTER_HOME or the temporary folder."
                 " A rerun sends the rest."
             )
-        if isinstance(cause, sqlite3.OperationalError):
+        if isinstance(cause, sqlite3.DatabaseError):
             return f"Dagster's own database in DAGSTER_HOME cannot be used: {one_line(cause)}."
     unexpected = next((cause for cause in causes if not type(cause).__module__.startswith("dagster")), failure)
     frames = traceback.extract_tb(unexpected.__traceback__)

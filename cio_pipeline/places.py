@@ -75,7 +75,7 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
-    if not there.is_dir():
+    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises where it may not look
         raise SettingsError(f"{name} is wrong: {there} is no folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
@@ -108,7 +108,11 @@ def dagster_home(data_dir: str) -> Path:
     """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
-        home.mkdir(parents=True, exist_ok=True)
+        refuse_unusable_folder("CIO_DATA_DIR", home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as trouble:
+            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be made ({trouble.strerror}).") from None
         return home
     try:
         home = Path(given).expanduser()
@@ -116,7 +120,7 @@ def dagster_home(data_dir: str) -> Path:
         raise SettingsError("DAGSTER_HOME is wrong: there is no such home folder.") from None
     if not home.is_absolute():
         raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
-    if not home.is_dir():
+    if not os.path.isdir(home):  # noqa: PTH112
         raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
     refuse_unusable_folder("DAGSTER_HOME", home)
     os.environ["DAGSTER_HOME"] = given

@@ -170,6 +170,12 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             1,
             "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error.\n",
         ),
+        (
+            OPEN,
+            sqlite3.DatabaseError("file is not a database"),
+            1,
+            "Dagster's own database in DAGSTER_HOME cannot be used: file is",
+        ),
         (OPEN, ValueError("jane@example.com"), 1, "The run failed: ValueError at test_headless.py:"),
     ],
 )

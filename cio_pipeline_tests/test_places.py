@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cio_pipeline import places
-from cio_pipeline.places import PROJECT, is_loopback, shown
+from cio_pipeline.places import PROJECT, dagster_home, is_loopback, shown
 from cio_pipeline.settings import SettingsError, load_settings
 
 
@@ -71,6 +71,22 @@ def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_refused(env: pytest.M
     with pytest.raises(SettingsError, match=r"^CIO_DATA_DIR is wrong: .* cannot be written to\.$"):
         load_settings()
     assert not (tmp_path / "new").exists()
+
+
+def test_a_folder_for_dagster_that_cannot_be_made_is_refused(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "dagster").write_text("")
+    for data_dir, why in (
+        (tmp_path, r".*/dagster is no folder\."),
+        (tmp_path / ("a" * 300), r".* cannot be made \(File name too long\)\."),
+    ):
+        with pytest.raises(SettingsError, match=rf"^CIO_DATA_DIR is wrong: {why}$"):
+            dagster_home(str(data_dir))
+
+
+def test_a_folder_for_dagster_may_stand_in_quotes(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    env.setenv("DAGSTER_HOME", f'"{tmp_path}"')
+    assert dagster_home("data") == tmp_path
+    assert os.environ["DAGSTER_HOME"] == str(tmp_path)
 
 
 @pytest.mark.parametrize(
