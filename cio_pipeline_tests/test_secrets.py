@@ -12,6 +12,7 @@ import pytest
 from cio_pipeline.headless import run_days
 from cio_pipeline.sandbox import customerio, posthog
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.sandbox.project import Project
 from cio_pipeline.settings import load_settings
 from cio_pipeline_tests import raw_server
 
@@ -45,8 +46,15 @@ ANSWERS: dict[str, raw_server.Answer] = {
     "web page": answering(raw_server.http(b"<html>who is poison@example.com?</html>")),
     "unauthorized": answering(raw_server.http(b'{"detail": "poison@example.com"}', "401 Unauthorized")),
     "bad request": answering(raw_server.http(b'{"detail": "poison@example.com", "meta": {"error": "poison@a.b"}}', "400 Bad")),
+    "keys": answering(
+        raw_server.http(b'{"meta": {"error": "poison-site has no key poison-key (cG9pc29uLXNpdGU6cG9pc29uLWtleQ==)"}}', "401 U")
+    ),
     "cut short": answering(raw_server.http(b'{"poison"', "200 OK", "Content-Encoding: gzip")),
 }
+
+
+def serve_posthog() -> posthog.PostHog:
+    return posthog.serve(iter([EVENT]), Project(key=KEYS["POSTHOG_PERSONAL_API_KEY"]))
 
 
 @pytest.fixture
@@ -77,6 +85,7 @@ def fails_without_a_word_of_them(folder: Path, capsys: pytest.CaptureFixture[str
     written = {str(path): path.read_bytes() for path in databases}
     for where, content in {"output": f"{shown.out}{shown.err}".encode(), "log": caplog.text.encode(), **written}.items():
         assert b"poison" not in content, where
+        assert b"cG9pc29u" not in content, where
 
 
 @pytest.mark.parametrize("answer", ["no HTTP", "redirect", "web page", "unauthorized", "bad request"])
@@ -93,7 +102,7 @@ def test_whatever_posthog_answers(
         fails_without_a_word_of_them(tmp_path, capsys, caplog)
 
 
-@pytest.mark.parametrize("answer", ["reset", "redirect", "bad request", "cut short"])
+@pytest.mark.parametrize("answer", ["reset", "redirect", "bad request", "keys", "cut short"])
 def test_whatever_customerio_answers(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -109,7 +118,7 @@ def test_whatever_customerio_answers(
         else:
             ANSWERS[answer](connection, request)
 
-    with posthog.serve(iter([EVENT])) as source, raw_server.serve(instead) as url:
+    with serve_posthog() as source, raw_server.serve(instead) as url:
         settings.setenv("POSTHOG_HOST", source.url)
         settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", url)
         fails_without_a_word_of_them(tmp_path, capsys, caplog)
@@ -133,7 +142,7 @@ def test_whatever_cannot_be_reached(
     value: str,
 ) -> None:
     settings.delenv("CIO_SANDBOX", raising=False)
-    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, posthog.serve(iter([EVENT])) as source:
+    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, serve_posthog() as source:
         settings.setenv("POSTHOG_HOST", source.url)
         settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
         settings.setenv(name, value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -70,6 +71,7 @@ class TrackClient:
         self.bytes = 0
         self.pace = Pace(requests_per_second)
         self._say = say
+        self._keys = (api_key, site_id, b64encode(f"{site_id}:{api_key}".encode()).decode())
         self._session = new_session(HTTPBasicAuth(site_id, api_key))
         self._session.headers["User-Agent"] = "cio_pipeline"
         self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
@@ -99,14 +101,14 @@ class TrackClient:
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise Unsettled(*_reason(errors))
-            refused.setdefault(index, _reason([error]))
+                raise Unsettled(*self._without_keys(_reason(errors)))
+            refused.setdefault(index, self._without_keys(_reason([error])))
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
         """Posts one event's body to the v1 call. Raises `Unsettled` where it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
-            raise Unsettled(*_reason(errors))
+            raise Unsettled(*self._without_keys(_reason(errors)))
 
     def try_harmless(self, operation: bytes = HARMLESS) -> None:
         """Posts what changes nothing: that, or an upsert that was accepted before.
@@ -134,9 +136,16 @@ class TrackClient:
         parsed = _json(response)
         errors = _errors(parsed)
         if response.status_code != 200 and (response.status_code != 207 or not errors):
-            reason, detail = _reason(errors) if parsed is not None else _page(response)
+            reason, detail = self._without_keys(_reason(errors) if parsed is not None else _page(response))
             raise Unsettled(f"{response.status_code} {reason}", detail)
         return errors
+
+    def _without_keys(self, said: tuple[str, str]) -> tuple[str, str]:
+        """Reason and detail of an answer, which may quote what it was asked with."""
+        reason, detail = said
+        for key in self._keys:
+            reason, detail = reason.replace(key, "***"), detail.replace(key, "***")
+        return reason, detail
 
     def _refuse_settings(self, response: requests.Response) -> None:
         if response.status_code in (401, 403):
