@@ -26,7 +26,7 @@ from cio_pipeline.defs.partitions import days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.ledger.ledger import Refusal
-from cio_pipeline.storage.identities import Learned
+from cio_pipeline.storage.identities import HISTORY, Learned
 from cio_pipeline_tests.connector.streams import event, tables
 
 KEYS = {
@@ -109,6 +109,7 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
 ) -> None:
     monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
     store.setup_for_execution(dg.build_init_resource_context())
+    learn(store, HISTORY)
     learn(store, "2025-01-01")
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
