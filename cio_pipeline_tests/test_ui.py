@@ -130,7 +130,6 @@ def backfilled(dagster: Dagster) -> dict[str, Any]:
     return dagster.backfill(dagster.days()[::-1])
 
 
-@pytest.mark.xdist_group("ui")
 def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_first(
     dagster: Dagster, backfilled: dict[str, Any]
 ) -> None:
@@ -145,7 +144,6 @@ def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_firs
     assert {str(datetime.fromtimestamp(time, timezone.utc).date()) for time in sent} == set(days)
 
 
-@pytest.mark.xdist_group("ui")
 def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     dagster: Dagster, backfilled: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -156,13 +154,11 @@ def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     assert "@" in people
 
 
-@pytest.mark.xdist_group("ui")
 def test_dev_touches_nothing_that_env_or_the_environment_name(poison: Poison, backfilled: dict[str, Any]) -> None:
     assert backfilled["status"] == "COMPLETED_SUCCESS"
     assert poison.touched() == []
 
 
-@pytest.mark.xdist_group("ui")
 def test_what_dev_writes_is_its_owners_alone(dagster: Dagster, backfilled: dict[str, Any]) -> None:
     written = [path for path in dagster.folder.rglob("*") if path.is_file() and path.name != "dagster.yaml"]
     assert len([path for path in written if path.suffix == ".db"]) > 2
