@@ -89,12 +89,6 @@ def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
                 raise Unreadable(f"it gave {rows:,} rows of {file.metadata.row_group(group).num_rows:,}")
 
 
-def rows_in(path: str) -> int:
-    """How many rows a Parquet file has, wanted or not."""
-    with pq.ParquetFile(path) as file:
-        return int(file.metadata.num_rows)
-
-
 def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
     """The wanted events of a JSONLines file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
     start, end = ((time - EPOCH) // MICROSECOND for time in (wanted.start, wanted.end))
