@@ -22,7 +22,7 @@ ui: $(READY) ## the Dagster UI and daemon on what the environment and .env name,
 	@$(PY) -m cio_pipeline ui
 
 test: lint ## all tests
-	@$(PY) -m pytest -n 2 --dist loadfile
+	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-clickhouse: $(READY) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"

@@ -29,6 +29,11 @@ os.environ["NETRC"] = os.devnull
 environment.ENV_FILE = Path(os.devnull)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The UI's tests, which take longest and mostly wait, go first: another process has the rest meanwhile."""
+    items.sort(key=lambda item: item.path.name != "test_ui.py")
+
+
 @pytest.fixture(autouse=True)
 def same_umask() -> Iterator[None]:
     """A run in process makes what it writes private; what other tests write is as ever."""
