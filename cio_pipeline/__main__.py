@@ -43,11 +43,11 @@ def _command(given: argparse.Namespace, chosen: dict[str, Any]) -> int:
         from cio_pipeline.sandbox.dev import dev
 
         return dev()
-    from cio_pipeline.envfile import SettingsError
+    from cio_pipeline.settings.envfile import SettingsError
 
     try:
         if given.command == "ui":
-            from cio_pipeline.ui import ui
+            from cio_pipeline.cli.ui import ui
 
             return ui()
         return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
@@ -56,11 +56,11 @@ def _command(given: argparse.Namespace, chosen: dict[str, Any]) -> int:
 
 
 def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
-    from cio_pipeline.settings import load_settings
+    from cio_pipeline.settings.settings import load_settings
 
     settings = load_settings()
+    from cio_pipeline.cli.run import run_days
     from cio_pipeline.defs.partitions import DaysError
-    from cio_pipeline.headless import run_days
 
     if not first or not last:
         return _wrong("Say which days to run: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04.")
@@ -71,7 +71,7 @@ def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
 
 
 def _wrong(sentence: object) -> int:
-    from cio_pipeline.terminal import complain
+    from cio_pipeline.cli.terminal import complain
 
     complain(sentence)
     return 2

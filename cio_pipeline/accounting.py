@@ -6,9 +6,9 @@ from collections import Counter
 
 import pandas as pd
 
-from cio_pipeline.connector.outcomes import FILTERED, REFUSED, SENT
-from cio_pipeline.days import Account
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.pipeline import Account
+from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.tables.tables import Tables
 
 
 def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:

@@ -21,9 +21,9 @@ from cio_pipeline.posthog.source import (
     duplicates,
     in_order,
 )
-from cio_pipeline.storage.files import temporary_folder
-from cio_pipeline.storage.tables import Tables, shards_for
-from cio_pipeline.storage.writer import Writer
+from cio_pipeline.tables.files import temporary_folder
+from cio_pipeline.tables.shuffle import Writer
+from cio_pipeline.tables.tables import Tables, shards_for
 
 KNOWN = pa.schema([EVENT_SCHEMA.field(name) for name in (*r20.IDENTITY, "timestamp", "properties", "person_properties")])
 WHOLE = pa.schema([*EVENT_SCHEMA, ("took", pa.bool_()), ("stays", pa.bool_())])
@@ -33,7 +33,7 @@ Settle = Callable[[pd.DataFrame], pd.DataFrame]
 
 
 @dataclass
-class Kept:
+class Extracted:
     """What was kept of a window: rows that came and that stand in the table, duplicates by reason, and how R20 took the events.
 
     remembered: events whose `$set` only an earlier extraction had; from_person: those that give the person's properties;
@@ -51,7 +51,9 @@ class Kept:
     gives: bool = False
 
 
-def keep_day(tables: Tables, day: str, start: datetime, found: Window, attributes: AttributesFrom, now: datetime) -> Kept:
+def extract_day(
+    tables: Tables, day: str, start: datetime, found: Window, attributes: AttributesFrom, now: datetime
+) -> Extracted:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
     Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
@@ -65,8 +67,8 @@ def keep_day(tables: Tables, day: str, start: datetime, found: Window, attribute
     return read.kept
 
 
-def keep_history(tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime) -> Kept:
-    """Writes the `identity_history` as `keep_day` does a day; here each event is looked at by itself (R18)."""
+def extract_history(tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime) -> Extracted:
+    """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
     with temporary_folder() as folder:
         read = _Extraction(tables, Tables(str(folder), temporary=True), HISTORY, partition, found)
         if attributes == "auto":
@@ -84,7 +86,7 @@ class _Extraction:
         first = list(islice(found.frames, 1))
         self._frames = chain(first, found.frames)
         row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
-        self.kept = Kept(shards=shards_for(found.expected, row_bytes))
+        self.kept = Extracted(shards=shards_for(found.expected, row_bytes))
         self._seen: list[int] = []
         self._first: r20.Moment | None = None
         self._took_all = self._had_set = False

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline import environment
-from cio_pipeline.sandbox import customerio
 from cio_pipeline.sandbox.answers import Answer
-from cio_pipeline.sandbox.project import Project
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog.project import Project
+from cio_pipeline.settings import environment
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
 

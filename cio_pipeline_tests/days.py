@@ -9,12 +9,12 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.connector.operations import ITEM_BYTES, identifiers
-from cio_pipeline.connector.options import Options
-from cio_pipeline.days import Account, derive_day, learn_day, learn_history
+from cio_pipeline.pipeline import Account, derive_day, learn_day, learn_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
-from cio_pipeline.storage.identities import HISTORY, Identities
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.rules.operations import ITEM_BYTES, identifiers
+from cio_pipeline.rules.options import Options
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.tables.tables import Tables
 
 
 class Days:

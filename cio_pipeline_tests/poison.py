@@ -10,7 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 
-from cio_pipeline.places import PROJECT
+from cio_pipeline.settings.places import PROJECT
 
 
 @dataclass

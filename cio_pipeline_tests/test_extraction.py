@@ -12,10 +12,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.extraction import Kept, keep_day, keep_history
+from cio_pipeline.extraction import Extracted, extract_day, extract_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
-from cio_pipeline.storage.identities import HISTORY
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.tables import Tables
 
 DAY = "2026-03-02"
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
@@ -52,8 +52,8 @@ def window(*events: dict[str, Any], expected: int | None = None) -> Window:
     return Window(len(events) if expected is None else expected, iter([rows]))
 
 
-def extract(tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any) -> Kept:
-    return keep_day(tables, DAY, START, window(*events, **how), mode, now)
+def extract(tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any) -> Extracted:
+    return extract_day(tables, DAY, START, window(*events, **how), mode, now)
 
 
 def kept(tables: Tables, table: str = "posthog_events", day: str = DAY) -> dict[str, tuple[Any, str | None]]:
@@ -171,14 +171,14 @@ def test_a_day_read_young_with_person_is_read_old_by_its_sets_once_auto_is_set(t
 
 def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: Tables) -> None:
     old = [event(1, "$identify"), event(2, "$set", set_={"email": "b@example.com"}), event(3, "$set", set_once_={"a": 1})]
-    keep_history(tables, HISTORY, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61))
+    extract_history(tables, HISTORY, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61))
     found = {number: person for number, (_, person) in kept(tables, "identity_history", HISTORY).items()}
     assert found == {"1": PERSON, "2": None, "3": None, "4": None}
 
 
 def test_the_history_tells_days_apart(tables: Tables) -> None:
     rows = [event(1, "$set", set_={"a": 1}), event(1, "$set", hours=34), event(1, "$set", hours=35)]
-    found = keep_history(tables, HISTORY, window(*rows), "auto", OLD)
+    found = extract_history(tables, HISTORY, window(*rows), "auto", OLD)
     assert (found.rows, found.duplicates.total()) == (2, 1)
 
 
@@ -222,7 +222,7 @@ def test_rows_that_vanish_on_the_way_fail_the_day_and_leave_the_table_as_it_was(
 ) -> None:
     extract(tables, now, event(1))
     before = tables.version("posthog_events", DAY)
-    spilled = "cio_pipeline.storage.writer.Writer._spilled"
+    spilled = "cio_pipeline.tables.shuffle.Writer._spilled"
     monkeypatch.setattr(spilled, lambda *_: EVENT_SCHEMA.empty_table().to_pandas().assign(took=False))
     with pytest.raises(Exception, match=r"events were read, but 0 are left|spilled|missing|written"):
         extract(tables, now, event(1), event(2))
@@ -238,7 +238,7 @@ def test_a_source_that_fails_half_way_leaves_the_table_as_it_was(tables: Tables)
         raise NotExtracted("gone")
 
     with pytest.raises(NotExtracted, match="gone"):
-        keep_day(tables, DAY, START, Window(2, frames()), "auto", OLD)
+        extract_day(tables, DAY, START, Window(2, frames()), "auto", OLD)
     assert tables.version("posthog_events", DAY) == before
 
 

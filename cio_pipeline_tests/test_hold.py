@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.days import derive_day
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.storage.tables import Tables
-from cio_pipeline_tests.connector.random_streams import DAY, MOMENTS, options, streams
-from cio_pipeline_tests.connector.random_streams import START as FIRST
-from cio_pipeline_tests.connector.reference import expected
+from cio_pipeline.pipeline import derive_day
+from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.rules.random_streams import DAY, MOMENTS, options, streams
+from cio_pipeline_tests.rules.random_streams import START as FIRST
+from cio_pipeline_tests.rules.reference import expected
 from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
 
 

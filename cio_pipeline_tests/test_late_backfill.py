@@ -11,12 +11,13 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.connector.options import Options
-from cio_pipeline.extraction import keep_day, keep_history
+from cio_pipeline.extraction import extract_day, extract_history
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import quietly
-from cio_pipeline.sandbox import posthog, product
-from cio_pipeline.storage.identities import HISTORY
+from cio_pipeline.rules.options import Options
+from cio_pipeline.sandbox.posthog import product
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.state.identities import HISTORY
 from cio_pipeline_tests.days import Days
 
 FIRST = date(2026, 3, 1)
@@ -62,11 +63,11 @@ def delivered(server: posthog.PostHog, folder: Path, options: Options, age: time
         if number:
             server.project.drop_old_sets(midnight(DAYS[-1]) + old)
         start = midnight(DAYS[HISTORY_DAYS])
-        keep_history(days.tables, HISTORY, source.history(start, quietly), "auto", start + old)
+        extract_history(days.tables, HISTORY, source.history(start, quietly), "auto", start + old)
         days.learn(HISTORY)
         for day in DAYS[HISTORY_DAYS:]:
             begin, end = midnight(day), midnight(day) + timedelta(days=1)
-            keep_day(days.tables, str(day), begin, source.events(begin, end, quietly), "auto", begin + old)
+            extract_day(days.tables, str(day), begin, source.events(begin, end, quietly), "auto", begin + old)
             days.learn(str(day))
         for day in DAYS[HISTORY_DAYS:]:
             days.derive(str(day))

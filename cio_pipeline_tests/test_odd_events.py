@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cio_pipeline.connector.options import Options
-from cio_pipeline_tests.connector.streams import event, frame
+from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.rules.streams import event, frame
 
 MONDAY = "2026-03-02"
 UUID = "018f3173-7000-7421-831e-e849e8bb6ffe"

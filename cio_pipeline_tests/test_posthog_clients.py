@@ -17,15 +17,16 @@ import pandas as pd
 import pytest
 from posthog import Posthog
 
-from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.defs.resources import event_source
-from cio_pipeline.ledger.ledger import Ledger
 from cio_pipeline.posthog.source import EVENT_SCHEMA, quietly
-from cio_pipeline.sandbox import customerio, posthog
-from cio_pipeline.sandbox.people import Person
-from cio_pipeline.settings import load_settings
+from cio_pipeline.rules.options import Options
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.people import Person
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
 
 NODE_APP = """

@@ -18,15 +18,15 @@ import pytest
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.storage.identities import HISTORY
-from cio_pipeline_tests.connector.random_streams import Stream, options, streams
-from cio_pipeline_tests.connector.reference import Event, Expected, expected
+from cio_pipeline.rules.options import Options
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.rules.random_streams import Stream, options, streams
+from cio_pipeline_tests.rules.reference import Event, Expected, expected
 
 START = "2026-03-02"
 Draw = st.DataObject

@@ -9,11 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from cio_pipeline.headless import run_days
-from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.cli.run import run_days
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.sandbox.project import Project
-from cio_pipeline.settings import load_settings
+from cio_pipeline.settings.settings import load_settings
 from cio_pipeline_tests import raw_server
 
 DAY = "2025-01-01"
@@ -60,9 +61,9 @@ def serve_posthog() -> posthog.PostHog:
 @pytest.fixture
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """Keys that must not be seen again; both services are somewhere else."""
-    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
-    monkeypatch.setattr("cio_pipeline.posthog.api.TRIES", 2)
+    monkeypatch.setattr("cio_pipeline.posthog.client.TRIES", 2)
     monkeypatch.setattr("cio_pipeline.customerio.client.TRIES", 2)
     for name, value in (
         Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1)).items()

@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppression_list import parse
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline_tests.connector.random_streams import Stream, options, streams
-from cio_pipeline_tests.connector.reference import Event, expected, is_email, is_usable, readable
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.rules.random_streams import Stream, options, streams
+from cio_pipeline_tests.rules.reference import Event, expected, is_email, is_usable, readable
 from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
 
 Node = tuple[str, str]

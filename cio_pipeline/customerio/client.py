@@ -12,8 +12,8 @@ from urllib.parse import quote, urlsplit
 import requests
 from requests.auth import HTTPBasicAuth
 
-from cio_pipeline.customerio.pace import Pace
-from cio_pipeline.http import Trouble, Unavailable, Unusable, new_session, send
+from cio_pipeline.customerio.rate_limit import Pace
+from cio_pipeline.http_retry import Trouble, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -44,7 +44,7 @@ class NotDelivered(Exception):
     """Customer.io takes nothing until a setting is mended; the message is one sentence that names it."""
 
 
-class Unsettled(Exception):
+class UnnamedRefusal(Exception):
     """Customer.io refused a request as a whole, or did not say which items; reason and detail as it gave them."""
 
     def __init__(self, reason: str, detail: str) -> None:
@@ -94,21 +94,21 @@ class TrackClient:
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`; gives those refused, by index: (reason, detail). The rest is accepted.
 
-        Raises `Unsettled` where the answer does not say which were refused, `NotDelivered` and `http.Unavailable`.
+        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.Unavailable`.
         """
         errors = self._post(BATCH, b'{"batch":[' + b",".join(operations) + b"]}")
         refused: dict[int, tuple[str, str]] = {}
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise Unsettled(*self._without_keys(_reason(errors)))
+                raise UnnamedRefusal(*self._without_keys(_reason(errors)))
             refused.setdefault(index, self._without_keys(_reason([error])))
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
-        """Posts one event's body to the v1 call. Raises `Unsettled` where it is refused."""
+        """Posts one event's body to the v1 call. Raises `UnnamedRefusal` where it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
-            raise Unsettled(*self._without_keys(_reason(errors)))
+            raise UnnamedRefusal(*self._without_keys(_reason(errors)))
 
     def try_harmless(self, operation: bytes = HARMLESS) -> None:
         """Posts what changes nothing: that, or an upsert that was accepted before.
@@ -117,8 +117,8 @@ class TrackClient:
         """
         try:
             refused = self.batch([operation])
-        except Unsettled as unsettled:
-            refused = {0: (unsettled.reason, unsettled.detail)}
+        except UnnamedRefusal as unnamed:
+            refused = {0: (unnamed.reason, unnamed.detail)}
         if not refused:
             return
         reason, detail = refused[0]
@@ -128,7 +128,7 @@ class TrackClient:
         )
 
     def _post(self, path: str, body: bytes) -> list[Any]:
-        """The errors of an answer, which may name items. Raises `Unsettled` where the content was refused as a whole."""
+        """The errors of an answer, which may name items. Raises `UnnamedRefusal` where the content was refused as a whole."""
         response = self._send("POST", path, body, _fault_in_post)
         if response.status_code in (401, 403):
             self.check()  # it raises, if it is the keys
@@ -137,7 +137,7 @@ class TrackClient:
         errors = _errors(parsed)
         if response.status_code != 200 and (response.status_code != 207 or not errors):
             reason, detail = self._without_keys(_reason(errors) if parsed is not None else _page(response))
-            raise Unsettled(f"{response.status_code} {reason}", detail)
+            raise UnnamedRefusal(f"{response.status_code} {reason}", detail)
         return errors
 
     def _without_keys(self, said: tuple[str, str]) -> tuple[str, str]:

@@ -8,16 +8,16 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cio_pipeline.connector.jsontext import read_object
-from cio_pipeline.connector.operations import identifiers
-from cio_pipeline.customerio.client import HARMLESS, TrackClient, Unsettled
-from cio_pipeline.customerio.items import Item, lanes, pack, size
-from cio_pipeline.customerio.pace import Stopped
+from cio_pipeline.customerio.batches import Item, lanes, pack, size
+from cio_pipeline.customerio.client import HARMLESS, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.plan import ORDINARY, TRIGGER_SECONDS, Choices, Known, Plan, Shards, chosen, plan, plan_again
+from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.customerio.sample import sample
-from cio_pipeline.http import Unavailable
-from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
+from cio_pipeline.rules.operations import identifiers
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 HARMLESS_BETWEEN_TRIES = (2, 1, 3, 1, 2)
 """Requests between the six tries of an item alone. No fault that comes and goes evenly hits just these, and one that comes by
@@ -143,7 +143,7 @@ class Lane:
         self._day, self._items, self._ledger, self._client = day, items, ledger, client
         self._accepted_kinds: set[str] = set()
         self._harmless = HARMLESS
-        self._unnamed: list[tuple[Item, Unsettled]] = []
+        self._unnamed: list[tuple[Item, UnnamedRefusal]] = []
 
     def run(self) -> None:
         """Sends the items, unless another lane has failed."""
@@ -164,7 +164,7 @@ class Lane:
         """
         try:
             refused = self._post(items)
-        except Unsettled:
+        except UnnamedRefusal:
             if len(items) > 1:
                 middle = len(items) // 2
                 self._settle(items[:middle])
@@ -188,8 +188,8 @@ class Lane:
                 self._client.try_harmless(self._harmless)
             try:
                 refused = self._post([item])
-            except Unsettled as unsettled:
-                last = unsettled
+            except UnnamedRefusal as unnamed:
+                last = unnamed
             else:
                 self._acknowledge([item], refused)
                 return
@@ -199,7 +199,7 @@ class Lane:
         else:
             self._stop_where_all_are_refused_alike(_kind(item), last)
 
-    def _stop_where_all_are_refused_alike(self, kind: str, last: Unsettled) -> None:
+    def _stop_where_all_are_refused_alike(self, kind: str, last: UnnamedRefusal) -> None:
         said = (last.reason, last.detail)
         if sum(_kind(item) == kind and (why.reason, why.detail) == said for item, why in self._unnamed) >= MANY_ALIKE:
             raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {last.reason}: a rerun sends them.")

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.connector.jsontext import read_object
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Choices, Shards, among, chosen
-from cio_pipeline.ledger.ledger import Ledger, Refusal
-from cio_pipeline.ledger.schema import customer_item
-from cio_pipeline.ledger.state import pack_ids
+from cio_pipeline.json_text import read_object
+from cio_pipeline.state.customer_state import pack_ids
+from cio_pipeline.state.ledger import Ledger, Refusal
+from cio_pipeline.state.ledger_tables import customer_item
 
 CUSTOMER_COLUMNS, EVENT_COLUMNS = ["key", "part"], ["ulid", "key", "distinct_id", "timestamp"]
 """What the frames need here; where there are refusals of the day or suppressed people, `operation` too."""

@@ -11,13 +11,13 @@ import numpy as np
 import orjson
 import pandas as pd
 
-from cio_pipeline.connector.consent import AllowConsent, consents
-from cio_pipeline.connector.jsontext import read_object, write
-from cio_pipeline.customerio.items import Item
-from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.ledger.ledger import Refusal
-from cio_pipeline.ledger.schema import customer_item
-from cio_pipeline.ledger.state import State, name_hash, pack_ids, state_time, value_hash
+from cio_pipeline.customerio.batches import Item
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.json_text import read_object, write
+from cio_pipeline.rules.consent import AllowConsent, consents
+from cio_pipeline.state.customer_state import State, name_hash, pack_ids, state_time, value_hash
+from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.ledger_tables import customer_item
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from itertools import chain, islice
 
-from cio_pipeline.connector.jsontext import read_object
-from cio_pipeline.customerio.items import Item
+from cio_pipeline.customerio.batches import Item
+from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 
 SHOWN_OF_ID = 3

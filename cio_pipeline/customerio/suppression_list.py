@@ -15,11 +15,11 @@ from urllib.parse import unquote
 
 from upath import UPath
 
-from cio_pipeline.connector.ids import usable
-from cio_pipeline.connector.values import is_email
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.http import Unavailable, new_session, send
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.http_retry import Unavailable, new_session, send
+from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.values import is_email
 
 SETTING = "CIO_SUPPRESSED_FILE"
 MOST_BYTES = 200_000_000

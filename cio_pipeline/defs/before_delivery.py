@@ -10,11 +10,11 @@ from pydantic import Field
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.days import learned_under
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.storage.identities import HISTORY
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.pipeline import learned_under
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
 FEW_DAYS = 2

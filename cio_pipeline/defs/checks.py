@@ -4,8 +4,8 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from cio_pipeline.database import DatabaseError
-from cio_pipeline.storage.files import StorageError
+from cio_pipeline.state.database import DatabaseError
+from cio_pipeline.tables.files import StorageError
 
 NAMED = 20
 

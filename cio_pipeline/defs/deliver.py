@@ -9,14 +9,11 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 from pydantic import Field
 
-from cio_pipeline.connector.consent import AllowConsent
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import ONLY_PERSONLESS, Report, deliver, preview
 from cio_pipeline.customerio.forecast import Bounds, unsent_events
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.database import DatabaseError
-from cio_pipeline.days import derive_day
+from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import (
     Bounded,
     Sent,
@@ -29,9 +26,12 @@ from cio_pipeline.defs.before_delivery import (
 from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.http import Unavailable
-from cio_pipeline.storage.files import temporary_folder
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.pipeline import derive_day
+from cio_pipeline.rules.consent import AllowConsent
+from cio_pipeline.state.database import DatabaseError
+from cio_pipeline.tables.files import temporary_folder
+from cio_pipeline.tables.tables import Tables
 
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Mapping, Sequence, Set
 import dagster as dg
 
 from cio_pipeline.accounting import discrepancies
-from cio_pipeline.connector.outcomes import FILTERED, REFUSED, SENT
-from cio_pipeline.days import STITCHED, Account, derive_day, learned_under
 from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.extract import GROUP, identities, posthog_events
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline import STITCHED, Account, derive_day, learned_under
+from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 
 UPSTREAM = (identities,)
 """The day's `posthog_events` come before its `identities`. They are no parent of their own: of a multi-asset with two parents

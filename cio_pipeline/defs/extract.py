@@ -7,13 +7,13 @@ from statistics import median
 
 import dagster as dg
 
-from cio_pipeline.days import learn_day, learn_history, learned_under
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
-from cio_pipeline.extraction import Kept, keep_day, keep_history
-from cio_pipeline.posthog.progress import told
-from cio_pipeline.storage.identities import HISTORY
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.extraction import Extracted, extract_day, extract_history
+from cio_pipeline.pipeline import learn_day, learn_history, learned_under
+from cio_pipeline.posthog.progress import with_progress
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.tables import Tables
 
 GROUP = "customerio_sync"
 
@@ -57,12 +57,12 @@ def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
-    kept: dict[str, Kept] = {}
+    kept: dict[str, Extracted] = {}
     for day in context.partition_keys:
         began, say = now(), context.log.info
         found = posthog.source.events(*window(day), say)
-        read = replace(found, frames=told(day, found, say))
-        kept[day] = keep_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
+        read = replace(found, frames=with_progress(day, found, say))
+        kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
         if kept[day].without:
             say(f"{day}: {kept[day].without:,} events have lost their $set, and CIO_EVENT_SOURCE has no person properties.")
         context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
@@ -71,7 +71,7 @@ def posthog_events(
     yield _attributes_given(kept)
 
 
-def _counts(kept: Kept) -> dict[str, int]:
+def _counts(kept: Extracted) -> dict[str, int]:
     """The metadata of a day."""
     r20 = {"events with a $set that PostHog has dropped since": kept.remembered} if kept.remembered else {}
     if kept.from_person:
@@ -80,7 +80,7 @@ def _counts(kept: Kept) -> dict[str, int]:
     return {"dagster/row_count": kept.rows, **duplicates, **r20, "shards": kept.shards}
 
 
-def _as_many_events_as_usual(kept: dict[str, Kept], tables: Tables) -> dg.AssetCheckResult:
+def _as_many_events_as_usual(kept: dict[str, Extracted], tables: Tables) -> dg.AssetCheckResult:
     few = {
         day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
     }
@@ -104,7 +104,7 @@ def usual_events(tables: Tables, day: str) -> float:
     return median(rows) if rows else 0
 
 
-def _attributes_given(kept: dict[str, Kept]) -> dg.AssetCheckResult:
+def _attributes_given(kept: dict[str, Extracted]) -> dg.AssetCheckResult:
     bare = [day for day, one in kept.items() if one.teaching and not one.gives]
     return dg.AssetCheckResult(
         check_name="attributes_given",
@@ -133,8 +133,8 @@ def identity_history(
         return dg.MaterializeResult(metadata={"known already": True})
     began = now()
     found = posthog.source.history(start, context.log.info)
-    read = replace(found, frames=told("History", found, context.log.info))
-    kept = keep_history(store.tables, HISTORY, read, store.attributes_from, began)
+    read = replace(found, frames=with_progress("History", found, context.log.info))
+    kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began)
     counts = learn_history(setting, store.tables, store.identities)
     return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 

@@ -5,7 +5,7 @@ from datetime import datetime, timezone
 
 import dagster as dg
 
-from cio_pipeline.settings import load_days_settings
+from cio_pipeline.settings.settings import load_days_settings
 
 SETTINGS = load_days_settings()
 

@@ -9,11 +9,11 @@ from pydantic import Field
 from cio_pipeline.customerio.delivery import redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.ledger.ledger import Refusal
+from cio_pipeline.state.ledger import Refusal
 
 
 class Redelivery(Bounded):

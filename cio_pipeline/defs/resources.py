@@ -9,21 +9,21 @@ from collections.abc import Callable
 import dagster as dg
 from pydantic import PrivateAttr
 
-from cio_pipeline.connector.options import Options
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
-from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.partitions import refuse_wrong_days
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.posthog.batch_export import BatchExportSource
 from cio_pipeline.posthog.choose import source_for
-from cio_pipeline.posthog.events_api import EventsApiSource
-from cio_pipeline.posthog.file_download import FileDownloadSource
+from cio_pipeline.posthog.events_list import EventsApiSource
+from cio_pipeline.posthog.exports.batch_export import BatchExportSource
+from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource, Say, quietly
-from cio_pipeline.settings import Settings, load_settings
-from cio_pipeline.storage.identities import Identities
-from cio_pipeline.storage.tables import Tables, allow_open_files, keep_private
+from cio_pipeline.rules.options import Options
+from cio_pipeline.settings.settings import Settings, load_settings
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
 
 
 class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]

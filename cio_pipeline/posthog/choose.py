@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cio_pipeline.posthog.events_api import EventsApiSource
+from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, Say, quietly
 

@@ -11,9 +11,9 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.connector.jsontext import loads
-from cio_pipeline.connector.values import is_uuid
+from cio_pipeline.json_text import loads
 from cio_pipeline.posthog.source import EVER, ORDER, AttributesFrom
+from cio_pipeline.rules.values import is_uuid
 
 KEPT = timedelta(days=59)
 """An event that is no older still has its `$set`, if it ever had one."""
@@ -71,10 +71,10 @@ def lost_of_a_day(events: pd.DataFrame, first: Moment | None, now: datetime) -> 
     places = zip(*(events[name] for name in ORDER), strict=True)
     before = [not drops_none and (first is None or place < first) for place in places]
     old = (events["timestamp"] < now - KEPT).tolist()
-    decided = zip(events["took"].tolist(), events["stays"].tolist(), events["properties"].tolist(), strict=True)
+    classified = zip(events["took"].tolist(), events["stays"].tolist(), events["properties"].tolist(), strict=True)
     lost = [
         (took and not has_set(text)) or (is_before and not stays)
-        for is_before, (took, stays, text) in zip(before, decided, strict=True)
+        for is_before, (took, stays, text) in zip(before, classified, strict=True)
     ]
     return [is_old and is_lost for is_old, is_lost in zip(old, lost, strict=True)]
 

@@ -35,7 +35,7 @@ class Progress:
         self._say(f"{self._day}: {self._rows:,}{of} events read{rate}.")
 
 
-def told(day: str, found: Window, say: Say) -> Iterator[pd.DataFrame]:
+def with_progress(day: str, found: Window, say: Say) -> Iterator[pd.DataFrame]:
     """The window's frames; `say` is told of them as they come, and at their end."""
     progress = Progress(day, found.expected, say)
     for frame in found.frames:

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from datetime import datetime, timezone
 from typing import Any
 
-from cio_pipeline.posthog.api import Answer, Api, pause, refused
+from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.dropped_set import may_teach
 from cio_pipeline.posthog.reading import Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS

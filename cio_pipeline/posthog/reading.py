@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import requests
 
-from cio_pipeline.http import TooLong
+from cio_pipeline.http_retry import TooLong
 from cio_pipeline.masking import mask
-from cio_pipeline.posthog.api import Answer, Api, pause, refused
+from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
 from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted, Say, quietly

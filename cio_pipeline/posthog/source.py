@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.connector.values import is_uuid
+from cio_pipeline.rules.values import is_uuid
 
 EVENT_SCHEMA = pa.schema(
     [

@@ -15,9 +15,9 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.places import PROJECT
 from cio_pipeline.sandbox.processes import Sandbox, local, sandbox
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.settings.places import PROJECT
+from cio_pipeline.tables.tables import Tables
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")

@@ -6,9 +6,9 @@ import shutil
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
-from cio_pipeline.places import PROJECT
+from cio_pipeline.cli.ui import dagster_dev, interruptible
 from cio_pipeline.sandbox.processes import sandbox
-from cio_pipeline.ui import dagster_dev, interruptible
+from cio_pipeline.settings.places import PROJECT
 
 DAYS = 10
 FOLDER = PROJECT / "data" / "dev"

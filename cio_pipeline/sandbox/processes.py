@@ -19,8 +19,8 @@ from pathlib import Path
 
 import requests
 
-from cio_pipeline.envfile import SettingsError
-from cio_pipeline.places import PROJECT, is_loopback
+from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.places import PROJECT, is_loopback
 
 GRACE_SECONDS = 10
 KEPT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
@@ -73,9 +73,9 @@ def sandbox(start: date, days: int) -> Iterator[Sandbox]:
     """Both services, with generated PostHog events of so many days, until the block ends."""
     with ExitStack() as running:
         posthog = running.enter_context(
-            process("cio_pipeline.sandbox.posthog", "--start", start.isoformat(), "--days", str(days))
+            process("cio_pipeline.sandbox.posthog.server", "--start", start.isoformat(), "--days", str(days))
         )
-        customerio = running.enter_context(process("cio_pipeline.sandbox.customerio"))
+        customerio = running.enter_context(process("cio_pipeline.sandbox.customerio.server"))
         yield Sandbox(_address(posthog), _address(customerio))
 
 

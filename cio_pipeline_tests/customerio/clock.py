@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from cio_pipeline.customerio import pace
+from cio_pipeline.customerio import rate_limit as pace
 
 
 class Clock:

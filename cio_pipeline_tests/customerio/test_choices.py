@@ -11,19 +11,19 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.connector.operations import Tables
 from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.customerio.suppressed import Suppressed
+from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
-from cio_pipeline.ledger.ledger import Acknowledgement, Ledger, Refusal
-from cio_pipeline.ledger.state import name_hash
 from cio_pipeline.masking import mask
-from cio_pipeline.sandbox import customerio
-from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline.rules.operations import Tables
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.state.customer_state import name_hash
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline_tests.rules.streams import event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 Workspace = customerio.CustomerioServer
@@ -310,8 +310,8 @@ def test_a_late_value_wins_though_an_upsert_of_a_later_time_was_sent(workspace: 
 
 
 def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.items.REQUEST_BYTES", 2_000)
-    monkeypatch.setattr("cio_pipeline.lock.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 2_000)
+    monkeypatch.setattr("cio_pipeline.state.delivery_lock.ASK_AGAIN_SECONDS", 0.02)
     made, times, url = (
         tables(*(event(f"e{n}", f"u{n % 9}") for n in range(300))),
         list[float](),

@@ -11,10 +11,10 @@ import pytest
 import requests
 import urllib3
 
-from cio_pipeline import http
+from cio_pipeline import http_retry as http
 from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
-from cio_pipeline.customerio.pace import Pace, Stopped
-from cio_pipeline.sandbox import customerio
+from cio_pipeline.customerio.rate_limit import Pace, Stopped
+from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline_tests.customerio.clock import Clock
 
 

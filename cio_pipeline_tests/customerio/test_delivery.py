@@ -15,17 +15,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline import http
-from cio_pipeline.connector.operations import Tables
+from cio_pipeline import http_retry as http
+from cio_pipeline.customerio.batches import FRAME_BYTES, REQUEST_BYTES, Item, pack
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
-from cio_pipeline.customerio.items import FRAME_BYTES, REQUEST_BYTES, Item, pack
 from cio_pipeline.customerio.plan import Choices
-from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.sandbox import customerio
-from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.rules.operations import Tables
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
+from cio_pipeline_tests.rules.streams import event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 Workspace = customerio.CustomerioServer
@@ -192,7 +192,7 @@ def test_packing_keeps_every_item_in_order_within_475000_bytes(lengths: list[int
 def test_every_event_uuid_is_sent_once_over_several_lanes(
     workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.items.LANE_BYTES", 50_000)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.LANE_BYTES", 50_000)
     stream = [
         {**event(f"e{n}", f"u{n % 50}", at=f"2026-03-02T10:{n // 60:02d}:{n % 60:02d}Z"), "uuid": str(uuid.uuid4())}
         for n in range(900)

@@ -13,9 +13,9 @@ import pytest
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.sandbox import customerio
-from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.state.ledger import Ledger
+from cio_pipeline_tests.rules.streams import event, tables
 
 DAYS = [f"2026-03-{day:02d}" for day in range(1, 15)]
 Day = list[dict[str, Any]]

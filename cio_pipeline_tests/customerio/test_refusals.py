@@ -11,15 +11,15 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.connector.operations import Tables
-from cio_pipeline.customerio import items
+from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import MANY_ALIKE, deliver
-from cio_pipeline.http import Unavailable
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.sandbox import customerio
-from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.rules.operations import Tables
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
+from cio_pipeline_tests.rules.streams import event, tables
 
 DAY = "2026-03-02"
 Workspace = customerio.CustomerioServer

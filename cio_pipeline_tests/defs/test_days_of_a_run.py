@@ -15,9 +15,10 @@ import pytest
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.test_deliver import SINK, refusing
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
@@ -47,7 +48,7 @@ def stream(days: list[str]) -> list[dict[str, Any]]:
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     """Starts a Customer.io beside a PostHog with the events given, and settings that name both."""
     monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
-    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
 
         @contextmanager

@@ -12,7 +12,9 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
-from cio_pipeline.sandbox import customerio, posthog, product
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import product
+from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}

@@ -14,16 +14,17 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.connector.stitching import namings
+from cio_pipeline.cli.run import run_days
 from cio_pipeline.definitions import defs
-from cio_pipeline.headless import run_days
-from cio_pipeline.ledger.ledger import Ledger
-from cio_pipeline.lock import IsHeld, alone
 from cio_pipeline.posthog.source import EVENT_SCHEMA
-from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.rules.stitching import merges
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings import load_settings
-from cio_pipeline.storage.identities import Identities, Learned
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.delivery_lock import IsHeld, alone
+from cio_pipeline.state.identities import Identities, Learned
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.postgres import URL_PASSWORD
 
 DAY = "2025-01-01"
@@ -49,7 +50,7 @@ EVENTS: list[dict[str, Any]] = [
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, with four events of two people in PostHog, and settings that name both."""
     monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
-    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
         for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
             monkeypatch.setenv(name, value)
@@ -159,7 +160,7 @@ def test_a_service_that_is_away_for_a_while_is_tried_once_more(workspace: Worksp
 def test_reexecution_from_failure_sends_the_rest_and_extracts_nothing_anew(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.items.REQUEST_BYTES", 400)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 400)
     workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
     sync = dg.reconstructable(the_job)
     with dg.DagsterInstance.local_temp(str(tmp_path)) as home:
@@ -239,7 +240,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
         [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
     )
     ties = frozenset({("joe@new.example.com", "joe")})
-    store.replace("2025-01-02", "set", 1, [Learned(facts, namings(pd.DataFrame(columns=EVENT_SCHEMA.names)), ties)])
+    store.replace("2025-01-02", "set", 1, [Learned(facts, merges(pd.DataFrame(columns=EVENT_SCHEMA.names)), ties)])
     (tmp_path / "list").write_text("joe@new.example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     assert run(instance)["customers suppressed"] == 1
@@ -259,7 +260,7 @@ def test_a_run_that_waits_for_another_says_so(
 
         return alone(engine, said)
 
-    monkeypatch.setattr("cio_pipeline.ledger.ledger.alone", until_said)
+    monkeypatch.setattr("cio_pipeline.state.ledger.alone", until_said)
     assert run_days(DAY, DAY, load_settings(), {}) == 0
     said = capsys.readouterr().out
     assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1

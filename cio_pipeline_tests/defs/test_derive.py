@@ -12,27 +12,28 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.accounting import discrepancies
-from cio_pipeline.connector.options import Options
-from cio_pipeline.days import DERIVED, Account, derive_day
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks import named
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.sandbox import customerio, posthog
+from cio_pipeline.pipeline import DERIVED, Account, derive_day
+from cio_pipeline.rules.options import Options
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings import load_settings
-from cio_pipeline.storage.identities import Identities
-from cio_pipeline_tests.connector.streams import event, frame
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.identities import Identities
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.defs.test_deliver import EVENTS
 from cio_pipeline_tests.postgres import Server, server
+from cio_pipeline_tests.rules.streams import event, frame
 
 DAY = "2025-01-01"
 
 
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[customerio.CustomerioServer]:
-    monkeypatch.setattr("cio_pipeline.http.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as workspace:
         for name, value in Sandbox(source.url, workspace.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
             monkeypatch.setenv(name, value)

@@ -15,11 +15,11 @@ from cio_pipeline.defs import extract
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
-from cio_pipeline.sandbox import posthog
+from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings import load_settings
-from cio_pipeline.storage.identities import HISTORY, Identities
-from cio_pipeline.storage.tables import Tables
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.tables.tables import Tables
 
 DAY = "2025-02-26"
 

@@ -15,19 +15,19 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cio_pipeline.connector.stitching import NAMING_COLUMNS
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.suppressed import Suppressed
-from cio_pipeline.days import DERIVED, learned_under
+from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import refuse_missing_days
 from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.partitions import days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.ledger.ledger import Refusal
-from cio_pipeline.storage.identities import HISTORY, Learned
-from cio_pipeline_tests.connector.streams import event, tables
+from cio_pipeline.pipeline import DERIVED, learned_under
+from cio_pipeline.rules.stitching import MERGE_COLUMNS
+from cio_pipeline.state.identities import HISTORY, Learned
+from cio_pipeline.state.ledger import Refusal
+from cio_pipeline_tests.rules.streams import event, tables
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",
@@ -38,7 +38,7 @@ KEYS = {
 }
 NOTHING = Learned(
     pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
-    pd.DataFrame(columns=NAMING_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
+    pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
 )
 
 LOADED = """
@@ -131,7 +131,7 @@ def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:
     learn(store, "2025-01-01")
     for day in ("2025-01-03", "2025-01-04"):
-        store.identities.mark_derived(day, store.identities.known_before(day, store.options.stitch_anonymous_days))
+        store.identities.mark_derived(day, store.identities.fingerprint_before(day, store.options.stitch_anonymous_days))
     assert _later_days_up_to_date(store).passed
     learn(store, "2025-01-01", events=2)
     check = _later_days_up_to_date(store)

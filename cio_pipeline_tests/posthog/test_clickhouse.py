@@ -19,7 +19,7 @@ import pandas as pd
 import pytest
 import requests
 
-from cio_pipeline.posthog.api import Answer
+from cio_pipeline.posthog.client import Answer
 from cio_pipeline.posthog.query import QuerySource
 
 pytestmark = pytest.mark.clickhouse

@@ -15,9 +15,9 @@ import pytest
 from cio_pipeline.posthog import reading
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom
-from cio_pipeline.sandbox import posthog
 from cio_pipeline.sandbox.answers import Answer
-from cio_pipeline.sandbox.project import Project
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline_tests.grammar import parsed
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hogql-parser has wheels for all Linux, but not for all macOS")

@@ -18,8 +18,8 @@ from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.rows import event_frame
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
-from cio_pipeline.sandbox import posthog
-from cio_pipeline.sandbox.project import Project
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.project import Project
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)

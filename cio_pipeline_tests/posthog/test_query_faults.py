@@ -13,15 +13,17 @@ import orjson
 import pandas as pd
 import pytest
 
-from cio_pipeline.http import Unavailable
-from cio_pipeline.posthog import api, query, reading
-from cio_pipeline.posthog.progress import Progress, told
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.posthog import client as api
+from cio_pipeline.posthog import query, reading
+from cio_pipeline.posthog.progress import Progress, with_progress
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.reading import Reading
 from cio_pipeline.posthog.source import NotExtracted, Window, in_order
-from cio_pipeline.sandbox import hogql, posthog
 from cio_pipeline.sandbox.answers import Answer
-from cio_pipeline.sandbox.project import DAILY_BYTES, Project
+from cio_pipeline.sandbox.posthog import hogql
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.project import DAILY_BYTES, Project
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -557,7 +559,7 @@ def test_progress_is_said_every_five_seconds_and_at_the_end(monkeypatch: pytest.
     monkeypatch.setattr(time, "monotonic", lambda: next(clock))
     said: list[str] = []
     frames = iter([pd.DataFrame(index=range(1000))] * 3)
-    assert len(list(told("2026-03-02", Window(3000, frames), said.append))) == 3
+    assert len(list(with_progress("2026-03-02", Window(3000, frames), said.append))) == 3
     assert said == [
         "2026-03-02: 2,000 of 3,000 events read, 333 a second.",
         "2026-03-02: 3,000 of 3,000 events read, 300 a second.",

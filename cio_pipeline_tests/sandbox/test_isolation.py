@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from cio_pipeline.envfile import SettingsError
-from cio_pipeline.places import PROJECT
 from cio_pipeline.sandbox.demo import FIRST
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.places import PROJECT
 from cio_pipeline_tests.poison import Poison, poisoned
 
 DEMO = "import pathlib, sys; from cio_pipeline.sandbox.demo import demo; sys.exit(demo(pathlib.Path(sys.argv[1])))"

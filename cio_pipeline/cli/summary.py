@@ -1,0 +1,183 @@
+"""What a headless run says of what became of its days: each day's receipt, and what did not go out and why.
+
+It reads Dagster's events of the run as they come, so that a run that fails has said which days it has delivered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from fnmatch import fnmatchcase
+from typing import Any
+
+import dagster as dg
+import orjson
+
+from cio_pipeline.cli.terminal import complain, one_line, say
+from cio_pipeline.rules.classify import REFUSED
+from cio_pipeline.settings.settings import Settings
+from cio_pipeline.tables.tables import Tables
+
+RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new")
+LEFT = (
+    "events held as too recent",
+    "customers beyond the limit",
+    "events beyond the limit",
+    "customers suppressed",
+    "events suppressed",
+)
+"""What was not sent by choice: said where there is any."""
+
+RECORDED = {
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+    dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+}
+OF_ALL_DAYS = ("later_days_up_to_date", "nothing_refused")
+"""Checks of all that there is: of several runs the last one counts."""
+
+Facts = dict[str, Any]
+
+
+class Summary:
+    """What became of the days of one command, over all its runs."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._said: set[str] = set()
+        self._filtered: Counter[str] = Counter()
+        self._extracted: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._reasons: Counter[str] = Counter()
+        self._refused_by_customerio = 0
+        self._failed_checks: dict[str, list[str]] = {}
+
+    def see(self, event: dg.DagsterEvent) -> None:
+        """Says what was delivered of a day, as soon as its receipt stands, and keeps what is to be said at the end."""
+        if event.event_type not in RECORDED:
+            return
+        found: Any = event.event_specific_data
+        if isinstance(found, dg.AssetCheckEvaluation):
+            self._check(found)
+            return
+        asset = found.materialization if hasattr(found, "materialization") else found.asset_observation
+        facts = {name: value.value for name, value in asset.metadata.items()}
+        day, name = str(asset.partition), asset.asset_key.to_user_string()
+        if name == "events":
+            self._derived(day, facts)
+        elif name == "customerio_delivery" and facts and day not in self._said:
+            self._said.add(day)
+            self._deliver(day, facts)
+
+    def end(self) -> int:
+        """Says what did not go out and what to do about it; gives the exit status."""
+        beyond = [day for day in self._extracted if self._refused[day] > self._settings.refused_share * self._extracted[day]]
+        for line in (*self._unmatched(), *self.failed_checks()):
+            say(line)
+        if self._refused.total():
+            (complain if beyond else say)(self._refusals(beyond))
+        if self._refused_by_customerio:
+            complain(
+                f"Customer.io refused {self._refused_by_customerio:,} items: the ledger's table `refusals` has each with its"
+                " reason, and the job redeliver_refused sends them again."
+            )
+        return 1 if beyond or self._refused_by_customerio else 0
+
+    def _derived(self, day: str, facts: Facts) -> None:
+        self._extracted[day] = int(facts.get("extracted", 0))
+        self._filtered[day] = int(facts.get("filtered", 0))
+        self._refused[day] = int(facts.get("refused", 0))
+        reasons = facts.get("reasons") or {}
+        self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
+
+    def _deliver(self, day: str, receipt: Facts) -> None:
+        rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
+        if "dry run" in receipt:
+            say(f"{day}, if it were run (nothing was sent):")
+            for name, value in {**receipt, **rules}.items():
+                if name != "dry run":
+                    shown = orjson.dumps(value).decode() if isinstance(value, dict | list) else value
+                    print(f"  {one_line(name)}: {one_line(shown)}", flush=True)
+            return
+        refused = int(receipt.get("refused", 0))
+        counts = {name: receipt.get(name, 0) for name in RECEIPT} | rules
+        counts |= {"refused by Customer.io": refused, "requests": receipt.get("requests", 0)}
+        counts |= {name: receipt[name] for name in LEFT if receipt.get(name)}
+        say(f"{day}: " + ", ".join(f"{int(count):,} {name}" for name, count in counts.items()) + ".")
+        self._refused_by_customerio += refused
+
+    def _check(self, check: dg.AssetCheckEvaluation) -> None:
+        name = f"{check.check_name} of {check.asset_key.to_user_string()}"
+        if check.check_name in OF_ALL_DAYS:
+            self._failed_checks.pop(name, None)
+        if check.passed:
+            return
+        facts = {key: value.value for key, value in check.metadata.items()}
+        what = check.description or ", ".join(f"{key}: {value}" for key, value in facts.items())
+        if check.check_name == "earlier_days_learned":
+            what = f"{what} ({facts.get('days missing')} days: make run FROM={facts.get('first')} TO={facts.get('last')})"
+        self._failed_checks.setdefault(name, []).append(what)
+
+    def failed_checks(self) -> Iterator[str]:
+        """A line of each check that failed, with what to do."""
+        for name, found in self._failed_checks.items():
+            yield f"The check {name} failed: {' '.join(dict.fromkeys(found))}"
+
+    def _refusals(self, beyond: list[str]) -> str:
+        total, extracted = self._refused.total(), self._extracted.total()
+        why = ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in self._reasons.most_common())
+        allowed = f"CIO_REFUSED_SHARE allows {_percent(self._settings.refused_share)} of a day"
+        if beyond:
+            most = ", ".join(f"{day} has {_percent(self._refused[day] / self._extracted[day])}" for day in beyond[:3])
+            allowed += f", {most}" + (f", and {len(beyond) - 3} days more" if len(beyond) > 3 else "")
+        return (
+            f"The rules refused {total:,} of {extracted:,} events, {_percent(total / extracted)} ({allowed}): {why}."
+            " The table `rejects` has each of them."
+        )
+
+    def _unmatched(self) -> Iterator[str]:
+        """The names in lists that nothing of these days has: misspelled, perhaps, and so without effect."""
+        tables = Tables(self._settings.data_dir)
+        if names := set(self._settings.event_allowlist):
+            for day in self._extracted:
+                for shard in tables.read("posthog_events", day, columns=["event"]):
+                    names -= set(shard["event"].unique())
+            if names:
+                yield f"CIO_EVENT_ALLOWLIST: no event of these days is named {_listed(names)}."
+        if patterns := set(self._settings.exclude_attributes):
+            for attribute in _attributes(tables, list(self._extracted)):
+                patterns -= {pattern for pattern in patterns if fnmatchcase(attribute, pattern)}
+                if not patterns:
+                    return
+            yield f"CIO_EXCLUDE_ATTRIBUTES: no attribute of these days is named {_listed(patterns)}."
+
+
+def _attributes(tables: Tables, days: list[str]) -> Iterator[str]:
+    """The names of attributes in the days' events, each once."""
+    seen: set[str] = set()
+    for day in days:
+        for shard in tables.read("posthog_events", day, columns=["properties", "person_properties"]):
+            for properties, person in zip(shard["properties"].tolist(), shard["person_properties"].tolist(), strict=True):
+                new = (_names(properties, "$set") | _names(person)) - seen
+                seen |= new
+                yield from new
+
+
+def _names(text: Any, inside: str = "") -> set[str]:
+    if not isinstance(text, str) or inside not in text:
+        return set()
+    try:
+        found = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        return set()
+    if inside:
+        found = found.get(inside) if isinstance(found, dict) else None
+    return set(found) if isinstance(found, dict) else set()
+
+
+def _listed(names: set[str]) -> str:
+    return ", ".join(f"'{name}'" for name in sorted(names))
+
+
+def _percent(share: float) -> str:
+    return f"{round(share * 100, 2):g} %"

@@ -1,0 +1,70 @@
+"""People who asked to be forgotten: CIO_SUPPRESSED_FILE names them, and nothing of theirs is sent (R21)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from typing import Any
+
+import pandas as pd
+
+from cio_pipeline.json_text import read_object
+from cio_pipeline.rules.values import is_email
+
+NOTHING: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Suppressed:
+    """Who must not be sent.
+
+    ids: distinct_ids; emails: in lower case; hashes: SHA-256 in lower-case hex, of the exact distinct_id or of the trimmed,
+    lower-cased email; names: how many people the list names.
+    """
+
+    ids: frozenset[str] = NOTHING
+    emails: frozenset[str] = NOTHING
+    hashes: frozenset[str] = NOTHING
+    names: int = 0
+
+    def __bool__(self) -> bool:
+        return bool(self.ids or self.emails or self.hashes)
+
+    def has(self, text: Any) -> bool:
+        """Whether this distinct_id or email is among them."""
+        if not isinstance(text, str):
+            return False
+        email = text.strip().lower()
+        if text in self.ids or text.strip() in self.ids or email in self.emails:
+            return True
+        return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
+
+    def tied(self, tied: Callable[[Iterable[str]], set[str]], everybody: Iterable[str]) -> Suppressed:
+        """With all that the facts tie to them: `tied` gives the distinct_ids and emails that some lead to.
+
+        Only where there are hashes, `everybody` (all that is known) is looked through for whom they mean.
+        """
+        meant = {text for text in everybody if self.has(text)} if self.hashes else set()
+        found = frozenset(tied(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
+        return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})
+
+    def keys(self, customers: pd.DataFrame, events: pd.DataFrame) -> set[str]:
+        """The keys of a shard that are theirs: by the key itself, its upserts, or a distinct_id behind its events."""
+        if not self:
+            return set()
+        pairs = zip(customers["key"].tolist(), customers["operation"].tolist(), strict=True)
+        named = {key for key, operation in pairs if self.has_customer(key, operation)}
+        behind = events[["key", "distinct_id"]].drop_duplicates()
+        return named | set(behind.loc[list(map(self.has, behind["distinct_id"].tolist())), "key"])
+
+    def has_customer(self, key: str, operation: str) -> bool:
+        """Whether the customer of an operation is among them: by the key, and of an upsert by `identifier` or `email`."""
+        given = read_object(operation)
+        attributes = given["attributes"] if given.get("action") == "identify" else {}
+        texts = (key.partition(":")[2], attributes.get("identifier"), attributes.get("email"))
+        return any(map(self.has, texts))
+
+
+def _hash(text: str) -> str:
+    return sha256(text.encode()).hexdigest()

@@ -1,0 +1,163 @@
+"""PostHog's private API: one project, one key, answers as JSON or a sentence that says what to mend."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import re
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import requests
+
+from cio_pipeline.http_retry import Bearer, new_session, send
+from cio_pipeline.json_text import loads
+from cio_pipeline.masking import mask
+from cio_pipeline.posthog.source import NotExtracted, Say
+
+RETRIED = frozenset({408, 429, *range(500, 600)})
+
+TOO_BIG = frozenset({413, 512, 513})
+"""The query ran out of its time or memory: a smaller one may not. PostHog has told so by 400 and 504, too, in words."""
+
+TOO_BIG_WORDS = re.compile(
+    r"memory[ _]limit|exceed\w*[ _]memory|out[ _]of[ _]memory|timeout[ _]exceeded|max(imum)?[ _]execution[ _]time"
+    r"|execution[ _]time[ _](is[ _])?too[ _]long|too[ _]many[ _](bytes|rows)|too[ _]slow|query[ _]size[ _]exceeded",
+    re.IGNORECASE,
+)
+
+TRIES = 9
+TIMEOUT_SECONDS = (10, 150)
+
+PATIENCE_SECONDS = 6 * 3600
+"""A 429 is waited out for so long: an hourly read budget that is spent, or three queries of others, must not fail a day."""
+
+LONGEST_PAUSE_SECONDS = 30.0
+MOST_DETAIL = 2000
+
+
+class Answer(NamedTuple):
+    """PostHog's answer; `body` is its JSON where the status is 200, else None; `code` and `detail` are those of an error."""
+
+    response: requests.Response
+    body: Any
+    code: str = ""
+    detail: str = "no detail given."
+
+    @property
+    def status(self) -> int:
+        """The HTTP status."""
+        return self.response.status_code
+
+    @property
+    def is_too_big(self) -> bool:
+        """Whether less might be answered where this was not."""
+        says_so = bool(TOO_BIG_WORDS.search(self.code) or TOO_BIG_WORDS.search(self.detail))
+        return self.status in TOO_BIG or ((self.status == 400 or self.status >= 500) and says_so)
+
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may be PostHog's being busy; such an answer also comes where too much was asked for."""
+        return self.status in RETRIED and self.status != 429 and not self.is_too_big
+
+
+class Api:
+    """A project's private API, with a personal API key. One thread may use it, or several."""
+
+    def __init__(self, url: str, project_id: str, api_key: str) -> None:
+        self._project = f"{url}/api/projects/{project_id}"
+        self._key = api_key
+        self._session = new_session(Bearer(api_key))
+
+    def ask(
+        self,
+        method: str,
+        path: str,
+        say: Say,
+        sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
+        may_be_too_big: bool = False,
+        tries: int = TRIES,
+        **request: Any,
+    ) -> Answer:
+        """The answer, after as many tries as may help: also of what is no answer of PostHog's, but of something before it.
+
+        Where it may be too big, only a 429 is waited out here, and what else may pass is given back. Raises
+        `http.Unavailable`, or `NotExtracted` where something else than PostHog still answers.
+        """
+        for attempt in itertools.count(1):
+            response = send(
+                self._session,
+                method,
+                f"{self._project}/{path}/",
+                service="PostHog",
+                retried={429} if may_be_too_big else RETRIED,
+                tries=tries,
+                patience=PATIENCE_SECONDS,
+                say=say,
+                rest=lambda seconds, _: sleep(seconds),
+                timeout=TIMEOUT_SECONDS,
+                **request,
+            )
+            answer = self._read(response)
+            if isinstance(answer, Answer):
+                return answer
+            if attempt == tries:
+                raise NotExtracted(answer)
+            wait = pause(attempt)
+            if wait >= 10:
+                say(f"PostHog: {answer} Trying again in {wait:.0f} s.")
+            sleep(wait)
+        raise AssertionError
+
+    def _read(self, response: requests.Response) -> Answer | str:
+        """The answer, or a sentence on why it is none of PostHog's."""
+        status, body = response.status_code, _json(response)
+        if status == 200:
+            return _no_json(response) if body is None else Answer(response, body)
+        told = body if isinstance(body, dict) else {}
+        if 400 <= status < 500 and status not in RETRIED and "detail" not in told:
+            return (
+                f"POSTHOG_HOST answers {status}, but not as PostHog does: is it PostHog's own address, and does a proxy or"
+                " firewall before it let its API through?"
+            )
+        return Answer(response, None, self._clean(told.get("code", "")), self._clean(told.get("detail") or "no detail given."))
+
+    def _clean(self, told: Any) -> str:
+        """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
+        text = str(told)[:MOST_DETAIL]
+        return mask(text.replace(self._key, "***") if self._key else text)[:500]
+
+
+def refused(answer: Answer) -> NotExtracted:
+    """What an answer other than 200 means, by the setting to mend."""
+    status = answer.status
+    if status == 401:
+        return NotExtracted("POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401).")
+    if status == 403:
+        return NotExtracted("POSTHOG_PERSONAL_API_KEY lacks the scope Query Read, or access to POSTHOG_PROJECT_ID (403).")
+    if status == 404:
+        return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST (404): is it the project's region?")
+    if 300 <= status < 400:
+        return NotExtracted(f"POSTHOG_HOST sends elsewhere ({status}): give the address it sends to.")
+    return NotExtracted(f"PostHog refused the request ({status}): {answer.detail}")
+
+
+def pause(attempt: int) -> float:
+    """The seconds before another try: twice as long each time, with jitter."""
+    longest = min(LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(attempt - 1, 16))
+    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
+
+
+def _json(response: requests.Response) -> Any:
+    """The answer's JSON; None where it is none."""
+    try:
+        return loads(response.content)
+    except (ValueError, RecursionError):
+        return None
+
+
+def _no_json(response: requests.Response) -> str:
+    if response.content.lstrip().startswith(b"<"):
+        return "POSTHOG_HOST answers with a web page: give the address of PostHog itself."
+    return "POSTHOG_HOST answers with something that is no JSON, or cut short: give the address of PostHog itself."

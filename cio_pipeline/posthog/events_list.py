@@ -1,0 +1,229 @@
+"""Events by the list endpoint, for self-hosted PostHog 1.30.0 to 1.43: `GET /api/projects/:id/events/`."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta, timezone
+from typing import Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cio_pipeline.posthog.client import Api, refused
+from cio_pipeline.posthog.progress import Progress
+from cio_pipeline.posthog.rows import event_frame
+from cio_pipeline.posthog.source import (
+    EVENT_SCHEMA,
+    EVER,
+    HISTORY_EVENTS,
+    ORDER,
+    AttributesFrom,
+    NotExtracted,
+    Say,
+    Window,
+    quietly,
+)
+
+PAGE_ROWS = 1000
+"""What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""
+
+MOST_PAGE_ROWS = 100_000
+"""What is asked for where a single moment fills every smaller page."""
+
+PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MOST_PAGE_ROWS})
+"""What PostHog's versions give at most, and what is asked for: a page of so many rows may well have been cut off."""
+
+TICK = timedelta(microseconds=1)
+DAY = timedelta(days=1)
+FRAME_ROWS = 50_000
+
+
+Event = tuple[Any, ...]
+"""What tells an event from others: clients may give several of them one uuid, or none."""
+
+
+class Page(NamedTuple):
+    """Events as listed, and whether PostHog says that more follow, which is believed only where it is bad news."""
+
+    events: pd.DataFrame
+    has_next: bool
+
+
+class EventsApiSource:
+    """The `events_api` source: pages by time, each beginning with the moment the last one ended with.
+
+    Such a PostHog gives no created_at and no properties of persons, and takes quotes off both ends of a property's text.
+    """
+
+    def __init__(
+        self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], attributes_from: AttributesFrom
+    ) -> None:
+        self._api = Api(url, project_id, api_key)
+        self._needed = {*allowlist, "$identify"} if allowlist else None
+        self._attributes_from = attributes_from
+
+    def check(self, say: Say = quietly) -> None:
+        """Raises `NotExtracted` where PostHog does not take the key or the project, or persons' properties are asked for."""
+        now = datetime.now(timezone.utc)
+        self._page(Rest(now - DAY, now, limit=1), say)
+        if self._attributes_from == "person":
+            raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")
+
+    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+        """The window's events, day by day: windows of several days were seen to come short."""
+        days = [start + number * DAY for number in range(-(-(end - start) // DAY))]
+        pages = (page for day in days for page in self._pages(day, min(day + DAY, end), say))
+        return _counted(f"{start:%Y-%m-%d}", map(self._only_needed, pages), say)
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time."""
+        pages = (page for event in HISTORY_EVENTS for page in self._pages(EVER, before, say, event=event))
+        return _counted(f"Before {before:%Y-%m-%d}", pages, say)
+
+    def _pages(self, start: datetime, end: datetime, say: Say, **only: str) -> Iterator[pd.DataFrame]:
+        """What each page has that the one before had not."""
+        rest = Rest(start - TICK, end)
+        while rest.is_left:
+            page = self._page(rest, say, **only)
+            yield rest.new_in(page.events)
+            rest.go_behind(page)
+        for beyond in rest.beyond:
+            if not self._page(beyond, say, **only).events.empty:
+                raise rest.cut()
+
+    def _page(self, rest: Rest, say: Say, **only: str) -> Page:
+        """Events of what is left, as many as the server gives."""
+        bounds = {"after": _text(rest.after), "before": _text(rest.before)}
+        answer = self._api.ask("GET", "events", say, params={**bounds, **only, "orderBy": '["timestamp"]', "limit": rest.limit})
+        if answer.status != 200:
+            raise refused(answer)
+        try:
+            rows, following = answer.body["results"], answer.body.get("next")
+            columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}
+            uuids = [_uuid(row["id"]) for row in rows]
+            frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)
+        except (KeyError, TypeError, AttributeError):
+            raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from None
+        return Page(frame, following is not None)
+
+    def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:
+        """What the settings need (R1, R3), as the query source asks for it."""
+        if self._needed is None:
+            return events
+        return events[events["event"].isin(self._needed) | events["properties"].str.contains('"email"', regex=False, na=False)]
+
+
+def _counted(what: str, pages: Iterator[pd.DataFrame], say: Say) -> Window:
+    """The pages' rows, which PostHog cannot count: they are read into a temporary file first."""
+    facts, progress = {"pages": 0}, Progress(what, None, say)
+    file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
+    with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
+        for page in pages:
+            facts["pages"] += 1
+            progress.add(len(page))
+            spool.write_table(pa.Table.from_pandas(page, EVENT_SCHEMA, preserve_index=False))
+    spooled = pq.ParquetFile(file)
+    frames = (batch.to_pandas() for batch in spooled.iter_batches(FRAME_ROWS))
+    return Window(spooled.metadata.num_rows, frames, facts)
+
+
+@dataclass
+class Rest:
+    """What is left to be read of a window: `after` < timestamp < `before`, the last moment of the last page still in it.
+
+    PostHog's `next` would leave that moment behind, and with it what a full page had no room for. At the end, a page of that
+    moment alone is left: either there is no more, or the server cut the page inside it. `beyond` is what must then be empty.
+    """
+
+    after: datetime
+    before: datetime
+    limit: int = PAGE_ROWS
+    is_left: bool = True
+    beyond: list[Rest] = field(default_factory=list)
+    _is_ascending: bool | None = None
+    _moment: datetime = EVER
+    _seen: set[Event] = field(default_factory=set)
+    _rows: int = 0
+    _given: dict[int, int] = field(default_factory=dict)
+
+    def new_in(self, page: pd.DataFrame) -> pd.DataFrame:
+        """The rows that the last page had not. Raises `NotExtracted` where it does not begin with that page's last moment.
+
+        Events of one moment may come in another order each time, so any of them will do.
+        """
+        if not self._rows:
+            return page
+        if page.empty or page["timestamp"].iloc[0] != self._moment:
+            raise NotExtracted(f"PostHog's list jumps at {self._moment.isoformat()}, so that some might be missed.")
+        return page[[event not in self._seen for event in _identities(page)]]
+
+    def go_behind(self, page: Page) -> None:
+        """Moves on, or asks for more at once where the page is one moment. Raises `NotExtracted` where neither is possible."""
+        before, self._rows = self._rows, len(page.events)
+        if page.events.empty:
+            self.is_left = False
+            return
+        times = page.events["timestamp"]
+        self._seen, self._moment = set(_identities(page.events)), times.iloc[-1].to_pydatetime()
+        self._is_ascending = _is_ascending(times, self._is_ascending)
+        given = max((rows for limit, rows in self._given.items() if limit <= self.limit), default=0)
+        if self._is_ascending and self._moment - TICK > self.after:
+            self.after = self._moment - TICK
+            self._moved()
+        elif self._is_ascending is False and self._moment + TICK < self.before:
+            self.before = self._moment + TICK
+            self._moved()
+        elif self._rows < given:
+            self.is_left = False
+        elif self.limit == PAGE_ROWS or (self._rows > before and self.limit < MOST_PAGE_ROWS):
+            self.limit *= 10
+        elif self._rows == given or self._rows in PAGE_SIZES or (page.has_next and self._rows > min(PAGE_SIZES)):
+            raise self.cut()
+        else:
+            self.is_left, self.beyond = False, self._on_either_side()
+
+    def _moved(self) -> None:
+        """Notes how much the server gave under this limit: a last page of less is whole, one of just as much may be cut."""
+        self._given[self.limit] = max(self._rows, self._given.get(self.limit, 0))
+        self.limit = PAGE_ROWS
+
+    def cut(self) -> NotExtracted:
+        """The error of a moment that fills all that the server gives at once."""
+        return NotExtracted(
+            f"PostHog lists {self._rows:,} events of the one moment {self._moment.isoformat()}, and no more at once, but there"
+            " may be more: write that day's events to a file and set CIO_EVENT_SOURCE=batch_export for it."
+        )
+
+    def _on_either_side(self) -> list[Rest]:
+        """What lies behind the moment, in the server's order; where that is not known, also before it."""
+        later, earlier = Rest(self._moment, self.before), Rest(self.after, self._moment)
+        return {True: [later], False: [earlier], None: [later, earlier]}[self._is_ascending]
+
+
+def _identities(page: pd.DataFrame) -> list[Event]:
+    return list(page[[*ORDER, "properties"]].itertuples(index=False, name=None))
+
+
+def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:
+    """The order of a page, which servers may choose themselves; what was known where it is all one moment."""
+    is_ascending, is_descending = times.is_monotonic_increasing, times.is_monotonic_decreasing
+    if is_ascending and is_descending:
+        return known
+    if known is (not is_ascending) or not (is_ascending or is_descending):
+        raise NotExtracted(
+            f"PostHog lists events about {times.iloc[0].isoformat()} in no order of time, so that some might be missed."
+        )
+    return bool(is_ascending)
+
+
+def _uuid(value: Any) -> Any:
+    if isinstance(value, int):
+        raise NotExtracted("This PostHog runs without ClickHouse and gives its events numbers, no uuids: it is not supported.")
+    return value
+
+
+def _text(moment: datetime) -> str:
+    return f"{moment:%Y-%m-%dT%H:%M:%S.%f}Z"

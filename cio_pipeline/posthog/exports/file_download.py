@@ -1,0 +1,109 @@
+"""Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (`file_download_batch_exports`).
+
+PostHog selects by when an event landed, a day is one of event time: so it is asked for from one day before the day, for clocks
+that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished export is read again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+
+import pyarrow as pa
+from upath import UPath
+
+from cio_pipeline.posthog.client import Api
+from cio_pipeline.posthog.exports.intervals import PATH, FileExports, refused_export
+from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, on_disk, read_parquet
+from cio_pipeline.posthog.exports.storage_errors import cause
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
+from cio_pipeline.temporary_files import no_space, spill_folder
+
+LONGEST_EXPORT = timedelta(weeks=1)
+EARLY = timedelta(days=1)
+"""PostHog exports no event that is dated further ahead of its landing."""
+
+CLOCKS_DIFFER = timedelta(minutes=1)
+"""PostHog refuses an export that ends in the future, by its own clock."""
+
+KEPT = "file_downloads"
+"""The folder below CIO_DATA_DIR with the ids of the exports that were asked for."""
+
+
+class FileDownloadSource:
+    """The `file_download` source: exports of at most a week each, with what landed up to `late_days` days later."""
+
+    def __init__(
+        self,
+        url: str,
+        project_id: str,
+        api_key: str,
+        late_days: int,
+        allowlist: tuple[str, ...],
+        attributes_from: AttributesFrom,
+        data_dir: str | None = None,
+    ) -> None:
+        self._api = Api(url, project_id, api_key)
+        self._queries = QuerySource(url, project_id, api_key, allowlist, attributes_from)
+        self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / KEPT if data_dir else None)
+        self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
+
+    def check(self, say: Say = quietly) -> None:
+        """Raises `NotExtracted` where PostHog does not take the key or the project.
+
+        Not every PostHog lists its exports: on 405 there are some, on 404 the first one that is asked for will tell.
+        """
+        answer = self._api.ask("GET", PATH, say, params={"limit": 1})
+        if answer.status == 404:
+            self._queries.check(say)
+        elif answer.status not in (200, 405):
+            raise refused_export(answer)
+
+    def history(self, before: datetime, say: Say) -> Window:
+        """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
+        return self._queries.history(before, say)
+
+    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+        """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
+        now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
+        if now < end:
+            raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
+        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
+        weeks = _weeks(start - EARLY, min(end + self._late, now))
+        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
+
+    def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
+        """The wanted events of an export; its files have as many rows as PostHog says, or `NotExtracted` is raised."""
+        export = self._exports.finished(first, last, say)
+        files, rows, known = list(export.files or []), 0, set(export.files or [])
+        while files:
+            file = files.pop(0)
+            with spill_folder() as spill:
+                rows += self._exports.download(export, file, spill / "export.parquet", say)
+                yield from _events_in(str(spill / "export.parquet"), file, wanted)
+            say(f"{wanted.start:%Y-%m-%d}: {len(known) - len(files)} of {len(known)} files of PostHog's export read.")
+            if not files and export.records is not None and rows < export.records:
+                files = self._exports.more_files(export, known, say)
+                known |= set(files)
+        if export.records is not None and rows < export.records:
+            raise NotExtracted(
+                f"PostHog's export has {export.records:,} events, but its files only {rows:,}: run the day again later."
+            )
+
+
+def _events_in(path: str, file: str, wanted: Wanted) -> Iterator[pa.Table]:
+    try:
+        yield from read_parquet(path, wanted)
+    except Unreadable as wrong:
+        raise NotExtracted(f"The file {file[:50]} of PostHog's export cannot be read: {wrong}.") from None
+    except (pa.ArrowException, OSError) as wrong:
+        sentence = no_space(wrong) or f"The file {file[:50]} of PostHog's export cannot be read: {cause(wrong)}."
+        raise NotExtracted(sentence) from None
+
+
+def _weeks(first: datetime, last: datetime) -> Iterator[tuple[datetime, datetime]]:
+    while first < last:
+        end = min(first + LONGEST_EXPORT, last)
+        yield first, end
+        first = end

@@ -1,0 +1,110 @@
+"""The folder or bucket that a batch export is written to: what lies in it, and which of it is an export of events."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import urlsplit
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from fsspec.implementations.local import LocalFileSystem
+from upath import UPath
+
+from cio_pipeline.posthog.exports.names import named
+from cio_pipeline.posthog.exports.storage_errors import cause
+from cio_pipeline.posthog.source import NotExtracted
+
+EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "adl": "az"}
+FIRST_LINE_BYTES = 1 << 20
+OTHER_MODELS = {"person_id", "session_id"}
+"""PostHog exports persons and sessions, too; these columns are theirs, where there is neither `uuid` nor `event`."""
+
+
+@dataclass(frozen=True)
+class Folder:
+    """A folder at any fsspec URL, and the sizes of the files in it and below, as they were when it was listed."""
+
+    files: Any
+    root: str
+    sizes: dict[str, int | None]
+
+    @property
+    def is_local(self) -> bool:
+        """Whether it is on this machine."""
+        return isinstance(self.files, LocalFileSystem)
+
+    def name(self, path: str) -> str:
+        """The file as a message names it: without what comes before the folder, which may hold credentials."""
+        return path.removeprefix(self.root).lstrip("/") or PurePosixPath(path).name
+
+
+def listed(url: str) -> Folder:
+    """The folder at this URL. Raises `NotExtracted` where it cannot be listed, not even in part."""
+    try:
+        root = UPath(url)
+        files = root.fs
+        files.invalidate_cache()
+        sizes = _local_sizes(root.path) if isinstance(files, LocalFileSystem) else _sizes(files, root.path)
+    except ImportError as missing:
+        extra = EXTRAS.get(urlsplit(url).scheme)
+        install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
+        raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
+    except Exception as trouble:  # every file system has its own
+        raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(trouble)}.") from None
+    return Folder(files, root.path, sizes)
+
+
+def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
+    """Those of the files that lie in folders of an export of persons or sessions.
+
+    Folders that differ in numbers only, as those of days do, are of one export: one of their files is looked at.
+    """
+    kinds: dict[str, list[str]] = {}
+    for path in sorted(paths):
+        kinds.setdefault(re.sub(r"\d+", "#", str(PurePosixPath(path).parent)), []).append(path)
+    return [path for kind in kinds.values() if _is_of_other_model(kind, folder) for path in kind]
+
+
+def _sizes(files: Any, root: str) -> dict[str, int | None]:
+    return {path: info.get("size") for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+
+
+def _local_sizes(root: str) -> dict[str, int | None]:
+    """Like `_sizes`; fsspec would pass over folders that it may not read."""
+
+    def fail(trouble: OSError) -> None:
+        raise trouble
+
+    if not Path(root).is_dir():
+        return {root: Path(root).stat().st_size} if Path(root).exists() else {}
+    paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=fail, followlinks=True) for name in names]
+    return {str(path): path.stat().st_size if path.exists() else None for path in paths}
+
+
+def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
+    for path in paths:
+        try:
+            names = _columns(path, folder)
+        except Exception:  # whatever it is, it is told when the file is read
+            return False
+        if names:
+            return bool(names & OTHER_MODELS) and not names & {"uuid", "event"}
+    return False
+
+
+def _columns(path: str, folder: Folder) -> set[str]:
+    """The names of a file's columns; none where it is empty."""
+    name = named(path)
+    with folder.files.open(path, "rb") as file:
+        if name is None or name.kind == "parquet":
+            with pq.ParquetFile(file) as footer:
+                return {column.lower() for column in footer.schema_arrow.names}
+        with pa.input_stream(file, compression=name.codec) as stream:
+            line = stream.read(FIRST_LINE_BYTES).split(b"\n")[0]
+            return {key.lower() for key in json.loads(line)} if line.strip() else set()

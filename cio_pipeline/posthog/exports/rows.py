@@ -1,0 +1,243 @@
+"""The events in a file that PostHog exported, Parquet or JSONLines, in pieces of a bounded size.
+
+Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: an event whose time
+cannot be read belongs to the time when PostHog ingested it, or, without that, to every window; its own time then is the year 1,
+which R14 refuses. Where none of several events has a uuid, all of them are refused, for it is a fault of the files.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator
+from datetime import datetime, timezone
+from typing import IO, Any, NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from cio_pipeline.posthog.dropped_set import may_teach
+from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
+from cio_pipeline.posthog.exports.lines import LINE_BYTES, event_in, lines
+from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
+from cio_pipeline.temporary_files import no_space
+
+__all__ = ["Unreadable", "Wanted", "on_disk", "read_jsonlines", "read_parquet", "row_groups"]
+
+PIECE_ROWS = 20_000
+PIECE_BYTES = 8_000_000
+"""A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
+
+BATCH_BYTES = 32_000_000
+"""What a batch of Parquet rows may take at most, should each have the longest text of its column's dictionary."""
+
+BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
+"""Columns of a row group that grow to more than so many bytes, by more than so many times, are none of real events."""
+
+UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
+EMAIL = r'"email"|\\u00'
+"""What the text of properties has that may teach an email (R1); names may have escapes in them."""
+
+
+class Wanted(NamedTuple):
+    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3).
+
+    `person` needs the person's properties, `auto` takes them where a file has them.
+    """
+
+    start: datetime
+    end: datetime
+    allowlist: tuple[str, ...]
+    attributes_from: AttributesFrom
+
+    @property
+    def needs_person(self) -> bool:
+        """Whether a file without the person's properties will not do."""
+        return self.attributes_from == "person"
+
+    @property
+    def reads_person(self) -> bool:
+        """Whether the person's properties are looked at, where a file has them."""
+        return self.attributes_from != "set" or bool(self.allowlist)
+
+
+def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
+    """The row groups that may hold events of the window, by their statistics. Raises `Unreadable` where columns do not do."""
+    metadata, at = file.metadata, columns_of(file.schema_arrow, wanted.needs_person)["timestamp"]
+    if not pa.types.is_timestamp(at.type):
+        return list(range(metadata.num_row_groups))
+    leaf = _leaf(metadata, at)
+    groups = range(metadata.num_row_groups)
+    return [group for group in groups if _may_hold(metadata.row_group(group).column(leaf).statistics, wanted)]
+
+
+def read_parquet(path: str, wanted: Wanted) -> Iterator[pa.Table]:
+    """The wanted events of a Parquet file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
+    with pq.ParquetFile(path, buffer_size=1 << 20, page_checksum_verification=True) as file:
+        columns = columns_of(file.schema_arrow, wanted.needs_person)
+        if not wanted.reads_person:
+            columns.pop("person_properties", None)
+        names = [column.name for column in columns.values()]
+        for group in row_groups(file, wanted):  # one by one: Arrow keeps some megabytes of each until an iteration ends
+            rows = 0
+            for batch in file.iter_batches(_batch_rows(path, file, group, columns), [group], columns=names):
+                rows += len(batch)
+                yield _wanted(_events(pa.Table.from_batches([batch]), columns, wanted), wanted)
+            if rows != file.metadata.row_group(group).num_rows:
+                raise Unreadable(f"it gave {rows:,} rows of {file.metadata.row_group(group).num_rows:,}")
+
+
+def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterator[pa.Table]:
+    """The wanted events of a JSONLines file, in tables of `EVENT_SCHEMA`. Raises `Unreadable`, or what Arrow raises."""
+    start, end = ((time - EPOCH) // MICROSECOND for time in (wanted.start, wanted.end))
+    rows: list[dict[str, Any]] = []
+    size = 0
+    for number, line in lines(file, codec):
+        if row := event_in(line, number, start, end, wanted.needs_person):
+            rows.append(row if wanted.reads_person else {**row, "person_properties": None})
+            size += len(line)
+        if len(rows) >= PIECE_ROWS or size >= PIECE_BYTES:
+            yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
+            rows, size = [], 0
+    yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
+
+
+def on_disk(tables: Iterable[pa.Table]) -> Window:
+    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once.
+
+    Raises `NotExtracted` where none of several events has a uuid, or the temporary folder is full.
+    """
+    rows = 0
+    try:
+        file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
+        with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
+            for piece in _pieces(_usable(tables)):
+                writer.write_table(piece)
+                rows += len(piece)
+        file.flush()
+    except OSError as trouble:
+        if sentence := no_space(trouble):
+            raise NotExtracted(sentence) from None
+        raise
+    return Window(rows, _frames(file, rows))
+
+
+def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:
+    """The rows of the window, as `EVENT_SCHEMA` says."""
+    table = pa.table({name: plain(table[column.name]) for name, column in columns.items()})
+    at = times(table["timestamp"])
+    created = pc.coalesce(times(table["created_at"]), at) if "created_at" in columns else at
+    belongs = pc.coalesce(at, created, pa.scalar(wanted.start, at.type))
+    inside = pc.and_(pc.greater_equal(belongs, wanted.start), pc.less(belongs, wanted.end))
+    known = pc.coalesce(at, pa.scalar(moment(FIRST), at.type))
+    found: dict[str, Any] = {"timestamp": known.filter(inside), "created_at": created.filter(inside)}
+    table = table.filter(inside)
+    for name, column in columns.items():
+        if name not in found:
+            found[name] = _bounded(texts(table[name], name), column)
+    nulls = pa.nulls(len(table), pa.string())
+    return pa.table([found.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+
+
+def _bounded(found: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if (pc.max(pc.binary_length(found)).as_py() or 0) > LINE_BYTES:
+        raise Unreadable(f"its column {column.name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
+    return found
+
+
+def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
+    """Those of the events that the settings need."""
+    if wanted.allowlist:
+        needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
+        by = JSON if wanted.attributes_from == "auto" else may_teach(wanted.attributes_from, wanted.start)
+        for name in by:
+            needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
+        events = events.filter(needed)
+    if wanted.attributes_from != "set":
+        return events
+    at = EVENT_SCHEMA.names.index("person_properties")
+    return events.set_column(at, EVENT_SCHEMA.field(at), pa.nulls(len(events), pa.string()))
+
+
+def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same events. Raises `NotExtracted` at the end where none of several has a uuid and a time: R14 refuses one that has
+    none, but if all are so it is a fault of the files."""
+    events, has_any = 0, False
+    for table in tables:
+        events += len(table)
+        has_uuid, has_time = pc.match_substring_regex(table["uuid"], UUID), pc.greater_equal(table["timestamp"], EPOCH)
+        has_any = has_any or bool(pc.any(pc.and_(has_uuid, has_time)).as_py())
+        yield table
+    if events > 1 and not has_any:
+        raise NotExtracted(
+            f"None of {events:,} events in the export's files has a uuid and a time: are they as PostHog writes them?"
+        )
+
+
+def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
+    """How many rows of a row group are read at once. Raises `Unreadable` where it grows as no real events do."""
+    metadata = file.metadata
+    chunks = {column.name: metadata.row_group(group).column(_leaf(metadata, column)) for column in columns.values()}
+    rows = max(1, metadata.row_group(group).num_rows)
+    for name, chunk in chunks.items():
+        if chunk.total_uncompressed_size // rows > LINE_BYTES:
+            raise Unreadable(f"its column {name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
+    size, packed = (sum(getattr(c, f"total_{kind}_size") for c in chunks.values()) for kind in ("uncompressed", "compressed"))
+    if size > BOMB_BYTES and size > BOMB_RATIO * packed:
+        raise Unreadable(f"{packed:,} bytes of it grow to {size:,}, as no real events do")
+    most = max(1, min(PIECE_ROWS, PIECE_BYTES // max(1, size // rows)))
+    repeated = [name for name, chunk in chunks.items() if chunk.has_dictionary_page and chunk.physical_type == "BYTE_ARRAY"]
+    if not repeated or most * size <= BATCH_BYTES:
+        return most
+    return max(1, min(most, BATCH_BYTES // max(1, _longest(path, group, repeated))))
+
+
+def _longest(path: str, group: int, names: list[str]) -> int:
+    """The bytes of a row that has the longest text of each column's dictionary."""
+    with pq.ParquetFile(path, buffer_size=1 << 20, read_dictionary=names) as file:
+        batch = next(file.iter_batches(1, [group], columns=names))
+    lengths = (pc.max(pc.binary_length(batch[name].dictionary)).as_py() for name in names if hasattr(batch[name], "dictionary"))
+    return sum(length or 0 for length in lengths)
+
+
+def _leaf(metadata: pq.FileMetaData, column: Column) -> int:
+    return next(i for i in range(metadata.num_columns) if metadata.schema.column(i).path == column.name)
+
+
+def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
+    """The same rows in pieces that are not small: late events come by ones and twos."""
+    piece = EVENT_SCHEMA.empty_table()
+    for table in tables:
+        piece = pa.concat_tables([piece, table])
+        if len(piece) >= PIECE_ROWS or piece.nbytes >= PIECE_BYTES:
+            yield piece
+            piece = EVENT_SCHEMA.empty_table()
+    if len(piece):
+        yield piece
+
+
+def _frames(file: IO[bytes], rows: int) -> Iterator[pd.DataFrame]:
+    read = 0
+    with file, pq.ParquetFile(file) as spool:
+        for piece in range(spool.num_row_groups):
+            frame = spool.read_row_group(piece).to_pandas()
+            read += len(frame)
+            yield frame
+    if read != rows:
+        raise NotExtracted(f"The temporary file gave back {read:,} of {rows:,} events: run the day again.")
+
+
+def _may_hold(statistics: Any, wanted: Wanted) -> bool:
+    """Whether a row group may hold events of the window; such as have no time may be of any."""
+    try:
+        if statistics is None or statistics.null_count != 0 or not isinstance(statistics.min, datetime):
+            return True
+        return _utc(statistics.min) < wanted.end and _utc(statistics.max) >= wanted.start
+    except (ValueError, OverflowError):  # years that no datetime has
+        return True
+
+
+def _utc(time: datetime) -> datetime:
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

@@ -1,0 +1,182 @@
+"""The runs of a PostHog batch export, as the names of their files tell them.
+
+A file holds what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
+file. Where files have a greatest size, each is a numbered part, and a manifest, written last, names the parts that count; in
+2024 the first part had no number and there was no manifest. Several runs may have written files of one interval, such as a
+backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that a manifest of files of
+their own kind does not name are known to be what a failed run left.
+
+So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
+come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
+told by name. A project in which nothing happened that long says so by an empty file of the right name, such as
+`2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from pathlib import PurePosixPath
+
+from cio_pipeline.posthog.exports.names import Named, is_temporary, looks_like_data, named
+from cio_pipeline.posthog.source import EVER, NotExtracted
+
+AGAIN = "Copy it again, or backfill it in PostHog."
+
+
+@dataclass
+class Run:
+    """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
+
+    `files` are read; `parts` are numbered and wait to be settled; `others` have names that are not understood.
+    """
+
+    start: datetime
+    end: datetime
+    files: list[str] = field(default_factory=list)
+    parts: dict[str, Named] = field(default_factory=dict)
+    manifest: str | None = None
+    others: list[str] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        """Parts without a manifest are of a run that is still under way, or has failed."""
+        return bool(self.files) or self.manifest is not None
+
+    def overlaps(self, start: datetime, end: datetime) -> bool:
+        """Whether anything may have landed both in this run's interval and in this one."""
+        return self.start < end and self.end > start
+
+    def __str__(self) -> str:
+        return f"{'the first event' if self.start == EVER else _moment(self.start)} to {_moment(self.end)}"
+
+
+def runs(paths: Iterable[str]) -> list[Run]:
+    """The runs whose files these are, by time; paths without an interval in their names are passed over: see `unnamed`."""
+    found: dict[tuple[str, datetime, datetime], Run] = {}
+    for path in sorted(paths):
+        name = named(path)
+        if name is None:
+            continue
+        run = found.setdefault((str(PurePosixPath(path).parent), name.start, name.end), Run(name.start, name.end))
+        if name.kind == "manifest":
+            run.manifest = path
+        elif name.kind == "other":
+            run.others.append(path)
+        elif name.part is None:
+            run.files.append(path)
+        else:
+            run.parts[path] = name
+    return sorted(found.values(), key=lambda run: (run.end, run.start))
+
+
+def unnamed(paths: Iterable[str]) -> list[str]:
+    """The files that may hold events, but whose names do not say of when."""
+    return sorted(path for path in paths if named(path) is None and looks_like_data(path))
+
+
+def settled(run: Run, manifest: list[str] | None) -> tuple[Run, list[str]]:
+    """The run with all of its files that count, and the parts that a failed run left.
+
+    `manifest` are the names in its manifest; None where it has none that is whole. Raises `NotExtracted` where a file is not
+    there.
+    """
+    if manifest is None:
+        _check_numbers(run)
+        return replace(run, files=[*run.files, *run.parts] if run.files else [], manifest=None), []
+    listed, there = {_identity(name) for name in manifest}, {_identity(path) for path in (*run.files, *run.parts)}
+    for name in manifest:
+        if _identity(name) not in there:
+            by = PurePosixPath(run.manifest or "").name
+            raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, and it is not there. {AGAIN}")
+    endings = {found.ending for name in manifest if (found := named(name))}
+    left = [path for path, part in run.parts.items() if part.ending in endings and _identity(path) not in listed]
+    return replace(run, files=[*run.files, *(path for path in run.parts if path not in left)]), left
+
+
+def strange(run: Run) -> list[str]:
+    """The files of the run's interval whose names are not understood, although nothing says that they are not finished."""
+    return [path for path in run.others if not is_temporary(path)]
+
+
+def _check_numbers(run: Run) -> None:
+    """PostHog's first numbered parts came, from 1 on, behind a file without a number."""
+    for ending in {name.ending for name in run.parts.values()}:
+        numbers = {name.part or 0 for name in run.parts.values() if name.ending == ending}
+        first = [path for path in run.files if (name := named(path)) and name.ending == ending]
+        if first and (missing := sorted(set(range(1, max(numbers))) - numbers)):
+            part = PurePosixPath(first[0]).name.replace(ending, f"-{missing[0]}{ending}")
+            raise NotExtracted(f"{part} cannot be read: it is not there, but a later part is. {AGAIN}")
+
+
+def _identity(path: str) -> Named | str:
+    return named(path) or PurePosixPath(path).name
+
+
+def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """What of `start` to `end` no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover nothing."""
+    day = f"{start:%Y-%m-%d}"
+    holes = uncovered(found, start, end)
+    finished = [run for run in found if run.finished]
+    reach = max((run.end for run in finished), default=EVER)
+    if reach < end:
+        raise NotExtracted(
+            f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet."
+            f" {_remedy(max(reach, start), end)}"
+        )
+    first = min(run.start for run in finished)
+    if first > start or holes == [(start, end)]:
+        upto = min(first, end) if first > start else end
+        raise NotExtracted(
+            f"The batch export has no file of {_moment(start)} to {_moment(upto)}: backfill it in PostHog."
+            f" {_remedy(start, upto)}"
+        )
+    return holes
+
+
+def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """What of `start` to `end` no finished run covers. Raises `NotExtracted` where an unfinished one would.
+
+    Where finished runs cover it, an unfinished run is no obstacle: it may be what a failed one left behind.
+    """
+    holes = _holes([run for run in found if run.finished], start, end)
+    for run in found:
+        if not run.finished and any(run.overlaps(*hole) for hole in holes):
+            raise NotExtracted(f"{unfinished(run)} Wait until it is, or backfill it in PostHog.")
+    return holes
+
+
+def unfinished(run: Run) -> str:
+    """A sentence that names a run that is not finished."""
+    if run.parts or not run.others:
+        return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
+    return (
+        f"The batch export of {run} is not finished: {PurePosixPath(run.others[0]).name} is still being written, or was left."
+    )
+
+
+def describe_gap(gap: tuple[datetime, datetime]) -> str:
+    """A sentence that names the gap."""
+    return f"The batch export has no file of {_moment(gap[0])} to {_moment(gap[1])}: nothing landed then, or a run is missing."
+
+
+def _remedy(start: datetime, end: datetime) -> str:
+    return f"If nothing happened then, put an empty file {_iso(start)}-{_iso(end)}.jsonl beside the others."
+
+
+def _holes(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    holes, covered = [], start
+    for run in sorted((run for run in found if run.overlaps(start, end)), key=lambda run: run.start):
+        if covered < run.start:
+            holes.append((covered, run.start))
+        covered = max(covered, run.end)
+    return [*holes, (covered, end)] if covered < end else holes
+
+
+def _moment(time: datetime) -> str:
+    return f"{time:%Y-%m-%d %H:%M} UTC"
+
+
+def _iso(time: datetime) -> str:
+    return time.astimezone(timezone.utc).isoformat()

@@ -1,0 +1,108 @@
+"""R7 to R11: which attributes an event gives its customer. What they say of consent (R19) is in `consent.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from fnmatch import fnmatchcase
+from functools import cache
+from typing import Any
+
+from cio_pipeline.json_text import write
+from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.values import cut, is_email, unix_seconds
+
+NAME_BYTES = 150
+VALUE_BYTES = 1000
+MOST_ATTRIBUTES = 300
+"""Customer.io's limits of attributes (Track API, OpenAPI): bytes of a name, bytes of a value, attributes a call."""
+
+KEPT_FIRST = ("email", "identifier", "created_at")
+
+ACTS_ON_THE_PROFILE = frozenset(
+    ["id", "cio_id", "identifier", "anonymous_id", "_update", "_timestamp", "_created_in_customerio_at", "cio_relationships"]
+)
+"""R8: names that do something to the profile rather than describe it."""
+
+EXCLUDED = "left out by CIO_EXCLUDE_ATTRIBUTES"
+
+NameRule = Callable[[str], "str | None"]
+LeftOut = list[tuple[str, str]]
+"""(attribute name, reason) of what was left out or cut."""
+
+
+def name_rule(options: Options) -> NameRule:
+    """A function from an attribute's name to the reason why it is left out, or None. It remembers the names it saw."""
+
+    @cache
+    def reason(name: str) -> str | None:
+        if any(fnmatchcase(name, pattern) for pattern in options.exclude_attributes):
+            return EXCLUDED
+        if name in ACTS_ON_THE_PROFILE:
+            return "would act on the profile (R8)"
+        if len(name.encode()) > NAME_BYTES:
+            return f"name is over {NAME_BYTES} bytes (R10)"
+        return None
+
+    return reason
+
+
+def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
+    """The attributes one event sets, None for one it clears (R11), and what was left out and why.
+
+    `given` are the given attributes, `unset` the event's `$unset`. A valid `email` is not among the result: it comes from the
+    facts (R7).
+    """
+    attributes: dict[str, Any] = {}
+    left_out: LeftOut = []
+    passed, unheard = consents({name: value for name, value in given.items() if names(name) != EXCLUDED}, options.allow_consent)
+    left_out += unheard
+    for name, value in passed.items():
+        if reason := names(name):
+            left_out.append((name, reason))
+        elif name == "email":
+            if not is_email(value):
+                left_out.append((name, "is no valid e-mail (R2)"))
+        else:
+            _take(name, value, attributes, left_out)
+    cleared = {name: None for name in unset_names(unset) if names(name) != EXCLUDED}
+    passed, unheard = consents(cleared, options.allow_consent)
+    left_out += unheard
+    for name in passed:
+        if reason := names(name):
+            left_out.append((name, reason))
+        elif name == "email":
+            left_out.append((name, "is the last valid one so far (R7)"))
+        else:
+            attributes[name] = None
+    return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED]
+
+
+def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
+    """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
+    first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
+    ordered = list(dict.fromkeys([*first, *attributes]))
+    beyond = [(name, f"beyond {MOST_ATTRIBUTES} attributes (R10)") for name in ordered[MOST_ATTRIBUTES:]]
+    return {name: attributes[name] for name in ordered[:MOST_ATTRIBUTES]}, beyond
+
+
+def _take(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:
+    if name == "created_at":
+        value = unix_seconds(value)
+        if value is None:
+            left_out.append((name, "is no time (R9)"))
+            return
+    if isinstance(value, str):
+        if len(value) * 4 > VALUE_BYTES and len(value.encode()) > VALUE_BYTES:
+            value = cut(value, VALUE_BYTES)
+            left_out.append((name, f"text cut to {VALUE_BYTES} bytes (R10)"))
+    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > VALUE_BYTES:
+        left_out.append((name, f"value is over {VALUE_BYTES} bytes (R10)"))
+        return
+    attributes[name] = value
+
+
+def unset_names(unset: Any) -> Iterator[str]:
+    """R11: an array of names, or an object whose keys are the names."""
+    if isinstance(unset, (list, dict)):
+        yield from (name for name in unset if isinstance(name, str))

@@ -1,0 +1,106 @@
+"""A project's events in DuckDB: stored, exported by when they landed, counted by day."""
+
+import json
+from collections.abc import Iterable, Mapping
+from datetime import date, datetime, timedelta, timezone
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import pyarrow as pa
+
+from cio_pipeline.sandbox.posthog.capture import Event
+
+COLUMNS = pa.schema(
+    [
+        *((name, pa.string()) for name in ("uuid", "event", "distinct_id")),
+        *((name, pa.timestamp("us")) for name in ("timestamp", "created_at")),
+        *((name, pa.string()) for name in ("properties", "elements_chain", "person_properties")),
+    ]
+)
+REWRITTEN_COLUMNS = pa.schema([("row", pa.int64()), ("properties", pa.string())])
+# The order of PostHog's own sort key, which is not that of time.
+INSERT = """
+INSERT INTO events BY NAME SELECT * REPLACE (toUUID(uuid) AS uuid) FROM added
+ORDER BY timestamp::DATE, event, hash(distinct_id), hash(uuid)
+"""
+# What PostHog exports of an interval: what landed in it, at most seven days late and one day early.
+EXPORTED = """
+SELECT DISTINCT ON (timestamp::DATE, event, distinct_id, uuid) * REPLACE (toString(uuid) AS uuid) FROM events
+WHERE created_at >= $start AND created_at < $end
+AND timestamp >= $start - INTERVAL 7 DAY AND timestamp < $end + INTERVAL 1 DAY
+"""
+# PostHog's retention of `$set` and `$set_once`; an event's other properties stay, and the person's as stored with it.
+KEEPS_SETS = timedelta(days=60)
+WITH_SETS = "SELECT rowid, properties FROM events WHERE timestamp < $before AND contains(properties, '$set')"
+REWRITTEN = "UPDATE events SET properties = rewritten.properties FROM rewritten WHERE events.rowid = rewritten.row"
+BY_DAY = "SELECT timestamp::DATE AS day, count(*) FROM events GROUP BY day ORDER BY day"
+
+
+def to_table(events: Iterable[Event]) -> pa.Table:
+    """The rows of events as `product.days` gives them; `properties` may be JSON text."""
+    return pa.Table.from_pylist([_row(event) for event in events], schema=COLUMNS)
+
+
+def insert(database: duckdb.DuckDBPyConnection, table: pa.Table) -> None:
+    """Store the rows of `to_table` in PostHog's order."""
+    database.register("added", table)
+    database.execute(INSERT)
+
+
+def exported(database: duckdb.DuckDBPyConnection, start: datetime, end: datetime) -> list[dict[str, Any]]:
+    """The events of an export of this interval; their times are UTC."""
+    rows = database.execute(EXPORTED, {"start": _naive(start), "end": _naive(end)}).fetchall()
+    columns = [name for name, *_ in database.description]
+    return [dict(zip(columns, row, strict=True)) for row in rows]
+
+
+def drop_old_sets(database: duckdb.DuckDBPyConnection, now: datetime) -> int:
+    """Drop `$set` and `$set_once` of the events that are over 60 days old by then; give how many lost one."""
+    found = database.execute(WITH_SETS, {"before": _naive(now - KEEPS_SETS)}).fetchall()
+    rewritten = [{"row": row, "properties": _without_sets(text)} for row, text in found]
+    database.register("rewritten", pa.Table.from_pylist(rewritten, schema=REWRITTEN_COLUMNS))
+    database.execute(REWRITTEN)
+    return sum(old != new["properties"] for (_, old), new in zip(found, rewritten, strict=True))
+
+
+def count_by_day(database: duckdb.DuckDBPyConnection) -> list[tuple[date, int]]:
+    """How many events each day in UTC has."""
+    return database.execute(BY_DAY).fetchall()
+
+
+def _row(event: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "uuid": str(UUID(event["uuid"])),
+        "event": _json_text(event["event"]),
+        "distinct_id": _json_text(event["distinct_id"]),
+        "timestamp": _utc(event["timestamp"]),
+        "created_at": _utc(event.get("created_at", event["timestamp"])),
+        "properties": _json_text(event.get("properties", {})),
+        "elements_chain": event.get("elements_chain", ""),
+        "person_properties": _json_text(event.get("person_properties") or ""),
+    }
+
+
+def _without_sets(text: str) -> str:
+    try:
+        properties = json.loads(text)
+    except ValueError:
+        return text
+    if not isinstance(properties, dict):
+        return text
+    return _json_text({name: value for name, value in properties.items() if name not in ("$set", "$set_once")})
+
+
+def _json_text(value: object) -> str:
+    """Text as it stands, anything else as compact JSON; a lone surrogate stays an escape, as JavaScript writes it."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _utc(text: str) -> datetime:
+    return _naive(datetime.fromisoformat(text.replace("Z", "+00:00")))
+
+
+def _naive(moment: datetime) -> datetime:
+    return moment.astimezone(timezone.utc).replace(tzinfo=None) if moment.tzinfo else moment

@@ -1,0 +1,50 @@
+"""What DuckDB found, as PostHog's query API writes it: JSON values, ClickHouse's types, and whether there is more."""
+
+from collections.abc import Sequence
+from datetime import timezone
+from typing import Any
+from uuid import UUID
+from zoneinfo import ZoneInfo
+
+import orjson
+
+from cio_pipeline.sandbox.posthog.hogql import DEFAULT_ROWS, Statement
+
+TYPES = {"UUID": "UUID", "VARCHAR": "String", "BOOLEAN": "UInt8", "INTEGER": "UInt8", "DOUBLE": "Float64"}
+
+
+def query_results(
+    rows: list[tuple[Any, ...]], columns: list[tuple[str, str]], zone: str, statement: Statement
+) -> dict[str, Any]:
+    """The rows of a statement as PostHog answers them; only a query without a LIMIT learns whether there is more.
+
+    `columns` are the names and DuckDB's types of the rows' values; times are shown in `zone`.
+    """
+    paging = {} if statement.limited else {"hasMore": len(rows) > DEFAULT_ROWS, "limit": DEFAULT_ROWS, "offset": 0}
+    if not statement.limited:
+        rows = rows[:DEFAULT_ROWS]
+    values = [_json_values(column, kind, zone) for column, (_, kind) in zip(zip(*rows, strict=True), columns, strict=False)]
+    return {
+        "results": orjson.dumps(list(zip(*values, strict=True))),
+        "columns": [name for name, _ in columns],
+        "types": [
+            [name, f"DateTime64(6, '{zone}')" if kind == "TIMESTAMP" else TYPES.get(kind, "UInt64")] for name, kind in columns
+        ],
+        "clickhouse": statement.sql,
+        "timings": [],
+        **paging,
+    }
+
+
+def _json_values(column: Sequence[Any], kind: str, zone: str) -> Sequence[Any]:
+    """PostHog's JSON of a column: UUIDs as text (stored with their halves swapped), times with their offset."""
+    if kind == "UUID":
+        hexes = ("" if value is None else value.hex for value in column)
+        return [str(UUID(text[16:] + text[:16])) if text else None for text in hexes]
+    if kind == "BOOLEAN":
+        return [None if value is None else int(value) for value in column]
+    if kind != "TIMESTAMP":
+        return column
+    utc, local = timezone.utc, ZoneInfo(zone)
+    moments = (value and value.replace(tzinfo=utc).astimezone(local).isoformat() for value in column)
+    return [text and text.replace("+00:00", "Z") for text in moments]

@@ -1,0 +1,203 @@
+"""A PostHog on the loopback interface: the query API, as strict as PostHog's own, over generated or added events."""
+
+import argparse
+import json
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterable
+from contextlib import suppress
+from datetime import date, datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+from urllib.parse import urlsplit
+
+import orjson
+
+from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog.capture import Event
+from cio_pipeline.sandbox.posthog.ingestion import Ingestion
+from cio_pipeline.sandbox.posthog.legacy import EventsList
+from cio_pipeline.sandbox.posthog.product import VISITORS_PER_DAY, days
+from cio_pipeline.sandbox.posthog.project import Project
+
+
+class PostHog(ThreadingHTTPServer):
+    """A project served over HTTP in a thread of its own, from its making until `close` or the end of a `with`."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, project: Project, port: int = 0) -> None:
+        super().__init__(("127.0.0.1", port), _Handler)
+        self.project = project
+        self.ingestion = Ingestion()
+        self._open: dict[threading.Thread, socket.socket] = {}
+        self.url = f"http://127.0.0.1:{self.server_port}"
+        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def add(self, events: Iterable[Event]) -> int:
+        """Store more events in the project."""
+        return self.project.add(events)
+
+    def close(self) -> None:
+        """Stop serving, and let no thread outlive it: DuckDB complains of those at the interpreter's end."""
+        self.shutdown()
+        self.project.close()
+        for thread, connection in list(self._open.items()):
+            with suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
+            thread.join(timeout=1)
+        self.server_close()
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def process_request_thread(self, request: Any, client_address: Any) -> None:
+        """Serve one connection, remembered for `close`."""
+        self._open[threading.current_thread()] = request
+        try:
+            super().process_request_thread(request, client_address)
+        finally:
+            del self._open[threading.current_thread()]
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Say nothing of clients that hang up."""
+        if not isinstance(sys.exc_info()[1], ConnectionError):
+            super().handle_error(request, client_address)
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    disable_nagle_algorithm = True
+    server: PostHog
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def do_POST(self) -> None:
+        self._answer()
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+    def _answer(self) -> None:
+        path = urlsplit(self.path).path
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        try:
+            answer = self._route(path.strip("/").split("/"), body)
+        except Refused as refused:
+            answer = Answer(orjson.dumps(refused.body), refused.status)
+        except Exception as error:  # as PostHog: a bug is an answer too
+            answer = Answer(orjson.dumps(Refused(500, "server_error", "error", repr(error)).body), 500)
+        if path.startswith("/api/"):
+            self.server.project.count(answer.status)
+        kind = "application/json" if answer.content[:1] in b"{[" else "text/plain; charset=utf-8"
+        self.send_response(answer.status)
+        for name, value in {**answer.headers, "Content-Type": kind, "Content-Length": str(len(answer.content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(answer.content)
+
+    def _route(self, path: list[str], body: bytes) -> Answer:
+        project = self.server.project
+        match self.command, path:
+            case "GET", ["api", "projects", project_id, "events"]:
+                project.authorize(self.headers.get("Authorization", ""), project_id)
+                return project.events(f"{self.server.url}{self.path}")
+            case _, ["api", "projects", _, "query"] if project.legacy:
+                raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
+            case "POST", ["api", "projects", project_id, "query"]:
+                project.authorize(self.headers.get("Authorization", ""), project_id)
+                return project.query(_json_body(body))
+            case _, ["api", "projects", _, "query"]:
+                raise Refused(405, "invalid_request", "method_not_allowed", f'Method "{self.command}" not allowed.')
+            case method, ["api", "projects", project_id, "file_download_batch_exports", *rest]:
+                project.authorize(self.headers.get("Authorization", ""), project_id)
+                return project.file_downloads.answer(method, rest, _json_body(body or b"{}"), self.server.url)
+            case "GET", ["sandbox", "files", link]:
+                return project.file_downloads.file(link, set(self.headers))
+            case "POST", ["batch"] | ["capture"] | ["e"] | ["i", "v0", "e"]:
+                _add(project, _captured(self.server.ingestion, body))
+                return Answer(b'{"status":1}')
+            case "POST", ["sandbox", "events"]:
+                return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
+            case "POST", ["sandbox", "retention"]:
+                return Answer(orjson.dumps({"dropped": project.drop_old_sets(_now(_json_body(body or b"{}")))}))
+            case "GET", ["sandbox", "requests"]:
+                return Answer(orjson.dumps(project.account()))
+            case "GET", [""]:
+                return Answer(project.page().encode())
+        raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
+
+
+def _json_body(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise Refused(400, "validation_error", "invalid_json", f"JSON parse error - {error}") from error
+
+
+def _now(body: Any) -> datetime:
+    try:
+        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(timezone.utc)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
+    return now if now.tzinfo else now.replace(tzinfo=timezone.utc)
+
+
+def _captured(ingestion: Ingestion, body: bytes) -> list[Event]:
+    try:
+        return ingestion.stored(body)
+    except (AttributeError, EOFError, KeyError, OSError, TypeError, ValueError) as error:
+        raise Refused(400, "validation_error", "invalid_payload", "Failed to decode the body of the request.") from error
+
+
+def _add(project: Project, events: Iterable[Event]) -> int:
+    try:
+        return project.add(events)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        detail = f"These are no stored events: {error!r}"
+        raise Refused(400, "validation_error", "invalid_input", detail) from error
+
+
+def serve(events: Iterable[Event] = (), project: Project | None = None, port: int = 0) -> PostHog:
+    """Serve a project that holds these events on a port of 127.0.0.1 (0: a free one)."""
+    project = project or Project()
+    project.add(events)
+    return PostHog(project, port)
+
+
+def main() -> None:
+    """Serve generated days until SIGTERM or SIGINT."""
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit())
+    options = _options()
+    events = () if options.empty else days(options.seed, options.start, options.days, options.visitors)
+    legacy = EventsList(options.legacy) if options.legacy else None
+    with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
+        if options.drop_old_sets:
+            posthog.project.drop_old_sets(datetime.now(timezone.utc))
+        print(f"PostHog sandbox on {posthog.url}", flush=True)
+        threading.Event().wait()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.posthog.server", description=__doc__)
+    parser.add_argument("--port", type=int, default=0, help="0: a free one")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--start", type=date.fromisoformat, default=date(2026, 3, 1), help="the first day")
+    parser.add_argument("--days", type=int, default=10)
+    parser.add_argument("--visitors", type=int, default=VISITORS_PER_DAY, help="new visitors a day")
+    parser.add_argument("--timezone", default="UTC", help="the project's time zone")
+    parser.add_argument("--key", default="phx_sandbox", help="the personal API key that may query")
+    parser.add_argument("--project", default="1", help="the project's id")
+    parser.add_argument("--legacy", type=int, metavar="ROWS", help="an old PostHog: no queries, an events list of such pages")
+    parser.add_argument("--drop-old-sets", action="store_true", help="no $set on events over 60 days old, as PostHog has it")
+    parser.add_argument("--empty", action="store_true", help="start without events")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""The environment with `.env` behind it: what the environment says wins, and no name of ours is ever ignored.
+
+Dagster's own commands put `./.env` over the environment before any code of ours runs. What the environment said before that
+stands in `/proc`, as the environment that the outermost Dagster process was started with; `make ui` starts Dagster where
+there is no `.env` for it to read.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Collection, Iterable, Mapping
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from cio_pipeline.settings.envfile import SettingsError, read_env_file
+from cio_pipeline.settings.values import clean, names
+
+ENV_FILE = Path(".env")
+"""In the working directory."""
+
+PREFIXES = ("CIO_", "POSTHOG_", "CUSTOMERIO_")
+SANDBOX = "CIO_SANDBOX"
+OTHER_NAMES = "CIO_OTHER_NAMES"
+DAGSTER_HOME = "DAGSTER_HOME"
+
+OTHER_TOOLS = (
+    *("POSTHOG_API_KEY", "POSTHOG_PROJECT_API_KEY", "POSTHOG_PROJECT_TOKEN", "POSTHOG_KEY", "POSTHOG_TOKEN"),
+    *("POSTHOG_DISABLED", "POSTHOG_DEBUG", "POSTHOG_FEATURE_FLAGS_SECURE_API_KEY", "POSTHOG_CLI_*"),
+    *("CUSTOMERIO_APP_API_KEY", "CUSTOMERIO_APP_KEY", "CUSTOMERIO_CDP_API_KEY", "CUSTOMERIO_WRITE_KEY"),
+    *("CUSTOMERIO_WEBHOOK_SIGNING_KEY", "CUSTOMERIO_WEBHOOK_SECRET"),
+    *("*_SERVICE_HOST", "*_SERVICE_PORT", "*_SERVICE_PORT_*", "*_PORT", "*_PORT_[0-9]*_TCP*", "*_PORT_[0-9]*_UDP*"),
+)
+"""Names with our prefixes that PostHog's and Customer.io's other clients read, and those that Kubernetes makes of a service's
+name. None of them could be meant for a setting of ours that has a default."""
+
+DAGSTER = frozenset(["dagster", "dagster-webserver", "dagster_webserver", "dagster-daemon", "dagster._daemon"])
+SURE_SPELLING = 0.87
+"""How alike (difflib's ratio) a name in `.env` without our prefixes must be to one of ours to be taken for it, misspelled."""
+
+
+def load_environment(known: Collection[str]) -> None:
+    """Puts what `.env` says into the environment where that says nothing: an empty value counts as not set.
+
+    `known` are the names of all settings. Raises `SettingsError` where `.env` cannot be read with certainty, or where a name
+    that begins as ours do is none of them. The sandbox reads no `.env`.
+    """
+    values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())
+    given = _before_dagster(values) if values else os.environ
+    wanted = {name: said if clean(said := given.get(name, "")) else value for name, value in values.items()}
+    if given is not os.environ and DAGSTER_HOME in values and wanted[DAGSTER_HOME] != values[DAGSTER_HOME]:
+        raise SettingsError(
+            f"{DAGSTER_HOME} is one folder in .env and another in the environment, and Dagster has opened that of .env: "
+            "take it out of one of them, or start Dagster with `make ui`."
+        )
+    os.environ.update(wanted)
+    _refuse_unknown(known, values)
+
+
+def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
+    """The environment without what Dagster has put over it from `.env`."""
+    if not Path("/proc/self/environ").exists():
+        if values and ("DAGSTER_IS_DEV_CLI" in os.environ or DAGSTER & set(Path(sys.argv[0]).parts)):
+            raise SettingsError(
+                "Dagster has put .env over the environment, and on this system it cannot be told what that said before: "
+                "start Dagster with `make ui`, or in a folder without .env."
+            )
+        return os.environ
+    process = _outermost_dagster()
+    if process is None:
+        return os.environ
+    try:
+        entries = (process / "environ").read_bytes().split(b"\0")
+    except OSError:
+        raise SettingsError(
+            f"The environment of Dagster's process {process.name} cannot be read, and .env has been put over it: "
+            "start Dagster with `make ui`, or in a folder without .env."
+        ) from None
+    return dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if entry)
+
+
+def _outermost_dagster() -> Path | None:
+    """The folder in /proc of the outermost process, from this one up, that runs a command of Dagster's."""
+    found, process = None, os.getpid()
+    while process:
+        folder = Path("/proc") / str(process)
+        try:
+            program, *arguments = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")[:6]
+            process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except (OSError, ValueError):
+            break
+        words = {Path(word).name for word in (program, *arguments)}
+        if Path(program).name.startswith(("python", "pypy", "dagster")) and words & DAGSTER:
+            found = folder
+    return found
+
+
+def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
+    """All names at once that are meant for us, it seems, and are no settings. Raises `SettingsError`."""
+    others = (*OTHER_TOOLS, *_other_names())
+    wrong: dict[str, str] = {}
+    for name, value in sorted(os.environ.items()):
+        if name in known or not value.strip() or any(fnmatchcase(name, other) for other in others):
+            continue
+        ours = name.upper().startswith(PREFIXES)
+        close = get_close_matches(name.upper(), known, 1, 0.6 if ours else SURE_SPELLING) if ours or name in values else []
+        if ours or close:
+            wrong[name] = f"{name} (did you mean {close[0]}?)" if close else name
+    if wrong:
+        be, them = ("is no setting", "it") if len(wrong) == 1 else ("are no settings", "them")
+        names = ", ".join(wrong.values())
+        raise SettingsError(
+            f"{names} {be}: correct or remove {them}, or name {them} in {OTHER_NAMES} if another tool needs {them}."
+        )
+
+
+def _other_names() -> tuple[str, ...]:
+    text = clean(os.environ.get(OTHER_NAMES, ""))
+    try:
+        return tuple(names(text)) if text else ()
+    except ValueError as why:
+        raise SettingsError(f"{OTHER_NAMES} is wrong: {why}.") from None

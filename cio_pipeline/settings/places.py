@@ -1,0 +1,160 @@
+"""Where things are: folders that are the same from every working directory, and addresses of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import fsspec
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
+
+from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.values import clean
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The checkout; a relative path counts from here, whatever the working directory is."""
+
+
+VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")
+SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+"""Of a URL that lacks a slash, or of a folder on Windows."""
+
+
+def is_url(text: str) -> bool:
+    """Whether it is a URL, and no path."""
+    return "://" in text
+
+
+def absolute(text: Any) -> Any:
+    """A path with `~` expanded, counted from the checkout where it is relative; a URL as it is. Raises `ValueError`."""
+    if isinstance(text, str) and text.startswith("file://"):
+        text = text.removeprefix("file://")
+        if not text.startswith("/"):
+            raise ValueError("must have three slashes behind file:, or be the path alone")
+    if not isinstance(text, str) or not text.strip() or is_url(text):
+        return text
+    return str(_path(text.strip()))
+
+
+def absolute_database(text: Any) -> Any:
+    """A SQLite URL with its file's path as `absolute` makes it; any other URL as it is. Raises `ValueError`."""
+    if not isinstance(text, str) or not text.startswith("sqlite"):
+        return text
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        return text
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError("must name a file, such as sqlite:////folder/ledger.db: a ledger in memory would forget what was sent")
+    return url.set(database=str(_path(url.database))).render_as_string(hide_password=False)
+
+
+def _path(text: str) -> Path:
+    if text[0] in "'\"" or VARIABLE.search(text):
+        raise ValueError("is no plain path: nothing is put in for variables, and quotes are not taken off")
+    if SCHEME.match(text):
+        raise ValueError("is neither a path nor a URL such as s3://bucket/folder")
+    try:
+        path = Path(text).expanduser()
+    except RuntimeError:
+        raise ValueError("begins with ~, but there is no such home folder") from None
+    if path.is_absolute():
+        return path
+    if not (PROJECT / "pyproject.toml").exists():
+        raise ValueError("must be an absolute path: without a checkout of cio_pipeline there is no folder to count from")
+    return PROJECT / path
+
+
+def refuse_unusable_folder(name: str, folder: Path) -> None:
+    """Raises `SettingsError`, by the setting's name, where the folder cannot be made or written to. Writes nothing."""
+    there = folder
+    while not os.path.lexists(there) and there != there.parent:
+        there = there.parent
+    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises where it may not look
+        raise SettingsError(f"{name} is wrong: {there} is no folder.")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
+    if "?" in str(folder) or "%" in str(folder):
+        raise SettingsError(f"{name} is wrong: no folder of it may have ? or % in its name, which databases read otherwise.")
+
+
+def can_be_written(url: str) -> bool:
+    """Whether tables can be kept at a URL, and outlast the process."""
+    return urlsplit(url).scheme not in ("http", "https", "memory")
+
+
+def refuse_unknown_storage(name: str, place: str) -> None:
+    """Raises `SettingsError`, by the setting's name, where a URL is of no storage that can be used here."""
+    scheme = place.partition("://")[0]
+    if not is_url(place) or scheme in ("http", "https"):
+        return
+    try:
+        fsspec.get_filesystem_class(scheme or "none")
+    except ImportError:
+        why = "its storage needs an extra of cio_pipeline that is not installed (s3, gs, az), or fsspec's package for it"
+    except ValueError:
+        why = "must be a path, or begin as URLs of a known storage do, such as s3://, gs:// or az://"
+    else:
+        return
+    raise SettingsError(f"{name} is wrong: {why}.")
+
+
+def dagster_home(data_dir: str) -> Path:
+    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
+    if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
+        home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
+        refuse_unusable_folder("CIO_DATA_DIR", home)
+        try:
+            home.mkdir(parents=True, exist_ok=True)
+        except OSError as trouble:
+            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be made ({trouble.strerror}).") from None
+        return home
+    try:
+        home = Path(given).expanduser()
+    except RuntimeError:
+        raise SettingsError("DAGSTER_HOME is wrong: there is no such home folder.") from None
+    if not home.is_absolute():
+        raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
+    if not os.path.isdir(home):  # noqa: PTH112
+        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
+    refuse_unusable_folder("DAGSTER_HOME", home)
+    os.environ["DAGSTER_HOME"] = given
+    return home
+
+
+def shown(place: str) -> str:
+    """A path or URL without its login and query, which may hold a password."""
+    if not is_url(place):
+        return place
+    url = urlsplit(place)
+    if url.scheme.startswith("sqlite"):
+        return url.path.removeprefix("/")
+    host, _, port = url.netloc.rpartition("@")[2].partition(":")
+    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine by a loopback address, or a file or socket on it."""
+    if url.startswith(("sqlite", "file:")) or not is_url(url):
+        return True
+    if url.startswith("postgres"):
+        parsed = make_url(url)
+        hosts = [parsed.host, *(value for name in ("host", "hostaddr") for value in _texts(parsed.query.get(name)))]
+        return all(host.startswith("/") or _is_loopback_host(host) for host in hosts if host) and any(hosts)
+    return url.startswith("http") and _is_loopback_host(urlsplit(url).hostname or "")
+
+
+def _texts(given: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (given,) if isinstance(given, str) else given or ()
+
+
+def _is_loopback_host(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,86 @@
+"""A customer's acknowledged attributes, packed: for each time that any was set at, its 4 bytes, then 11 bytes an attribute."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+State = dict[bytes, "tuple[bytes, int]"]
+"""Hash of an attribute's name to the hash of its value and its time in Unix seconds."""
+
+CUSTOMER, NAME, VALUE = 12, 5, 6
+"""Bytes of the hashes. Of a hundred million customers, two share a hash once in 10^13 ledgers; of 300 names, once in 10^7;
+a changed value passes for unchanged once in 10^14 times."""
+
+TIME, COUNT = 4, 2
+HEAD, RECORD = TIME + COUNT, NAME + VALUE
+
+
+CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+ULID, ULID_BYTES, DIGIT_BITS = 26, 16, 5
+DIGITS = np.zeros(256, dtype=np.uint8)
+DIGITS[np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)] = np.arange(len(CROCKFORD), dtype=np.uint8)
+
+
+def pack_ids(ulids: list[str]) -> Any:
+    """The 128 bits of each ULID: a numpy array of 16-byte strings, in the order given."""
+    digits = DIGITS[np.frombuffer("".join(ulids).encode(), dtype=np.uint8)].reshape(len(ulids), ULID, 1)
+    bits = np.unpackbits(digits, axis=2)[:, :, 8 - DIGIT_BITS :].reshape(len(ulids), ULID * DIGIT_BITS)
+    return np.packbits(bits[:, -8 * ULID_BYTES :], axis=1).view(f"S{ULID_BYTES}").reshape(len(ulids))
+
+
+def customer_id(key: str) -> bytes:
+    """What stands for a customer's key in the ledger."""
+    return blake2b(key.encode(), digest_size=16).digest()[:CUSTOMER]
+
+
+def name_hash(name: str) -> bytes:
+    """What stands for an attribute's name."""
+    return blake2b(name.encode(), digest_size=NAME).digest()
+
+
+def value_hash(value: bytes) -> bytes:
+    """What stands for an attribute's value, given as JSON."""
+    return blake2b(value, digest_size=7).digest()[:VALUE]
+
+
+def state_time(seconds: int) -> int:
+    """The time as the ledger keeps it: before 1970 or after 2106 it is the nearest that four bytes hold."""
+    return min(max(seconds, 0), 2**32 - 1)
+
+
+def merge(standing: State, newer: State) -> State:
+    """R17: each attribute as it was last set; at the same time, as `newer` says."""
+    merged = dict(standing)
+    merged.update({name: entry for name, entry in newer.items() if name not in standing or entry[1] >= standing[name][1]})
+    return merged
+
+
+def is_superseded(refused: State, standing: State) -> bool:
+    """Whether each attribute of an upsert that was refused has been set since, at its own time or later."""
+    return all(name in standing and standing[name][1] >= time for name, (_, time) in refused.items())
+
+
+def pack(state: State) -> bytes:
+    """The state's bytes."""
+    by_time: dict[int, list[bytes]] = defaultdict(list)
+    for name, (value, time) in state.items():
+        by_time[time].append(name + value)
+    heads = {time: time.to_bytes(TIME, "big") + len(records).to_bytes(COUNT, "big") for time, records in by_time.items()}
+    return b"".join(heads[time] + b"".join(records) for time, records in by_time.items())
+
+
+def unpack(packed: bytes) -> State:
+    """The state of `pack`'s bytes."""
+    state: State = {}
+    start = 0
+    while start < len(packed):
+        time = int.from_bytes(packed[start : start + TIME], "big")
+        end = start + HEAD + RECORD * int.from_bytes(packed[start + TIME : start + HEAD], "big")
+        for at in range(start + HEAD, end, RECORD):
+            state[packed[at : at + NAME]] = (packed[at + NAME : at + RECORD], time)
+        start = end
+    return state

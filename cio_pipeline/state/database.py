@@ -1,0 +1,242 @@
+"""The database of the ledger and the identities: SQLite in a file, or PostgreSQL by URL."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any, NoReturn, TypeVar
+
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql
+
+from cio_pipeline.state.sqlite import sqlite_engine
+
+BUSY_SECONDS = 300
+"""How long a writer waits for another one, and anybody for a lock of PostgreSQL."""
+
+CUT_OFF_SECONDS = 60
+"""After so long PostgreSQL ends the session of a host that is cut off, unless CIO_LEDGER_LOCK_SECONDS says otherwise."""
+
+KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
+"""libpq's parameters: a PostgreSQL that is gone is noticed, and a firewall does not drop a connection that waits."""
+
+SCHEMA_LOCK = 0x63696F01
+"""A key of PostgreSQL's advisory locks, which hold within one database."""
+
+ESCAPED = re.compile(r"\\[0\\]")
+
+T = TypeVar("T")
+
+
+class DatabaseError(Exception):
+    """The database cannot be used; the message is one sentence that names CIO_LEDGER_URL and not what it holds."""
+
+
+@dataclass(frozen=True)
+class SchemaVersion:
+    """What stamps the tables of one part of the product; `number` changes whenever they, or what they mean, change."""
+
+    name: str
+    number: int
+
+
+class Text(sa.TypeDecorator[str]):
+    """Text that may hold NUL, which PostgreSQL refuses: it is kept as `\\0`, and a backslash as two."""
+
+    impl = sa.Text
+    cache_ok = True
+
+    def process_bind_param(self, value: str | None, dialect: sa.Dialect | None) -> str | None:  # noqa: ARG002
+        """As the database keeps it."""
+        return value and value.replace("\\", r"\\").replace("\0", r"\0")
+
+    def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
+        """As it was given."""
+        return value and ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
+
+
+versions = sa.Table(
+    "schema_version",
+    sa.MetaData(),
+    sa.Column("name", sa.String(30), primary_key=True),
+    sa.Column("version", sa.Integer, nullable=False),
+)
+
+_engines: dict[tuple[str, int, int], sa.Engine] = {}
+_making_engine = threading.Lock()
+
+
+def connect(
+    url: str, metadata: sa.MetaData, version: SchemaVersion | None = None, cut_off_seconds: int = CUT_OFF_SECONDS
+) -> sa.Engine:
+    """This process's engine on the database at `url`; with a version, the tables of `metadata` are made where there are none.
+
+    Raises `DatabaseError` where the tables there are another version's. That is also what the engine's own errors are, now and
+    later on. `cut_off_seconds`: how long PostgreSQL keeps the session, and so the locks, of a host that no longer answers.
+    """
+    try:
+        engine = _engine(url, cut_off_seconds)
+        if version is not None:
+            _make_tables(engine, metadata, version)
+    except (sa.exc.DBAPIError, OSError) as trouble:
+        raise DatabaseError(_sentence(trouble)) from None
+    return engine
+
+
+@contextmanager
+def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A connection that only reads; on SQLite it neither waits for a writer nor keeps one waiting."""
+    with _without_the_drivers_own(), engine.connect().execution_options(reading=True) as connection:
+        yield connection
+
+
+@contextmanager
+def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
+    """A transaction, committed when the block ends well. On SQLite there is but one at a time; others wait `BUSY_SECONDS`."""
+    with _without_the_drivers_own(), engine.begin() as transaction:
+        yield transaction
+
+
+def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
+    """The texts as the one column of a table that a query may join: nothing is written for it, and no index limits them."""
+    kept = [Text().process_bind_param(text, None) for text in texts]
+    column = sa.column("value", Text())
+    if engine.dialect.name == "postgresql":
+        array = sa.cast(sa.bindparam("texts", kept, unique=True), postgresql.ARRAY(sa.Text()))
+        return sa.func.unnest(array).table_valued(column).render_derived().c.value
+    return sa.func.json_each(json.dumps(kept)).table_valued(column).c.value
+
+
+def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
+    """The items in lists of at most `size`."""
+    while chunk := list(islice(items, size)):
+        yield chunk
+
+
+def is_in_memory(engine: sa.Engine) -> bool:
+    """Whether it is a SQLite database without a file, which nobody else can see."""
+    return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
+
+
+@contextmanager
+def _without_the_drivers_own() -> Iterator[None]:
+    """SQLAlchemy chains the driver's error to ours, and PostgreSQL's quote rows."""
+    try:
+        yield
+    except DatabaseError as error:
+        error.__context__ = None
+        raise error from None
+
+
+def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
+    """One for each database and process (a fork may not use its parent's connections)."""
+    with _making_engine:
+        key = (url, cut_off_seconds, os.getpid())
+        engine = _engines.get(key) or _made(url, cut_off_seconds)
+        if not is_in_memory(engine):
+            _engines[key] = engine
+        return engine
+
+
+def _made(url: str, cut_off_seconds: int) -> sa.Engine:
+    engine = sqlite_engine(url, BUSY_SECONDS) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds)
+    _speak(engine)
+    return engine
+
+
+def _make_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVersion) -> None:
+    """Makes the tables where there are none, in one transaction, one process at a time."""
+    with reading(engine) as connection:
+        if _are_there(connection, metadata, version):
+            return
+    with writing(engine) as transaction:
+        if engine.dialect.name == "postgresql":
+            transaction.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
+        if not _are_there(transaction, metadata, version):
+            versions.create(transaction, checkfirst=True)
+            metadata.create_all(transaction, checkfirst=False)
+            transaction.execute(sa.insert(versions), {"name": version.name, "version": version.number})
+
+
+def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
+    """Whether the tables are there, rather than none. Raises `DatabaseError` where they are not this version's."""
+    inspector = sa.inspect(connection)
+    there = set(inspector.get_table_names())
+    stamp = sa.select(versions.c.version).where(versions.c.name == version.name)
+    stamped = connection.execute(stamp).scalar() if versions.name in there else None
+    if stamped is None and not there & set(metadata.tables):
+        return False
+    if stamped != version.number or any(
+        name not in there or {column["name"] for column in inspector.get_columns(name)} != set(table.columns.keys())
+        for name, table in metadata.tables.items()
+    ):
+        raise DatabaseError(
+            f"CIO_LEDGER_URL names a database (unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} are another"
+            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows"
+            " of no delivery: all of it is sent again)."
+        )
+    return True
+
+
+def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
+    """By psycopg 3, whatever driver the URL names: SQLAlchemy's own choice has changed with 2.1."""
+    location = sa.make_url(url).set(drivername="postgresql+psycopg")
+    try:
+        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True)
+    except ModuleNotFoundError as missing:
+        raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
+
+    @sa.event.listens_for(engine, "connect")
+    def bound_waits(connection: Any, _: Any) -> None:
+        """The server notices a client that is cut off (its own default is two hours), and no lock is waited for without end."""
+        with connection.cursor() as cursor:
+            for setting in _session_settings(cut_off_seconds).items():
+                cursor.execute("SELECT set_config(name, %s::text, false) FROM pg_settings WHERE name = %s", setting[::-1])
+        connection.commit()
+
+    return engine
+
+
+def _session_settings(cut_off_seconds: int) -> dict[str, str]:
+    """PostgreSQL's: a third of the time until the first probe, then four; and as long for what was sent and not confirmed."""
+    return {
+        "tcp_keepalives_idle": str(max(1, cut_off_seconds // 3)),
+        "tcp_keepalives_interval": str(max(1, cut_off_seconds // 6)),
+        "tcp_keepalives_count": "4",
+        "tcp_user_timeout": str(cut_off_seconds * 1000),
+        "lock_timeout": str(BUSY_SECONDS * 1000),
+    }
+
+
+def _speak(engine: sa.Engine) -> None:
+    """Has the engine raise `DatabaseError`, at any time, and not the driver's errors, which may quote what a row holds."""
+
+    @sa.event.listens_for(engine, "handle_error")
+    def unusable(context: sa.engine.ExceptionContext) -> None:
+        if isinstance(context.sqlalchemy_exception, sa.exc.DBAPIError) and not context.is_pre_ping:
+            _raise(context.sqlalchemy_exception)
+
+
+def _raise(trouble: sa.exc.DBAPIError) -> NoReturn:
+    raise DatabaseError(_sentence(trouble)) from None
+
+
+def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
+    """The driver's own words where they name no more than host and user; of other errors, which may quote data, their kind."""
+    original = trouble.orig if isinstance(trouble, sa.exc.DBAPIError) else trouble.strerror
+    words = (str(original).strip().splitlines() or ["no reason given"])[0]
+    if "database is locked" in words or "lock timeout" in words:
+        return (
+            f"The ledger's database (CIO_LEDGER_URL) was kept locked by another process for {BUSY_SECONDS} seconds:"
+            " run this again when that one is done."
+        )
+    plain = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
+    if isinstance(trouble, sa.exc.DBAPIError) and not isinstance(trouble, plain) and type(trouble) is not sa.exc.DatabaseError:
+        words = f"{type(original).__name__}"
+    return f"The ledger's database (CIO_LEDGER_URL) cannot be used: {words.rstrip('.')}."

@@ -1,0 +1,272 @@
+"""What each day taught about people (R1, R16, R18), kept so that a day looks up just its own people.
+
+A row says what one day taught, so days may be learned in any order, and a day that is learned again replaces its rows. The
+history before the first partition is kept as a day of its own that sorts before all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Set
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import date, timedelta
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cio_pipeline.state.database import CUT_OFF_SECONDS, SchemaVersion, Text, chunks, connect, reading, values, writing
+from cio_pipeline.tables.files import keeping_temporary_rows, temporary_folder
+
+HISTORY = "0000-00-00"
+"""Stands for all days before the first partition."""
+
+CHUNK = 10_000
+
+VERSION = SchemaVersion("identities", 3)
+"""A change of these tables, or of what they mean, needs the next number: there are no migrations."""
+
+metadata = sa.MetaData()
+
+
+def _day(**options: Any) -> sa.Column[str]:
+    return sa.Column("day", sa.String(10), **options)
+
+
+learned_days = sa.Table(
+    "learned_days",
+    metadata,
+    _day(primary_key=True),
+    sa.Column("setting", sa.String),
+    sa.Column("events", sa.Integer),
+    sa.Column("content", sa.String(32)),
+)
+derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
+identified = sa.Table(
+    "identified", metadata, sa.Column("distinct_id", Text, primary_key=True), _day(primary_key=True, index=True)
+)
+emails = sa.Table(
+    "emails",
+    metadata,
+    sa.Column("distinct_id", Text, primary_key=True),
+    _day(primary_key=True, index=True),
+    sa.Column("email", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+)
+merges = sa.Table(
+    "merges",
+    metadata,
+    sa.Column("anonymous_id", Text, nullable=False),
+    _day(nullable=False, index=True),
+    sa.Column("uuid", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sa.Column("distinct_id", Text, nullable=False),
+    sa.Index("merges_of_an_id", "anonymous_id", "day"),
+)
+"""The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
+
+ties = sa.Table(
+    "ties",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True, index=True),
+)
+"""`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What some events of a day taught: frames as `facts.learn` and `stitching.merges` give them, and the ties."""
+
+    facts: pd.DataFrame
+    merges: pd.DataFrame
+    ties: Set[tuple[str, str]] = frozenset()
+
+
+class Identities:
+    """The identities of all days, in the database at an SQLAlchemy URL."""
+
+    def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
+        self._engine = connect(url, metadata, VERSION, cut_off_seconds)
+
+    def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned]) -> None:
+        """Keeps what a day of so many events taught under a setting, instead of what was kept of it.
+
+        All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
+        """
+        content = blake2b(digest_size=16)
+        with temporary_folder() as folder:
+            kept = [_spill(folder, table, rows, content) for part in learned for table, rows in _rows(day, part) if rows]
+            with self._writing() as transaction:
+                for table in (identified, emails, merges, learned_days):
+                    transaction.execute(sa.delete(table).where(table.c.day == day))
+                for table, path in kept:
+                    for chunk in chunks(iter(_spilled(path)), CHUNK):
+                        transaction.execute(self._insert(table), chunk)
+                row = {"day": day, "setting": setting, "events": events, "content": content.hexdigest()}
+                transaction.execute(sa.insert(learned_days), row)
+
+    def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
+        """What all days before `day` taught about these distinct_ids: columns as `facts.learn` gives them, a row for each."""
+        rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted))
+        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
+        return frame.assign(identified=frame["identified"].astype(bool))
+
+    def tied(self, names: Iterable[str]) -> set[str]:
+        """R21: the distinct_ids, and the emails in lower case, of everybody whom these distinct_ids and emails lead to.
+
+        Each round looks up what the round before has found, so it takes as long as these people are many.
+        """
+        found = new = set(names)
+        while new:
+            with reading(self._engine) as connection:
+                partners = _partners(connection, ties.c.name, ties.c.distinct_id, new)
+                partners |= _partners(connection, ties.c.distinct_id, ties.c.name, new)
+            new = partners - found
+            found = found | new
+        return found
+
+    def everybody(self) -> Iterator[str]:
+        """Every distinct_id and email that is tied to another or identified, perhaps more than once."""
+        with reading(self._engine) as connection:
+            for column in (ties.c.name, ties.c.distinct_id, emails.c.email, identified.c.distinct_id):
+                rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
+                yield from rows.scalars()
+
+    def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
+        """The merges of these anonymous ids on the days from `first` on and before `day`: `stitching.MERGE_COLUMNS`."""
+        query = sa.select(merges.c.anonymous_id, merges.c.distinct_id, merges.c.microseconds, merges.c.uuid)
+        days = (merges.c.day >= first, merges.c.day < day)
+        rows = self._of(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
+        frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
+        return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
+
+    def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
+        """Those of the days that were never learned: under the setting, or at all."""
+        with reading(self._engine) as connection:
+            known = sa.select(learned_days.c.day)
+            if setting is not None:
+                known = known.where(learned_days.c.setting == setting)
+            learned = set(connection.execute(known).scalars())
+        return [day for day in days if day not in learned]
+
+    def fingerprint_before(self, day: str, stitched_days: int) -> str:
+        """What stands for all that is known of earlier days: asked before a day's look-ups, for `mark_derived` after them.
+
+        `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
+        """
+        return _fingerprint(self._learned(), day, stitched_days)
+
+    def mark_derived(self, day: str, known: str) -> None:
+        """Remembers what was known of earlier days when this one was derived."""
+        with self._writing() as transaction:
+            transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
+            transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
+
+    def out_of_date(self, stitched_days: int) -> list[str]:
+        """The days that were derived before an earlier day was learned, or learned otherwise than now."""
+        with reading(self._engine) as connection:
+            derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
+        learned = self._learned()
+        return [day for day, known in derived if known != _fingerprint(learned, day, stitched_days)]
+
+    def _insert(self, table: sa.Table) -> sa.Insert:
+        """A tie that is known already stays; both dialects say so in modules of their own."""
+        if table is not ties:
+            return sa.insert(table)
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        return dialect.insert(table).on_conflict_do_nothing()
+
+    @contextmanager
+    def _writing(self) -> Iterator[sa.Connection]:
+        """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
+        with writing(self._engine) as transaction:
+            if self._engine.dialect.name == "postgresql":
+                transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
+            yield transaction
+
+    def _learned(self) -> pd.DataFrame:
+        """The learned days in order: day, events, content so far (of this and all days before it)."""
+        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
+        with reading(self._engine) as connection:
+            learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content"])
+        content = blake2b(digest_size=16)
+        so_far = []
+        for row in learned.itertuples():
+            content.update(f"{row.day} {row.content} ".encode())
+            so_far.append(content.hexdigest())
+        return learned.assign(content=so_far)
+
+    def _of(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
+        """The rows of the query for these ids, each asked for once; `query` is given their column."""
+        with reading(self._engine) as connection:
+            return [
+                row
+                for chunk in chunks(iter(dict.fromkeys(ids)), CHUNK)
+                for row in connection.execute(query(values(self._engine, chunk)))
+            ]
+
+
+def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
+    """What stands in the column `partner` of the rows whose column `of` has one of the values."""
+    found = set[str]()
+    for chunk in chunks(iter(values), CHUNK):
+        found.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
+    return found
+
+
+def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
+    """What stands for all that is known before a day: what was taught, and the events of the days that R16 looks at."""
+    before = learned[learned["day"] < day]
+    first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
+    events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
+    return f"{before['content'].iloc[-1] if len(before) else ''} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
+
+
+def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Three look-ups in an index for each wanted distinct_id, however many days there are."""
+    was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
+    last_emails = (
+        sa.select(column)
+        .where(emails.c.distinct_id == wanted, emails.c.day < day)
+        .order_by(emails.c.day.desc())
+        .limit(1)
+        .scalar_subquery()
+        for column in (emails.c.email, emails.c.microseconds)
+    )
+    return sa.select(wanted, was_identified, *last_emails)
+
+
+def _spill(folder: Path, table: sa.Table, rows: list[Any], content: Any) -> tuple[sa.Table, Path]:
+    """Keeps the rows in a file of the folder; adds to the hash of the content what later days look up, so not the ties."""
+    if table is not ties:
+        content.update(repr((table.name, rows)).encode())
+    path = folder / f"{len(list(folder.iterdir())):06d}.parquet"
+    with keeping_temporary_rows(folder):
+        pq.write_table(pa.Table.from_pylist(rows), path)
+    return table, path
+
+
+def _spilled(path: Path) -> list[dict[str, Any]]:
+    with keeping_temporary_rows(path.parent):
+        rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+    return rows
+
+
+def _rows(day: str, part: Learned) -> list[tuple[sa.Table, list[Any]]]:
+    """The rows to insert of a part of a day, by table."""
+    ids = part.facts.loc[part.facts["identified"], "distinct_id"].tolist()
+    told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
+    named = part.merges.assign(microseconds=part.merges["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
+    columns = ["anonymous_id", "uuid", "microseconds", "distinct_id"]
+    return [
+        (identified, [{"distinct_id": distinct_id, "day": day} for distinct_id in ids]),
+        (emails, told[["distinct_id", "email", "microseconds"]].assign(day=day).to_dict("records")),
+        (merges, named[columns].assign(day=day).to_dict("records")),
+        (ties, [{"name": name, "distinct_id": distinct_id} for name, distinct_id in sorted(part.ties)]),
+    ]

@@ -1,0 +1,217 @@
+"""What Customer.io has acknowledged, so that a rerun sends only what is new and a killed run goes on where it stopped.
+
+Per partition the ids of the events it took, packed as 16 bytes each, one row a request. Per customer each attribute's last
+acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused stands here too, with its reason
+and the item itself.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from typing import Any
+
+import numpy as np
+import sqlalchemy as sa
+from sqlalchemy.dialects import postgresql, sqlite
+
+from cio_pipeline.state.customer_state import State, customer_id, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
+from cio_pipeline.state.delivery_lock import IsHeld, LockLost, alone
+from cio_pipeline.state.ledger_tables import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An item that Customer.io refused, with what it takes to send it again.
+
+    item: the event's id in Customer.io (a ULID), or `schema.customer_item`; kind: `event` or `customer`; reason: Customer.io's
+    word for it and the field; detail: its whole message, which may quote the data; operation: what was sent; key, call and
+    state: the item's.
+    """
+
+    item: str
+    kind: str
+    reason: str
+    detail: str
+    operation: str
+    key: str
+    call: str = "batch"
+    state: State = field(default_factory=dict)
+
+
+@dataclass
+class Acknowledgement:
+    """What one answer of Customer.io settles: the events and the customers' attributes it took, the items taken and refused."""
+
+    event_ids: list[str] = field(default_factory=list)
+    customers: dict[str, State] = field(default_factory=dict)
+    accepted: list[str] = field(default_factory=list)
+    refused: list[Refusal] = field(default_factory=list)
+
+
+class Ledger:
+    """The ledger in the database at an SQLAlchemy URL. Its methods raise `database.DatabaseError` where that is away."""
+
+    def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
+        self._engine = connect(url, metadata, VERSION, cut_off_seconds)
+        self._lock: tuple[str, IsHeld] | None = None
+
+    def close(self) -> None:
+        """Closes the connections of this process to the database; what is asked next opens new ones."""
+        self._engine.dispose()
+
+    @contextmanager
+    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+        """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds.
+
+        The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `lock.LockLost`: the
+        delivery that took the lock after this one has written its own name where this one's stood.
+        """
+        with alone(self._engine, waiting) as is_held:
+            holder = uuid.uuid4().hex
+            row = {"id": 1, "holder": holder}
+            with writing(self._engine) as transaction:
+                insert = self._insert(delivery_lock).values(row)
+                transaction.execute(insert.on_conflict_do_update(index_elements=["id"], set_=row))
+                _check(is_held(transaction))
+            self._lock = (holder, is_held)
+            try:
+                yield
+            finally:
+                self._lock = None
+
+    def check_lock(self) -> None:
+        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock."""
+        if self._lock is not None:
+            holder, is_held = self._lock
+            with reading(self._engine) as connection:
+                _check(connection.scalar(sa.select(delivery_lock.c.holder)) == holder and is_held(connection))
+
+    def delivered(self, day: str) -> Any:
+        """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
+        with reading(self._engine) as connection:
+            packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
+            return np.unique(np.frombuffer(b"".join(packed), dtype="S16"))
+
+    def states(self, keys: Iterable[str]) -> dict[str, State]:
+        """What Customer.io holds of these customers; one it has not heard of is missing."""
+        by_id = {customer_id(key): key for key in keys}
+        with reading(self._engine) as connection:
+            return {
+                by_id[row.customer]: unpack(row.state)
+                for chunk in chunks(iter(by_id), CHUNK)
+                for row in connection.execute(sa.select(customer_states).where(customer_states.c.customer.in_(chunk)))
+            }
+
+    def unknown(self, keys: Iterable[str]) -> list[str]:
+        """Those of the keys that Customer.io has acknowledged nothing of: to send them makes new customers."""
+        by_id = {customer_id(key): key for key in keys}
+        with reading(self._engine) as connection:
+            for chunk in chunks(iter(list(by_id)), CHUNK):
+                known = connection.execute(sa.select(customer_states.c.customer).where(customer_states.c.customer.in_(chunk)))
+                for customer in known.scalars():
+                    del by_id[customer]
+        return list(by_id.values())
+
+    def refused(self, day: str) -> dict[str, Refusal]:
+        """What Customer.io refused of the day, by item."""
+        return {refusal.item: refusal for refusal in self.refusals(day).get(day, [])}
+
+    def refusals(self, day: str | None = None, reason: str | None = None) -> dict[str, list[Refusal]]:
+        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came."""
+        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at)
+        if day is not None:
+            wanted = wanted.where(refusals.c.day == day)
+        if reason is not None:
+            wanted = wanted.where(refusals.c.reason == reason)
+        found: dict[str, list[Refusal]] = defaultdict(list)
+        with reading(self._engine) as connection:
+            for row in connection.execute(wanted):
+                state = unpack(row.state)
+                texts = (row.item, row.kind, row.reason, row.detail, row.operation, row.key, row.call)
+                found[row.day].append(Refusal(*texts, state=state))
+        return dict(found)
+
+    def refused_by_reason(self) -> dict[str, int]:
+        """How many items Customer.io has refused and not accepted since, over all days."""
+        counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
+        with reading(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(counted)}
+
+    def acknowledge(self, day: str, answer: Acknowledgement) -> None:
+        """Commits what one answer settled. A refusal is closed when its item is accepted, or newer data in its place.
+
+        Raises `lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
+        """
+        with writing(self._engine) as transaction:
+            self._check_lock(transaction)
+            if answer.event_ids:
+                packed = pack_ids(answer.event_ids).tobytes()
+                transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
+            self._close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
+            self._keep_states(transaction, answer.customers)
+            self._keep_refused(transaction, day, answer.refused)
+
+    def _check_lock(self, transaction: sa.Connection) -> None:
+        """Keeps the row as it is until the transaction ends: who takes the lock next waits for that."""
+        if self._lock is not None:
+            holder, is_held = self._lock
+            standing = transaction.scalar(sa.select(delivery_lock.c.holder).with_for_update(read=True))
+            _check(standing == holder and is_held(transaction))
+
+    def _keep_states(self, transaction: sa.Connection, customers: dict[str, State]) -> None:
+        """Merges into what stands there."""
+        for chunk in chunks(iter(customers.items()), CHUNK):
+            ids = {customer_id(key): state for key, state in chunk}
+            found = transaction.execute(sa.select(customer_states).where(customer_states.c.customer.in_(ids)).with_for_update())
+            standing = {row.customer: unpack(row.state) for row in found}
+            merged = {customer: merge(standing.get(customer, {}), state) for customer, state in ids.items()}
+            insert = self._insert(customer_states)
+            transaction.execute(
+                insert.on_conflict_do_update(index_elements=["customer"], set_={"state": insert.excluded.state}),
+                [{"customer": customer, "state": pack(state)} for customer, state in merged.items()],
+            )
+            _close_superseded(transaction, merged)
+
+    def _close_accepted(self, transaction: sa.Connection, day: str, settled: list[str]) -> None:
+        """An event is the same one on any day; an upsert is the day's."""
+        here_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
+        for chunk in chunks(iter(settled), CHUNK):
+            transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), here_or_event))
+
+    def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
+        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        rows = [
+            {**vars(refusal), "day": day, "customer": customer_id(refusal.key), "state": pack(refusal.state), "refused_at": now}
+            for refusal in refused
+        ]
+        if rows:
+            transaction.execute(self._insert(refusals).on_conflict_do_nothing(), rows)
+
+    def _insert(self, table: sa.Table) -> postgresql.Insert:
+        """Both dialects have the same `on_conflict_do_update`, in modules of their own."""
+        dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
+        insert: postgresql.Insert = dialect.insert(table)
+        return insert
+
+
+def _check(held: bool) -> None:
+    if not held:
+        raise LockLost(
+            "This delivery has lost its lock on the ledger (CIO_LEDGER_URL), with its database session or its lock file, and"
+            " has stopped: what was sent last and not noted is sent again by the next run, and Customer.io knows it by its id."
+        )
+
+
+def _close_superseded(transaction: sa.Connection, merged: dict[bytes, State]) -> None:
+    """Closes refused upserts, of any day, all of whose attributes have been set since."""
+    columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
+    found = transaction.execute(sa.select(*columns).where(refusals.c.customer.in_(merged), refusals.c.kind == "customer")).all()
+    for row in found:
+        if is_superseded(unpack(row.state), merged[row.customer]):
+            transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))

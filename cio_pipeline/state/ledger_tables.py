@@ -1,0 +1,59 @@
+"""The ledger's tables."""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from cio_pipeline.state.customer_state import CUSTOMER, customer_id
+from cio_pipeline.state.database import SchemaVersion, Text
+
+VERSION = SchemaVersion("ledger", 3)
+"""A change of these tables, or of what their bytes mean, needs the next number: there are no migrations."""
+
+metadata = sa.MetaData()
+
+deliveries = sa.Table(
+    "deliveries",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("day", sa.String(10), nullable=False, index=True),
+    sa.Column("event_uuids", sa.LargeBinary, nullable=False),
+)
+
+customer_states = sa.Table(
+    "customer_states",
+    metadata,
+    sa.Column("customer", sa.LargeBinary(CUSTOMER), primary_key=True),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+)
+
+refusals = sa.Table(
+    "refusals",
+    metadata,
+    sa.Column("item", sa.String(50), primary_key=True),
+    sa.Column("day", sa.String(10), primary_key=True, index=True),
+    sa.Column("kind", sa.String(8), nullable=False),
+    sa.Column("customer", sa.LargeBinary(CUSTOMER), nullable=False, index=True),
+    sa.Column("key", Text, nullable=False),
+    sa.Column("call", sa.String(8), nullable=False),
+    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("reason", Text, nullable=False),
+    sa.Column("detail", Text, nullable=False),
+    sa.Column("operation", sa.Text, nullable=False),
+    sa.Column("refused_at", sa.DateTime, nullable=False),
+)
+
+delivery_lock = sa.Table(
+    "delivery_lock",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("holder", sa.String(32), nullable=False),
+)
+"""One row: which delivery took the lock last. Every acknowledgement checks that it is still its own."""
+
+CHUNK = 1000
+
+
+def customer_item(key: str, part: int) -> str:
+    """What an upsert is called among the refusals."""
+    return f"{customer_id(key).hex()}#{part}"

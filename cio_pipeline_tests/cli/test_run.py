@@ -1,0 +1,259 @@
+"""A headless run's last lines and its exit status: what was refused, what failed, what a list missed, and what stopped it."""
+
+from __future__ import annotations
+
+import errno
+import logging
+import sqlite3
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.cli import run as headless
+from cio_pipeline.cli.run import run_days
+from cio_pipeline.cli.summary import Summary
+from cio_pipeline.cli.terminal import one_line
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.before_delivery import is_backfill
+from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError
+from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.processes import Sandbox, bare_environment
+from cio_pipeline.settings.settings import load_settings
+
+DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
+YESTERDAY, TODAY = (str(datetime.now(timezone.utc).date() - timedelta(days=back)) for back in (1, 0))
+
+
+def event(number: int, name: str = "paid", who: str = "jane", day: str = DAY) -> dict[str, Any]:
+    properties = {"$set": {"plan": "pro"}}
+    uuid = f"00000000-0000-4000-8000-{number:012d}"
+    return {"uuid": uuid, "event": name, "distinct_id": who, "timestamp": f"{day}T10:00:00Z", "properties": properties}
+
+
+@dataclass
+class Services:
+    """Both services, and what a run said of them."""
+
+    posthog: posthog.PostHog
+    customerio: customerio.CustomerioServer
+    folder: Path
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Services]:
+    """One event of four is refused by the rules, on the first day and on the third."""
+    events = [event(number, who=who, day=day) for day in (DAY, THIRD_DAY) for number, who in enumerate(("a", "b", "c", " "))]
+    with posthog.serve(iter(events)) as source, customerio.serve() as workspace:
+        environment = Sandbox(source.url, workspace.url).environment(tmp_path / "data", date(2025, 1, 1))
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        yield Services(source, workspace, tmp_path)
+
+
+def run(day: str = DAY, last: str | None = None, **chosen: Any) -> int:
+    return run_days(day, last or day, load_settings(), chosen)
+
+
+def test_what_the_rules_refuse_is_in_the_last_lines_and_in_the_status(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run() == 1
+    said = capsys.readouterr()
+    day = [line for line in said.out.splitlines() if line.startswith(f"{DAY}: 3 events sent")]
+    assert day
+    assert ", 0 filtered, 1 refused by the rules, 0 refused by Customer.io, " in day[0]
+    assert said.err == (
+        f"The rules refused 1 of 4 events, 25 % (CIO_REFUSED_SHARE allows 1 % of a day, {DAY} has 25 %):"
+        " 1 because distinct_id is blank (R14). The table `rejects` has each of them.\n"
+    )
+    monkeypatch.setenv("CIO_REFUSED_SHARE", "25%")
+    assert run() == 0
+    said = capsys.readouterr()
+    assert said.err == ""
+    assert said.out.splitlines()[-1].startswith(
+        "The rules refused 1 of 4 events, 25 % (CIO_REFUSED_SHARE allows 25 % of a day):"
+    )
+
+
+def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_on_the_third(day: str, *given: Any) -> Any:
+        if day == THIRD_DAY:
+            raise NotDelivered("Customer.io is away.")
+        return deliver(day, *given)
+
+    monkeypatch.setattr("cio_pipeline.defs.deliver.deliver", fail_on_the_third)
+    assert run(DAY, THIRD_DAY) == 1
+    said = capsys.readouterr()
+    assert [line.partition(" events sent")[0] for line in said.out.splitlines() if " events sent, " in line] == [
+        f"{DAY}: 3",
+        "2025-01-02: 0",
+    ]
+    assert said.err == "Customer.io is away.\n"
+
+
+def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its last run may have but the youngest day, which by itself would be no backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
+    runs: list[tuple[list[str], bool]] = []
+    monkeypatch.setattr(headless, "_run", lambda chunk, tags, *_: runs.append((chunk, is_backfill(tags, chunk))))
+    monkeypatch.setenv("CIO_DAYS_PER_RUN", "2")
+    run(DAY, THIRD_DAY)
+    run(DAY, "2025-01-02")
+    assert runs == [([DAY, "2025-01-02"], True), ([THIRD_DAY], True), ([DAY, "2025-01-02"], False)]
+
+
+def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"CIO_EVENT_ALLOWLIST": "paid,payed", "CIO_EXCLUDE_ATTRIBUTES": "pl*,utm_*", "CIO_REFUSED_SHARE": "50%"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    assert run(THIRD_DAY) == 0
+    *_, event_list, attributes, checks, _ = capsys.readouterr().out.splitlines()
+    assert event_list == "CIO_EVENT_ALLOWLIST: no event of these days is named 'payed'."
+    assert attributes == "CIO_EXCLUDE_ATTRIBUTES: no attribute of these days is named 'utm_*'."
+    assert checks.startswith("The check earlier_days_learned of customers failed: ")
+    assert checks.endswith("(2 days: make run FROM=2025-01-01 TO=2025-01-02)")
+
+
+@pytest.mark.parametrize(
+    ("tags", "sentence"),
+    [
+        ({RANGE_START: "2025-01-03", RANGE_END: DAY}, "comes after"),
+        ({RANGE_START: YESTERDAY, RANGE_END: TODAY}, "is no partition"),
+        ({PARTITION: "2024-12-31"}, "2024-12-31 is no partition"),
+    ],
+)
+def test_days_in_a_runs_tags_are_checked_before_anything_is_read(
+    services: Services, tags: dict[str, str], sentence: str
+) -> None:
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(dg.DagsterResourceFunctionError) as failed:
+        defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, tags=tags)
+    causes = [failed.value, failed.value.__cause__]
+    assert [str(cause) for cause in causes if isinstance(cause, DaysError) and sentence in str(cause)]
+    assert services.customerio.requests == []
+    assert services.posthog.project.account()["requests"] == {}
+    assert not (services.folder / "data" / "posthog_events").exists()
+
+
+DERIVE, OPEN = "cio_pipeline.defs.derive.derive_day", "cio_pipeline.cli.run.dg.DagsterInstance.local_temp"
+FULL = OSError(errno.ENOSPC, "no", "/folder/file")
+
+
+@pytest.mark.parametrize(
+    ("where", "trouble", "status", "sentence"),
+    [
+        (DERIVE, FULL, 1, "No space left on device (/folder/file): nothing can be kept in CIO_DATA_DIR, "),
+        (
+            DERIVE,
+            KeyboardInterrupt(),
+            130,
+            "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.",
+        ),
+        (DERIVE, NotExtracted("a\n\x1b[2Jb\u202e"), 1, "a  [2Jb\n"),
+        (OPEN, OSError(errno.EROFS, "no"), 1, "Read-only file system: nothing can be kept in CIO_DATA_DIR, "),
+        (
+            OPEN,
+            sqlite3.OperationalError("disk I/O error"),
+            1,
+            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error.\n",
+        ),
+        (
+            OPEN,
+            sqlite3.DatabaseError("file is not a database"),
+            1,
+            "Dagster's own database in DAGSTER_HOME cannot be used: file is",
+        ),
+        (OPEN, ValueError("jane@example.com"), 1, "The run failed: ValueError at test_headless.py:"),
+    ],
+)
+def test_whatever_stops_a_run_is_one_sentence(
+    services: Services,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    trouble: BaseException,
+    status: int,
+    sentence: str,
+    where: str,
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise trouble
+
+    monkeypatch.setattr(where, fail)
+    assert run() == status
+    said = capsys.readouterr().err
+    assert said.startswith(sentence)
+    assert said.count("\n") == 1
+
+
+def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for value, why in (("/nowhere/at/all", "/nowhere/at/all is no folder"), ("here", "it must be an absolute path")):
+        monkeypatch.setenv("DAGSTER_HOME", value)
+        assert run() == 1
+        assert capsys.readouterr().err.startswith(f"DAGSTER_HOME is wrong: {why}")
+    assert services.customerio.requests == []
+
+
+def test_nothing_that_a_terminal_obeys_is_printed(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    record = logging.LogRecord("lines", logging.INFO, "", 0, "", None, None)
+    record.dagster_meta = {"orig_message": "read\r\x1b]0;title\x07\n\u2028more \u202egnp"}
+    headless.Lines(Summary(load_settings())).emit(record)
+    assert capsys.readouterr().out == "read  ]0;title   more  gnp\n"
+    assert one_line("Größe, 3 €") == "Größe, 3 €"
+
+
+INSTANCE = """
+import os, time
+from cio_pipeline.cli.run import _instance
+from cio_pipeline.settings.settings import load_settings
+open(f"ready {os.getpid()}", "w").close()
+while not os.path.exists("go"):
+    time.sleep(0.01)
+with _instance(load_settings()) as instance:
+    instance.get_runs_count()
+"""
+
+
+def test_two_first_runs_at_once_make_one_instance(tmp_path: Path) -> None:
+    nowhere = Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1").environment(tmp_path / "data", date(2025, 1, 1))
+    command = [sys.executable, "-c", INSTANCE]
+    both = [subprocess.Popen(command, env=nowhere, cwd=tmp_path, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    while len(list(tmp_path.glob("ready *"))) < 2:
+        assert [process.poll() for process in both] == [None, None]
+        time.sleep(0.05)
+    (tmp_path / "go").touch()
+    assert [(process.communicate(timeout=120)[1], process.returncode) for process in both] == [("", 0)] * 2
+    heads = (
+        "import sqlite3, sys; print(sqlite3.connect(sys.argv[1]).execute('select count(*) from alembic_version').fetchall())"
+    )
+    for database in (tmp_path / "data" / "dagster").rglob("*.db"):
+        said = subprocess.run([sys.executable, "-c", heads, str(database)], capture_output=True, text=True, check=True).stdout
+        assert said == "[(1,)]\n"
+
+
+def test_an_unreadable_env_file_ends_dagsters_loading_in_that_sentence(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("CIO_SUPPRESSED_FILE=\"/secret\nPOSTHOG_HOST='x'\n")
+    command = [sys.executable, "-m", "dagster", "definitions", "validate", "-m", "cio_pipeline.definitions"]
+    environment = bare_environment(tmp_path)
+    refused = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False, timeout=120)
+    assert refused.returncode != 0
+    sentence = (
+        f"SettingsError: {tmp_path}/.env, line 1 cannot be read with certainty: its quote is not closed on the same line."
+    )
+    assert sentence in refused.stdout + refused.stderr
+    assert "secret" not in refused.stdout + refused.stderr

@@ -1,0 +1,449 @@
+"""PostHog's on-demand export: every event of the day exactly once, whatever befalls the export, and the key stays at home."""
+
+from __future__ import annotations
+
+import json
+import traceback
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pandas as pd
+import pytest
+import requests
+
+from cio_pipeline import http_retry as http
+from cio_pipeline.posthog.exports import intervals as file_exports
+from cio_pipeline.posthog.exports.file_download import FileDownloadSource
+from cio_pipeline.posthog.source import NotExtracted, in_order
+from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
+
+START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+
+
+def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = None, **more: Any) -> dict[str, Any]:
+    return {
+        "uuid": f"018f3173-7000-7421-831e-{number:012x}",
+        "event": "order",
+        "distinct_id": f"u{number % 7}",
+        "timestamp": at,
+        "created_at": landed or at,
+        "properties": {"n": number},
+        **more,
+    }
+
+
+@pytest.fixture(autouse=True)
+def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, names in (
+        (file_exports, ("POLL_SECONDS", "PAUSE_SECONDS", "EMPTY_LIST_SECONDS")),
+        (http, ("BACKOFF_SECONDS",)),
+    ):
+        for name in names:
+            monkeypatch.setattr(module, name, 0.01)
+
+
+@pytest.fixture
+def server() -> Iterator[posthog.PostHog]:
+    with posthog.serve() as running:
+        yield running
+
+
+@pytest.fixture
+def downloads(server: posthog.PostHog) -> FileDownloads:
+    return server.project.file_downloads
+
+
+def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1", **options: Any) -> FileDownloadSource:
+    return FileDownloadSource(
+        server.url, project, key, **{"late_days": 2, "allowlist": (), "attributes_from": "set", **options}
+    )
+
+
+def read(found: FileDownloadSource, said: list[str] | None = None) -> pd.DataFrame:
+    frames = list(found.events(START, END, (said if said is not None else []).append).frames)
+    return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
+
+
+def numbers(events: pd.DataFrame) -> list[int]:
+    return [json.loads(text)["n"] for text in events["properties"]]
+
+
+def test_a_day_is_read_to_the_microsecond_from_files_of_every_number(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    times = ["2024-05-01T00:00:00Z", "2024-05-01T23:59:59.999999Z", "2024-04-30T23:59:59.999999Z", "2024-05-02T00:00:00Z"]
+    server.add(stored(number, at=times[number % 4]) for number in range(100))
+    downloads.file_rows = 30
+    assert sorted(numbers(read(source(server)))) == [number for number in range(100) if number % 4 < 2]
+
+
+def test_late_events_are_had_for_as_many_days_as_asked(server: posthog.PostHog) -> None:
+    server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(5))
+    server.add([stored(9, at="2024-05-01T10:00:00Z", landed="2024-04-30T10:00:01Z")])
+    assert {days: sorted(numbers(read(source(server, late_days=days)))) for days in (0, 2)} == {0: [0, 9], 2: [0, 1, 2, 9]}
+
+
+def test_a_window_of_more_than_a_week_is_several_exports(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(7))
+    server.add([stored(8, landed="2024-05-09T20:00:00Z")])
+    assert len(read(source(server, late_days=10))) == 8
+    assert [run.end - run.start <= timedelta(weeks=1) for run in downloads.runs.values()] == [True, True]
+
+
+def test_only_what_the_settings_need_is_given(server: posthog.PostHog) -> None:
+    server.add([stored(1), stored(2, event="visit"), stored(3, event="visit", person_properties={"email": "a@example.com"})])
+    events = read(source(server, allowlist=("order",), attributes_from="person"))
+    assert numbers(events) == [1, 3]
+    assert events["person_properties"].tolist() == ["{}", '{"email":"a@example.com"}']
+
+
+def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:
+    assert read(source(server)).empty
+
+
+def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add([stored(1), stored(2, event="$identify"), stored(3, event="$set", at="2016-01-01T00:00:00Z")])
+    frames = list(source(server).history(START + timedelta(hours=12), lambda _: None).frames)
+    assert sorted(numbers(pd.concat(frames))) == [2, 3]
+    assert not downloads.runs
+
+
+def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
+    today = datetime.now(timezone.utc)
+    with pytest.raises(NotExtracted, match="is not over yet"):
+        source(server).events(today - timedelta(hours=1), today + timedelta(hours=1), lambda _: None)
+
+
+def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    now = datetime.now(timezone.utc)
+    list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1), lambda _: None).frames)
+    assert [now - run.end < timedelta(minutes=3) for run in downloads.runs.values()] == [True]
+
+
+def test_neither_the_key_nor_a_header_of_ours_goes_where_the_redirect_leads(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    brought: list[set[str]] = []
+    file = downloads.file
+
+    def noted(link: str, headers: set[str]) -> Answer:
+        brought.append({name.lower() for name in headers})
+        return file(link, headers)
+
+    monkeypatch.setattr(downloads, "file", noted)
+    assert len(read(source(server))) == 1
+    assert brought == [{"host", "accept-encoding", "user-agent"}]
+
+
+def test_too_many_exports_at_once_are_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    downloads.at_once = 1
+    blocking = requests.post(
+        f"{server.url}/api/projects/1/file_download_batch_exports/",
+        json={
+            "model": "events",
+            "file": {"format": "Parquet"},
+            "data_interval_start": "2024-05-01T00:00:00Z",
+            "data_interval_end": "2024-05-02T00:00:00Z",
+        },
+        headers={"Authorization": "Bearer phx_sandbox"},
+        timeout=5,
+    ).json()["id"]
+
+    def waited(_: float) -> None:
+        downloads.runs[blocking].polls -= 1
+
+    downloads.runs[blocking].polls = 3
+    monkeypatch.setattr("time.sleep", waited)
+    assert len(read(source(server))) == 1
+    assert server.project.statuses[429] == 3
+
+
+@pytest.mark.parametrize("status", ["Failed", "FailedRetryable", "FailedBilling", "Terminated", "TimedOut", "Cancelled"])
+def test_an_export_that_failed_is_asked_for_once_more(server: posthog.PostHog, downloads: FileDownloads, status: str) -> None:
+    server.add([stored(1)])
+    downloads.ends_as = [status]
+    assert len(read(source(server))) == 1
+    downloads.ends_as = [status, status]
+    with pytest.raises(NotExtracted, match=f"ended as {status} twice"):
+        read(source(server))
+
+
+def test_a_link_that_has_expired_is_asked_for_anew(server: posthog.PostHog, downloads: FileDownloads) -> None:
+    server.add([stored(1)])
+    downloads.expired = 2
+    assert len(read(source(server))) == 1
+    downloads.expired = 100
+    with pytest.raises(NotExtracted, match="could not be downloaded in 5 tries \\(its link answered 403\\)"):
+        read(source(server))
+
+
+def test_a_download_that_is_html_or_cut_short_begins_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number) for number in range(1000))
+    file, wrong = downloads.file, [b"<html>maintenance</html>", b"", None, None]
+
+    def breaks(*asked: Any) -> Answer:
+        whole = file(*asked)
+        if not wrong:
+            return whole
+        return Answer(whole.content[: len(whole.content) // 2] if (content := wrong.pop()) is None else content)
+
+    monkeypatch.setattr(downloads, "file", breaks)
+    assert len(read(source(server))) == 1000
+    assert not wrong
+    assert len(downloads.runs) == 1
+    wrong += [b"<html>maintenance</html>"] * 5
+    with pytest.raises(
+        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is no whole Parquet file, .* bytes"
+    ):
+        read(source(server))
+
+
+def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answer, unfinished = downloads.answer, [True, True]
+
+    def not_yet(method: str, path: list[str], *rest: Any) -> Answer:
+        if "download" in path and unfinished:
+            unfinished.pop()
+            raise Refused(400, "validation_error", "invalid_input", "Batch export run is still in progress")
+        return answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", not_yet)
+    server.add([stored(1)])
+    assert len(read(source(server))) == 1
+    unfinished += [True] * 5
+    with pytest.raises(NotExtracted, match=r"could not be downloaded in 5 tries .* still in progress"):
+        read(source(server))
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_an_answer_that_is_no_export_is_one_sentence(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    answer = downloads.answer
+
+    def other(asked: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(asked, path, *rest)
+        return Answer(b'{"results": []}', given.status) if asked == method and "cancel" not in path else given
+
+    monkeypatch.setattr(downloads, "answer", other)
+    with pytest.raises(NotExtracted, match="PostHog's answer is no export"):
+        read(source(server))
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
+def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
+) -> None:
+    downloads.polls = 5
+
+    def interrupted(_: float) -> None:
+        raise interrupt
+
+    monkeypatch.setattr("time.sleep", interrupted)
+    with pytest.raises(interrupt):
+        read(source(server))
+    assert [run.cancelled for run in downloads.runs.values()] == [True]
+
+
+@pytest.mark.parametrize("status", [404, 405])
+def test_a_posthog_that_lists_no_exports_may_still_make_them(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    answer = downloads.answer
+
+    def lists_none(method: str, path: list[str], *rest: Any) -> Answer:
+        if (method, path) == ("GET", []):
+            raise Refused(status, "invalid_request", "error", "No list.")
+        return answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", lists_none)
+    server.add([stored(1)])
+    source(server).check()
+    assert len(read(source(server))) == 1
+
+
+def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unknown(*_: Any) -> Answer:
+        raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
+
+    monkeypatch.setattr(downloads, "answer", unknown)
+    source(server).check()
+    with pytest.raises(NotExtracted, match="or that PostHog has no file downloads"):
+        read(source(server))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "names"),
+    [
+        ({"key": "phx_wrong"}, "POSTHOG_PERSONAL_API_KEY is not accepted"),
+        ({"key": "phx_sandbox_unscoped"}, "POSTHOG_PERSONAL_API_KEY lacks the scope Batch Export Write"),
+        ({"project": "2"}, "POSTHOG_PROJECT_ID is not found"),
+    ],
+)
+def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
+    for act in (source(server, **wrong).check, lambda: read(source(server, **wrong))):
+        with pytest.raises(NotExtracted, match=names) as refused:
+            act()
+        assert "phx_" not in str(refused.value)
+    source(server).check()
+
+
+def answering(downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, *bodies: Any, wait_for: str = "Completed") -> None:
+    """PostHog's next answers about a run that is completed are these; those after them are its own."""
+    answer, left = downloads.answer, list(bodies)
+
+    def other(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        if method == "GET" and len(path) == 1 and wait_for.encode() in given.content and left:
+            return Answer(orjson.dumps(left.pop(0)))
+        return given
+
+    monkeypatch.setattr(downloads, "answer", other)
+
+
+DONE = {"status": "Completed"}
+
+
+@pytest.mark.parametrize(
+    "bodies",
+    [
+        [DONE] * 3,
+        [DONE | {"files": None}] * 3,
+        [DONE | {"files": []}],
+        [DONE | {"files": [], "records_completed": 2}] * 3,
+        [{}, [], {"status": 5}, {"detail": "maintenance"}],
+    ],
+)
+def test_a_list_of_files_that_comes_late_is_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, bodies: list[Any]
+) -> None:
+    server.add([stored(1), stored(2)])
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 5)
+    answering(downloads, monkeypatch, *bodies)
+    assert sorted(numbers(read(source(server)))) == [1, 2]
+    assert len(downloads.runs) == 1
+
+
+@pytest.mark.parametrize("body", [DONE, DONE | {"files": None}, DONE | {"files": [], "records_completed": 2}])
+def test_a_list_of_files_that_never_comes_is_refused(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, body: Any
+) -> None:
+    monkeypatch.setattr(file_exports, "LIST_SECONDS", 0.05)
+    answering(downloads, monkeypatch, *[body] * 1000)
+    with pytest.raises(NotExtracted, match="is completed, but the list of its files did not come in"):
+        read(source(server))
+
+
+def test_an_export_of_nothing_is_not_waited_for(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 600)
+    answering(downloads, monkeypatch, DONE | {"files": [], "records_completed": 0})
+    assert read(source(server)).empty
+
+
+def test_fewer_rows_than_posthog_completed_fail_with_both_numbers_unless_more_files_come(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number) for number in range(20))
+    downloads.file_rows = 10
+    answer, looks = downloads.answer, [1000]
+
+    def second_file_later(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        if method != "GET" or len(path) != 1 or b"Completed" not in given.content:
+            return given
+        looks[0] -= 1
+        body = orjson.loads(given.content)
+        return Answer(orjson.dumps(body | {"files": body["files"][: 1 if looks[0] > 0 else 2], "records_completed": 20}))
+
+    monkeypatch.setattr(downloads, "answer", second_file_later)
+    with pytest.raises(NotExtracted, match="export has 20 events, but its files only 10: run the day again later"):
+        read(source(server))
+    monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 5)
+    looks[0] = 3
+    assert len(read(source(server))) == 20
+
+
+def test_a_finished_export_is_read_again_and_not_billed_again(
+    server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
+) -> None:
+    server.add([stored(1)])
+    for _ in range(2):
+        assert numbers(read(source(server, data_dir=str(tmp_path)))) == [1]
+    assert len(downloads.runs) == 1
+    [kept] = (tmp_path / "file_downloads").iterdir()
+    assert "phx_" not in kept.name + kept.read_text()
+    assert numbers(read(source(server, data_dir=str(tmp_path), late_days=3))) == [1]
+    assert len(downloads.runs) == 2
+
+
+def test_an_export_whose_files_have_expired_or_that_failed_or_is_unknown_is_made_anew(
+    server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
+) -> None:
+    server.add([stored(1)])
+    again = source(server, data_dir=str(tmp_path))
+    read(again)
+    downloads.expired = 1
+    assert numbers(read(again)) == [1]
+    assert len(downloads.runs) == 2
+    next(reversed(downloads.runs.values())).ends_as = "Failed"
+    assert numbers(read(again)) == [1]
+    assert len(downloads.runs) == 3
+    downloads.runs.clear()
+    assert numbers(read(again)) == [1]
+    for kept in (tmp_path / "file_downloads").iterdir():
+        kept.write_text("../../elsewhere")
+    assert numbers(read(again)) == [1]
+
+
+def test_an_export_that_posthog_lists_with_its_interval_is_read_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    answer = downloads.answer
+
+    def answers(method: str, path: list[str], *rest: Any) -> Answer:
+        if (method, path) != ("GET", []):
+            return answer(method, path, *rest)
+        found = [
+            {"id": name, "data_interval_start": run.start.isoformat(), "data_interval_end": f"{run.end:%Y-%m-%dT%H:%M:%SZ}"}
+            for name, run in downloads.runs.items()
+        ]
+        return Answer(orjson.dumps({"results": found}))
+
+    monkeypatch.setattr(downloads, "answer", answers)
+    for _ in range(2):
+        assert numbers(read(source(server))) == [1]
+    assert len(downloads.runs) == 1
+
+
+def test_no_error_of_a_download_holds_its_link(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    for location in ("http://127.0.0.1:1/secret?X-Amz-Signature=secret", "ftp://127.0.0.1/secret", "http://[secret/secret", ""):
+        answer = FileDownloads.answer
+
+        def elsewhere(method: str, path: list[str], *rest: Any, where: str = location, was: Any = answer) -> Answer:
+            given = was(downloads, method, path, *rest)
+            return Answer(b"", 302, {"Location": where}) if "download" in path else given
+
+        monkeypatch.setattr(downloads, "answer", elsewhere)
+        with pytest.raises(NotExtracted) as refused:
+            read(source(server))
+        assert "secret" not in "".join(traceback.format_exception(refused.value))

@@ -1,0 +1,124 @@
+"""Small files that grow when they are read take bounded memory, or are refused by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import zlib
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from cio_pipeline.posthog.exports import rows as exported_rows
+from cio_pipeline.posthog.exports.batch_export import BatchExportSource
+from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
+from cio_pipeline.posthog.source import NotExtracted
+
+START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
+MEMORY = 500_000_000
+"""Python with its libraries takes 150 MB of it, a piece of 32 MB stands in memory a few times while it is converted."""
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the most memory a process took is read from /proc")
+READ = """
+import sys
+from datetime import datetime, timedelta, timezone
+from cio_pipeline.posthog.exports.batch_export import BatchExportSource
+from cio_pipeline.posthog.source import NotExtracted
+start = datetime(2024, 5, 1, tzinfo=timezone.utc)
+try:
+    window = BatchExportSource(sys.argv[1], 2, (), "set").events(start, start + timedelta(days=1), lambda _: None)
+    print("rows", sum(len(frame) for frame in window.frames))
+except NotExtracted as refused:
+    print(refused)
+print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+"""
+
+
+def outcome(folder: Path) -> tuple[str, int]:
+    """What a process of its own makes of the folder, and the most memory that it took, in bytes."""
+    done = subprocess.run([sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, check=True, timeout=300)
+    said, memory = done.stdout.strip().splitlines()
+    return said, int(memory) * 1024
+
+
+def rows(number: int, properties: str) -> pa.Table:
+    text = pa.DictionaryArray.from_arrays(pa.array([0] * number, pa.int32()), pa.array([properties]))
+    times = pa.array([START + timedelta(hours=1)] * number, pa.timestamp("us", "UTC"))
+    names = pa.array([f"018f3173-7000-7421-831e-{row:012x}" for row in range(number)])
+    person = pa.array(["u"] * number)
+    return pa.table({"uuid": names, "event": person, "distinct_id": person, "timestamp": times, "properties": text})
+
+
+def packed(pieces: Iterator[bytes]) -> bytes:
+    packer = zlib.compressobj(1, wbits=31)
+    return b"".join([*(packer.compress(piece) for piece in pieces), packer.flush()])
+
+
+@linux
+def test_a_text_that_is_repeated_in_every_row_takes_bounded_memory(tmp_path: Path) -> None:
+    pq.write_table(rows(600, '{"a":"' + "a" * 1_000_000 + '"}'), tmp_path / f"{DAY}.parquet.zst", compression="zstd")
+    assert (tmp_path / f"{DAY}.parquet.zst").stat().st_size < 100_000
+    said, memory = outcome(tmp_path)
+    assert said == "rows 600"
+    assert memory < MEMORY
+
+
+@linux
+def test_one_value_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
+    pq.write_table(rows(3, '{"a":"' + "a" * 100_000_000 + '"}'), tmp_path / f"{DAY}.parquet.zst", compression="zstd")
+    said, memory = outcome(tmp_path)
+    assert said.startswith(f"{DAY}.parquet.zst cannot be read: its column properties has a value of more than 32,000,000 bytes")
+    assert memory < MEMORY
+
+
+@linux
+def test_one_line_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
+    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(packed(b"a" * 1_000_000 for _ in range(300)))
+    said, memory = outcome(tmp_path)
+    assert said == f"{DAY}.jsonl.gz cannot be read: its line 1 has more than 32,000,000 bytes, and no event has."
+    assert memory < MEMORY
+
+
+@linux
+def test_many_large_lines_take_bounded_memory(tmp_path: Path) -> None:
+    start = '{"uuid":"018f3173-7000-7421-831e-%012x","event":"e","distinct_id":"u",'
+    rest = '"timestamp":"2024-05-01T01:00:00Z","properties":{"a":"' + "a" * 900_000 + '"}}\n'
+    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(packed((start % number + rest).encode() for number in range(300)))
+    said, memory = outcome(tmp_path)
+    assert said == "rows 300"
+    assert memory < MEMORY
+
+
+def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_rows, "BOMB_BYTES", 1_000_000)
+    path = tmp_path / f"{DAY}.parquet.zst"
+    pq.write_table(rows(100, "a" * 1_000_000), path, compression="zstd", use_dictionary=False)
+    with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, as no real events do"):
+        BatchExportSource(str(tmp_path), 2, (), "set").events(START, END, lambda _: None)
+
+
+@pytest.mark.parametrize("use_dictionary", [True, False])
+def test_pieces_are_bounded_by_what_they_take_when_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_dictionary: bool
+) -> None:
+    for name, size in (("PIECE_BYTES", 100_000), ("BATCH_BYTES", 100_000)):
+        monkeypatch.setattr(exported_rows, name, size)
+    table = pa.concat_tables([rows(500, "b"), rows(500, "a" * 10_000)]).unify_dictionaries()
+    pq.write_table(table, tmp_path / "file.parquet", use_dictionary=use_dictionary)
+    pieces = list(read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))
+    assert sum(map(len, pieces)) == 1000
+    assert max(piece.nbytes for piece in pieces) < 500_000
+
+
+def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_rows, "LINE_BYTES", 10_000)
+    table = pa.concat_tables([rows(500, "{}"), rows(1, "a" * 20_000)]).unify_dictionaries()
+    pq.write_table(table, tmp_path / f"{DAY}.parquet")
+    with pytest.raises(NotExtracted, match="its column properties has a value of more than 10,000 bytes"):
+        BatchExportSource(str(tmp_path), 2, (), "set").events(START, END, lambda _: None)

@@ -1,0 +1,218 @@
+"""What a storage refuses is told in words, with what to do, and without a key or a signed address."""
+
+from __future__ import annotations
+
+import errno
+import socket
+import threading
+import traceback
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+
+import botocore.exceptions
+import pyarrow as pa
+import pytest
+from botocore.exceptions import ClientError
+from s3fs import S3FileSystem
+from s3fs.errors import translate_boto_error
+
+from cio_pipeline.posthog.exports.batch_export import BatchExportSource
+from cio_pipeline.posthog.exports.files import events_in
+from cio_pipeline.posthog.exports.folder import Folder, listed
+from cio_pipeline.posthog.exports.rows import Wanted, on_disk
+from cio_pipeline.posthog.exports.storage_errors import cause
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+
+START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
+SECRET = "AKIASECRETKEY"
+STATUS = {"NoSuchKey": 404, "NoSuchBucket": 404, "PermanentRedirect": 301, "AuthorizationHeaderMalformed": 400, "SlowDown": 503}
+
+
+class Storage(BaseHTTPRequestHandler):
+    """Lists one file, and answers with `code` when it is asked for it; with `listing` already when it is to list."""
+
+    code = listing = ""
+
+    def do_GET(self) -> None:
+        query = parse_qs(urlsplit(self.path).query)
+        failing = self.listing if "list-type" in query else self.code
+        if failing:
+            status = STATUS.get(failing, 403 if failing != "ExpiredToken" else 400)
+            self._answer(status, f"<Error><Code>{failing}</Code><Message>{SECRET}?X-Amz-Signature=1</Message></Error>")
+        elif "list-type" in query:
+            file = f"<Key>{DAY}.jsonl</Key><Size>9</Size><LastModified>2024-05-02T00:00:00.000Z</LastModified>"
+            self._answer(200, f"<ListBucketResult><KeyCount>1</KeyCount><Contents>{file}</Contents></ListBucketResult>")
+        else:
+            self._answer(200, "{}")
+
+    def do_HEAD(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", "9")
+        self.end_headers()
+
+    def _answer(self, status: int, body: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def storage(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Storage]]:
+    handler = type("Handler", (Storage,), {})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRET)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_MAX_ATTEMPTS", "1")
+    monkeypatch.setattr(S3FileSystem, "retries", 1)
+    S3FileSystem.clear_instance_cache()
+    yield handler
+    S3FileSystem.clear_instance_cache()
+    server.shutdown()
+    server.server_close()
+
+
+CODES = {
+    "ExpiredToken": "the credentials for the storage have expired: renew them",
+    "AccessDenied": "the storage refuses access: let the credentials list the bucket and read",
+    "InvalidObjectState": "it is archived .such as in Glacier.: restore it",
+    "NoSuchKey": "it is gone since the folder was listed",
+    "InvalidAccessKeyId": "the storage does not know the credentials",
+    "SignatureDoesNotMatch": "the storage does not know the credentials",
+    "RequestTimeTooSkewed": "this machine's clock is wrong",
+    "SlowDown": "the storage is too busy or has a fault: run the day again later",
+    "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
+}
+
+
+@pytest.mark.parametrize("code", CODES)
+def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: str) -> None:
+    storage.code = code
+    with pytest.raises(
+        NotExtracted, match=rf"^{DAY.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
+    ) as refused:
+        BatchExportSource("s3://exports", 2, (), "set").events(START, END, lambda _: None)
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+@pytest.mark.parametrize(
+    ("code", "names"),
+    [
+        ("NoSuchBucket", "there is no such bucket: check its name in CIO_BATCH_EXPORT_URL"),
+        ("AccessDenied", "the storage refuses access"),
+        ("ExpiredToken", "the credentials for the storage have expired"),
+        ("PermanentRedirect", "the bucket is in another region"),
+    ],
+)
+def test_why_amazon_does_not_list_a_bucket_is_told(storage: type[Storage], code: str, names: str) -> None:
+    storage.listing = code
+    with pytest.raises(NotExtracted, match=f"^CIO_BATCH_EXPORT_URL cannot be listed: {names}") as refused:
+        BatchExportSource("s3://exports", 2, (), "set").check()
+    assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_missing_credentials_and_an_absent_server_are_told(
+    storage: type[Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert not storage.code
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
+        monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    for name in ("AWS_SHARED_CREDENTIALS_FILE", "AWS_CONFIG_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    with pytest.raises(NotExtracted, match="no credentials for the storage were found: set AWS_ACCESS_KEY_ID"):
+        BatchExportSource("s3://exports-two", 2, (), "set").check()
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{free.getsockname()[1]}")
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", SECRET)
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    S3FileSystem.clear_instance_cache()
+    with pytest.raises(NotExtracted, match="the storage cannot be reached: check the network"):
+        BatchExportSource("s3://exports-three", 2, (), "set").check()
+
+
+@pytest.mark.parametrize("code", [*CODES, "TokenRefreshRequired", "NoSuchBucket", "403", "404", "503", "KMS.DisabledException"])
+def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
+    bare = ClientError({"Error": {"Code": code, "Message": SECRET}}, "GetObject")
+    for error in (bare, translate_boto_error(bare)):
+        assert cause(error).endswith(f"({code})")
+        assert "whole" not in cause(error)
+        assert SECRET not in cause(error)
+
+
+@pytest.mark.parametrize(
+    ("error", "names"),
+    [
+        (botocore.exceptions.NoCredentialsError(), "no credentials"),
+        (botocore.exceptions.ProfileNotFound(profile=SECRET), "no credentials"),
+        (botocore.exceptions.EndpointConnectionError(endpoint_url=SECRET), "cannot be reached"),
+        (botocore.exceptions.SSLError(endpoint_url=SECRET, error="x"), "certificate is not trusted"),
+        (botocore.exceptions.ConnectTimeoutError(endpoint_url=SECRET), "cannot be reached"),
+        (PermissionError(errno.EACCES, SECRET), "this user may not read it"),
+        (PermissionError(SECRET), "refuses access"),
+        (FileNotFoundError(errno.ENOENT, SECRET), "is gone since"),
+        (TimeoutError(SECRET), "cannot be reached"),
+        (OSError(errno.EIO, SECRET), "is the file whole?"),
+        (pa.ArrowInvalid(SECRET), "is the file whole?"),
+        (pa.ArrowNotImplementedError(SECRET), "packed in a way that is not supported"),
+        (RuntimeError(SECRET), "is the file whole?"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_other_errors_are_told_by_their_kind(error: Exception, names: str) -> None:
+    assert names in cause(error)
+    assert SECRET not in cause(error)
+
+
+@pytest.mark.parametrize(
+    ("content", "names"),
+    [
+        (b"<html><body>Sign in</body></html>", "it is a web page or an error message, no export"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "it is a web page or an error message, no export"),
+        (b"", "it is empty, as no Parquet file is"),
+        (b"PARE1234PARE", "it is encrypted"),
+        (b"\x28\xb5\x2f\xfd1234", "one that was packed with zstd: unpack it"),
+        (b"\x1f\x8b1234", "one that was packed with gzip: unpack it"),
+        (b'{"uuid":"a"}', "it is no Parquet file, although its name says so"),
+        (b"PAR1" + b"x" * 100, "is the file whole?"),
+        (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file whole?"),
+    ],
+)
+def test_what_is_saved_as_parquet_and_is_none_says_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
+    (tmp_path / f"{DAY}.parquet").write_bytes(content)
+    folder = listed(str(tmp_path))
+    with pytest.raises(NotExtracted) as refused:
+        list(events_in(f"{tmp_path}/{DAY}.parquet", folder, Wanted(START, END, (), "set")))
+    assert str(refused.value).startswith(f"{DAY}.parquet cannot be read: ")
+    assert names in str(refused.value)
+
+
+def test_credentials_in_the_url_are_in_no_message(tmp_path: Path) -> None:
+    folder = Folder(None, "user:secret@host/exports", {})
+    assert folder.name("user:secret@host/exports/2024/a.parquet") == "2024/a.parquet"
+    assert folder.name(str(tmp_path / "b.parquet")).endswith("b.parquet")
+
+
+@pytest.mark.parametrize("when", ["written", "opened"])
+def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
+    def full(*_: object, **__: object) -> object:
+        if when == "opened":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return Path("/dev/full").open("wb", buffering=0)
+
+    monkeypatch.setattr("tempfile.TemporaryFile", full)
+    rows = pa.Table.from_pylist([{"uuid": "a", "event": "e", "properties": "x" * 9_000_000}] * 2, schema=EVENT_SCHEMA)
+    with pytest.raises(NotExtracted, match=r"The temporary folder .* is full: free space there, or let TMPDIR name"):
+        on_disk([rows])

@@ -1,0 +1,404 @@
+"""The events list of old PostHogs, whatever their page size and order: every event of the window exactly once, or an error."""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterator
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from cio_pipeline.posthog import events_list as events_api
+from cio_pipeline.posthog.choose import source_for
+from cio_pipeline.posthog.events_list import EventsApiSource
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window, in_order, quietly
+from cio_pipeline.sandbox.answers import Answer
+from cio_pipeline.sandbox.posthog import legacy
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.legacy import EventsList
+from cio_pipeline.sandbox.posthog.project import Project
+
+START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+END = START + timedelta(days=1)
+
+
+def stored(number: int, at: datetime, event: str = "order", **properties: Any) -> dict[str, Any]:
+    return {
+        "uuid": str(uuid.UUID(int=number + (number % 7 << 120))),
+        "event": event,
+        "distinct_id": f"u{number % 11}",
+        "timestamp": at.isoformat(),
+        "properties": properties,
+    }
+
+
+def a_day(rows: int, ties: int, seed: int = 1) -> list[dict[str, Any]]:
+    """Events of the whole day, both ends of it and beyond, some of them of one moment."""
+    rng = random.Random(seed)
+    moments = [START + timedelta(microseconds=rng.randrange(86_400_000_000)) for _ in range(rows - ties - 2)]
+    moments += [START + timedelta(hours=5)] * ties + [START, END - timedelta(microseconds=1)]
+    outside = [START - timedelta(microseconds=1), END]
+    return [stored(number, at) for number, at in enumerate(moments + outside)]
+
+
+@pytest.fixture
+def project() -> Project:
+    return Project(legacy=EventsList())
+
+
+@pytest.fixture
+def server(project: Project) -> Iterator[posthog.PostHog]:
+    with posthog.serve(project=project) as running:
+        yield running
+
+
+def source(
+    server: posthog.PostHog, allowlist: tuple[str, ...] = (), attributes_from: AttributesFrom = "auto"
+) -> EventsApiSource:
+    return EventsApiSource(server.url, "1", "phx_sandbox", allowlist, attributes_from)
+
+
+def read(found: Window) -> pd.DataFrame:
+    frames = list(found.frames)
+    rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
+    assert len(rows) == found.expected
+    return in_order(rows)
+
+
+@pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
+@pytest.mark.parametrize(("most_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
+def test_every_event_of_a_day_once_whatever_the_page_size(
+    server: posthog.PostHog, project: Project, most_rows: int, rows: int, ties: int, knows_order: bool
+) -> None:
+    project.legacy = EventsList(most_rows, knows_order)
+    server.add(a_day(rows, ties))
+    events = read(source(server).events(START, END, quietly))
+    assert len(events) == rows
+    assert (events["timestamp"].min(), events["timestamp"].max()) == (START, END - timedelta(microseconds=1))
+
+
+def test_random_days_of_many_ties(server: posthog.PostHog, project: Project) -> None:
+    project.legacy = EventsList(100)
+    rng = random.Random(7)
+    moments = [START + timedelta(seconds=rng.randrange(40)) for _ in range(1500)]
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 1500
+
+
+@pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 200])
+def test_days_that_end_with_a_page(server: posthog.PostHog, project: Project, rows: int) -> None:
+    project.legacy = EventsList(100)
+    server.add(stored(number, START + timedelta(minutes=number)) for number in range(rows))
+    assert len(read(source(server).events(START, END, quietly))) == rows
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_a_moment_that_fills_every_page_is_refused_by_its_time(
+    server: posthog.PostHog, project: Project, knows_order: bool
+) -> None:
+    project.legacy = EventsList(100, knows_order)
+    server.add(a_day(300, ties=130))
+    with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
+    server: posthog.PostHog, project: Project, knows_order: bool
+) -> None:
+    project.legacy = EventsList(50_000, knows_order)
+    server.add(stored(number, START) for number in range(1200))
+    assert len(read(source(server).events(START, END, quietly))) == 1200
+
+
+def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: Project) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START + timedelta(seconds=6 * number) for number in range(14_000)]
+    moments += [START + timedelta(hours=hour) for hour in (1, 20) for _ in range(1200)]
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 16_400
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+@pytest.mark.parametrize("others", [0, 2000], ids=["alone", "among-others"])
+@pytest.mark.parametrize("most_rows", [50, 250, 500])
+def test_a_moment_that_fills_pages_of_any_size_is_refused(
+    server: posthog.PostHog, project: Project, most_rows: int, others: int, knows_order: bool
+) -> None:
+    project.legacy = EventsList(most_rows, knows_order)
+    server.add(a_day(others + 702, ties=700))
+    with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(server: posthog.PostHog, project: Project) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    assert len(read(source(server).events(START, END, quietly))) == 2110
+
+
+def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.legacy = EventsList(250)
+    moments = [START + timedelta(seconds=number) for number in range(400)] + [START + timedelta(hours=5)] * 400
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    page = EventsList.page
+    monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": None})
+    with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
+    server: posthog.PostHog, project: Project, edge: datetime, knows_order: bool
+) -> None:
+    project.legacy = EventsList(250, knows_order)
+    server.add(stored(number, edge) for number in range(300))
+    server.add(stored(1000 + number, START + timedelta(minutes=10 + number)) for number in range(240))
+    with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
+        source(server).events(START, END, quietly)
+
+
+@pytest.mark.parametrize("rows", [1, 7, 99, 101, 1200])
+def test_a_day_of_one_moment_is_whole_when_nothing_is_found_around_it(server: posthog.PostHog, rows: int) -> None:
+    server.project.legacy = EventsList(50_000)
+    server.add(stored(number, START + timedelta(hours=5)) for number in range(rows))
+    assert len(read(source(server).events(START, END, quietly))) == rows
+
+
+def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add(stored(number, START + timedelta(hours=5)) for number in range(2))
+    page = EventsList.page
+    monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": asked[2]})
+    assert len(read(source(server).events(START, END, quietly))) == 2
+
+
+def test_ties_may_come_in_another_order_each_time(
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project.legacy = EventsList(50_000)
+    moments = [START + timedelta(seconds=number) for number in range(998)] + [START + timedelta(hours=5)] * 3000
+    server.add(stored(number, at) for number, at in enumerate(moments))
+    turns = iter(["ASC, uuid", "ASC, uuid DESC"] * 9)
+    select = legacy.SELECT
+    page = EventsList.page
+
+    def turned(*asked: Any) -> dict[str, Any]:
+        monkeypatch.setattr(legacy, "SELECT", select.replace("{order}", next(turns)))
+        return page(*asked)
+
+    monkeypatch.setattr(EventsList, "page", turned)
+    assert len(read(source(server).events(START, END, quietly))) == 3998
+
+
+def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posthog.PostHog) -> None:
+    server.add(stored(number, START + timedelta(seconds=min(number, 1100))) for number in range(1200))
+    assert len(read(source(server).events(START, END, quietly))) == 1200
+
+
+def test_a_list_that_skips_the_moment_asked_from_is_refused(
+    server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number, START + timedelta(seconds=number)) for number in range(1500))
+    monkeypatch.setattr(events_api, "TICK", timedelta(0))
+    with pytest.raises(NotExtracted, match=r"jumps at 2026-03-02T00:16:40\+00:00"):
+        source(server).events(START, END, quietly)
+
+
+def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Project) -> None:
+    server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
+    found = source(server).events(START, START + timedelta(hours=60), quietly)
+    assert len(read(found)) == 60
+    assert found.facts["pages"] == 6
+
+
+@pytest.mark.parametrize("knows_order", [True, False])
+def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, project: Project, knows_order: bool) -> None:
+    project.legacy = EventsList(100, knows_order)
+    names = ("$identify", "$set", "order")
+    server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))
+    events = read(source(server).history(START, quietly))
+    assert sorted(events["event"].value_counts().to_dict().items()) == [("$identify", 199), ("$set", 200)]
+
+
+def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
+    server.add([stored(1, START, total=12.5, note='"quoted"')])
+    [event] = read(source(server).events(START, END, quietly)).to_dict("records")
+    assert json.loads(event["properties"]) == {"total": 12.5, "note": "quoted"}
+    assert pd.isna(event["created_at"])
+    assert pd.isna(event["person_properties"])
+
+
+@pytest.mark.parametrize("number", [2**53 + 1, 2**64, 12345678901234567890123, 10**400, -(10**20), 0.1])
+def test_numbers_of_any_length_come_through_exactly(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, number: float
+) -> None:
+    page = a_page("2026-03-02T10:00:00Z")
+    page["results"][0]["properties"] = {"n": number}
+    monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
+    rest = events_api.Rest(START, END)
+    [text] = source(server)._page(rest, quietly).events["properties"]
+    assert text == f'{{"n": {number}}}'
+
+
+def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
+    server.add(
+        [
+            stored(1, START, "order"),
+            stored(2, START, "$identify"),
+            stored(3, START, "visit", **{"$set": {"email": "a@example.com"}}),
+            stored(4, START, "visit"),
+        ]
+    )
+    events = read(source(server, allowlist=("order",)).events(START, END, quietly))
+    assert sorted(events["event"]) == ["$identify", "order", "visit"]
+
+
+def test_the_persons_properties_are_not_to_be_had(server: posthog.PostHog) -> None:
+    with pytest.raises(NotExtracted, match="CIO_ATTRIBUTES_FROM must be auto or set"):
+        source(server, attributes_from="person").check()
+
+
+def a_page(*timestamps: str) -> dict[str, Any]:
+    rows = [
+        {"id": str(number), "event": "e", "distinct_id": "u", "timestamp": at, "properties": {}}
+        for number, at in enumerate(timestamps)
+    ]
+    return {"results": rows}
+
+
+def numbered(page: dict[str, Any]) -> dict[str, Any]:
+    """As PostHog 1.30.0 lists them out of PostgreSQL."""
+    return {"results": [{**row, "id": number} for number, row in enumerate(page["results"], 100)]}
+
+
+@pytest.mark.parametrize(
+    ("page", "sentence"),
+    [
+        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
+        (a_page("2026-03-01T10:00:00Z"), "events of other days"),
+        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
+        ({"results": [{"id": "1"}]}, "list of events is none"),
+        ([], "list of events is none"),
+    ],
+)
+def test_a_page_that_cannot_be_trusted_is_refused(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, page: Any, sentence: str
+) -> None:
+    answer = Answer(json.dumps(page).encode())
+    monkeypatch.setattr(server.project, "events", lambda _: answer)
+    with pytest.raises(NotExtracted, match=sentence):
+        source(server).events(START, END, quietly)
+
+
+def test_an_order_that_turns_is_refused() -> None:
+    times = pd.Series(pd.to_datetime(["2026-03-02T10:00:00Z", "2026-03-02T11:00:00Z"]))
+    assert events_api._is_ascending(times, None) is True
+    with pytest.raises(NotExtracted, match="no order"):
+        events_api._is_ascending(times, False)
+
+
+def test_events_of_one_uuid_and_moment_are_each_read_wherever_a_page_ends(server: posthog.PostHog, project: Project) -> None:
+    project.legacy = EventsList(100)
+    moments = [START + timedelta(seconds=number // 30) for number in range(900)]
+    one_uuid = {"uuid": str(uuid.UUID(int=1))}
+    server.add({**stored(number, at), **one_uuid, "distinct_id": f"u{number}"} for number, at in enumerate(moments))
+    server.add(
+        {**stored(number, at, "visit"), **one_uuid, "distinct_id": f"u{number}"}
+        for number, at in enumerate(moments[:450])
+        if number % 11 == 0
+    )
+    assert len(read(source(server).events(START, END, quietly))) == 900 + 41
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is waited for between tries, in no time."""
+    waited: list[float] = []
+    monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds) if seconds else None)
+    return waited
+
+
+def test_the_endpoint_that_is_there_is_chosen_and_a_switch_is_said(
+    server: posthog.PostHog, project: Project, at_once: list[float]
+) -> None:
+    said: list[str] = []
+    old = source_for(server.url, "1", "phx_sandbox", (), "auto", said.append)
+    assert isinstance(old, EventsApiSource)
+    assert said == ["This PostHog has no query API: its list of events is read, which no count can be checked against."]
+    project.legacy = None
+    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), "auto", said.append), QuerySource)
+    assert len(said) == 1
+
+
+PASSING = {
+    "an ingress": Answer(b"<html>404 Not Found</html>", 404),
+    "a gateway": Answer(b'{"message":"no Route matched with those values"}', 404),
+    "a method": Answer(b"<html>405 Not Allowed</html>", 405),
+    "a deployment": Answer(b'{"type":"invalid_request","code":"not_found","detail":"Endpoint not found.","attr":null}', 404),
+    "a page": Answer(b"<html>Maintenance</html>", 200),
+}
+
+
+@pytest.mark.parametrize("answer", PASSING.values(), ids=PASSING)
+@pytest.mark.parametrize("attributes_from", ["auto", "person"])
+def test_one_answer_that_is_none_of_posthogs_switches_nothing(
+    server: posthog.PostHog,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: list[float],
+    answer: Answer,
+    attributes_from: AttributesFrom,
+) -> None:
+    project.legacy = None
+    query, answers = project.query, iter([answer])
+    monkeypatch.setattr(project, "query", lambda body: next(answers, None) or query(body))
+    found = source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+    assert isinstance(found, QuerySource)
+    found.check()
+    assert len(at_once) == 1
+
+
+@pytest.mark.parametrize("answer", [PASSING["an ingress"], PASSING["a gateway"], PASSING["a method"]])
+@pytest.mark.parametrize("attributes_from", ["auto", "person"])
+def test_a_proxy_that_stays_in_the_way_is_named_and_no_setting_is_blamed(
+    server: posthog.PostHog,
+    project: Project,
+    monkeypatch: pytest.MonkeyPatch,
+    at_once: list[float],
+    answer: Answer,
+    attributes_from: AttributesFrom,
+) -> None:
+    project.legacy = None
+    monkeypatch.setattr(project, "query", lambda _: answer)
+    with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 40[45], but not as PostHog does.+ proxy") as refused:
+        source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+    assert "CIO_ATTRIBUTES_FROM" not in str(refused.value)
+
+
+@pytest.mark.parametrize("legacy", [None, EventsList()], ids=["new", "old"])
+@pytest.mark.parametrize(
+    ("key", "project_id", "sentence"),
+    [("phx_sandbox", "2", "POSTHOG_PROJECT_ID is not found"), ("phx_wrong", "1", "POSTHOG_PERSONAL_API_KEY is not accepted")],
+)
+def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
+    server: posthog.PostHog,
+    project: Project,
+    at_once: list[float],
+    legacy: EventsList | None,
+    key: str,
+    project_id: str,
+    sentence: str,
+) -> None:
+    project.legacy = legacy
+    with pytest.raises(NotExtracted, match=sentence):
+        source_for(server.url, project_id, key, (), attributes_from="auto").check()

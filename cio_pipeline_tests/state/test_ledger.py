@@ -1,0 +1,173 @@
+"""The ledger, on SQLite and on PostgreSQL: what was acknowledged is remembered, small, without anybody's data."""
+
+from __future__ import annotations
+
+import sqlite3
+import uuid
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import sqlalchemy as sa
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cio_pipeline.state.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, unpack, value_hash
+from cio_pipeline.state.database import connect
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger_tables import customer_item
+
+DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
+states = st.dictionaries(
+    st.binary(min_size=5, max_size=5), st.tuples(st.binary(min_size=6, max_size=6), st.integers(0, 2**32 - 1)), max_size=5
+)
+
+
+def state(**attributes: tuple[str, int]) -> State:
+    return {name_hash(name): (value_hash(value.encode()), time) for name, (value, time) in attributes.items()}
+
+
+def as_ulid(bits: int) -> str:
+    return "".join(CROCKFORD[bits >> 5 * place & 31] for place in reversed(range(26)))
+
+
+def new_id() -> str:
+    return as_ulid(uuid.uuid4().int)
+
+
+@given(st.lists(st.integers(0, 2**128 - 1)))
+def test_an_event_is_known_by_the_16_bytes_of_its_ulid(ids: list[int]) -> None:
+    packed = [bytes(value).ljust(16, b"\0") for value in pack_ids(list(map(as_ulid, ids)))]
+    assert packed == [bits.to_bytes(16, "big") for bits in ids]
+
+
+@pytest.fixture
+def ledger(database_url: str) -> Ledger:
+    return Ledger(database_url)
+
+
+def refusal(item: str, kind: str = "event", key: str = "id:u1", **attributes: tuple[str, int]) -> Refusal:
+    return Refusal(item, kind, "invalid name", "the name is blank", "{}", key, state=state(**attributes))
+
+
+def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
+    first, second, ends_in_zeros = 1 << 127, 7, 0
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(first), as_ulid(ends_in_zeros)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(second)]))
+    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=[new_id()]))
+    expected = {value.to_bytes(16, "big") for value in (first, second, ends_in_zeros)}
+    assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
+
+
+def test_r17_states_merge_by_time(ledger: Ledger) -> None:
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20), city=("Bonn", 20))}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("free", 10), city=("Köln", 30))}))
+    assert ledger.states(["id:u1", "id:u2"]) == {"id:u1": state(plan=("pro", 20), city=("Köln", 30))}
+
+
+def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Ledger) -> None:
+    event = new_id()
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
+    assert ledger.refused(DAY) == {event: refusal(event)}
+    assert ledger.refused_by_reason() == {"invalid name": 1}
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[event], accepted=[event]))
+    assert ledger.refused(DAY) == {}
+
+
+def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledger) -> None:
+    item = customer_item("id:u1", 0)
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": state(plan=("pro", 30), city=("Bonn", 30))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=[item], customers={"id:u1": state(plan=("free", 30))}))
+    assert list(ledger.refused(DAY)) == [item], "nobody has set the city since"
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": state(city=("Bonn", 20))}))
+    assert ledger.refused(DAY) == {}
+
+
+def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
+    other = Refusal("b", "event", "too large", "", "{}", "id:u2", call="event")
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal("a"), other]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal("c")]))
+    assert ledger.refusals() == {DAY: [refusal("a"), other], NEXT_DAY: [refusal("c")]}
+    assert ledger.refusals(reason="invalid name") == {DAY: [refusal("a")], NEXT_DAY: [refusal("c")]}
+    assert ledger.refusals(DAY, "too large") == {DAY: [other]}
+
+
+def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20))}))
+    assert ledger.unknown(["id:u1", "id:u2", "email:u1"]) == ["id:u2", "email:u1"]
+
+
+def test_odd_text_is_kept_as_it_is(ledger: Ledger) -> None:
+    odd = Refusal("a", "event", "a\0b", "é\0" * 5000, r'{"a":"\\x00\\0"}', r"id:\x00\0" + "\0" + "ü" * 2000)
+    ledger.acknowledge(DAY, Acknowledgement(refused=[odd]))
+    assert ledger.refused(DAY) == {"a": odd}
+
+
+def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(database_url: str) -> None:
+    ledger, people, events = Ledger(database_url), 10_000, 50_000
+    empty = size(database_url)
+    for start in range(0, people, 1000):
+        values = {name: (str(start), 1_700_000_000 + number % 2) for number, name in enumerate("abcdefgh")}
+        ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": state(**values) for n in range(1000)}))
+    with_people = size(database_url)
+    for _ in range(0, events, 1000):
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=[new_id() for _ in range(1000)]))
+    assert (with_people - empty) / people <= 200
+    assert (size(database_url) - with_people) / events <= 24
+
+
+def size(url: str) -> int:
+    """The database's bytes; SQLite's file after what was written ahead is in it."""
+    engine = connect(url, sa.MetaData())
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        if engine.dialect.name == "postgresql":
+            return int(connection.exec_driver_sql("SELECT pg_database_size(current_database())").scalar() or 0)
+    with closing(sqlite3.connect(str(engine.url.database))) as plain:
+        plain.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return Path(str(engine.url.database)).stat().st_size
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "SELECT event_uuids FROM deliveries WHERE day = '2026-03-02'",
+        "SELECT * FROM refusals WHERE day = '2026-03-02'",
+        "SELECT * FROM refusals WHERE item IN ('a', 'b') AND (day = '2026-03-02' OR kind = 'event')",
+        "SELECT * FROM refusals WHERE customer = '1' AND kind = 'customer'",
+        "SELECT * FROM customer_states WHERE customer = '1'",
+    ],
+)
+def test_look_ups_go_by_an_index_whatever_the_history(database_url: str, query: str) -> None:
+    Ledger(database_url)
+    engine = connect(database_url, sa.MetaData())
+    with engine.connect() as connection:
+        if engine.dialect.name == "postgresql":
+            connection.exec_driver_sql("SET enable_seqscan = off")
+            lines = connection.exec_driver_sql(f"EXPLAIN {query}").scalars().all()
+            assert not [line for line in lines if "Seq Scan" in line]
+        else:
+            steps = connection.exec_driver_sql(f"EXPLAIN QUERY PLAN {query}").all()
+            assert [step for step in steps if step[3].startswith("SEARCH")] == steps
+
+
+def test_the_ledger_holds_no_data_of_people(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    ledger.acknowledge(DAY, Acknowledgement(customers={"email:someone@example.com": state(name=("Someone", 1))}))
+    written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    assert b"example.com" not in written
+    assert b"Someone" not in written
+
+
+@given(states)
+def test_a_state_survives_packing(known: State) -> None:
+    assert unpack(pack(known)) == known
+
+
+@given(states, states, states)
+def test_r17_merging_in_any_grouping_keeps_the_newest(first: State, second: State, third: State) -> None:
+    merged = merge(merge(first, second), third)
+    assert merged == merge(first, merge(second, third))
+    for name, (_, time) in merged.items():
+        assert time == max(known[name][1] for known in (first, second, third) if name in known)

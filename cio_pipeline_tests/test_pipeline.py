@@ -1,0 +1,219 @@
+"""A day from its events to its tables: R15, every event is accounted for; R18, what was known before the first day counts."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import cio_pipeline.pipeline
+from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE
+from cio_pipeline.rules.options import Options
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.files import StorageError
+from cio_pipeline.tables.tables import NotMaterialized
+from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.rules.streams import event, frame
+
+SUNDAY, MONDAY = "2026-03-01", "2026-03-02"
+NOT_IDENTIFIED = "filtered: not identified yet (R5)"
+
+
+def derived(folder: Path, history: list[Any], sunday: list[Any], monday: list[Any], **options: Any) -> Days:
+    product = Days(str(folder), Options(**options))
+    table = frame(*history, *sunday, *monday)
+    days = table["timestamp"].dt.strftime("%Y-%m-%d")
+    for day in (HISTORY, SUNDAY, MONDAY):
+        product.extract(day, table[days < SUNDAY if day == HISTORY else days == day], shards=2)
+        product.learn(day)
+    for day in (SUNDAY, MONDAY):
+        product.derive(day)
+    return product
+
+
+def on(day: str, name: str, who: str = "u1", **properties: Any) -> dict[str, Any]:
+    return event(name, who, at=f"{day}T10:00Z", **properties)
+
+
+def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) -> None:
+    monday = [
+        on(MONDAY, "$identify", set_={"EMail": "u1@example.com"}),
+        on(MONDAY, "order", recipient="x", set_={"email": "bad", "id": 7, "created_at": "soon"}),
+        on(MONDAY, "order", "nobody"),
+        on(MONDAY, "off the list"),
+        on(MONDAY, "$create_alias"),
+        on(MONDAY, "order", " "),
+        on(MONDAY, "order", "x" * 151),
+        on(MONDAY, "order", raw="[]"),
+        on(MONDAY, "order", raw="{"),
+        on(MONDAY, "order", d="x" * 100_000),
+    ]
+    options: Any = {"anonymous_users": "identified", "event_allowlist": ("$identify", "order", "$create_alias")}
+    product = derived(tmp_path, [], [], monday, **options)
+    account = product.accounts[MONDAY]
+    assert +account.outcomes == {
+        "sent": 2,
+        NOT_IDENTIFIED: 1,
+        "filtered: not on the allowlist (R3)": 1,
+        "filtered: $create_alias is never sent (R4)": 1,
+        "refused: distinct_id is blank (R14)": 1,
+        "refused: distinct_id is over 150 bytes (R14)": 1,
+        "refused: properties are no JSON object": 1,
+        "refused: properties are not JSON": 1,
+        "refused: data is over 100000 bytes (R14)": 1,
+    }
+    assert account.left_out == {
+        "is no valid e-mail (R2)": 1,
+        "would act on the profile (R8)": 1,
+        "is no time (R9)": 1,
+        "would redirect deliveries (R13)": 1,
+    }
+    assert account.notes == {EMAIL_IN_ANOTHER_CASE: 1}
+    rejects = list(product.rows("rejects", MONDAY))
+    refused = {f"refused: {row.reason}" for row in rejects if row.what == "event"}
+    assert refused == {outcome for outcome in account.outcomes if outcome.startswith("refused: ")}
+    assert len(rejects) == 5 + 4
+    assert all((row.uuid, row.timestamp.hour) != ("", 0) and row.name for row in rejects)
+    assert len(product.events(MONDAY)) == 2
+
+
+@pytest.mark.parametrize("day", [SUNDAY, MONDAY])
+def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_path: Path, day: str) -> None:
+    named: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **named)
+    visits = [on(day, "good", "anon"), on(day, "bad", "anon", raw="[]")]
+    sunday, monday = (visits, []) if day == SUNDAY else ([], visits)
+    product = derived(tmp_path, [], sunday, [*monday, identify], anonymous_users="identified", stitch_anonymous_days=7)
+    account = product.accounts[MONDAY]
+    refused = {"refused: properties are no JSON object": 1}
+    assert +account.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
+    assert account.stitched == (day == SUNDAY)
+    assert +product.accounts[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
+    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are no JSON object"]
+    assert len(product.events(MONDAY)) == 2
+
+
+def test_r7_the_last_value_wins_over_all_distinct_ids_of_a_customer(tmp_path: Path) -> None:
+    ids = [f"u{number}" for number in range(8)]
+    monday = [
+        event("order", who, at=f"{MONDAY}T{time}:00Z", set_={"email": "a@example.com", "plan": who})
+        for who, time in zip(ids, (10, 13, 11, 17, 12, 14, 16, 15), strict=True)
+    ]
+    product = derived(tmp_path, [], [], monday, identify_by_email=True)
+    [customer] = product.customers(MONDAY).values()
+    assert (customer["plan"][0], customer["identifier"][0]) == ("u3", "u3")
+    assert [found["key"] for found in product.events(MONDAY)] == ["email:a@example.com"] * 8
+
+
+def test_r18_who_was_identified_before_the_first_day_is_known_on_it(tmp_path: Path) -> None:
+    history = [
+        on("2024-01-01", "$identify", "u1"),
+        on("2024-01-01", "$set", "u2", set_={"email": "old@example.com"}),
+    ]
+    monday = [on(MONDAY, "order", who) for who in ("u1", "u2", "u3")]
+    product = derived(tmp_path / "a", history, [], monday, anonymous_users="identified")
+    assert [found["key"] for found in product.events(MONDAY)] == ["id:u1"]
+    product = derived(tmp_path / "b", history, [], monday, anonymous_users="emails", identify_by_email=True)
+    assert [found["key"] for found in product.events(MONDAY)] == ["email:old@example.com"]
+
+
+def test_r18_the_days_know_better_than_the_history(tmp_path: Path) -> None:
+    history = [on("2026-02-28", "$set", set_={"email": "old@example.com"})]
+    sunday = [on(SUNDAY, "order", set_={"email": "new@example.com"})]
+    product = derived(tmp_path, history, sunday, [on(MONDAY, "order")], identify_by_email=True)
+    assert [found["key"] for day in (SUNDAY, MONDAY) for found in product.events(day)] == ["email:new@example.com"] * 2
+
+
+def test_r1_what_a_day_teaches_counts_from_the_next_day_on_only(tmp_path: Path) -> None:
+    product = derived(
+        tmp_path, [], [on(SUNDAY, "order")], [on(MONDAY, "$identify"), on(MONDAY, "order")], anonymous_users="identified"
+    )
+    assert (product.outcomes(SUNDAY), product.outcomes(MONDAY)) == ({"filtered": 1}, {"sent": 2})
+
+
+def test_r17_a_day_run_before_an_earlier_one_does_not_make_its_old_email_newer(tmp_path: Path) -> None:
+    product = Days(str(tmp_path), Options())
+    days = {
+        SUNDAY: on(SUNDAY, "a", set_={"email": "old@example.com"}),
+        MONDAY: on(MONDAY, "b", set_={"email": "new@example.com"}),
+        "2026-03-03": on("2026-03-03", "c"),
+    }
+    for day in (SUNDAY, "2026-03-03", MONDAY):
+        product.extract(day, frame(days[day]))
+        product.learn(day)
+        product.derive(day)
+    emails = [product.customers(day)["id:u1"]["email"] for day in days]
+    sunday, monday = (int(days[day]["timestamp"].timestamp()) for day in (SUNDAY, MONDAY))
+    assert emails == [("old@example.com", sunday), ("new@example.com", monday), ("old@example.com", sunday)]
+
+
+def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
+    product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
+    product.learn(SUNDAY)
+    assert product.identities.out_of_date(0) == [MONDAY]
+    monkeypatch.setattr("cio_pipeline.pipeline.build", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        product.derive(MONDAY)
+    assert product.identities.out_of_date(0) == [MONDAY]
+
+
+def stitched(folder: Path) -> Days:
+    named: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **named)
+    return derived(folder, [], [on(SUNDAY, "visit", "anon")], [identify], anonymous_users="identified", stitch_anonymous_days=7)
+
+
+def test_r16_a_day_that_is_stitched_from_and_whose_events_are_gone_is_named(tmp_path: Path) -> None:
+    product = stitched(tmp_path)
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    with pytest.raises(
+        NotMaterialized, match=rf"^posthog_events of {SUNDAY} is not there any more, .+: extract these days again"
+    ):
+        product.derive(MONDAY)
+    assert len(product.events(MONDAY)) == 2, "what was derived before stays"
+
+
+def test_r16_events_that_are_gone_and_not_needed_hold_nothing_up(tmp_path: Path) -> None:
+    product = derived(
+        tmp_path,
+        [],
+        [on(SUNDAY, "visit", "anon")],
+        [on(MONDAY, "$identify")],
+        anonymous_users="identified",
+        stitch_anonymous_days=7,
+    )
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    assert product.derive(MONDAY).outcomes["sent"] == 1
+
+
+def test_an_empty_shard_is_no_missing_one_and_a_missing_table_no_empty_day(tmp_path: Path) -> None:
+    product = derived(tmp_path, [], [], [on(MONDAY, "a")])
+    assert product.derive(SUNDAY).outcomes.total() == 0
+    shutil.rmtree(tmp_path / "posthog_events" / SUNDAY)
+    for step in (product.derive, product.learn):
+        with pytest.raises(NotMaterialized, match=f"posthog_events of {SUNDAY} is not there"):
+            step(SUNDAY)
+
+
+def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = derived(tmp_path / "data", [], [], [on(MONDAY, "a")])
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    for made in ("decide", "build"):
+        original = getattr(cio_pipeline.pipeline, made)
+
+        def reaped(*arguments: Any, original: Any = original) -> Any:
+            for folder in (tmp_path / "tmp").iterdir():
+                shutil.rmtree(folder)
+            return original(*arguments)
+
+        with monkeypatch.context() as reaper:
+            reaper.setattr(f"cio_pipeline.pipeline.{made}", reaped)
+            with pytest.raises(StorageError, match=r"run this again\.$"):
+                product.derive(MONDAY)
+    assert len(product.events(MONDAY)) == 1
