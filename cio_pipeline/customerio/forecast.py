@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Choices, Shards, among, chosen
 from cio_pipeline.json_text import read_object
-from cio_pipeline.state.customer_state import pack_ids
 from cio_pipeline.state.ledger import Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
 

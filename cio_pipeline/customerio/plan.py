@@ -11,11 +11,11 @@ import numpy as np
 import orjson
 import pandas as pd
 
+from cio_pipeline.customer_state import State, name_hash, pack_ids, state_time, value_hash
 from cio_pipeline.customerio.batches import Item
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.rules.consent import AllowConsent, consents
-from cio_pipeline.state.customer_state import State, name_hash, pack_ids, state_time, value_hash
 from cio_pipeline.state.ledger import Refusal
 from cio_pipeline.state.ledger_tables import customer_item
 

@@ -19,7 +19,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.state.customer_state import State, customer_id, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.customer_state import State, customer_id, is_superseded, merge, pack, pack_ids, unpack
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, alone
 from cio_pipeline.state.ledger_tables import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals

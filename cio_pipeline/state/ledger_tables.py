@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from cio_pipeline.state.customer_state import CUSTOMER, customer_id
+from cio_pipeline.customer_state import CUSTOMER, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
 VERSION = SchemaVersion("ledger", 3)

@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cio_pipeline.customer_state import name_hash
 from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast
@@ -21,7 +22,6 @@ from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
-from cio_pipeline.state.customer_state import name_hash
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 

@@ -9,12 +9,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cio_pipeline.customer_state import State, pack_ids
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
 from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, plan, plan_again
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
-from cio_pipeline.state.customer_state import State, pack_ids
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 

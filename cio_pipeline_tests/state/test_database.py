@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
+from cio_pipeline.customer_state import name_hash
 from cio_pipeline.state import identities
-from cio_pipeline.state.customer_state import name_hash
 from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Acknowledgement, Ledger

@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.state.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, unpack, value_hash
+from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, unpack, value_hash
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
