@@ -24,6 +24,7 @@ import requests
 from requests.auth import AuthBase, HTTPBasicAuth
 from requests.utils import get_auth_from_url
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_errors import TooLongBody, Trouble, UnusableBody, trouble_of
 
 __all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
@@ -45,7 +46,7 @@ GZIP_OR_ZLIB = 47
 Rest = Callable[[float, bool], object]
 
 
-class Unavailable(Exception):
+class Unavailable(PipelineError):
     """A service gave no usable answer in the tries it was given; the message says which, its host, and the last trouble."""
 
 

@@ -17,20 +17,13 @@ import dagster as dg
 
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import complain, one_line, say
-from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, DaysError, days_between
-from cio_pipeline.http_retry import Unavailable
-from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.places import dagster_home, shown
-from cio_pipeline.settings.settings import Settings, SettingsError
+from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
-from cio_pipeline.state.database import DatabaseError
-from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import keep_private
-
-SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
-"""Our own errors: their message is a sentence for the user."""
 
 NO_PLACE = (
     errno.ENOSPC,
@@ -111,7 +104,7 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
     home = dagster_home(settings.data_dir)
     say(_places(settings, home))
-    with (home / ".cio_pipeline.state.delivery_lock").open("a") as lock:
+    with (home / ".cio_pipeline.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         instance = (
             dg.DagsterInstance.get()
@@ -152,7 +145,7 @@ def _sentence(failure: BaseException) -> str:
     while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
         causes.append(cause)
     for cause in causes:
-        if isinstance(cause, SPEAKING):
+        if isinstance(cause, PipelineError):
             return str(cause)
     for cause in causes:
         if isinstance(cause, OSError) and cause.errno in NO_PLACE:

@@ -13,6 +13,7 @@ import requests
 from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.customerio.rate_limit import Pace
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_retry import Trouble, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable
 
@@ -40,7 +41,7 @@ HARMLESS = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.
 """An upsert that sets nothing, of nobody (`_update`: "If no person matches the identifiers, the request does nothing")."""
 
 
-class NotDelivered(Exception):
+class NotDelivered(PipelineError):
     """Customer.io takes nothing until a setting is mended; the message is one sentence that names it."""
 
 

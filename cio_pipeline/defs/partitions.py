@@ -5,6 +5,7 @@ from datetime import datetime, timezone
 
 import dagster as dg
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.settings import load_days_settings
 
 SETTINGS = load_days_settings()
@@ -25,7 +26,7 @@ DAYS_IN_ALL = "cio_pipeline/days_in_all"
 """The tag that says how many days were asked for, where a run has but some of them."""
 
 
-class DaysError(Exception):
+class DaysError(PipelineError):
     """The days asked for are no partitions; the message says why."""
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, Protocol
 import pandas as pd
 import pyarrow as pa
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.rules.values import is_uuid
 
 EVENT_SCHEMA = pa.schema(
@@ -49,7 +50,7 @@ def quietly(_: str) -> None:
     """Says nothing."""
 
 
-class NotExtracted(Exception):
+class NotExtracted(PipelineError):
     """PostHog's events cannot be had; the message is one sentence that says what to mend."""
 
 

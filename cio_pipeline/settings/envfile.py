@@ -11,6 +11,8 @@ import re
 import unicodedata
 from pathlib import Path
 
+from cio_pipeline.errors import PipelineError
+
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BLANKS = " \t"
@@ -19,7 +21,7 @@ COMMENT = re.compile(r"[ \t]+#")
 IN_SINGLE_QUOTES = "write the value in single quotes if it is meant by the letter"
 
 
-class SettingsError(Exception):
+class SettingsError(PipelineError):
     """A setting is missing or wrong; the message is one sentence that names it and never its secret."""
 
 

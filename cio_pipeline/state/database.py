@@ -15,6 +15,7 @@ from typing import Any, NoReturn, TypeVar
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.sqlite import sqlite_engine
 
 BUSY_SECONDS = 300
@@ -34,7 +35,7 @@ ESCAPED = re.compile(r"\\[0\\]")
 T = TypeVar("T")
 
 
-class DatabaseError(Exception):
+class DatabaseError(PipelineError):
     """The database cannot be used; the message is one sentence that names CIO_LEDGER_URL and not what it holds."""
 
 

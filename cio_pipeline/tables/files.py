@@ -11,10 +11,11 @@ from typing import IO
 import pyarrow as pa
 from upath import UPath
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 
-class StorageError(Exception):
+class StorageError(PipelineError):
     """Tables or temporary files cannot be written, or are not as they were written; the message is one sentence."""
 
 

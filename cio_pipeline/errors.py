@@ -1,0 +1,26 @@
+"""The root of the errors that end a run. Each message is one sentence for the user: what is wrong, and what to do about it.
+
+```
+PipelineError
+├── SettingsError            settings.envfile       a setting is missing or wrong
+├── DaysError                defs.partitions        the days asked for are not partitions
+├── NotExtracted             posthog.source         PostHog's events cannot be read
+├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
+├── Unavailable              http_retry             a service gave no usable answer in several tries
+│   ├── Unusable                                    it answered, but not as itself
+│   └── TooLong                                     its answer was longer than allowed
+├── DatabaseError            state.database         the ledger's database cannot be used
+│   └── LockLost             state.delivery_lock    the delivery lock was lost while sending
+└── StorageError             tables.files           the tables cannot be written, or are not as they were written
+    └── NotMaterialized      tables.tables          no run has written the partition that is read
+```
+
+Each is raised and caught by its own name; only the command line catches the root. Exceptions that a module raises for its own
+caller to handle, such as `rules.operations.Refused`, are not part of the tree: their messages are not sentences.
+"""
+
+from __future__ import annotations
+
+
+class PipelineError(Exception):
+    """An error whose message can be shown to the user: it quotes no key, no email address and no property."""
