@@ -1,5 +1,7 @@
 """Everything Dagster loads."""
 
+import logging
+
 import dagster as dg
 
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
@@ -8,6 +10,9 @@ from cio_pipeline.defs.derive import customers_events_rejects, later_days_up_to_
 from cio_pipeline.defs.extract import identities, identity_history, posthog_events
 from cio_pipeline.defs.redeliver import redeliver_refused
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+
+logging.getLogger("cio_pipeline").setLevel(logging.INFO)
+"""So that messages of this level reach the runs' logs: Dagster takes them from this logger by `python_logs` in dagster.yaml."""
 
 defs = dg.Definitions(
     assets=[posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery],

@@ -24,3 +24,6 @@ from __future__ import annotations
 
 class PipelineError(Exception):
     """An error whose message can be shown to the user: it quotes no key, no email address and no property."""
+
+    exit_status = 1
+    """What the command line exits with: 1 where a rerun may help, 2 where a setting or an option must be corrected first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import sys
@@ -40,6 +41,12 @@ def same_umask() -> Iterator[None]:
     before = os.umask(0o022)
     yield
     os.umask(before)
+
+
+@pytest.fixture(autouse=True)
+def logged(caplog: pytest.LogCaptureFixture) -> None:
+    """What the pipeline logs stands in `caplog`, from INFO on, as in Dagster."""
+    caplog.set_level(logging.INFO, "cio_pipeline")
 
 
 @pytest.fixture(autouse=True)

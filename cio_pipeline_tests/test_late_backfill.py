@@ -13,7 +13,6 @@ import pytest
 
 from cio_pipeline.extraction import extract_day, extract_history
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import quietly
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.posthog import product
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -63,11 +62,11 @@ def delivered(server: posthog.PostHog, folder: Path, options: Options, age: time
         if number:
             server.project.drop_old_sets(midnight(DAYS[-1]) + old)
         start = midnight(DAYS[HISTORY_DAYS])
-        extract_history(days.tables, HISTORY, source.history(start, quietly), "auto", start + old)
+        extract_history(days.tables, HISTORY, source.history(start), "auto", start + old)
         days.learn(HISTORY)
         for day in DAYS[HISTORY_DAYS:]:
             begin, end = midnight(day), midnight(day) + timedelta(days=1)
-            extract_day(days.tables, str(day), begin, source.events(begin, end, quietly), "auto", begin + old)
+            extract_day(days.tables, str(day), begin, source.events(begin, end), "auto", begin + old)
             days.learn(str(day))
         for day in DAYS[HISTORY_DAYS:]:
             days.derive(str(day))

@@ -20,7 +20,7 @@ from posthog import Posthog
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.defs.resources import event_source
-from cio_pipeline.posthog.source import EVENT_SCHEMA, quietly
+from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -87,7 +87,7 @@ def delivered(server: posthog.PostHog, folder: Path, monkeypatch: pytest.MonkeyP
     with customerio.serve() as workspace:
         client = TrackClient(workspace.url, "sandbox", "sandbox-key", requests_per_second=1000)
         for start in (today - timedelta(days=1), today):
-            frames = list(source.events(start, start + timedelta(days=1), quietly).frames)
+            frames = list(source.events(start, start + timedelta(days=1)).frames)
             day = f"{start:%Y-%m-%d}"
             days.extract(day, pd.concat([EVENT_SCHEMA.empty_table().to_pandas(), *frames]))
             days.learn(day)

@@ -1,13 +1,12 @@
-"""Runs the job without the UI, for `make run`: progress line by line, and what went wrong last."""
+"""Runs Dagster's jobs in this process, for the command line: what they log as lines, and what did not go out last."""
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import logging
 import os
-import sqlite3
-import traceback
+import sys
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,84 +14,73 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.cli.summary import Summary
-from cio_pipeline.cli.terminal import complain, one_line, say
+from cio_pipeline import progress
+from cio_pipeline.cli.summary import RECORDED, Summary
+from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
-from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import keep_private
 
-NO_PLACE = (
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.EROFS,
-    errno.EACCES,
-    errno.EPERM,
-    errno.EFBIG,
-    errno.EMFILE,
-    errno.EIO,
-    errno.ENAMETOOLONG,
-)
-"""What the system says of a disk that is full, read-only, closed to us or broken, and of a name that is too long."""
+INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
+"""Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""
 
-INTERRUPTED = 130
+SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+"""Dagster's own console would print each of its events."""
 
 
 class Lines(logging.Handler):
-    """Prints what the assets say of their progress, and tells the summary of Dagster's own events."""
-
-    def __init__(self, summary: Summary) -> None:
-        super().__init__()
-        self._summary = summary
+    """Prints each message of the pipeline's loggers as one line; a step's progress only where no bar shows it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message alone, as one line."""
-        said = getattr(record, "dagster_meta", {})
-        if (event := said.get("dagster_event")) is not None:
-            self._summary.see(event)
-        elif record.levelno == logging.INFO and "orig_message" in said:
-            say(said["orig_message"])
-
-
-def _logger(summary: Summary) -> dg.LoggerDefinition:
-    """The logger of a headless run, in place of Dagster's console."""
-
-    @dg.logger
-    def lines(_: dg.InitLoggerContext) -> logging.Logger:
-        logger = logging.Logger("lines", logging.DEBUG)
-        logger.addHandler(Lines(summary))
-        return logger
-
-    return lines
+        """Prints the message alone."""
+        if not (progress.with_bars and record.name == progress.logger.name):
+            show(record.getMessage())
 
 
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
     """Runs `customerio_sync` for the days, a few a run; gives the exit status.
 
-    That is 0 where everything was delivered and no more refused than CIO_REFUSED_SHARE allows, 130 after Ctrl-C, else 1.
-    `chosen` is the sink's run config (`defs.deliver.Delivery`). Raises `DaysError`, before anything else, where the days are
-    no partitions.
+    That is 0 where everything was delivered and no more refused than CIO_REFUSED_SHARE allows, else 1. `chosen` is the run
+    config of the delivery (`defs.deliver.Delivery`). Raises `DaysError`, before anything else, where the days are not
+    partitions, and whatever a run fails of, after its failed checks were printed.
     """
     keys = days_between(first, last)
-    keep_private()
+    config = {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
     summary = Summary(settings)
-    try:
-        with _instance(settings) as instance:
+    with _instance(settings) as instance:
+        try:
             for start in range(0, len(keys), settings.days_per_run):
                 chunk = keys[start : start + settings.days_per_run]
-                _run(chunk, {DAYS_IN_ALL: str(len(keys))}, instance, chosen, summary)
-            return summary.end()
-    except Exception as failure:
-        for line in summary.failed_checks():
-            say(line)
-        complain(_sentence(failure))
-        return 1
-    except (KeyboardInterrupt, dg.DagsterExecutionInterruptedError):
-        complain("Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.")
-        return INTERRUPTED
+                tags = {RANGE_START: chunk[0], RANGE_END: chunk[-1], DAYS_IN_ALL: str(len(keys))}
+                _run("customerio_sync", instance, config, tags, summary)
+        except Exception:
+            for line in summary.failed_checks():
+                show(line)
+            raise
+        return summary.end()
+
+
+def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
+    """Runs `redeliver_refused`; gives the exit status: 1 where Customer.io has refused any of the chosen items again.
+
+    `chosen` is the job's config (`defs.redeliver.Redelivery`).
+    """
+    given = _given(chosen)
+    with _instance(settings) as instance:
+        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, Summary(settings))
+    ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
+    try:
+        return 1 if ledger.refusals(given.get("partition"), given.get("reason")) else 0
+    finally:
+        ledger.close()
+
+
+def _given(chosen: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in chosen.items() if value is not None}
 
 
 @contextmanager
@@ -102,15 +90,12 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     It is made under a lock: two processes that make Dagster's databases at once leave them broken.
     """
     given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
+    keep_private()
     home = dagster_home(settings.data_dir)
-    say(_places(settings, home))
+    show(_places(settings, home))
     with (home / ".cio_pipeline.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = (
-            dg.DagsterInstance.get()
-            if given
-            else dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}})
-        )
+        instance = dg.DagsterInstance.get() if given else dg.DagsterInstance.local_temp(str(home), overrides=INSTANCE)
     with instance:
         yield instance
 
@@ -123,40 +108,33 @@ def _places(settings: Settings, home: Path) -> str:
     )
 
 
-def _run(
-    chunk: list[str], tags: dict[str, str], instance: dg.DagsterInstance, chosen: dict[str, Any], summary: Summary
-) -> None:
-    """Runs the days, and says what was delivered. Raises what the run failed of."""
-    given = {name: value for name, value in chosen.items() if value is not None}
-    spoken = dg.Definitions.merge(defs, dg.Definitions(loggers={"lines": _logger(summary)}))
-    spoken.resolve_job_def("customerio_sync").execute_in_process(
-        instance=instance,
-        tags={RANGE_START: chunk[0], RANGE_END: chunk[-1], **tags},
-        run_config={
-            "loggers": {"lines": {}},
-            "ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": given}}}},
-        },
-    )
+def _run(job: str, instance: dg.DagsterInstance, config: dict[str, Any], tags: dict[str, str], summary: Summary) -> None:
+    """Runs the job, prints what it logs, and adds what Dagster has recorded of it to the summary, also where it fails.
 
-
-def _sentence(failure: BaseException) -> str:
-    """Our own error among the causes, in its own words; of any other no more than its kind, for it may quote data."""
-    causes = [failure]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    for cause in causes:
-        if isinstance(cause, PipelineError):
-            return str(cause)
-    for cause in causes:
-        if isinstance(cause, OSError) and cause.errno in NO_PLACE:
-            where = f" ({cause.filename})" if isinstance(cause.filename, str) else ""
-            return (
-                f"{os.strerror(cause.errno)}{where}: nothing can be kept in CIO_DATA_DIR, DAGSTER_HOME or the temporary folder."
-                " A rerun sends the rest."
+    Raises what the run failed of, and `KeyboardInterrupt` after Ctrl-C.
+    """
+    run_id = str(uuid.uuid4())
+    with _printed():
+        try:
+            defs.resolve_job_def(job).execute_in_process(
+                instance=instance, run_id=run_id, tags=tags, run_config={**SILENT, "ops": config}
             )
-        if isinstance(cause, sqlite3.DatabaseError):
-            return f"Dagster's own database in DAGSTER_HOME cannot be used: {one_line(cause)}."
-    unexpected = next((cause for cause in causes if not type(cause).__module__.startswith("dagster")), failure)
-    frames = traceback.extract_tb(unexpected.__traceback__)
-    place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"
-    return f"The run failed: {type(unexpected).__name__} at {place}. Dagster's log of the run has the details."
+        except dg.DagsterExecutionInterruptedError:
+            raise KeyboardInterrupt from None
+        finally:
+            for entry in instance.all_logs(run_id, of_type=RECORDED):
+                if entry.dagster_event is not None:
+                    summary.see(entry.dagster_event)
+
+
+@contextmanager
+def _printed() -> Iterator[None]:
+    """What the pipeline logs is printed while the block runs; in a terminal, progress is shown by bars."""
+    logger, lines = logging.getLogger("cio_pipeline"), Lines()
+    progress.with_bars = sys.stdout.isatty() and sys.stderr.isatty()
+    logger.addHandler(lines)
+    try:
+        yield
+    finally:
+        logger.removeHandler(lines)
+        progress.with_bars = False

@@ -1,6 +1,6 @@
-"""What a headless run says of what became of its days: each day's receipt, and what did not go out and why.
+"""What a command prints of its days when their runs have ended: what a dry run saw, and what did not go out and why.
 
-It reads Dagster's events of the run as they come, so that a run that fails has said which days it has delivered.
+It is made of the events that Dagster has recorded of the runs. The day's receipts are not part of it: the delivery logs them.
 """
 
 from __future__ import annotations
@@ -13,20 +13,10 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from cio_pipeline.cli.terminal import complain, one_line, say
+from cio_pipeline.cli.terminal import complain, show
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
-
-RECEIPT = ("events sent", "customers sent", "events delivered before", "customers with nothing new")
-LEFT = (
-    "events held as too recent",
-    "customers beyond the limit",
-    "events beyond the limit",
-    "customers suppressed",
-    "events suppressed",
-)
-"""What was not sent by choice: said where there is any."""
 
 RECORDED = {
     dg.DagsterEventType.ASSET_MATERIALIZATION,
@@ -53,7 +43,7 @@ class Summary:
         self._failed_checks: dict[str, list[str]] = {}
 
     def see(self, event: dg.DagsterEvent) -> None:
-        """Says what was delivered of a day, as soon as its receipt stands, and keeps what is to be said at the end."""
+        """Takes what is to be printed at the end from the event of a run; what a dry run saw of a day is printed at once."""
         if event.event_type not in RECORDED:
             return
         found: Any = event.event_specific_data
@@ -67,19 +57,19 @@ class Summary:
             self._derived(day, facts)
         elif name == "customerio_delivery" and facts and day not in self._said:
             self._said.add(day)
-            self._deliver(day, facts)
+            self._add_receipt(day, facts)
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
         beyond = [day for day in self._extracted if self._refused[day] > self._settings.refused_share * self._extracted[day]]
         for line in (*self._unmatched(), *self.failed_checks()):
-            say(line)
+            show(line)
         if self._refused.total():
-            (complain if beyond else say)(self._refusals(beyond))
+            (complain if beyond else show)(self._refusals(beyond))
         if self._refused_by_customerio:
             complain(
-                f"Customer.io refused {self._refused_by_customerio:,} items: the ledger's table `refusals` has each with its"
-                " reason, and the job redeliver_refused sends them again."
+                f"Customer.io refused {self._refused_by_customerio:,} items: `python -m cio_pipeline refusals` lists them, and"
+                " `redeliver` in its place sends them again."
             )
         return 1 if beyond or self._refused_by_customerio else 0
 
@@ -90,21 +80,15 @@ class Summary:
         reasons = facts.get("reasons") or {}
         self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
 
-    def _deliver(self, day: str, receipt: Facts) -> None:
-        rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
-        if "dry run" in receipt:
-            say(f"{day}, if it were run (nothing was sent):")
-            for name, value in {**receipt, **rules}.items():
-                if name != "dry run":
-                    shown = orjson.dumps(value).decode() if isinstance(value, dict | list) else value
-                    print(f"  {one_line(name)}: {one_line(shown)}", flush=True)
+    def _add_receipt(self, day: str, receipt: Facts) -> None:
+        self._refused_by_customerio += int(receipt.get("refused", 0))
+        if "dry run" not in receipt:
             return
-        refused = int(receipt.get("refused", 0))
-        counts = {name: receipt.get(name, 0) for name in RECEIPT} | rules
-        counts |= {"refused by Customer.io": refused, "requests": receipt.get("requests", 0)}
-        counts |= {name: receipt[name] for name in LEFT if receipt.get(name)}
-        say(f"{day}: " + ", ".join(f"{int(count):,} {name}" for name, count in counts.items()) + ".")
-        self._refused_by_customerio += refused
+        show(f"{day}, if it were run (nothing was sent):")
+        rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
+        for name, value in {**receipt, **rules}.items():
+            if name != "dry run":
+                show(f"{name}: {orjson.dumps(value).decode() if isinstance(value, dict | list) else value}", indent="  ")
 
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
         name = f"{check.check_name} of {check.asset_key.to_user_string()}"

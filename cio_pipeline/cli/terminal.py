@@ -1,9 +1,11 @@
-"""What is said on the terminal: one line at a time, without what a terminal would obey."""
+"""What is printed in the terminal: one line at a time, without what a terminal would obey."""
 
 from __future__ import annotations
 
 import sys
 import unicodedata
+
+from tqdm import tqdm
 
 OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's control and format characters, lone surrogates, line and paragraph separators."""
@@ -14,12 +16,13 @@ def one_line(text: object) -> str:
     return "".join(" " if unicodedata.category(letter) in OBEYED else letter for letter in str(text)).strip()
 
 
-def say(text: object) -> None:
-    """Prints one line."""
-    print(one_line(text), flush=True)
+def show(text: object, indent: str = "") -> None:
+    """Prints one line, above the progress bars where there are any."""
+    tqdm.write(indent + one_line(text))
+    sys.stdout.flush()
 
 
 def complain(text: object) -> None:
-    """Prints one line as an error, after all that was said before."""
+    """Prints one line as an error, after all that was printed before."""
     sys.stdout.flush()
     print(one_line(text), file=sys.stderr, flush=True)

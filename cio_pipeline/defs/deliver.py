@@ -1,8 +1,9 @@
 """The sink: brings Customer.io up to date with the day's tables."""
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
 
@@ -25,6 +26,7 @@ from cio_pipeline.defs.before_delivery import (
 )
 from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
+from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.pipeline import derive_day
@@ -32,6 +34,8 @@ from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
+
+logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
@@ -83,35 +87,34 @@ def upsert_to_customerio(
     bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
-            stack.enter_context(one_at_a_time(store, context.log.info))
+            stack.enter_context(one_at_a_time(store))
         choices = config.choices(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
-            yield from _looked_at(context, store, to_send, choices, bounds)
+            yield from _looked_at(store, to_send, choices, bounds)
             return
         refuse_missing_days(store, keys)
         refuse_too_much(store, to_send, choices, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(day, shards(tables, day), store.ledger, customerio.client, context.log.info, choices)
+            sent = deliver(day, shards(tables, day), store.ledger, customerio.client, logger.info, choices)
             sent.counts[HELD] += _held(store, tables, day, choices)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
             receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, choices)}
             context.add_asset_metadata(receipt, partition_key=day)
+            logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
                 yield dg.AssetMaterialization("customerio_delivery", partition=day, metadata=receipt)
     yield dg.Output(None)
 
 
-def _looked_at(
-    context: dg.AssetExecutionContext, store: Store, to_send: Sent, choices: Choices, bounds: Bounds
-) -> Iterator[dg.AssetObservation]:
+def _looked_at(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> Iterator[dg.AssetObservation]:
     """What a dry run sees of each day; what would stop the run is said."""
     try:
         refuse_missing_days(store, list(to_send))
         refuse_too_much(store, to_send, choices, bounds)
     except NotDelivered as trouble:
-        context.log.info(f"If this were no dry run: {trouble}")
+        logger.warning("If this were no dry run: %s", trouble)
     seen: set[str] = set()
     for day, tables in to_send.items():
         shown = preview(day, shards(tables, day), store.ledger, choices, seen)
@@ -139,10 +142,10 @@ def _held(store: Store, tables: Tables, day: str, choices: Choices) -> int:
 
 
 @contextmanager
-def one_at_a_time(store: Store, say: Callable[[str], None]) -> Iterator[None]:
+def one_at_a_time(store: Store) -> Iterator[None]:
     """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
     try:
-        with store.ledger.alone(lambda: say("Another run is delivering by this ledger: waiting until it is done.")):
+        with store.ledger.alone(lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")):
             yield
     except NotDelivered as trouble:
         raise dg.Failure(str(trouble), allow_retries=False) from trouble

@@ -1,5 +1,6 @@
 """What will be sent, exactly, and what will not and why."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 
 import dagster as dg
@@ -19,6 +20,8 @@ Dagster 1.13 refuses every backfill, or none, by the order in which its webserve
 R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
 all later days too; instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
 """
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTIONS = {
     "customers": "One row per customer to upsert, and the operation as it will be sent.",
@@ -80,6 +83,12 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
         },
         "rejects": {"left out of what was sent": _table(account.left_out)},
     }
+    events = facts["events"]
+    logger.info(
+        "%s: %s events, %s filtered, %s refused by the rules.",
+        day,
+        *(f"{events[name]:,}" for name in ("extracted", "filtered", "refused")),
+    )
     for name, metadata in facts.items():
         rows = store.tables.version(name, day).rows
         context.add_asset_metadata({"dagster/row_count": rows, **metadata}, asset_key=name, partition_key=day)

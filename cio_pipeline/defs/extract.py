@@ -1,5 +1,6 @@
 """PostHog's events of a day, and what they teach about people."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import date, datetime, timedelta, timezone
@@ -11,9 +12,11 @@ from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
 from cio_pipeline.pipeline import learn_day, learn_history, learned_under
-from cio_pipeline.posthog.progress import with_progress
+from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
+
+logger = logging.getLogger(__name__)
 
 GROUP = "customerio_sync"
 
@@ -59,12 +62,17 @@ def posthog_events(
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
     for day in context.partition_keys:
-        began, say = now(), context.log.info
-        found = posthog.source.events(*window(day), say)
-        read = replace(found, frames=with_progress(day, found, say))
-        kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
+        began = now()
+        found = posthog.source.events(*window(day))
+        with Progress(day, "events read", found.expected) as progress:
+            read = replace(found, frames=progress.rows_of(found.frames))
+            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
         if kept[day].without:
-            say(f"{day}: {kept[day].without:,} events have lost their $set, and CIO_EVENT_SOURCE has no person properties.")
+            logger.warning(
+                "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
+                day,
+                f"{kept[day].without:,}",
+            )
         context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
     yield dg.MaterializeResult()
     yield _as_many_events_as_usual(kept, store.tables)
@@ -123,18 +131,17 @@ class HistoryConfig(dg.Config):
 
 
 @dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
-def identity_history(
-    context: dg.AssetExecutionContext, config: HistoryConfig, posthog: PostHog, store: Store
-) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> dg.MaterializeResult:  # type: ignore[type-arg]
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
     setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
     if not config.again and not store.identities.unlearned([HISTORY], setting):
         return dg.MaterializeResult(metadata={"known already": True})
     began = now()
-    found = posthog.source.history(start, context.log.info)
-    read = replace(found, frames=with_progress("History", found, context.log.info))
-    kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began)
+    found = posthog.source.history(start)
+    with Progress("History", "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began)
     counts = learn_history(setting, store.tables, store.identities)
     return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 

@@ -29,6 +29,8 @@ DAYS_IN_ALL = "cio_pipeline/days_in_all"
 class DaysError(PipelineError):
     """The days asked for are no partitions; the message says why."""
 
+    exit_status = 2
+
 
 def days_between(first: str, last: str) -> list[str]:
     """The partitions from the first to the last. Raises `DaysError` where either is none, or where they go backwards."""

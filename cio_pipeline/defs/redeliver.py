@@ -1,5 +1,6 @@
 """What Customer.io refused, sent again after the cause was mended."""
 
+import logging
 import time
 from collections import Counter, defaultdict
 
@@ -12,8 +13,11 @@ from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
+from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.state.ledger import Refusal
+
+logger = logging.getLogger(__name__)
 
 
 class Redelivery(Bounded):
@@ -30,7 +34,7 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
-    with one_at_a_time(store, context.log.info):
+    with one_at_a_time(store):
         choices = Choices(suppressed(customerio, store), allow_consent=store.options.allow_consent)
         chosen, forecast = _chosen(config, store), Forecast()
         allowed = {day: _not_suppressed(refused, choices.suppressed, store, day) for day, refused in chosen.items()}
@@ -42,7 +46,9 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
             counts, lines = counts + report.counts, lines or report.sample
             counts["refusals suppressed"] += len(chosen[day]) - len(refused)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
-    context.add_output_metadata({**receipt, "refused still, of all days": sum(store.ledger.refused_by_reason().values())})
+    still = sum(store.ledger.refused_by_reason().values())
+    logger.info("%s; %s refused still, of all days.", in_one_line(receipt), f"{still:,}")
+    context.add_output_metadata({**receipt, "refused still, of all days": still})
 
 
 def _chosen(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:

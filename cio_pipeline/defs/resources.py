@@ -3,8 +3,8 @@
 A run's resources are made before its first step, so a wrong setting or key ends the run before anything is read or sent.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -14,16 +14,18 @@ from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.partitions import refuse_wrong_days
-from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import AttributesFrom, EventSource, Say, quietly
+from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.settings import Settings, load_settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
+
+logger = logging.getLogger(__name__)
 
 
 class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
@@ -34,9 +36,8 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
         refuse_wrong_days(context.run.tags if context.run else {})
-        say = context.log.info if context.log else quietly
-        self._source = event_source(load_settings(), say)
-        self._source.check(say)
+        self._source = event_source(load_settings())
+        self._source.check()
 
     @property
     def source(self) -> EventSource:
@@ -54,11 +55,10 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
         """Reads who must not be sent, and checks the keys and the region."""
         refuse_wrong_days(context.run.tags if context.run else {})
         settings = load_settings()
-        say = context.log.info if context.log else quietly
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
-            say(f"CIO_SUPPRESSED_FILE names {self._suppressed.names:,} people.")
-        self._client = track_client(settings, say)
+            logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.names:,}")
+        self._client = track_client(settings)
         self._client.check()
 
     @property
@@ -132,25 +132,35 @@ class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._ledger
 
 
-def event_source(settings: Settings, say: Say = quietly) -> EventSource:
-    """The source of events that CIO_EVENT_SOURCE names; `query` is `events_api` where PostHog has no query endpoint."""
+def event_source(settings: Settings) -> EventSource:
+    """The source of events that CIO_EVENT_SOURCE names.
+
+    `query` becomes `events_api` where PostHog itself says that it has no query API (1.30.0 to 1.43). A 404 of a proxy or of a
+    wrong project does not say so. Raises `Unavailable` or `NotExtracted`.
+    """
     needed = (settings.event_allowlist, settings.attributes_from)
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
     if settings.event_source == "file_download":
         return FileDownloadSource(*posthog, settings.late_days, *needed, settings.data_dir)
+    listed = EventsApiSource(*posthog, *needed)
     if settings.event_source == "events_api":
-        return EventsApiSource(*posthog, *needed)
-    return source_for(*posthog, *needed, say)
+        return listed
+    query = QuerySource(*posthog, *needed)
+    if query.exists():
+        return query
+    listed.check()
+    logger.warning("This PostHog has no query API: its list of events is read, which no count can be checked against.")
+    return listed
 
 
-def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:
-    """The Track API with the settings' credentials; `say` is told of long waits."""
+def track_client(settings: Settings) -> TrackClient:
+    """The Track API with the settings' credentials."""
     return TrackClient(
         settings.tracking_url,
         settings.customerio_site_id.get_secret_value(),
         settings.customerio_api_key.get_secret_value(),
         settings.requests_per_second,
-        say,
+        logger.info,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import random
 import re
 import time
@@ -14,7 +15,9 @@ import requests
 from cio_pipeline.http_retry import Bearer, new_session, send
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask
-from cio_pipeline.posthog.source import NotExtracted, Say
+from cio_pipeline.posthog.source import NotExtracted
+
+logger = logging.getLogger(__name__)
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
 
@@ -74,7 +77,6 @@ class Api:
         self,
         method: str,
         path: str,
-        say: Say,
         sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
         may_be_too_big: bool = False,
         tries: int = TRIES,
@@ -94,7 +96,7 @@ class Api:
                 retried={429} if may_be_too_big else RETRIED,
                 tries=tries,
                 patience=PATIENCE_SECONDS,
-                say=say,
+                say=logger.info,
                 rest=lambda seconds, _: sleep(seconds),
                 timeout=TIMEOUT_SECONDS,
                 **request,
@@ -106,7 +108,7 @@ class Api:
                 raise NotExtracted(answer)
             wait = pause(attempt)
             if wait >= 10:
-                say(f"PostHog: {answer} Trying again in {wait:.0f} s.")
+                logger.info("PostHog: %s Trying again in %.0f s.", answer, wait)
             sleep(wait)
         raise AssertionError
 

@@ -13,7 +13,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.client import Api, refused
-from cio_pipeline.posthog.progress import Progress
 from cio_pipeline.posthog.rows import event_frame
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
@@ -22,10 +21,9 @@ from cio_pipeline.posthog.source import (
     ORDER,
     AttributesFrom,
     NotExtracted,
-    Say,
     Window,
-    quietly,
 )
+from cio_pipeline.progress import Progress
 
 PAGE_ROWS = 1000
 """What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""
@@ -65,39 +63,39 @@ class EventsApiSource:
         self._needed = {*allowlist, "$identify"} if allowlist else None
         self._attributes_from = attributes_from
 
-    def check(self, say: Say = quietly) -> None:
+    def check(self) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project, or persons' properties are asked for."""
         now = datetime.now(timezone.utc)
-        self._page(Rest(now - DAY, now, limit=1), say)
+        self._page(Rest(now - DAY, now, limit=1))
         if self._attributes_from == "person":
             raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")
 
-    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+    def events(self, start: datetime, end: datetime) -> Window:
         """The window's events, day by day: windows of several days were seen to come short."""
         days = [start + number * DAY for number in range(-(-(end - start) // DAY))]
-        pages = (page for day in days for page in self._pages(day, min(day + DAY, end), say))
-        return _counted(f"{start:%Y-%m-%d}", map(self._only_needed, pages), say)
+        pages = (page for day in days for page in self._pages(day, min(day + DAY, end)))
+        return _counted(f"{start:%Y-%m-%d}", map(self._only_needed, pages))
 
-    def history(self, before: datetime, say: Say) -> Window:
+    def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time."""
-        pages = (page for event in HISTORY_EVENTS for page in self._pages(EVER, before, say, event=event))
-        return _counted(f"Before {before:%Y-%m-%d}", pages, say)
+        pages = (page for event in HISTORY_EVENTS for page in self._pages(EVER, before, event=event))
+        return _counted(f"Before {before:%Y-%m-%d}", pages)
 
-    def _pages(self, start: datetime, end: datetime, say: Say, **only: str) -> Iterator[pd.DataFrame]:
+    def _pages(self, start: datetime, end: datetime, **only: str) -> Iterator[pd.DataFrame]:
         """What each page has that the one before had not."""
         rest = Rest(start - TICK, end)
         while rest.is_left:
-            page = self._page(rest, say, **only)
+            page = self._page(rest, **only)
             yield rest.new_in(page.events)
             rest.go_behind(page)
         for beyond in rest.beyond:
-            if not self._page(beyond, say, **only).events.empty:
+            if not self._page(beyond, **only).events.empty:
                 raise rest.cut()
 
-    def _page(self, rest: Rest, say: Say, **only: str) -> Page:
+    def _page(self, rest: Rest, **only: str) -> Page:
         """Events of what is left, as many as the server gives."""
         bounds = {"after": _text(rest.after), "before": _text(rest.before)}
-        answer = self._api.ask("GET", "events", say, params={**bounds, **only, "orderBy": '["timestamp"]', "limit": rest.limit})
+        answer = self._api.ask("GET", "events", params={**bounds, **only, "orderBy": '["timestamp"]', "limit": rest.limit})
         if answer.status != 200:
             raise refused(answer)
         try:
@@ -116,11 +114,11 @@ class EventsApiSource:
         return events[events["event"].isin(self._needed) | events["properties"].str.contains('"email"', regex=False, na=False)]
 
 
-def _counted(what: str, pages: Iterator[pd.DataFrame], say: Say) -> Window:
+def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
     """The pages' rows, which PostHog cannot count: they are read into a temporary file first."""
-    facts, progress = {"pages": 0}, Progress(what, None, say)
+    facts = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
-    with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
+    with Progress(what, "events listed", None) as progress, pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
         for page in pages:
             facts["pages"] += 1
             progress.add(len(page))

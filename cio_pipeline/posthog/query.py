@@ -12,7 +12,7 @@ from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.dropped_set import may_teach
 from cio_pipeline.posthog.reading import Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
 
 TRIES_OF_A_CHECK = 5
 ASKED_FOR_THE_ENDPOINT = 3
@@ -30,34 +30,34 @@ class QuerySource:
         self._queries = Queries(Api(url, project_id, api_key))
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
-    def exists(self, say: Say = quietly) -> bool:
+    def exists(self) -> bool:
         """Whether this PostHog has the query endpoint: False only where it says itself, several times, that it has none."""
         for attempt in range(ASKED_FOR_THE_ENDPOINT):
             if attempt:
                 time.sleep(pause(attempt))
-            if not _has_no_queries(self._queries.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)):
+            if not _has_no_queries(self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)):
                 return True
         return False
 
-    def check(self, say: Say = quietly) -> None:
+    def check(self) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project."""
-        answer = self._queries.ask("SELECT 1", {}, say, tries=TRIES_OF_A_CHECK)
+        answer = self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)
         if answer.status != 200:
             raise refused(answer)
 
-    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+    def events(self, start: datetime, end: datetime) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
         needed = _needed(self._allowlist, may_teach(self._attributes_from, start))
-        reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end, say)
+        reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
-    def history(self, before: datetime, say: Say) -> Window:
+    def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
         selection = Selection(self._columns(EVER), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
-        reading = Reading(self._queries, selection, EVER, before, say)
+        reading = Reading(self._queries, selection, EVER, before)
         months = reading.months(EVER, before)
-        windows = (Reading(self._queries, selection, start, end, say) for start, end in _windows(months, before))
+        windows = (Reading(self._queries, selection, start, end) for start, end in _windows(months, before))
         return Window(
             months.total(), (frame for window in windows for frame in window.all_frames(reading.facts)), reading.facts
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Iterator
@@ -18,7 +19,9 @@ from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
 from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
-from cio_pipeline.posthog.source import NotExtracted, Say, quietly
+from cio_pipeline.posthog.source import NotExtracted
+
+logger = logging.getLogger(__name__)
 
 AT_ONCE = 3
 """PostHog runs three API queries of an organisation at once."""
@@ -57,20 +60,20 @@ class Queries:
         self._api = api
         self.clamp: int | None = None
 
-    def ask(self, hogql: str, values: dict[str, Any], say: Say = quietly, **how: Any) -> Answer:
+    def ask(self, hogql: str, values: dict[str, Any], **how: Any) -> Answer:
         """PostHog's answer to a query, never one from its cache; `how` is passed on to `Api.ask`."""
         modifiers = {"convertToProjectTimezone": False}
         query = {"kind": "HogQLQuery", "query": hogql, "values": values, "modifiers": modifiers}
         body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
-        return self._api.ask("POST", "query", say, json=body, **how)
+        return self._api.ask("POST", "query", json=body, **how)
 
 
 class Reading:
     """One window's reading: how many events there are by name, and all of them, in slices."""
 
-    def __init__(self, queries: Queries, selection: Selection, start: datetime, end: datetime, say: Say) -> None:
+    def __init__(self, queries: Queries, selection: Selection, start: datetime, end: datetime) -> None:
         self.facts: dict[str, int] = {"queries": 0}
-        self._queries, self._selection, self._start, self._end, self._say = queries, selection, start, end, say
+        self._queries, self._selection, self._start, self._end = queries, selection, start, end
         self._account = threading.Lock()
         self._stopped = threading.Event()
         self._busy, self._patience, self._asked_for_less = 0, BUSY_SECONDS, False
@@ -127,7 +130,7 @@ class Reading:
             trouble = f"PostHog gave {rows:,} events of {self._start:%Y-%m-%d}, but counts {counts.total():,}"
             if is_last:
                 raise NotExtracted(f"{trouble}: run the partition again.")
-            self._say(f"{trouble}: reading them once more.")
+            logger.warning("%s: reading them once more.", trouble)
             if largest and largest % ROUND == 0:
                 self._queries.clamp = largest
 
@@ -181,9 +184,7 @@ class Reading:
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
         for attempt in itertools.count(1):
             try:
-                answer = self._queries.ask(
-                    hogql, {**values, **needed_values}, self._say, sleep=self._sleep, may_be_too_big=True
-                )
+                answer = self._queries.ask(hogql, {**values, **needed_values}, sleep=self._sleep, may_be_too_big=True)
             except TooLong:
                 return None
             self._note(answer.response)
@@ -219,10 +220,10 @@ class Reading:
             else:
                 says, self._asked_for_less = not self._asked_for_less, True
                 if says:
-                    self._say(f"PostHog: it answered {answer.status}, busy or asked for too much; asking for less at once.")
+                    logger.info("PostHog: it answered %d, busy or asked for too much; asking for less at once.", answer.status)
                 return False
         if wait >= 10:
-            self._say(f"PostHog: it answered {answer.status}; trying again in {wait:.0f} s.")
+            logger.info("PostHog: it answered %d; trying again in %.0f s.", answer.status, wait)
         self._sleep(wait)
         return True
 

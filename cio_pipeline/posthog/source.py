@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from typing import Any, Literal, Protocol
@@ -43,12 +43,6 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
 """What tells events apart."""
 
-Say = Callable[[str], None]
-
-
-def quietly(_: str) -> None:
-    """Says nothing."""
-
 
 class NotExtracted(PipelineError):
     """PostHog's events cannot be had; the message is one sentence that says what to mend."""
@@ -70,13 +64,13 @@ class Window:
 class EventSource(Protocol):
     """A PostHog project's events."""
 
-    def check(self, say: Say = quietly) -> None:
-        """Raises `NotExtracted` where the settings do not lead to events; `say` is told of long waits."""
+    def check(self) -> None:
+        """Raises `NotExtracted` where the settings do not lead to events."""
 
-    def events(self, start: datetime, end: datetime, say: Say) -> Window:
-        """The events of `start` <= timestamp < `end` that the settings need; `say` is told of progress."""
+    def events(self, start: datetime, end: datetime) -> Window:
+        """The events of `start` <= timestamp < `end` that the settings need."""
 
-    def history(self, before: datetime, say: Say) -> Window:
+    def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time (R18)."""
 
 

@@ -24,6 +24,8 @@ IN_SINGLE_QUOTES = "write the value in single quotes if it is meant by the lette
 class SettingsError(PipelineError):
     """A setting is missing or wrong; the message is one sentence that names it and never its secret."""
 
+    exit_status = 2
+
 
 def read_env_file(path: Path) -> dict[str, str]:
     """The file's names and values; none where there is no file.

@@ -18,19 +18,18 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.cli import run as headless
-from cio_pipeline.cli.run import run_days
+from cio_pipeline.cli.commands import main
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import is_backfill
-from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError
+from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError, days_between
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
-from cio_pipeline.settings.settings import load_settings
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(timezone.utc).date() - timedelta(days=back)) for back in (1, 0))
@@ -62,8 +61,8 @@ def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Servic
         yield Services(source, workspace, tmp_path)
 
 
-def run(day: str = DAY, last: str | None = None, **chosen: Any) -> int:
-    return run_days(day, last or day, load_settings(), chosen)
+def run(day: str = DAY, last: str | None = None, *options: str) -> int:
+    return main(["run", "--from", day, "--to", last or day, *options])
 
 
 def test_what_the_rules_refuse_is_in_the_last_lines_and_in_the_status(
@@ -73,7 +72,8 @@ def test_what_the_rules_refuse_is_in_the_last_lines_and_in_the_status(
     said = capsys.readouterr()
     day = [line for line in said.out.splitlines() if line.startswith(f"{DAY}: 3 events sent")]
     assert day
-    assert ", 0 filtered, 1 refused by the rules, 0 refused by Customer.io, " in day[0]
+    assert ", 0 refused by Customer.io, " in day[0]
+    assert f"{DAY}: 4 events, 0 filtered, 1 refused by the rules." in said.out.splitlines()
     assert said.err == (
         f"The rules refused 1 of 4 events, 25 % (CIO_REFUSED_SHARE allows 1 % of a day, {DAY} has 25 %):"
         " 1 because distinct_id is blank (R14). The table `rejects` has each of them.\n"
@@ -108,7 +108,12 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
 def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its last run may have but the youngest day, which by itself would be no backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
     runs: list[tuple[list[str], bool]] = []
-    monkeypatch.setattr(headless, "_run", lambda chunk, tags, *_: runs.append((chunk, is_backfill(tags, chunk))))
+
+    def note(job: str, instance: dg.DagsterInstance, config: Any, tags: dict[str, str], summary: Summary) -> None:
+        chunk = days_between(tags[RANGE_START], tags[RANGE_END])
+        runs.append((chunk, is_backfill(tags, chunk)))
+
+    monkeypatch.setattr(headless, "_run", note)
     monkeypatch.setenv("CIO_DAYS_PER_RUN", "2")
     run(DAY, THIRD_DAY)
     run(DAY, "2025-01-02")
@@ -156,7 +161,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
 @pytest.mark.parametrize(
     ("where", "trouble", "status", "sentence"),
     [
-        (DERIVE, FULL, 1, "No space left on device (/folder/file): nothing can be kept in CIO_DATA_DIR, "),
+        (DERIVE, FULL, 1, "No space left on device (/folder/file): nothing can be written to CIO_DATA_DIR, "),
         (
             DERIVE,
             KeyboardInterrupt(),
@@ -164,7 +169,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.",
         ),
         (DERIVE, NotExtracted("a\n\x1b[2Jb\u202e"), 1, "a  [2Jb\n"),
-        (OPEN, OSError(errno.EROFS, "no"), 1, "Read-only file system: nothing can be kept in CIO_DATA_DIR, "),
+        (OPEN, OSError(errno.EROFS, "no"), 1, "Read-only file system: nothing can be written to CIO_DATA_DIR, "),
         (
             OPEN,
             sqlite3.OperationalError("disk I/O error"),
@@ -204,15 +209,14 @@ def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(
 ) -> None:
     for value, why in (("/nowhere/at/all", "/nowhere/at/all is no folder"), ("here", "it must be an absolute path")):
         monkeypatch.setenv("DAGSTER_HOME", value)
-        assert run() == 1
+        assert run() == 2
         assert capsys.readouterr().err.startswith(f"DAGSTER_HOME is wrong: {why}")
     assert services.customerio.requests == []
 
 
 def test_nothing_that_a_terminal_obeys_is_printed(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
-    record = logging.LogRecord("lines", logging.INFO, "", 0, "", None, None)
-    record.dagster_meta = {"orig_message": "read\r\x1b]0;title\x07\n\u2028more \u202egnp"}
-    headless.Lines(Summary(load_settings())).emit(record)
+    record = logging.LogRecord("cio_pipeline", logging.INFO, "", 0, "read\r\x1b]0;title\x07\n\u2028more \u202egnp", None, None)
+    headless.Lines().emit(record)
     assert capsys.readouterr().out == "read  ]0;title   more  gnp\n"
     assert one_line("Größe, 3 €") == "Größe, 3 €"
 

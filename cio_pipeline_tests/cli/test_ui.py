@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.__main__ import main
 from cio_pipeline.cli import ui
+from cio_pipeline.cli.commands import main
 from cio_pipeline.settings import environment
 from cio_pipeline.settings.places import PROJECT
 

@@ -117,7 +117,7 @@ def source(clickhouse: ClickHouse, monkeypatch: pytest.MonkeyPatch) -> type[Quer
 
 
 def read(source: QuerySource) -> pd.DataFrame:
-    frames = [frame.drop(columns="properties") for frame in source.events(START, END, lambda _: None).frames]
+    frames = [frame.drop(columns="properties") for frame in source.events(START, END).frames]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -152,5 +152,5 @@ def test_full_slices_are_cut_and_still_add_up(source: type[QuerySource], monkeyp
 
 def test_history_runs_too(source: type[QuerySource], clickhouse: ClickHouse) -> None:
     clickhouse.add("$identify", START - timedelta(days=400))
-    found = source("http://localhost", "1", "key", (), attributes_from="person").history(START, lambda _: None)
+    found = source("http://localhost", "1", "key", (), attributes_from="person").history(START)
     assert found.expected == len(pd.concat(found.frames)) == 1

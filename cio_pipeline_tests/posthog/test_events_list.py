@@ -13,16 +13,17 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from cio_pipeline.defs.resources import event_source
 from cio_pipeline.posthog import events_list as events_api
-from cio_pipeline.posthog.choose import source_for
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window, in_order, quietly
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, EventSource, NotExtracted, Window, in_order
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.legacy import EventsList
 from cio_pipeline.sandbox.posthog.project import Project
+from cio_pipeline.settings.settings import Settings
 
 START = datetime(2026, 3, 2, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -78,7 +79,7 @@ def test_every_event_of_a_day_once_whatever_the_page_size(
 ) -> None:
     project.legacy = EventsList(most_rows, knows_order)
     server.add(a_day(rows, ties))
-    events = read(source(server).events(START, END, quietly))
+    events = read(source(server).events(START, END))
     assert len(events) == rows
     assert (events["timestamp"].min(), events["timestamp"].max()) == (START, END - timedelta(microseconds=1))
 
@@ -88,14 +89,14 @@ def test_random_days_of_many_ties(server: posthog.PostHog, project: Project) -> 
     rng = random.Random(7)
     moments = [START + timedelta(seconds=rng.randrange(40)) for _ in range(1500)]
     server.add(stored(number, at) for number, at in enumerate(moments))
-    assert len(read(source(server).events(START, END, quietly))) == 1500
+    assert len(read(source(server).events(START, END))) == 1500
 
 
 @pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 200])
 def test_days_that_end_with_a_page(server: posthog.PostHog, project: Project, rows: int) -> None:
     project.legacy = EventsList(100)
     server.add(stored(number, START + timedelta(minutes=number)) for number in range(rows))
-    assert len(read(source(server).events(START, END, quietly))) == rows
+    assert len(read(source(server).events(START, END))) == rows
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
@@ -105,7 +106,7 @@ def test_a_moment_that_fills_every_page_is_refused_by_its_time(
     project.legacy = EventsList(100, knows_order)
     server.add(a_day(300, ties=130))
     with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
@@ -114,7 +115,7 @@ def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
 ) -> None:
     project.legacy = EventsList(50_000, knows_order)
     server.add(stored(number, START) for number in range(1200))
-    assert len(read(source(server).events(START, END, quietly))) == 1200
+    assert len(read(source(server).events(START, END))) == 1200
 
 
 def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: Project) -> None:
@@ -122,7 +123,7 @@ def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.Post
     moments = [START + timedelta(seconds=6 * number) for number in range(14_000)]
     moments += [START + timedelta(hours=hour) for hour in (1, 20) for _ in range(1200)]
     server.add(stored(number, at) for number, at in enumerate(moments))
-    assert len(read(source(server).events(START, END, quietly))) == 16_400
+    assert len(read(source(server).events(START, END))) == 16_400
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
@@ -134,14 +135,14 @@ def test_a_moment_that_fills_pages_of_any_size_is_refused(
     project.legacy = EventsList(most_rows, knows_order)
     server.add(a_day(others + 702, ties=700))
     with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(50_000)
     moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
     server.add(stored(number, at) for number, at in enumerate(moments))
-    assert len(read(source(server).events(START, END, quietly))) == 2110
+    assert len(read(source(server).events(START, END))) == 2110
 
 
 def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
@@ -153,7 +154,7 @@ def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_i
     page = EventsList.page
     monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": None})
     with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 @pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
@@ -165,21 +166,21 @@ def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
     server.add(stored(number, edge) for number in range(300))
     server.add(stored(1000 + number, START + timedelta(minutes=10 + number)) for number in range(240))
     with pytest.raises(NotExtracted, match="CIO_EVENT_SOURCE=batch_export"):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 @pytest.mark.parametrize("rows", [1, 7, 99, 101, 1200])
 def test_a_day_of_one_moment_is_whole_when_nothing_is_found_around_it(server: posthog.PostHog, rows: int) -> None:
     server.project.legacy = EventsList(50_000)
     server.add(stored(number, START + timedelta(hours=5)) for number in range(rows))
-    assert len(read(source(server).events(START, END, quietly))) == rows
+    assert len(read(source(server).events(START, END))) == rows
 
 
 def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add(stored(number, START + timedelta(hours=5)) for number in range(2))
     page = EventsList.page
     monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": asked[2]})
-    assert len(read(source(server).events(START, END, quietly))) == 2
+    assert len(read(source(server).events(START, END))) == 2
 
 
 def test_ties_may_come_in_another_order_each_time(
@@ -197,12 +198,12 @@ def test_ties_may_come_in_another_order_each_time(
         return page(*asked)
 
     monkeypatch.setattr(EventsList, "page", turned)
-    assert len(read(source(server).events(START, END, quietly))) == 3998
+    assert len(read(source(server).events(START, END))) == 3998
 
 
 def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posthog.PostHog) -> None:
     server.add(stored(number, START + timedelta(seconds=min(number, 1100))) for number in range(1200))
-    assert len(read(source(server).events(START, END, quietly))) == 1200
+    assert len(read(source(server).events(START, END))) == 1200
 
 
 def test_a_list_that_skips_the_moment_asked_from_is_refused(
@@ -211,12 +212,12 @@ def test_a_list_that_skips_the_moment_asked_from_is_refused(
     server.add(stored(number, START + timedelta(seconds=number)) for number in range(1500))
     monkeypatch.setattr(events_api, "TICK", timedelta(0))
     with pytest.raises(NotExtracted, match=r"jumps at 2026-03-02T00:16:40\+00:00"):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Project) -> None:
     server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
-    found = source(server).events(START, START + timedelta(hours=60), quietly)
+    found = source(server).events(START, START + timedelta(hours=60))
     assert len(read(found)) == 60
     assert found.facts["pages"] == 6
 
@@ -226,13 +227,13 @@ def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, p
     project.legacy = EventsList(100, knows_order)
     names = ("$identify", "$set", "order")
     server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))
-    events = read(source(server).history(START, quietly))
+    events = read(source(server).history(START))
     assert sorted(events["event"].value_counts().to_dict().items()) == [("$identify", 199), ("$set", 200)]
 
 
 def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
     server.add([stored(1, START, total=12.5, note='"quoted"')])
-    [event] = read(source(server).events(START, END, quietly)).to_dict("records")
+    [event] = read(source(server).events(START, END)).to_dict("records")
     assert json.loads(event["properties"]) == {"total": 12.5, "note": "quoted"}
     assert pd.isna(event["created_at"])
     assert pd.isna(event["person_properties"])
@@ -246,7 +247,7 @@ def test_numbers_of_any_length_come_through_exactly(
     page["results"][0]["properties"] = {"n": number}
     monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
     rest = events_api.Rest(START, END)
-    [text] = source(server)._page(rest, quietly).events["properties"]
+    [text] = source(server)._page(rest).events["properties"]
     assert text == f'{{"n": {number}}}'
 
 
@@ -259,7 +260,7 @@ def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
             stored(4, START, "visit"),
         ]
     )
-    events = read(source(server, allowlist=("order",)).events(START, END, quietly))
+    events = read(source(server, allowlist=("order",)).events(START, END))
     assert sorted(events["event"]) == ["$identify", "order", "visit"]
 
 
@@ -297,7 +298,7 @@ def test_a_page_that_cannot_be_trusted_is_refused(
     answer = Answer(json.dumps(page).encode())
     monkeypatch.setattr(server.project, "events", lambda _: answer)
     with pytest.raises(NotExtracted, match=sentence):
-        source(server).events(START, END, quietly)
+        source(server).events(START, END)
 
 
 def test_an_order_that_turns_is_refused() -> None:
@@ -317,7 +318,7 @@ def test_events_of_one_uuid_and_moment_are_each_read_wherever_a_page_ends(server
         for number, at in enumerate(moments[:450])
         if number % 11 == 0
     )
-    assert len(read(source(server).events(START, END, quietly))) == 900 + 41
+    assert len(read(source(server).events(START, END))) == 900 + 41
 
 
 @pytest.fixture
@@ -328,16 +329,25 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
+def chosen(
+    server: posthog.PostHog, attributes_from: AttributesFrom = "auto", project_id: str = "1", key: str = "phx_sandbox"
+) -> EventSource:
+    """What CIO_EVENT_SOURCE=query leads to."""
+    names = {"POSTHOG_HOST": server.url, "POSTHOG_PROJECT_ID": project_id, "POSTHOG_PERSONAL_API_KEY": key}
+    return event_source(Settings.model_validate({**names, "CIO_ATTRIBUTES_FROM": attributes_from}))
+
+
 def test_the_endpoint_that_is_there_is_chosen_and_a_switch_is_said(
-    server: posthog.PostHog, project: Project, at_once: list[float]
+    server: posthog.PostHog, project: Project, at_once: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
-    said: list[str] = []
-    old = source_for(server.url, "1", "phx_sandbox", (), "auto", said.append)
+    old = chosen(server)
     assert isinstance(old, EventsApiSource)
-    assert said == ["This PostHog has no query API: its list of events is read, which no count can be checked against."]
+    assert caplog.messages == [
+        "This PostHog has no query API: its list of events is read, which no count can be checked against."
+    ]
     project.legacy = None
-    assert isinstance(source_for(server.url, "1", "phx_sandbox", (), "auto", said.append), QuerySource)
-    assert len(said) == 1
+    assert isinstance(chosen(server), QuerySource)
+    assert len(caplog.messages) == 1
 
 
 PASSING = {
@@ -362,7 +372,7 @@ def test_one_answer_that_is_none_of_posthogs_switches_nothing(
     project.legacy = None
     query, answers = project.query, iter([answer])
     monkeypatch.setattr(project, "query", lambda body: next(answers, None) or query(body))
-    found = source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+    found = chosen(server, attributes_from)
     assert isinstance(found, QuerySource)
     found.check()
     assert len(at_once) == 1
@@ -381,7 +391,7 @@ def test_a_proxy_that_stays_in_the_way_is_named_and_no_setting_is_blamed(
     project.legacy = None
     monkeypatch.setattr(project, "query", lambda _: answer)
     with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 40[45], but not as PostHog does.+ proxy") as refused:
-        source_for(server.url, "1", "phx_sandbox", (), attributes_from)
+        chosen(server, attributes_from)
     assert "CIO_ATTRIBUTES_FROM" not in str(refused.value)
 
 
@@ -401,4 +411,4 @@ def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
 ) -> None:
     project.legacy = legacy
     with pytest.raises(NotExtracted, match=sentence):
-        source_for(server.url, project_id, key, (), attributes_from="auto").check()
+        chosen(server, "auto", project_id, key).check()

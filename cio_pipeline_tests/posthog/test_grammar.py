@@ -46,8 +46,8 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
             for attributes_from in MODES:
                 source = QuerySource(server.url, "1", "phx_sandbox", allowlist, attributes_from)
                 source.check()
-                list(source.events(START, START + timedelta(days=1), lambda _: None).frames)
-                list(source.history(START + timedelta(days=1), lambda _: None).frames)
+                list(source.events(START, START + timedelta(days=1)).frames)
+                list(source.history(START + timedelta(days=1)).frames)
     return sent
 
 

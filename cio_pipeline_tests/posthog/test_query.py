@@ -53,7 +53,7 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 
 
 def read(found: QuerySource) -> pd.DataFrame:
-    frames = list(found.events(START, END, lambda _: None).frames)
+    frames = list(found.events(START, END).frames)
     return in_order(pd.concat(frames)) if frames else EVENT_SCHEMA.empty_table().to_pandas()
 
 
@@ -110,14 +110,14 @@ def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -
     at = [f"202{5 - number % 3}-{number % 12 + 1:02d}-01T00:00:00.000000Z" for number in range(90)]
     server.add([stored(number, names[number % 3], when) for number, when in enumerate(at)])
     server.add([stored(100, "$identify", "2026-03-01T23:59:59.999999Z"), stored(101, "$identify")])
-    found = source(server).history(START, lambda _: None)
+    found = source(server).history(START)
     assert found.expected == 61
     assert pd.concat(found.frames)["event"].value_counts().to_dict() == {"$identify": 31, "$set": 30}
 
 
 def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, project: Project) -> None:
     server.add([stored(1, "$identify", "1970-01-01T00:00:00Z"), stored(2, "$identify", "2026-02-01T00:00:00Z")])
-    found = source(server).history(START, lambda _: None)
+    found = source(server).history(START)
     assert len(pd.concat(found.frames)) == found.expected == 2
     assert project.account()["requests"] == {"200": 3}
     assert found.facts["queries"] == 3
@@ -150,13 +150,13 @@ def test_the_emails_of_old_events_are_looked_for_in_the_person_too(
 def test_with_auto_young_events_are_read_without_the_person(server: posthog.PostHog) -> None:
     young = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=5)
     server.add([stored(1, at=young.isoformat())])
-    [frame] = source(server, attributes_from="auto").events(young, young + timedelta(days=1), lambda _: None).frames
+    [frame] = source(server, attributes_from="auto").events(young, young + timedelta(days=1)).frames
     assert frame["person_properties"].isna().all()
 
 
 def test_a_project_without_history_has_none(server: posthog.PostHog) -> None:
     server.add([stored(1, "order", "2026-03-01T00:00:00.000000Z")])
-    found = source(server).history(START, lambda _: None)
+    found = source(server).history(START)
     assert (found.expected, list(found.frames)) == (0, [])
 
 

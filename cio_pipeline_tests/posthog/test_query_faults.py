@@ -16,10 +16,9 @@ import pytest
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.posthog import client as api
 from cio_pipeline.posthog import query, reading
-from cio_pipeline.posthog.progress import Progress, with_progress
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.reading import Reading
-from cio_pipeline.posthog.source import NotExtracted, Window, in_order
+from cio_pipeline.posthog.source import NotExtracted, in_order
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import hogql
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -90,8 +89,8 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     return waited
 
 
-def read(source: QuerySource, said: list[str] | None = None) -> pd.DataFrame:
-    return in_order(pd.concat(source.events(START, END, ([] if said is None else said).append).frames))
+def read(source: QuerySource) -> pd.DataFrame:
+    return in_order(pd.concat(source.events(START, END).frames))
 
 
 # Too much at once
@@ -132,7 +131,7 @@ def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
 def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
-    source: QuerySource, project: Faulty, status: int, waits: list[float]
+    source: QuerySource, project: Faulty, status: int, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add(stored(number, f"event {number % 3}", f"u{number % 2}") for number in range(300))
 
@@ -141,9 +140,8 @@ def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
         return refusal(status) if is_large else None
 
     project.fault = fault
-    said: list[str] = []
-    assert read(source, said)["uuid"].nunique() == 300
-    assert said.count(f"PostHog: it answered {status}, busy or asked for too much; asking for less at once.") == 1
+    assert read(source)["uuid"].nunique() == 300
+    assert caplog.messages.count(f"PostHog: it answered {status}, busy or asked for too much; asking for less at once.") == 1
     assert 0 < len(waits) < 20
     assert sum(waits) < 200
 
@@ -160,7 +158,7 @@ def test_a_posthog_that_is_busy_for_some_minutes_does_not_fail_a_day(
 
 def test_posthogs_wish_to_wait_is_granted(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *asked: refusal(503, Retry_After="77") if asked[2] < 1 else None
-    source.events(START, END, lambda _: None)
+    source.events(START, END)
     assert waits == [77]
 
 
@@ -181,7 +179,7 @@ def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: Query
         return refusal(513) if "GROUP BY" in hogql and span > timedelta(hours=4) else None
 
     project.fault = fault
-    found = source.events(START, END, lambda _: None)
+    found = source.events(START, END)
     assert found.expected == 1441
     assert len(pd.concat(found.frames)) == 1441
     assert project.asked("GROUP BY") == 15
@@ -230,7 +228,7 @@ def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: 
 def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
     project.fault = lambda *_: refusal(512)
     with pytest.raises(NotExtracted, match="cannot count the events of 1970-01-01 00:00"):
-        source.history(START, lambda _: None)
+        source.history(START)
     assert len(project.queries) < 30
 
 
@@ -242,7 +240,7 @@ def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: Que
         return refusal(512) if "toYYYYMM" in hogql and span > timedelta(days=400) else None
 
     project.fault = fault
-    found = source.history(START, lambda _: None)
+    found = source.history(START)
     assert found.expected == len(pd.concat(found.frames)) == 60
 
 
@@ -281,24 +279,25 @@ def test_an_answer_that_says_there_is_more_is_full(source: QuerySource, project:
 # Not now
 
 
-def test_a_spent_hourly_budget_is_waited_out_and_said(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+def test_a_spent_hourly_budget_is_waited_out_and_said(
+    source: QuerySource, project: Faulty, waits: list[float], caplog: pytest.LogCaptureFixture
+) -> None:
     project.add([stored(1)])
     project.fault = lambda *asked: refusal(429, "api_queries_budget_exceeded", Retry_After="600") if asked[2] < 30 else None
-    said: list[str] = []
-    assert len(read(source, said)) == 1
+    assert len(read(source)) == 1
     assert waits == [600] * 30, "five hours, far more than the tries for troubles"
-    assert said[0] == "PostHog: it answered 429; trying again in 600 s."
+    assert caplog.messages[0] == "PostHog: it answered 429; trying again in 600 s."
 
 
 def test_no_wait_is_longer_than_an_hour(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *asked: refusal(429, Retry_After="90000") if asked[2] < 1 else None
-    source.events(START, END, lambda _: None)
+    source.events(START, END)
     assert waits == [3600]
 
 
 def test_a_429_that_says_no_time_is_asked_again_ever_later(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *asked: refusal(429, "throttled") if asked[2] < 20 else None
-    source.events(START, END, lambda _: None)
+    source.events(START, END)
     assert waits[0] <= 0.5
     assert all(15 <= wait <= 30 for wait in waits[8:])
 
@@ -306,7 +305,7 @@ def test_a_429_that_says_no_time_is_asked_again_ever_later(source: QuerySource, 
 def test_patience_ends(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *_: refusal(429, Retry_After="3600")
     with pytest.raises(Unavailable, match=r"PostHog \(127\.0\.0\.1\) could not be reached in 7 tries: it answered 429"):
-        source.events(START, END, lambda _: None)
+        source.events(START, END)
     assert sum(waits) == api.PATIENCE_SECONDS
 
 
@@ -378,7 +377,7 @@ def test_what_a_proxy_answers_in_posthogs_place_is_asked_for_again(
 def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *_: refused_by_a_proxy(404)
     with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 404, but not as PostHog does"):
-        source.events(START, END, lambda _: None)
+        source.events(START, END)
     longest = [0.5, 1, 2, 4, 8, 16, 30, 30]
     assert len(waits) == len(longest)
     assert all(most / 2 <= wait <= most for wait, most in zip(waits, longest, strict=True)), (
@@ -449,7 +448,7 @@ def test_an_answer_of_another_shape_is_an_error_at_once(
 ) -> None:
     project.fault = lambda *_: answer
     with pytest.raises(NotExtracted, match=sentence):
-        source.events(START, END, lambda _: None)
+        source.events(START, END)
     assert waits == []
 
 
@@ -489,12 +488,13 @@ def lose(project: Faulty, times: int) -> Fault:
     return fault
 
 
-def test_a_day_that_does_not_add_up_is_read_once_more(source: QuerySource, project: Faulty) -> None:
+def test_a_day_that_does_not_add_up_is_read_once_more(
+    source: QuerySource, project: Faulty, caplog: pytest.LogCaptureFixture
+) -> None:
     project.add(stored(number) for number in range(10))
     project.fault = lose(project, times=1)
-    said: list[str] = []
-    assert len(read(source, said)) == 10
-    assert said == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them once more."]
+    assert len(read(source)) == 10
+    assert caplog.messages == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them once more."]
 
 
 def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QuerySource, project: Faulty) -> None:
@@ -516,16 +516,15 @@ def clamped(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("clamped")
 @pytest.mark.parametrize("people", [1, 9000])
 def test_a_posthog_that_gives_fewer_rows_is_read_in_slices_within_them(
-    source: QuerySource, project: Faulty, people: int
+    source: QuerySource, project: Faulty, people: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add(stored(number, ("order", "visit")[number % 9 == 0], f"u{number % people}") for number in range(9000))
-    said: list[str] = []
-    assert read(source, said)["uuid"].nunique() == 9000
-    assert len(said) == 1
-    assert "but counts 9,000: reading them once more" in said[0]
+    assert read(source)["uuid"].nunique() == 9000
+    assert len(caplog.messages) == 1
+    assert "but counts 9,000: reading them once more" in caplog.messages[0]
     project.queries.clear()
-    assert len(read(source, said)) == 9000
-    assert len(said) == 1, "the next day is not read twice"
+    assert len(read(source)) == 9000
+    assert len(caplog.messages) == 1, "the next day is not read twice"
     assert len(project.queries) <= 40
 
 
@@ -546,29 +545,9 @@ def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(sourc
 
 def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(10))
-    found = source.events(START, END, lambda _: None)
+    found = source.events(START, END)
     counted = found.facts["bytes PostHog read"]
     assert len(list(found.frames)) == 1
     assert found.facts["queries"] == 2
     assert found.facts["bytes PostHog read"] > counted > 0
     assert found.facts["bytes left to read"] == DAILY_BYTES - found.facts["bytes PostHog read"]
-
-
-def test_progress_is_said_every_five_seconds_and_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = iter([0.0, 4.0, 6.0, 6.0, 8.0, 10.0])
-    monkeypatch.setattr(time, "monotonic", lambda: next(clock))
-    said: list[str] = []
-    frames = iter([pd.DataFrame(index=range(1000))] * 3)
-    assert len(list(with_progress("2026-03-02", Window(3000, frames), said.append))) == 3
-    assert said == [
-        "2026-03-02: 2,000 of 3,000 events read, 333 a second.",
-        "2026-03-02: 3,000 of 3,000 events read, 300 a second.",
-    ]
-
-
-def test_progress_without_a_count_says_what_was_read() -> None:
-    said: list[str] = []
-    progress = Progress("2026-03-02", None, said.append)
-    progress.add(12)
-    progress.tell()
-    assert said == ["2026-03-02: 12 events read."]

@@ -8,7 +8,7 @@ What landed later than that is not seen, nor what PostHog never exports: events 
 from __future__ import annotations
 
 import json
-import time
+import logging
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timedelta
 
@@ -21,13 +21,16 @@ from cio_pipeline.posthog.exports.names import EXAMPLE
 from cio_pipeline.posthog.exports.rows import Wanted, on_disk
 from cio_pipeline.posthog.exports.runs import Run, describe_gap, gaps, runs, settled, strange, uncovered, unfinished, unnamed
 from cio_pipeline.posthog.exports.storage_errors import cause
-from cio_pipeline.posthog.progress import EVERY_SECONDS
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
+from cio_pipeline.progress import Progress
+
+logger = logging.getLogger(__name__)
 
 EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
 
 NAMES_TOLD = 5
+DONE = "files of the batch export read"
 
 
 class BatchExportSource:
@@ -37,33 +40,37 @@ class BatchExportSource:
         self._url, self._late = url, timedelta(days=late_days)
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
-    def check(self, say: Say = quietly) -> None:
+    def check(self) -> None:
         """Raises `NotExtracted` where the folder cannot be listed, or holds no batch export."""
-        self._listed(say)
+        self._listed()
 
-    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+    def events(self, start: datetime, end: datetime) -> Window:
         """The window's events; all files are read when this returns.
 
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
         """
-        folder, found = self._listed(say)
-        near = [_settled(run, folder, say) for run in found if run.overlaps(start - EARLY, end + self._late)]
+        folder, found = self._listed()
+        near = [_settled(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
         far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
-            say(describe_gap(gap))
+            logger.warning("%s", describe_gap(gap))
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
-        return on_disk(_read(_finished(near, say), folder, wanted, say))
+        files = _finished(near)
+        with Progress(f"{start:%Y-%m-%d}", DONE, len(files)) as progress:
+            return on_disk(_read(files, folder, wanted, progress))
 
-    def history(self, before: datetime, say: Say) -> Window:
+    def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
-        folder, found = self._listed(say)
-        early = [_settled(run, folder, say) for run in found if run.start < before + self._late]
+        folder, found = self._listed()
+        early = [_settled(run, folder) for run in found if run.start < before + self._late]
         uncovered(early, EVER, before)
         wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
-        tables = _read(_finished(early, say), folder, wanted, say)
-        return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
+        files = _finished(early)
+        with Progress("History", DONE, len(files)) as progress:
+            tables = _read(files, folder, wanted, progress)
+            return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
-    def _listed(self, say: Say) -> tuple[Folder, list[Run]]:
+    def _listed(self) -> tuple[Folder, list[Run]]:
         """The folder, and the runs of the events' export in it."""
         folder = listed(self._url)
         nameless, found = unnamed(folder.sizes), runs(folder.sizes)
@@ -71,39 +78,33 @@ class BatchExportSource:
             seen = f" It has {_names(nameless, folder)}." if nameless else ""
             raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.{seen}")
         if nameless:
-            say(f"Left aside, for no interval is in their names, as in {EXAMPLE}: {_names(nameless, folder)}.")
+            logger.info("Left aside, for no interval is in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder))
         others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
         of_events = runs(set(folder.sizes) - set(others))
         if others and of_events:
-            say(f"Left aside, for they are an export of persons or sessions, not of events: {_names(others, folder)}.")
+            logger.info("Left aside, for they are an export of persons or sessions, not of events: %s.", _names(others, folder))
         return folder, of_events or found
 
 
-def _read(found: list[Run], folder: Folder, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
-    rows, said = 0, time.monotonic()
-    for number, run in enumerate(found, 1):
-        for path in run.files:
-            for table in events_in(path, folder, wanted):
-                rows += len(table)
-                yield table
-        if number == len(found) or time.monotonic() - said >= EVERY_SECONDS:
-            said = time.monotonic()
-            say(f"Before {wanted.end:%Y-%m-%d}: {number:,} of {len(found):,} runs of the batch export read, {rows:,} events.")
+def _read(files: list[str], folder: Folder, wanted: Wanted, progress: Progress) -> Iterator[pa.Table]:
+    for path in files:
+        yield from events_in(path, folder, wanted)
+        progress.add(1)
 
 
-def _settled(run: Run, folder: Folder, say: Say) -> Run:
+def _settled(run: Run, folder: Folder) -> Run:
     """The run with all of its files that count; with a manifest that is not whole it is as if it had none yet.
 
     Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
     """
     run, left = settled(run, _manifest(run, folder))
     if left:
-        say(f"Left aside, for the manifest of {run} does not name them: {_names(left, folder)}.")
+        logger.info("Left aside, for the manifest of %s does not name them: %s.", run, _names(left, folder))
     if unclear := strange(run):
         names = _names(unclear, folder)
         if not run.finished:
             raise NotExtracted(f"{names} cannot be read: such a name is not understood. Name it as {EXAMPLE}, or move it away.")
-        say(f"Left aside, for such a name is not understood: {names}. Other files of {run} are read.")
+        logger.warning("Left aside, for such a name is not understood: %s. Other files of %s are read.", names, run)
     return run
 
 
@@ -121,11 +122,12 @@ def _manifest(run: Run, folder: Folder) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _finished(found: list[Run], say: Say) -> list[Run]:
+def _finished(found: list[Run]) -> list[str]:
+    """The files of the runs that are finished; the others are logged."""
     for run in found:
         if not run.finished:
-            say(f"{unfinished(run)} What is only in it comes when the day is run again.")
-    return [run for run in found if run.finished]
+            logger.warning("%s What is only in it comes when the day is run again.", unfinished(run))
+    return [path for run in found if run.finished for path in run.files]
 
 
 def _names(paths: Iterable[str], folder: Folder) -> str:

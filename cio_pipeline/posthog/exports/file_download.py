@@ -6,6 +6,7 @@ that are fast, to `late_days` after it, as far as that is past. PostHog bills ex
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 
@@ -17,8 +18,10 @@ from cio_pipeline.posthog.exports.intervals import PATH, FileExports, refused_ex
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Window
 from cio_pipeline.temporary_files import no_space, spill_folder
+
+logger = logging.getLogger(__name__)
 
 LONGEST_EXPORT = timedelta(weeks=1)
 EARLY = timedelta(days=1)
@@ -49,42 +52,44 @@ class FileDownloadSource:
         self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / KEPT if data_dir else None)
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
 
-    def check(self, say: Say = quietly) -> None:
+    def check(self) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project.
 
         Not every PostHog lists its exports: on 405 there are some, on 404 the first one that is asked for will tell.
         """
-        answer = self._api.ask("GET", PATH, say, params={"limit": 1})
+        answer = self._api.ask("GET", PATH, params={"limit": 1})
         if answer.status == 404:
-            self._queries.check(say)
+            self._queries.check()
         elif answer.status not in (200, 405):
             raise refused_export(answer)
 
-    def history(self, before: datetime, say: Say) -> Window:
+    def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
-        return self._queries.history(before, say)
+        return self._queries.history(before)
 
-    def events(self, start: datetime, end: datetime, say: Say) -> Window:
+    def events(self, start: datetime, end: datetime) -> Window:
         """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
         now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
-        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
+        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted))
 
-    def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
+    def _exported(self, first: datetime, last: datetime, wanted: Wanted) -> Iterator[pa.Table]:
         """The wanted events of an export; its files have as many rows as PostHog says, or `NotExtracted` is raised."""
-        export = self._exports.finished(first, last, say)
+        export = self._exports.finished(first, last)
         files, rows, known = list(export.files or []), 0, set(export.files or [])
         while files:
             file = files.pop(0)
             with spill_folder() as spill:
-                rows += self._exports.download(export, file, spill / "export.parquet", say)
+                rows += self._exports.download(export, file, spill / "export.parquet")
                 yield from _events_in(str(spill / "export.parquet"), file, wanted)
-            say(f"{wanted.start:%Y-%m-%d}: {len(known) - len(files)} of {len(known)} files of PostHog's export read.")
+            logger.info(
+                "%s: %d of %d files of PostHog's export read.", wanted.start.date(), len(known) - len(files), len(known)
+            )
             if not files and export.records is not None and rows < export.records:
-                files = self._exports.more_files(export, known, say)
+                files = self._exports.more_files(export, known)
                 known |= set(files)
         if export.records is not None and rows < export.records:
             raise NotExtracted(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -18,7 +19,9 @@ from upath import UPath
 from cio_pipeline.http_retry import Unavailable, new_session, send
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
-from cio_pipeline.posthog.source import NotExtracted, Say, quietly
+from cio_pipeline.posthog.source import NotExtracted
+
+logger = logging.getLogger(__name__)
 
 PATH = "file_download_batch_exports"
 FILE = {"format": "Parquet", "compression": "zstd", "max_size_mb": 100}
@@ -59,34 +62,34 @@ class FileExports:
         self._store = new_session()
         self._store.headers.clear()
 
-    def finished(self, first: datetime, last: datetime, say: Say) -> Export:
+    def finished(self, first: datetime, last: datetime) -> Export:
         """A completed export of the interval and the list of its files: an earlier one, where its files are still there.
 
         One that ended otherwise is asked for once more. Raises `NotExtracted`, and `http.Unavailable`.
         """
         between = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
-        if (earlier := self._earlier(first, last, say)) is not None:
-            say(f"PostHog's export of {between} was made before, and is read again.")
+        if (earlier := self._earlier(first, last)) is not None:
+            logger.info("PostHog's export of %s was made before, and is read again.", between)
             return earlier
         for _ in range(2):
-            path = self._create(first, last, say)
+            path = self._create(first, last)
             self._keep(first, last, path)
-            export = self._awaited(path, say)
-            say(f"PostHog's export of {between}: {export.status}.")
+            export = self._awaited(path)
+            logger.info("PostHog's export of %s: %s.", between, export.status)
             if export.status == "Completed":
                 return export
         raise NotExtracted(f"PostHog's export of {first:%Y-%m-%d %H:%M} UTC ended as {export.status} twice: {export.error}")
 
-    def more_files(self, export: Export, known: set[str], say: Say) -> list[str]:
+    def more_files(self, export: Export, known: set[str]) -> list[str]:
         """The files that PostHog lists by now, beyond the known ones: waited for a while, perhaps none."""
         began = time.monotonic()
         while time.monotonic() - began < EMPTY_LIST_SECONDS:
             time.sleep(POLL_SECONDS)
-            if more := [file for file in self._look(export.path, say).files or [] if file not in known]:
+            if more := [file for file in self._look(export.path).files or [] if file not in known]:
                 return more
         return []
 
-    def download(self, export: Export, file: str, into: Path, say: Say) -> int:
+    def download(self, export: Export, file: str, into: Path) -> int:
         """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
 
         Raises `NotExtracted` where there is no whole file after some tries.
@@ -95,7 +98,7 @@ class FileExports:
         for attempt in range(TRIES):
             _pause_before(attempt)
             try:
-                self._fetch(self._link(export, file, say), into)
+                self._fetch(self._link(export, file), into)
                 with pq.ParquetFile(into) as whole:
                     return int(whole.metadata.num_rows)
             except Unavailable as broken:
@@ -104,28 +107,28 @@ class FileExports:
                 trouble = f"what came is no whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({trouble}).")
 
-    def _earlier(self, first: datetime, last: datetime, say: Say) -> Export | None:
+    def _earlier(self, first: datetime, last: datetime) -> Export | None:
         """An export of this interval that is completed or under way, with files that can be had."""
         for path in dict.fromkeys((*self._kept_paths(first, last), *self._listed(first, last))):
-            if (export := self._usable(path, say)) is not None:
+            if (export := self._usable(path)) is not None:
                 return export
         return None
 
-    def _usable(self, path: str, say: Say) -> Export | None:
+    def _usable(self, path: str) -> Export | None:
         try:
-            export = self._look(path, quietly)
-            export = self._awaited(path, say) if export.status in UNDER_WAY else self._with_files(export, say)
+            export = self._look(path)
+            export = self._awaited(path) if export.status in UNDER_WAY else self._with_files(export)
         except NotExtracted:
             return None
         is_there = export.status == "Completed" and all(self._is_there(export, file) for file in export.files or [])
         return export if is_there else None
 
-    def _create(self, first: datetime, last: datetime, say: Say) -> str:
+    def _create(self, first: datetime, last: datetime) -> str:
         """The path of a new export. Where too many are under way in the project (429), it is waited for."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
         for attempt in range(2):  # each one that was made is billed, and few may be under way at once
             _pause_before(attempt)
-            answer = self._api.ask("POST", PATH, say, json={"model": "events", "file": FILE, **interval})
+            answer = self._api.ask("POST", PATH, json={"model": "events", "file": FILE, **interval})
             if answer.status not in (200, 201, 202):
                 raise refused_export(answer)
             with suppress(ValueError, KeyError, TypeError):
@@ -134,26 +137,26 @@ class FileExports:
                 return listed
         raise NotExtracted(NO_EXPORT)
 
-    def _awaited(self, path: str, say: Say) -> Export:
+    def _awaited(self, path: str) -> Export:
         """The export when it has ended, with its files. It is cancelled where we do not see its end."""
         try:
-            return self._with_files(self._ended(path, say), say)
+            return self._with_files(self._ended(path))
         except BaseException:
             with suppress(Unavailable, NotExtracted):
-                self._api.ask("POST", f"{path}/cancel", quietly, tries=1)
+                self._api.ask("POST", f"{path}/cancel", tries=1)
             raise
 
-    def _ended(self, path: str, say: Say) -> Export:
+    def _ended(self, path: str) -> Export:
         began = time.monotonic()
-        export = self._look(path, say)
+        export = self._look(path)
         while export.status in UNDER_WAY:
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
                 raise NotExtracted(f"PostHog's export was still under way ({export.status}) after six hours.")
             time.sleep(POLL_SECONDS)
-            export = self._look(path, say)
+            export = self._look(path)
         return export
 
-    def _with_files(self, export: Export, say: Say) -> Export:
+    def _with_files(self, export: Export) -> Export:
         """The export with the list of its files, which may come some time after it is completed."""
         began = time.monotonic()
         while export.status == "Completed" and not export.files and export.records != 0:
@@ -166,22 +169,22 @@ class FileExports:
                     " run the day again later."
                 )
             time.sleep(POLL_SECONDS)
-            export = self._look(export.path, say)
+            export = self._look(export.path)
         return export
 
-    def _look(self, path: str, say: Say) -> Export:
+    def _look(self, path: str) -> Export:
         for attempt in range(TRIES):
             _pause_before(attempt)
-            answer = self._api.ask("GET", path, say)
+            answer = self._api.ask("GET", path)
             if answer.status != 200:
                 raise refused_export(answer)
             if (export := _export(path, answer.body)) is not None:
                 return export
         raise NotExtracted(NO_EXPORT)
 
-    def _link(self, export: Export, file: str, say: Say) -> str:
+    def _link(self, export: Export, file: str) -> str:
         """Where the file is for a while. Raises `Unavailable` where PostHog says that it is not yet."""
-        answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}", say)
+        answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
         if answer.status == 400:  # "still in progress", although it was told to be completed
             raise Unavailable(str(refused(answer)))
         location = answer.response.headers.get("Location")
@@ -212,7 +215,7 @@ class FileExports:
 
     def _is_there(self, export: Export, file: str) -> bool:
         try:
-            link = self._link(export, file, quietly)
+            link = self._link(export, file)
             with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status_code == 200
         except (Unavailable, NotExtracted, requests.RequestException, ValueError):
@@ -221,7 +224,7 @@ class FileExports:
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
         """The exports of this interval in PostHog's list, as far as that tells of what they are."""
         try:
-            answer = self._api.ask("GET", PATH, quietly, tries=1)
+            answer = self._api.ask("GET", PATH, tries=1)
             found = answer.body["results"] if answer.status == 200 else []
         except (Unavailable, NotExtracted, KeyError, TypeError):
             return

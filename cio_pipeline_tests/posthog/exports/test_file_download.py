@@ -65,8 +65,8 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
     )
 
 
-def read(found: FileDownloadSource, said: list[str] | None = None) -> pd.DataFrame:
-    frames = list(found.events(START, END, (said if said is not None else []).append).frames)
+def read(found: FileDownloadSource) -> pd.DataFrame:
+    frames = list(found.events(START, END).frames)
     return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
 
 
@@ -107,7 +107,7 @@ def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:
 
 def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads: FileDownloads) -> None:
     server.add([stored(1), stored(2, event="$identify"), stored(3, event="$set", at="2016-01-01T00:00:00Z")])
-    frames = list(source(server).history(START + timedelta(hours=12), lambda _: None).frames)
+    frames = list(source(server).history(START + timedelta(hours=12)).frames)
     assert sorted(numbers(pd.concat(frames))) == [2, 3]
     assert not downloads.runs
 
@@ -115,12 +115,12 @@ def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads:
 def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
     today = datetime.now(timezone.utc)
     with pytest.raises(NotExtracted, match="is not over yet"):
-        source(server).events(today - timedelta(hours=1), today + timedelta(hours=1), lambda _: None)
+        source(server).events(today - timedelta(hours=1), today + timedelta(hours=1))
 
 
 def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
     now = datetime.now(timezone.utc)
-    list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1), lambda _: None).frames)
+    list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1)).frames)
     assert [now - run.end < timedelta(minutes=3) for run in downloads.runs.values()] == [True]
 
 

@@ -51,8 +51,8 @@ def manifest(folder: Path, *names: str) -> None:
     (folder / f"{DAY}_manifest.json").write_text(json.dumps({"files": [f"posthog/{name}" for name in names]}))
 
 
-def numbers(folder: Path, said: list[str] | None = None) -> list[int]:
-    window = BatchExportSource(str(folder), 2, (), "set").events(START, END, (said if said is not None else []).append)
+def numbers(folder: Path) -> list[int]:
+    window = BatchExportSource(str(folder), 2, (), "set").events(START, END)
     frames = list(window.frames)
     events = pd.concat(frames).drop_duplicates(["event", "distinct_id", "uuid"]) if frames else {"properties": []}
     return sorted(json.loads(text)["n"] for text in events["properties"])
@@ -93,14 +93,13 @@ def test_every_format_compression_folder_and_overlap_counts_and_each_event_once(
     assert numbers(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 50]
 
 
-def test_parts_that_a_failed_run_left_are_named(tmp_path: Path) -> None:
+def test_parts_that_a_failed_run_left_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part in range(3):
         put(tmp_path, f"{DAY}-{part}.parquet.zst", part)
     put(tmp_path, f"{DAY}-7.jsonl.gz", 7)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
-    said: list[str] = []
-    assert numbers(tmp_path, said) == [0, 1, 7]
-    assert any("Left aside, for the manifest" in text and f"{DAY}-2.parquet.zst" in text for text in said)
+    assert numbers(tmp_path) == [0, 1, 7]
+    assert any("Left aside, for the manifest" in text and f"{DAY}-2.parquet.zst" in text for text in caplog.messages)
 
 
 def test_a_manifest_that_names_a_file_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -172,12 +171,13 @@ def test_a_name_that_is_not_understood_is_refused_where_it_may_hold_events_of_th
     assert f"other/{name}" in str(refused.value)
 
 
-def test_a_name_that_is_not_understood_is_named_beside_files_of_its_interval(tmp_path: Path) -> None:
+def test_a_name_that_is_not_understood_is_named_beside_files_of_its_interval(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     (tmp_path / f"{DAY}.csv").touch()
-    said: list[str] = []
-    assert numbers(tmp_path, said) == [1]
-    assert any(f"{DAY}.csv" in text and "Left aside" in text for text in said)
+    assert numbers(tmp_path) == [1]
+    assert any(f"{DAY}.csv" in text and "Left aside" in text for text in caplog.messages)
 
 
 def test_names_of_other_days_are_no_obstacle(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_a_file_that_is_still_being_written_is_an_unfinished_run(tmp_path: Path,
     assert numbers(tmp_path) == [1, 2]
 
 
-def test_files_without_an_interval_in_their_names_are_named(tmp_path: Path) -> None:
+def test_files_without_an_interval_in_their_names_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("events.parquet", "2024-05-01.jsonl.gz", "export.csv"):
         (tmp_path / name).touch()
     for name in (".DS_Store", "_SUCCESS", "README.md", f"{DAY}.parquet.zst.md5", f".{DAY}.parquet.crc"):
@@ -215,12 +215,13 @@ def test_files_without_an_interval_in_their_names_are_named(tmp_path: Path) -> N
     with pytest.raises(NotExtracted, match=r"holds no file .* It has 2024-05-01\.jsonl\.gz, events\.parquet, export\.csv\."):
         numbers(tmp_path)
     put(tmp_path, f"{DAY}.parquet.zst", 1)
-    said: list[str] = []
-    assert numbers(tmp_path, said) == [1]
-    assert any("events.parquet" in text and "README" not in text for text in said)
+    assert numbers(tmp_path) == [1]
+    assert any("events.parquet" in text and "README" not in text for text in caplog.messages)
 
 
-def test_an_export_of_persons_in_a_folder_below_is_left_aside_and_fills_no_gap(tmp_path: Path) -> None:
+def test_an_export_of_persons_in_a_folder_below_is_left_aside_and_fills_no_gap(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     persons = {"person_id": ["p"], "distinct_id": ["u"], "properties": ["{}"], "created_at": [START]}
     put(tmp_path / "2024" / "05" / "02", f"{DAY}.parquet.zst", 1)
     for name in (DAY, NEXT):
@@ -229,11 +230,10 @@ def test_an_export_of_persons_in_a_folder_below_is_left_aside_and_fills_no_gap(t
         pq.write_table(pa.table(persons), folder / f"{name}.parquet.zst")
     (tmp_path / "sessions").mkdir()
     (tmp_path / "sessions" / f"{DAY}.jsonl").write_text('{"session_id":"s","start_timestamp":"2024-05-01T00:00:00Z"}\n')
-    said: list[str] = []
-    assert numbers(tmp_path, said) == [1]
-    assert any("an export of persons or sessions" in text and "persons/2024-05-01" in text for text in said)
+    assert numbers(tmp_path) == [1]
+    assert any("an export of persons or sessions" in text and "persons/2024-05-01" in text for text in caplog.messages)
     with pytest.raises(NotExtracted, match="reaches only to 2024-05-02"):
-        BatchExportSource(str(tmp_path), 2, (), "set").events(END, END + timedelta(days=1), said.append)
+        BatchExportSource(str(tmp_path), 2, (), "set").events(END, END + timedelta(days=1))
 
 
 def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

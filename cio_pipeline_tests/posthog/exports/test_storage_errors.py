@@ -102,7 +102,7 @@ def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: s
     with pytest.raises(
         NotExtracted, match=rf"^{DAY.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
     ) as refused:
-        BatchExportSource("s3://exports", 2, (), "set").events(START, END, lambda _: None)
+        BatchExportSource("s3://exports", 2, (), "set").events(START, END)
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 

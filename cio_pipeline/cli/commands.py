@@ -1,0 +1,271 @@
+"""The commands of `python -m cio_pipeline`, their options and exit statuses.
+
+Each command imports what it needs when it runs, so that `--help` answers at once and the sandbox's commands read no settings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import click
+
+from cio_pipeline.cli.failures import sentence_and_status
+from cio_pipeline.cli.terminal import complain
+
+INTERRUPTED = 130
+"""The exit status after Ctrl-C, as shells have it."""
+
+REST = "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest."
+STOPPED = {"run": REST, "redeliver": REST, "dry-run": "Interrupted: nothing was sent."}
+"""What a command that Ctrl-C ended says; the others say no more than that they were interrupted."""
+
+Command = TypeVar("Command", bound=Callable[..., int])
+
+
+class Commands(click.Group):
+    """The group of all commands: whatever ends one of them is one sentence and an exit status, never a traceback."""
+
+    def invoke(self, ctx: click.Context) -> None:
+        """Runs the command that was named, and exits."""
+        try:
+            ctx.exit(super().invoke(ctx))
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except KeyboardInterrupt:
+            complain(STOPPED.get(str(ctx.invoked_subcommand), "Interrupted."))
+            ctx.exit(INTERRUPTED)
+        except Exception as failure:
+            text, status = sentence_and_status(failure)
+            complain(text)
+            ctx.exit(status)
+
+
+def _days(command: Command) -> Command:
+    """The options that name days."""
+    for option in (
+        click.option("--to", "last", metavar="DAY", help="The last of several days."),
+        click.option("--from", "first", metavar="DAY", help="The first of several days."),
+        click.option("--partition", metavar="DAY", help="One day, YYYY-MM-DD."),
+    ):
+        command = option(command)
+    return command
+
+
+def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float | None:
+    if hours is not None and not math.isfinite(hours):
+        raise click.BadParameter("must be a number of hours.")
+    return hours
+
+
+def _narrowed(command: Command) -> Command:
+    """The options that leave some of the days' data for another run, or send more than is new."""
+    for option in (
+        click.option(
+            "--resend",
+            is_flag=True,
+            help="Also send what was delivered, is unchanged or was refused. Attributes still never go back in time.",
+        ),
+        click.option(
+            "--hold-recent-events",
+            type=click.FloatRange(0, 1_000_000),
+            callback=_finite,
+            metavar="HOURS",
+            help="Keep events younger than this, and all that only they bring (attributes, customers, stitched events), for a"
+            " later run. Events under 72 hours old can start campaigns.",
+        ),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="CUSTOMERS",
+            help="Send each day's first so many customers with their events; the rest waits for another run.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+def cli() -> None:
+    """PostHog events into Customer.io.
+
+    The settings come from the environment, or from .env in the working directory: see README.md.
+    """
+
+
+@cli.command()
+@_days
+@click.option("--dry-run", is_flag=True, help="The same as the command dry-run.")
+@_narrowed
+def run(partition: str | None, first: str | None, last: str | None, **chosen: Any) -> int:
+    """Extract days from PostHog and deliver them to Customer.io.
+
+    What Customer.io has acknowledged before is not sent again, so a day can be run at any time.
+
+    \b
+    Examples:
+      python -m cio_pipeline run --partition 2026-03-02
+      python -m cio_pipeline run --from 2026-03-02 --to 2026-03-04
+      python -m cio_pipeline run --partition 2026-03-02 --limit 10
+
+    \b
+    Exit status:
+      0    everything was delivered, apart from what you chose to leave out or to hold, and of
+           no day were more events refused by the rules than CIO_REFUSED_SHARE allows
+      1    otherwise; the last line says why
+      2    a setting, a day or an option is wrong
+      130  Ctrl-C; a rerun sends the rest
+    """
+    return _run_days(partition, first, last, chosen)
+
+
+@cli.command("dry-run")
+@_days
+@_narrowed
+def dry_run(partition: str | None, first: str | None, last: str | None, **chosen: Any) -> int:
+    """Do everything but send, and print what would be sent.
+
+    It reads the days from PostHog, derives them, and prints new customers (Customer.io bills them), changed and unchanged ones,
+    events by name, what will be refused, and a sample with personal data masked.
+
+    \b
+    Examples:
+      python -m cio_pipeline dry-run --partition 2026-03-02
+      python -m cio_pipeline dry-run --from 2026-03-02 --to 2026-03-04
+
+    \b
+    Exit status:
+      0, 1, 2 and 130, as for run
+    """
+    return _run_days(partition, first, last, {**chosen, "dry_run": True})
+
+
+@cli.command()
+@click.option("--partition", metavar="DAY", help="Only what was refused of this day, YYYY-MM-DD.")
+@click.option("--reason", help="Only what was refused for this reason, as the command refusals prints it.")
+def redeliver(**chosen: str | None) -> int:
+    """Send again what Customer.io has refused, after its cause was mended.
+
+    Attributes that have been set since are left out. A refusal is closed when its item is accepted.
+
+    \b
+    Examples:
+      python -m cio_pipeline redeliver
+      python -m cio_pipeline redeliver --partition 2026-03-02 --reason "invalid name"
+
+    \b
+    Exit status:
+      0    Customer.io has accepted all of them
+      1    it has refused some again, or the run failed; the last line says which
+      2    a setting, a day or an option is wrong
+      130  Ctrl-C; a rerun sends the rest
+    """
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.run import redeliver
+
+    return redeliver(settings, chosen)
+
+
+@cli.command()
+@click.option("--partition", metavar="DAY", help="Only what was refused of this day, YYYY-MM-DD.")
+@click.option("--reason", help="Only what was refused for this reason.")
+def refusals(partition: str | None, reason: str | None) -> int:
+    """List what Customer.io has refused and not accepted since.
+
+    Each line is an event or a customer: its day, its masked id, and Customer.io's reason. The ledger's table refusals has each
+    item as it was sent. What the rules refused is in the table rejects instead.
+
+    \b
+    Examples:
+      python -m cio_pipeline refusals
+      python -m cio_pipeline refusals --partition 2026-03-02
+
+    \b
+    Exit status:
+      0    they are listed, if there are any
+      1    the ledger cannot be read
+      2    a setting or an option is wrong
+    """
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.refusals import list_refusals
+
+    list_refusals(settings, partition, reason)
+    return 0
+
+
+@cli.command()
+def ui() -> int:
+    """Open Dagster's UI and daemon on the settings, until Ctrl-C.
+
+    The address is printed: http://127.0.0.1:3000, or the next port that is free. Dagster's runs are kept in DAGSTER_HOME, or
+    without one in the folder dagster in CIO_DATA_DIR.
+
+    \b
+    Exit status:
+      0    it was ended by Ctrl-C
+      1    Dagster ended by itself
+      2    a setting is wrong
+    """
+    from cio_pipeline.cli.ui import ui
+
+    return ui()
+
+
+@cli.command()
+def demo() -> int:
+    """Run three days from a local PostHog to a local Customer.io.
+
+    It reads neither .env nor your settings, sends nothing anywhere else, and writes to data/demo only.
+
+    \b
+    Exit status:
+      0    the days were delivered
+      1    they were not; the last line says why
+      130  Ctrl-C
+    """
+    from cio_pipeline.sandbox.demo import demo
+
+    return demo()
+
+
+@cli.command()
+def dev() -> int:
+    """Open Dagster's UI on a local PostHog and a local Customer.io, until Ctrl-C.
+
+    It reads neither .env nor your settings, sends nothing anywhere else, and writes to data/dev only.
+
+    \b
+    Exit status:
+      0    it was ended by Ctrl-C
+      1    Dagster ended by itself
+    """
+    from cio_pipeline.sandbox.dev import dev
+
+    return dev()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command that the arguments name (without any: the process's own); gives the exit status."""
+    try:
+        return int(cli.main(arguments, "python -m cio_pipeline", standalone_mode=False) or 0)
+    except click.ClickException as wrong:
+        wrong.show()
+        return wrong.exit_code
+
+
+def _run_days(partition: str | None, first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.run import run_days
+    from cio_pipeline.defs.partitions import DaysError
+
+    start, end = first or partition, last or first or partition
+    if not start or not end:
+        raise DaysError("Name the days to run: --partition 2026-03-02, or --from 2026-03-02 --to 2026-03-04.")
+    return run_days(start, end, settings, chosen)
