@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 
-.PHONY: help demo dev run ui test test-clickhouse lint lock
+.PHONY: help demo dev run dry-run refusals redeliver ui test test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -14,9 +14,20 @@ demo: $(READY) ## three days through Dagster, from a local PostHog to a local Cu
 dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
 	@$(PY) -m cio_pipeline dev
 
-run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days headless, against what .env names; DRY_RUN=1 looks only
-	@$(PY) -m cio_pipeline run $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \
-		$(if $(DRY_RUN),--dry-run) $(if $(RESEND),--resend) $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)")
+DAYS = $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)")
+CHOICES = $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)") $(if $(RESEND),--resend)
+
+run: $(READY) ## days from PostHog to Customer.io: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04
+	@$(PY) -m cio_pipeline $(if $(DRY_RUN),dry-run,run) $(DAYS) $(CHOICES)
+
+dry-run: $(READY) ## the same, but nothing is sent: what would be is printed
+	@$(PY) -m cio_pipeline dry-run $(DAYS) $(CHOICES)
+
+refusals: $(READY) ## what Customer.io has refused; PARTITION=, REASON= only some of it
+	@$(PY) -m cio_pipeline refusals $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")
+
+redeliver: $(READY) ## send that again; PARTITION=, REASON= only some of it
+	@$(PY) -m cio_pipeline redeliver $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")
 
 ui: $(READY) ## the Dagster UI and daemon on what the environment and .env name, until Ctrl-C
 	@$(PY) -m cio_pipeline ui

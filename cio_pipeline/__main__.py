@@ -1,8 +1,14 @@
 """`python -m cio_pipeline`: the command line."""
 
+import signal
 import sys
 
-from cio_pipeline.cli.commands import main
-
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        from cio_pipeline.cli.commands import main
+
+        status = main()
+    except KeyboardInterrupt:  # while the commands were being loaded
+        status = 130
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C once more would be a traceback of Python's own end
+    sys.exit(status)

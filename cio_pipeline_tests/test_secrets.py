@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cio_pipeline.cli.run import run_days
+from cio_pipeline.cli.commands import main
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
 from cio_pipeline_tests import raw_server
 
 DAY = "2025-01-01"
@@ -77,7 +76,7 @@ def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPa
 def fails_without_a_word_of_them(folder: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
     """Runs the day, which fails, and looks through everything."""
     with caplog.at_level(logging.DEBUG):
-        assert run_days(DAY, DAY, load_settings(), {}) != 0
+        assert main(["run", "--partition", DAY]) != 0
     shown = capsys.readouterr()
     assert shown.err
     assert "Error at" not in shown.err

@@ -27,6 +27,10 @@ Command = TypeVar("Command", bound=Callable[..., int])
 class Commands(click.Group):
     """The group of all commands: whatever ends one of them is one sentence and an exit status, never a traceback."""
 
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
+        """In the order of this module."""
+        return list(self.commands)
+
     def invoke(self, ctx: click.Context) -> None:
         """Runs the command that was named, and exits."""
         try:
@@ -145,9 +149,10 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 @click.option("--partition", metavar="DAY", help="Only what was refused of this day, YYYY-MM-DD.")
 @click.option("--reason", help="Only what was refused for this reason, as the command refusals prints it.")
 def redeliver(**chosen: str | None) -> int:
-    """Send again what Customer.io has refused, after its cause was mended.
+    """Send again what Customer.io has refused.
 
-    Attributes that have been set since are left out. A refusal is closed when its item is accepted.
+    Do so when the cause was mended. Attributes that have been set since are left out. A refusal is closed when its item is
+    accepted.
 
     \b
     Examples:
@@ -235,9 +240,10 @@ def demo() -> int:
 
 @cli.command()
 def dev() -> int:
-    """Open Dagster's UI on a local PostHog and a local Customer.io, until Ctrl-C.
+    """Open Dagster's UI on the sandbox, until Ctrl-C.
 
-    It reads neither .env nor your settings, sends nothing anywhere else, and writes to data/dev only.
+    The sandbox is a local PostHog and a local Customer.io. It reads neither .env nor your settings, sends nothing
+    anywhere else, and writes to data/dev only.
 
     \b
     Exit status:

@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.sandbox.processes import Sandbox, local, sandbox
+from cio_pipeline.sandbox.processes import Sandbox, end, local, sandbox
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.tables.tables import Tables
 
@@ -53,8 +53,13 @@ def demo(folder: Path = FOLDER) -> int:
 
 
 def _run(folder: Path, environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]) -> bool:
+    """Runs the days in a session of their own, so that Ctrl-C reaches only us."""
     command = [sys.executable, "-m", "cio_pipeline", "run", "--from", first, "--to", last]
-    return subprocess.run(command, cwd=folder, env=environment, check=False).returncode == 0  # noqa: S603
+    child = subprocess.Popen(command, cwd=folder, env=environment, text=True, start_new_session=True)  # noqa: S603
+    try:
+        return child.wait() == 0
+    finally:
+        end(child)
 
 
 def _add_late_events(services: Sandbox) -> None:

@@ -34,4 +34,5 @@ def dev(folder: Path = FOLDER, days: int = DAYS, **settings: str) -> int:
             )
             return dagster_dev(home, services.environment(folder, start, DAGSTER_HOME=str(home), **settings))
     except KeyboardInterrupt:
+        print("Dagster and the sandbox have ended.", flush=True)
         return 0

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import json
 import logging
+import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -202,6 +205,64 @@ def test_whatever_stops_a_run_is_one_sentence(
     said = capsys.readouterr().err
     assert said.startswith(sentence)
     assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("step", ["identities", "customers_events_rejects"])
+def test_ctrl_c_between_two_steps_is_one_sentence(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    handle = dg.DagsterInstance.handle_new_event
+
+    def press(self: dg.DagsterInstance, event: dg.EventLogEntry, **given: Any) -> None:
+        if event.dagster_event_type == dg.DagsterEventType.STEP_SUCCESS and event.step_key == step:
+            os.kill(os.getpid(), signal.SIGINT)
+        handle(self, event, **given)
+
+    monkeypatch.setattr(dg.DagsterInstance, "handle_new_event", press)
+    assert run() == 130
+    said = capsys.readouterr().err
+    assert said == "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.\n"
+
+
+def test_what_is_logged_stands_in_dagsters_log_of_the_run(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
+    run()
+    said = [line for line in capsys.readouterr().out.splitlines() if line.startswith(f"{DAY}: ")]
+    assert f"{DAY}: 4 of 4 events read." in said
+    with dg.DagsterInstance.local_temp(str(services.folder / "data" / "dagster")) as instance:
+        [last] = instance.get_runs(limit=1)
+        logged = [entry.user_message for entry in instance.all_logs(last.run_id) if entry.dagster_event is None]
+    assert [line for line in logged if line.startswith(f"{DAY}: ")] == said
+
+
+def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_again(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["refusals"]) == 0
+    assert capsys.readouterr().out == "Nothing is refused.\n"
+    batch = services.customerio.workspace.batch
+
+    def refuse_customers(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        spoilt = [{**item, "action": "odd"} if item["action"] == "identify" else item for item in items]
+        return batch(json.dumps({"batch": spoilt}).encode())
+
+    with monkeypatch.context() as broken:
+        broken.setattr(services.customerio.workspace, "batch", refuse_customers)
+        assert run() == 1
+    said = capsys.readouterr().err
+    assert "Customer.io refused 3 items: `python -m cio_pipeline refusals` lists them" in said
+    assert main(["refusals", "--partition", DAY]) == 0
+    *items, total = capsys.readouterr().out.splitlines()
+    assert len(items) == 3
+    assert all(line.startswith(f"{DAY}: customer of id ***: ") for line in items)
+    reason = total.removeprefix("3 refused: 3 for ").removesuffix(".")
+    assert main(["refusals", "--reason", "another"]) == 0
+    assert capsys.readouterr().out == "Nothing is refused.\n"
+    assert main(["redeliver", "--reason", reason]) == 0
+    assert " 3 customers sent, " in capsys.readouterr().out
+    assert main(["refusals"]) == 0
+    assert capsys.readouterr().out == "Nothing is refused.\n"
+    assert main(["redeliver"]) == 0
 
 
 def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(

@@ -210,11 +210,11 @@ def test_the_limit_bounds_the_new_customers_that_are_counted(start: Start, insta
 
 
 def test_a_dry_run_says_what_would_stop_the_run(
-    start: Start, instance: dg.DagsterInstance, capfd: pytest.CaptureFixture[str]
+    start: Start, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
 ) -> None:
     start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
     assert set(run(instance, DAYS, dry_run=True)) == set(DAYS)
-    assert "If this were no dry run: This run would make 4 new customers" in capfd.readouterr().err
+    assert "If this were no dry run: This run would make 4 new customers" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.cli.run import run_days
+from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.stitching import merges
@@ -179,7 +179,7 @@ def test_a_service_that_stays_away_is_an_end_with_its_sentence(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     workspace.faults = lambda number, path: ("status", 503, {}) if number >= 2 else None
-    assert run_days(DAY, DAY, load_settings(), {}) == 1
+    assert main(["run", "--partition", DAY]) == 1
     assert capsys.readouterr().err == "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503.\n"
     assert len(workspace.requests) == 1 + 2 * 9
 
@@ -208,7 +208,7 @@ def test_a_wrong_setting_ends_the_run_before_anything_is_sent(
     sentence: str,
 ) -> None:
     monkeypatch.setenv(setting, value)
-    assert run_days(DAY, DAY, load_settings(), {}) == 1
+    assert main(["run", "--partition", DAY]) == 1
     said = capsys.readouterr().err
     assert said.startswith(sentence)
     assert said.count("\n") == 1
@@ -217,12 +217,12 @@ def test_a_wrong_setting_ends_the_run_before_anything_is_sent(
 
 
 def test_what_is_left_for_another_run_is_said(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_days(DAY, DAY, load_settings(), {"limit": 1}) == 0
+    assert main(["run", "--partition", DAY, "--limit", "1"]) == 0
     assert ", 1 customers beyond the limit, 2 events beyond the limit.\n" in capsys.readouterr().out
 
 
 def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert run_days(DAY, DAY, load_settings(), {"dry_run": True, "limit": None}) == 0
+    assert main(["dry-run", "--partition", DAY]) == 0
     said = capsys.readouterr().out
     assert f"\n{DAY}, if it were run (nothing was sent):\n  new customers: 2\n" in said
     assert '  events by name: {"signed up":2,"paid":1,"left":1}\n' in said
@@ -261,7 +261,7 @@ def test_a_run_that_waits_for_another_says_so(
         return alone(engine, said)
 
     monkeypatch.setattr("cio_pipeline.state.ledger.alone", until_said)
-    assert run_days(DAY, DAY, load_settings(), {}) == 0
+    assert main(["run", "--partition", DAY]) == 0
     said = capsys.readouterr().out
     assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1
     assert "mismatch" not in said
