@@ -131,7 +131,7 @@ class HistoryConfig(dg.Config):
 
 
 @dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
-def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> dg.MaterializeResult:  # type: ignore[type-arg]
+def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
     setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"

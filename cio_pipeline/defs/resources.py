@@ -28,7 +28,7 @@ from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
 logger = logging.getLogger(__name__)
 
 
-class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
+class PostHog(dg.ConfigurableResource[None]):
     """The PostHog project that POSTHOG_HOST, POSTHOG_PROJECT_ID and POSTHOG_PERSONAL_API_KEY name."""
 
     _source: EventSource = PrivateAttr()
@@ -45,7 +45,7 @@ class PostHog(dg.ConfigurableResource):  # type: ignore[type-arg]
         return self._source
 
 
-class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
+class CustomerIo(dg.ConfigurableResource[None]):
     """The Customer.io workspace that CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY belong to."""
 
     _client: TrackClient = PrivateAttr()
@@ -76,7 +76,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
         return Counter(requests=self._client.requests, bytes=self._client.bytes)
 
 
-class Store(dg.ConfigurableResource):  # type: ignore[type-arg]
+class Store(dg.ConfigurableResource[None]):
     """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
 
     _settings: Settings = PrivateAttr()

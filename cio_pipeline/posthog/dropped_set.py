@@ -12,7 +12,8 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.json_text import loads
-from cio_pipeline.posthog.source import EVER, ORDER, AttributesFrom
+from cio_pipeline.posthog.source import EVER, AttributesFrom
+from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.values import is_uuid
 
 KEPT = timedelta(days=59)
@@ -27,7 +28,7 @@ IDENTITY = ["event", "distinct_id", "uuid"]
 """What tells an event from others of its day."""
 
 Moment = tuple[Any, ...]
-"""An event's place in the order of `source.ORDER`."""
+"""An event's place in the order of `facts.ORDER`."""
 
 
 def reaches_back(start: datetime, now: datetime) -> bool:

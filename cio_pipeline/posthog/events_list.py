@@ -18,12 +18,12 @@ from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
     EVER,
     HISTORY_EVENTS,
-    ORDER,
     AttributesFrom,
     NotExtracted,
     Window,
 )
 from cio_pipeline.progress import Progress
+from cio_pipeline.rules.facts import ORDER
 
 PAGE_ROWS = 1000
 """What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""

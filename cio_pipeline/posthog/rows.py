@@ -100,7 +100,8 @@ def _moment(value: Any) -> datetime | None:
     microseconds = int((fraction or "")[:6].ljust(6, "0"))
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0), seconds=int(seconds or 0))
     try:
-        local = datetime(*(int(number or 0) for number in numbers), microseconds, tzinfo=None)  # type: ignore[misc,arg-type]
+        year, month, day, hour, minute, second = (int(number or 0) for number in numbers)
+        local = datetime(year, month, day, hour, minute, second, microseconds, tzinfo=None)
         return local + offset if sign == "-" else local - offset
     except (ValueError, OverflowError):
         return None

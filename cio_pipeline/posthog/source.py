@@ -12,6 +12,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.values import is_uuid
 
 EVENT_SCHEMA = pa.schema(
@@ -36,9 +37,6 @@ AttributesFrom = Literal["auto", "set", "person"]
 EVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
 HISTORY_EVENTS = ("$identify", "$set")
 """What teaches R1's facts before the first day (R18)."""
-
-ORDER = ["timestamp", "uuid", "event", "distinct_id"]
-"""The columns by which events are ordered."""
 
 SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
 """What tells events apart."""

@@ -107,5 +107,5 @@ def _address(child: subprocess.Popen[str]) -> str:
     """The URL at the end of the line that the service prints when it listens."""
     line = child.stdout.readline() if child.stdout else ""
     if "http://" not in line:
-        raise RuntimeError(f"A sandbox process did not start: {' '.join(map(str, child.args))}")  # type: ignore[arg-type]
+        raise RuntimeError(f"A sandbox process did not start: {child.args!r}")
     return line.rsplit(" ", 1)[-1].strip()

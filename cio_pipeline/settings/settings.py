@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.rules.options import Options
-from cio_pipeline.settings import values
+from cio_pipeline.settings import addresses, values
 from cio_pipeline.settings.envfile import SettingsError as SettingsError
 from cio_pipeline.settings.environment import load_environment
 from cio_pipeline.settings.places import (
@@ -89,12 +89,12 @@ class Settings(DaysSettings):
 
     customerio_site_id: Key = Field(default=SecretStr(""), alias="CUSTOMERIO_SITE_ID")
     customerio_api_key: Key = Field(default=SecretStr(""), alias="CUSTOMERIO_API_KEY")
-    tracking_url: Annotated[str, BeforeValidator(values.tracking_address)] = Field(
+    tracking_url: Annotated[str, BeforeValidator(addresses.tracking_address)] = Field(
         default="https://track.customer.io", alias="CUSTOMERIO_TRACKING_ENDPOINT"
     )
     requests_per_second: float = Field(default=100, gt=0, le=1000, alias="CIO_REQUESTS_PER_SECOND")
 
-    posthog_url: Annotated[str, BeforeValidator(values.posthog_address)] = Field(
+    posthog_url: Annotated[str, BeforeValidator(addresses.posthog_address)] = Field(
         default="https://us.posthog.com", alias="POSTHOG_HOST"
     )
     posthog_project_id: Annotated[str, BeforeValidator(values.project_id)] = Field(default="", alias="POSTHOG_PROJECT_ID")
@@ -199,7 +199,7 @@ def _refuse_plain_http(settings: Settings) -> None:
         "CIO_BATCH_EXPORT_URL": settings.batch_export_url,
         "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
     }
-    if not settings.allow_plain_http and (plain := [name for name, place in places.items() if values.is_plain(place)]):
+    if not settings.allow_plain_http and (plain := [name for name, place in places.items() if addresses.is_plain(place)]):
         raise SettingsError(
             f"{plain[0]} is wrong: it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way."
         )

@@ -9,10 +9,8 @@ import json
 import re
 import unicodedata
 from datetime import date, datetime, timezone
-from ipaddress import IPv6Address, ip_address
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
-from urllib.parse import urlsplit
 
 from annotated_types import Ge, Gt, Le
 from pydantic import BeforeValidator
@@ -40,12 +38,6 @@ PLACEHOLDER = re.compile(
     r"|(?:ph[xc]_)?(?:x{3,}|\.{3,}|0{3,})|todo|tbd|none|null|nil|undefined|placeholder|example",
     re.IGNORECASE,
 )
-
-TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
-TRACKED = f"must be {' or '.join(TRACKING_HOSTS)}, or another address such as https://host:8443"
-ASKED = "must be https://us.posthog.com, https://eu.posthog.com or your own PostHog's, such as https://posthog.example.com"
-LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
-PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
 
 EARLIEST = date(2000, 1, 1)
 
@@ -169,74 +161,6 @@ def day(text: Any) -> Any:
     return given
 
 
-def tracking_address(text: Any) -> str:
-    """The address of the Track API: one of its hosts, or a URL."""
-    if str(text).lower() in TRACKING_HOSTS:
-        return f"https://{str(text).lower()}"
-    address, host = _address(str(text), TRACKED)
-    if host.endswith(".customer.io") and host not in TRACKING_HOSTS:
-        raise ValueError(f"must be the Track API's: {' or '.join(TRACKING_HOSTS)}")
-    return address
-
-
-def posthog_address(text: Any) -> str:
-    """The address of a PostHog that can be asked."""
-    address, host = _address(str(text), ASKED)
-    if host.endswith(".i.posthog.com"):
-        raise ValueError(
-            "must be where PostHog is looked at, such as https://us.posthog.com: at i.posthog.com it only takes events"
-        )
-    return address
-
-
-def is_plain(url: str) -> bool:
-    """Whether a URL is `http` to a host that others may listen to: one that is not on this machine or in a private network."""
-    try:
-        parts = urlsplit(url)
-    except ValueError:
-        return url.lower().startswith("http:")
-    return parts.scheme == "http" and not _is_private(parts.hostname or "")
-
-
-def _is_private(host: str) -> bool:
-    try:
-        address = ip_address(host)
-    except ValueError:
-        last = host.rstrip(".").lower()
-        is_single = "." not in last and re.fullmatch(r"[a-z][a-z0-9-]*", last) is not None
-        return is_single or any(last.endswith(f".{name}") for name in PRIVATE_NAMES)
-    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
-    return (mapped or address).is_private
-
-
-def _address(text: str, wanted: str) -> tuple[str, str]:
-    """`https://host:port` and its host, of a URL that is no more than that."""
-    try:
-        parts = urlsplit(text)
-        port = parts.port
-    except ValueError:
-        raise ValueError(wanted) from None
-    host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
-        raise ValueError(wanted)
-    if "@" in parts.netloc:
-        raise ValueError(f"must have no login in it: {wanted.removeprefix('must be ')}")
-    if parts.path.strip("/") or "?" in text or "#" in text:
-        raise ValueError(f"must end after its host, with no path behind it: {wanted.removeprefix('must be ')}")
-    shown = f"[{host}]" if ":" in host else host
-    return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}", host
-
-
-def _is_host(host: str) -> bool:
-    try:
-        ip_address(host)
-    except ValueError:
-        labels = host.split(".")
-        is_name = len(host) <= 253 and all(map(LABEL.fullmatch, labels))
-        return is_name and any(letter.isalpha() for letter in labels[-1]) and not labels[-1].startswith("0x")
-    return "%" not in host
-
-
 def _refuse_unseen(text: str) -> None:
     """What is in no setting, wherever it came from: line ends, letters that cannot be seen, and half a pair of quotes."""
     if any(unicodedata.category(letter) in UNSEEN for letter in text):
@@ -246,17 +170,9 @@ def _refuse_unseen(text: str) -> None:
 
 
 def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInfo) -> int | float:
-    number = kind(text) if re.fullmatch(form, text) else None
-    for bound in field.metadata:
-        if number is not None and (
-            (isinstance(bound, Ge) and number < bound.ge)  # type: ignore[operator]
-            or (isinstance(bound, Gt) and number <= bound.gt)  # type: ignore[operator]
-            or (isinstance(bound, Le) and number > bound.le)  # type: ignore[operator]
-        ):
-            number = None
-    if number is None:
+    if not re.fullmatch(form, text):
         raise ValueError(must_be(field))
-    return number
+    return kind(text)
 
 
 def _json_list(text: str) -> list[str]:

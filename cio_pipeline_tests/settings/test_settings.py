@@ -13,8 +13,8 @@ from pydantic.fields import FieldInfo
 from sqlalchemy.engine import make_url
 
 from cio_pipeline.defs import partitions
+from cio_pipeline.settings.addresses import is_plain
 from cio_pipeline.settings.settings import Settings, SettingsError, load_settings
-from cio_pipeline.settings.values import is_plain
 
 REQUIRED = {
     "CUSTOMERIO_SITE_ID": "site-secret",

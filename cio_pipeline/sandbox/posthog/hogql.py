@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -26,16 +26,9 @@ TYPED = {"uuid": "toUUID", "timestamp": "toDateTime", "created_at": "toDateTime"
 HELPERS = {
     "swapped": "(text) AS concat_ws('-', text[20:23] || text[25:28], text[29:32], text[33:36], text[1:4],"
     " text[5:8] || text[10:13] || text[15:18])",
-    "property": "(text, path) AS CASE WHEN json_valid(text) THEN json_extract_string(text, path) END",
 }
 FUNCTIONS = {
     "cityHash64": "(x) AS hash(x)",
-    "empty": "(x) AS coalesce(x, '') = ''",
-    "notEmpty": "(x) AS coalesce(x, '') <> ''",
-    "JSONHas": "(text, path) AS coalesce(CASE WHEN json_valid(text) THEN json_exists(text, path) END, false)",
-    "JSONExtractRaw": "(text, path) AS coalesce(CASE WHEN json_valid(text) THEN json_extract(text, path)::VARCHAR END, '')",
-    "JSONExtractString": "(text, path) AS coalesce(CASE WHEN json_valid(text) THEN"
-    " CASE json_type(text, path) WHEN 'VARCHAR' THEN json_extract_string(text, path) END END, '')",
     "toString": "(x) AS CASE typeof(x) WHEN 'UUID' THEN swapped(x::VARCHAR) WHEN 'TIMESTAMP'"
     " THEN strftime(try_cast(x::VARCHAR AS TIMESTAMP), '%Y-%m-%d %H:%M:%S.%f') ELSE x::VARCHAR END",
     "toYYYYMM": "(x) AS (year(x) * 100 + month(x))::UINTEGER",
@@ -148,7 +141,7 @@ def _limit(select: exp.Select) -> bool:
 
 
 def _resolve_fields(select: exp.Select) -> None:
-    """Name every column as PostHog would, and point every field at a column or at a property in its JSON text."""
+    """Name every column as PostHog would, and point every field at a column."""
     known = {*FIELDS, *(alias.alias for alias in select.find_all(exp.Alias))}
     tables = {"events", *(alias.name for alias in select.find_all(exp.TableAlias))}
     if any(isinstance(column, exp.Star) for column in select.expressions) and not select.find(exp.Subquery, exp.CTE):
@@ -169,18 +162,14 @@ def _named(column: exp.Expr) -> exp.Expr:
 
 def _field(chain: list[str], tables: set[str], known: set[str]) -> exp.Expr:
     table = chain[0] if len(chain) > 1 and chain[0] in tables else None
-    path: list[str] = []
     match chain[1:] if table else chain:
-        case ["poe" | "person", "properties", *path]:
+        case ["poe" | "person", "properties"]:
             name = "person_properties"
-        case ["properties", *path]:
-            name = "properties"
         case [name] if name in known:
             pass
         case rest:
             raise HogQLError(f"Unable to resolve field: {rest[0]}")
-    column = exp.column(name, table=table, quoted=True)
-    return _call("property", column, _pointer(path)) if path else column
+    return exp.column(name, table=table, quoted=True)
 
 
 def _type_literals(select: exp.Select) -> None:
@@ -205,34 +194,18 @@ def _compared(predicate: exp.Expr) -> Iterator[tuple[exp.Expression, exp.Expr]]:
 
 
 def _rewrite(call: exp.Expr, zone: str) -> None:
-    """Write a JSON path DuckDB's way and text as a moment in UTC; every other function keeps its arguments."""
+    """Write text as a moment in UTC; every other function keeps its arguments."""
     if isinstance(call, SAME_IN_DUCKDB):
         return
     name = _name(call)
-    if name.startswith("JSON"):
-        call.replace(_call(name, *_json_arguments(call)))
-    elif name in DATES:
+    if name in DATES:
         call.replace(_moment(call, zone))
     else:
         call.replace(_call(name, *call.expressions))
 
 
-def _json_arguments(call: exp.Expr) -> tuple[exp.Expr, exp.Expr]:
-    if isinstance(call.expression, exp.JSONPath):
-        text, path = call.this, call.expression.expressions[1:]
-    else:
-        text, *path = call.expressions or [call.this, call.expression]
-    if not all(key.is_string or isinstance(key, exp.JSONPathKey) for key in path):
-        raise HogQLError("The sandbox serves JSON paths of text only")
-    return text, _pointer(key.name for key in path)
-
-
 def _call(name: str, *arguments: exp.Expr) -> exp.Expr:
     return exp.Anonymous(this=name, expressions=list(arguments))
-
-
-def _pointer(keys: Iterable[str]) -> exp.Expr:
-    return exp.Literal.string("".join("/" + key.replace("~", "~0").replace("/", "~1") for key in keys))
 
 
 def _moment(call: exp.Expr, zone: str) -> exp.Expr:

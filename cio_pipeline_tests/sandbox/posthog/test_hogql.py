@@ -42,7 +42,7 @@ def rows(database: duckdb.DuckDBPyConnection, query: str, zone: str = "UTC", **v
         ("event IN {names}", {"names": ["it's \\ {odd}", "$identify"]}, [SECOND, THIRD]),
         ("event NOT IN {names}", {"names": ["$identify"]}, [FIRST, THIRD]),
         ("event IN {names}", {"names": []}, []),
-        ("event LIKE '$%' AND NOT (event = '$identify' OR empty(event))", {}, [FIRST]),
+        ("event LIKE '$%' AND NOT (event = '$identify' OR event = 'no')", {}, [FIRST]),
         ("timestamp > {t} AND timestamp < toDateTime64('2026-03-02', 6, 'UTC')", {"t": "2026-03-01T10:30Z"}, [FIRST]),
         ("timestamp BETWEEN toDateTime('2026-03-01') AND toDateTime('2026-03-01 10:59:59')", {}, [SECOND]),
         ("uuid IN {ids}", {"ids": [FIRST, THIRD]}, [FIRST, THIRD]),
@@ -54,11 +54,9 @@ def rows(database: duckdb.DuckDBPyConnection, query: str, zone: str = "UTC", **v
             FIRST, SECOND, THIRD
         ]),
         ("cityHash64(uuid) >= {low}", {"low": 2**64 - 1}, []),
-        ("properties.$set.email IS NOT NULL", {}, [SECOND]),
-        ("JSONHas(properties, '$set', 'email')", {}, [SECOND, THIRD]),
-        ("notEmpty(JSONExtractString(properties, '$set', 'email')) -- {comment}", {}, [SECOND]),
-        ("JSONExtractRaw(properties, '$set') = '{\"email\":null}'", {}, [THIRD]),
-        ("poe.properties.email = 'p' AND person.properties.email = 'p' AND events.event = '$identify'", {}, [SECOND]),
+        ("poe.properties LIKE '%\"p\"%' AND person.properties LIKE '%email%' AND events.event = '$identify' -- {comment}", {}, [
+            SECOND
+        ]),
     ],
 )  # fmt: skip
 def test_a_condition_finds_what_clickhouse_would(
