@@ -136,6 +136,8 @@ def test_whatever_customerio_answers(
         ("POSTHOG_HOST", "https://nowhere.invalid"),
         ("CIO_SUPPRESSED_FILE", "http://poison:poison@127.0.0.1:1/list?token=poison"),
         ("CIO_LEDGER_URL", "postgresql://poison:poison@127.0.0.1:1/cio"),
+        ("CIO_LEDGER_URL", "postgresql://poison:a/poison@127.0.0.1:1/cio"),
+        ("CIO_LEDGER_URL", "postgresql://who@127.0.0.1:1/cio?sslmode=poison"),
         ("HTTP_PROXY", "http://poison:poison@127.0.0.1:1"),
     ],
 )
@@ -153,3 +155,23 @@ def test_whatever_cannot_be_reached(
         settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
         settings.setenv(name, value)
         fails_without_a_word_of_them(tmp_path, capsys, caplog)
+
+
+def test_a_bucket_for_the_tables_without_credentials_is_one_sentence(
+    settings: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        settings.delenv(name, raising=False)
+    settings.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    settings.delenv("CIO_SANDBOX")
+    settings.setenv("CIO_DATA_DIR", "s3://nobodys-bucket/tables")
+    settings.setenv("CIO_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    settings.setenv("DAGSTER_HOME", str(tmp_path))
+    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, serve_posthog() as source:
+        settings.setenv("POSTHOG_HOST", source.url)
+        settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
+        assert run_days(DAY, DAY, load_settings(), {}) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "The bucket s3://nobodys-bucket/tables (CIO_DATA_DIR) cannot be used: no credentials for the storage"
+    )
