@@ -9,10 +9,10 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## three days through Dagster, from a local PostHog to a local Customer.io
-	@$(PY) -m cio_pipeline demo
+	@$(PY) -E -m cio_pipeline demo
 
 dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
-	@$(PY) -m cio_pipeline dev
+	@$(PY) -E -m cio_pipeline dev
 
 run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days headless, against what .env names; DRY_RUN=1 looks only
 	@$(PY) -m cio_pipeline run $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)") \

@@ -6,6 +6,8 @@ import argparse
 import sys
 from typing import Any
 
+from cio_pipeline.settings.envfile import SettingsError
+
 STOPPED = "Interrupted.\n"
 
 
@@ -28,6 +30,8 @@ def main(arguments: list[str]) -> int:
     chosen = {name: getattr(given, name, None) for name in ("dry_run", "resend", "limit", "hold_recent_events")}
     try:
         return _command(given, chosen)
+    except SettingsError as wrong:
+        return _wrong(wrong)
     except KeyboardInterrupt:
         sys.stderr.write(STOPPED)
         return 130
@@ -43,16 +47,11 @@ def _command(given: argparse.Namespace, chosen: dict[str, Any]) -> int:
         from cio_pipeline.sandbox.dev import dev
 
         return dev()
-    from cio_pipeline.settings.envfile import SettingsError
+    if given.command == "ui":
+        from cio_pipeline.cli.ui import ui
 
-    try:
-        if given.command == "ui":
-            from cio_pipeline.cli.ui import ui
-
-            return ui()
-        return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
-    except SettingsError as wrong:
-        return _wrong(wrong)
+        return ui()
+    return _run(given.first or given.partition, given.last or given.first or given.partition, chosen)
 
 
 def _run(first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
