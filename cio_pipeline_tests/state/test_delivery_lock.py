@@ -80,6 +80,14 @@ def test_who_holds_the_lock_acknowledges_and_who_has_ended_may_begin_again(datab
     assert ledger.states(["id:u1"])
 
 
+def test_a_delivery_that_is_over_is_checked_no_more(database_url: str) -> None:
+    ledger = Ledger(database_url)
+    with ledger.alone(lambda: None):
+        ledger.check_lock()
+    ledger.check_lock()
+    ledger.acknowledge(DAY, ANSWER)
+
+
 def test_who_has_lost_the_lock_acknowledges_nothing(database_url: str, lose: Callable[[], None]) -> None:
     ledger = Ledger(database_url)
     with ledger.alone(lambda: None):

@@ -85,6 +85,14 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
     assert ledger.refused(DAY) == {}
 
 
+def test_an_upsert_that_was_refused_on_two_days_is_closed_on_that_whose_attributes_were_set_since(ledger: Ledger) -> None:
+    item = customer_item("id:u1", 0)
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10))]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(item, "customer", city=("Bonn", 20))]))
+    ledger.acknowledge("2026-03-04", Acknowledgement(customers={"id:u1": state(plan=("free", 30))}))
+    assert list(ledger.refusals()) == [NEXT_DAY]
+
+
 def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     other = Refusal("b", "event", "too large", "", "{}", "id:u2", call="event")
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal("a"), other]))
