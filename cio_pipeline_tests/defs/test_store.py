@@ -114,6 +114,9 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         refuse_missing_days(store, ["2025-01-03"])
+    with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
+        refuse_missing_days(store, ["2025-01-02", "2025-01-03"])
+    refuse_missing_days(store, ["2025-01-01", "2025-01-02"])
 
 
 def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:

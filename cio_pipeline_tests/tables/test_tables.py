@@ -103,11 +103,17 @@ def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_a_write_that_fails_keeps_no_spilled_file_open(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as writer:
+    opened: list[Writer] = []
+
+    def fail(writer: Writer) -> None:
         writer.add(pd.DataFrame({"key": ["a"], "n": [1]}), by="key")
         assert writer._pieces
+        opened.append(writer)
         raise ZeroDivisionError
-    assert not writer._pieces
+
+    with pytest.raises(ZeroDivisionError), Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as table:
+        fail(table)
+    assert not opened[0]._pieces
 
 
 def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
