@@ -99,6 +99,13 @@ def test_a_forecast_leaves_out_what_was_refused_and_counts_it_among_the_refusals
         assert forecast.campaign_events == count
 
 
+def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) -> None:
+    made, forecast = tables(young()), Forecast()
+    [row] = made.customers.to_dict("records")
+    forecast.add_refusals([Refusal("id#0", "customer", "invalid", "", row["operation"], row["key"])], ledger)
+    assert (forecast.new_customers, forecast.campaign_events) == (1, 0)
+
+
 def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
     forecast.add_day(DAY, [(made.customers, made.events)], ledger, ORDINARY)
@@ -112,6 +119,8 @@ def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_l
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
     assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=made.events["ulid"].tolist()))
+    assert [unsent_events(DAY, shards, ledger, Choices(resend=resend)) for resend in (False, True)] == [0, 3]
 
 
 def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
