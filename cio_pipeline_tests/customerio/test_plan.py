@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from cio_pipeline.customer_state import State, pack_ids
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, plan, plan_again
+from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, chosen, plan, plan_again
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
@@ -62,6 +63,38 @@ def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new(
     for known, expected in ((False, (True, True)), (True, (False, False))):
         upsert = planned(personless, {key: {b"other": (b"value!", 1)}} if known else {}).items[0]
         assert (upsert.is_new, upsert.is_personless) == expected
+
+
+def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() -> None:
+    made = tables(event(set_={"plan": "pro"}))
+    [upsert] = [item for item in planned(made).items if item.is_customer]
+    newer = {name: (b"other!", time + 1) for name, (_, time) in upsert.state.items()}
+    for state, why in ((newer, "customers older than in Customer.io"), (upsert.state, "customers with nothing new")):
+        found = planned(made, {upsert.key: state})
+        assert (found.counts[why], upsert.name in found.settled) == (1, True)
+
+
+def test_what_was_refused_goes_out_upserts_before_events() -> None:
+    made = tables(event(set_={"plan": "pro"}))
+    [upsert] = [item for item in planned(made).items if item.is_customer]
+    text = upsert.operation.decode()
+    again = [refusal(made), Refusal(upsert.name, "customer", "invalid", "", text, upsert.key, state=upsert.state)]
+    items = plan_again(again, Known({}, pack_ids([]), {}), ORDINARY).items
+    assert [item.is_customer for item in items] == [True, False]
+
+
+def test_the_limit_counts_whom_is_left_after_the_suppressed_and_what_is_beyond_it() -> None:
+    made = tables(event("a"), event("b", "u2"), event("c", "u3"), event("d", "u3"))
+    counts = Counter[str]()
+    choices = Choices(Suppressed(frozenset({"u1"})), limit=1)
+    [(customers, events)] = chosen([(made.customers, made.events)], choices, counts)
+    assert (customers["key"].tolist(), events["name"].tolist()) == (["id:u2"], ["b"])
+    assert counts == {
+        "customers suppressed": 1,
+        "events suppressed": 1,
+        "customers beyond the limit": 1,
+        "events beyond the limit": 2,
+    }
 
 
 @pytest.fixture
@@ -125,7 +158,9 @@ def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_l
 
 def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
     large = {f"a{n:02}": "x" * 900 for n in range(60)}
-    made = tables(event(raw=json.dumps({"$set": large})), event("later", n=1, raw=json.dumps({"$set": {"a00": "new"}})))
+    made = tables(
+        event(raw=json.dumps({"$set": large})), event("later", at="2026-03-02T11:00Z", raw=json.dumps({"$set": {"a00": "new"}}))
+    )
     times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
     assert len(times) > 1
     assert times == sorted(times)

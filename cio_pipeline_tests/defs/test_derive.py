@@ -176,6 +176,15 @@ def test_r15_each_count_is_compared(tmp_path: Path, outcome: str | None, change:
     assert discrepancies("2026-03-02", account, product.tables) == said
 
 
+def test_r15_a_reason_that_only_the_table_has_is_found(tmp_path: Path) -> None:
+    product = derived(tmp_path)
+    account = product.accounts["2026-03-02"]
+    del account.outcomes["refused: distinct_id is blank (R14)"]
+    assert discrepancies("2026-03-02", account, product.tables) == [
+        "1 events are refused as 'distinct_id is blank (R14)', but so many were counted: 0"
+    ]
+
+
 def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
     product = derived(tmp_path)
     account = product.accounts["2026-03-02"]
