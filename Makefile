@@ -9,10 +9,10 @@ help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
 
 demo: $(READY) ## three days through Dagster, from a local PostHog to a local Customer.io
-	@$(PY) -m cio_pipeline demo
+	@$(PY) -E -m cio_pipeline demo
 
 dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
-	@$(PY) -m cio_pipeline dev
+	@$(PY) -E -m cio_pipeline dev
 
 DAYS = $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)")
 CHOICES = $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)") $(if $(RESEND),--resend)

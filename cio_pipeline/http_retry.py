@@ -6,6 +6,7 @@ Nothing that is raised here quotes a header, a URL or a body, nor does what it w
 from __future__ import annotations
 
 import itertools
+import logging
 import queue
 import random
 import re
@@ -42,6 +43,9 @@ ANSWER_SECONDS = 600.0
 BLOCK_BYTES = 1 << 16
 GZIP_OR_ZLIB = 47
 """zlib's number for either."""
+
+logging.getLogger("urllib3").setLevel(logging.CRITICAL)
+"""It warns of headers that it cannot read by quoting them, with the URL; what is wrong is said here."""
 
 Rest = Callable[[float, bool], object]
 

@@ -1,8 +1,13 @@
-"""Text of others made fit for logs and messages: without anybody's email address, and without what a terminal would obey."""
+"""Text of others made fit for logs and messages: without keys, anybody's email address, and what a terminal would obey."""
 
 from __future__ import annotations
 
+import base64
+import html
 import re
+import unicodedata
+from collections.abc import Iterator
+from urllib.parse import unquote
 
 LONGEST = 2000
 """Characters of a text that are looked at: more is in no message."""
@@ -14,22 +19,108 @@ EMAIL = re.compile(
 ANY_AT = re.compile(r"(?<![^\s*])[^\s*]+?(?:@|%40)[^\s*]+", re.IGNORECASE)
 """Both look behind, so that they begin where a word begins, and not once more at each of its letters."""
 
+AROUND = "\"'`<>()[]{},;:.!?"
+
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
 """Control characters, line ends, what turns or hides the text behind it, and halves of characters."""
+
+WITHIN_A_WORD = re.compile(rf"(?![\t-\r\x85\u2028\u2029]){UNSEEN.pattern[:-1]}")
+"""Of these, what parts no words."""
+
+CODE = re.compile(r"\\(?:u\{?0{0,4}|x)([0-9a-f]{2})\}?", re.IGNORECASE)
+ESCAPED_LETTER = re.compile(r"\\[abefnrtv0]")
+ENCODED = re.compile(r"[0-9A-Za-z+/_-]{8,}")
+HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){6,}")
+
+TIMES_ENCODED = 3
+
+QUOTES_A_KEY = "words that quote a key"
+KEY_CHARACTERS = 8
+"""So many of a key in a row are taken for a part of it."""
 
 
 def mask(text: str) -> str:
     """`jane@mail.example.com` -> `j***@m***.com`, wherever it stands in the text; any other `@` hides what is around it.
 
-    The text is made `printable`, and cut at a word where it is very long.
+    So does one that is only there when the word is decoded. The text is made `printable`, and cut at a word where it is long.
     """
-    masked = EMAIL.sub(r"\1***@\2***.\3", printable(text))
-    return ANY_AT.sub("***@***", masked)
+    seen = printable(WITHIN_A_WORD.sub("", ESCAPE.sub("", _cut(text)))).split(" ")
+    hidden = _beside_a_lone_at(seen) | {number for number, word in enumerate(seen) if _only_decoded_has_an_at(word)}
+    words = ["***@***" if number in hidden else word for number, word in enumerate(seen)]
+    return ANY_AT.sub("***@***", EMAIL.sub(r"\1***@\2***.\3", " ".join(words)))
 
 
 def printable(text: str) -> str:
     """The text on one line, without control characters and escape sequences; cut at a word where it is very long."""
-    if len(text) > LONGEST:
-        text = re.sub(r"\S+\Z", "", text[:LONGEST]) + "…"
-    return UNSEEN.sub(" ", ESCAPE.sub(" ", text))
+    return UNSEEN.sub(" ", ESCAPE.sub(" ", _cut(text)))
+
+
+def without_keys(text: str, *keys: str) -> str:
+    """The text; where it quotes a part of a key, in any case or encoding and however parted, no more than that it does."""
+    parts = {part for key in keys for form in _forms(key) for part in _parts(_squeezed(form))}
+    read = [_squeezed(reading) for reading in _readings(WITHIN_A_WORD.sub("", ESCAPE.sub("", text)))]
+    return QUOTES_A_KEY if any(part in reading for reading in read for part in parts) else text
+
+
+def _cut(text: str) -> str:
+    return re.sub(r"\S+\Z", "", text[:LONGEST]) + "…" if len(text) > LONGEST else text
+
+
+def _only_decoded_has_an_at(word: str) -> bool:
+    return "@" not in word and any("@" in reading for reading in _readings(word))
+
+
+def _beside_a_lone_at(words: list[str]) -> set[int]:
+    """The words with an `@` at their edge, and those beside it: a line may have ended within the address."""
+    found = set[int]()
+    for number, word in enumerate(words):
+        bare = word.strip(AROUND)
+        found |= {number - 1, number} if bare.startswith("@") else set()
+        found |= {number, number + 1} if bare.endswith("@") else set()
+    return found
+
+
+def _readings(text: str) -> Iterator[str]:
+    """The text, and what it is when it is decoded in the usual ways."""
+    yield text
+    plain = text
+    for _ in range(TIMES_ENCODED):
+        plain = unquote(html.unescape(CODE.sub(lambda code: chr(int(code[1], 16)), plain)))
+    plain = ESCAPED_LETTER.sub(" ", ESCAPE.sub("", plain))
+    yield unicodedata.normalize("NFKC", plain)
+    for found in ENCODED.findall(plain):
+        whole = found[: len(found) - (len(found) % 4 == 1)].translate(str.maketrans("-_", "+/"))
+        yield from _text(base64.b64decode(whole + "=" * (-len(whole) % 4)))
+    for found in HEX.findall(plain):
+        yield from _text(bytes.fromhex(found))
+
+
+def _text(content: bytes) -> Iterator[str]:
+    """What bytes are as text; nothing where they are none."""
+    try:
+        text = content.decode()
+    except UnicodeDecodeError:
+        return
+    if text.isprintable():
+        yield text
+
+
+def _forms(key: str) -> Iterator[str]:
+    """The key, and how it looks in hexadecimal and in base64, alone or behind something."""
+    yield key
+    if len(key) < KEY_CHARACTERS:
+        return
+    yield key.encode().hex()
+    for before in range(3):
+        encoded = base64.b64encode(b" " * before + key.encode()).decode().rstrip("=")
+        yield encoded[before + (before > 0) : -1]
+
+
+def _parts(form: str) -> Iterator[str]:
+    last = len(form) - KEY_CHARACTERS
+    yield from (form[at : at + KEY_CHARACTERS] for at in range(last + 1)) if last >= 0 else filter(None, [form])
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"[\W_]", "", text.casefold())

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import base64
+import html
+import json
 import re
 import time
 import unicodedata
+from urllib.parse import quote
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.masking import LONGEST, mask, printable
+from cio_pipeline.masking import LONGEST, QUOTES_A_KEY, mask, printable, without_keys
+
+ADDRESS, KEY = "jane@example.com", "Zq7kWm2Xv9LpTd4R"
 
 
 @pytest.mark.parametrize(
@@ -32,6 +38,7 @@ from cio_pipeline.masking import LONGEST, mask, printable
 def test_a_long_text_takes_no_time(text: str) -> None:
     started = time.perf_counter()
     assert len(mask(text)) <= 3 * LONGEST
+    without_keys(text, KEY)
     assert time.perf_counter() - started < 0.05
 
 
@@ -45,6 +52,65 @@ def test_an_address_at_the_cut_is_not_shown_in_half() -> None:
 )
 def test_no_way_to_write_an_address_shows_it(text: str) -> None:
     assert "jane" not in mask(text).lower()
+
+
+def writings(text: str) -> dict[str, str]:
+    """Ways in which a service may quote what it was sent."""
+    return {
+        "as it is": text,
+        "upper case": text.upper(),
+        "percent": quote(text, safe=""),
+        "percent, twice": quote(quote(text, safe=""), safe=""),
+        "every letter percent": "".join(f"%{ord(letter):02x}" for letter in text),
+        "base64": base64.b64encode(text.encode()).decode(),
+        "base64, behind something": base64.b64encode(f"site:{text}".encode()).decode(),
+        "base64, for URLs": base64.urlsafe_b64encode(f"??>{text}".encode()).decode().rstrip("="),
+        "hexadecimal": text.encode().hex(),
+        "entities": "".join(f"&#{ord(letter)};" for letter in text),
+        "hexadecimal entities": html.escape("".join(f"&#x{ord(letter):x};" for letter in text)),
+        "code points": "".join(f"\\u{ord(letter):04x}" for letter in text),
+        "bytes": "".join(f"\\x{ord(letter):02x}" for letter in text),
+        "JSON": json.dumps({"given": text}),
+        "parted by colours": "\x1b[31m".join(text),
+        "parted by colours in JSON": json.dumps("\x1b[31m".join(text)),
+        "parted by lines in JSON": json.dumps("\n".join(text)) if "@" not in text else text,
+        "parted by nothing": "\u200b".join(text),
+        "parted by NUL": "\0".join(text),
+        "full width": "".join(chr(ord(letter) + 0xFEE0) if letter.isalnum() or letter == "@" else letter for letter in text),
+    }
+
+
+@pytest.mark.parametrize("writing", writings(""))
+def test_an_address_is_masked_however_it_is_written(writing: str) -> None:
+    written = writings(ADDRESS)[writing]
+    shown = mask(f"it says {written}, and more")
+    assert shown.startswith("it says ")
+    assert shown.endswith(" and more")
+    assert "jane" not in shown.lower()
+    assert "example" not in shown.lower()
+    assert written not in shown
+
+
+@pytest.mark.parametrize("text", ["jane\n@example.com", "jane@\nexample.com", "jane @ example.com", "@example"])
+def test_an_address_is_masked_where_a_line_ends_at_its_at(text: str) -> None:
+    shown = mask(f"to\n{text}")
+    assert "jane" not in shown
+    assert "example" not in shown
+
+
+@pytest.mark.parametrize("writing", writings(""))
+def test_a_text_that_quotes_a_key_is_not_shown_however_it_is_written(writing: str) -> None:
+    assert without_keys(f"it says {writings(KEY)[writing]}, and more", "another", KEY) == QUOTES_A_KEY
+
+
+@pytest.mark.parametrize("text", [KEY[:9], f"... {KEY[5:]}", "\n".join(KEY), " ".join(base64.b64encode(KEY.encode()).decode())])
+def test_a_text_that_quotes_a_part_of_a_key_is_not_shown(text: str) -> None:
+    assert without_keys(text, KEY) == QUOTES_A_KEY
+
+
+@pytest.mark.parametrize("text", ["", "required identifiers.id", "key", KEY[:4], "0" * 5000])
+def test_other_texts_are_shown(text: str) -> None:
+    assert without_keys(text, KEY, "", "another") == text
 
 
 @pytest.mark.parametrize(

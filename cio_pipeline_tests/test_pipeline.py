@@ -160,6 +160,22 @@ def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, mo
     assert product.identities.out_of_date(0) == [MONDAY]
 
 
+def test_a_day_is_out_of_date_where_an_earlier_one_was_learned_while_it_was_derived(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
+    build = cio_pipeline.pipeline.build
+
+    def learning_meanwhile(*arguments: Any) -> Any:
+        product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
+        product.learn(SUNDAY)
+        return build(*arguments)
+
+    monkeypatch.setattr("cio_pipeline.pipeline.build", learning_meanwhile)
+    product.derive(MONDAY)
+    assert product.identities.out_of_date(0) == [MONDAY]
+
+
 def stitched(folder: Path) -> Days:
     named: dict[str, Any] = {"$anon_distinct_id": "anon"}
     identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **named)
@@ -204,7 +220,7 @@ def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
     product = derived(tmp_path / "data", [], [], [on(MONDAY, "a")])
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    for made in ("decide", "build"):
+    for made in ("classify", "build"):
         original = getattr(cio_pipeline.pipeline, made)
 
         def reaped(*arguments: Any, original: Any = original) -> Any:

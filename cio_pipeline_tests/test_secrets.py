@@ -49,6 +49,9 @@ ANSWERS: dict[str, raw_server.Answer] = {
     "keys": answering(
         raw_server.http(b'{"meta": {"error": "poison-site has no key poison-key (cG9pc29uLXNpdGU6cG9pc29uLWtleQ==)"}}', "401 U")
     ),
+    "keys in URLs": answering(raw_server.http(b'{"meta": {"error": "POISON-KEY is not %70oison-key"}}', "400 Bad")),
+    "garbled headers": answering(b"HTTP/1.1 400 Bad\r\nA: b\r\npoison-key poison@example.com\r\nContent-Length: 2\r\n\r\n{}"),
+    "keys in a redirect": answering(raw_server.http(b"", "302 Found", "Location: https://poison-key.example.com/")),
     "cut short": answering(raw_server.http(b'{"poison"', "200 OK", "Content-Encoding: gzip")),
 }
 
@@ -84,11 +87,11 @@ def fails_without_a_word_of_them(folder: Path, capsys: pytest.CaptureFixture[str
     assert databases, "Dagster's databases are looked through, too"
     written = {str(path): path.read_bytes() for path in databases}
     for where, content in {"output": f"{shown.out}{shown.err}".encode(), "log": caplog.text.encode(), **written}.items():
-        assert b"poison" not in content, where
+        assert b"poison" not in content.lower(), where
         assert b"cG9pc29u" not in content, where
 
 
-@pytest.mark.parametrize("answer", ["no HTTP", "redirect", "web page", "unauthorized", "bad request"])
+@pytest.mark.parametrize("answer", ["no HTTP", "redirect", "web page", "unauthorized", "bad request", "garbled headers"])
 def test_whatever_posthog_answers(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -102,7 +105,10 @@ def test_whatever_posthog_answers(
         fails_without_a_word_of_them(tmp_path, capsys, caplog)
 
 
-@pytest.mark.parametrize("answer", ["reset", "redirect", "bad request", "keys", "cut short"])
+@pytest.mark.parametrize(
+    "answer",
+    ["reset", "redirect", "bad request", "keys", "keys in URLs", "keys in a redirect", "garbled headers", "cut short"],
+)
 def test_whatever_customerio_answers(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
@@ -130,6 +136,8 @@ def test_whatever_customerio_answers(
         ("POSTHOG_HOST", "https://nowhere.invalid"),
         ("CIO_SUPPRESSED_FILE", "http://poison:poison@127.0.0.1:1/list?token=poison"),
         ("CIO_LEDGER_URL", "postgresql://poison:poison@127.0.0.1:1/cio"),
+        ("CIO_LEDGER_URL", "postgresql://poison:a/poison@127.0.0.1:1/cio"),
+        ("CIO_LEDGER_URL", "postgresql://who@127.0.0.1:1/cio?sslmode=poison"),
         ("HTTP_PROXY", "http://poison:poison@127.0.0.1:1"),
     ],
 )
@@ -147,3 +155,23 @@ def test_whatever_cannot_be_reached(
         settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
         settings.setenv(name, value)
         fails_without_a_word_of_them(tmp_path, capsys, caplog)
+
+
+def test_a_bucket_for_the_tables_without_credentials_is_one_sentence(
+    settings: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
+        settings.delenv(name, raising=False)
+    settings.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    settings.delenv("CIO_SANDBOX")
+    settings.setenv("CIO_DATA_DIR", "s3://nobodys-bucket/tables")
+    settings.setenv("CIO_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
+    settings.setenv("DAGSTER_HOME", str(tmp_path))
+    with customerio.serve(site_id="poison-site", api_key="poison-key") as workspace, serve_posthog() as source:
+        settings.setenv("POSTHOG_HOST", source.url)
+        settings.setenv("CUSTOMERIO_TRACKING_ENDPOINT", workspace.url)
+        assert main(["run", "--partition", DAY]) == 1
+    [said] = capsys.readouterr().err.splitlines()
+    assert said.startswith(
+        "The bucket s3://nobodys-bucket/tables (CIO_DATA_DIR) cannot be used: no credentials for the storage"
+    )

@@ -14,9 +14,9 @@ from typing import Any
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.sandbox.processes import end
 from cio_pipeline.settings.places import PROJECT, dagster_home, shown
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.settings import SettingsError, load_settings
 
-FIRST_PORT = 3000
+FIRST_PORT, PORTS = 3000, 100
 
 
 def ui() -> int:
@@ -40,7 +40,7 @@ def ui() -> int:
 def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     """`dagster dev`, in a working directory where it finds no `.env`; what it writes is its owner's alone.
 
-    Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended.
+    Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended, and `SettingsError` where no port is free.
     """
     interruptible()
     port = str(_free_port())
@@ -65,9 +65,22 @@ def _stop(*_: Any) -> None:
 
 
 def _free_port() -> int:
-    """3000, or the next port that nobody listens on."""
-    for port in range(FIRST_PORT, FIRST_PORT + 100):
-        with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)):
-                return port
-    raise RuntimeError(f"No free port from {FIRST_PORT} on.")
+    """3000, or the next port that nobody has. Raises `SettingsError` where there is none."""
+    last = FIRST_PORT + PORTS - 1
+    for port in range(FIRST_PORT, last + 1):
+        if _is_free(port):
+            return port
+    raise SettingsError(f"No port from {FIRST_PORT} to {last} is free for the UI: end what listens there.")
+
+
+def _is_free(port: int) -> bool:
+    """Whether nobody listens there on any address, and the port can be had."""
+    with socket.socket() as probe:
+        probe.settimeout(1)
+        if not probe.connect_ex(("127.0.0.1", port)):
+            return False
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError:
+        return False
+    return True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-from base64 import b64encode
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote, urlsplit
@@ -15,7 +14,7 @@ from requests.auth import HTTPBasicAuth
 from cio_pipeline.customerio.rate_limit import Pace
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_retry import Trouble, Unavailable, Unusable, new_session, send
-from cio_pipeline.masking import mask, printable
+from cio_pipeline.masking import mask, printable, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
 """What may pass. Customer.io's own client names 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
@@ -72,7 +71,7 @@ class TrackClient:
         self.bytes = 0
         self.pace = Pace(requests_per_second)
         self._say = say
-        self._keys = (api_key, site_id, b64encode(f"{site_id}:{api_key}".encode()).decode())
+        self._keys = (api_key, site_id)
         self._session = new_session(HTTPBasicAuth(site_id, api_key))
         self._session.headers["User-Agent"] = "cio_pipeline"
         self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
@@ -89,7 +88,8 @@ class TrackClient:
             theirs, ours = _serving_host(_json(response)), urlsplit(self.url).hostname or ""
             if theirs == ours or not ours.endswith(".customer.io"):
                 return
-            sentence = f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {theirs}."
+            served = without_keys(mask(theirs or "another"), *self._keys)
+            sentence = f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {served}."
         raise NotDelivered(sentence)
 
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
@@ -144,9 +144,7 @@ class TrackClient:
     def _without_keys(self, said: tuple[str, str]) -> tuple[str, str]:
         """Reason and detail of an answer, which may quote what it was asked with."""
         reason, detail = said
-        for key in self._keys:
-            reason, detail = reason.replace(key, "***"), detail.replace(key, "***")
-        return reason, detail
+        return without_keys(reason, *self._keys), without_keys(detail, *self._keys)
 
     def _refuse_settings(self, response: requests.Response) -> None:
         if response.status_code in (401, 403):
@@ -158,7 +156,7 @@ class TrackClient:
 
     def _refuse_redirect(self, response: requests.Response) -> None:
         if 300 <= response.status_code < 400:
-            elsewhere = _host(response.headers.get("Location", "")) or "elsewhere"
+            elsewhere = without_keys(mask(_host(response.headers.get("Location", "")) or "elsewhere"), *self._keys)
             raise NotDelivered(
                 f"CUSTOMERIO_TRACKING_ENDPOINT ({self.url}) sends to {elsewhere} (status {response.status_code}):"
                 " is it the workspace's region?"

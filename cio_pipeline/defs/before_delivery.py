@@ -59,8 +59,7 @@ def refuse_missing_days(store: Store, keys: list[str]) -> None:
             " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
             " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
         )
-    earlier = [day for day in days_before(max(keys)) if day not in keys]
-    missing = store.identities.unlearned(earlier, learned_under(store.attributes_from))
+    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"

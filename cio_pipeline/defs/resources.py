@@ -8,6 +8,7 @@ from collections import Counter
 
 import dagster as dg
 from pydantic import PrivateAttr
+from upath import UPath
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
@@ -17,12 +18,15 @@ from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
+from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
+from cio_pipeline.settings.places import is_url, shown
 from cio_pipeline.settings.settings import Settings, load_settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
 
 logger = logging.getLogger(__name__)
@@ -89,6 +93,7 @@ class Store(dg.ConfigurableResource[None]):
         keep_private()
         allow_open_files()
         self._settings = load_settings()
+        refuse_closed_bucket(self._settings.data_dir)
         database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
         self._ledger, self._identities = Ledger(*database), Identities(*database)
 
@@ -130,6 +135,19 @@ class Store(dg.ConfigurableResource[None]):
     def ledger(self) -> Ledger:
         """What Customer.io has acknowledged."""
         return self._ledger
+
+
+def refuse_closed_bucket(data_dir: str) -> None:
+    """Raises `StorageError` where the tables are in a bucket that cannot be reached or may not be looked into."""
+    if not is_url(data_dir):
+        return
+    try:
+        UPath(data_dir).exists()
+    except Exception as trouble:  # every file system has its own, and they may hold keys
+        why = cause(trouble)
+    else:
+        return
+    raise StorageError(f"The bucket {shown(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")
 
 
 def event_source(settings: Settings) -> EventSource:

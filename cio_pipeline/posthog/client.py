@@ -14,7 +14,7 @@ import requests
 
 from cio_pipeline.http_retry import Bearer, new_session, send
 from cio_pipeline.json_text import loads
-from cio_pipeline.masking import mask
+from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
@@ -123,12 +123,12 @@ class Api:
                 f"POSTHOG_HOST answers {status}, but not as PostHog does: is it PostHog's own address, and does a proxy or"
                 " firewall before it let its API through?"
             )
-        return Answer(response, None, self._clean(told.get("code", "")), self._clean(told.get("detail") or "no detail given."))
+        return Answer(response, None, self.clean(told.get("code", "")), self.clean(told.get("detail") or "no detail given."))
 
-    def _clean(self, told: Any) -> str:
+    def clean(self, told: Any) -> str:
         """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
         text = str(told)[:MOST_DETAIL]
-        return mask(text.replace(self._key, "***") if self._key else text)[:500]
+        return mask(without_keys(text, self._key))[:500]
 
 
 def refused(answer: Answer) -> NotExtracted:

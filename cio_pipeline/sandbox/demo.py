@@ -5,7 +5,6 @@ Only identified people are sent, and what they did anonymously in the week befor
 
 from __future__ import annotations
 
-import shutil
 import subprocess
 import sys
 import uuid
@@ -15,7 +14,8 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.sandbox.processes import Sandbox, end, local, sandbox
+from cio_pipeline.cli.ui import interruptible
+from cio_pipeline.sandbox.processes import Sandbox, empty_folder, end, local, sandbox
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.tables.tables import Tables
 
@@ -27,10 +27,11 @@ FOLDER = PROJECT / "data" / "demo"
 def demo(folder: Path = FOLDER) -> int:
     """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status.
 
-    The folder, which is made anew, has all that the demo writes.
+    The folder, which is made anew, has all that the demo writes. Raises `SettingsError` where it cannot be made, and
+    `KeyboardInterrupt` on Ctrl-C or SIGTERM, when the services have ended.
     """
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
+    interruptible()
+    empty_folder(folder)
     with sandbox(FIRST, days=len(DAYS)) as services:
         environment = services.environment(folder, FIRST, CIO_ANONYMOUS_USERS="identified", CIO_STITCH_ANONYMOUS_DAYS="7")
         print(

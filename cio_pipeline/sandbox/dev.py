@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from cio_pipeline.cli.ui import dagster_dev, interruptible
-from cio_pipeline.sandbox.processes import sandbox
+from cio_pipeline.sandbox.processes import empty_folder, sandbox
 from cio_pipeline.settings.places import PROJECT
 
 DAYS = 10
@@ -21,8 +21,8 @@ def dev(folder: Path = FOLDER, days: int = DAYS, **settings: str) -> int:
     """
     interruptible()
     home = folder / "dagster"
-    shutil.rmtree(folder, ignore_errors=True)
-    home.mkdir(parents=True)
+    empty_folder(folder)
+    home.mkdir()
     shutil.copy(PROJECT / "dagster.yaml", home)
     start = datetime.now(timezone.utc).date() - timedelta(days=days)
     try:

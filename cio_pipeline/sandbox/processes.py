@@ -7,6 +7,7 @@ working directory without a `.env`, which Dagster would read.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,18 @@ from cio_pipeline.settings.places import PROJECT, is_loopback
 GRACE_SECONDS = 10
 KEPT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """What a process needs of the caller's environment to run at all."""
+
+
+def empty_folder(folder: Path) -> None:
+    """Makes the folder anew. Raises `SettingsError` where that cannot be done."""
+    try:
+        with suppress(FileNotFoundError):
+            shutil.rmtree(folder)
+        folder.mkdir(parents=True)
+    except OSError as trouble:
+        raise SettingsError(
+            f"The sandbox's folder {folder} cannot be made anew ({trouble.strerror}): run this in a checkout of your own."
+        ) from None
 
 
 def bare_environment(home: Path) -> dict[str, str]:

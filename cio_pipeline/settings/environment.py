@@ -49,7 +49,8 @@ def load_environment(known: Collection[str]) -> None:
     values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())
     given = _before_dagster(values) if values else os.environ
     wanted = {name: said if clean(said := given.get(name, "")) else value for name, value in values.items()}
-    if given is not os.environ and DAGSTER_HOME in values and wanted[DAGSTER_HOME] != values[DAGSTER_HOME]:
+    opened = os.environ.get(DAGSTER_HOME)
+    if given is not os.environ and opened and wanted.get(DAGSTER_HOME, opened) != opened:
         raise SettingsError(
             f"{DAGSTER_HOME} is one folder in .env and another in the environment, and Dagster has opened that of .env: "
             "take it out of one of them, or start Dagster with `make ui`."
@@ -67,7 +68,7 @@ def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
                 "start Dagster with `make ui`, or in a folder without .env."
             )
         return os.environ
-    process = _outermost_dagster()
+    process, reads_env_file = _outermost_dagster()
     if process is None:
         return os.environ
     try:
@@ -77,23 +78,42 @@ def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
             f"The environment of Dagster's process {process.name} cannot be read, and .env has been put over it: "
             "start Dagster with `make ui`, or in a folder without .env."
         ) from None
-    return dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if entry)
+    before = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if entry)
+    # Where it is not sure that Dagster has put .env over the environment, what is not as in .env was not.
+    others = {} if reads_env_file else {name: os.environ[name] for name in values if name in os.environ}
+    return before | {name: value for name, value in others.items() if value != values[name]}
 
 
-def _outermost_dagster() -> Path | None:
-    """The folder in /proc of the outermost process, from this one up, that runs a command of Dagster's."""
-    found, process = None, os.getpid()
+def _outermost_dagster() -> tuple[Path | None, bool]:
+    """The folder in /proc of the outermost process, from this one up, that runs a command of Dagster's that reads `.env`.
+
+    Where there is none, of the outermost that names Dagster and may run it within itself. The second says whether it is one of
+    the former.
+    """
+    reads, names, process = None, None, os.getpid()
     while process:
         folder = Path("/proc") / str(process)
         try:
-            program, *arguments = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")[:6]
+            command = os.fsdecode((folder / "cmdline").read_bytes()).split("\0")
             process = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except (OSError, ValueError):
             break
-        words = {Path(word).name for word in (program, *arguments)}
-        if Path(program).name.startswith(("python", "pypy", "dagster")) and words & DAGSTER:
-            found = folder
-    return found
+        words = [Path(word).name for word in command]
+        if not words[0].startswith(("python", "pypy", "dagster")) or not DAGSTER & set(words[:6]):
+            continue
+        names = folder
+        if _reads_env_file(words):
+            reads = folder
+    return reads or names, reads is not None
+
+
+def _reads_env_file(words: list[str]) -> bool:
+    """Whether it is Dagster's own command, by its script or as a module, and not one that is started by another of them."""
+    at = next(number for number, word in enumerate(words) if word in DAGSTER)
+    is_script = all(word.startswith("-") for word in words[1:at])
+    is_module = words[at - 1] == "-m" and all(word.startswith("-") for word in words[1 : at - 1])
+    is_started_by_another = "--instance-ref" in words or any(word.startswith("execute_") for word in words[at + 1 : at + 3])
+    return (is_script or is_module) and not is_started_by_another
 
 
 def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:

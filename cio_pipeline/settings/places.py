@@ -128,14 +128,24 @@ def dagster_home(data_dir: str) -> Path:
 
 
 def shown(place: str) -> str:
-    """A path or URL without its login and query, which may hold a password."""
+    """A path or URL without its login and query, which may hold a password, also one with special characters in it."""
     if not is_url(place):
         return place
+    if place.startswith("postgres"):
+        database = make_url(place)
+        kind = database.drivername.partition("+")[0]
+        return f"{kind}://{database.host or ''}{_port(database.port)}/{database.database or ''}"
     url = urlsplit(place)
     if url.scheme.startswith("sqlite"):
         return url.path.removeprefix("/")
+    if "@" in url.path + url.query + url.fragment:
+        return f"{url.scheme}://***"
     host, _, port = url.netloc.rpartition("@")[2].partition(":")
-    return f"{url.scheme}://{host}{':' + port if port else ''}{url.path}"
+    return f"{url.scheme}://{host}{_port(port)}{url.path}"
+
+
+def _port(port: int | str | None) -> str:
+    return f":{port}" if port else ""
 
 
 def is_loopback(url: str) -> bool:

@@ -32,6 +32,9 @@ SCHEMA_LOCK = 0x63696F01
 
 ESCAPED = re.compile(r"\\[0\\]")
 
+INVALID = re.compile(r'(\binvalid\b[^"]*)"[^"]*"')
+"""How PostgreSQL's library quotes what it cannot read of a URL, which may be a password in the wrong place."""
+
 T = TypeVar("T")
 
 
@@ -232,6 +235,7 @@ def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
     """The driver's own words where they name no more than host and user; of other errors, which may quote data, their kind."""
     original = trouble.orig if isinstance(trouble, sa.exc.DBAPIError) else trouble.strerror
     words = (str(original).strip().splitlines() or ["no reason given"])[0]
+    words = INVALID.sub(r'\1"***"', words)
     if "database is locked" in words or "lock timeout" in words:
         return (
             f"The ledger's database (CIO_LEDGER_URL) was kept locked by another process for {BUSY_SECONDS} seconds:"

@@ -132,9 +132,9 @@ class Identities:
         return found
 
     def everybody(self) -> Iterator[str]:
-        """Every distinct_id and email that is tied to another or identified, perhaps more than once."""
+        """Every distinct_id and email that is tied to another, perhaps more than once."""
         with reading(self._engine) as connection:
-            for column in (ties.c.name, ties.c.distinct_id, emails.c.email, identified.c.distinct_id):
+            for column in (ties.c.name, ties.c.distinct_id, emails.c.email):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
                 yield from rows.scalars()
 

@@ -37,7 +37,7 @@ def keeping_temporary_rows(where: Path | UPath | str) -> Iterator[None]:
         raise StorageError(
             no_space(error)
             or f"Temporary files in {where} cannot be used ({reason(error)}): look after what cleans it, and run this again."
-        ) from error
+        ) from None
 
 
 @contextmanager
@@ -46,7 +46,7 @@ def writing(folder: UPath) -> Iterator[None]:
     try:
         yield
     except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {reason(error)}.") from error
+        raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {reason(error)}.") from None
 
 
 def create(path: UPath) -> IO[bytes]:

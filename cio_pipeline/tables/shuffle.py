@@ -116,4 +116,4 @@ class Writer:
         return self._spill / f"{shard:04d}.arrows"
 
     def _arrow(self, frame: pd.DataFrame) -> pa.Table:
-        return pa.Table.from_pandas(frame[self._schema.names], schema=self._schema, preserve_index=False)
+        return pa.Table.from_pandas(frame, schema=self._schema, preserve_index=False)

@@ -167,7 +167,7 @@ class Tables:
             return _read_pointer(path)
         except (OSError, TypeError, ValueError) as error:
             again = self._remedy(table, partition)
-            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from error
+            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from None
 
     def _remedy(self, table: str, partition: str) -> str:
         if self._temporary:
@@ -183,7 +183,7 @@ class Tables:
                 rows = pq.read_metadata(file).num_rows
                 frame = pq.read_table(file, **how).to_pandas()
         except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from error
+            raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from None
         if rows != version.shard_rows[shard]:
             raise StorageError(
                 f"Shard {shard} of {table} of {partition} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were"

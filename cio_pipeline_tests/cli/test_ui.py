@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import re
+import socket
 import subprocess
+from contextlib import nullcontext
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
 
 from cio_pipeline.cli import ui
 from cio_pipeline.cli.commands import main
+from cio_pipeline.sandbox import demo, dev
+from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings import environment
 from cio_pipeline.settings.places import PROJECT
 
@@ -68,3 +74,39 @@ def test_a_wrong_setting_is_one_sentence_and_nothing_is_started(
     assert main(["ui"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert started == []
+
+
+@pytest.mark.parametrize("command", ["ui", "dev"])
+def test_without_a_free_port_one_sentence_says_so(
+    started: list[Started], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], command: str, tmp_path: Path
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr(ui, "FIRST_PORT", taken.getsockname()[1])
+        monkeypatch.setattr(ui, "PORTS", 1)
+        monkeypatch.setattr(dev, "sandbox", lambda *_: nullcontext(Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1")))
+        monkeypatch.setattr(dev.dev, "__defaults__", (tmp_path / "dev", 1))
+        monkeypatch.setattr(dev, "interruptible", lambda: None)
+        assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"No port from \d+ to \d+ is free for the UI: end what listens there\.\n", said)
+    assert not started
+
+
+@pytest.mark.parametrize("module", [demo, dev])
+def test_a_sandbox_where_nothing_can_be_written_says_so_in_one_sentence(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "data").write_text("no folder")
+    command = module.__name__.rpartition(".")[2]
+    sandbox = getattr(module, command)
+    monkeypatch.setattr(module, "interruptible", lambda: None)
+    monkeypatch.setattr(sandbox, "__defaults__", (tmp_path / "data" / command, *sandbox.__defaults__[1:]))
+    assert main([command]) == 2
+    said = capsys.readouterr().err
+    assert re.fullmatch(r"The sandbox's folder \S+ cannot be made anew \(Not a directory\): .+ of your own\.\n", said)
+
+
+def test_the_sandbox_is_started_without_pythons_own_settings_of_the_caller() -> None:
+    for command in ("demo", "dev"):
+        recipe = subprocess.run(["make", "-n", command], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+        assert f"python -E -m cio_pipeline {command}" in recipe

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from cio_pipeline.customer_state import State, pack_ids
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, plan, plan_again
+from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, chosen, plan, plan_again
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
@@ -64,6 +65,38 @@ def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new(
         assert (upsert.is_new, upsert.is_personless) == expected
 
 
+def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() -> None:
+    made = tables(event(set_={"plan": "pro"}))
+    [upsert] = [item for item in planned(made).items if item.is_customer]
+    newer = {name: (b"other!", time + 1) for name, (_, time) in upsert.state.items()}
+    for state, why in ((newer, "customers older than in Customer.io"), (upsert.state, "customers with nothing new")):
+        found = planned(made, {upsert.key: state})
+        assert (found.counts[why], upsert.name in found.settled) == (1, True)
+
+
+def test_what_was_refused_goes_out_upserts_before_events() -> None:
+    made = tables(event(set_={"plan": "pro"}))
+    [upsert] = [item for item in planned(made).items if item.is_customer]
+    text = upsert.operation.decode()
+    again = [refusal(made), Refusal(upsert.name, "customer", "invalid", "", text, upsert.key, state=upsert.state)]
+    items = plan_again(again, Known({}, pack_ids([]), {}), ORDINARY).items
+    assert [item.is_customer for item in items] == [True, False]
+
+
+def test_the_limit_counts_whom_is_left_after_the_suppressed_and_what_is_beyond_it() -> None:
+    made = tables(event("a"), event("b", "u2"), event("c", "u3"), event("d", "u3"))
+    counts = Counter[str]()
+    choices = Choices(Suppressed(frozenset({"u1"})), limit=1)
+    [(customers, events)] = chosen([(made.customers, made.events)], choices, counts)
+    assert (customers["key"].tolist(), events["name"].tolist()) == (["id:u2"], ["b"])
+    assert counts == {
+        "customers suppressed": 1,
+        "events suppressed": 1,
+        "customers beyond the limit": 1,
+        "events beyond the limit": 2,
+    }
+
+
 @pytest.fixture
 def ledger() -> Ledger:
     return Ledger("sqlite://")
@@ -99,6 +132,13 @@ def test_a_forecast_leaves_out_what_was_refused_and_counts_it_among_the_refusals
         assert forecast.campaign_events == count
 
 
+def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) -> None:
+    made, forecast = tables(young()), Forecast()
+    [row] = made.customers.to_dict("records")
+    forecast.add_refusals([Refusal("id#0", "customer", "invalid", "", row["operation"], row["key"])], ledger)
+    assert (forecast.new_customers, forecast.campaign_events) == (1, 0)
+
+
 def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
     forecast.add_day(DAY, [(made.customers, made.events)], ledger, ORDINARY)
@@ -112,11 +152,15 @@ def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_l
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
     assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=made.events["ulid"].tolist()))
+    assert [unsent_events(DAY, shards, ledger, Choices(resend=resend)) for resend in (False, True)] == [0, 3]
 
 
 def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
     large = {f"a{n:02}": "x" * 900 for n in range(60)}
-    made = tables(event(raw=json.dumps({"$set": large})), event("later", n=1, raw=json.dumps({"$set": {"a00": "new"}})))
+    made = tables(
+        event(raw=json.dumps({"$set": large})), event("later", at="2026-03-02T11:00Z", raw=json.dumps({"$set": {"a00": "new"}}))
+    )
     times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
     assert len(times) > 1
     assert times == sorted(times)

@@ -112,6 +112,18 @@ def plan_of(workspace: Workspace, distinct_id: str) -> Any:
     return person and person.values["plan"]
 
 
+def refusing_upserts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The workspace refuses every upsert."""
+    batch = workspace.workspace.batch
+
+    def no_upserts(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        spoilt = [{**item, "action": "odd"} if item["action"] == "identify" else item for item in items]
+        return batch(json.dumps({"batch": spoilt}).encode())
+
+    monkeypatch.setattr(workspace.workspace, "batch", no_upserts)
+
+
 def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start, instance: dg.DagsterInstance) -> None:
     workspace = start(stream(DAYS))
     workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
@@ -135,6 +147,7 @@ def test_a_receipt_tells_what_is_refused_and_open_also_on_a_rerun(
     for events_sent in (2, 0):
         receipt = run(instance, DAYS[:1])[DAYS[0]]
         assert (receipt["events sent"], receipt["events delivered in all"], receipt["refused and open"]) == (events_sent, 2, 1)
+        assert receipt["refused"] == 1
 
 
 def test_nothing_refused_fails_while_something_is(
@@ -144,6 +157,7 @@ def test_nothing_refused_fails_while_something_is(
     refusing(workspace, monkeypatch, "paid")
     checks = {one.check_name: one for one in execute(instance, DAYS[:1]).get_asset_check_evaluations()}
     assert not checks["nothing_refused"].passed
+    assert checks["nothing_refused"].severity == dg.AssetCheckSeverity.WARN
     assert checks["nothing_refused"].metadata["required name"].value == 1
 
 
@@ -234,15 +248,8 @@ def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
 
 def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = start(stream(DAYS[:1]))
-    batch = workspace.workspace.batch
-
-    def no_upserts(body: bytes) -> Any:
-        items = json.loads(body)["batch"]
-        spoilt = [{**item, "action": "odd"} if item["action"] == "identify" else item for item in items]
-        return batch(json.dumps({"batch": spoilt}).encode())
-
     with monkeypatch.context() as broken:
-        broken.setattr(workspace.workspace, "batch", no_upserts)
+        refusing_upserts(workspace, broken)
         assert run(instance, DAYS[:1])[DAYS[0]]["refused"] == 2
     before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
@@ -252,6 +259,52 @@ def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstanc
     assert [request.method for request in workspace.requests[before:]] == ["GET"]
     job.execute_in_process(instance=instance, run_config={"ops": {"send_refused_again": {"config": {"max_new_customers": 2}}}})
     assert plan_of(workspace, "jane") == "0"
+
+
+def test_redelivery_sends_and_counts_what_was_refused_on_all_days(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = start([event(number, "paid", "jane", f"{day}T11:00:00Z") for number, day in enumerate(DAYS[:2])])
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        run(instance, DAYS[:2])
+    again = defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance)
+    [output] = [one for one in again.all_events if one.event_type_value == "STEP_OUTPUT"]
+    assert output.step_output_data.metadata["events sent"].value == 2
+    assert sent(workspace)["events"] == 2
+
+
+def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = {"$set": {"plan": "0", "unsubscribed": False}}
+    workspace = start([event(1, "visit", "jane", f"{DAYS[0]}T10:00:00Z", **heard)], CIO_ALLOW_CONSENT="Yes")
+
+    def consent() -> Any:
+        person = workspace.workspace.person("jane")
+        assert person is not None
+        return person.values.get("unsubscribed")
+
+    with monkeypatch.context() as broken:
+        refusing_upserts(workspace, broken)
+        run(instance, DAYS[:1])
+    monkeypatch.setenv("CIO_ALLOW_CONSENT", "No")
+    defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance)
+    assert consent() is None
+    monkeypatch.setenv("CIO_ALLOW_CONSENT", "Yes")
+    run(instance, DAYS[:1], resend=True)
+    assert consent() is False
+
+
+def test_a_dry_run_tells_what_the_rules_refuse_and_how_many_the_list_names(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    start([*stream(DAYS[:1]), event(9, "paid", " ", f"{DAYS[0]}T11:00:00Z")])
+    (tmp_path / "list").write_text("somebody\nelse\n")
+    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
+    seen = run(instance, DAYS[:1], dry_run=True)[DAYS[0]]
+    assert seen["refused by the rules"] == {"event: distinct_id is blank (R14)": 1}
+    assert seen["people that the suppression list names"] == 2
 
 
 def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:

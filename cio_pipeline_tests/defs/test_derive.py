@@ -13,7 +13,7 @@ import pytest
 
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.checks import named
+from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline import DERIVED, Account, derive_day
@@ -22,7 +22,9 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
+from cio_pipeline.tables.files import StorageError
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.defs.test_deliver import EVENTS
 from cio_pipeline_tests.postgres import Server, server
@@ -174,6 +176,15 @@ def test_r15_each_count_is_compared(tmp_path: Path, outcome: str | None, change:
     assert discrepancies("2026-03-02", account, product.tables) == said
 
 
+def test_r15_a_reason_that_only_the_table_has_is_found(tmp_path: Path) -> None:
+    product = derived(tmp_path)
+    account = product.accounts["2026-03-02"]
+    del account.outcomes["refused: distinct_id is blank (R14)"]
+    assert discrepancies("2026-03-02", account, product.tables) == [
+        "1 events are refused as 'distinct_id is blank (R14)', but so many were counted: 0"
+    ]
+
+
 def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
     product = derived(tmp_path)
     account = product.accounts["2026-03-02"]
@@ -189,6 +200,16 @@ def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
 
 def test_many_days_are_named_by_the_first_and_the_last() -> None:
     assert named([f"2025-01-{day:02d}" for day in range(1, 23)]).endswith("2025-01-20 and 2 more, to 2025-01-22")
+
+
+@pytest.mark.parametrize("trouble", [StorageError("Gone."), DatabaseError("Gone.")])
+def test_a_check_that_cannot_be_made_warns_and_says_why(trouble: Exception) -> None:
+    def fail() -> dg.AssetCheckResult:
+        raise trouble
+
+    found = or_warning(fail)
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert found.description == "This could not be checked. Gone."
 
 
 def test_a_run_closes_what_it_opened(workspace: customerio.CustomerioServer) -> None:

@@ -108,6 +108,24 @@ def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog
     assert (found["events"], found["identified"]) == (2, 2)
 
 
+def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_counted(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([event(1, "2024-06-01", "$identify"), event(1, "2024-06-01", "$identify")])
+    run(instance)
+    monkeypatch.setenv("CIO_ATTRIBUTES_FROM", "person")
+    found = metadata(run(instance), "identity_history")
+    assert (found["events"], found["duplicates: the same row again"]) == (1, 1)
+
+
+def test_a_day_says_what_it_took_to_read_it_and_what_it_taught(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
+    server.add([event(1), event(2, name="$identify")])
+    result = run(instance)
+    assert metadata(result, "posthog_events")["queries"] > 0
+    taught = metadata(result, "identities")
+    assert (taught["dagster/row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
+
+
 def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
     server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,10 +148,8 @@ def test_a_day_without_events_or_far_below_its_weekday_is_said(
     server: posthog.PostHog, instance: dg.DagsterInstance, events: int, passes: bool
 ) -> None:
     weeks = ["2025-02-05", "2025-02-12", "2025-02-19"]
-    numbers = iter(range(100))
-    server.add(
-        event(next(numbers), day) for day, count in zip(weeks, (10, 12, 900), strict=True) for _ in range(min(count, 12))
-    )
+    numbers = iter(range(200))
+    server.add(event(next(numbers), day) for day, count in zip(weeks, (10, 12, 40), strict=True) for _ in range(count))
     server.add(event(next(numbers), DAY) for _ in range(events))
     for day in weeks:
         run(instance, day, day)

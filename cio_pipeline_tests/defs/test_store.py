@@ -7,26 +7,33 @@ import os
 import resource
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timezone
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import dagster as dg
 import pandas as pd
 import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.forecast import Bounds
+from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.before_delivery import refuse_missing_days
-from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date
-from cio_pipeline.defs.partitions import days_before, window
+from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days, slim
+from cio_pipeline.defs.deliver import Delivery
+from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date, _tell
+from cio_pipeline.defs.partitions import PARTITION, DaysError, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
-from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import DERIVED, learned_under
+from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
+from cio_pipeline.pipeline import DERIVED, Account, learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
+from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.identities import HISTORY, Learned
-from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 
 KEYS = {
@@ -114,18 +121,121 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         refuse_missing_days(store, ["2025-01-03"])
+    with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
+        refuse_missing_days(store, ["2025-01-02", "2025-01-03"])
+    refuse_missing_days(store, ["2025-01-01", "2025-01-02"])
 
 
-def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:
+def keep_a_day(store: Store) -> Refusal:
+    """Keeps a day's tables of one event; gives what it is as a refused one."""
     made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
     with store.tables.replace_together("2025-01-01", DERIVED, 1) as writers:
         writers["customers"].add(made.customers.assign(attributes=1), by="key")
         writers["events"].add(made.events, by="key")
     [row] = made.events.to_dict("records")
-    refused = [Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])]
-    assert row["key"] == "email:jane@example.com"
+    return Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])
+
+
+def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:
+    refused = [keep_a_day(store)]
+    assert refused[0].key == "email:jane@example.com"
     for who, left in (("u1", []), ("u2", refused)):
         assert _not_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
+
+
+def test_a_refused_event_of_somebody_suppressed_is_known_by_its_key_where_the_days_tables_are_gone(store: Store) -> None:
+    refused = [Refusal("1", "event", "invalid", "", "{}", "id:u1"), Refusal("2", "event", "invalid", "", "{}", "id:u2")]
+    assert _not_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
+
+
+def test_the_operations_are_read_to_count_where_people_are_suppressed_or_something_was_refused(store: Store) -> None:
+    def columns(choices: Choices) -> set[str]:
+        [(customers, events)] = slim(store, store.tables, "2025-01-01", choices)
+        return {*customers.columns, *events.columns}
+
+    refused = keep_a_day(store)
+    assert "operation" not in columns(ORDINARY)
+    assert "operation" in columns(Choices(Suppressed(frozenset({"u1"}))))
+    store.ledger.acknowledge("2025-01-01", Acknowledgement(refused=[refused]))
+    assert "operation" in columns(ORDINARY)
+
+
+def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "7")
+    monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "8")
+    store.setup_for_execution(dg.build_init_resource_context())
+    assert Bounded().bounds(store, is_backfill=True) == Bounds(7, 8)
+    assert Bounded(max_new_customers=0, max_campaign_events=0).bounds(store, is_backfill=True) == Bounds(0, 0)
+    assert Bounded(max_new_customers=9, max_campaign_events=9).bounds(store, is_backfill=False) == Bounds(9, None)
+
+
+def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:
+    listed = Suppressed(frozenset({"u1"}))
+    assert Delivery(resend=True, limit=3).choices(listed, "No") == Choices(listed, resend=True, limit=3, allow_consent="No")
+
+
+def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_three_at_most() -> None:
+    assert _ranges(["2025-01-01", "2025-01-02", "2025-01-04"]) == "2025-01-01 to 2025-01-02, 2025-01-04"
+    odd = [f"2025-01-0{number}" for number in (1, 3, 5, 7, 9)]
+    assert _ranges(odd) == "2025-01-01, 2025-01-03, 2025-01-05 and 2 more"
+
+
+@pytest.mark.parametrize("made", [PostHog, CustomerIo, Store])
+def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(made: Any) -> None:
+    """A run may need but one of them."""
+    run = SimpleNamespace(tags={PARTITION: "2024-12-31"})
+    with pytest.raises(DaysError, match="2024-12-31 is no partition"):
+        made().setup_for_execution(SimpleNamespace(run=run, log=None))
+
+
+@pytest.mark.parametrize(
+    ("source", "made"),
+    [("batch_export", "BatchExportSource"), ("file_download", "FileDownloadSource"), ("events_api", None)],
+)
+def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, source: str, made: str | None
+) -> None:
+    given: list[tuple[object, ...]] = []
+    for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource"):
+        monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *rest, name=name: given.append((name, *rest)))
+    settings = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    event_source(load_settings())
+    [(found, *arguments)] = given
+    assert found == (made or "EventsApiSource")
+    assert (5 in arguments) == (made is not None)
+
+
+def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[tuple[object, ...]] = []
+    monkeypatch.setenv("CIO_REQUESTS_PER_SECOND", "3")
+    monkeypatch.setattr("cio_pipeline.defs.resources.TrackClient", lambda *arguments: given.append(arguments))
+    track_client(load_settings())
+    assert given[0][:4] == ("https://track.customer.io", "site", "key", 3)
+
+
+def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:
+    told: dict[str, dict[str, Any]] = {}
+    keep_a_day(store)
+    with store.tables.replace_together("2025-01-01", DERIVED, 1):
+        pass
+    outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
+    account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
+
+    def add(metadata: dict[str, Any], asset_key: str, partition_key: str) -> None:
+        told[asset_key] = {name: getattr(value, "value", value) for name, value in metadata.items()}
+
+    context: Any = SimpleNamespace(add_asset_metadata=add)
+    _tell(context, store, "2025-01-01", account)
+    events, head = told["events"], "| outcome | count |\n| --- | ---: |\n"
+    assert (events["extracted"], events["filtered"], events["refused"]) == (10, 3, 4)
+    assert events["reasons"] == {"filtered: x": 2, "filtered: y": 1, "refused: z": 4}
+    assert [line.split(" | ")[1] for line in events["outcomes"].splitlines()[2:]] == ["5 |", "4 |", "3 |", "2 |", "1 |"]
+    assert told["customers"]["notes"] == head + "| n | 1 |"
+    assert told["rejects"]["left out of what was sent"] == head + "| b | 2 |\n| a | 1 |"
 
 
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:

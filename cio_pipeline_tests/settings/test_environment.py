@@ -168,3 +168,38 @@ def test_without_proc_it_is_refused_that_dagster_has_read_the_file(env: pytest.M
         load_days_settings()
     env.setattr(sys, "argv", ["/somewhere/cio_pipeline/__main__.py", "run"])
     assert load_days_settings().late_days == 4
+
+
+@pytest.mark.parametrize(
+    ("command", "reads"),
+    [
+        ("python dagster dev -w workspace.yaml", True),
+        ("python -m dagster api grpc -p 4000", True),
+        ("python -E -u -m dagster code-server start", True),
+        ("dagster-webserver -p 3000", True),
+        ("python -m dagster api grpc --socket x --instance-ref y", False),
+        ("python -m dagster api execute_run x", False),
+        ("python wrapper.py dagster dev", False),
+        ("python coverage run -m dagster dev", False),
+    ],
+)
+def test_dagsters_own_command_is_told_from_what_only_names_it(command: str, reads: bool) -> None:
+    assert environment._reads_env_file(command.split()) is reads
+
+
+WRAPPER = """
+import os, subprocess, sys
+os.environ["CIO_DAYS_PER_RUN"] = "5"
+sys.exit(subprocess.call([sys.executable, *sys.argv[2:]]))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_what_a_wrapper_that_only_names_dagster_has_set_wins(tmp_path: Path) -> None:
+    (tmp_path / "wrapper.py").write_text(WRAPPER)
+    (tmp_path / "dagster").write_text(DAGSTER)
+    (tmp_path / ".env").write_text("CIO_DAYS_PER_RUN=3\nCIO_LATE_DAYS=4\n")
+    started = {"PATH": os.environ["PATH"], "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "wrapper.py", "dagster", "dagster"]
+    said = subprocess.run(command, cwd=tmp_path, env=started, capture_output=True, text=True, check=True).stdout
+    assert said == "5 4 2025-01-01\n"

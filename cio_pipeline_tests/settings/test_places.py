@@ -131,6 +131,8 @@ def test_the_sandbox_refuses_any_address_that_is_not_loopback(env: pytest.Monkey
         ("postgresql://u:secret@db.example.com:5432/d?password=secret", "postgresql://db.example.com:5432/d"),
         ("s3://key:secret@bucket/tables", "s3://bucket/tables"),
         ("http://127.0.0.1:1", "http://127.0.0.1:1"),
+        ("postgresql+psycopg://u:a/b?c#d@db.example.com:5432/cio?password=secret", "postgresql://db.example.com:5432/cio"),
+        ("s3://key:sec/ret@bucket/folder", "s3://***"),
     ],
 )
 def test_a_place_is_shown_without_its_login(place: str, said: str) -> None:

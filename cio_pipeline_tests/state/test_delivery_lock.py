@@ -80,6 +80,14 @@ def test_who_holds_the_lock_acknowledges_and_who_has_ended_may_begin_again(datab
     assert ledger.states(["id:u1"])
 
 
+def test_a_delivery_that_is_over_is_checked_no_more(database_url: str) -> None:
+    ledger = Ledger(database_url)
+    with ledger.alone(lambda: None):
+        ledger.check_lock()
+    ledger.check_lock()
+    ledger.acknowledge(DAY, ANSWER)
+
+
 def test_who_has_lost_the_lock_acknowledges_nothing(database_url: str, lose: Callable[[], None]) -> None:
     ledger = Ledger(database_url)
     with ledger.alone(lambda: None):
@@ -174,3 +182,18 @@ def test_a_lock_file_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "ledger.db.lock").mkdir()
     with pytest.raises(DatabaseError, match=r"lock file .*ledger\.db\.lock cannot be used: Is a directory\.$"):
         ledger.alone(lambda: None).__enter__()
+
+
+def test_a_lock_file_that_others_could_read_and_so_lock_becomes_its_owners(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db.lock"
+    path.touch(0o644)
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").alone(lambda: None):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_an_error_of_another_file_is_not_blamed_on_the_lock_file(tmp_path: Path) -> None:
+    with (
+        pytest.raises(OSError, match="another file"),
+        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").alone(lambda: None),
+    ):
+        raise OSError(28, "No space left on device", "another file")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -114,6 +115,7 @@ def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> Non
     found = identities.merges_between("2026-03-01", "2026-03-02", ["a1", "a3"])
     assert found.to_numpy().tolist() == [["a1", "u1", at, "x"]]
     assert identities.merges_between("2026-03-01", "2026-03-01", ["a1"]).empty
+    assert identities.merges_between("2026-03-02", "2026-03-03", ["a1"]).empty
 
 
 def test_r14_what_is_refused_blocks_no_look_up_and_is_in_no_index(identities: Identities) -> None:
@@ -160,6 +162,15 @@ def test_all_is_read_before_anything_is_written_and_what_fails_leaves_what_was_k
         identities.replace("2026-03-01", "set", 1, slowly())
     assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (True, None), "u2": (False, None)}
     assert identities.unlearned(["2026-03-05"]) == []
+
+
+def test_one_day_is_learned_at_a_time(identities: Identities) -> None:
+    with ThreadPoolExecutor(1) as thread:
+        with identities._writing():
+            keeping = thread.submit(keep, identities, "2026-03-01", learned())
+            assert wait([keeping], timeout=0.5).not_done
+        keeping.result()
+    assert identities.unlearned(["2026-03-01"]) == []
 
 
 def test_what_was_taught_and_vanished_from_the_temporary_folder_is_an_error(

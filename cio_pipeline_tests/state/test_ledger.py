@@ -12,7 +12,7 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, unpack, value_hash
+from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
@@ -59,6 +59,12 @@ def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
     assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
 
 
+def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_halving(ledger: Ledger) -> None:
+    for number in (3, 1, 2, 3):
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number)]))
+    assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
+
+
 def test_r17_states_merge_by_time(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20), city=("Bonn", 20))}))
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("free", 10), city=("Köln", 30))}))
@@ -85,6 +91,14 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
     assert ledger.refused(DAY) == {}
 
 
+def test_an_upsert_that_was_refused_on_two_days_is_closed_on_that_whose_attributes_were_set_since(ledger: Ledger) -> None:
+    item = customer_item("id:u1", 0)
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10))]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(item, "customer", city=("Bonn", 20))]))
+    ledger.acknowledge("2026-03-04", Acknowledgement(customers={"id:u1": state(plan=("free", 30))}))
+    assert list(ledger.refusals()) == [NEXT_DAY]
+
+
 def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     other = Refusal("b", "event", "too large", "", "{}", "id:u2", call="event")
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal("a"), other]))
@@ -92,6 +106,7 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     assert ledger.refusals() == {DAY: [refusal("a"), other], NEXT_DAY: [refusal("c")]}
     assert ledger.refusals(reason="invalid name") == {DAY: [refusal("a")], NEXT_DAY: [refusal("c")]}
     assert ledger.refusals(DAY, "too large") == {DAY: [other]}
+    assert ledger.refusals(NEXT_DAY) == {NEXT_DAY: [refusal("c")]}
 
 
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
@@ -163,6 +178,16 @@ def test_the_ledger_holds_no_data_of_people(tmp_path: Path) -> None:
 @given(states)
 def test_a_state_survives_packing(known: State) -> None:
     assert unpack(pack(known)) == known
+
+
+def test_r17_of_two_values_set_at_one_time_that_of_the_later_answer_stands() -> None:
+    assert merge(state(plan=("free", 10)), state(plan=("pro", 10))) == state(plan=("pro", 10))
+
+
+@pytest.mark.parametrize(("seconds", "kept"), [(-1, 0), (0, 0), (2**32 - 1, 2**32 - 1), (2**32, 2**32 - 1)])
+def test_a_time_that_four_bytes_do_not_hold_is_kept_as_the_nearest_that_they_do(seconds: int, kept: int) -> None:
+    known = {b"name!": (b"value!", state_time(seconds))}
+    assert unpack(pack(known)) == {b"name!": (b"value!", kept)}
 
 
 @given(states, states, states)

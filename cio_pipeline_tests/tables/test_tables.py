@@ -18,7 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.tables.files import StorageError
+from cio_pipeline.tables.files import StorageError, create, keeping_temporary_rows
 from cio_pipeline.tables.shuffle import Finish, Writer, shard_of
 from cio_pipeline.tables.tables import NotMaterialized, Tables, shards_for
 
@@ -89,6 +89,39 @@ def test_a_version_that_fails_leaves_nothing_behind(tmp_path: Path, root: str) -
     assert rows(tables) == [[("a", 1)]]
 
 
+def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    tables = Tables(str(tmp_path))
+    write(tables, [("a", 1)])
+    before = sorted(tmp_path.glob("**/*"))
+    monkeypatch.setattr(type(tables.root), "rename", full)
+    with pytest.raises(StorageError, match="No space left"):
+        write(tables, [("b", 1)])
+    assert sorted(tmp_path.glob("**/*")) == before
+
+
+def test_a_write_that_fails_keeps_no_spilled_file_open(tmp_path: Path) -> None:
+    opened: list[Writer] = []
+
+    def fail(writer: Writer) -> None:
+        writer.add(pd.DataFrame({"key": ["a"], "n": [1]}), by="key")
+        assert writer._pieces
+        opened.append(writer)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError), Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as table:
+        fail(table)
+    assert not opened[0]._pieces
+
+
+def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
+    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, keeping_temporary_rows("there"):
+        raise pa.ArrowInvalid("jane@example.com")
+    assert "jane" not in str(said.value)
+
+
 def write_all(tables: Tables, number: int) -> None:
     with tables.replace_together(DAY, dict.fromkeys(("customers", "events", "rejects"), SCHEMA), 1) as writers:
         for writer in writers.values():
@@ -132,8 +165,8 @@ def only_file(folder: Path, what: str) -> Path:
     return path
 
 
-@pytest.mark.parametrize("how", ["gone", "cut", "other rows"])
-def test_a_shard_that_is_missing_or_short_is_named(tmp_path: Path, how: str) -> None:
+@pytest.mark.parametrize("how", ["gone", "cut", "too few rows", "too many rows"])
+def test_a_shard_that_is_missing_or_has_other_rows_is_named(tmp_path: Path, how: str) -> None:
     tables = Tables(str(tmp_path))
     write(tables, [("a", 1), ("b", 2)])
     path = only_file(tmp_path, "numbers-0000.parquet")
@@ -142,7 +175,8 @@ def test_a_shard_that_is_missing_or_short_is_named(tmp_path: Path, how: str) -> 
     elif how == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     else:
-        pq.write_table(pq.read_table(path).slice(0, 1), path)
+        row = pq.read_table(path).slice(0, 1)
+        pq.write_table(pa.concat_tables([row] * (1 if how == "too few rows" else 3)), path)
     for read in (tables.read("numbers", DAY), tables.rows("numbers", DAY, "key", ["a"])):
         with pytest.raises(
             StorageError, match=r"^Shard 0 of numbers of 2026-03-02 .+: materialize numbers for 2026-03-02 again"
@@ -171,6 +205,12 @@ def test_rows_are_found_by_their_text_in_whatever_shard(tmp_path: Path) -> None:
     found = [n for shard in tables.rows("numbers", DAY, "key", ["k1", "k5", "nobody"]) for n in shard["n"].tolist()]
     assert sorted(found) == [1, 5, 8, 12, 15, 19]
     assert list(tables.rows("numbers", DAY, "key", [])) == []
+
+
+def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    write(tables, [("a", 1)])
+    assert [list(shard.columns) for shard in tables.read("numbers", DAY, ["n"])] == [["n"]]
 
 
 def test_rows_of_a_partition_that_nobody_wrote_are_no_empty_table(tmp_path: Path) -> None:
@@ -264,6 +304,36 @@ def test_a_version_stays_for_a_day_from_when_it_was_replaced(tmp_path: Path, mon
     assert rows(tables) == [[("a", 9)]]
 
 
+def test_what_stands_or_was_just_replaced_is_no_killed_runs_however_old_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tables = Tables(str(tmp_path))
+
+    def at(day: int) -> None:
+        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, tzinfo=timezone.utc))
+
+    at(1)
+    write(tables, [("a", 1), ("b", 1)], shards=2)
+    reading = tables.read("numbers", DAY)
+    next(reading)
+    with tables.replace("numbers", DAY, SCHEMA, 1) as table:
+        table.add(pd.DataFrame({"key": ["a"], "n": [2]}), by="key")
+        at(20)
+    next(reading)
+    assert rows(tables) == [[("a", 2)]]
+
+
+def test_what_cannot_be_cleaned_up_fails_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def denied(*_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    tables = Tables(str(tmp_path))
+    (tmp_path / "numbers" / DAY / "20200101T000000-killed").mkdir(parents=True)
+    monkeypatch.setattr(type(tables.root), "rmdir", denied)
+    write(tables, [("a", 1)])
+    assert rows(tables) == [[("a", 1)]]
+
+
 def test_a_run_that_is_ended_while_it_cleans_up_keeps_what_it_has_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -287,6 +357,19 @@ def test_what_a_killed_run_left_goes_after_a_week_and_what_may_be_at_work_stays(
     write(tables, [("a", 1)])
     names = {path.name for path in folder.iterdir() if path.is_dir()}
     assert names == {"20260302T000001-at-work", tables.version("numbers", DAY).name}
+
+
+def test_no_file_of_a_table_is_written_over(tmp_path: Path) -> None:
+    path = Tables(str(tmp_path)).root / "file"
+    create(path).close()
+    with pytest.raises(FileExistsError):
+        create(path)
+
+
+def test_a_shard_is_in_row_groups_so_that_a_few_rows_are_found_without_reading_it(tmp_path: Path) -> None:
+    with Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as table:
+        table.add(pd.DataFrame({"key": "a", "n": range(25_000)}), by="key")
+    assert pq.read_metadata(only_file(tmp_path, "numbers-0000.parquet")).num_row_groups == 3
 
 
 def test_table_files_are_their_owners_whatever_the_umask(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
@@ -17,7 +17,6 @@ import requests
 from upath import UPath
 
 from cio_pipeline.http_retry import Unavailable, new_session, send
-from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.source import NotExtracted
 
@@ -178,7 +177,7 @@ class FileExports:
             answer = self._api.ask("GET", path)
             if answer.status != 200:
                 raise refused_export(answer)
-            if (export := _export(path, answer.body)) is not None:
+            if (export := _export(path, answer.body, self._api.clean)) is not None:
                 return export
         raise NotExtracted(NO_EXPORT)
 
@@ -262,14 +261,14 @@ def _pause_before(attempt: int) -> None:
         time.sleep(PAUSE_SECONDS)
 
 
-def _export(path: str, body: Any) -> Export | None:
+def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
     """The export that PostHog tells of; None where its answer is none."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     files, records = body.get("files"), body.get("records_completed")
     known = [str(file) for file in files] if isinstance(files, list) else None
-    error = mask(str(body.get("error") or "no reason given."))[:300]
-    return Export(path, body["status"], known, records if isinstance(records, int) else None, error)
+    error = clean(body.get("error") or "no reason given.")[:300]
+    return Export(path, clean(body["status"]), known, records if isinstance(records, int) else None, error)
 
 
 def _interval(one: dict[str, Any]) -> tuple[datetime, datetime] | None:

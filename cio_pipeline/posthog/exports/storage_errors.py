@@ -19,7 +19,7 @@ DENIED = (
     " s3:GetObject, and kms:Decrypt where it is encrypted)"
 )
 ARCHIVED = "it is archived (such as in Glacier): restore it first"
-NO_BUCKET = "there is no such bucket: check its name in CIO_BATCH_EXPORT_URL"
+NO_BUCKET = "there is no such bucket: check its name in the setting"
 GONE = "it is gone since the folder was listed: run the day again"
 BUSY = "the storage is too busy or has a fault: run the day again later"
 REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to the bucket's"

@@ -109,7 +109,7 @@ def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: s
 @pytest.mark.parametrize(
     ("code", "names"),
     [
-        ("NoSuchBucket", "there is no such bucket: check its name in CIO_BATCH_EXPORT_URL"),
+        ("NoSuchBucket", "there is no such bucket: check its name in the setting"),
         ("AccessDenied", "the storage refuses access"),
         ("ExpiredToken", "the credentials for the storage have expired"),
         ("PermanentRedirect", "the bucket is in another region"),
