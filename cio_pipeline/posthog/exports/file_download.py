@@ -14,7 +14,8 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.posthog.client import Api
-from cio_pipeline.posthog.exports.intervals import PATH, FileExports, refused_export
+from cio_pipeline.posthog.exports.downloads import refused_export
+from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, on_disk, read_parquet
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
@@ -83,7 +84,7 @@ class FileDownloadSource:
         while files:
             file = files.pop(0)
             with spill_folder() as spill:
-                rows += self._exports.download(export, file, spill / "export.parquet")
+                rows += self._exports.downloads.download(export, file, spill / "export.parquet")
                 yield from _events_in(str(spill / "export.parquet"), file, wanted)
             logger.info(
                 "%s: %d of %d files of PostHog's export read.", wanted.start.date(), len(known) - len(files), len(known)

@@ -1,4 +1,4 @@
-"""PostHog's on-demand exports (`file_download_batch_exports`): asked for, waited for, found again, and downloaded."""
+"""PostHog's on-demand exports (`file_download_batch_exports`): asked for, waited for and found again."""
 
 from __future__ import annotations
 
@@ -8,16 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import datetime
-from pathlib import Path
-from typing import Any, NamedTuple
-from urllib.parse import quote, urljoin
+from typing import Any
+from urllib.parse import quote
 
-import pyarrow.parquet as pq
-import requests
 from upath import UPath
 
-from cio_pipeline.http_retry import Unavailable, new_session, send
-from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.posthog.client import Api
+from cio_pipeline.posthog.exports.downloads import NO_EXPORT, TRIES, Downloads, Export, pause_before, refused_export
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
@@ -32,25 +30,7 @@ LIST_SECONDS = 600.0
 EMPTY_LIST_SECONDS = 30.0
 """So long where the list is empty, and PostHog does not say how many events there are: an export may well have none."""
 
-TRIES = 5
-PAUSE_SECONDS = 5.0
-DOWNLOAD_SECONDS = 3600.0
-MOST_FILE_BYTES = 4 << 30
-"""PostHog is asked for files of 100 MB."""
-
 UNDER_WAY = ("Starting", "Running")
-NO_EXPORT = "PostHog's answer is no export: is POSTHOG_HOST the address of PostHog itself?"
-STORE = "The store of PostHog's exports"
-
-
-class Export(NamedTuple):
-    """An export that PostHog has been asked for, and what it said last; None where it did not say which files or how many."""
-
-    path: str
-    status: str
-    files: list[str] | None
-    records: int | None
-    error: str
 
 
 class FileExports:
@@ -58,8 +38,7 @@ class FileExports:
 
     def __init__(self, api: Api, name: str, kept: UPath | None) -> None:
         self._api, self._name, self._kept = api, name, kept
-        self._store = new_session()
-        self._store.headers.clear()
+        self.downloads = Downloads(api)
 
     def finished(self, first: datetime, last: datetime) -> Export:
         """A completed export of the interval and the list of its files: an earlier one, where its files are still there.
@@ -88,24 +67,6 @@ class FileExports:
                 return more
         return []
 
-    def download(self, export: Export, file: str, into: Path) -> int:
-        """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
-
-        Raises `NotExtracted` where there is no whole file after some tries.
-        """
-        trouble = ""
-        for attempt in range(TRIES):
-            _pause_before(attempt)
-            try:
-                self._fetch(self._link(export, file), into)
-                with pq.ParquetFile(into) as whole:
-                    return int(whole.metadata.num_rows)
-            except Unavailable as broken:
-                trouble = str(broken).removesuffix(".")
-            except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
-                trouble = f"what came is no whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
-        raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({trouble}).")
-
     def _earlier(self, first: datetime, last: datetime) -> Export | None:
         """An export of this interval that is completed or under way, with files that can be had."""
         for path in dict.fromkeys((*self._kept_paths(first, last), *self._listed(first, last))):
@@ -119,14 +80,14 @@ class FileExports:
             export = self._awaited(path) if export.status in UNDER_WAY else self._with_files(export)
         except NotExtracted:
             return None
-        is_there = export.status == "Completed" and all(self._is_there(export, file) for file in export.files or [])
+        is_there = export.status == "Completed" and all(self.downloads.is_there(export, file) for file in export.files or [])
         return export if is_there else None
 
     def _create(self, first: datetime, last: datetime) -> str:
         """The path of a new export. Where too many are under way in the project (429), it is waited for."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
         for attempt in range(2):  # each one that was made is billed, and few may be under way at once
-            _pause_before(attempt)
+            pause_before(attempt)
             answer = self._api.ask("POST", PATH, json={"model": "events", "file": FILE, **interval})
             if answer.status not in (200, 201, 202):
                 raise refused_export(answer)
@@ -173,52 +134,13 @@ class FileExports:
 
     def _look(self, path: str) -> Export:
         for attempt in range(TRIES):
-            _pause_before(attempt)
+            pause_before(attempt)
             answer = self._api.ask("GET", path)
             if answer.status != 200:
                 raise refused_export(answer)
             if (export := _export(path, answer.body, self._api.clean)) is not None:
                 return export
         raise NotExtracted(NO_EXPORT)
-
-    def _link(self, export: Export, file: str) -> str:
-        """Where the file is for a while. Raises `Unavailable` where PostHog says that it is not yet."""
-        answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
-        if answer.status == 400:  # "still in progress", although it was told to be completed
-            raise Unavailable(str(refused(answer)))
-        location = answer.response.headers.get("Location")
-        if not 300 <= answer.status < 400 or not location:
-            raise refused_export(answer)
-        return urljoin(answer.response.url, location)
-
-    def _fetch(self, link: str, into: Path) -> None:
-        """Writes the file. The link goes to another house, so neither the key nor a header of ours does."""
-        with into.open("wb") as file:
-            answer = send(
-                self._store,
-                "GET",
-                link,
-                service=STORE,
-                retried=(),
-                tries=1,
-                into=file,
-                most_bytes=MOST_FILE_BYTES,
-                seconds=DOWNLOAD_SECONDS,
-                timeout=TIMEOUT_SECONDS,
-            )
-        if answer.status_code != 200:
-            raise Unavailable(f"its link answered {answer.status_code}")
-        size = answer.headers.get("Content-Length", "")
-        if size.isdigit() and "Content-Encoding" not in answer.headers and int(size) != into.stat().st_size:
-            raise Unavailable(f"it has {int(size):,} bytes, and {into.stat().st_size:,} came")
-
-    def _is_there(self, export: Export, file: str) -> bool:
-        try:
-            link = self._link(export, file)
-            with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.status_code == 200
-        except (Unavailable, NotExtracted, requests.RequestException, ValueError):
-            return False
 
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
         """The exports of this interval in PostHog's list, as far as that tells of what they are."""
@@ -244,21 +166,6 @@ class FileExports:
     def _kept_file(self, kept: UPath, first: datetime, last: datetime) -> UPath:
         project = hashlib.sha256(self._name.encode()).hexdigest()[:12]
         return kept / f"{first:%Y%m%dT%H%M%S}-{last:%Y%m%dT%H%M%S}-{project}.txt"
-
-
-def refused_export(answer: Answer) -> NotExtracted:
-    """What an answer other than the wanted one means, by the setting to mend."""
-    if answer.status == 403:
-        needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
-        return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
-    if answer.status == 404:
-        return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
-    return NotExtracted(NO_EXPORT) if answer.status < 400 else refused(answer)
-
-
-def _pause_before(attempt: int) -> None:
-    if attempt:
-        time.sleep(PAUSE_SECONDS)
 
 
 def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:

@@ -26,6 +26,7 @@ from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
+from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -33,19 +34,6 @@ HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 DAY_FILE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 NEXT_FILE = "2024-05-02T00:00:00+00:00-2024-05-03T00:00:00+00:00"
 WANTED = Wanted(START, END, (), "set")
-
-
-def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = None, **more: Any) -> dict[str, Any]:
-    return {
-        "uuid": f"018f3173-7000-7421-831e-{number:012x}",
-        "event": "order",
-        "distinct_id": f"u{number % 7}",
-        "timestamp": at,
-        "created_at": landed or at,
-        "properties": {"n": number},
-        "person_properties": {"plan": "pro"},
-        **more,
-    }
 
 
 def source(folder: Path | str, late_days: int = 2, **options: Any) -> BatchExportSource:

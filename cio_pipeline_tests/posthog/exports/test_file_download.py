@@ -15,33 +15,24 @@ import pytest
 import requests
 
 from cio_pipeline import http_retry as http
+from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, in_order
 from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
+from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
 
 
-def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = None, **more: Any) -> dict[str, Any]:
-    return {
-        "uuid": f"018f3173-7000-7421-831e-{number:012x}",
-        "event": "order",
-        "distinct_id": f"u{number % 7}",
-        "timestamp": at,
-        "created_at": landed or at,
-        "properties": {"n": number},
-        **more,
-    }
-
-
 @pytest.fixture(autouse=True)
 def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
-        (file_exports, ("POLL_SECONDS", "PAUSE_SECONDS", "EMPTY_LIST_SECONDS")),
+        (file_exports, ("POLL_SECONDS", "EMPTY_LIST_SECONDS")),
+        (downloads_module, ("PAUSE_SECONDS",)),
         (http, ("BACKOFF_SECONDS",)),
     ):
         for name in names:
@@ -98,7 +89,7 @@ def test_only_what_the_settings_need_is_given(server: posthog.PostHog) -> None:
     server.add([stored(1), stored(2, event="visit"), stored(3, event="visit", person_properties={"email": "a@example.com"})])
     events = read(source(server, allowlist=("order",), attributes_from="person"))
     assert numbers(events) == [1, 3]
-    assert events["person_properties"].tolist() == ["{}", '{"email":"a@example.com"}']
+    assert events["person_properties"].tolist() == ['{"plan":"pro"}', '{"email":"a@example.com"}']
 
 
 def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:

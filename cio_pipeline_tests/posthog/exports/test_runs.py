@@ -20,6 +20,7 @@ from cio_pipeline.posthog.exports.folder import Folder, listed
 from cio_pipeline.posthog.exports.names import named
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog.exports import pack
+from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -31,12 +32,6 @@ ENDINGS = {
     ".jsonl": ("jsonl", None),
     ".jsonl.gz": ("jsonl", "gzip"),
 }
-
-
-def stored(number: int) -> dict[str, Any]:
-    at = "2024-05-01T10:00:00Z"
-    more = {"event": "order", "distinct_id": "u", "timestamp": at, "created_at": at, "properties": {"n": number}}
-    return {"uuid": f"018f3173-7000-7421-831e-{number:012x}", **more}
 
 
 def put(folder: Path, name: str, *numbers: int, like: str = "") -> None:

@@ -1,0 +1,115 @@
+"""The files of PostHog's on-demand exports: their links, which expire, and their download."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import quote, urljoin
+
+import pyarrow.parquet as pq
+import requests
+
+from cio_pipeline.http_retry import Unavailable, new_session, send
+from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
+from cio_pipeline.posthog.source import NotExtracted
+
+TRIES = 5
+PAUSE_SECONDS = 5.0
+DOWNLOAD_SECONDS = 3600.0
+MOST_FILE_BYTES = 4 << 30
+"""PostHog is asked for files of 100 MB."""
+
+NO_EXPORT = "PostHog's answer is no export: is POSTHOG_HOST the address of PostHog itself?"
+STORE = "The store of PostHog's exports"
+
+
+class Export(NamedTuple):
+    """An export that PostHog has been asked for, and what it said last; None where it did not say which files or how many."""
+
+    path: str
+    status: str
+    files: list[str] | None
+    records: int | None
+    error: str
+
+
+class Downloads:
+    """The files of a project's exports, by an API that knows the project."""
+
+    def __init__(self, api: Api) -> None:
+        self._api = api
+        self._store = new_session()
+        self._store.headers.clear()
+
+    def download(self, export: Export, file: str, into: Path) -> int:
+        """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
+
+        Raises `NotExtracted` where there is no whole file after some tries.
+        """
+        trouble = ""
+        for attempt in range(TRIES):
+            pause_before(attempt)
+            try:
+                self._fetch(self._link(export, file), into)
+                with pq.ParquetFile(into) as whole:
+                    return int(whole.metadata.num_rows)
+            except Unavailable as broken:
+                trouble = str(broken).removesuffix(".")
+            except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
+                trouble = f"what came is no whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
+        raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({trouble}).")
+
+    def _link(self, export: Export, file: str) -> str:
+        """Where the file is for a while. Raises `Unavailable` where PostHog says that it is not yet."""
+        answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
+        if answer.status == 400:  # "still in progress", although it was told to be completed
+            raise Unavailable(str(refused(answer)))
+        location = answer.response.headers.get("Location")
+        if not 300 <= answer.status < 400 or not location:
+            raise refused_export(answer)
+        return urljoin(answer.response.url, location)
+
+    def _fetch(self, link: str, into: Path) -> None:
+        """Writes the file. The link leads to another service, so neither the key nor our headers are sent."""
+        with into.open("wb") as file:
+            answer = send(
+                self._store,
+                "GET",
+                link,
+                service=STORE,
+                retried=(),
+                tries=1,
+                into=file,
+                most_bytes=MOST_FILE_BYTES,
+                seconds=DOWNLOAD_SECONDS,
+                timeout=TIMEOUT_SECONDS,
+            )
+        if answer.status_code != 200:
+            raise Unavailable(f"its link answered {answer.status_code}")
+        size = answer.headers.get("Content-Length", "")
+        if size.isdigit() and "Content-Encoding" not in answer.headers and int(size) != into.stat().st_size:
+            raise Unavailable(f"it has {int(size):,} bytes, and {into.stat().st_size:,} came")
+
+    def is_there(self, export: Export, file: str) -> bool:
+        try:
+            link = self._link(export, file)
+            with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
+                return answer.status_code == 200
+        except (Unavailable, NotExtracted, requests.RequestException, ValueError):
+            return False
+
+
+def refused_export(answer: Answer) -> NotExtracted:
+    """What an answer other than the wanted one means, by the setting to mend."""
+    if answer.status == 403:
+        needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
+        return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
+    if answer.status == 404:
+        return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
+    return NotExtracted(NO_EXPORT) if answer.status < 400 else refused(answer)
+
+
+def pause_before(attempt: int) -> None:
+    if attempt:
+        time.sleep(PAUSE_SECONDS)
