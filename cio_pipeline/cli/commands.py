@@ -151,7 +151,7 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 def redeliver(**chosen: str | None) -> int:
     """Send again what Customer.io has refused.
 
-    Do so when the cause was mended. Attributes that have been set since are left out. A refusal is closed when its item is
+    Do so when the cause is fixed. Attributes that have been set since are left out. A refusal is closed when its item is
     accepted.
 
     \b

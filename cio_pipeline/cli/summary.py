@@ -88,7 +88,7 @@ class Summary:
         rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
         for name, value in {**receipt, **rules}.items():
             if name != "dry run":
-                show(f"{name}: {orjson.dumps(value).decode() if isinstance(value, dict | list) else value}", indent="  ")
+                show(f"{name}: {_shown(value)}", indent="  ")
 
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
         name = f"{check.check_name} of {check.asset_key.to_user_string()}"
@@ -157,6 +157,13 @@ def _names(text: Any, inside: str = "") -> set[str]:
     if inside:
         found = found.get(inside) if isinstance(found, dict) else None
     return set(found) if isinstance(found, dict) else set()
+
+
+def _shown(value: Any) -> str:
+    """Counts by name with the most first, for Dagster has sorted the names; lists as JSON; and numbers."""
+    if isinstance(value, dict):
+        value = dict(sorted(value.items(), key=lambda item: -item[1]))
+    return orjson.dumps(value).decode() if isinstance(value, dict | list) else str(value)
 
 
 def _listed(names: set[str]) -> str:

@@ -27,7 +27,7 @@ DAYS_IN_ALL = "cio_pipeline/days_in_all"
 
 
 class DaysError(PipelineError):
-    """The days asked for are no partitions; the message says why."""
+    """The days asked for are not partitions; the message says why."""
 
     exit_status = 2
 
@@ -38,7 +38,7 @@ def days_between(first: str, last: str) -> list[str]:
     for key in (first, last):
         if key not in known:
             raise DaysError(
-                f"{key} is no partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
+                f"{key} is not a partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
                 if known
                 else "There is no partition yet: CIO_START_DATE lies in the future."
             )

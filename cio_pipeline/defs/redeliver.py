@@ -1,4 +1,4 @@
-"""What Customer.io refused, sent again after the cause was mended."""
+"""What Customer.io refused, sent again after the cause was fixed."""
 
 import logging
 import time

@@ -1,4 +1,4 @@
-"""PostHog's private API: one project, one key, answers as JSON or a sentence that says what to mend."""
+"""PostHog's private API: one project, one key, answers as JSON or a sentence that says what to fix."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ class Api:
 
 
 def refused(answer: Answer) -> NotExtracted:
-    """What an answer other than 200 means, by the setting to mend."""
+    """What an answer other than 200 means, by the setting to correct."""
     status = answer.status
     if status == 401:
         return NotExtracted("POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401).")

@@ -250,7 +250,7 @@ def _number(value: Any) -> int:
     try:
         return int(value)
     except (TypeError, ValueError):
-        raise NotExtracted("PostHog's count is no number: is POSTHOG_HOST the address of PostHog itself?") from None
+        raise NotExtracted("PostHog's count is not a number: is POSTHOG_HOST the address of PostHog itself?") from None
 
 
 def _times(start: datetime, end: datetime) -> dict[str, str]:

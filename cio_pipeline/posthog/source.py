@@ -43,7 +43,7 @@ SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
 
 
 class NotExtracted(PipelineError):
-    """PostHog's events cannot be had; the message is one sentence that says what to mend."""
+    """PostHog's events cannot be read; the message is one sentence that says what to fix."""
 
 
 @dataclass(frozen=True)

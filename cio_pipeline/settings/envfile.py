@@ -1,7 +1,7 @@
 """`.env`, read strictly: a line that could be meant in more than one way is refused by its number, and never quoted.
 
 Dagster, Docker, shells and python-dotenv read quotes, backslashes, `${...}` and `#` each in their own way, and skip what
-they cannot read. Here a line is `NAME=value` or `export NAME=value`, and the value stands by the letter, alone or in one pair
+they cannot read. Here a line is `NAME=value` or `export NAME=value`, and the value is taken literally, alone or in one pair
 of quotes.
 """
 
@@ -18,7 +18,7 @@ NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 BLANKS = " \t"
 LOW_QUOTES = ("\u201a", "\u201e")
 COMMENT = re.compile(r"[ \t]+#")
-IN_SINGLE_QUOTES = "write the value in single quotes if it is meant by the letter"
+IN_SINGLE_QUOTES = "write the value in single quotes if it is meant literally"
 
 
 class SettingsError(PipelineError):
@@ -58,7 +58,7 @@ def _binding(line: bytes) -> tuple[str, str] | None:
     try:
         text = line.decode().strip(BLANKS)
     except UnicodeDecodeError:
-        raise ValueError("it is no UTF-8") from None
+        raise ValueError("it is not UTF-8") from None
     if any(unicodedata.category(letter) in ("Cc", "Zl", "Zp") for letter in text if letter != "\t"):
         raise ValueError("it has a control character")
     if not text or text.startswith("#"):
@@ -68,7 +68,7 @@ def _binding(line: bytes) -> tuple[str, str] | None:
         raise ValueError("it has no =, and is neither NAME=value nor a comment")
     name = re.sub(r"^export[ \t]+", "", name).rstrip(BLANKS)
     if not NAME.fullmatch(name):
-        raise ValueError("what stands before the = is no name of letters, digits and underscores")
+        raise ValueError("what stands before the = is not a name of letters, digits and underscores")
     return name, _value(value)
 
 
@@ -103,7 +103,7 @@ def _unquoted(text: str) -> str:
     if value.endswith(";"):
         raise ValueError("it ends with a semicolon: leave that out, or put the value in quotes")
     if any(unicodedata.category(letter) in ("Pi", "Pf") or letter in LOW_QUOTES for letter in value[:1] + value[-1:]):
-        raise ValueError("typographic quotes are no quotes: use \" or '")
+        raise ValueError("typographic quotes do not count as quotes: use \" or '")
     if value.count('"') % 2 or value.count("'") % 2:
         raise ValueError("a quote has no second one: put the whole value in a pair of the other kind")
     _refuse_what_a_shell_reads(value)
@@ -113,7 +113,8 @@ def _unquoted(text: str) -> str:
 def _refuse_what_a_shell_reads(value: str) -> None:
     if "${" in value or "$(" in value or "`" in value:
         raise ValueError(
-            "nothing is put in for ${...}, $(...) or backticks: write the value itself, or, as it is, in single quotes"
+            "${...}, $(...) and backticks are not expanded: write the value itself, or put it in single quotes to mean it"
+            " literally"
         )
     if "\\" in value:
         raise ValueError("a backslash is read in several ways: " + IN_SINGLE_QUOTES)

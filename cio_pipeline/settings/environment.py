@@ -1,4 +1,4 @@
-"""The environment with `.env` behind it: what the environment says wins, and no name of ours is ever ignored.
+"""The environment completed by `.env`: where both set a name, the environment wins. No name of ours is ever ignored.
 
 Dagster's own commands put `./.env` over the environment before any code of ours runs. What the environment said before that
 stands in `/proc`, as the environment that the outermost Dagster process was started with; `make ui` starts Dagster where
@@ -117,7 +117,7 @@ def _reads_env_file(words: list[str]) -> bool:
 
 
 def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
-    """All names at once that are meant for us, it seems, and are no settings. Raises `SettingsError`."""
+    """All names at once that seem to be meant for us and are not settings. Raises `SettingsError`."""
     others = (*OTHER_TOOLS, *_other_names())
     wrong: dict[str, str] = {}
     for name, value in sorted(os.environ.items()):
@@ -128,7 +128,7 @@ def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
         if ours or close:
             wrong[name] = f"{name} (did you mean {close[0]}?)" if close else name
     if wrong:
-        be, them = ("is no setting", "it") if len(wrong) == 1 else ("are no settings", "them")
+        be, them = ("is not a setting", "it") if len(wrong) == 1 else ("are not settings", "them")
         names = ", ".join(wrong.values())
         raise SettingsError(
             f"{names} {be}: correct or remove {them}, or name {them} in {OTHER_NAMES} if another tool needs {them}."

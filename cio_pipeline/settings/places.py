@@ -56,7 +56,7 @@ def absolute_database(text: Any) -> Any:
 
 def _path(text: str) -> Path:
     if text[0] in "'\"" or VARIABLE.search(text):
-        raise ValueError("is no plain path: nothing is put in for variables, and quotes are not taken off")
+        raise ValueError("is not a plain path: variables are not expanded, and quotes are not removed")
     if SCHEME.match(text):
         raise ValueError("is neither a path nor a URL such as s3://bucket/folder")
     try:
@@ -66,7 +66,7 @@ def _path(text: str) -> Path:
     if path.is_absolute():
         return path
     if not (PROJECT / "pyproject.toml").exists():
-        raise ValueError("must be an absolute path: without a checkout of cio_pipeline there is no folder to count from")
+        raise ValueError("must be an absolute path: without a checkout of cio_pipeline there is not a folder to count from")
     return PROJECT / path
 
 
@@ -76,7 +76,7 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
     if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises where it may not look
-        raise SettingsError(f"{name} is wrong: {there} is no folder.")
+        raise SettingsError(f"{name} is wrong: {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
     if "?" in str(folder) or "%" in str(folder):
@@ -105,7 +105,7 @@ def refuse_unknown_storage(name: str, place: str) -> None:
 
 
 def dagster_home(data_dir: str) -> Path:
-    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is no folder."""
+    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is not a folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
         refuse_unusable_folder("CIO_DATA_DIR", home)
@@ -121,7 +121,7 @@ def dagster_home(data_dir: str) -> Path:
     if not home.is_absolute():
         raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
     if not os.path.isdir(home):  # noqa: PTH112
-        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is no folder; make it, and copy dagster.yaml into it.")
+        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is not a folder; make it, and copy dagster.yaml into it.")
     refuse_unusable_folder("DAGSTER_HOME", home)
     os.environ["DAGSTER_HOME"] = given
     return home

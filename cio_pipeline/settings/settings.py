@@ -1,6 +1,6 @@
 """Every setting, read from the environment, and refused in one sentence where it is wrong.
 
-`.env` stands behind the environment: `environment.load_environment`.
+The environment wins over `.env`: `environment.load_environment`.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ class Settings(DaysSettings):
         if self.ledger_url_given is not None:
             return self.ledger_url_given.get_secret_value()
         if is_url(self.data_dir):
-            raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is no local folder.")
+            raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is not a local folder.")
         return f"sqlite:///{Path(self.data_dir) / 'ledger.db'}"
 
     @property

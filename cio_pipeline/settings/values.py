@@ -186,7 +186,7 @@ def _json_list(text: str) -> list[str]:
 
 
 def _name(double: str, single: str, bare: str) -> str:
-    """One name of a list that is no JSON: nothing in it may be meant otherwise than by the letter."""
+    """One name of a list that is not JSON; whatever could be read in two ways is refused."""
     name = double or single or bare
     inside = re.sub(rf"(?<=\w)[{APOSTROPHES}](?=\w)", "", name)
     if any(

@@ -141,8 +141,8 @@ def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
     ("tags", "sentence"),
     [
         ({RANGE_START: "2025-01-03", RANGE_END: DAY}, "comes after"),
-        ({RANGE_START: YESTERDAY, RANGE_END: TODAY}, "is no partition"),
-        ({PARTITION: "2024-12-31"}, "2024-12-31 is no partition"),
+        ({RANGE_START: YESTERDAY, RANGE_END: TODAY}, "is not a partition"),
+        ({PARTITION: "2024-12-31"}, "2024-12-31 is not a partition"),
     ],
 )
 def test_days_in_a_runs_tags_are_checked_before_anything_is_read(
@@ -268,7 +268,7 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
 def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for value, why in (("/nowhere/at/all", "/nowhere/at/all is no folder"), ("here", "it must be an absolute path")):
+    for value, why in (("/nowhere/at/all", "/nowhere/at/all is not a folder"), ("here", "it must be an absolute path")):
         monkeypatch.setenv("DAGSTER_HOME", value)
         assert run() == 2
         assert capsys.readouterr().err.startswith(f"DAGSTER_HOME is wrong: {why}")

@@ -186,7 +186,7 @@ def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_thr
 def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(made: Any) -> None:
     """A run may need but one of them."""
     run = SimpleNamespace(tags={PARTITION: "2024-12-31"})
-    with pytest.raises(DaysError, match="2024-12-31 is no partition"):
+    with pytest.raises(DaysError, match="2024-12-31 is not a partition"):
         made().setup_for_execution(SimpleNamespace(run=run, log=None))
 
 

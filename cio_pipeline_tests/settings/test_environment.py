@@ -61,7 +61,7 @@ def test_a_misspelled_name_is_refused_with_the_one_that_was_meant(
     else:
         os.environ[name] = "secret"
     for load in (load_settings, load_days_settings):
-        with pytest.raises(SettingsError, match=rf"^{name} \(did you mean {meant}\?\) is no setting: .+\.$") as refused:
+        with pytest.raises(SettingsError, match=rf"^{name} \(did you mean {meant}\?\) is not a setting: .+\.$") as refused:
             load()
         assert "secret" not in str(refused.value)
 
@@ -78,7 +78,7 @@ def test_a_name_with_a_misspelled_prefix_is_refused_in_the_file_that_is_ours(
 def test_all_unknown_names_are_in_one_sentence_and_may_be_silenced(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CUSTOMERIO_BAR_A=1\n")
     os.environ.update(POSTHOG_FOO="1", CIO_EMPTY="")
-    with pytest.raises(SettingsError, match=r"^CUSTOMERIO_BAR_A.*, POSTHOG_FOO.* are no settings: correct or remove them"):
+    with pytest.raises(SettingsError, match=r"^CUSTOMERIO_BAR_A.*, POSTHOG_FOO.* are not settings: correct or remove them"):
         load_settings()
     for given in (
         "POSTHOG_FOO, CUSTOMERIO_BAR_*",

@@ -64,7 +64,7 @@ def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_refused(env: pytest.M
     (tmp_path / "file").write_text("")
     for value in ("file", "file/below"):
         env.setenv("CIO_DATA_DIR", str(tmp_path / value))
-        with pytest.raises(SettingsError, match=r"^CIO_DATA_DIR is wrong: .*/file is no folder\.$"):
+        with pytest.raises(SettingsError, match=r"^CIO_DATA_DIR is wrong: .*/file is not a folder\.$"):
             load_settings()
     env.setattr(os, "access", lambda path, mode: False)
     env.setenv("CIO_DATA_DIR", str(tmp_path / "new"))
@@ -76,7 +76,7 @@ def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_refused(env: pytest.M
 def test_a_folder_for_dagster_that_cannot_be_made_is_refused(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "dagster").write_text("")
     for data_dir, why in (
-        (tmp_path, r".*/dagster is no folder\."),
+        (tmp_path, r".*/dagster is not a folder\."),
         (tmp_path / ("a" * 300), r".* cannot be made \(File name too long\)\."),
     ):
         with pytest.raises(SettingsError, match=rf"^CIO_DATA_DIR is wrong: {why}$"):

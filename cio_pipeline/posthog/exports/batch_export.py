@@ -78,11 +78,15 @@ class BatchExportSource:
             seen = f" It has {_names(nameless, folder)}." if nameless else ""
             raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.{seen}")
         if nameless:
-            logger.info("Left aside, for no interval is in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder))
+            logger.info(
+                "Ignored, because there is no interval in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder)
+            )
         others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
         of_events = runs(set(folder.sizes) - set(others))
         if others and of_events:
-            logger.info("Left aside, for they are an export of persons or sessions, not of events: %s.", _names(others, folder))
+            logger.info(
+                "Ignored, because they are an export of persons or sessions, not of events: %s.", _names(others, folder)
+            )
         return folder, of_events or found
 
 
@@ -99,12 +103,12 @@ def _settled(run: Run, folder: Folder) -> Run:
     """
     run, left = settled(run, _manifest(run, folder))
     if left:
-        logger.info("Left aside, for the manifest of %s does not name them: %s.", run, _names(left, folder))
+        logger.info("Ignored, because the manifest of %s does not name them: %s.", run, _names(left, folder))
     if unclear := strange(run):
         names = _names(unclear, folder)
         if not run.finished:
             raise NotExtracted(f"{names} cannot be read: such a name is not understood. Name it as {EXAMPLE}, or move it away.")
-        logger.warning("Left aside, for such a name is not understood: %s. Other files of %s are read.", names, run)
+        logger.warning("Ignored, because such a name is not understood: %s. Other files of %s are read.", names, run)
     return run
 
 

@@ -39,7 +39,7 @@ def columns_of(schema: pa.Schema, needs_person: bool) -> dict[str, Column]:
     found = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
     needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
     if missing := [name for name in needed if found[name] is None]:
-        raise Unreadable(f"it is no export of events, for it has no column {', '.join(missing)}")
+        raise Unreadable(f"it is not an export of events, for it has no column {', '.join(missing)}")
     columns = {name: column for name, column in found.items() if column is not None}
     for name, column in columns.items():
         if not _is_understood(name, _plain_type(column.type)):

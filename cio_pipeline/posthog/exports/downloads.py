@@ -20,7 +20,7 @@ DOWNLOAD_SECONDS = 3600.0
 MOST_FILE_BYTES = 4 << 30
 """PostHog is asked for files of 100 MB."""
 
-NO_EXPORT = "PostHog's answer is no export: is POSTHOG_HOST the address of PostHog itself?"
+NO_EXPORT = "PostHog's answer is not an export: is POSTHOG_HOST the address of PostHog itself?"
 STORE = "The store of PostHog's exports"
 
 
@@ -57,7 +57,7 @@ class Downloads:
             except Unavailable as broken:
                 trouble = str(broken).removesuffix(".")
             except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
-                trouble = f"what came is no whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
+                trouble = f"what came is not a whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({trouble}).")
 
     def _link(self, export: Export, file: str) -> str:
@@ -101,7 +101,7 @@ class Downloads:
 
 
 def refused_export(answer: Answer) -> NotExtracted:
-    """What an answer other than the wanted one means, by the setting to mend."""
+    """What an answer other than the wanted one means, by the setting to correct."""
     if answer.status == 403:
         needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
         return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")

@@ -42,8 +42,8 @@ def check_is_parquet(file: IO[bytes]) -> None:
     if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
         raise Unreadable("it is a web page or an error message, no export: copy it again")
     if packed := next((name for mark, name in PACKED.items() if start.startswith(mark)), None):
-        raise Unreadable(f"it is no Parquet file, but one that was packed with {packed}: unpack it")
-    raise Unreadable("it is no Parquet file, although its name says so")
+        raise Unreadable(f"it is not a Parquet file, but one that was packed with {packed}: unpack it")
+    raise Unreadable("it is not a Parquet file, although its name says so")
 
 
 def _tables(path: str, folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:

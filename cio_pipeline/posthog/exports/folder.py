@@ -91,7 +91,7 @@ def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
     for path in paths:
         try:
             names = _columns(path, folder)
-        except Exception:  # whatever it is, it is told when the file is read
+        except Exception:  # whatever is wrong is reported when the file is read
             return False
         if names:
             return bool(names & OTHER_MODELS) and not names & {"uuid", "event"}

@@ -55,17 +55,17 @@ def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool)
     """The line's event, as `EVENT_SCHEMA` says; None where its time is not in `start` <= time < `end`, in microseconds.
 
     Where its time cannot be read, that of its ingestion counts, else it is in; and its timestamp is the year 1. Raises
-    `Unreadable` where it is no event.
+    `Unreadable` where it is not an event.
     """
     try:
         fields = _fields(line)
     except (ValueError, TypeError, RecursionError, OverflowError):
-        raise Unreadable(f"its line {number} is no event") from None
+        raise Unreadable(f"its line {number} is not an event") from None
     missing = [name for name in ESSENTIAL if name not in fields]
     lacks_person = needs_person and "person_properties" not in fields
     if lacks_person or len(missing) > MOST_MISSING:
         names = ", ".join([*missing, *(["person_properties"] if lacks_person else [])])
-        raise Unreadable(f"its line {number} is no event, for it has no {names}")
+        raise Unreadable(f"its line {number} is not an event, for it has no {names}")
     at, created = time_or_none(fields.get("timestamp")), time_or_none(fields.get("created_at"))
     created = at if created is None else created
     if not start <= (start if created is None else created if at is None else at) < end:
@@ -124,7 +124,7 @@ def _fast(name: str, value: Any) -> Any:
 
 
 def _exact(name: str, raw: bytes) -> Any:
-    """Text is read; anything else is taken by the letter: numbers keep all their digits."""
+    """Text is read; anything else is taken as it stands: numbers keep all their digits."""
     if raw == b"null":
         return None
     if not raw.startswith(b'"'):

@@ -194,12 +194,12 @@ def test_a_row_without_a_uuid_is_passed_on_for_the_rules_to_refuse(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [
-        (".jsonl", b'{"person_id":"p@example.com"}\n', "line 1 is no event, for it has no uuid, event"),
-        (".jsonl", pack([stored(1)], "jsonl", None) + b'{"uuid":"p@exam', "line 2 is no event"),
-        (".jsonl", b"[]\n", "line 1 is no event"),
-        (".jsonl", b'"p@example.com"\n', "line 1 is no event"),
-        (".jsonl", b'\xff{"a"}\n', "line 1 is no event"),
-        (".jsonl", b"[" * 100_000, "line 1 is no event"),
+        (".jsonl", b'{"person_id":"p@example.com"}\n', "line 1 is not an event, for it has no uuid, event"),
+        (".jsonl", pack([stored(1)], "jsonl", None) + b'{"uuid":"p@exam', "line 2 is not an event"),
+        (".jsonl", b"[]\n", "line 1 is not an event"),
+        (".jsonl", b'"p@example.com"\n', "line 1 is not an event"),
+        (".jsonl", b'\xff{"a"}\n', "line 1 is not an event"),
+        (".jsonl", b"[" * 100_000, "line 1 is not an event"),
         (".jsonl.gz", pack([stored(1)] * 9, "jsonl", "gzip")[:-9], "is the file whole?"),
         (".jsonl.br", pack([stored(1)] * 9, "jsonl", "brotli")[:-2], "is the file whole?"),
         (".parquet.zst", pack([stored(1)] * 9, "parquet", "zstd")[:-9], "is the file whole?"),
@@ -219,7 +219,7 @@ def test_a_file_that_is_not_what_posthog_writes_is_refused_by_name(
 
 def test_an_export_of_persons_is_refused(tmp_path: Path) -> None:
     pq.write_table(pa.table({"person_id": ["p"]}), tmp_path / f"{DAY_FILE}.parquet")
-    with pytest.raises(NotExtracted, match="no export of events"):
+    with pytest.raises(NotExtracted, match="not an export of events"):
         read(source(tmp_path))
 
 

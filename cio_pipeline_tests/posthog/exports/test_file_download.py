@@ -194,7 +194,7 @@ def test_a_download_that_is_html_or_cut_short_begins_again(
     assert len(downloads.runs) == 1
     wrong += [b"<html>maintenance</html>"] * 5
     with pytest.raises(
-        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is no whole Parquet file, .* bytes"
+        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is not a whole Parquet file, .* bytes"
     ):
         read(source(server))
 
@@ -229,7 +229,7 @@ def test_an_answer_that_is_no_export_is_one_sentence(
         return Answer(b'{"results": []}', given.status) if asked == method and "cancel" not in path else given
 
     monkeypatch.setattr(downloads, "answer", other)
-    with pytest.raises(NotExtracted, match="PostHog's answer is no export"):
+    with pytest.raises(NotExtracted, match="PostHog's answer is not an export"):
         read(source(server))
 
 

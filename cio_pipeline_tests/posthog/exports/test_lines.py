@@ -248,7 +248,7 @@ def test_an_event_whose_time_cannot_be_read_is_one_of_the_day_it_was_ingested_fo
     ],
 )
 def test_a_line_that_is_no_event_is_refused_by_file_and_number(tmp_path: Path, bad: str) -> None:
-    with pytest.raises(NotExtracted, match=r"\.jsonl cannot be read: its line 2 is no event") as refused:
+    with pytest.raises(NotExtracted, match=r"\.jsonl cannot be read: its line 2 is not an event") as refused:
         read(tmp_path, f"{OTHER}\n{bad}\n")
     assert "example" not in str(refused.value)
 
@@ -256,7 +256,7 @@ def test_a_line_that_is_no_event_is_refused_by_file_and_number(tmp_path: Path, b
 def test_a_line_of_an_export_without_person_properties_is_refused_only_where_they_are_needed(tmp_path: Path) -> None:
     content = line(person_properties=None)
     assert pd.isna(one(tmp_path, content, attributes_from="auto")["person_properties"])
-    with pytest.raises(NotExtracted, match="its line 1 is no event, for it has no person_properties"):
+    with pytest.raises(NotExtracted, match="its line 1 is not an event, for it has no person_properties"):
         read(tmp_path, content, attributes_from="person")
 
 

@@ -94,7 +94,7 @@ def test_parts_that_a_failed_run_left_are_named(tmp_path: Path, caplog: pytest.L
     put(tmp_path, f"{DAY}-7.jsonl.gz", 7)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
     assert numbers(tmp_path) == [0, 1, 7]
-    assert any("Left aside, for the manifest" in text and f"{DAY}-2.parquet.zst" in text for text in caplog.messages)
+    assert any("Ignored, because the manifest" in text and f"{DAY}-2.parquet.zst" in text for text in caplog.messages)
 
 
 def test_a_manifest_that_names_a_file_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
@@ -172,7 +172,7 @@ def test_a_name_that_is_not_understood_is_named_beside_files_of_its_interval(
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     (tmp_path / f"{DAY}.csv").touch()
     assert numbers(tmp_path) == [1]
-    assert any(f"{DAY}.csv" in text and "Left aside" in text for text in caplog.messages)
+    assert any(f"{DAY}.csv" in text and "Ignored" in text for text in caplog.messages)
 
 
 def test_names_of_other_days_are_no_obstacle(tmp_path: Path) -> None:

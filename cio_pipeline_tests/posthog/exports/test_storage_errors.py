@@ -185,7 +185,7 @@ def test_other_errors_are_told_by_their_kind(error: Exception, names: str) -> No
         (b"PARE1234PARE", "it is encrypted"),
         (b"\x28\xb5\x2f\xfd1234", "one that was packed with zstd: unpack it"),
         (b"\x1f\x8b1234", "one that was packed with gzip: unpack it"),
-        (b'{"uuid":"a"}', "it is no Parquet file, although its name says so"),
+        (b'{"uuid":"a"}', "it is not a Parquet file, although its name says so"),
         (b"PAR1" + b"x" * 100, "is the file whole?"),
         (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file whole?"),
     ],
