@@ -177,7 +177,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             1,
             "Dagster's own database in DAGSTER_HOME cannot be used: file is",
         ),
-        (OPEN, ValueError("jane@example.com"), 1, "The run failed: ValueError at test_headless.py:"),
+        (OPEN, ValueError("jane@example.com"), 1, "The run failed: ValueError at test_run.py:"),
     ],
 )
 def test_whatever_stops_a_run_is_one_sentence(

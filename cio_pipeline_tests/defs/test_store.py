@@ -200,9 +200,9 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
     given: list[tuple[object, ...]] = []
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource", "source_for"):
         monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *rest, name=name: given.append((name, *rest)))
-    settings = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+    chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
+    for setting in chosen:
+        monkeypatch.setenv(setting, chosen[setting])
     event_source(load_settings())
     [(name, *arguments)] = given
     assert name == (made or "EventsApiSource")
