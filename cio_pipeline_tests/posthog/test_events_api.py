@@ -250,6 +250,13 @@ def test_numbers_of_any_length_come_through_exactly(
     assert text == f'{{"n": {number}}}'
 
 
+def why_refused(text: str) -> str:
+    try:
+        return TOO_DEEP if is_too_deep(text, read_object(text)) else ""
+    except UnusableJson as why:
+        return str(why)
+
+
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
@@ -270,9 +277,7 @@ def test_one_event_that_cannot_be_read_does_not_stop_the_day(
     text = json.dumps(page).replace('"n": 1', f'"n": {value}', 1).encode()
     monkeypatch.setattr(server.project, "events", lambda _: Answer(text))
     bad, *good = source(server)._page(events_api.Rest(START, END), quietly).events["properties"]
-    with pytest.raises(UnusableJson, match=f"^{reason}$"):
-        if is_too_deep(bad, read_object(bad)):
-            raise UnusableJson(TOO_DEEP)
+    assert why_refused(bad) == reason
     assert [json.loads(text) for text in good] == [{"text": "[" * 300 + "9" * 5000, "n": 1}] * 2
 
 
