@@ -165,6 +165,7 @@ def test_a_day_is_out_of_date_where_an_earlier_one_was_learned_while_it_was_deri
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
+
     def learning_meanwhile(*arguments: Any) -> Any:
         product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
         product.learn(SUNDAY)

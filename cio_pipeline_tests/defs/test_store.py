@@ -201,11 +201,11 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource", "source_for"):
         monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *rest, name=name: given.append((name, *rest)))
     chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
-    for setting in chosen:
-        monkeypatch.setenv(setting, chosen[setting])
+    for setting, value in chosen.items():
+        monkeypatch.setenv(setting, value)
     event_source(load_settings())
-    [(name, *arguments)] = given
-    assert name == (made or "EventsApiSource")
+    [(source_class, *arguments)] = given
+    assert source_class == (made or "EventsApiSource")
     assert (5 in arguments) == (made is not None)
 
 
