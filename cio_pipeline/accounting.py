@@ -10,6 +10,9 @@ from cio_pipeline.pipeline import Account
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 from cio_pipeline.tables.tables import Tables
 
+EPOCH = pd.Timestamp(0, tz="UTC")
+"""Before it is the time of events whose own cannot be read; they are refused, and never stitched."""
+
 
 def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
     """What of the day's tables does not add up, or is not as it was counted when they were made: a clause each."""
@@ -21,7 +24,8 @@ def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
         stitched += int((shard["timestamp"] < start).sum())
     refused: Counter[str] = Counter()
     for shard in tables.read("rejects", day, columns=["timestamp", "what", "reason"]):
-        own = (shard["what"] == "event") & (shard["timestamp"] >= start)
+        is_of_the_day = (shard["timestamp"] >= start) | (shard["timestamp"] < EPOCH)
+        own = (shard["what"] == "event") & is_of_the_day
         refused.update(shard.loc[own, "reason"].astype(object))
     counted = Counter({name.removeprefix(REFUSED): n for name, n in account.outcomes.items() if name.startswith(REFUSED)})
     filtered = sum(count for name, count in account.outcomes.items() if name.startswith(FILTERED))

@@ -33,18 +33,34 @@ NOT_CARRIED = "a number that JSON cannot carry"
 TOO_DEEP = f"nested deeper than {LEVELS} levels"
 
 
+CUT = LEVELS + 50
+"""Where nesting is cut: an event's properties begin a few levels below those of the answer that it comes in."""
+
+UNREADABLE = re.compile(
+    rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|(?<![0-9.eE+-])-?[0-9]{%d,}(?![0-9.eE])' % (INTEGER_DIGITS + 1), re.DOTALL
+)
+"""Texts, brackets, and integers that Python does not read."""
+
+
 class UnusableJson(ValueError):
     """The text is no JSON object that can be sent; the message is the reason, without any of the content."""
 
 
 def loads(content: bytes) -> Any:
-    """Any JSON, its integers exact. Raises `ValueError` where it is none, `RecursionError` where it is too deep."""
+    """Any JSON, its integers exact. Raises `ValueError` where it is none.
+
+    One value does not spoil the rest: where an integer is too long, or nesting too deep, to be read, NaN and a value that is
+    still too deep are read instead, which R14 refuses as well.
+    """
     if not IN_BYTES.search(content):
         try:
             return orjson.loads(content)
         except ValueError:
             pass  # half a surrogate pair, which only the standard library reads, or no JSON
-    return json.loads(content)
+    try:
+        return json.loads(content)
+    except (ValueError, RecursionError):
+        return json.loads(_readable(content))
 
 
 def read_object(text: Any) -> dict[str, Any]:
@@ -96,6 +112,25 @@ def write(value: Any) -> bytes:
         return orjson.dumps(value)
     except TypeError:
         return _write_exactly(value)
+
+
+def _readable(content: bytes) -> bytes:
+    """The JSON with NaN for integers of too many digits, and 0 for what is nested `CUT` levels deep."""
+    kept, depth, start = [], 0, 0
+    for token in UNREADABLE.finditer(content):
+        kind = token[0][:1]
+        if kind in b"[{":
+            depth += 1
+            if depth == CUT:
+                kept += [content[start : token.start()], b"0"]
+        elif kind in b"]}":
+            if depth == CUT:
+                start = token.end()
+            depth -= 1
+        elif kind != b'"' and depth < CUT:
+            kept += [content[start : token.start()], b"NaN"]
+            start = token.end()
+    return b"".join([*kept, content[start:]])
 
 
 def _object(text: Any, integer: Any, number: Any, constant: Any) -> dict[str, Any]:

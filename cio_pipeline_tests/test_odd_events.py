@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cio_pipeline.accounting import discrepancies
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
@@ -137,6 +138,14 @@ def test_odd_times_stop_no_day(tmp_path: Path, name: str) -> None:
     product = derived(str(tmp_path), *events, identify_by_email=True, stitch_anonymous_days=30, anonymous_users="emails")
     refused = {outcome: count for outcome, count in product.accounts[MONDAY].outcomes.items() if outcome.startswith("refused")}
     assert refused == {"refused: time is before 1970 or after 9999 (R14)": 3}
+
+
+@pytest.mark.parametrize("at", TIMES[:3])
+def test_r15_holds_for_an_event_without_a_time_that_can_be_read(tmp_path: Path, at: str) -> None:
+    """Its time then is the year 1, or whatever before 1970 it says."""
+    product = derived(str(tmp_path), odd(1, "{}", timestamp=pd.Timestamp(at).as_unit("us")))
+    assert product.accounts[MONDAY].outcomes["refused: time is before 1970 or after 9999 (R14)"] == 1
+    assert discrepancies(MONDAY, product.accounts[MONDAY], product.tables) == []
 
 
 characters = st.characters(max_codepoint=0x10FFFF, exclude_categories=[])

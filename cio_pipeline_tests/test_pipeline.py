@@ -10,6 +10,7 @@ import pytest
 
 import cio_pipeline.pipeline
 from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE
+from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.files import StorageError
@@ -164,7 +165,6 @@ def test_a_day_is_out_of_date_where_an_earlier_one_was_learned_while_it_was_deri
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
-    build = cio_pipeline.pipeline.build
 
     def learning_meanwhile(*arguments: Any) -> Any:
         product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))

@@ -141,7 +141,6 @@ class Lane:
     def __init__(self, day: str, items: list[Item], ledger: Ledger, client: TrackClient) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._items, self._ledger, self._client = day, items, ledger, client
-        self._accepted_kinds: set[str] = set()
         self._harmless = HARMLESS
         self._unnamed: list[tuple[Item, UnnamedRefusal]] = []
 
@@ -150,7 +149,7 @@ class Lane:
         try:
             for request in pack(self._items):
                 self._settle(request)
-            self._refuse_unnamed()
+            self._settle_unnamed()
         except Stopped:
             return
         except BaseException:
@@ -164,20 +163,19 @@ class Lane:
         """
         try:
             refused = self._post(items)
-        except UnnamedRefusal:
-            if len(items) > 1:
-                middle = len(items) // 2
-                self._settle(items[:middle])
-                self._settle(items[middle:])
+        except UnnamedRefusal as why:
+            if len(items) == 1:
+                self._settle_alone(items[0], why)
                 return
+            middle = len(items) // 2
+            self._settle(items[:middle])
+            self._settle(items[middle:])
         else:
             if len(refused) == len(items):
                 self._client.try_harmless(self._harmless)
             self._acknowledge(items, refused)
-            return
-        self._settle_alone(items[0])
 
-    def _settle_alone(self, item: Item) -> None:
+    def _settle_alone(self, item: Item, why: UnnamedRefusal) -> None:
         """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
 
         By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
@@ -186,34 +184,53 @@ class Lane:
         for harmless in HARMLESS_BETWEEN_TRIES:
             for _ in range(harmless):
                 self._client.try_harmless(self._harmless)
-            try:
-                refused = self._post([item])
-            except UnnamedRefusal as unnamed:
-                last = unnamed
-            else:
-                self._acknowledge([item], refused)
+            if (again := self._why_refused(item)) is None:
                 return
-        self._unnamed.append((item, last))
-        if _kind(item) in self._accepted_kinds:
-            self._refuse_unnamed()
-        else:
-            self._stop_where_all_are_refused_alike(_kind(item), last)
+            why = again
+        if not self._was_accepted(_kind(item)):
+            self._unnamed.append((item, why))
+            self._stop_where_refused_alike(item, why, MANY_ALIKE - 1)
+            return
+        if not item.is_customer:
+            self._client.try_harmless(*self._client.accepted[_kind(item)], "even an event that it has accepted before")
+            if (again := self._why_refused(item)) is None:
+                return
+            why = again
+        self._refuse(item, why)
 
-    def _stop_where_all_are_refused_alike(self, kind: str, last: UnnamedRefusal) -> None:
-        said = (last.reason, last.detail)
-        if sum(_kind(item) == kind and (why.reason, why.detail) == said for item, why in self._unnamed) >= MANY_ALIKE:
-            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {last.reason}: a rerun sends them.")
+    def _was_accepted(self, kind: str) -> bool:
+        """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
+        return self._harmless is not HARMLESS if kind == "customer" else kind in self._client.accepted
 
-    def _refuse_unnamed(self) -> None:
-        """Keeps as refused what was found to be so alone."""
-        while self._unnamed:
-            item, why = self._unnamed.pop(0)
-            self._acknowledge([item], {0: (why.reason, why.detail)})
+    def _settle_unnamed(self) -> None:
+        """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
+        for item, why in self._unnamed:
+            if self._was_accepted(_kind(item)):
+                self._settle_alone(item, why)
+            else:
+                self._stop_where_refused_alike(item, why, why.own_faults)
+                self._refuse(item, why)
+
+    def _stop_where_refused_alike(self, item: Item, why: UnnamedRefusal, own_faults: int) -> None:
+        """Raises `http.Unavailable` where more of the kind were refused in the same words than may be at fault themselves."""
+        kind, said = _kind(item), (why.reason, why.detail)
+        if sum(_kind(other) == kind and (its.reason, its.detail) == said for other, its in self._unnamed) > own_faults:
+            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
+
+    def _refuse(self, item: Item, why: UnnamedRefusal) -> None:
+        self._acknowledge([item], {0: (why.reason, why.detail)})
+
+    def _why_refused(self, item: Item) -> UnnamedRefusal | None:
+        """Sends the item alone; None where the answer settles it."""
+        try:
+            self._acknowledge([item], self._post([item]))
+        except UnnamedRefusal as unnamed:
+            return unnamed
+        return None
 
     def _post(self, items: list[Item]) -> dict[int, tuple[str, str]]:
         self._ledger.check_lock()
-        if items[0].call == "event":
-            [identifier] = identifiers(items[0].key).values()
+        if (identifier := _identifier(items[0])) is not None:
             self._client.event(identifier, items[0].operation)
             return {}
         return self._client.batch([item.operation for item in items])
@@ -230,7 +247,7 @@ class Lane:
             self._harmless = item.operation  # sent once more, it changes nothing
             answer.customers[item.key] = {**answer.customers.get(item.key, {}), **item.state}
         self._ledger.acknowledge(self._day, answer)
-        self._accepted_kinds |= {_kind(item) for item in accepted}
+        self._client.accepted |= {_kind(item): (item.operation, _identifier(item)) for item in accepted if not item.is_customer}
         self.counts["customers sent"] += len(customers)
         self.counts["new customers"] += sum(item.is_new for item in customers)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in customers)
@@ -242,6 +259,12 @@ class Lane:
 def _kind(item: Item) -> str:
     """What one item must have in common with another, so that the other's acceptance says something about it."""
     return "customer" if item.is_customer else "event" if item.call == "batch" else "large event"
+
+
+def _identifier(item: Item) -> str | None:
+    """Whose it is, as the v1 call has it in its path; None for an item of a batch."""
+    [identifier] = identifiers(item.key).values()
+    return identifier if item.call == "event" else None
 
 
 def _refusal(item: Item, reason: str, detail: str) -> Refusal:

@@ -200,12 +200,12 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
     given: list[tuple[object, ...]] = []
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource"):
         monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *rest, name=name: given.append((name, *rest)))
-    settings = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
-    for name, value in settings.items():
-        monkeypatch.setenv(name, value)
+    chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
+    for setting, value in chosen.items():
+        monkeypatch.setenv(setting, value)
     event_source(load_settings())
-    [(found, *arguments)] = given
-    assert found == (made or "EventsApiSource")
+    [(source_class, *arguments)] = given
+    assert source_class == (made or "EventsApiSource")
     assert (5 in arguments) == (made is not None)
 
 

@@ -14,6 +14,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.defs.resources import event_source
+from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_deep, read_object
 from cio_pipeline.posthog import events_list as events_api
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
@@ -249,6 +250,37 @@ def test_numbers_of_any_length_come_through_exactly(
     rest = events_api.Rest(START, END)
     [text] = source(server)._page(rest).events["properties"]
     assert text == f'{{"n": {number}}}'
+
+
+def why_refused(text: str) -> str:
+    try:
+        return TOO_DEEP if is_too_deep(text, read_object(text)) else ""
+    except UnusableJson as why:
+        return str(why)
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ("[" * 1000 + "]" * 1000, TOO_DEEP),
+        ('{"a":' * 5000 + '"]}"' + "}" * 5000, TOO_DEEP),
+        ('["\\"[", ' + "[" * 20_000 + "9" * 5000 + "]" * 20_000 + ', "}"]', TOO_DEEP),
+        ("9" * 4301, NOT_CARRIED),
+        ("[1," + "-" + "9" * 9000 + "]", NOT_CARRIED),
+    ],
+    ids=["arrays", "objects", "both", "integer", "negative"],
+)
+def test_one_event_that_cannot_be_read_does_not_stop_the_day(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, value: str, reason: str
+) -> None:
+    page = a_page(*(f"2026-03-02T10:00:0{second}Z" for second in range(3)))
+    for row in page["results"]:
+        row["properties"] = {"text": "[" * 300 + "9" * 5000, "n": 1}
+    text = json.dumps(page).replace('"n": 1', f'"n": {value}', 1).encode()
+    monkeypatch.setattr(server.project, "events", lambda _: Answer(text))
+    bad, *good = source(server)._page(events_api.Rest(START, END)).events["properties"]
+    assert why_refused(bad) == reason
+    assert [json.loads(text) for text in good] == [{"text": "[" * 300 + "9" * 5000, "n": 1}] * 2
 
 
 def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
