@@ -15,6 +15,7 @@ from typing import Any
 
 import dagster as dg
 
+from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import complain, one_line, say
 from cio_pipeline.customerio.client import NotDelivered
@@ -85,6 +86,7 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     """
     keys = days_between(first, last)
     keep_private()
+    keep_engines()
     summary = Summary(settings)
     try:
         with _instance(settings) as instance:
