@@ -34,6 +34,15 @@ bench: $(READY_TO_TEST) ## how fast a day is (docs/speed.md); EVENTS=1000000 BYT
 test: lint ## all tests
 	@$(TESTS)
 
+nightly: $(READY_TO_TEST) ## the properties with 20 times as many examples, other ones each time; TIMES=100 for more
+	@HYPOTHESIS_TIMES=$(or $(TIMES),20) $(TESTS) -m hypothesis
+
+test-lowest: ## all tests with the lowest versions that pyproject.toml allows, in .venv-lowest, with uv
+	@uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
+	@uv pip compile --quiet --resolution lowest-direct --python .venv-lowest --extra dev pyproject.toml -o .venv-lowest/requirements.txt
+	@uv pip sync --quiet --python .venv-lowest .venv-lowest/requirements.txt
+	@.venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
 test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
 	@$(PY) -m pytest -m clickhouse -s
