@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run ui bench test nightly test-lowest test-clickhouse lint lock
+.PHONY: help demo dev run ui screenshots bench test nightly test-lowest test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ run: $(READY) ## PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04: days he
 
 ui: $(READY) ## the Dagster UI and daemon on what the environment and .env name, until Ctrl-C
 	@$(PY) -m cio_pipeline ui
+
+screenshots: $(READY) ## the README's picture of a receipt anew, with Chromium, after `make demo`
+	@$(PY) -m cio_pipeline.sandbox.screenshots
 
 bench: $(READY_TO_TEST) ## how fast a day is (docs/speed.md); EVENTS=1000000 BYTES="600 2000" LATENCY="0 20" say of what
 	@$(PY) -m bench --events "$(EVENTS)" --bytes $(BYTES) --latency $(LATENCY)

@@ -42,7 +42,7 @@ def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended.
     """
     interruptible()
-    port = str(_free_port())
+    port = str(free_port())
     print(f"Dagster UI:  http://127.0.0.1:{port}", flush=True)
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT / "workspace.yaml"), "-h", "127.0.0.1", "-p", port]
     os.umask(0o077)
@@ -63,7 +63,7 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """3000, or the next port that nobody listens on."""
     for port in range(FIRST_PORT, FIRST_PORT + 100):
         with socket.socket() as probe:
