@@ -34,8 +34,8 @@ screenshots: $(READY) ## the README's picture of a receipt anew, with Chromium, 
 bench: $(READY_TO_TEST) ## how fast a day is (docs/speed.md); EVENTS=1000000 BYTES="600 2000" LATENCY="0 20" say of what
 	@$(PY) -m bench --events "$(EVENTS)" --bytes $(BYTES) --latency $(LATENCY)
 
-test: lint ## all tests
-	@$(TESTS)
+test: lint ## all tests, and how much of the code they run in this process (at least what pyproject.toml says)
+	@$(TESTS) --cov --cov-report=term
 
 nightly: $(READY_TO_TEST) ## the properties with 20 times as many examples, other ones each time; TIMES=100 for more
 	@HYPOTHESIS_TIMES=$(or $(TIMES),20) $(TESTS) -m hypothesis
