@@ -2,8 +2,15 @@ PYTHON ?= python3
 VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
+READY_TO_TEST := $(VENV)/ready-to-test
+TESTS := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+UV_COMPILE := uv pip compile --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
-.PHONY: help demo dev run dry-run refusals redeliver ui test test-clickhouse lint lock
+EVENTS ?= 100000
+BYTES ?= 600 2000
+LATENCY ?= 0 20
+
+.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test nightly test-lowest test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -32,24 +39,47 @@ redeliver: $(READY) ## send that again; PARTITION=, REASON= only some of it
 ui: $(READY) ## the Dagster UI and daemon on what the environment and .env name, until Ctrl-C
 	@$(PY) -m cio_pipeline ui
 
-test: lint ## all tests
-	@$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+screenshots: $(READY) ## the README's picture of a receipt anew, with Chromium, after `make demo`
+	@$(PY) -m cio_pipeline.sandbox.screenshots
 
-test-clickhouse: $(READY) ## the queries on a real ClickHouse, which it installs first (183 MB)
+bench: $(READY_TO_TEST) ## how fast a day is (docs/speed.md); EVENTS=1000000 BYTES="600 2000" LATENCY="0 20" say of what
+	@$(PY) -m bench --events "$(EVENTS)" --bytes $(BYTES) --latency $(LATENCY)
+
+test: lint ## all tests, and how much of the code they run in this process (at least what pyproject.toml says)
+	@$(TESTS) --cov --cov-report=term
+
+nightly: $(READY_TO_TEST) ## the properties with 20 times as many examples, other ones each time; TIMES=100 for more
+	@HYPOTHESIS_TIMES=$(or $(TIMES),20) $(TESTS) -m hypothesis
+
+test-lowest: ## all tests with the lowest versions that pyproject.toml allows, in .venv-lowest, with uv
+	@uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
+	@uv pip compile --quiet --resolution lowest-direct --python .venv-lowest --extra dev pyproject.toml -o .venv-lowest/requirements.txt
+	@uv pip sync --quiet --python .venv-lowest .venv-lowest/requirements.txt
+	@.venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
 	@$(PY) -m pytest -m clickhouse -s
 
-lint: $(READY) ## format, lint and types
+lint: $(READY_TO_TEST) ## format, lint and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-lock: ## requirements.lock anew, with uv
-	uv pip compile --universal --generate-hashes --no-header --no-strip-extras --python-version 3.10 --extra dev pyproject.toml -o requirements.lock
+lock: ## both requirements files anew, with uv: the same versions in both
+	$(UV_COMPILE) --extra postgres --extra s3 --extra sandbox pyproject.toml -o requirements.lock
+	$(UV_COMPILE) --extra dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
 
-$(READY): requirements.lock
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.10 to 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "Installing what requirements.lock names into $(VENV) ..."
+$(PY):
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }
 	@$(PYTHON) -m venv $(VENV)
+
+$(READY): requirements.lock | $(PY)
+	@echo "Installing what requirements.lock names into $(VENV) ..."
 	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $(READY)
+
+$(READY_TO_TEST): requirements-dev.lock | $(PY)
+	@echo "Installing what requirements-dev.lock names into $(VENV) ..."
+	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@touch $(READY) $(READY_TO_TEST)

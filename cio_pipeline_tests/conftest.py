@@ -17,6 +17,7 @@ from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings import environment
+from cio_pipeline_tests import examples as examples  # Hypothesis' profile
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime, timezone
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
@@ -14,10 +14,11 @@ from cio_pipeline.pipeline import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import DAY, MOMENTS, options, streams
 from cio_pipeline_tests.rules.random_streams import START as FIRST
 from cio_pipeline_tests.rules.reference import expected
-from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
+from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, latest
 
 
 def shards(tables: Tables, day: str) -> Any:
@@ -32,7 +33,7 @@ def held(product: Days, day: str, cut: int) -> Tables:
     return into
 
 
-@settings(fixed, max_examples=20)
+@examples(20)
 @given(data=st.data())
 def test_held_runs_and_then_a_whole_one_leave_what_one_whole_run_leaves(data: Draw) -> None:
     stream, chosen = data.draw(streams(data.draw(st.booleans(), "hostile"), seconds_apart=True)), data.draw(options)

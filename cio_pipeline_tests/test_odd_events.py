@@ -10,12 +10,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.streams import event, frame
 
 MONDAY = "2026-03-02"
@@ -162,7 +163,7 @@ broken = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=12)
+@examples(12)
 @given(
     texts=st.lists(jsons | broken, min_size=5, max_size=30),
     options=st.fixed_dictionaries(

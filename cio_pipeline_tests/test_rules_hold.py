@@ -15,7 +15,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import Phase, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customerio.client import TrackClient
@@ -25,13 +25,12 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, Expected, expected
 
 START = "2026-03-02"
 Draw = st.DataObject
-fixed = settings(derandomize=True, deadline=None, phases=[Phase.explicit, Phase.generate])
-"""The same examples on every run; add `Phase.shrink` for a smaller failing one, which takes minutes."""
 
 
 def days_of(stream: Stream) -> list[str]:
@@ -76,7 +75,7 @@ def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str],
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
-@settings(fixed, max_examples=22)
+@examples(22)
 @given(data=st.data())
 def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
     stream, chosen = data.draw(streams(hostile)), data.draw(options)
@@ -133,7 +132,7 @@ def latest(wanted: Expected) -> dict[str, dict[str, Any]]:
     return {key: {name: value for name, (value, _) in person.items()} for key, person in newest.items()}
 
 
-@settings(fixed, max_examples=18)
+@examples(18)
 @given(data=st.data())
 def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data: Draw) -> None:
     """No two events in the same second: that is as fine as the ledger and Customer.io keep the time of an attribute."""
@@ -149,7 +148,7 @@ def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
 
 
-@settings(fixed, max_examples=12)
+@examples(12)
 @given(data=st.data())
 def test_r17_days_that_are_run_whole_in_any_order_leave_the_newest_attributes(data: Draw) -> None:
     """Not even extracted beforehand: who is sent, and under which key, must not depend on what earlier days teach."""

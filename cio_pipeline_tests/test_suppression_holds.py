@@ -8,7 +8,7 @@ from hashlib import sha256
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
@@ -16,9 +16,10 @@ from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, expected, is_email, is_usable, readable
-from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, fixed, latest
+from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, latest
 
 Node = tuple[str, str]
 DAY_ONE = 1_772_409_600_000_000
@@ -91,11 +92,12 @@ def loose(draw: st.DrawFn) -> Stream:
     return Stream(events, 3)
 
 
-@pytest.mark.parametrize(("kind", "examples"), [("loose", 30), ("hostile", 6)])
-def test_nothing_of_a_listed_person_is_sent_and_everything_else_is(kind: str, examples: int) -> None:
+@pytest.mark.hypothesis
+@pytest.mark.parametrize(("kind", "count"), [("loose", 30), ("hostile", 6)])
+def test_nothing_of_a_listed_person_is_sent_and_everything_else_is(kind: str, count: int) -> None:
     drawn = loose() if kind == "loose" else streams(hostile=True, seconds_apart=True)
 
-    @settings(fixed, max_examples=examples)
+    @examples(count)
     @given(data=st.data())
     def holds(data: Draw) -> None:
         nothing_of_a_listed_person_is_sent(data.draw(drawn), data)

@@ -15,6 +15,7 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline import progress
+from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import RECORDED, Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
@@ -50,6 +51,7 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     """
     keys = days_between(first, last)
     config = {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
+    keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:
         try:

@@ -43,7 +43,7 @@ def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended, and `SettingsError` where no port is free.
     """
     interruptible()
-    port = str(_free_port())
+    port = str(free_port())
     show(f"Dagster UI:  http://127.0.0.1:{port}")
     command = [sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT / "workspace.yaml"), "-h", "127.0.0.1", "-p", port]
     os.umask(0o077)
@@ -64,7 +64,7 @@ def _stop(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """3000, or the next port that nobody has. Raises `SettingsError` where there is none."""
     last = FIRST_PORT + PORTS - 1
     for port in range(FIRST_PORT, last + 1):

@@ -46,9 +46,13 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
     facts = known_at_each_event(events, known).assign(
         personless=[is_personless(text) for text in events["properties"].tolist()]
     )
-    whose = {"key": _keys(events, facts, options), "identifier": events["distinct_id"]}
     return events.assign(
-        outcome=_outcomes(events, facts, options), **whose, **facts[["email", "email_set", "personless"]].to_dict("series")
+        outcome=_outcomes(events, facts, options),
+        key=_keys(events, facts, options),
+        identifier=events["distinct_id"],
+        email=facts["email"],
+        email_set=facts["email_set"],
+        personless=facts["personless"],
     )
 
 

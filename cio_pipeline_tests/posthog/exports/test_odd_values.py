@@ -10,11 +10,12 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.json_text import read_leniently
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
+from cio_pipeline_tests.examples import examples
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
@@ -45,7 +46,7 @@ def read(folder: Path, attributes_from: Any = "auto") -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
-@settings(max_examples=150, deadline=None)
+@examples(150)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), texts), max_size=20))
 def test_every_line_with_a_time_is_an_event(changes: list[tuple[str, str]]) -> None:
     lines = [json.dumps(GOOD)]
@@ -62,7 +63,7 @@ def test_every_line_with_a_time_is_an_event(changes: list[tuple[str, str]]) -> N
         read_leniently(row["properties"])
 
 
-@settings(max_examples=100, deadline=None)
+@examples(100)
 @given(
     st.lists(
         st.tuples(

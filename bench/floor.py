@@ -1,0 +1,48 @@
+"""The least that any pipeline does: the files are read, each JSON is parsed once, written once, and posted once in batches.
+
+`python -m bench.floor URL FOLDER` prints its seconds and CPU seconds.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from http.client import HTTPConnection
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import orjson
+import pyarrow.parquet as pq
+
+from bench.clock import Clock
+
+REQUEST_BYTES = 475_000
+"""As the pipeline's: Customer.io takes batches of less than 500 KB."""
+
+COLUMNS = ["uuid", "event", "distinct_id", "timestamp", "properties"]
+
+
+def batches(folder: Path) -> Iterator[bytes]:
+    """The bodies of the requests."""
+    body: list[bytes] = []
+    size = 0
+    for path in sorted(folder.iterdir()):
+        for rows in pq.ParquetFile(path).iter_batches(10_000, columns=COLUMNS):
+            for properties in rows["properties"].to_pylist():
+                operation = orjson.dumps(orjson.loads(properties))
+                if size + len(operation) > REQUEST_BYTES:
+                    yield b'{"batch":[' + b",".join(body) + b"]}"
+                    body, size = [], 0
+                body.append(operation)
+                size += len(operation) + 1
+    yield b'{"batch":[' + b",".join(body) + b"]}"
+
+
+if __name__ == "__main__":
+    clock = Clock()
+    connection = HTTPConnection(urlsplit(sys.argv[1]).netloc)
+    for batch in batches(Path(sys.argv[2])):
+        connection.request("POST", "/api/v2/batch", batch)
+        if connection.getresponse().read() != b"{}":
+            raise RuntimeError("Customer.io's stand-in did not take a batch.")
+    clock.report()

@@ -1,0 +1,55 @@
+"""Dagster's SQLite storage, with one engine a database."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import dagster as dg
+import pytest
+import sqlalchemy as sa
+from dagster._core.storage.event_log.sqlite import sqlite_event_log
+from dagster._core.storage.runs.sqlite import sqlite_run_storage
+
+from cio_pipeline.cli import dagster_storage
+
+
+@dg.asset
+def nothing() -> None:
+    """Nothing."""
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The database of each engine that is made."""
+    urls: list[str] = []
+    create = sa.create_engine
+
+    def noted(url: str, **options: object) -> sa.Engine:
+        urls.append(url)
+        return create(url, **options)
+
+    monkeypatch.setattr("sqlalchemy.create_engine", noted)
+    for module in (sqlite_event_log, sqlite_run_storage):
+        monkeypatch.setattr(module, "create_engine", noted)  # ours when the test ends, whatever it set
+    return urls
+
+
+def stored(home: Path) -> list[str]:
+    """Runs the asset in a new instance; gives the events as they stand in its database."""
+    home.mkdir()
+    with dg.DagsterInstance.local_temp(str(home), overrides={"telemetry": {"enabled": False}}) as instance:
+        run = dg.materialize([nothing], instance=instance)
+        return [entry.dagster_event.event_type_value for entry in instance.all_logs(run.run_id) if entry.dagster_event]
+
+
+def test_dagster_still_makes_an_engine_for_each_event_that_it_stores(made: list[str], tmp_path: Path) -> None:
+    stored(tmp_path / "home")
+    assert len(made) > 10 * len(set(made))
+
+
+def test_with_kept_engines_it_makes_one_a_database_and_stores_the_same_events(made: list[str], tmp_path: Path) -> None:
+    without = stored(tmp_path / "without")
+    made.clear()
+    dagster_storage.keep_engines()
+    assert stored(tmp_path / "with") == without
+    assert len(made) == len(set(made))
