@@ -10,7 +10,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.customer_state import name_hash, pack, state_time, value_hash
+from cio_pipeline.customer_state import State, name_hash, pack, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, within_most
 from cio_pipeline.rules.consent import is_consent
@@ -87,12 +87,17 @@ def customers_frame(customers: dict[str, Customer]) -> tuple[pd.DataFrame, dict[
 
 
 def _row(key: str, part: int, values: dict[str, bytes], customer: Customer, names: Callable[[str], _Name]) -> tuple[Any, ...]:
-    named = [(names(name), value, customer.times[name]) for name, value in values.items()]
-    newest = max(time for _, _, time in named)
-    operation = upsert(key, newest // SECOND, [name.member + value for name, value, _ in named])
-    state = {name.hash: (value_hash(value), state_time(time // SECOND)) for name, value, time in named}
+    members: list[bytes] = []
+    state: State = {}
+    newest, consent = 0, False
+    for name, value in values.items():
+        (member, hashed, is_about_consent), time = names(name), customer.times[name]
+        members.append(member + value)
+        state[hashed] = (value_hash(value), state_time(time // SECOND))
+        newest, consent = max(newest, time), consent or is_about_consent
+    operation = upsert(key, newest // SECOND, members)
     whose = (customer.attributes["identifier"], customer.attributes.get("email"))
-    return (key, part, len(values), newest, operation, pack(state), *whose, any(name.is_consent for name, _, _ in named))
+    return (key, part, len(values), newest, operation, pack(state), *whose, consent)
 
 
 def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[dict[str, bytes]]:

@@ -14,11 +14,11 @@ import pandas as pd
 
 from cio_pipeline.json_text import UnusableJson
 from cio_pipeline.rules.attributes import attributes_of, name_rule
-from cio_pipeline.rules.columns import microseconds, text_frame, texts, to_list, utf8
+from cio_pipeline.rules.columns import have_long_numbers, microseconds, text_frame, texts, to_list, utf8
 from cio_pipeline.rules.customers import SECOND, Customer, customers_frame
 from cio_pipeline.rules.items import EventItems, Refused, event_type
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.reading import are_unusual, read_event
+from cio_pipeline.rules.reading import read_event
 from cio_pipeline.rules.values import ulids
 
 EMAIL_IN_ANOTHER_CASE = re.compile(r'"(?!email")(?i:email)":')
@@ -49,7 +49,7 @@ class _Row(NamedTuple):
 
     properties: bytes | None
     person_properties: bytes | None
-    is_unusual: bool
+    has_long_number: bool
     name: str
     key: str
     identifier: str
@@ -64,13 +64,11 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     names, items = name_rule(options), EventItems(options)
     customers: dict[str, Customer] = {}
     kept: list[int] = []
-    calls: list[str] = []
-    operations: list[bytes] = []
+    made: dict[str, list[Any]] = {"ulid": [], "call": [], "operation": []}
     rejects: list[tuple[int, str, str, str]] = []
-    event_ids = _ulids(sent)
-    for number, row in enumerate(_rows(sent, event_ids)):
+    for number, row in enumerate(_rows(sent)):
         try:
-            read = read_event(row.properties, row.person_properties, row.is_unusual, names)
+            read = read_event(row.properties, row.person_properties, row.has_long_number, names)
             unset = read.properties.get("$unset")
             data, overrides = items.data(read.properties)
             call, operation = items.item(row.key, row.name, row.ulid, row.time // SECOND, data)
@@ -78,8 +76,9 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
             rejects.append((number, "event", row.name, str(refusal)))
             continue
         kept.append(number)
-        calls.append(call)
-        operations.append(operation)
+        made["ulid"].append(row.ulid)
+        made["call"].append(call)
+        made["operation"].append(operation)
         customer = customers.get(row.key) or customers.setdefault(row.key, Customer())
         left_out = read.attributes
         if read.given or unset:
@@ -96,8 +95,8 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     if beyond:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}
         rejects += [(last[key], "attribute", name, reason) for key, left_out in beyond.items() for name, reason in left_out]
-    events = _events(sent, event_ids, kept, calls, operations)
-    return Tables(people, events, _rejects(sent, rejects))
+    without_json = sent.drop(columns=["properties", "person_properties"])
+    return Tables(people, _events(without_json.take(kept), made), _rejects(without_json, rejects))
 
 
 def emails_in_another_case(customers: pd.DataFrame) -> int:
@@ -107,19 +106,18 @@ def emails_in_another_case(customers: pd.DataFrame) -> int:
     return sum(name != "email" and ANY_CASE.fullmatch(name) is not None for name in names)
 
 
-def _ulids(sent: pd.DataFrame) -> list[bytes]:
-    return ulids(microseconds(sent["timestamp"]), *(texts(sent[column]) for column in ("event", "distinct_id", "uuid")))
-
-
-def _rows(sent: pd.DataFrame, event_ids: list[bytes]) -> Iterator[_Row]:
+def _rows(sent: pd.DataFrame) -> Iterator[_Row]:
     contents, persons = utf8(sent["properties"]), utf8(sent["person_properties"])
+    names, distinct_ids, uuids = (texts(sent[column]) for column in ("event", "distinct_id", "uuid"))
+    times = microseconds(sent["timestamp"])
     columns = (
         to_list(contents),
         to_list(persons),
-        (are_unusual(contents) | are_unusual(persons)).tolist(),
-        *(texts(sent[column]) for column in ("event", "key", "identifier")),
-        microseconds(sent["timestamp"]).tolist(),
-        event_ids,
+        (have_long_numbers(contents) | have_long_numbers(persons)).tolist(),
+        names,
+        *(texts(sent[column]) for column in ("key", "identifier")),
+        times.tolist(),
+        ulids(times, names, distinct_ids, uuids),
         texts(sent["email"]),
         sent["email_set"].tolist(),
     )
@@ -136,22 +134,13 @@ def _email(row: _Row) -> tuple[str, int] | None:
     return (row.email, min(int(row.email_set), row.time)) if isinstance(row.email, str) else None
 
 
-def _events(
-    sent: pd.DataFrame, event_ids: list[bytes], kept: list[int], calls: list[str], operations: list[bytes]
-) -> pd.DataFrame:
-    """The rows of the events table: those of `sent` that are kept, with their calls and operations."""
-    rows = sent[["uuid", "key", "distinct_id", "timestamp"]].take(kept).reset_index(drop=True)
-    names = texts(sent["event"].take(kept))
+def _events(kept: pd.DataFrame, made: dict[str, list[Any]]) -> pd.DataFrame:
+    """The rows of the events table: the events of `sent` that are kept, with the columns that were made for them."""
+    names = texts(kept["event"])
     trimmed, types = ({name: make(name) for name in set(names)} for make in (str.strip, event_type))
-    made: dict[str, list[Any]] = {
-        "ulid": [event_ids[number] for number in kept],
-        "name": [trimmed[name] for name in names],
-        "type": [types[name] for name in names],
-        "call": calls,
-        "operation": operations,
-    }
-    personless = sent["personless"].take(kept).to_numpy(bool)
-    return rows.assign(**text_frame(made), personless=personless)[EVENT_COLUMNS]
+    named = {"name": [trimmed[name] for name in names], "type": [types[name] for name in names]}
+    rows = kept[["uuid", "key", "distinct_id", "timestamp", "personless"]].reset_index(drop=True)
+    return rows.astype({"personless": bool}).assign(**text_frame({**made, **named}))[EVENT_COLUMNS]
 
 
 def _rejects(sent: pd.DataFrame, rejects: list[tuple[int, str, str, str]]) -> pd.DataFrame:

@@ -4,17 +4,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-from cio_pipeline.json_text import (
-    TOO_DEEP,
-    UNUSUAL,
-    UnusableJson,
-    is_too_deep,
-    read_object,
-    read_plain_object,
-    repair_surrogates,
-)
+import orjson
+
+from cio_pipeline.json_text import LEVELS, TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
-from cio_pipeline.rules.columns import matches
 
 REPAIRED = "half a surrogate pair became U+FFFD"
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
@@ -30,27 +23,35 @@ class Read(NamedTuple):
     data: LeftOut
 
 
-def are_unusual(contents: Any) -> Any:
-    """Which JSON of an Arrow array of bytes must be read with care: a numpy array of bool."""
-    return matches(contents, UNUSUAL)
-
-
-def read_event(content: bytes | None, person: bytes | None, is_unusual: bool, names: NameRule) -> Read:
+def read_event(content: bytes | None, person: bytes | None, has_long_number: bool, names: NameRule) -> Read:
     """Reads an event's properties and, where they are to be taken instead of `$set`, its person's.
 
-    is_unusual: whether `are_unusual` says so of either. Raises `UnusableJson` where the properties cannot be sent.
+    has_long_number: whether `have_long_numbers` says so of either. Raises `UnusableJson` where the properties cannot be sent.
     """
-    if is_unusual:
-        return _read_with_care(content, person, names)
-    properties = _sendable(content, read_plain_object)
-    given, unusable = _given(properties, person, read_plain_object)
-    return Read(properties, given, unusable, [])
+    if not has_long_number:
+        properties = _read_fast(content)
+        given = _read_fast(person) if person is not None or properties is None else properties.get("$set")
+        if properties is not None and (person is None or given is not None):
+            return Read(properties, given if isinstance(given, dict) else {}, [], [])
+    return _read_with_care(content, person, names)
+
+
+def _read_fast(content: bytes | None) -> dict[str, Any] | None:
+    """The object in JSON without long numbers; None where there may be something amiss."""
+    if not content:
+        return {}
+    try:
+        found = orjson.loads(content)
+    except orjson.JSONDecodeError:
+        return None
+    is_shallow = content.count(b"{") + content.count(b"[") <= LEVELS
+    return found if is_shallow and isinstance(found, dict) else None
 
 
 def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule) -> Read:
-    found = _sendable(content, read_object)
+    found = _sendable(content)
     properties, repaired = repair_surrogates(content or b"", found)
-    raw_given, unusable = _given(found, person, read_object)
+    raw_given, unusable = _given(found, person)
     given, changed = repair_surrogates((content if person is None else person) or b"", raw_given)
     if "$unset" in repaired:
         cleared_as_they_are = set(unset_names(found["$unset"]))
@@ -59,19 +60,19 @@ def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule
     return Read(properties, given, attributes, [(name, REPAIRED) for name in repaired if name not in NOT_DATA])
 
 
-def _given(properties: dict[str, Any], person: bytes | None, read: Any) -> tuple[dict[str, Any], LeftOut]:
+def _given(properties: dict[str, Any], person: bytes | None) -> tuple[dict[str, Any], LeftOut]:
     """R7: the given attributes, and why a person's properties count as absent."""
     if person is None:
         given = properties.get("$set")
         return given if isinstance(given, dict) else {}, []
     try:
-        return _sendable(person, read), []
+        return _sendable(person), []
     except UnusableJson as reason:
         return {}, [("person_properties", f"{reason} (R7)")]
 
 
-def _sendable(content: bytes | None, read: Any) -> dict[str, Any]:
-    found: dict[str, Any] = read(content)
+def _sendable(content: bytes | None) -> dict[str, Any]:
+    found = read_object(content)
     if content and is_too_deep(content, found):
         raise UnusableJson(TOO_DEEP)
     return found
