@@ -9,6 +9,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.json_text import LONG_INTEGER
+
 SLICE = 4_096
 FOUR_TRUE = 0x01010101
 
@@ -56,15 +58,17 @@ def text_frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
 
 
 def have_long_numbers(array: Any) -> Any:
-    """Which values of an Arrow array of bytes may hold a number of 19 digits or more: a numpy array of bool.
+    """Which JSON of an Arrow array of bytes may hold an integer of 19 digits or more: a numpy array of bool.
 
-    Such a number spans four aligned words of four digits, and little else does. This is ten times as fast as a pattern.
+    Such a number spans four aligned words of four digits, and little else does: the pattern, which is slow, sees only those.
     """
-    slices = [_have_long_numbers(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
-    return np.concatenate(slices) if slices else np.zeros(0, dtype=bool)
+    slices = [_have_four_words_of_digits(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
+    found = np.concatenate([np.zeros(0, dtype=bool), *slices])
+    found[found] = matches(array.filter(pa.array(found)), LONG_INTEGER)
+    return found
 
 
-def _have_long_numbers(array: Any) -> Any:
+def _have_four_words_of_digits(array: Any) -> Any:
     found = np.zeros(len(array), dtype=bool)
     _, offsets_buffer, data_buffer = array.buffers()
     if data_buffer is None or not data_buffer.size:

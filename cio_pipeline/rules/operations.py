@@ -88,9 +88,10 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         customer.set_identifier(row.identifier, row.time)
         if (email := _email(row)) is not None:
             customer.set_email(*email)
-        rejects += [(number, "attribute", name, reason) for name, reason in left_out]
-        rejects += [(number, "data", name, reason) for name, reason in read.data]
-        rejects += [(number, "data", name, "would redirect deliveries (R13)") for name in overrides]
+        if left_out or read.data or overrides:
+            rejects += [(number, "attribute", name, reason) for name, reason in left_out]
+            rejects += [(number, "data", name, reason) for name, reason in read.data]
+            rejects += [(number, "data", name, "would redirect deliveries (R13)") for name in overrides]
     people, beyond = customers_frame(customers)
     if beyond:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}
