@@ -18,8 +18,5 @@ ITEM_BYTES = 32_000
 DATA_BYTES = 100_000
 """An event's data by the v1 call."""
 
-BATCH_BYTES = 475_000
+REQUEST_BYTES = 475_000
 """A batch must be smaller than 500 KB; Customer.io's own client sends it at 475,000 bytes."""
-
-CAMPAIGN_SECONDS = 72 * 3600
-"""Events younger than this start campaigns."""

@@ -1,6 +1,6 @@
 """The rules (docs/rules.md) read one event at a time, with plain dictionaries: what the tables of the days must hold.
 
-It shares nothing with `cio_pipeline.connector` but the options, and is slow. The tests compare the product with it.
+It shares nothing with `cio_pipeline.rules` but the options, and is slow. The tests compare the product with it.
 """
 
 from __future__ import annotations
