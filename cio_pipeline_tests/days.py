@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.customer_state import name_hash, unpack
+from cio_pipeline.customer_state import name_hash, state_time, unpack
 from cio_pipeline.pipeline import Account, derive_day, learn_day, learn_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
 from cio_pipeline.rules.items import identifiers
@@ -58,7 +58,8 @@ class Days:
             operation = json.loads(row.operation)
             values, state = operation.pop("attributes"), unpack(row.state)
             times = {name: state[name_hash(name)][1] for name in values}
-            newest = max(times.values())
+            newest = operation["timestamp"]
+            assert state_time(newest) == max(times.values())
             upsert = {"type": "person", "action": "identify", "identifiers": identifiers(row.key), "timestamp": newest}
             assert operation == upsert
             assert (row.attributes, row.timestamp.replace(microsecond=0).timestamp()) == (len(values), newest)
