@@ -7,9 +7,7 @@ from dataclasses import dataclass, field
 from zlib import crc32
 
 from cio_pipeline.customer_state import State
-
-REQUEST_BYTES = 475_000
-"""A batch must be smaller than 500 KB (Track API); Customer.io's own client flushes at 475,000 bytes."""
+from cio_pipeline.rules.limits import REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
 

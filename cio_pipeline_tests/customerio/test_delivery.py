@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline import http_retry as http
-from cio_pipeline.customerio.batches import FRAME_BYTES, REQUEST_BYTES, Item, pack
+from cio_pipeline.customerio.batches import FRAME_BYTES, Item, pack
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.plan import Choices
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.rules.limits import REQUEST_BYTES
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger

@@ -254,7 +254,7 @@ def test_numbers_of_any_length_come_through_exactly(
 
 def why_refused(text: str) -> str:
     try:
-        return TOO_DEEP if is_too_deep(text, read_object(text)) else ""
+        return TOO_DEEP if is_too_deep(text.encode(), read_object(text)) else ""
     except UnusableJson as why:
         return str(why)
 
