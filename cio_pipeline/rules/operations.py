@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import orjson
 import pandas as pd
 
+from cio_pipeline.customer_state import name_hash, pack, state_time, value_hash
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, attributes_of, name_rule, unset_names, within_most
+from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.facts import is_given
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import ulids
@@ -32,7 +34,7 @@ NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 MENDED = "half a surrogate pair became U+FFFD"
 EMAIL_IN_ANOTHER_CASE = re.compile(r'(?<!\\)"(?!email")(?i:email)":')
 
-CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
+CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation", "state", "identifier", "email", "consent")
 EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless")
 REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
 
@@ -41,7 +43,9 @@ class Tables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
-    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (as in PostHog, also
+    newest), times (JSON: attribute name to Unix seconds), operation, state (what the ledger keeps of these attributes, as
+    `customer_state.pack` packs it), identifier, email (text, where they are among the attributes), consent (whether any says
+    what the person wants to hear, R19). events: uuid, ulid, key, distinct_id (as in PostHog, also
     where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation, personless (R5); by time.
     rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property),
     reason.
@@ -219,7 +223,10 @@ def _customer(key: str, number: int, attributes: dict[str, Any], times: dict[str
     newest = max(times[name] for name in attributes)
     operation = write(identify(key, attributes, newest // 1_000_000))
     timestamp = pd.Timestamp(newest, unit="us", tz="UTC")
-    return (key, number, len(attributes), timestamp, orjson.dumps(seconds).decode(), operation.decode())
+    state = pack({name_hash(name): (value_hash(write(value)), state_time(seconds[name])) for name, value in attributes.items()})
+    identifier, email = (attributes.get(name) for name in ("identifier", "email"))
+    row = (key, number, len(attributes), timestamp, orjson.dumps(seconds).decode(), operation.decode(), state)
+    return (*row, identifier, email if isinstance(email, str) else None, any(map(is_consent, attributes)))
 
 
 def identify(key: str, attributes: dict[str, Any], seconds: int) -> dict[str, Any]:
