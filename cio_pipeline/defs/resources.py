@@ -4,7 +4,6 @@ A run's resources are made before its first step, so a wrong setting or key ends
 """
 
 from collections import Counter
-from collections.abc import Callable
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -58,7 +57,7 @@ class CustomerIo(dg.ConfigurableResource):  # type: ignore[type-arg]
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
             say(f"CIO_SUPPRESSED_FILE names {self._suppressed.names:,} people.")
-        self._client = track_client(settings, say)
+        self._client = track_client(settings)
         self._client.check()
 
     @property
@@ -145,12 +144,11 @@ def event_source(settings: Settings, say: Say = quietly) -> EventSource:
     return source_for(*posthog, *needed, say)
 
 
-def track_client(settings: Settings, say: Callable[[str], None]) -> TrackClient:
-    """The Track API with the settings' credentials; `say` is told of long waits."""
+def track_client(settings: Settings) -> TrackClient:
+    """The Track API with the settings' credentials."""
     return TrackClient(
         settings.tracking_url,
         settings.customerio_site_id.get_secret_value(),
         settings.customerio_api_key.get_secret_value(),
         settings.requests_per_second,
-        say,
     )

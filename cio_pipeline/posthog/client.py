@@ -95,7 +95,7 @@ class Api:
                 tries=tries,
                 patience=PATIENCE_SECONDS,
                 say=say,
-                rest=lambda seconds, _: sleep(seconds),
+                pause=lambda seconds, _: sleep(seconds),
                 timeout=TIMEOUT_SECONDS,
                 **request,
             )

@@ -17,10 +17,11 @@ import json
 import os
 import resource
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -95,6 +96,24 @@ def shards_for(rows: int, row_bytes: int) -> int:
     return max(1, -(-rows // SHARD_ROWS), -(-rows * row_bytes // SHARD_BYTES))
 
 
+class Shard:
+    """A shard whose columns are read when they are asked for, by name: Arrow arrays, in chunks."""
+
+    def __init__(self, rows: int, read: Callable[..., pd.DataFrame], together: list[str]) -> None:
+        self._rows, self._read, self._together = rows, read, together
+        self._columns: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        return self._rows
+
+    def __getitem__(self, name: str) -> Any:
+        if name not in self._columns:
+            names = self._together if name in self._together else [name]
+            found = self._read(columns=names)
+            self._columns |= {one: pa.array(found[one]) for one in names}
+        return self._columns[name]
+
+
 class Tables:
     """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that cannot be done."""
 
@@ -122,6 +141,15 @@ class Tables:
             frame = self._read(table, partition, version, shard, columns=columns)
             pa.default_memory_pool().release_unused()
             yield frame
+
+    def shards(self, table: str, partition: str, together: list[str]) -> Iterator[Shard]:
+        """The partition's shards, whose columns are read when they are asked for; those of `together` at once.
+
+        Raises `NotMaterialized` where there is none.
+        """
+        version = self.version(table, partition)
+        for shard, rows in enumerate(version.shard_rows):
+            yield Shard(rows, partial(self._read, table, partition, version, shard), together)
 
     def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
         """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.

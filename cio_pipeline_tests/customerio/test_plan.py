@@ -9,10 +9,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.customer_state import State, pack_ids
+from cio_pipeline.customer_state import State, pack, pack_ids
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, plan, plan_again
+from cio_pipeline.customerio.plan import Known, plan, plan_again
+from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
@@ -32,10 +33,11 @@ def planned(
     states: Mapping[str, State] | None = None,
     delivered: Any = (),
     refused: tuple[Refusal, ...] = (),
-    **choices: Any,
+    **options: Any,
 ) -> Any:
-    known = Known(dict(states or {}), pack_ids(list(delivered)), {one.item: one for one in refused})
-    return plan(made.customers, made.events, known, Choices(**choices))
+    packed = {key: pack(state) for key, state in (states or {}).items()}
+    known = Known(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
+    return plan(made.customers, made.events, known, DeliveryOptions(**options))
 
 
 def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
@@ -44,12 +46,13 @@ def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
     assert [item.is_customer for item in planned(made, refused=(refusal(made, "{}"),)).items] == [True, False]
 
 
-def test_an_event_that_is_delivered_is_settled_in_a_day_and_among_refusals() -> None:
+def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     made = tables(event())
     [ulid] = made.events["ulid"]
-    assert planned(made, delivered=(ulid,)).settled == [ulid]
-    again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}), ORDINARY)
-    assert (again.items, again.settled) == ([], [ulid])
+    refused = refusal(made)
+    assert planned(made, delivered=(ulid,), refused=(refused,)).closed == [ulid]
+    again = plan_again([refused], Known({}, pack_ids([ulid]), {ulid: refused}), ORDINARY)
+    assert (again.items, again.closed) == ([], [ulid])
 
 
 def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
@@ -73,11 +76,11 @@ def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:
     return event(name, who, at=str(pd.Timestamp.now(tz="UTC").floor("s")))
 
 
-def counted(made: Tables, ledger: Ledger, choices: Choices = ORDINARY, days: int = 1) -> tuple[int, int]:
+def counted(made: Tables, ledger: Ledger, options: DeliveryOptions = ORDINARY, days: int = 1) -> tuple[int, int]:
     """The new customers and the events that can start campaigns of so many days, all with these tables."""
     forecast = Forecast()
     for _ in range(days):
-        forecast.add_day(DAY, [(made.customers, made.events)], ledger, choices)
+        forecast.add_day(DAY, [(made.customers, made.events)], ledger, options)
     return forecast.new_customers, forecast.campaign_events
 
 
@@ -87,7 +90,7 @@ def test_a_forecast_counts_a_customer_once_and_leaves_out_what_is_delivered_or_r
     [ulid] = made.events.loc[made.events["name"] == "signed up", "ulid"]
     ledger.acknowledge(DAY, Acknowledgement(event_ids=[ulid]))
     assert counted(made, ledger) == (1, 0)
-    assert counted(made, ledger, Choices(resend=True)) == (1, 1)
+    assert counted(made, ledger, DeliveryOptions(resend=True)) == (1, 1)
 
 
 def test_a_forecast_leaves_out_what_was_refused_and_counts_it_among_the_refusals_while_it_is_young(ledger: Ledger) -> None:
@@ -111,7 +114,7 @@ def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
 def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
-    assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
+    assert unsent_events(DAY, shards, ledger, DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)) == 2
 
 
 def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
