@@ -19,12 +19,24 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.customer_state import State, customer_id, id_halves, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, pack_ids, unpack
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
-from cio_pipeline.state.ledger_tables import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals
+from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
 
-STATES = sa.select(customer_states).where(customer_states.c.customer.in_(sa.bindparam("customers", expanding=True)))
+STATES = """
+    WITH RECURSIVE place(n) AS (SELECT 1 UNION ALL SELECT n + :size FROM place WHERE n + :size <= length(:customers))
+    SELECT customer, state FROM place CROSS JOIN customer_states WHERE customer = substr(:customers, n, :size)
+"""
+"""The states of customers whose ids, of `size` bytes each, are joined in one parameter: thousands of parameters are dear."""
+
+KEEP_STATE = sa.text(
+    "INSERT INTO customer_states (customer, state) VALUES (:customer, :state)"
+    " ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
+)
+HOLDER = sa.select(delivery_lock.c.holder).with_for_update(read=True)
+ANY_REFUSAL = sa.text("SELECT EXISTS (SELECT 1 FROM refusals)")
+KEEP_DELIVERED = sa.text("INSERT INTO deliveries (day, event_uuids) VALUES (:day, :event_uuids)")
 
 
 @dataclass(frozen=True)
@@ -118,19 +130,15 @@ class Ledger:
         """The same, as `customer_state.pack` packs it."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            return {
-                by_id[row.customer]: row.state
-                for chunk in chunks(iter(by_id), CHUNK)
-                for row in connection.execute(STATES, {"customers": chunk})
-            }
+            found = connection.execute(sa.text(STATES), _joined(by_id))
+            return {by_id[customer]: state for customer, state in found}
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that Customer.io has acknowledged nothing of: to send them makes new customers."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            for chunk in chunks(iter(list(by_id)), CHUNK):
-                for customer in connection.execute(STATES, {"customers": chunk}).scalars():
-                    del by_id[customer]
+            for customer, _ in connection.execute(sa.text(STATES), _joined(by_id)):
+                del by_id[customer]
         return list(by_id.values())
 
     def refused(self, day: str) -> dict[str, Refusal]:
@@ -166,10 +174,9 @@ class Ledger:
         with writing(self._engine) as transaction:
             self._check_lock(transaction)
             if answer.event_ids:
-                packed = pack_ids(answer.event_ids).tobytes()
-                transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
+                transaction.execute(KEEP_DELIVERED, {"day": day, "event_uuids": pack_ids(answer.event_ids).tobytes()})
             states = self._keep_states(transaction, answer.customers)
-            if transaction.scalar(sa.select(refusals.c.item).limit(1)) is not None:
+            if transaction.scalar(ANY_REFUSAL):
                 _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
             self._keep_refused(transaction, day, answer.refused)
@@ -178,23 +185,19 @@ class Ledger:
         """Keeps the row as it is until the transaction ends: who takes the lock next waits for that."""
         if self._lock is not None:
             holder, is_held = self._lock
-            standing = transaction.scalar(sa.select(delivery_lock.c.holder).with_for_update(read=True))
+            standing = transaction.scalar(HOLDER)
             _check(standing == holder and is_held(transaction))
 
     def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> dict[bytes, bytes]:
         """Merges into what stands there; gives what then does, by customer."""
-        kept: dict[bytes, bytes] = {}
-        for chunk in chunks(iter(customers.items()), CHUNK):
-            states = {customer_id(key): state for key, state in chunk}
-            for row in transaction.execute(STATES.with_for_update(), {"customers": list(states)}).all():
-                states[row.customer] = pack(merge(unpack(row.state), unpack(states[row.customer])))
-            insert = self._insert(customer_states)
-            transaction.execute(
-                insert.on_conflict_do_update(index_elements=["customer"], set_={"state": insert.excluded.state}),
-                [{"customer": customer, "state": state} for customer, state in states.items()],
-            )
-            kept |= states
-        return kept
+        if not customers:
+            return {}
+        states = {customer_id(key): state for key, state in customers.items()}
+        locking = " FOR UPDATE OF customer_states" if self._engine.dialect.name == "postgresql" else ""
+        for customer, standing in transaction.execute(sa.text(STATES + locking), _joined(states)).all():
+            states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
+        transaction.execute(KEEP_STATE, [{"customer": customer, "state": state} for customer, state in states.items()])
+        return states
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)
@@ -210,6 +213,11 @@ class Ledger:
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         insert: postgresql.Insert = dialect.insert(table)
         return insert
+
+
+def _joined(customers: Iterable[bytes]) -> dict[str, bytes | int]:
+    """The parameters of `STATES`."""
+    return {"customers": b"".join(customers), "size": CUSTOMER}
 
 
 def _check(held: bool) -> None:
