@@ -92,13 +92,13 @@ def _plan_customers(customers: Columns, events: Columns, known: Known, options: 
     consents = _list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
     in_parts = {key for key, part in zip(keys, parts, strict=True) if part}
     with_person = _with_person(events)
-    operations = cache(lambda: column(customers, "operation", BYTES))
+    operations = cache(lambda: _list(customers, "operation", BYTES))
     for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
         standing = known.states.get(key, b"")
         if state == standing and not consent and not options.resend:
             _nothing_new(customer_item(key, part) if known.refused else "", known, made)
             continue
-        personless, operation = key not in with_person, operations()[row].as_py()
+        personless, operation = key not in with_person, operations()[row]
         planned: Item | None = Item(customer_item(key, part), key, operation, "batch", state, True, personless)
         if planned is not None and (standing or consent or key in in_parts):
             planned = _upsert(planned, consent, known, made, options)

@@ -109,7 +109,7 @@ class Shard:
     def __getitem__(self, name: str) -> Any:
         if name not in self._columns:
             names = self._together if name in self._together else [name]
-            found = self._read(columns=names)
+            found = self._read(columns=names, use_threads=False)  # threads more than double what a column costs
             self._columns |= {one: pa.array(found[one]) for one in names}
         return self._columns[name]
 
