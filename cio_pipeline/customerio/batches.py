@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -112,6 +112,16 @@ class Request:
         """The items from one number up to another."""
         upserts = len(self.upserts)
         return Request(self.upserts[start:end], self.shard, self.rows[max(0, start - upserts) : max(0, end - upserts)])
+
+    def without(self, items: Collection[int]) -> Request:
+        """All but the items of these numbers."""
+        upserts = [upsert for number, upsert in enumerate(self.upserts) if number not in items]
+        kept = [number not in items for number in range(len(self.upserts), len(self))]
+        return Request(upserts, self.shard, self.rows[np.array(kept, bool)])
+
+    def last(self) -> Request:
+        """The last item alone."""
+        return self.part(len(self) - 1, len(self))
 
     @property
     def size(self) -> int:

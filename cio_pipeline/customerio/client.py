@@ -33,6 +33,10 @@ ANSWER_BYTES = 16 << 20
 
 UNKNOWN, IN_DETAIL, WEB_PAGE = "no reason given", "no reason but in words", "a web page"
 REASON_CHARACTERS = 200
+
+A_FEW = 9
+"""So many items of a run may well be all that there are, and each have what a firewall does not let through."""
+
 HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 REGION, BATCH = "/api/v1/accounts/region", "/api/v2/batch"
 
@@ -45,11 +49,14 @@ class NotDelivered(Exception):
 
 
 class UnnamedRefusal(Exception):
-    """Customer.io refused a request as a whole, or did not say which items; reason and detail as it gave them."""
+    """Customer.io refused a request as a whole, or did not say which items; reason and detail as it gave them.
 
-    def __init__(self, reason: str, detail: str) -> None:
+    own_faults: of how many items that are refused so, and none of their kind accepted, each may be at fault itself.
+    """
+
+    def __init__(self, reason: str, detail: str, own_faults: int = 0) -> None:
         super().__init__(reason)
-        self.reason, self.detail = reason, detail
+        self.reason, self.detail, self.own_faults = reason, detail, own_faults
 
 
 class TrackClient:
@@ -63,6 +70,7 @@ class TrackClient:
         self.requests = 0
         self.bytes = 0
         self.rate_limit = RateLimit(requests_per_second)
+        self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind: a copy is ignored, by its id
         self._keys = (api_key, site_id, b64encode(f"{site_id}:{api_key}".encode()).decode())
         self._session = new_session(HTTPBasicAuth(site_id, api_key), url)
         self._session.headers["User-Agent"] = "cio_pipeline"
@@ -93,31 +101,35 @@ class TrackClient:
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise UnnamedRefusal(*self._without_keys(_reason(errors)))
+                raise UnnamedRefusal(*self._without_keys(_reason(errors)), own_faults=_names_a_field(errors))
             refused.setdefault(index, self._without_keys(_reason([error])))
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
         """Posts one event's body to the v1 call. Raises `UnnamedRefusal` where it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
-            raise UnnamedRefusal(*self._without_keys(_reason(errors)))
+            raise UnnamedRefusal(*self._without_keys(_reason(errors)), own_faults=1)
 
-    def try_harmless(self, operation: bytes = HARMLESS) -> None:
-        """Posts what changes nothing: that, or an upsert that was accepted before.
+    def try_harmless(
+        self, operation: bytes = HARMLESS, identifier: str | None = None, what: str = "whatever it is sent"
+    ) -> None:
+        """Posts what changes nothing: that, or what was accepted before, by the v1 call if there is an `identifier`.
 
-        Raises `http.Unavailable` where Customer.io refuses it, by name or not: it would refuse all.
+        Raises `http.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
         """
+        refused: dict[int, tuple[str, str]] = {}
         try:
-            refused = self.batch([operation])
+            if identifier is None:
+                refused = self.batch([operation])
+            else:
+                self.event(identifier, operation)
         except UnnamedRefusal as unnamed:
             refused = {0: (unnamed.reason, unnamed.detail)}
         if not refused:
             return
         reason, detail = refused[0]
         words = f"{reason}: {mask(detail)[:REASON_CHARACTERS]}" if detail else reason
-        raise Unavailable(
-            f"Customer.io ({urlsplit(self.url).hostname}) refuses whatever it is sent, with {words}: a rerun sends it."
-        )
+        raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses {what}, with {words}: a rerun sends it.")
 
     def _post(self, path: str, body: bytes) -> list[Any]:
         """The errors of an answer, which may name items. Raises `UnnamedRefusal` where the content was refused as a whole."""
@@ -129,7 +141,9 @@ class TrackClient:
         errors = _errors(parsed)
         if response.status_code != 200 and (response.status_code != 207 or not errors):
             reason, detail = self._without_keys(_reason(errors) if parsed is not None else _page(response))
-            raise UnnamedRefusal(f"{response.status_code} {reason}", detail)
+            is_of_content = parsed is None or response.status_code == 413
+            own_faults = A_FEW if is_of_content else path != BATCH or _names_a_field(errors)
+            raise UnnamedRefusal(f"{response.status_code} {reason}", detail, own_faults)
         return errors
 
     def _without_keys(self, said: tuple[str, str]) -> tuple[str, str]:
@@ -246,6 +260,10 @@ def _errors(body: dict[str, Any] | None) -> list[Any]:
     meta = given.get("meta")
     found = given.get("errors") or (isinstance(meta, dict) and (meta.get("errors") or meta.get("error"))) or []
     return found if isinstance(found, list) else [found]
+
+
+def _names_a_field(errors: list[Any]) -> bool:
+    return any(isinstance(error, dict) and bool(error.get("field")) for error in errors)
 
 
 def _reason(errors: list[Any]) -> tuple[str, str]:

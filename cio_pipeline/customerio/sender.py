@@ -20,6 +20,7 @@ chance, whatever its odds, does so in less than one of 20,000 cases."""
 MANY_ALIKE = 10
 """So many refused in the same words, and none of their kind accepted, is no accident of these."""
 
+CUSTOMER = "customer"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
@@ -29,7 +30,6 @@ class Sender:
     def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
-        self._accepted_kinds: set[str] = set()
         self._harmless = HARMLESS
         self._unnamed: list[tuple[Request, UnnamedRefusal]] = []
 
@@ -38,7 +38,7 @@ class Sender:
         try:
             for request in self._requests:
                 self._send(request)
-            self._refuse_unnamed()
+            self._send_unnamed_again()
         except Stopped:
             pass
         except BaseException:
@@ -53,19 +53,18 @@ class Sender:
         """
         try:
             refused = self._post(request)
-        except UnnamedRefusal:
-            if len(request) > 1:
-                for half in request.halves():
-                    self._send(half)
+        except UnnamedRefusal as why:
+            if len(request) == 1:
+                self._send_alone(request, why)
                 return
+            for half in request.halves():
+                self._send(half)
         else:
             if len(refused) == len(request):
                 self._client.try_harmless(self._harmless)
             self._acknowledge(request, refused)
-            return
-        self._send_alone(request)
 
-    def _send_alone(self, request: Request) -> None:
+    def _send_alone(self, request: Request, why: UnnamedRefusal) -> None:
         """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
 
         By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
@@ -74,59 +73,77 @@ class Sender:
         for harmless in HARMLESS_BETWEEN_TRIES:
             for _ in range(harmless):
                 self._client.try_harmless(self._harmless)
-            try:
-                refused = self._post(request)
-            except UnnamedRefusal as unnamed:
-                last = unnamed
-            else:
-                self._acknowledge(request, refused)
+            if (again := self._why_refused(request)) is None:
                 return
-        self._unnamed.append((request, last))
-        if _kinds(request) <= self._accepted_kinds:
-            self._refuse_unnamed()
-        else:
-            self._stop_where_all_are_refused_alike(request, last)
+            why = again
+        kind = _kind(request)
+        if not self._was_accepted(kind):
+            self._unnamed.append((request, why))
+            self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1)
+            return
+        if kind != CUSTOMER:
+            self._client.try_harmless(*self._client.accepted[kind], "even an event that it has accepted before")
+            if (again := self._why_refused(request)) is None:
+                return
+            why = again
+        self._refuse(request, why)
 
-    def _stop_where_all_are_refused_alike(self, request: Request, last: UnnamedRefusal) -> None:
-        [kind], said = _kinds(request), (last.reason, last.detail)
-        if sum(_kinds(one) == {kind} and (why.reason, why.detail) == said for one, why in self._unnamed) >= MANY_ALIKE:
-            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {last.reason}: a rerun sends them.")
+    def _was_accepted(self, kind: str) -> bool:
+        """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
+        return self._harmless is not HARMLESS if kind == CUSTOMER else kind in self._client.accepted
 
-    def _refuse_unnamed(self) -> None:
-        """Keeps as refused what was found to be so alone."""
-        while self._unnamed:
-            request, why = self._unnamed.pop(0)
-            self._acknowledge(request, {0: (why.reason, why.detail)})
+    def _send_unnamed_again(self) -> None:
+        """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
+        for request, why in self._unnamed:
+            if self._was_accepted(_kind(request)):
+                self._send_alone(request, why)
+            else:
+                self._stop_where_refused_alike(_kind(request), why, why.own_faults)
+                self._refuse(request, why)
+
+    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, own_faults: int) -> None:
+        """Raises `http.Unavailable` where more of the kind were refused in the same words than may be at fault themselves."""
+        said = (kind, why.reason, why.detail)
+        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > own_faults:
+            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
+
+    def _refuse(self, request: Request, why: UnnamedRefusal) -> None:
+        self._acknowledge(request, {0: (why.reason, why.detail)})
+
+    def _why_refused(self, request: Request) -> UnnamedRefusal | None:
+        """Sends an item alone; None where the answer names it or takes it."""
+        try:
+            self._acknowledge(request, self._post(request))
+        except UnnamedRefusal as unnamed:
+            return unnamed
+        return None
 
     def _post(self, request: Request) -> dict[int, tuple[str, str]]:
         self._ledger.check_lock()
-        if request.is_large:
-            [item] = request.items()
-            [identifier] = identifiers(item.key).values()
-            self._client.event(identifier, item.operation)
+        operations = request.operations()
+        if (identifier := _identifier(request)) is not None:
+            self._client.event(identifier, operations[0])
             return {}
-        return self._client.batch(request.operations())
+        return self._client.batch(operations)
 
     def _acknowledge(self, request: Request, refused: dict[int, tuple[str, str]]) -> None:
         """Keeps what the answer says of each item."""
-        upserts, event_ids, kinds = request.upserts, request.event_ids(), _kinds(request)
-        answer = Acknowledgement()
+        answer, accepted = Acknowledgement(), request
         if refused:
             items = request.items()
-            accepted = [item for index, item in enumerate(items) if index not in refused]
-            upserts, event_ids = (
-                [item for item in accepted if item.is_customer],
-                [item.name for item in accepted if not item.is_customer],
-            )
-            kinds = {_kind(item) for item in accepted}
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
-        for upsert in upserts:
-            self._harmless = upsert.operation  # sent once more, it changes nothing
+            accepted = request.without(refused)
+        answer.event_ids = accepted.event_ids()
+        answer.accepted = [upsert.name for upsert in accepted.upserts] + answer.event_ids
+        for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
-        answer.event_ids, answer.accepted = event_ids, [upsert.name for upsert in upserts] + event_ids
         self._ledger.acknowledge(self._day, answer)
-        self._accepted_kinds |= kinds
-        self._count(upserts, answer)
+        if accepted.upserts:
+            self._harmless = accepted.upserts[-1].operation  # sent once more, it changes nothing
+        if answer.event_ids:
+            last = accepted.last()
+            self._client.accepted[_kind(last)] = (last.operations()[0], _identifier(last))
+        self._count(accepted.upserts, answer)
 
     def _count(self, upserts: list[Item], answer: Acknowledgement) -> None:
         self.counts["customers sent"] += len(upserts)
@@ -138,14 +155,18 @@ class Sender:
         self._progress.add(len(answer.event_ids) + sum(refusal.kind == "event" for refusal in answer.refused))
 
 
-def _kinds(request: Request) -> set[str]:
-    """What items must have in common with others, so that the others' acceptance says something about them."""
-    events = {"large event" if request.is_large else "event"} if len(request.rows) else set()
-    return events | ({"customer"} if request.upserts else set())
+def _kind(request: Request) -> str:
+    """What a lone item must have in common with another, so that the other's acceptance says something about it."""
+    return CUSTOMER if request.upserts else "large event" if request.is_large else "event"
 
 
-def _kind(item: Item) -> str:
-    return "customer" if item.is_customer else "event" if item.call == "batch" else "large event"
+def _identifier(request: Request) -> str | None:
+    """Whose event it is, as the v1 call has it in its path; None for a batch."""
+    if not request.is_large:
+        return None
+    [item] = request.items()
+    [identifier] = identifiers(item.key).values()
+    return identifier
 
 
 def _refusal(item: Item, reason: str, detail: str) -> Refusal:

@@ -193,7 +193,7 @@ def test_a_distinct_id_is_suppressed_only_in_its_own_case() -> None:
 
 def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger: Ledger) -> None:
     answer = workspace.answer
-    refuse_all(workspace, 400)
+    refuse_all(workspace, 413)
     send(workspace, ledger, tables(event("a", set_={"plan": "pro"}), event("large", "u2", d="x" * 50_000)))
     workspace.answer = answer  # type: ignore[method-assign]
     assert len(ledger.refused(DAY)) == 4
@@ -216,7 +216,7 @@ def test_what_is_refused_again_stays_with_its_new_reason(workspace: Workspace, l
 def test_r17_a_refused_upsert_sent_again_leaves_newer_attributes_alone(workspace: Workspace, ledger: Ledger) -> None:
     refused = tables(event("a", set_={"plan": "free", "city": "Bonn"}))
     answer = workspace.answer
-    refuse_all(workspace, 400)
+    refuse_all(workspace, 413)
     send(workspace, ledger, refused)
     workspace.answer = answer  # type: ignore[method-assign]
     send(
@@ -246,7 +246,7 @@ def test_r19_what_was_made_or_refused_under_another_setting_subscribes_nobody_ag
         allow_consent="Yes",
     )
     answer = workspace.answer
-    refuse_all(workspace, 400)
+    refuse_all(workspace, 413)
     send(workspace, ledger, made, options=DeliveryOptions(allow_consent="Yes"))
     workspace.answer = answer  # type: ignore[method-assign]
     shown = again(workspace, ledger)
@@ -285,7 +285,7 @@ def test_what_was_refused_goes_out_upserts_first_then_events_by_time(workspace: 
 def test_a_refusal_that_newer_data_has_settled_is_closed_without_a_request(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(event("a", set_={"plan": "free"}))
     answer = workspace.answer
-    refuse_all(workspace, 400)
+    refuse_all(workspace, 413)
     send(workspace, ledger, made)
     workspace.answer = answer  # type: ignore[method-assign]
     newer = {**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"}

@@ -90,8 +90,7 @@ def test_an_item_that_spoils_its_batch_is_found_and_refused_and_the_rest_is_sent
     assert len(workspace.requests) == requests + 1, "what was refused is not sent again; one request asks for the region"
 
 
-@pytest.mark.parametrize("size", [10, 40_000], ids=["batch", "v1"])
-@pytest.mark.parametrize("given", [INACTIVE, (403, FIREWALL)])
+@pytest.mark.parametrize(("given", "size"), [(INACTIVE, 40_000), ((403, FIREWALL), 10), ((403, FIREWALL), 40_000)])
 def test_an_item_that_is_all_there_is_to_send_is_refused_for_its_own_fault(
     workspace: Workspace, ledger: Ledger, given: Any, size: int
 ) -> None:
@@ -102,6 +101,86 @@ def test_an_item_that_is_all_there_is_to_send_is_refused_for_its_own_fault(
     [refusal] = ledger.refused(DAY).values()
     assert (refusal.item, refusal.reason[:3]) == (made.events.loc[made.events["name"] == "bad", "ulid"].item(), str(given[0]))
     assert ("You were blocked" in refusal.detail) == (given[1] is FIREWALL)
+
+
+LIMIT = {"reason": "limit", "message": "no more events"}
+
+
+@pytest.mark.parametrize("count", [1, 2, 9])
+@pytest.mark.parametrize("given", [(400, {"errors": [LIMIT]}), INACTIVE, (422, {}), (207, {"errors": [LIMIT]})])
+def test_a_few_events_that_are_all_there_is_are_not_refused_for_words_that_name_none_of_them(
+    workspace: Workspace, ledger: Ledger, given: Any, count: int
+) -> None:
+    answer = workspace.answer
+    answer_where(workspace, lambda _, body: b'"action":"event"' in body, given)
+    with pytest.raises(
+        Unavailable, match=r"^Customer\.io refuses every event in the same words, with .+: a rerun sends them\.$"
+    ):
+        send(workspace, ledger, day(count))
+    assert ledger.refusals() == {}
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(workspace, ledger, day(count))
+    assert len(ledger.delivered(DAY)) == count
+
+
+@pytest.mark.parametrize(
+    ("given", "count", "is_own"),
+    [
+        ((400, {"errors": [{"field": "name", "reason": "invalid"}]}), 1, True),
+        ((400, {"errors": [{"field": "name", "reason": "invalid"}]}), 2, False),
+        ((413, {}), 9, True),
+        ((403, FIREWALL), 9, True),
+        ((403, FIREWALL), 10, False),
+    ],
+)
+def test_events_that_are_all_there_is_are_refused_where_the_answer_is_about_what_is_in_them(
+    workspace: Workspace, ledger: Ledger, given: Any, count: int, is_own: bool
+) -> None:
+    answer_where(workspace, lambda _, body: b'"action":"event"' in body, given)
+    if is_own:
+        send(workspace, ledger, day(count))
+        assert len(ledger.refused(DAY)) == count
+    else:
+        with pytest.raises(Unavailable, match="in the same words"):
+            send(workspace, ledger, day(count))
+        assert ledger.refusals() == {}
+
+
+@pytest.mark.parametrize("large", [{}, {"d": "x" * 40_000}], ids=["batch", "v1"])
+@pytest.mark.parametrize("given", [(400, {"errors": [LIMIT]}), (403, FIREWALL)])
+def test_events_that_are_refused_from_some_moment_on_are_not_at_fault(
+    workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, given: Any, large: dict[str, str]
+) -> None:
+    """As where an account has used up what it may send: events were accepted before, and upserts still are."""
+    monkeypatch.setattr(items, "REQUEST_BYTES", 1_500)
+    answer, events = workspace.answer, 0
+
+    def is_late(path: str, body: bytes) -> bool:
+        nonlocal events
+        is_event = path.endswith("/events") if large else b'"action":"event"' in body
+        events += is_event
+        return is_event and events > 3
+
+    answer_where(workspace, is_late, given)
+    with pytest.raises(Unavailable, match=r"refuses even an event that it has accepted before, with .+: a rerun sends it\.$"):
+        send(workspace, ledger, day(40, **large))
+    assert ledger.refusals() == {}
+    workspace.answer = answer  # type: ignore[method-assign]
+    send(workspace, ledger, day(40, **large))
+    assert (len(ledger.delivered(DAY)), workspace.workspace.totals()["events"]) == (40, 40)
+
+
+def test_events_that_were_refused_for_a_while_are_sent_once_others_are_accepted(workspace: Workspace, ledger: Ledger) -> None:
+    events = 0
+
+    def is_early(_: str, body: bytes) -> bool:
+        nonlocal events
+        events += b'"action":"event"' in body
+        return b'"action":"event"' in body and events < 14
+
+    answer_where(workspace, is_early, (400, {"errors": [LIMIT]}))
+    send(workspace, ledger, day(8))
+    assert (ledger.refusals(), len(ledger.delivered(DAY))) == ({}, 8)
 
 
 @pytest.mark.parametrize("count", [1, 2, 12])
