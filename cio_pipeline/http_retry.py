@@ -39,7 +39,7 @@ MOST_BYTES = 256 << 20
 ANSWER_SECONDS = 600.0
 """The most that an answer may have, unpacked, and the longest that a request may take to the last byte of its answer."""
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 Pause = Callable[[float, bool], object]
 
@@ -140,7 +140,7 @@ def send(
     patience: float = 0,
     before_each: Callable[[], None] = lambda: None,
     pause: Pause = lambda seconds, _: time.sleep(seconds),
-    say: Callable[[str], None] = log.info,
+    say: Callable[[str], None] = logger.info,
     fault_in: Callable[[requests.Response], Trouble | None] = lambda _: None,
     into: IO[bytes] | None = None,
     most_bytes: int = MOST_BYTES,

@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from cio_pipeline.customerio.batches import MOST_LANES, Item, requests
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Known, Plan, plan, plan_again
-from cio_pipeline.customerio.progress import Progress
 from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS, Sender
 from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
+from cio_pipeline.progress import Progress
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 SHARDS_AHEAD = 1
@@ -47,7 +47,8 @@ def deliver(
     """
     report, refused = Report(), ledger.refused(day)
     plans = _plans(day, shards, ledger, refused, options, report)
-    _send(day, plans, ledger, client, report, Progress(day, events))
+    with Progress(day, "events delivered", events) as progress:
+        _send(day, plans, ledger, client, report, progress)
     return report
 
 
@@ -74,7 +75,8 @@ def redeliver(
     made = plan_again(refused, known, options)
     report = Report(made.counts, sample=sample(made))
     report.counts["refusals mended by newer data"] += len(made.closed)
-    _send(day, [made], ledger, client, report, Progress(day, len(made.events)))
+    with Progress(day, "refused events sent again", len(made.events)) as progress:
+        _send(day, [made], ledger, client, report, progress)
     return report
 
 

@@ -7,9 +7,9 @@ from collections import Counter
 from cio_pipeline.customer_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import HARMLESS, TrackClient, UnnamedRefusal
-from cio_pipeline.customerio.progress import Progress
 from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.progress import Progress
 from cio_pipeline.rules.operations import identifiers
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 

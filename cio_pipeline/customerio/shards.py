@@ -16,7 +16,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.consent import AllowConsent
 
 Columns = Any
-"""What has a length and gives a column by its name: a dataframe, `tables.Shard`, or `Kept`."""
+"""What has a length and gives a column by its name: a dataframe, `tables.columns.ShardColumns`, or `Kept`."""
 
 Shards = Iterable[tuple[Columns, Columns]]
 """A day's customers and events. A customer and their events are in one shard, so that each is known by what the other tells."""

@@ -13,6 +13,7 @@ from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline import learned_under
 from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
@@ -92,6 +93,6 @@ def refuse_too_much(store: Store, to_send: Sent, options: DeliveryOptions, bound
 
 def shards(tables: Tables, day: str) -> Shards:
     """The day's (customers, events), shard by shard. What is long or seldom needed is read when it is asked for."""
-    customers = tables.shards("customers", day, ["key", "part", "state", "consent"])
-    events = tables.shards("events", day, ["ulid", "key", "personless"])
+    customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
+    events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
     return zip(customers, events, strict=True)

@@ -34,7 +34,7 @@ from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
 
-log = logging.getLogger(__name__)
+logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
@@ -148,7 +148,7 @@ def one_at_a_time(store: Store) -> Iterator[None]:
     """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
     try:
         with store.ledger.hold_delivery_lock(
-            lambda: log.info("Another run is delivering by this ledger: waiting until it is done.")
+            lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
         ):
             yield
     except NotDelivered as trouble:

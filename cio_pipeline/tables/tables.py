@@ -17,11 +17,10 @@ import json
 import os
 import resource
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
-from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -96,24 +95,6 @@ def shards_for(rows: int, row_bytes: int) -> int:
     return max(1, -(-rows // SHARD_ROWS), -(-rows * row_bytes // SHARD_BYTES))
 
 
-class Shard:
-    """A shard whose columns are read when they are asked for, by name: Arrow arrays, in chunks."""
-
-    def __init__(self, rows: int, read: Callable[..., pd.DataFrame], together: list[str]) -> None:
-        self._rows, self._read, self._together = rows, read, together
-        self._columns: dict[str, Any] = {}
-
-    def __len__(self) -> int:
-        return self._rows
-
-    def __getitem__(self, name: str) -> Any:
-        if name not in self._columns:
-            names = self._together if name in self._together else [name]
-            found = self._read(columns=names, use_threads=False)  # threads more than double what a column costs
-            self._columns |= {one: pa.array(found[one]) for one in names}
-        return self._columns[name]
-
-
 class Tables:
     """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that cannot be done."""
 
@@ -142,14 +123,9 @@ class Tables:
             pa.default_memory_pool().release_unused()
             yield frame
 
-    def shards(self, table: str, partition: str, together: list[str]) -> Iterator[Shard]:
-        """The partition's shards, whose columns are read when they are asked for; those of `together` at once.
-
-        Raises `NotMaterialized` where there is none.
-        """
-        version = self.version(table, partition)
-        for shard, rows in enumerate(version.shard_rows):
-            yield Shard(rows, partial(self._read, table, partition, version, shard), together)
+    def shard(self, table: str, partition: str, version: Version, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """One shard of a version. Raises `StorageError` where it is not as it was written."""
+        return self._arrow(table, partition, version, shard, columns=columns, use_threads=False)
 
     def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
         """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.
@@ -203,13 +179,16 @@ class Tables:
         return f"materialize {table} for {partition} again."
 
     def _read(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pd.DataFrame:
+        return self._arrow(table, partition, version, shard, **how).to_pandas()
+
+    def _arrow(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pa.Table:
         """A shard's rows, or some of them. Raises `StorageError` where the file is not as it was written."""
         again = self._remedy(table, partition)
         try:
             path = self._folder(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as file:
                 rows = pq.read_metadata(file).num_rows
-                frame = pq.read_table(file, **how).to_pandas()
+                found = pq.read_table(file, **how)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from error
         if rows != version.shard_rows[shard]:
@@ -217,7 +196,7 @@ class Tables:
                 f"Shard {shard} of {table} of {partition} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were"
                 f" written: {again}"
             )
-        return frame
+        return found
 
     def _publish(self, folder: UPath, new: Pointer) -> None:
         """Points to the new version, notes when the one before it was replaced, and removes what nobody reads any more."""

@@ -6,13 +6,16 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cio_pipeline.customer_state import State, pack, pack_ids
+from cio_pipeline.customer_state import State, name_hash, pack, pack_ids, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import Known, plan, plan_again
+from cio_pipeline.customerio.plan import Known, among, plan, plan_again
 from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
@@ -123,3 +126,28 @@ def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
     times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
     assert len(times) > 1
     assert times == sorted(times)
+
+
+def test_r19_an_object_of_preferences_made_under_another_setting_goes_out_as_the_topics_that_pass() -> None:
+    attributes_set = {"plan": "pro", "cio_subscription_preferences": {"topics": {"news": False, "offers": True}}}
+    made = tables(event(set_=attributes_set), allow_consent="Yes")
+    [upsert] = planned(made, allow_consent="unsubscribe").upserts
+    attributes = json.loads(upsert.operation)["attributes"]
+    assert attributes == {"plan": "pro", "identifier": "u1", "cio_subscription_preferences.topics.news": False}
+    assert set(unpack(upsert.state)) == set(map(name_hash, attributes))
+    assert planned(made, {"id:u1": unpack(upsert.state)}, allow_consent="unsubscribe").upserts == []
+
+
+def test_an_operation_is_read_only_where_something_is_sent() -> None:
+    made = tables(event(set_={"plan": "pro"}), event("b", "u2"))
+    states = dict(zip(made.customers["key"], map(unpack, made.customers["state"]), strict=True))
+    slim = made._replace(customers=made.customers.drop(columns="operation"), events=made.events.drop(columns="operation"))
+    assert planned(slim, states, sorted(made.events["ulid"])).items == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30), st.lists(st.tuples(*[st.integers(0, 3)] * 2)))
+def test_ids_that_share_their_first_half_are_told_apart(delivered: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
+    def packed(ids: list[tuple[int, int]]) -> Any:
+        return np.array([first.to_bytes(8, "big") + last.to_bytes(8, "big") for first, last in ids], "S16")
+
+    assert among(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]

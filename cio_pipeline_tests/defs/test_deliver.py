@@ -248,7 +248,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
 
 
 def test_a_run_that_waits_for_another_says_so(
-    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    workspace: Workspace, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     holding = Ledger(load_settings().ledger_url).hold_delivery_lock(lambda: None)
     holding.__enter__()
@@ -261,10 +261,10 @@ def test_a_run_that_waits_for_another_says_so(
         return hold_delivery_lock(engine, said)
 
     monkeypatch.setattr("cio_pipeline.state.ledger.hold_delivery_lock", until_said)
-    assert run_days(DAY, DAY, load_settings(), {}) == 0
-    said = capsys.readouterr().out
-    assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1
-    assert "mismatch" not in said
+    with caplog.at_level("INFO", logger="cio_pipeline"):
+        assert run_days(DAY, DAY, load_settings(), {}) == 0
+    assert caplog.messages.count("Another run is delivering by this ledger: waiting until it is done.") == 1
+    assert "mismatch" not in caplog.text
 
 
 def test_refusals_are_sent_again_by_reason_and_partition_and_closed(
