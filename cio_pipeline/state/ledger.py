@@ -24,12 +24,13 @@ from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, readin
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
 
-STATES = """
+_STATES = """
     WITH RECURSIVE place(n) AS (SELECT 1 UNION ALL SELECT n + :size FROM place WHERE n + :size <= length(:customers))
     SELECT customer, state FROM place CROSS JOIN customer_states WHERE customer = substr(:customers, n, :size)
 """
 """The states of customers whose ids, of `size` bytes each, are joined in one parameter: thousands of parameters are dear."""
 
+STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF customer_states")
 KEEP_STATE = sa.text(
     "INSERT INTO customer_states (customer, state) VALUES (:customer, :state)"
     " ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
@@ -130,14 +131,14 @@ class Ledger:
         """The same, as `customer_state.pack` packs it."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            found = connection.execute(sa.text(STATES), _joined(by_id))
+            found = connection.execute(STATES, _joined(by_id))
             return {by_id[customer]: state for customer, state in found}
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that Customer.io has acknowledged nothing of: to send them makes new customers."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            for customer, _ in connection.execute(sa.text(STATES), _joined(by_id)):
+            for customer, _ in connection.execute(STATES, _joined(by_id)):
                 del by_id[customer]
         return list(by_id.values())
 
@@ -193,10 +194,10 @@ class Ledger:
         if not customers:
             return {}
         states = {customer_id(key): state for key, state in customers.items()}
-        locking = " FOR UPDATE OF customer_states" if self._engine.dialect.name == "postgresql" else ""
-        for customer, standing in transaction.execute(sa.text(STATES + locking), _joined(states)).all():
+        standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
+        for customer, standing in transaction.execute(standing_states, _joined(states)).all():
             states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
-        transaction.execute(KEEP_STATE, [{"customer": customer, "state": state} for customer, state in states.items()])
+        transaction.execute(KEEP_STATE, [{"customer": customer, "state": states[customer]} for customer in sorted(states)])
         return states
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
@@ -217,7 +218,7 @@ class Ledger:
 
 def _joined(customers: Iterable[bytes]) -> dict[str, bytes | int]:
     """The parameters of `STATES`."""
-    return {"customers": b"".join(customers), "size": CUSTOMER}
+    return {"customers": b"".join(sorted(customers)), "size": CUSTOMER}
 
 
 def _check(held: bool) -> None:
