@@ -21,11 +21,10 @@ from typing import IO, Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase, HTTPBasicAuth
-from requests.utils import get_auth_from_url
 
 from cio_pipeline.http_body import read_body
 from cio_pipeline.http_errors import TooLongBody, Trouble, trouble_of
+from cio_pipeline.http_session import Bearer, new_session
 
 __all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
 
@@ -54,33 +53,6 @@ class Unusable(Unavailable):
 
 class TooLong(Unavailable):
     """The answer was longer than it may be: asking again would not help."""
-
-
-class Bearer(AuthBase):
-    """A bearer token for each request of a session."""
-
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """The request with the token."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-def new_session(auth: AuthBase | None = None, url: str | None = None) -> requests.Session:
-    """A session with the proxies and the CA that the environment names, as requests reads them, but without `.netrc`.
-
-    requests would take credentials from there where a session has none of its own: without `auth`, a session has those of
-    each URL, or none. With a URL, the session is for that one alone, and the environment is read now, instead of before each
-    request.
-    """
-    session = requests.Session()
-    session.auth = auth or _login_of_the_url
-    if url is not None:
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        session.proxies, session.verify, session.trust_env = found["proxies"], found["verify"], False
-    return session
 
 
 @dataclass(frozen=True)
@@ -233,11 +205,6 @@ def _host(url: str) -> str:
 
 def _too_slow(seconds: float) -> Trouble:
     return Trouble(f"its answer did not come to an end in {seconds:.0f} s")
-
-
-def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    user, password = get_auth_from_url(request.url or "")
-    return HTTPBasicAuth(user, password)(request) if user or password else request
 
 
 def _backoff(attempt: int) -> float:
