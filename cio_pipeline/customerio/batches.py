@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 from zlib import crc32
 
 import numpy as np
@@ -25,8 +25,7 @@ and a small day needs but one."""
 TEXT, BYTES = pa.large_string(), pa.large_binary()
 
 
-@dataclass(frozen=True)
-class Item:
+class Item(NamedTuple):
     """One operation to send.
 
     name: the event's id, or `customer_item`; key: whose it is; call: `batch`, or `event` for the v1 call; state: what the

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
@@ -141,11 +141,11 @@ def _upsert(upsert: Item, consent: bool, known: Known, made: Plan, options: Deli
     is_new = not standing and upsert.key not in made.latest
     newest = max(made.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *standing.values()]))
     made.latest[upsert.key] = newest
-    upsert = replace(upsert, is_new=is_new, is_personless=is_new and upsert.is_personless)
+    upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
     if operation is None and len(current) == len(state) and newest == own:
         return upsert
     operation = operation or read_object(upsert.operation.decode())
-    return replace(upsert, operation=_with(operation, current, newest), state=pack(current))
+    return upsert._replace(operation=_with(operation, current, newest), state=pack(current))
 
 
 def _without_consent(
