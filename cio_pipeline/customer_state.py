@@ -20,16 +20,26 @@ HEAD, RECORD = TIME + COUNT, NAME + VALUE
 
 
 CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
-ULID, ULID_BYTES, DIGIT_BITS = 26, 16, 5
+ULID, ULID_BYTES, DIGIT_BITS, HALF = 26, 16, 5, 13
+PLACES = np.uint64(1) << np.arange(DIGIT_BITS * (HALF - 1), -1, -DIGIT_BITS, dtype=np.uint64)
+"""What each of a number's last 13 digits counts."""
+
 DIGITS = np.zeros(256, dtype=np.uint8)
 DIGITS[np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)] = np.arange(len(CROCKFORD), dtype=np.uint8)
 
 
 def pack_ids(ulids: list[str]) -> Any:
     """The 128 bits of each ULID: a numpy array of 16-byte strings, in the order given."""
-    digits = DIGITS[np.frombuffer("".join(ulids).encode(), dtype=np.uint8)].reshape(len(ulids), ULID, 1)
-    bits = np.unpackbits(digits, axis=2)[:, :, 8 - DIGIT_BITS :].reshape(len(ulids), ULID * DIGIT_BITS)
-    return np.packbits(bits[:, -8 * ULID_BYTES :], axis=1).view(f"S{ULID_BYTES}").reshape(len(ulids))
+    digits = DIGITS[np.frombuffer("".join(ulids).encode(), dtype=np.uint8)].reshape(len(ulids), ULID).astype(np.uint64)
+    first = digits[:, :HALF] @ PLACES * np.uint64(2) + (digits[:, HALF] >> np.uint64(DIGIT_BITS - 1))
+    last = digits[:, HALF:] @ PLACES  # of the digit in the middle, all bits but the lowest four pass 64 bits and are lost
+    return np.stack([first, last], axis=1).astype(">u8").view(f"S{ULID_BYTES}").reshape(len(ulids))
+
+
+def id_halves(packed: Any) -> tuple[Any, Any]:
+    """The first and the last 64 bits of ids that `pack_ids` packed, as numbers, which are quicker to sort and to compare."""
+    halves = np.ascontiguousarray(packed).view(">u8").reshape(len(packed), 2)
+    return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
 
 
 def customer_id(key: str) -> bytes:

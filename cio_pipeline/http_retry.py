@@ -5,28 +5,27 @@ Nothing that is raised here quotes a header, a URL or a body, nor does what it w
 
 from __future__ import annotations
 
-import itertools
 import logging
 import queue
 import random
 import re
 import threading
 import time
-import zlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from typing import IO, Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.auth import AuthBase, HTTPBasicAuth
-from requests.utils import get_auth_from_url
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_errors import TooLongBody, Trouble, UnusableBody, trouble_of
+from cio_pipeline.http_body import read_body
+from cio_pipeline.http_errors import TooLongBody, Trouble, trouble_of
+from cio_pipeline.http_session import Bearer, new_session
 
 __all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
 
@@ -40,14 +39,12 @@ MOST_BYTES = 256 << 20
 ANSWER_SECONDS = 600.0
 """The most that an answer may have, unpacked, and the longest that a request may take to the last byte of its answer."""
 
-BLOCK_BYTES = 1 << 16
-GZIP_OR_ZLIB = 47
-"""zlib's number for either."""
+logger = logging.getLogger(__name__)
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
 """It warns of headers that it cannot read by quoting them, with the URL; what is wrong is said here."""
 
-Rest = Callable[[float, bool], object]
+Pause = Callable[[float, bool], object]
 
 
 class Unavailable(PipelineError):
@@ -62,27 +59,50 @@ class TooLong(Unavailable):
     """The answer was longer than it may be: asking again would not help."""
 
 
-class Bearer(AuthBase):
-    """A bearer token for each request of a session."""
+@dataclass(frozen=True)
+class Failure:
+    """A try that gave no usable answer: why, what to raise if it was the last, and the seconds that the answer asks to wait.
 
-    def __init__(self, token: str) -> None:
-        self._token = token
-
-    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """The request with the token."""
-        request.headers["Authorization"] = f"Bearer {self._token}"
-        return request
-
-
-def new_session(auth: AuthBase | None = None) -> requests.Session:
-    """A session with the proxies and the CA that the environment names, as requests reads them, but without `.netrc`.
-
-    requests would take credentials from there where a session has none of its own: without `auth`, a session has those of
-    each URL, or none.
+    is_busy: it is no failed try while there is patience left.
     """
-    session = requests.Session()
-    session.auth = auth or _login_of_the_url
-    return session
+
+    trouble: Trouble
+    error: type[Unavailable] = Unavailable
+    retry_after: float | None = None
+    is_busy: bool = False
+
+
+class Tries:
+    """The tries of a request so far, and how many of them have failed of what."""
+
+    def __init__(self, where: str, tries: int, patience: float) -> None:
+        """where: the service and its host, for the error; the others as in `send`."""
+        self._where, self._tries, self._patience = where, tries, patience
+        self._made, self._waited, self._kinds = 0, 0.0, Counter[str]()
+        self.failed = 0
+
+    def wait_after(self, failure: Failure) -> float:
+        """The seconds to wait before the next try. Raises the failure's error where there shall be none."""
+        self._made += 1
+        wait = failure.retry_after or _backoff(self._made)
+        if failure.is_busy:
+            self._waited += wait
+        else:
+            self.failed += 1
+        self._kinds[failure.trouble.words] += 1
+        if (
+            self.failed == self._tries
+            or self._waited > self._patience
+            or self._kinds[failure.trouble.words] == failure.trouble.tries
+        ):
+            raise failure.error(self._sentence(failure))
+        return wait
+
+    def _sentence(self, failure: Failure) -> str:
+        tried = f"{self._made} {'try' if self._made == 1 else 'tries'}"
+        what = "gave no usable answer" if failure.error is Unusable else "could not be reached"
+        end = "" if failure.trouble.words.endswith("?") else "."
+        return f"{self._where} {what} in {tried}: {failure.trouble.words}{end}"
 
 
 def send(
@@ -95,8 +115,8 @@ def send(
     tries: int,
     patience: float = 0,
     before_each: Callable[[], None] = lambda: None,
-    rest: Rest = lambda seconds, _: time.sleep(seconds),
-    say: Callable[[str], None] = lambda _: None,
+    pause: Pause = lambda seconds, _: time.sleep(seconds),
+    say: Callable[[str], None] = logger.info,
     fault_in: Callable[[requests.Response], Trouble | None] = lambda _: None,
     into: IO[bytes] | None = None,
     most_bytes: int = MOST_BYTES,
@@ -111,36 +131,38 @@ def send(
 
     Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
-    a wait of ten seconds or more. `rest` does the waiting: it is given the seconds, and whether the trouble is the whole
+    a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the trouble is the whole
     service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting.
     """
-    failed, waited, kinds = 0, 0.0, Counter[str]()
+    so_far = Tries(f"{service} ({_host(url)})", tries, patience)
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}
-    for attempt in itertools.count(1):
+    while True:
         before_each()
         answer = _ask(session, method, url, service, into, most_bytes, seconds, request)
-        wrong, asked, is_busy = Unavailable, None, False
         if isinstance(answer, Trouble):
-            trouble = answer
-        elif answer.status_code in retried:
-            trouble, asked = Trouble(f"it answered {answer.status_code}"), _retry_after(answer.headers)
-            is_busy = answer.status_code == 429 and patience > 0
-        elif (fault := fault_in(answer)) is not None:
-            trouble, asked, wrong = fault, _retry_after(answer.headers), Unusable
+            failure = Failure(answer)
+        elif (found := _failure(answer, retried, patience > 0, fault_in)) is not None:
+            failure = found
         else:
             return answer
-        wait = asked or _backoff(attempt)
-        waited, failed = (waited + wait, failed) if is_busy else (waited, failed + 1)
-        kinds[trouble.words] += 1
-        if failed == tries or waited > patience or kinds[trouble.words] == trouble.tries:
-            tried = f"{attempt} {'try' if attempt == 1 else 'tries'}"
-            failure = "gave no usable answer" if wrong is Unusable else "could not be reached"
-            end = "" if trouble.words.endswith("?") else "."
-            raise wrong(f"{service} ({_host(url)}) {failure} in {tried}: {trouble.words}{end}")
+        wait = so_far.wait_after(failure)
         if wait >= 10:
-            say(f"{service}: {trouble.words}; trying again in {wait:.0f} s.")
-        rest(wait, asked is not None or failed >= FAILURES_OF_THE_SERVICE)
-    raise AssertionError
+            say(f"{service}: {failure.trouble.words}; trying again in {wait:.0f} s.")
+        pause(wait, failure.retry_after is not None or so_far.failed >= FAILURES_OF_THE_SERVICE)
+
+
+def _failure(
+    answer: requests.Response,
+    retried: Collection[int],
+    is_patient: bool,
+    fault_in: Callable[[requests.Response], Trouble | None],
+) -> Failure | None:
+    """What keeps this from being an answer, if anything does."""
+    if answer.status_code in retried:
+        is_busy = answer.status_code == 429 and is_patient
+        return Failure(Trouble(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_busy)
+    fault = fault_in(answer)
+    return None if fault is None else Failure(fault, Unusable, _retry_after(answer.headers))
 
 
 def _ask(
@@ -161,7 +183,7 @@ def _ask(
         try:
             response = session.request(method, url, allow_redirects=False, stream=True, **request)
             with closing(response):
-                _read(response, into, most_bytes, end)
+                read_body(response, into, most_bytes, end)
             answers.put(response)
         except Exception as error:
             answers.put(error)
@@ -178,58 +200,6 @@ def _ask(
     return trouble_of(answer, service)
 
 
-def _read(response: requests.Response, into: IO[bytes] | None, most_bytes: int, end: float) -> None:
-    """Reads the body into the response or the file. Raises `UnusableBody`, and what urllib3 and the socket raise."""
-    file = into if response.status_code == 200 else None
-    if file is not None:
-        file.seek(0)
-        file.truncate()
-    content, length = bytearray(), 0
-    for block in _unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
-        length += len(block)
-        if length > most_bytes:
-            raise TooLongBody(f"its answer is over {most_bytes:,} bytes")
-        if file is None:
-            content += block
-        else:
-            file.write(block)
-    if file is not None:
-        file.flush()
-    response._content, response._content_consumed = bytes(content), True  # type: ignore[attr-defined]
-
-
-def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
-    """What has come, as it comes, until there is no more; nothing is given after `end`."""
-    while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
-        if time.monotonic() > end:
-            raise UnusableBody("its answer did not come to an end in time")
-        yield block
-
-
-def _unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """What was packed, in blocks that are small however much it is: urllib3 gives as much as a block unpacks to."""
-    if encoding in ("", "identity"):
-        yield from blocks
-        return
-    if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnusableBody("it answered in an encoding that it was not asked for")
-    unpack, is_whole = zlib.decompressobj(GZIP_OR_ZLIB), True
-    try:
-        for given in blocks:
-            block = given
-            while block:
-                yield unpack.decompress(block, BLOCK_BYTES)
-                is_whole, block = unpack.eof, unpack.unused_data or unpack.unconsumed_tail
-                if unpack.eof:
-                    unpack = zlib.decompressobj(GZIP_OR_ZLIB)
-        yield unpack.flush()
-        is_whole = is_whole or unpack.eof
-    except zlib.error:
-        is_whole = False
-    if not is_whole:
-        raise UnusableBody("its answer was packed, and cannot be unpacked")
-
-
 def _host(url: str) -> str:
     try:
         return urlsplit(url).hostname or "no host"
@@ -239,11 +209,6 @@ def _host(url: str) -> str:
 
 def _too_slow(seconds: float) -> Trouble:
     return Trouble(f"its answer did not come to an end in {seconds:.0f} s")
-
-
-def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
-    user, password = get_auth_from_url(request.url or "")
-    return HTTPBasicAuth(user, password)(request) if user or password else request
 
 
 def _backoff(attempt: int) -> float:

@@ -28,7 +28,7 @@ class Progress:
 
     def __init__(self, subject: str, done: str, total: int | None) -> None:
         self._subject, self._done, self._total, self._count = subject, done, total, 0
-        self._ended = threading.Event()
+        self._ended, self._counting = threading.Event(), threading.Lock()
 
     def __enter__(self) -> Progress:
         self._began = time.monotonic()
@@ -43,9 +43,10 @@ class Progress:
             self._log()
 
     def add(self, count: int) -> None:
-        """Adds what has been done since the last call."""
-        self._count += count
-        self._bar.update(count)
+        """Adds what has been done since the last call; any thread may."""
+        with self._counting:
+            self._count += count
+            self._bar.update(count)
 
     def rows_of(self, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
         """The same frames; their rows are added as they come."""

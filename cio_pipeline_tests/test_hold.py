@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
@@ -38,19 +38,19 @@ def held(product: Days, day: str, cut: int) -> Tables:
 def test_held_runs_and_then_a_whole_one_leave_what_one_whole_run_leaves(data: Draw) -> None:
     stream, chosen = data.draw(streams(data.draw(st.booleans(), "hostile"), seconds_apart=True)), data.draw(options)
     cuts = data.draw(st.lists(st.tuples(st.integers(0, stream.days), st.sampled_from(MOMENTS)), min_size=1, max_size=2), "cuts")
-    choices = Choices(allow_consent=chosen.allow_consent)
+    ordinary = DeliveryOptions(allow_consent=chosen.allow_consent)
     times = sorted(FIRST + day * DAY + moment for day, moment in cuts)
     with derived(stream, chosen, data) as product:
         workspace, ledger = Workspace(data.draw(st.booleans(), "by time")), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         for cut in times:
             before = expected([event for event in stream.events if event.at < cut], START, chosen)
             for day in days_of(stream):
-                deliver(day, shards(held(product, day, cut), day), ledger, workspace, choices=choices)
+                deliver(day, shards(held(product, day, cut), day), ledger, workspace, options=ordinary)
             assert exactly(workspace.people) == exactly(latest(before)), "nothing that only the held events bring"
             sent = [event["id"] for events in before.events.values() for event in events]
             assert sorted(workspace.event_ids) == sorted(sent)
         for day in days_of(stream):
-            deliver(day, shards(product.tables, day), ledger, workspace, choices=choices)
+            deliver(day, shards(product.tables, day), ledger, workspace, options=ordinary)
     wanted = expected(stream.events, START, chosen)
     assert exactly(workspace.people) == exactly(latest(wanted))
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)

@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from requests.auth import HTTPBasicAuth
 
+from cio_pipeline import http_body
 from cio_pipeline import http_retry as http
 from cio_pipeline.http_errors import Trouble, trouble_of
 from cio_pipeline_tests import raw_server
@@ -30,7 +31,7 @@ SECRET = "s3cret"
 
 
 def ask(url: str, session: requests.Session | None = None, tries: int = 2, **how: Any) -> requests.Response:
-    how = {"rest": lambda *_: None, "timeout": (5, 5), "retried": {503}, **how}
+    how = {"pause": lambda *_: None, "timeout": (5, 5), "retried": {503}, **how}
     return http.send(session or http.new_session(), "GET", url, service="Customer.io", tries=tries, **how)
 
 
@@ -91,14 +92,14 @@ def test_an_answer_without_an_end_is_left_at_its_limit(head: bytes) -> None:
 
 def test_an_answer_that_unpacks_to_very_much_is_left_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    unpacked = http._unpacked
+    unpacked = http_body.unpacked
 
     def noted(*of: Any) -> Any:
         for block in unpacked(*of):
             given.append(len(block))
             yield block
 
-    monkeypatch.setattr(http, "_unpacked", noted)
+    monkeypatch.setattr(http_body, "unpacked", noted)
     bomb = gzip.compress(bytes(200_000_000), 9)
     answer = raw_server.http(bomb, "200 OK", "Content-Encoding: gzip")
     with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.TooLong):

@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.ledger import Ledger
@@ -143,7 +143,7 @@ def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data
         workspace, ledger = Workspace(data.draw(st.booleans(), "by time")), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         for day in (*order, *data.draw(st.permutations(days_of(stream)), "then in the order")):
             shards = zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
-            deliver(day, shards, ledger, workspace, choices=Choices(allow_consent=chosen.allow_consent))
+            deliver(day, shards, ledger, workspace, options=DeliveryOptions(allow_consent=chosen.allow_consent))
     assert exactly(workspace.people) == exactly(latest(wanted))
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
 

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
@@ -119,7 +119,13 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
         assert listed.names == 1
         people = listed.tied(product.identities.tied, product.identities.everybody())
         for day in days_of(stream):
-            deliver(day, shards(product, day), ledger, workspace, choices=Choices(people, allow_consent=chosen.allow_consent))
+            deliver(
+                day,
+                shards(product, day),
+                ledger,
+                workspace,
+                options=DeliveryOptions(people, allow_consent=chosen.allow_consent),
+            )
     rest = {key: values for key, values in latest(wanted).items() if not is_theirs(key, persons)}
     assert exactly(workspace.people) == exactly(rest)
     sent = [event["id"] for day in wanted.events.values() for event in day if not is_theirs(event["key"], persons)]

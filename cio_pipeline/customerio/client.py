@@ -11,7 +11,7 @@ from urllib.parse import quote, urlsplit
 import requests
 from requests.auth import HTTPBasicAuth
 
-from cio_pipeline.customerio.rate_limit import Pace
+from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_retry import Trouble, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable, without_keys
@@ -65,22 +65,14 @@ class TrackClient:
     Only what the Track API answers counts: anything else is tried again, and `http.Unusable` at last.
     """
 
-    def __init__(
-        self,
-        url: str,
-        site_id: str,
-        api_key: str,
-        requests_per_second: float,
-        say: Callable[[str], None] = lambda _: None,
-    ) -> None:
+    def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
         self.url = url
         self.requests = 0
         self.bytes = 0
+        self.rate_limit = RateLimit(requests_per_second)
         self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind: a copy is ignored, by its id
-        self.pace = Pace(requests_per_second)
-        self._say = say
         self._keys = (api_key, site_id)
-        self._session = new_session(HTTPBasicAuth(site_id, api_key))
+        self._session = new_session(HTTPBasicAuth(site_id, api_key), url)
         self._session.headers["User-Agent"] = "cio_pipeline"
         self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
         self._counting = threading.Lock()
@@ -105,7 +97,7 @@ class TrackClient:
 
         Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.Unavailable`.
         """
-        errors = self._post(BATCH, b'{"batch":[' + b",".join(operations) + b"]}")
+        errors = self._post(BATCH, _body(operations))
         refused: dict[int, tuple[str, str]] = {}
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
@@ -180,7 +172,7 @@ class TrackClient:
         self, method: str, path: str, body: bytes | None, fault_in: Callable[[requests.Response], Trouble | None]
     ) -> requests.Response:
         def turn() -> None:
-            self.pace.wait()
+            self.rate_limit.wait()
             with self._counting:
                 self.requests += 1
                 self.bytes += len(body or b"")
@@ -193,8 +185,7 @@ class TrackClient:
             retried=RETRIED,
             tries=TRIES,
             before_each=turn,
-            rest=self.pace.rest,
-            say=self._say,
+            pause=self.rate_limit.pause,
             fault_in=fault_in,
             most_bytes=ANSWER_BYTES,
             seconds=ANSWER_SECONDS,
@@ -202,6 +193,14 @@ class TrackClient:
             headers={"Content-Type": "application/json"},
             timeout=TIMEOUT_SECONDS,
         )
+
+
+def _body(operations: list[bytes]) -> bytes:
+    """A batch. It may have half a megabyte, and is copied together but once."""
+    parts = list(operations)
+    parts[0] = b'{"batch":[' + parts[0]
+    parts[-1] += b"]}"
+    return b",".join(parts)
 
 
 def _fault_in_region(response: requests.Response) -> Trouble | None:

@@ -3,30 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter, deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cio_pipeline.customerio.batches import Item, lanes, pack, size
-from cio_pipeline.customerio.client import HARMLESS, TrackClient, UnnamedRefusal
-from cio_pipeline.customerio.plan import ORDINARY, TRIGGER_SECONDS, Choices, Known, Plan, Shards, chosen, plan, plan_again
-from cio_pipeline.customerio.rate_limit import Stopped
+from cio_pipeline.customerio.batches import MOST_LANES, Item, requests
+from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Known, Plan, plan, plan_again
 from cio_pipeline.customerio.sample import sample
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.customerio.sender import ONLY_PERSONLESS, Sender
+from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
-from cio_pipeline.rules.items import identifiers
+from cio_pipeline.progress import Progress
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
-HARMLESS_BETWEEN_TRIES = (2, 1, 3, 1, 2)
-"""Requests between the six tries of an item alone. No fault that comes and goes evenly hits just these, and one that comes by
-chance, whatever its odds, does so in less than one of 20,000 cases."""
-
-MANY_ALIKE = 10
-"""So many refused in the same words, and none of their kind accepted, is no accident of these."""
-
-ONLY_PERSONLESS = "new customers with nothing but personless events"
+SHARDS_AHEAD = 1
+"""So many shards are read and planned while the one before them is sent: that bounds the memory."""
 
 
 @dataclass
@@ -43,230 +37,109 @@ def deliver(
     shards: Shards,
     ledger: Ledger,
     client: TrackClient,
-    say: Callable[[str], None] = lambda _: None,
-    choices: Choices = ORDINARY,
+    options: DeliveryOptions = ORDINARY,
+    events: int | None = None,
 ) -> Report:
     """Sends what the ledger does not know yet of a day's (customers, events), shard by shard.
 
-    Raises what the client and the ledger raise (`NotDelivered`, `http.Unavailable`, `database.DatabaseError`) when it cannot
-    go on; all that was acknowledged by then is kept, and a rerun sends the rest.
+    events: how many the day has, for the log. Raises what the client and the ledger raise (`NotDelivered`, `http.Unavailable`,
+    `database.DatabaseError`) when it cannot go on; all that was acknowledged by then is kept, and a rerun sends the rest.
     """
     report, refused = Report(), ledger.refused(day)
-    for made in _plans(day, shards, ledger, refused, choices, report):
-        _carry_out(day, made, refused, ledger, client, report)
-        say(f"{day}: {report.counts['events sent']:,} events and {report.counts['customers sent']:,} customers sent so far.")
+    plans = _plans(day, shards, ledger, refused, options, report)
+    with Progress(day, "events delivered", events) as progress:
+        _send(day, plans, ledger, client, report, progress)
     return report
 
 
-def preview(day: str, shards: Shards, ledger: Ledger, choices: Choices, seen: set[str]) -> Report:
+def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
     """What `deliver` would send; nothing is sent or kept. `seen` has the days' new customers so far, and gets this one's."""
     report = Report()
-    for made in _plans(day, shards, ledger, ledger.refused(day), choices, report):
-        requests = [request for lane in lanes(made.items) for request in pack(lane)]
-        report.counts += Counter({"requests": len(requests), "bytes": sum(map(size, requests))})
-        report.counts += _customers_to_send(made.items, seen) + _events_to_send(made.items, report.event_names)
+    for made in _plans(day, shards, ledger, ledger.refused(day), options, report):
+        sizes = [request.size for lane in requests(made.upserts, made.events) for request in lane]
+        report.counts += Counter({"requests": len(sizes), "bytes": sum(sizes)})
+        report.counts += _customers_to_send(made.upserts, seen)
+        report.counts += _events_to_send(made.events.items(), report.event_names)
     return report
 
 
-def redeliver(day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, choices: Choices = ORDINARY) -> Report:
+def redeliver(
+    day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, options: DeliveryOptions = ORDINARY
+) -> Report:
     """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed.
 
     Raises as `deliver` does.
     """
-    known = Known(ledger.states({refusal.key for refusal in refused}), ledger.delivered(day), {})
-    made = plan_again(refused, known, choices)
-    report = Report(made.counts, sample=sample(made.items))
-    report.counts["refusals mended by newer data"] += len(made.settled)
-    _carry_out(day, made, {refusal.item: refusal for refusal in refused}, ledger, client, report)
+    by_item = {refusal.item: refusal for refusal in refused}
+    known = Known(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
+    made = plan_again(refused, known, options)
+    report = Report(made.counts, sample=sample(made))
+    report.counts["refusals mended by newer data"] += len(made.closed)
+    with Progress(day, "refused events sent again", len(made.events)) as progress:
+        _send(day, [made], ledger, client, report, progress)
     return report
 
 
 def _plans(
-    day: str,
-    shards: Shards,
-    ledger: Ledger,
-    refused: dict[str, Refusal],
-    choices: Choices,
-    report: Report,
+    day: str, shards: Shards, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
     """A plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
-    for customers, events in chosen(shards, choices, report.counts):
-        known = Known(ledger.states(customers["key"].unique()), delivered, refused)
-        made = plan(customers, events, known, choices)
+    for customers, events in to_deliver(shards, options, report.counts):
+        known = Known(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
+        made = plan(customers, events, known, options)
         report.counts += made.counts
-        report.sample = report.sample or sample(made.items)
+        report.sample = report.sample or sample(made)
         yield made
 
 
-def _customers_to_send(items: list[Item], seen: set[str]) -> Counter[str]:
-    upserts = [item for item in items if item.is_customer]
-    new = {item.key for item in upserts if item.is_new} - seen
-    changed = {item.key for item in upserts} - new
-    personless = new & {item.key for item in upserts if item.is_personless}
+def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
+    new = {upsert.key for upsert in upserts if upsert.is_new} - seen
+    changed = {upsert.key for upsert in upserts} - new
+    personless = new & {upsert.key for upsert in upserts if upsert.is_personless}
     seen |= new
     counts = {"upserts to send": len(upserts), "new customers": len(new), "changed customers": len(changed)}
     return Counter({**counts, ONLY_PERSONLESS: len(personless)})
 
 
-def _events_to_send(items: list[Item], event_names: Counter[str]) -> Counter[str]:
+def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
     since = time.time() - TRIGGER_SECONDS
-    for event in (read_object(item.operation.decode()) for item in items if not item.is_customer):
+    for event in (read_object(item.operation.decode()) for item in events):
         event_names[mask(event["name"])] += 1
         counts["events to send"] += 1
         counts["events that can trigger campaigns"] += event["timestamp"] > since
     return counts
 
 
-def _carry_out(day: str, made: Plan, refused: dict[str, Refusal], ledger: Ledger, client: TrackClient, report: Report) -> None:
-    """Notes what needs no sending, and sends the rest over the lanes. The first lane that fails stops the others."""
-    closed = [name for name in made.settled if name in refused]
-    if made.unsent or closed:
-        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=closed))
-    ways = [Lane(day, items, ledger, client) for items in lanes(made.items)]
-    client.pace.start()
-    with ThreadPoolExecutor(len(ways)) as threads:
+def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress) -> None:
+    """Sends each plan over its lanes while the next one is made. What fails first, wherever that is, stops everything else.
+
+    Lanes of different plans may go at once: they have no customer in common.
+    """
+    sent: deque[list[Future[Counter[str]]]] = deque()
+    client.rate_limit.start()
+    with ThreadPoolExecutor(MOST_LANES, "lane") as threads:
         try:
-            for done in [threads.submit(way.run) for way in ways]:
-                done.result()
+            for made in plans:
+                _note(day, made, ledger)
+                progress.add(made.counts["events delivered before"])
+                lanes = requests(made.upserts, made.events)
+                sent.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
+                while len(sent) > SHARDS_AHEAD:
+                    report.counts += _counts(sent.popleft())
+            while sent:
+                report.counts += _counts(sent.popleft())
         finally:
-            client.pace.stop()
-    report.counts += sum((way.counts for way in ways), Counter())
+            client.rate_limit.stop()
 
 
-class Lane:
-    """One line of requests, each answered and acknowledged before the next."""
-
-    def __init__(self, day: str, items: list[Item], ledger: Ledger, client: TrackClient) -> None:
-        self.counts: Counter[str] = Counter()
-        self._day, self._items, self._ledger, self._client = day, items, ledger, client
-        self._harmless = HARMLESS
-        self._unnamed: list[tuple[Item, UnnamedRefusal]] = []
-
-    def run(self) -> None:
-        """Sends the items, unless another lane has failed."""
-        try:
-            for request in pack(self._items):
-                self._settle(request)
-            self._settle_unnamed()
-        except Stopped:
-            return
-        except BaseException:
-            self._client.pace.stop()
-            raise
-
-    def _settle(self, items: list[Item]) -> None:
-        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
-
-        Raises `http.Unavailable` where it refuses all of them, and a harmless one, too.
-        """
-        try:
-            refused = self._post(items)
-        except UnnamedRefusal as why:
-            if len(items) == 1:
-                self._settle_alone(items[0], why)
-                return
-            middle = len(items) // 2
-            self._settle(items[:middle])
-            self._settle(items[middle:])
-        else:
-            if len(refused) == len(items):
-                self._client.try_harmless(self._harmless)
-            self._acknowledge(items, refused)
-
-    def _settle_alone(self, item: Item, why: UnnamedRefusal) -> None:
-        """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
-
-        By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
-        Customer.io refuses the harmless one, too: then it would refuse all.
-        """
-        for harmless in HARMLESS_BETWEEN_TRIES:
-            for _ in range(harmless):
-                self._client.try_harmless(self._harmless)
-            if (again := self._why_refused(item)) is None:
-                return
-            why = again
-        if not self._was_accepted(_kind(item)):
-            self._unnamed.append((item, why))
-            self._stop_where_refused_alike(item, why, MANY_ALIKE - 1)
-            return
-        if not item.is_customer:
-            self._client.try_harmless(*self._client.accepted[_kind(item)], "even an event that it has accepted before")
-            if (again := self._why_refused(item)) is None:
-                return
-            why = again
-        self._refuse(item, why)
-
-    def _was_accepted(self, kind: str) -> bool:
-        """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
-        return self._harmless is not HARMLESS if kind == "customer" else kind in self._client.accepted
-
-    def _settle_unnamed(self) -> None:
-        """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
-        for item, why in self._unnamed:
-            if self._was_accepted(_kind(item)):
-                self._settle_alone(item, why)
-            else:
-                self._stop_where_refused_alike(item, why, why.own_faults)
-                self._refuse(item, why)
-
-    def _stop_where_refused_alike(self, item: Item, why: UnnamedRefusal, own_faults: int) -> None:
-        """Raises `http.Unavailable` where more of the kind were refused in the same words than may be at fault themselves."""
-        kind, said = _kind(item), (why.reason, why.detail)
-        if sum(_kind(other) == kind and (its.reason, its.detail) == said for other, its in self._unnamed) > own_faults:
-            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
-
-    def _refuse(self, item: Item, why: UnnamedRefusal) -> None:
-        self._acknowledge([item], {0: (why.reason, why.detail)})
-
-    def _why_refused(self, item: Item) -> UnnamedRefusal | None:
-        """Sends the item alone; None where the answer settles it."""
-        try:
-            self._acknowledge([item], self._post([item]))
-        except UnnamedRefusal as unnamed:
-            return unnamed
-        return None
-
-    def _post(self, items: list[Item]) -> dict[int, tuple[str, str]]:
-        self._ledger.check_lock()
-        if (identifier := _identifier(items[0])) is not None:
-            self._client.event(identifier, items[0].operation)
-            return {}
-        return self._client.batch([item.operation for item in items])
-
-    def _acknowledge(self, items: list[Item], refused: dict[int, tuple[str, str]]) -> None:
-        accepted = [item for index, item in enumerate(items) if index not in refused]
-        customers = [item for item in accepted if item.is_customer]
-        answer = Acknowledgement(
-            event_ids=[item.name for item in accepted if not item.is_customer],
-            accepted=[item.name for item in accepted],
-            refused=[_refusal(items[index], *why) for index, why in refused.items()],
-        )
-        for item in customers:
-            self._harmless = item.operation  # sent once more, it changes nothing
-            answer.customers[item.key] = {**answer.customers.get(item.key, {}), **item.state}
-        self._ledger.acknowledge(self._day, answer)
-        self._client.accepted |= {_kind(item): (item.operation, _identifier(item)) for item in accepted if not item.is_customer}
-        self.counts["customers sent"] += len(customers)
-        self.counts["new customers"] += sum(item.is_new for item in customers)
-        self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in customers)
-        self.counts["events sent"] += len(answer.event_ids)
-        for refusal in answer.refused:
-            self.counts[f"refused: {refusal.reason}"] += 1
+def _note(day: str, made: Plan, ledger: Ledger) -> None:
+    """Keeps what needs no sending."""
+    if made.unsent or made.closed:
+        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=made.closed))
 
 
-def _kind(item: Item) -> str:
-    """What one item must have in common with another, so that the other's acceptance says something about it."""
-    return "customer" if item.is_customer else "event" if item.call == "batch" else "large event"
-
-
-def _identifier(item: Item) -> str | None:
-    """Whose it is, as the v1 call has it in its path; None for an item of a batch."""
-    [identifier] = identifiers(item.key).values()
-    return identifier if item.call == "event" else None
-
-
-def _refusal(item: Item, reason: str, detail: str) -> Refusal:
-    kind = "customer" if item.is_customer else "event"
-    return Refusal(item.name, kind, reason, detail, item.operation.decode(), item.key, item.call, item.state)
+def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:
+    """What the lanes have counted, when all are done. Raises what one has failed of."""
+    return sum((lane.result() for lane in lanes), Counter())

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import pack_ids
+from cio_pipeline.customerio.batches import values
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Choices, Shards, among, chosen
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among
+from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.state.ledger import Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
-
-CUSTOMER_COLUMNS, EVENT_COLUMNS = ["key", "part"], ["ulid", "key", "distinct_id", "timestamp"]
-"""What the frames need here; where there are refusals of the day or suppressed people, `operation` too."""
 
 
 @dataclass(frozen=True)
@@ -41,16 +43,18 @@ class Forecast:
         """How many there are: each once, on however many days."""
         return len(np.unique(np.concatenate(self.customers))) if self.customers else 0
 
-    def add_day(self, day: str, shards: Shards, ledger: Ledger, choices: Choices) -> None:
+    def add_day(self, day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> None:
         """Adds a day's shards: less what is suppressed, beyond the limit, delivered, or was refused as it is."""
-        refused = {} if choices.resend else {item: one.operation for item, one in ledger.refused(day).items()}
-        delivered = pack_ids([]) if choices.resend else ledger.delivered(day)
-        since = pd.Timestamp(time.time() - TRIGGER_SECONDS, unit="s", tz="UTC")
-        for customers, events in chosen(shards, choices, Counter()):
-            self._add_new(_less_refused(customers, _items(customers, refused), refused)["key"].unique().tolist(), ledger)
-            young = events[(events["timestamp"] > since).to_numpy(bool)]
-            young = young[~among(delivered, pack_ids(young["ulid"].tolist()))]
-            self.campaign_events += len(_less_refused(young, young["ulid"], refused))
+        refused = {} if options.resend else {item: one.operation for item, one in ledger.refused(day).items()}
+        delivered = pack_ids([]) if options.resend else ledger.delivered(day)
+        since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), pa.timestamp("us", "UTC"))
+        for customers, events in to_deliver(shards, options, Counter()):
+            keys = texts(_less_refused(customers, _upserts, refused), "key")
+            self._add_new(list(dict.fromkeys(keys)), ledger)
+            young = pc.greater(array(events["timestamp"]).cast(since.type), since).to_numpy(zero_copy_only=False)
+            if young.any():
+                unsent = _unsent(Kept(events, young), delivered)
+                self.campaign_events += len(_less_refused(unsent, _ids, refused))
 
     def add_refusals(self, refused: list[Refusal], ledger: Ledger) -> None:
         """Adds what was refused, and is to be sent again: an event alone makes a customer, too."""
@@ -76,24 +80,30 @@ class Forecast:
         self.customers.append(pd.util.hash_array(np.array(new, dtype=object), categorize=False))
 
 
-def unsent_events(day: str, shards: Shards, ledger: Ledger, choices: Choices) -> int:
+def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> int:
     """How many events of a day are still to be sent, but for whom is suppressed."""
-    delivered = pack_ids([]) if choices.resend else ledger.delivered(day)
-    ordinary = Choices(choices.suppressed)
-    return sum(
-        int((~among(delivered, pack_ids(events["ulid"].tolist()))).sum()) for _, events in chosen(shards, ordinary, Counter())
-    )
+    delivered = pack_ids([]) if options.resend else ledger.delivered(day)
+    ordinary = DeliveryOptions(options.suppressed)
+    return sum(len(_unsent(events, delivered)) for _, events in to_deliver(shards, ordinary, Counter()))
 
 
-def _items(customers: pd.DataFrame, refused: dict[str, str]) -> list[str]:
-    """What the upserts are called among the refusals, where there are any."""
-    if not refused:
-        return []
-    return [customer_item(key, part) for key, part in zip(customers["key"], customers["part"], strict=True)]
+def _unsent(events: Columns, delivered: Any) -> Columns:
+    return Kept(events, ~among(delivered, pack_ids(_ids(events))))
 
 
-def _less_refused(rows: pd.DataFrame, items: Any, refused: dict[str, str]) -> pd.DataFrame:
-    """The rows whose items were not refused as they are."""
+def _upserts(customers: Columns) -> list[str]:
+    """What the upserts are called among the refusals."""
+    parts = values(array(customers["part"]))
+    return [customer_item(key, part) for key, part in zip(texts(customers, "key"), parts, strict=True)]
+
+
+def _ids(events: Columns) -> list[str]:
+    return texts(events, "ulid")
+
+
+def _less_refused(rows: Columns, items: Callable[[Columns], list[str]], refused: dict[str, str]) -> Columns:
+    """The rows but for those that were refused as they are; `items` gives what rows are called among the refusals."""
     if not refused:
         return rows
-    return rows[[refused.get(item) != operation for item, operation in zip(items, rows["operation"], strict=True)]]
+    pairs = zip(items(rows), texts(rows, "operation"), strict=True)
+    return Kept(rows, np.fromiter((refused.get(item) != operation for item, operation in pairs), bool, len(rows)))

@@ -3,120 +3,82 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
-import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import State, name_hash, pack_ids, unpack, value_hash
-from cio_pipeline.customerio.batches import Item
-from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.customer_state import State, id_halves, name_hash, pack, pack_ids, state_time, unpack, value_hash
+from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, values
+from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
-from cio_pipeline.rules.consent import AllowConsent, consents
+from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.state.ledger import Refusal
 from cio_pipeline.state.ledger_tables import customer_item
-
-
-@dataclass(frozen=True)
-class Choices:
-    """How a delivery departs from the ordinary one.
-
-    suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
-    first so many customers of the day, with their events; allow_consent: R19, for what was
-    made under another setting.
-    """
-
-    suppressed: Suppressed = field(default_factory=Suppressed)
-    resend: bool = False
-    limit: int | None = None
-    allow_consent: AllowConsent = "unsubscribe"
-
-
-ORDINARY = Choices()
 
 TRIGGER_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""
 
-Shards = Iterable[tuple[pd.DataFrame, pd.DataFrame]]
-"""A day's customers and events. A customer and their events are in one shard, so that each is known by what the other tells."""
-
 
 @dataclass(frozen=True)
 class Known:
-    """What the ledger knows: the states of these customers, the day's delivered events, and its refusals by item."""
+    """What the ledger knows: the packed states of these customers, by key; the ids of the day's delivered events, as
+    `Ledger.delivered` gives them; and the day's refusals, by item."""
 
-    states: dict[str, State]
+    states: Mapping[str, bytes]
     delivered: Any
     refused: dict[str, Refusal]
 
 
 @dataclass
 class Plan:
-    """Items to send; states to note and refusals to close without sending; a count of what needs no sending, by reason; and
-    the latest time of the upserts to send, by key (Unix seconds)."""
+    """Upserts and events to send; packed states to note, by key, and refusals to close, by item, without sending; a count of
+    what needs no sending, by reason; and the latest time of each customer's upserts so far (Unix seconds)."""
 
-    items: list[Item] = field(default_factory=list)
-    unsent: dict[str, State] = field(default_factory=dict)
-    settled: list[str] = field(default_factory=list)
+    upserts: list[Item] = field(default_factory=list)
+    events: Events = field(default_factory=Events)
+    unsent: dict[str, bytes] = field(default_factory=dict)
+    closed: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     latest: dict[str, int] = field(default_factory=dict)
 
-
-def chosen(shards: Shards, choices: Choices, counts: Counter[str]) -> Shards:
-    """The shards without who is suppressed, and no more customers than the limit; counts what is left out."""
-    return _first(choices.limit, _without(choices.suppressed, shards, counts), counts)
-
-
-def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
-    for customers, events in shards:
-        keys = suppressed.keys(customers, events)
-        theirs, gone = customers["key"].isin(keys), events["key"].isin(keys)
-        counts["customers suppressed"] += len(keys)
-        counts["events suppressed"] += int(gone.sum())
-        yield customers[~theirs], events[~gone]
+    @property
+    def items(self) -> list[Item]:
+        """What is to be sent, each by itself."""
+        return self.upserts + self.events.items()
 
 
-def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
-    left = limit
-    for customers, events in shards:
-        if left is None:
-            yield customers, events
-            continue
-        keys, beyond = customers["key"].unique()[:left], customers["key"].unique()[left:]
-        left -= len(keys)
-        counts["customers beyond the limit"] += len(beyond)
-        counts["events beyond the limit"] += int(events["key"].isin(beyond).sum())
-        yield customers[customers["key"].isin(keys)], events[events["key"].isin(keys)]
+def plan(customers: Columns, events: Columns, known: Known, options: DeliveryOptions) -> Plan:
+    """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was.
 
-
-def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: Choices) -> Plan:
-    """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was."""
+    The columns of operations are not read where nothing is to be sent.
+    """
     made = Plan()
-    with_person = set(events.loc[~events["personless"].to_numpy(bool), "key"])
-    columns = (customers[name].tolist() for name in ("key", "part", "operation", "state"))
-    for key, part, operation, state in zip(*columns, strict=True):
-        upsert = Item(customer_item(key, part), key, operation.encode(), is_personless=key not in with_person)
-        times = {name: time for name, (_, time) in unpack(state).items()}
-        _plan_customer(upsert, times, known, made, choices)
-    made.items += _new_events(events, known, choices, made)
-    if not choices.resend:
-        made.items = list(_not_refused_before(made, known.refused))
+    _plan_customers(customers, events, known, options, made)
+    made.events = _new_events(events, known, options, made)
     return made
 
 
-def plan_again(refused: list[Refusal], known: Known, choices: Choices) -> Plan:
+def plan_again(refused: list[Refusal], known: Known, options: DeliveryOptions) -> Plan:
     """What Customer.io refused, less what has been set or delivered since, or R19 leaves out: upserts, then events by time."""
-    made = Plan()
+    made, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
-        item = Item(refusal.item, refusal.key, refusal.operation.encode(), call=refusal.call)
         if refusal.kind == "customer":
-            _plan_customer(item, {name: time for name, (_, time) in refusal.state.items()}, known, made, choices)
+            upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
+            consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
+            planned = _upsert(upsert, consent, known, made, options)
+            made.upserts += [] if planned is None else [planned]
         elif among(known.delivered, pack_ids([refusal.item]))[0]:
-            made.settled.append(item.name)
+            made.closed.append(refusal.item)
         else:
-            made.items.append(item)
+            events.append(refusal)
+    columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
+    ids, keys, operations = (pa.array(values, TEXT) for values in columns)
+    made.events = Events(ids, keys, operations.cast(BYTES), np.array([one.call == "event" for one in events], bool))
     return made
 
 
@@ -124,71 +86,147 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
     return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
-def _plan_customer(upsert: Item, times: dict[bytes, int], known: Known, made: Plan, choices: Choices) -> None:
+def _plan_customers(customers: Columns, events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> None:
+    """Of most customers the ledger knows nothing, or just what the table says: then no operation is parsed."""
+    keys, parts, states = texts(customers, "key"), _list(customers, "part", pa.int32()), _list(customers, "state", BYTES)
+    consents = _list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
+    in_parts = {key for key, part in zip(keys, parts, strict=True) if part}
+    with_person = _with_person(events)
+    operations = cache(lambda: _list(customers, "operation", BYTES))
+    for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
+        standing = known.states.get(key, b"")
+        if state == standing and not consent and not options.resend:
+            _nothing_new(customer_item(key, part) if known.refused else "", known, made)
+            continue
+        personless, operation = key not in with_person, operations()[row]
+        planned: Item | None = Item(customer_item(key, part), key, operation, "batch", state, True, personless)
+        if planned is not None and (standing or consent or key in in_parts):
+            planned = _upsert(planned, consent, known, made, options)
+        if planned is not None and not (known.refused and _is_refused_before(planned, known, options, made)):
+            made.upserts.append(planned)
+
+
+def _with_person(events: Columns) -> set[str]:
+    """The keys that have events which are not personless."""
+    personless = column(events, "personless", pa.bool_())
+    return set(column(events, "key").filter(pc.invert(personless)).unique().to_pylist())
+
+
+def _list(rows: Columns, name: str, kind: pa.DataType) -> Any:
+    return values(column(rows, name, kind))
+
+
+def _upsert(upsert: Item, consent: bool, known: Known, made: Plan, options: DeliveryOptions) -> Item | None:
     """R17: attributes that a later event has set are left out; nothing goes where nothing would change.
 
     An upsert has one time for all that it holds. It is as late as any that was sent for the customer before, for else
-    Customer.io might drop what it changes, or all of it.
+    Customer.io might drop what it changes, or all of it. `consent`: whether R19 has to be applied to it.
     """
-    operation = read_object(upsert.operation.decode())
-    attributes, unheard = consents(operation["attributes"], choices.allow_consent)
-    standing = known.states.get(upsert.key, {})
-    state = {name_hash(name): (value_hash(write(value)), times[name_hash(name)]) for name, value in attributes.items()}
+    standing, state = unpack(known.states.get(upsert.key, b"")), unpack(upsert.state)
+    own = max(time for _, time in state.values())
+    operation = read_object(upsert.operation.decode()) if consent else None
+    if operation is not None:
+        operation, state = _without_consent(operation, state, options, made)
     current = {name: entry for name, entry in state.items() if name not in standing or standing[name][1] <= entry[1]}
-    made.counts["attributes about consent left out (R19)"] += len(unheard)
     made.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
         made.counts["customers older than in Customer.io"] += 1
-        made.settled.append(upsert.name)
-    elif not choices.resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
-        made.counts["customers with nothing new"] += 1
-        made.settled.append(upsert.name)
-        if any(standing[name] != entry for name, entry in current.items()):
-            made.unsent[upsert.key] = {**made.unsent.get(upsert.key, {}), **current}
-    else:
-        kept = {name: value for name, value in attributes.items() if name_hash(name) in current}
-        newest = max(
-            made.latest.get(upsert.key, 0), *(times[name_hash(name)] for name in kept), *(time for _, time in standing.values())
-        )
-        if len(kept) == len(operation["attributes"]):
-            newest = max(newest, operation["timestamp"])
-        made.latest[upsert.key] = newest
-        text = _upsert(operation, kept, newest) or upsert.operation
-        is_new = upsert.key not in known.states and not (made.items and made.items[-1].key == upsert.key)
-        personless = is_new and upsert.is_personless
-        made.items.append(replace(upsert, operation=text, state=current, is_new=is_new, is_personless=personless))
-
-
-def _upsert(operation: dict[str, Any], kept: dict[str, Any], newest: int) -> bytes | None:
-    """The operation with the attributes that are kept and that time; None where it stays as it is."""
-    if len(kept) == len(operation["attributes"]) and newest == operation["timestamp"]:
+        _close(upsert.name, known, made)
         return None
-    return write({**operation, "timestamp": newest, "attributes": kept})
+    if not options.resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
+        _nothing_new(upsert.name, known, made)
+        if any(standing[name] != entry for name, entry in current.items()):
+            made.unsent[upsert.key] = made.unsent.get(upsert.key, b"") + pack(current)
+        return None
+    is_new = not standing and upsert.key not in made.latest
+    newest = max(made.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *standing.values()]))
+    made.latest[upsert.key] = newest
+    upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
+    if operation is None and len(current) == len(state) and newest == own:
+        return upsert
+    operation = operation or read_object(upsert.operation.decode())
+    return upsert._replace(operation=_with(operation, current, newest), state=pack(current))
 
 
-def _new_events(events: pd.DataFrame, known: Known, choices: Choices, made: Plan) -> Iterator[Item]:
-    if not choices.resend:
-        before = among(known.delivered, pack_ids(events["ulid"].tolist()))
-        made.settled += events.loc[before, "ulid"].tolist()
-        made.counts["events delivered before"] += int(before.sum())
-        events = events[~before]
-    columns = (events[name].tolist() for name in ("ulid", "key", "operation", "call"))
-    for event_id, key, operation, call in zip(*columns, strict=True):
-        yield Item(event_id, key, operation.encode(), call=call)
+def _without_consent(
+    operation: dict[str, Any], state: State, options: DeliveryOptions, made: Plan
+) -> tuple[dict[str, Any], State]:
+    """R19: an upsert that was made under another setting, with no more about consent than this one lets pass.
+
+    What passes under another name than it came by counts as set when the latest about consent was.
+    """
+    given = operation["attributes"]
+    latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
+    passed, left_out = consents(given, options.allow_consent)
+    made.counts["attributes about consent left out (R19)"] += len(left_out)
+    times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
+    return {**operation, "attributes": passed}, {
+        name_hash(name): (value_hash(write(value)), times[name]) for name, value in passed.items()
+    }
+
+
+def _with(operation: dict[str, Any], current: State, newest: int) -> bytes:
+    """The upsert with the attributes that are current, and that time."""
+    kept = {name: value for name, value in operation["attributes"].items() if name_hash(name) in current}
+    seconds = operation["timestamp"]
+    return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
+
+
+def _nothing_new(item: str, known: Known, made: Plan) -> None:
+    made.counts["customers with nothing new"] += 1
+    _close(item, known, made)
+
+
+def _close(item: str, known: Known, made: Plan) -> None:
+    if item in known.refused:
+        made.closed.append(item)
+
+
+def _is_refused_before(item: Item, known: Known, options: DeliveryOptions, made: Plan) -> bool:
+    """Whether Customer.io has refused just this operation."""
+    before = known.refused.get(item.name)
+    if options.resend or before is None or before.operation != item.operation.decode():
+        return False
+    made.counts[f"refused before: {before.reason}"] += 1
+    return True
+
+
+def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> Events:
+    """The events that are neither delivered nor refused as they are."""
+    ids = column(events, "ulid")
+    if options.resend:
+        return _all(events)
+    before = among(known.delivered, pack_ids(values(ids))) if len(known.delivered) else np.zeros(len(events), bool)
+    made.counts["events delivered before"] += int(before.sum())
+    if known.refused:
+        made.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]
+    if before.all():
+        return Events()
+    unsent = _all(events) if not before.any() else _all(events).take(np.flatnonzero(~before))
+    if not known.refused:
+        return unsent
+    kept = [not _is_refused_before(item, known, options, made) for item in unsent.items()]
+    return unsent.take(np.flatnonzero(kept))
+
+
+def _all(events: Columns) -> Events:
+    is_large = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
+    return Events(column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES), is_large)
 
 
 def among(delivered: Any, packed: Any) -> Any:
-    """Which of some packed ids are in a sorted array of them."""
+    """Which of some packed ids are among those that `Ledger.delivered` gives.
+
+    By the first 64 bits, and by all 128 where these are not enough.
+    """
     if not len(delivered):
         return np.zeros(len(packed), dtype=bool)
-    at = np.searchsorted(delivered, packed).clip(max=len(delivered) - 1)
-    return delivered[at] == packed
-
-
-def _not_refused_before(made: Plan, refused: dict[str, Refusal]) -> Iterator[Item]:
-    for item in made.items:
-        before = refused.get(item.name)
-        if before is not None and before.operation == item.operation.decode():
-            made.counts[f"refused before: {before.reason}"] += 1
-        else:
-            yield item
+    sorted_halves, halves = id_halves(delivered), id_halves(packed)
+    order = np.argsort(halves[0])  # one after another they are found quicker
+    at = np.empty(len(packed), int)
+    at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(delivered) - 1)
+    found = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
+    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~found)
+    at[unsure] = np.searchsorted(delivered, packed[unsure]).clip(max=len(delivered) - 1)
+    found[unsure] = delivered[at[unsure]] == packed[unsure]
+    return found

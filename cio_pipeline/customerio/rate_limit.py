@@ -1,4 +1,4 @@
-"""When the next request may go: one limit, one rest and one stop for all lanes."""
+"""When the next request may go: one limit, one pause and one stop for all lanes."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ class Stopped(Exception):
     """Another lane has failed, so nothing more is sent."""
 
 
-class Pace:
-    """At most so many requests a second over all threads that share it, and none while the service has a rest."""
+class RateLimit:
+    """At most so many requests a second over all threads that share it, and none while the service is left in peace."""
 
     def __init__(self, per_second: float) -> None:
         self._interval, self._next, self._lock = 1 / per_second, 0.0, threading.Lock()
@@ -20,14 +20,14 @@ class Pace:
     def wait(self) -> None:
         """Returns when the next request may go. Raises `Stopped` as soon as there shall be none."""
         while (seconds := self._take_turn()) > 0:
-            self._pause(seconds)
+            self._sleep(seconds)
 
-    def rest(self, seconds: float, everybody: bool) -> None:
+    def pause(self, seconds: float, everybody: bool) -> None:
         """Waits after a failure; where that concerns the whole service, nobody sends in that time."""
         if everybody:
             with self._lock:
                 self._next = max(self._next, monotonic() + seconds)
-        self._pause(seconds)
+        self._sleep(seconds)
 
     def stop(self) -> None:
         """Wakes up and stops everybody who waits or is going to."""
@@ -48,6 +48,6 @@ class Pace:
             self._next = now + self._interval
             return 0.0
 
-    def _pause(self, seconds: float) -> None:
+    def _sleep(self, seconds: float) -> None:
         if self._stopped.wait(seconds):
             raise Stopped

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime, timezone
-from itertools import chain, islice
+
+import numpy as np
 
 from cio_pipeline.customerio.batches import Item
+from cio_pipeline.customerio.plan import Plan
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 
@@ -22,11 +24,10 @@ def mask_key(key: str) -> str:
     return f"{kind} {value[: min(SHOWN_OF_ID, len(value) // 2)]}***"
 
 
-def sample(items: list[Item]) -> list[str]:
+def sample(made: Plan) -> list[str]:
     """A line for some of the customers and some of the events: whose they are, and the names of what they hold."""
-    customers = islice((item for item in items if item.is_customer), SAMPLE_ITEMS)
-    events = islice((item for item in items if not item.is_customer), SAMPLE_ITEMS)
-    return [_line(item) for item in chain(customers, events)]
+    events = made.events.take(np.arange(min(len(made.events), SAMPLE_ITEMS)))
+    return [_line(item) for item in made.upserts[:SAMPLE_ITEMS] + events.items()]
 
 
 def _line(item: Item) -> str:

@@ -7,8 +7,6 @@ from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import Any
 
-import pandas as pd
-
 from cio_pipeline.json_text import read_object
 from cio_pipeline.rules.values import is_email
 
@@ -49,14 +47,12 @@ class Suppressed:
         found = frozenset(tied(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
         return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})
 
-    def keys(self, customers: pd.DataFrame, events: pd.DataFrame) -> set[str]:
-        """The keys of a shard that are theirs: by the key itself, its upserts, or a distinct_id behind its events."""
-        if not self:
-            return set()
-        pairs = zip(customers["key"].tolist(), customers["operation"].tolist(), strict=True)
-        named = {key for key, operation in pairs if self.has_customer(key, operation)}
-        behind = events[["key", "distinct_id"]].drop_duplicates()
-        return named | set(behind.loc[list(map(self.has, behind["distinct_id"].tolist())), "key"])
+    def keys(self, keys: list[str], identifiers: list[Any], emails: list[Any], pairs: Iterable[tuple[str, str]]) -> set[str]:
+        """The keys of a shard that are theirs: by the key itself, the `identifier` or `email` of its upserts (None where they
+        have none), or a distinct_id behind its events, which `pairs` gives with their keys."""
+        given = zip(keys, identifiers, emails, strict=True)
+        named = {key for key, *texts in given if any(map(self.has, (key.partition(":")[2], *texts)))}
+        return named | {key for key, distinct_id in pairs if self.has(distinct_id)}
 
     def has_customer(self, key: str, operation: str) -> bool:
         """Whether the customer of an operation is among them: by the key, and of an upsert by `identifier` or `email`."""

@@ -113,7 +113,7 @@ def _download(url: str) -> bytes:
         service=SETTING,
         retried=PASSING,
         tries=TRIES,
-        rest=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS)),
+        pause=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS)),
         most_bytes=MOST_BYTES,
         seconds=MOST_SECONDS,
     )

@@ -1,19 +1,19 @@
 """What a run makes sure of before its first request: it misses no earlier day that it needs, and stays within its bounds."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 import dagster as dg
-import pandas as pd
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import CUSTOMER_COLUMNS, EVENT_COLUMNS, Bounds, Forecast
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.forecast import Bounds, Forecast
+from cio_pipeline.customerio.shards import DeliveryOptions, Shards
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline import learned_under
 from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
@@ -36,9 +36,9 @@ class Bounded(dg.Config):
 
     def bounds(self, store: Store, *, is_backfill: bool) -> Bounds:
         """The bounds of the run. That of young events concerns backfills."""
-        chosen, standing = (self.max_new_customers, self.max_campaign_events), store.bounds
-        customers = standing.new_customers if chosen[0] is None else chosen[0]
-        events = standing.campaign_events if chosen[1] is None else chosen[1]
+        customers, events = self.max_new_customers, self.max_campaign_events
+        customers = store.bounds.new_customers if customers is None else customers
+        events = store.bounds.campaign_events if events is None else events
         return Bounds(customers, events if is_backfill else None)
 
 
@@ -79,25 +79,19 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
 
 
-def refuse_too_much(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> None:
+def refuse_too_much(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds) -> None:
     """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
     rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
     if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
         return
     forecast = Forecast()
     for day, tables in to_send.items():
-        forecast.add_day(day, slim(store, tables, day, choices), store.ledger, choices)
+        forecast.add_day(day, shards(tables, day), store.ledger, options)
     forecast.refuse_beyond(bounds)
 
 
-def shards(
-    tables: Tables, day: str, customers: list[str] | None = None, events: list[str] | None = None
-) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
-    """The day's (customers, events), shard by shard; all columns or these."""
-    return zip(tables.read("customers", day, customers), tables.read("events", day, events), strict=True)
-
-
-def slim(store: Store, tables: Tables, day: str, choices: Choices) -> Iterable[tuple[pd.DataFrame, pd.DataFrame]]:
-    """No more of the day than it takes to count."""
-    more = ["operation"] if choices.suppressed or store.ledger.refused(day) else []
-    return shards(tables, day, CUSTOMER_COLUMNS + more, EVENT_COLUMNS + more)
+def shards(tables: Tables, day: str) -> Shards:
+    """The day's (customers, events), shard by shard. What is long or seldom needed is read when it is asked for."""
+    customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
+    events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
+    return zip(customers, events, strict=True)

@@ -11,9 +11,10 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import ONLY_PERSONLESS, Report, deliver, preview
+from cio_pipeline.customerio.delivery import Report, deliver, preview
 from cio_pipeline.customerio.forecast import Bounds, unsent_events
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.sender import ONLY_PERSONLESS
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import (
     Bounded,
@@ -22,7 +23,6 @@ from cio_pipeline.defs.before_delivery import (
     refuse_missing_days,
     refuse_too_much,
     shards,
-    slim,
 )
 from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
@@ -59,9 +59,9 @@ class Delivery(Bounded):
         " 72 hours can start campaigns.",
     )
 
-    def choices(self, suppressed: Suppressed, allow_consent: AllowConsent) -> Choices:
+    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
         """The same for the delivery, with what the settings say of whom and what must not be sent."""
-        return Choices(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
+        return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
     def held_from(self) -> datetime | None:
@@ -88,19 +88,21 @@ def upsert_to_customerio(
     with ExitStack() as stack:
         if not config.dry_run:
             stack.enter_context(one_at_a_time(store))
-        choices = config.choices(suppressed(customerio, store), store.options.allow_consent)
+        options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
-            yield from _looked_at(store, to_send, choices, bounds)
+            yield from _looked_at(store, to_send, options, bounds)
             return
         refuse_missing_days(store, keys)
-        refuse_too_much(store, to_send, choices, bounds)
+        refuse_too_much(store, to_send, options, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(day, shards(tables, day), store.ledger, customerio.client, logger.info, choices)
-            sent.counts[HELD] += _held(store, tables, day, choices)
+            sent = deliver(
+                day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
+            )
+            sent.counts[HELD] += _held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
-            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, choices)}
+            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
             context.add_asset_metadata(receipt, partition_key=day)
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
@@ -108,18 +110,18 @@ def upsert_to_customerio(
     yield dg.Output(None)
 
 
-def _looked_at(store: Store, to_send: Sent, choices: Choices, bounds: Bounds) -> Iterator[dg.AssetObservation]:
+def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds) -> Iterator[dg.AssetObservation]:
     """What a dry run sees of each day; what would stop the run is said."""
     try:
         refuse_missing_days(store, list(to_send))
-        refuse_too_much(store, to_send, choices, bounds)
+        refuse_too_much(store, to_send, options, bounds)
     except NotDelivered as trouble:
         logger.warning("If this were no dry run: %s", trouble)
     seen: set[str] = set()
     for day, tables in to_send.items():
-        shown = preview(day, shards(tables, day), store.ledger, choices, seen)
-        shown.counts[HELD] += _held(store, tables, day, choices)
-        outlook = {**_outlook(shown, store, day), **_in_all(store, day, choices)}
+        shown = preview(day, shards(tables, day), store.ledger, options, seen)
+        shown.counts[HELD] += _held(store, tables, day, options)
+        outlook = {**_outlook(shown, store, day), **_in_all(store, day, options)}
         yield dg.AssetObservation("customerio_delivery", partition=day, metadata=outlook)
 
 
@@ -133,11 +135,11 @@ def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | Non
     return anew
 
 
-def _held(store: Store, tables: Tables, day: str, choices: Choices) -> int:
+def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
     """How many events the whole day would still send and these tables do not."""
     if tables.root == store.tables.root:
         return 0
-    unsent = [unsent_events(day, slim(store, one, day, choices), store.ledger, choices) for one in (store.tables, tables)]
+    unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (store.tables, tables)]
     return max(0, unsent[0] - unsent[1])
 
 
@@ -145,7 +147,9 @@ def _held(store: Store, tables: Tables, day: str, choices: Choices) -> int:
 def one_at_a_time(store: Store) -> Iterator[None]:
     """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
     try:
-        with store.ledger.alone(lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")):
+        with store.ledger.hold_delivery_lock(
+            lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
+        ):
             yield
     except NotDelivered as trouble:
         raise dg.Failure(str(trouble), allow_retries=False) from trouble
@@ -192,12 +196,12 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
     }
 
 
-def _in_all(store: Store, day: str, choices: Choices) -> dict[str, int]:
+def _in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
     """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
     return {
         "events delivered in all": len(store.ledger.delivered(day)),
         "refused and open": len(store.ledger.refused(day)),
-        "people that the suppression list names": choices.suppressed.names,
+        "people that the suppression list names": options.suppressed.names,
     }
 
 

@@ -9,7 +9,7 @@ from pydantic import Field
 
 from cio_pipeline.customerio.delivery import redeliver
 from cio_pipeline.customerio.forecast import Forecast
-from cio_pipeline.customerio.plan import Choices
+from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
@@ -35,33 +35,33 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
     with one_at_a_time(store):
-        choices = Choices(suppressed(customerio, store), allow_consent=store.options.allow_consent)
-        chosen, forecast = _chosen(config, store), Forecast()
-        allowed = {day: _not_suppressed(refused, choices.suppressed, store, day) for day, refused in chosen.items()}
+        options = DeliveryOptions(suppressed(customerio, store), allow_consent=store.options.allow_consent)
+        to_send, forecast = _to_send(config, store), Forecast()
+        allowed = {day: _not_suppressed(refused, options.suppressed, store, day) for day, refused in to_send.items()}
         for refused in allowed.values():
             forecast.add_refusals(refused, store.ledger)
         forecast.refuse_beyond(config.bounds(store, is_backfill=True))
         for day, refused in allowed.items():
-            report = redeliver(day, refused, store.ledger, customerio.client, choices)
+            report = redeliver(day, refused, store.ledger, customerio.client, options)
             counts, lines = counts + report.counts, lines or report.sample
-            counts["refusals suppressed"] += len(chosen[day]) - len(refused)
+            counts["refusals suppressed"] += len(to_send[day]) - len(refused)
     receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
     still = sum(store.ledger.refused_by_reason().values())
     logger.info("%s; %s refused still, of all days.", in_one_line(receipt), f"{still:,}")
     context.add_output_metadata({**receipt, "refused still, of all days": still})
 
 
-def _chosen(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
+def _to_send(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
     """The refusals to send again, by day. Raises `dagster.Failure` where some are open, but none of those that are meant."""
-    chosen = store.ledger.refusals(config.partition, config.reason)
-    if not chosen and (others := store.ledger.refusals()):
+    meant = store.ledger.refusals(config.partition, config.reason)
+    if not meant and (others := store.ledger.refusals()):
         days = defaultdict[str, list[str]](list)
         for day, refused in others.items():
             for one in refused:
                 days[one.reason].append(day)
         still = "; ".join(f"{len(on)} for {reason} ({min(on)} to {max(on)})" for reason, on in days.items())
         raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
-    return chosen
+    return meant
 
 
 def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
@@ -69,7 +69,7 @@ def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
     if not listed:
         return refused
     written = store.tables.current("customers", day) is not None
-    keys = {key for shard in shards(store.tables, day) for key in listed.keys(*shard)} if written else set()
+    keys = {key for shard in shards(store.tables, day) for key in suppressed_keys(listed, *shard)} if written else set()
     return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 
 

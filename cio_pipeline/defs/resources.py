@@ -180,5 +180,4 @@ def track_client(settings: Settings) -> TrackClient:
         settings.customerio_site_id.get_secret_value(),
         settings.customerio_api_key.get_secret_value(),
         settings.requests_per_second,
-        logger.info,
     )

@@ -96,8 +96,7 @@ class Api:
                 retried={429} if may_be_too_big else RETRIED,
                 tries=tries,
                 patience=PATIENCE_SECONDS,
-                say=logger.info,
-                rest=lambda seconds, _: sleep(seconds),
+                pause=lambda seconds, _: sleep(seconds),
                 timeout=TIMEOUT_SECONDS,
                 **request,
             )

@@ -32,7 +32,7 @@ class LockLost(DatabaseError):
     """The lock went with its session or file while its holder was at work."""
 
 
-def alone(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[IsHeld]:
+def hold_delivery_lock(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[IsHeld]:
     """Runs the block while no other process runs such a block on the same database; it may wait for long.
 
     `waiting` is called once if it has to wait. The lock ends with the process, however that ends: PostgreSQL's belongs to a

@@ -19,10 +19,25 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.customer_state import State, customer_id, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, pack_ids, unpack
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
-from cio_pipeline.state.delivery_lock import IsHeld, LockLost, alone
-from cio_pipeline.state.ledger_tables import CHUNK, VERSION, customer_states, deliveries, delivery_lock, metadata, refusals
+from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
+from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
+
+_STATES = """
+    WITH RECURSIVE place(n) AS (SELECT 1 UNION ALL SELECT n + :size FROM place WHERE n + :size <= length(:customers))
+    SELECT customer, state FROM place CROSS JOIN customer_states WHERE customer = substr(:customers, n, :size)
+"""
+"""The states of customers whose ids, of `size` bytes each, are joined in one parameter: thousands of parameters are dear."""
+
+STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF customer_states")
+KEEP_STATE = sa.text(
+    "INSERT INTO customer_states (customer, state) VALUES (:customer, :state)"
+    " ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
+)
+HOLDER = sa.select(delivery_lock.c.holder).with_for_update(read=True)
+ANY_REFUSAL = sa.text("SELECT EXISTS (SELECT 1 FROM refusals)")
+KEEP_DELIVERED = sa.text("INSERT INTO deliveries (day, event_uuids) VALUES (:day, :event_uuids)")
 
 
 @dataclass(frozen=True)
@@ -46,10 +61,13 @@ class Refusal:
 
 @dataclass
 class Acknowledgement:
-    """What one answer of Customer.io settles: the events and the customers' attributes it took, the items taken and refused."""
+    """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
+
+    customers: by key, a state as `customer_state.pack` packs it, or several of different attributes, joined.
+    """
 
     event_ids: list[str] = field(default_factory=list)
-    customers: dict[str, State] = field(default_factory=dict)
+    customers: dict[str, bytes] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
 
@@ -66,13 +84,13 @@ class Ledger:
         self._engine.dispose()
 
     @contextmanager
-    def alone(self, waiting: Callable[[], None]) -> Iterator[None]:
+    def hold_delivery_lock(self, waiting: Callable[[], None]) -> Iterator[None]:
         """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds.
 
         The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `lock.LockLost`: the
         delivery that took the lock after this one has written its own name where this one's stood.
         """
-        with alone(self._engine, waiting) as is_held:
+        with hold_delivery_lock(self._engine, waiting) as is_held:
             holder = uuid.uuid4().hex
             row = {"id": 1, "holder": holder}
             with writing(self._engine) as transaction:
@@ -86,36 +104,42 @@ class Ledger:
                 self._lock = None
 
     def check_lock(self) -> None:
-        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock."""
+        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock.
+
+        Whoever has taken it since is left to `acknowledge` to find: nobody could while it is held.
+        """
         if self._lock is not None:
-            holder, is_held = self._lock
+            _, is_held = self._lock
             with reading(self._engine) as connection:
-                _check(connection.scalar(sa.select(delivery_lock.c.holder)) == holder and is_held(connection))
+                _check(is_held(connection))
 
     def delivered(self, day: str) -> Any:
         """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
         with reading(self._engine) as connection:
             packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
-            return np.unique(np.frombuffer(b"".join(packed), dtype="S16"))
+            ids = np.frombuffer(b"".join(packed), dtype="S16")
+        first, last = id_halves(ids)
+        order = np.lexsort((last, first))
+        again = (np.diff(first[order]) == 0) & (np.diff(last[order]) == 0)
+        return ids[order][np.append(np.ones(min(1, len(ids)), bool), ~again)]
 
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         """What Customer.io holds of these customers; one it has not heard of is missing."""
+        return {key: unpack(state) for key, state in self.packed_states(keys).items()}
+
+    def packed_states(self, keys: Iterable[str]) -> dict[str, bytes]:
+        """The same, as `customer_state.pack` packs it."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            return {
-                by_id[row.customer]: unpack(row.state)
-                for chunk in chunks(iter(by_id), CHUNK)
-                for row in connection.execute(sa.select(customer_states).where(customer_states.c.customer.in_(chunk)))
-            }
+            found = connection.execute(STATES, _joined(by_id))
+            return {by_id[customer]: state for customer, state in found}
 
     def unknown(self, keys: Iterable[str]) -> list[str]:
         """Those of the keys that Customer.io has acknowledged nothing of: to send them makes new customers."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
-            for chunk in chunks(iter(list(by_id)), CHUNK):
-                known = connection.execute(sa.select(customer_states.c.customer).where(customer_states.c.customer.in_(chunk)))
-                for customer in known.scalars():
-                    del by_id[customer]
+            for customer, _ in connection.execute(STATES, _joined(by_id)):
+                del by_id[customer]
         return list(by_id.values())
 
     def refused(self, day: str) -> dict[str, Refusal]:
@@ -144,45 +168,37 @@ class Ledger:
             return {row[0]: row[1] for row in connection.execute(counted)}
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
-        """Commits what one answer settled. A refusal is closed when its item is accepted, or newer data in its place.
+        """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.
 
         Raises `lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
         """
         with writing(self._engine) as transaction:
             self._check_lock(transaction)
             if answer.event_ids:
-                packed = pack_ids(answer.event_ids).tobytes()
-                transaction.execute(sa.insert(deliveries), {"day": day, "event_uuids": packed})
-            self._close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
-            self._keep_states(transaction, answer.customers)
+                transaction.execute(KEEP_DELIVERED, {"day": day, "event_uuids": pack_ids(answer.event_ids).tobytes()})
+            states = self._keep_states(transaction, answer.customers)
+            if transaction.scalar(ANY_REFUSAL):
+                _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
+                _close_superseded(transaction, states)
             self._keep_refused(transaction, day, answer.refused)
 
     def _check_lock(self, transaction: sa.Connection) -> None:
         """Keeps the row as it is until the transaction ends: who takes the lock next waits for that."""
         if self._lock is not None:
             holder, is_held = self._lock
-            standing = transaction.scalar(sa.select(delivery_lock.c.holder).with_for_update(read=True))
+            standing = transaction.scalar(HOLDER)
             _check(standing == holder and is_held(transaction))
 
-    def _keep_states(self, transaction: sa.Connection, customers: dict[str, State]) -> None:
-        """Merges into what stands there."""
-        for chunk in chunks(iter(customers.items()), CHUNK):
-            ids = {customer_id(key): state for key, state in chunk}
-            found = transaction.execute(sa.select(customer_states).where(customer_states.c.customer.in_(ids)).with_for_update())
-            standing = {row.customer: unpack(row.state) for row in found}
-            merged = {customer: merge(standing.get(customer, {}), state) for customer, state in ids.items()}
-            insert = self._insert(customer_states)
-            transaction.execute(
-                insert.on_conflict_do_update(index_elements=["customer"], set_={"state": insert.excluded.state}),
-                [{"customer": customer, "state": pack(state)} for customer, state in merged.items()],
-            )
-            _close_superseded(transaction, merged)
-
-    def _close_accepted(self, transaction: sa.Connection, day: str, settled: list[str]) -> None:
-        """An event is the same one on any day; an upsert is the day's."""
-        here_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
-        for chunk in chunks(iter(settled), CHUNK):
-            transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), here_or_event))
+    def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> dict[bytes, bytes]:
+        """Merges into what stands there; gives what then does, by customer."""
+        if not customers:
+            return {}
+        states = {customer_id(key): state for key, state in customers.items()}
+        standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
+        for customer, standing in transaction.execute(standing_states, _joined(states)).all():
+            states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
+        transaction.execute(KEEP_STATE, [{"customer": customer, "state": states[customer]} for customer in sorted(states)])
+        return states
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)
@@ -200,6 +216,11 @@ class Ledger:
         return insert
 
 
+def _joined(customers: Iterable[bytes]) -> dict[str, bytes | int]:
+    """The parameters of `STATES`."""
+    return {"customers": b"".join(sorted(customers)), "size": CUSTOMER}
+
+
 def _check(held: bool) -> None:
     if not held:
         raise LockLost(
@@ -208,10 +229,18 @@ def _check(held: bool) -> None:
         )
 
 
-def _close_superseded(transaction: sa.Connection, merged: dict[bytes, State]) -> None:
+def _close_accepted(transaction: sa.Connection, day: str, items: list[str]) -> None:
+    """An event is the same one on any day; an upsert is the day's."""
+    here_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
+    for chunk in chunks(iter(items), CHUNK):
+        transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), here_or_event))
+
+
+def _close_superseded(transaction: sa.Connection, states: dict[bytes, bytes]) -> None:
     """Closes refused upserts, of any day, all of whose attributes have been set since."""
     columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
-    found = transaction.execute(sa.select(*columns).where(refusals.c.customer.in_(merged), refusals.c.kind == "customer")).all()
-    for row in found:
-        if is_superseded(unpack(row.state), merged[row.customer]):
-            transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))
+    for chunk in chunks(iter(states), CHUNK):
+        found = transaction.execute(sa.select(*columns).where(refusals.c.customer.in_(chunk), refusals.c.kind == "customer"))
+        for row in found.all():
+            if is_superseded(unpack(row.state), unpack(states[row.customer])):
+                transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))

@@ -12,19 +12,30 @@ VERSION = SchemaVersion("ledger", 3)
 
 metadata = sa.MetaData()
 
+
+class Bytes(sa.LargeBinary):
+    """Bytes as they are: the drivers of both databases take and give them, and SQLAlchemy's own conversion is dear."""
+
+    def bind_processor(self, dialect: sa.Dialect) -> None:
+        """None is needed."""
+
+    def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
+        """None is needed."""
+
+
 deliveries = sa.Table(
     "deliveries",
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("day", sa.String(10), nullable=False, index=True),
-    sa.Column("event_uuids", sa.LargeBinary, nullable=False),
+    sa.Column("event_uuids", Bytes, nullable=False),
 )
 
 customer_states = sa.Table(
     "customer_states",
     metadata,
-    sa.Column("customer", sa.LargeBinary(CUSTOMER), primary_key=True),
-    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("customer", Bytes(CUSTOMER), primary_key=True),
+    sa.Column("state", Bytes, nullable=False),
 )
 
 refusals = sa.Table(
@@ -33,10 +44,10 @@ refusals = sa.Table(
     sa.Column("item", sa.String(50), primary_key=True),
     sa.Column("day", sa.String(10), primary_key=True, index=True),
     sa.Column("kind", sa.String(8), nullable=False),
-    sa.Column("customer", sa.LargeBinary(CUSTOMER), nullable=False, index=True),
+    sa.Column("customer", Bytes(CUSTOMER), nullable=False, index=True),
     sa.Column("key", Text, nullable=False),
     sa.Column("call", sa.String(8), nullable=False),
-    sa.Column("state", sa.LargeBinary, nullable=False),
+    sa.Column("state", Bytes, nullable=False),
     sa.Column("reason", Text, nullable=False),
     sa.Column("detail", Text, nullable=False),
     sa.Column("operation", sa.Text, nullable=False),

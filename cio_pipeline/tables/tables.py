@@ -123,6 +123,10 @@ class Tables:
             pa.default_memory_pool().release_unused()
             yield frame
 
+    def shard(self, table: str, partition: str, version: Version, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """One shard of a version. Raises `StorageError` where it is not as it was written."""
+        return self._arrow(table, partition, version, shard, columns=columns, use_threads=False)
+
     def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
         """The rows whose column `by`, by which the table was split and sorted, has one of the values: a frame a shard.
 
@@ -175,13 +179,16 @@ class Tables:
         return f"materialize {table} for {partition} again."
 
     def _read(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pd.DataFrame:
+        return self._arrow(table, partition, version, shard, **how).to_pandas()
+
+    def _arrow(self, table: str, partition: str, version: Version, shard: int, **how: Any) -> pa.Table:
         """A shard's rows, or some of them. Raises `StorageError` where the file is not as it was written."""
         again = self._remedy(table, partition)
         try:
             path = self._folder(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as file:
                 rows = pq.read_metadata(file).num_rows
-                frame = pq.read_table(file, **how).to_pandas()
+                found = pq.read_table(file, **how)
         except (OSError, pa.ArrowException) as error:
             raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from None
         if rows != version.shard_rows[shard]:
@@ -189,7 +196,7 @@ class Tables:
                 f"Shard {shard} of {table} of {partition} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were"
                 f" written: {again}"
             )
-        return frame
+        return found
 
     def _publish(self, folder: UPath, new: Pointer) -> None:
         """Points to the new version, notes when the one before it was replaced, and removes what nobody reads any more."""

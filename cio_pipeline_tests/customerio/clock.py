@@ -6,26 +6,26 @@ import threading
 
 import pytest
 
-from cio_pipeline.customerio import rate_limit as pace
+from cio_pipeline.customerio import rate_limit
 
 
 class Clock:
-    """The time of every `Pace`, and how long each rest after a failure was."""
+    """The time of every `RateLimit`, and how long each rest after a failure was."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.now, self.rests, self._lock = 0.0, list[float](), threading.Lock()
-        rest = pace.Pace.rest
+        pause = rate_limit.RateLimit.pause
 
-        def noted(paced: pace.Pace, seconds: float, everybody: bool) -> None:
+        def noted(paced: rate_limit.RateLimit, seconds: float, everybody: bool) -> None:
             self.rests.append(seconds)
-            rest(paced, seconds, everybody)
+            pause(paced, seconds, everybody)
 
-        def moved_on(paced: pace.Pace, seconds: float) -> None:
+        def moved_on(paced: rate_limit.RateLimit, seconds: float) -> None:
             if paced._stopped.is_set():
-                raise pace.Stopped
+                raise rate_limit.Stopped
             with self._lock:
                 self.now += seconds
 
-        monkeypatch.setattr(pace, "monotonic", lambda: self.now)
-        monkeypatch.setattr(pace.Pace, "rest", noted)
-        monkeypatch.setattr(pace.Pace, "_pause", moved_on)
+        monkeypatch.setattr(rate_limit, "monotonic", lambda: self.now)
+        monkeypatch.setattr(rate_limit.RateLimit, "pause", noted)
+        monkeypatch.setattr(rate_limit.RateLimit, "_sleep", moved_on)

@@ -11,12 +11,12 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.customer_state import name_hash
+from cio_pipeline.customer_state import name_hash, pack
 from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast
-from cio_pipeline.customerio.plan import ORDINARY, Choices
 from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
@@ -34,13 +34,13 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY, choices: Choices = ORDINARY) -> Report:
+def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY, options: DeliveryOptions = ORDINARY) -> Report:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    return deliver(day, [(made.customers, made.events)], ledger, client, choices=choices)
+    return deliver(day, [(made.customers, made.events)], ledger, client, options=options)
 
 
-def look(ledger: Ledger, made: Tables, choices: Choices = ORDINARY, seen: set[str] | None = None) -> Report:
-    return preview(DAY, [(made.customers, made.events)], ledger, choices, set() if seen is None else seen)
+def look(ledger: Ledger, made: Tables, options: DeliveryOptions = ORDINARY, seen: set[str] | None = None) -> Report:
+    return preview(DAY, [(made.customers, made.events)], ledger, options, set() if seen is None else seen)
 
 
 def again(workspace: Workspace, ledger: Ledger, day: str = DAY) -> Report:
@@ -112,18 +112,18 @@ def test_a_look_expects_what_was_refused_before_to_stay_so(workspace: Workspace,
 
 def test_the_limit_is_the_first_customers_with_their_events(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(*(event(f"e{n}", f"u{n % 5}") for n in range(20)))
-    choices = Choices(limit=2)
-    assert look(ledger, made, choices).counts["events to send"] == 8
-    send(workspace, ledger, made, choices=choices)
+    options = DeliveryOptions(limit=2)
+    assert look(ledger, made, options).counts["events to send"] == 8
+    send(workspace, ledger, made, options=options)
     assert people(workspace) == {"u0": 4, "u1": 4}
-    assert send(workspace, ledger, made, choices=choices).counts["events sent"] == 0
+    assert send(workspace, ledger, made, options=options).counts["events sent"] == 0
     assert send(workspace, ledger, made).counts["events sent"] == 12
 
 
 def test_the_limit_holds_over_shards(ledger: Ledger, workspace: Workspace) -> None:
     made = [tables(event("a", f"{shard}-{n}")) for shard in range(3) for n in range(1)]
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    report = deliver(DAY, [(one.customers, one.events) for one in made], ledger, client, choices=Choices(limit=2))
+    report = deliver(DAY, [(one.customers, one.events) for one in made], ledger, client, options=DeliveryOptions(limit=2))
     assert report.counts["customers sent"] == 2
 
 
@@ -132,7 +132,7 @@ def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(w
     send(workspace, ledger, older)
     newer = tables({**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"})
     send(workspace, ledger, newer, NEXT_DAY)
-    counts = send(workspace, ledger, older, choices=Choices(resend=True)).counts
+    counts = send(workspace, ledger, older, options=DeliveryOptions(resend=True)).counts
     assert (counts["customers sent"], counts["events sent"], counts["attributes newer in Customer.io"]) == (1, 1, 2)
     person = workspace.workspace.person("u1")
     assert person is not None
@@ -142,7 +142,7 @@ def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(w
 def test_a_forced_delivery_sends_what_was_refused(workspace: Workspace, ledger: Ledger) -> None:
     made = broken(tables(event("bad")), '"name":"bad"', '"name":""')
     send(workspace, ledger, made)
-    assert send(workspace, ledger, made, choices=Choices(resend=True)).counts["refused: required name"] == 1
+    assert send(workspace, ledger, made, options=DeliveryOptions(resend=True)).counts["refused: required name"] == 1
 
 
 def listing(*lines: str) -> Suppressed:
@@ -163,9 +163,9 @@ def test_nothing_of_the_suppressed_is_sent_and_it_is_counted(
     made = tables(
         event("a", "u1", set_={"email": "jane@example.com"}), event("b", "u1"), event("c", "u2"), identify_by_email=by_email
     )
-    choices = Choices(listing(line, "", "nobody"))
-    assert look(ledger, made, choices).counts["new customers"] == 1
-    counts = send(workspace, ledger, made, choices=choices).counts
+    options = DeliveryOptions(listing(line, "", "nobody"))
+    assert look(ledger, made, options).counts["new customers"] == 1
+    counts = send(workspace, ledger, made, options=options).counts
     assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
     assert people(workspace) == {"u2": 1}
     assert ledger.states(["id:u1", "email:jane@example.com"]) == {}
@@ -177,7 +177,7 @@ def test_a_suppressed_distinct_id_is_found_behind_an_email_that_it_shares(
 ) -> None:
     shared = {"email": "jane@example.com"}
     made = tables(event("a", "u1", set_=shared), event("b", "u2", set_=shared), event("c", "u3"), identify_by_email=True)
-    counts = send(workspace, ledger, made, choices=Choices(listing(line))).counts
+    counts = send(workspace, ledger, made, options=DeliveryOptions(listing(line))).counts
     assert (counts["customers suppressed"], counts["events suppressed"]) == (1, 2)
     assert people(workspace) == {"u3": 1}
 
@@ -247,12 +247,12 @@ def test_r19_what_was_made_or_refused_under_another_setting_subscribes_nobody_ag
     )
     answer = workspace.answer
     refuse_all(workspace, 413)
-    send(workspace, ledger, made, choices=Choices(allow_consent="Yes"))
+    send(workspace, ledger, made, options=DeliveryOptions(allow_consent="Yes"))
     workspace.answer = answer  # type: ignore[method-assign]
     shown = again(workspace, ledger)
     assert shown.counts["attributes about consent left out (R19)"] == 3
     assert ledger.refusals() == {}
-    send(workspace, ledger, made, choices=Choices(resend=True))
+    send(workspace, ledger, made, options=DeliveryOptions(resend=True))
     people = {person.identifiers["id"]: person.values for person in workspace.workspace.people()}
     assert people == {"u1": {"plan": "pro", "identifier": "u1"}, "u2": {"unsubscribed": True, "identifier": "u2"}}
 
@@ -260,7 +260,7 @@ def test_r19_what_was_made_or_refused_under_another_setting_subscribes_nobody_ag
 def test_a_refused_event_alone_counts_as_a_new_customer_until_its_customer_is_known(ledger: Ledger) -> None:
     body = '{"timestamp": 1772445600}'
     refused = [Refusal("1", "event", "invalid", "", body, "id:u1"), Refusal("2", "event", "invalid", "", body, "id:u2")]
-    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u2": {name_hash("plan"): (b"123456", 1)}}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u2": pack({name_hash("plan"): (b"123456", 1)})}))
     forecast = Forecast()
     forecast.add_refusals(refused, ledger)
     assert forecast.new_customers == 1
@@ -324,7 +324,7 @@ def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: 
 
     def run(day: str) -> None:
         ledger = Ledger(url)
-        with ledger.alone(lambda: waited.append(True)):
+        with ledger.hold_delivery_lock(lambda: waited.append(True)):
             deliver(day, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50))
 
     with customerio.serve(faults=noted) as workspace:

@@ -1,4 +1,4 @@
-"""The Track API's client: wrong settings are named, the region is checked, and one pace holds for everybody."""
+"""The Track API's client: wrong settings are named, the region is checked, and one rate limit holds for everybody."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import urllib3
 
 from cio_pipeline import http_retry as http
 from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
-from cio_pipeline.customerio.rate_limit import Pace, Stopped
+from cio_pipeline.customerio.rate_limit import RateLimit, Stopped
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline_tests.customerio.clock import Clock
 
@@ -116,12 +116,12 @@ def test_the_credentials_are_checked_by_one_request(workspace: customerio.Custom
     assert [(request.method, request.path) for request in workspace.requests] == [("GET", "/api/v1/accounts/region")]
 
 
-def test_the_pace_holds_over_threads() -> None:
-    pace, times, lock = Pace(200), list[float](), threading.Lock()
+def test_the_rate_limit_holds_over_threads() -> None:
+    limit, times, lock = RateLimit(200), list[float](), threading.Lock()
 
     def go() -> None:
         for _ in range(20):
-            pace.wait()
+            limit.wait()
             with lock:
                 times.append(time.monotonic())
 
@@ -133,37 +133,37 @@ def test_the_pace_holds_over_threads() -> None:
     assert max(times) - min(times) >= 79 / 200
 
 
-def test_a_rest_of_the_service_is_everybodys_and_one_of_a_connection_is_not() -> None:
-    pace = Pace(1000)
-    resting = threading.Thread(target=pace.rest, args=(0.3, True))
+def test_a_pause_of_the_service_is_everybodys_and_one_of_a_connection_is_not() -> None:
+    limit = RateLimit(1000)
+    resting = threading.Thread(target=limit.pause, args=(0.3, True))
     started = time.monotonic()
     resting.start()
     time.sleep(0.1)
-    pace.wait()
+    limit.wait()
     assert time.monotonic() - started >= 0.3
     resting.join()
-    resting = threading.Thread(target=pace.rest, args=(0.3, False))
+    resting = threading.Thread(target=limit.pause, args=(0.3, False))
     resting.start()
     started = time.monotonic()
-    pace.wait()
+    limit.wait()
     assert time.monotonic() - started < 0.2
     resting.join()
 
 
 def test_a_stop_wakes_up_who_waits() -> None:
-    pace = Pace(1000)
+    limit = RateLimit(1000)
     stopped: list[bool] = []
 
     def rest() -> None:
         try:
-            pace.rest(3600, True)
+            limit.pause(3600, True)
         except Stopped:
             stopped.append(True)
 
     resting = threading.Thread(target=rest)
     resting.start()
-    pace.stop()
+    limit.stop()
     resting.join(10)
     assert stopped == [True]
     with pytest.raises(Stopped):
-        pace.wait()
+        limit.wait()

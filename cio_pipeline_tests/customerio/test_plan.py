@@ -7,13 +7,17 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from cio_pipeline.customer_state import State, pack_ids
+from cio_pipeline.customer_state import State, name_hash, pack, pack_ids, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import ORDINARY, Choices, Known, chosen, plan, plan_again
+from cio_pipeline.customerio.plan import Known, among, plan, plan_again
+from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
@@ -33,10 +37,11 @@ def planned(
     states: Mapping[str, State] | None = None,
     delivered: Any = (),
     refused: tuple[Refusal, ...] = (),
-    **choices: Any,
+    **options: Any,
 ) -> Any:
-    known = Known(dict(states or {}), pack_ids(list(delivered)), {one.item: one for one in refused})
-    return plan(made.customers, made.events, known, Choices(**choices))
+    packed = {key: pack(state) for key, state in (states or {}).items()}
+    known = Known(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
+    return plan(made.customers, made.events, known, DeliveryOptions(**options))
 
 
 def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
@@ -45,12 +50,13 @@ def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
     assert [item.is_customer for item in planned(made, refused=(refusal(made, "{}"),)).items] == [True, False]
 
 
-def test_an_event_that_is_delivered_is_settled_in_a_day_and_among_refusals() -> None:
+def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     made = tables(event())
     [ulid] = made.events["ulid"]
-    assert planned(made, delivered=(ulid,)).settled == [ulid]
-    again = plan_again([refusal(made)], Known({}, pack_ids([ulid]), {}), ORDINARY)
-    assert (again.items, again.settled) == ([], [ulid])
+    refused = refusal(made)
+    assert planned(made, delivered=(ulid,), refused=(refused,)).closed == [ulid]
+    again = plan_again([refused], Known({}, pack_ids([ulid]), {ulid: refused}), ORDINARY)
+    assert (again.items, again.closed) == ([], [ulid])
 
 
 def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
@@ -86,9 +92,9 @@ def test_what_was_refused_goes_out_upserts_before_events() -> None:
 def test_the_limit_counts_whom_is_left_after_the_suppressed_and_what_is_beyond_it() -> None:
     made = tables(event("a"), event("b", "u2"), event("c", "u3"), event("d", "u3"))
     counts = Counter[str]()
-    choices = Choices(Suppressed(frozenset({"u1"})), limit=1)
-    [(customers, events)] = chosen([(made.customers, made.events)], choices, counts)
-    assert (customers["key"].tolist(), events["name"].tolist()) == (["id:u2"], ["b"])
+    options = DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)
+    [(customers, events)] = to_deliver([(made.customers, made.events)], options, counts)
+    assert (texts(customers, "key"), texts(events, "name")) == (["id:u2"], ["b"])
     assert counts == {
         "customers suppressed": 1,
         "events suppressed": 1,
@@ -106,11 +112,11 @@ def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:
     return event(name, who, at=str(pd.Timestamp.now(tz="UTC").floor("s")))
 
 
-def counted(made: Tables, ledger: Ledger, choices: Choices = ORDINARY, days: int = 1) -> tuple[int, int]:
+def counted(made: Tables, ledger: Ledger, options: DeliveryOptions = ORDINARY, days: int = 1) -> tuple[int, int]:
     """The new customers and the events that can start campaigns of so many days, all with these tables."""
     forecast = Forecast()
     for _ in range(days):
-        forecast.add_day(DAY, [(made.customers, made.events)], ledger, choices)
+        forecast.add_day(DAY, [(made.customers, made.events)], ledger, options)
     return forecast.new_customers, forecast.campaign_events
 
 
@@ -120,7 +126,7 @@ def test_a_forecast_counts_a_customer_once_and_leaves_out_what_is_delivered_or_r
     [ulid] = made.events.loc[made.events["name"] == "signed up", "ulid"]
     ledger.acknowledge(DAY, Acknowledgement(event_ids=[ulid]))
     assert counted(made, ledger) == (1, 0)
-    assert counted(made, ledger, Choices(resend=True)) == (1, 1)
+    assert counted(made, ledger, DeliveryOptions(resend=True)) == (1, 1)
 
 
 def test_a_forecast_leaves_out_what_was_refused_and_counts_it_among_the_refusals_while_it_is_young(ledger: Ledger) -> None:
@@ -151,9 +157,9 @@ def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
 def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
-    assert unsent_events(DAY, shards, ledger, Choices(Suppressed(frozenset({"u1"})), limit=1)) == 2
+    assert unsent_events(DAY, shards, ledger, DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)) == 2
     ledger.acknowledge(DAY, Acknowledgement(event_ids=made.events["ulid"].tolist()))
-    assert [unsent_events(DAY, shards, ledger, Choices(resend=resend)) for resend in (False, True)] == [0, 3]
+    assert [unsent_events(DAY, shards, ledger, DeliveryOptions(resend=resend)) for resend in (False, True)] == [0, 3]
 
 
 def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
@@ -164,3 +170,28 @@ def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
     times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
     assert len(times) > 1
     assert times == sorted(times)
+
+
+def test_r19_an_object_of_preferences_made_under_another_setting_goes_out_as_the_topics_that_pass() -> None:
+    attributes_set = {"plan": "pro", "cio_subscription_preferences": {"topics": {"news": False, "offers": True}}}
+    made = tables(event(set_=attributes_set), allow_consent="Yes")
+    [upsert] = planned(made, allow_consent="unsubscribe").upserts
+    attributes = json.loads(upsert.operation)["attributes"]
+    assert attributes == {"plan": "pro", "identifier": "u1", "cio_subscription_preferences.topics.news": False}
+    assert set(unpack(upsert.state)) == set(map(name_hash, attributes))
+    assert planned(made, {"id:u1": unpack(upsert.state)}, allow_consent="unsubscribe").upserts == []
+
+
+def test_an_operation_is_read_only_where_something_is_sent() -> None:
+    made = tables(event(set_={"plan": "pro"}), event("b", "u2"))
+    states = dict(zip(made.customers["key"], map(unpack, made.customers["state"]), strict=True))
+    slim = made._replace(customers=made.customers.drop(columns="operation"), events=made.events.drop(columns="operation"))
+    assert planned(slim, states, sorted(made.events["ulid"])).items == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30), st.lists(st.tuples(*[st.integers(0, 3)] * 2)))
+def test_ids_that_share_their_first_half_are_told_apart(delivered: list[tuple[int, int]], asked: list[tuple[int, int]]) -> None:
+    def packed(ids: list[tuple[int, int]]) -> Any:
+        return np.array([first.to_bytes(8, "big") + last.to_bytes(8, "big") for first, last in ids], "S16")
+
+    assert among(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]

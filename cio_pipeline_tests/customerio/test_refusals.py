@@ -13,7 +13,8 @@ import pytest
 
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
-from cio_pipeline.customerio.delivery import MANY_ALIKE, deliver
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.sender import MANY_ALIKE
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio

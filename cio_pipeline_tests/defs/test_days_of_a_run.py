@@ -165,7 +165,7 @@ def test_a_dry_run_of_days_counts_a_new_customer_once_and_waits_for_no_delivery(
     start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start(stream(DAYS))
-    monkeypatch.delattr(Ledger, "alone")
+    monkeypatch.delattr(Ledger, "hold_delivery_lock")
     receipts = run(instance, DAYS, dry_run=True)
     assert [receipts[day]["new customers"] for day in DAYS] == [2, 1, 1]
     assert [receipts[day]["changed customers"] for day in DAYS] == [0, 1, 1]
@@ -179,21 +179,21 @@ def test_redelivery_sends_while_it_holds_the_delivery_lock(
         refusing(workspace, broken, "paid")
         run(instance, DAYS[:1])
     held: list[bool] = []
-    alone, acknowledge = Ledger.alone, Ledger.acknowledge
+    hold, acknowledge = Ledger.hold_delivery_lock, Ledger.acknowledge
 
     @contextmanager
     def noted(self: Ledger, waiting: Callable[[], None]) -> Iterator[None]:
-        with alone(self, waiting):
+        with hold(self, waiting):
             held.append(True)
             yield
             held.clear()
 
-    def only_alone(self: Ledger, *answer: Any) -> None:
+    def only_while_held(self: Ledger, *answer: Any) -> None:
         assert held == [True]
         acknowledge(self, *answer)
 
-    monkeypatch.setattr(Ledger, "alone", noted)
-    monkeypatch.setattr(Ledger, "acknowledge", only_alone)
+    monkeypatch.setattr(Ledger, "hold_delivery_lock", noted)
+    monkeypatch.setattr(Ledger, "acknowledge", only_while_held)
     assert defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance).success
     assert sent(workspace)["events"] == 3
 

@@ -22,7 +22,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.delivery_lock import IsHeld, alone
+from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
 from cio_pipeline.state.identities import Identities, Learned
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.postgres import URL_PASSWORD
@@ -250,7 +250,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
 def test_a_run_that_waits_for_another_says_so(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    holding = Ledger(load_settings().ledger_url).alone(lambda: None)
+    holding = Ledger(load_settings().ledger_url).hold_delivery_lock(lambda: None)
     holding.__enter__()
 
     def until_said(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[IsHeld]:
@@ -258,9 +258,9 @@ def test_a_run_that_waits_for_another_says_so(
             waiting()
             holding.__exit__(None, None, None)
 
-        return alone(engine, said)
+        return hold_delivery_lock(engine, said)
 
-    monkeypatch.setattr("cio_pipeline.state.ledger.alone", until_said)
+    monkeypatch.setattr("cio_pipeline.state.ledger.hold_delivery_lock", until_said)
     assert main(["run", "--partition", DAY]) == 0
     said = capsys.readouterr().out
     assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1

@@ -20,10 +20,10 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds
-from cio_pipeline.customerio.plan import ORDINARY, Choices
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days, slim
+from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days
 from cio_pipeline.defs.deliver import Delivery
 from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date, _tell
 from cio_pipeline.defs.partitions import PARTITION, DaysError, days_before, window
@@ -33,7 +33,7 @@ from cio_pipeline.pipeline import DERIVED, Account, learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.identities import HISTORY, Learned
-from cio_pipeline.state.ledger import Acknowledgement, Refusal
+from cio_pipeline.state.ledger import Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 
 KEYS = {
@@ -148,18 +148,6 @@ def test_a_refused_event_of_somebody_suppressed_is_known_by_its_key_where_the_da
     assert _not_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
 
 
-def test_the_operations_are_read_to_count_where_people_are_suppressed_or_something_was_refused(store: Store) -> None:
-    def columns(choices: Choices) -> set[str]:
-        [(customers, events)] = slim(store, store.tables, "2025-01-01", choices)
-        return {*customers.columns, *events.columns}
-
-    refused = keep_a_day(store)
-    assert "operation" not in columns(ORDINARY)
-    assert "operation" in columns(Choices(Suppressed(frozenset({"u1"}))))
-    store.ledger.acknowledge("2025-01-01", Acknowledgement(refused=[refused]))
-    assert "operation" in columns(ORDINARY)
-
-
 def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,7 +161,9 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
 
 def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:
     listed = Suppressed(frozenset({"u1"}))
-    assert Delivery(resend=True, limit=3).choices(listed, "No") == Choices(listed, resend=True, limit=3, allow_consent="No")
+    assert Delivery(resend=True, limit=3).options(listed, "No") == DeliveryOptions(
+        listed, resend=True, limit=3, allow_consent="No"
+    )
 
 
 def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_three_at_most() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import name_hash
+from cio_pipeline.customer_state import name_hash, pack
 from cio_pipeline.state import identities
 from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
@@ -26,17 +26,18 @@ AT_WORK = """
 import sys, threading, uuid
 import pandas as pd
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.customer_state import pack
 from cio_pipeline.state.identities import Identities, Learned
 url, number = sys.argv[1], int(sys.argv[2])
 ids = [f"u{number}-{n}" for n in range(2_000)]
 facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set"])
 nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
-ledger, identities = Ledger(url), Identities(url)
+ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}
 for turn in range(5):
     identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned(facts.astype({"identified": bool}), nobody)])
     assert identities.before("2026-04-01", ids)["identified"].all()
-    ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": {b"12345": (b"123456", 1)}}))
+    ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": pack(state)}))
 print("done")
 """
 
@@ -112,8 +113,8 @@ def test_what_sqlite_writes_is_its_owners_whatever_the_umask(tmp_path: Path) -> 
     (tmp_path / "old.db").touch(0o666)
     for name in ("new.db", "old.db"):
         ledger = Ledger(f"sqlite:///{tmp_path / name}")
-        with ledger.alone(lambda: None):
-            ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": {name_hash("plan"): (b"123456", 1)}}))
+        with ledger.hold_delivery_lock(lambda: None):
+            ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack({name_hash("plan"): (b"123456", 1)})}))
             files = [path for path in tmp_path.iterdir() if path.name.startswith(name)]
             assert {path.name.removeprefix(name) for path in files} == {"", "-wal", "-shm", ".lock"}
             assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
@@ -171,7 +172,7 @@ def test_postgresql_notices_a_host_that_is_cut_off_in_seconds_and_waits_for_no_l
     with database(postgres_server, "keepalives") as url:
         for seconds, shown in ((60, ["20", "10", "4", "60000", "5min"]), (12, ["4", "2", "4", "12000", "5min"])):
             ledger = Ledger(url, seconds)
-            with ledger.alone(lambda: None), reading(connect(url, sa.MetaData(), None, seconds)) as connection:
+            with ledger.hold_delivery_lock(lambda: None), reading(connect(url, sa.MetaData(), None, seconds)) as connection:
                 names = ("tcp_keepalives_idle", "tcp_keepalives_interval", "tcp_keepalives_count", "tcp_user_timeout")
                 assert [connection.exec_driver_sql(f"SHOW {name}").scalar() for name in (*names, "lock_timeout")] == shown
 

@@ -13,22 +13,23 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
+from cio_pipeline.customer_state import pack
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio.server import CustomerioServer
 from cio_pipeline.state.database import DatabaseError, connect
-from cio_pipeline.state.delivery_lock import LockLost, alone
+from cio_pipeline.state.delivery_lock import LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline_tests.rules.streams import event, tables
 
 DAY = "2026-03-02"
-ANSWER = Acknowledgement(customers={"id:u1": {b"12345": (b"123456", 1)}})
+ANSWER = Acknowledgement(customers={"id:u1": pack({b"12345": (b"123456", 1)})})
 
 HOLD = """
 import sys, time
 from cio_pipeline.state.ledger import Ledger
-with Ledger(sys.argv[1]).alone(lambda: None):
+with Ledger(sys.argv[1]).hold_delivery_lock(lambda: None):
     print("held", flush=True)
     time.sleep(600)
 """
@@ -64,25 +65,25 @@ def test_the_second_waits_says_so_once_and_goes_on_when_the_first_is_killed(
         waited.append(True)
         holder.kill()
 
-    with alone(engine, kill):
+    with hold_delivery_lock(engine, kill):
         assert waited == [True]
     holder.wait()
     holder.stdout.close()
-    with alone(engine, kill):
+    with hold_delivery_lock(engine, kill):
         assert waited == [True]
 
 
 def test_who_holds_the_lock_acknowledges_and_who_has_ended_may_begin_again(database_url: str) -> None:
     ledger = Ledger(database_url)
     for _ in range(2):
-        with ledger.alone(lambda: None):
+        with ledger.hold_delivery_lock(lambda: None):
             ledger.acknowledge(DAY, ANSWER)
     assert ledger.states(["id:u1"])
 
 
 def test_a_delivery_that_is_over_is_checked_no_more(database_url: str) -> None:
     ledger = Ledger(database_url)
-    with ledger.alone(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None):
         ledger.check_lock()
     ledger.check_lock()
     ledger.acknowledge(DAY, ANSWER)
@@ -90,12 +91,12 @@ def test_a_delivery_that_is_over_is_checked_no_more(database_url: str) -> None:
 
 def test_who_has_lost_the_lock_acknowledges_nothing(database_url: str, lose: Callable[[], None]) -> None:
     ledger = Ledger(database_url)
-    with ledger.alone(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None):
         lose()
         with pytest.raises(LockLost, match=r"^This delivery has lost its lock on the ledger \(CIO_LEDGER_URL\)"):
             ledger.acknowledge(DAY, ANSWER)
     assert ledger.states(["id:u1"]) == {}
-    with ledger.alone(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None):
         ledger.acknowledge(DAY, ANSWER)
 
 
@@ -103,9 +104,9 @@ def test_a_second_delivery_that_began_shuts_out_the_first_whatever_its_lock_says
     database_url: str, lose: Callable[[], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second = Ledger(database_url), Ledger(database_url)
-    with first.alone(lambda: None):
+    with first.hold_delivery_lock(lambda: None):
         lose()
-        with second.alone(lambda: pytest.fail("nobody holds the lock")):
+        with second.hold_delivery_lock(lambda: pytest.fail("nobody holds the lock")):
             assert first._lock is not None
             first._lock = (first._lock[0], lambda _: True)
             with pytest.raises(LockLost):
@@ -116,7 +117,7 @@ def test_a_second_delivery_that_began_shuts_out_the_first_whatever_its_lock_says
 
 def test_a_lock_file_that_is_replaced_is_lost(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    with ledger.alone(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None):
         (tmp_path / "other").touch()
         (tmp_path / "other").rename(tmp_path / "ledger.db.lock")
         with pytest.raises(LockLost):
@@ -126,8 +127,8 @@ def test_a_lock_file_that_is_replaced_is_lost(tmp_path: Path) -> None:
 def test_a_lock_that_is_lost_before_its_holder_has_signed_is_not_taken(database_url: str) -> None:
     ledger = Ledger(database_url)
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr("cio_pipeline.state.ledger.alone", lost_at_once)
-        with pytest.raises(LockLost), ledger.alone(lambda: None):
+        patched.setattr("cio_pipeline.state.ledger.hold_delivery_lock", lost_at_once)
+        with pytest.raises(LockLost), ledger.hold_delivery_lock(lambda: None):
             pytest.fail("the lock is not held")
 
 
@@ -152,12 +153,12 @@ def test_a_delivery_that_loses_its_lock_stops_and_the_next_sends_the_rest(
         return answer(*request)
 
     monkeypatch.setattr(workspace, "answer", losing)
-    with pytest.raises(LockLost), ledger.alone(lambda: None):
+    with pytest.raises(LockLost), ledger.hold_delivery_lock(lambda: None):
         deliver(DAY, shards, ledger, client)
     assert requests == 3
     delivered = len(ledger.delivered(DAY))
     assert 0 < delivered < 12
-    with ledger.alone(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None):
         assert deliver(DAY, shards, ledger, client).counts["events sent"] == 12 - delivered
     assert workspace.workspace.totals()["events"] == 12
 
@@ -166,7 +167,7 @@ def test_a_delivery_whose_lock_went_before_its_first_request_sends_none(
     database_url: str, lose: Callable[[], None], workspace: CustomerioServer
 ) -> None:
     made, ledger = tables(event("e")), Ledger(database_url)
-    with pytest.raises(LockLost), ledger.alone(lambda: None):
+    with pytest.raises(LockLost), ledger.hold_delivery_lock(lambda: None):
         deliver(DAY, after(lose, made), ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
     assert workspace.requests == []
 
@@ -181,19 +182,19 @@ def test_a_lock_file_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
     (tmp_path / "ledger.db.lock").mkdir()
     with pytest.raises(DatabaseError, match=r"lock file .*ledger\.db\.lock cannot be used: Is a directory\.$"):
-        ledger.alone(lambda: None).__enter__()
+        ledger.hold_delivery_lock(lambda: None).__enter__()
 
 
 def test_a_lock_file_that_others_could_read_and_so_lock_becomes_its_owners(tmp_path: Path) -> None:
     path = tmp_path / "ledger.db.lock"
     path.touch(0o644)
-    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").alone(lambda: None):
+    with Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").hold_delivery_lock(lambda: None):
         assert path.stat().st_mode & 0o777 == 0o600
 
 
 def test_an_error_of_another_file_is_not_blamed_on_the_lock_file(tmp_path: Path) -> None:
     with (
         pytest.raises(OSError, match="another file"),
-        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").alone(lambda: None),
+        Ledger(f"sqlite:///{tmp_path / 'ledger.db'}").hold_delivery_lock(lambda: None),
     ):
         raise OSError(28, "No space left on device", "another file")

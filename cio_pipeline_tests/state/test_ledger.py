@@ -66,8 +66,8 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
 
 
 def test_r17_states_merge_by_time(ledger: Ledger) -> None:
-    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20), city=("Bonn", 20))}))
-    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("free", 10), city=("Köln", 30))}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20), city=("Bonn", 20)))}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("free", 10), city=("Köln", 30)))}))
     assert ledger.states(["id:u1", "id:u2"]) == {"id:u1": state(plan=("pro", 20), city=("Köln", 30))}
 
 
@@ -84,10 +84,10 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
 def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledger) -> None:
     item = customer_item("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": state(plan=("pro", 30), city=("Bonn", 30))}))
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=[item], customers={"id:u1": state(plan=("free", 30))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": pack(state(plan=("pro", 30), city=("Bonn", 30)))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=[item], customers={"id:u1": pack(state(plan=("free", 30)))}))
     assert list(ledger.refused(DAY)) == [item], "nobody has set the city since"
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": state(city=("Bonn", 20))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(city=("Bonn", 20)))}))
     assert ledger.refused(DAY) == {}
 
 
@@ -95,7 +95,7 @@ def test_an_upsert_that_was_refused_on_two_days_is_closed_on_that_whose_attribut
     item = customer_item("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(item, "customer", city=("Bonn", 20))]))
-    ledger.acknowledge("2026-03-04", Acknowledgement(customers={"id:u1": state(plan=("free", 30))}))
+    ledger.acknowledge("2026-03-04", Acknowledgement(customers={"id:u1": pack(state(plan=("free", 30)))}))
     assert list(ledger.refusals()) == [NEXT_DAY]
 
 
@@ -110,7 +110,7 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
 
 
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
-    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": state(plan=("pro", 20))}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20)))}))
     assert ledger.unknown(["id:u1", "id:u2", "email:u1"]) == ["id:u2", "email:u1"]
 
 
@@ -125,7 +125,7 @@ def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(
     empty = size(database_url)
     for start in range(0, people, 1000):
         values = {name: (str(start), 1_700_000_000 + number % 2) for number, name in enumerate("abcdefgh")}
-        ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": state(**values) for n in range(1000)}))
+        ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": pack(state(**values)) for n in range(1000)}))
     with_people = size(database_url)
     for _ in range(0, events, 1000):
         ledger.acknowledge(DAY, Acknowledgement(event_ids=[new_id() for _ in range(1000)]))
@@ -169,7 +169,7 @@ def test_look_ups_go_by_an_index_whatever_the_history(database_url: str, query: 
 
 def test_the_ledger_holds_no_data_of_people(tmp_path: Path) -> None:
     ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
-    ledger.acknowledge(DAY, Acknowledgement(customers={"email:someone@example.com": state(name=("Someone", 1))}))
+    ledger.acknowledge(DAY, Acknowledgement(customers={"email:someone@example.com": pack(state(name=("Someone", 1)))}))
     written = b"".join(path.read_bytes() for path in tmp_path.iterdir())
     assert b"example.com" not in written
     assert b"Someone" not in written

@@ -1,0 +1,174 @@
+"""A lane's requests, sent one after another: what is accepted and what is refused is kept before the next one goes out."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from cio_pipeline.customer_state import unpack
+from cio_pipeline.customerio.batches import Item, Request
+from cio_pipeline.customerio.client import HARMLESS, TrackClient, UnnamedRefusal
+from cio_pipeline.customerio.rate_limit import Stopped
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.progress import Progress
+from cio_pipeline.rules.items import identifiers
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+
+HARMLESS_BETWEEN_TRIES = (2, 1, 3, 1, 2)
+"""Requests between the six tries of an item alone. No fault that comes and goes evenly hits just these, and one that comes by
+chance, whatever its odds, does so in less than one of 20,000 cases."""
+
+MANY_ALIKE = 10
+"""So many refused in the same words, and none of their kind accepted, is no accident of these."""
+
+CUSTOMER = "customer"
+ONLY_PERSONLESS = "new customers with nothing but personless events"
+
+
+class Sender:
+    """Sends the requests of one lane, each answered and acknowledged before the next."""
+
+    def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
+        self.counts: Counter[str] = Counter()
+        self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
+        self._harmless = HARMLESS
+        self._unnamed: list[tuple[Request, UnnamedRefusal]] = []
+
+    def run(self) -> Counter[str]:
+        """Sends the requests, unless another lane has failed; gives the counts."""
+        try:
+            for request in self._requests:
+                self._send(request)
+            self._send_unnamed_again()
+        except Stopped:
+            pass
+        except BaseException:
+            self._client.rate_limit.stop()
+            raise
+        return self.counts
+
+    def _send(self, request: Request) -> None:
+        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
+
+        Raises `http.Unavailable` where it refuses all of them, and a harmless one, too.
+        """
+        try:
+            refused = self._post(request)
+        except UnnamedRefusal as why:
+            if len(request) == 1:
+                self._send_alone(request, why)
+                return
+            for half in request.halves():
+                self._send(half)
+        else:
+            if len(refused) == len(request):
+                self._client.try_harmless(self._harmless)
+            self._acknowledge(request, refused)
+
+    def _send_alone(self, request: Request, why: UnnamedRefusal) -> None:
+        """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
+
+        By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
+        Customer.io refuses the harmless one, too: then it would refuse all.
+        """
+        for harmless in HARMLESS_BETWEEN_TRIES:
+            for _ in range(harmless):
+                self._client.try_harmless(self._harmless)
+            if (again := self._why_refused(request)) is None:
+                return
+            why = again
+        kind = _kind(request)
+        if not self._was_accepted(kind):
+            self._unnamed.append((request, why))
+            self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1)
+            return
+        if kind != CUSTOMER:
+            self._client.try_harmless(*self._client.accepted[kind], "even an event that it has accepted before")
+            if (again := self._why_refused(request)) is None:
+                return
+            why = again
+        self._refuse(request, why)
+
+    def _was_accepted(self, kind: str) -> bool:
+        """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
+        return self._harmless is not HARMLESS if kind == CUSTOMER else kind in self._client.accepted
+
+    def _send_unnamed_again(self) -> None:
+        """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
+        for request, why in self._unnamed:
+            if self._was_accepted(_kind(request)):
+                self._send_alone(request, why)
+            else:
+                self._stop_where_refused_alike(_kind(request), why, why.own_faults)
+                self._refuse(request, why)
+
+    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, own_faults: int) -> None:
+        """Raises `http.Unavailable` where more of the kind were refused in the same words than may be at fault themselves."""
+        said = (kind, why.reason, why.detail)
+        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > own_faults:
+            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
+
+    def _refuse(self, request: Request, why: UnnamedRefusal) -> None:
+        self._acknowledge(request, {0: (why.reason, why.detail)})
+
+    def _why_refused(self, request: Request) -> UnnamedRefusal | None:
+        """Sends an item alone; None where the answer names it or takes it."""
+        try:
+            self._acknowledge(request, self._post(request))
+        except UnnamedRefusal as unnamed:
+            return unnamed
+        return None
+
+    def _post(self, request: Request) -> dict[int, tuple[str, str]]:
+        self._ledger.check_lock()
+        operations = request.operations()
+        if (identifier := _identifier(request)) is not None:
+            self._client.event(identifier, operations[0])
+            return {}
+        return self._client.batch(operations)
+
+    def _acknowledge(self, request: Request, refused: dict[int, tuple[str, str]]) -> None:
+        """Keeps what the answer says of each item."""
+        answer, accepted = Acknowledgement(), request
+        if refused:
+            items = request.items()
+            answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
+            accepted = request.without(refused)
+        answer.event_ids = accepted.event_ids()
+        answer.accepted = [upsert.name for upsert in accepted.upserts] + answer.event_ids
+        for upsert in accepted.upserts:
+            answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
+        self._ledger.acknowledge(self._day, answer)
+        if accepted.upserts:
+            self._harmless = accepted.upserts[-1].operation  # sent once more, it changes nothing
+        if answer.event_ids:
+            last = accepted.last()
+            self._client.accepted[_kind(last)] = (last.operations()[0], _identifier(last))
+        self._count(accepted.upserts, answer)
+
+    def _count(self, upserts: list[Item], answer: Acknowledgement) -> None:
+        self.counts["customers sent"] += len(upserts)
+        self.counts["new customers"] += sum(item.is_new for item in upserts)
+        self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
+        self.counts["events sent"] += len(answer.event_ids)
+        for refusal in answer.refused:
+            self.counts[f"refused: {refusal.reason}"] += 1
+        self._progress.add(len(answer.event_ids) + sum(refusal.kind == "event" for refusal in answer.refused))
+
+
+def _kind(request: Request) -> str:
+    """What a lone item must have in common with another, so that the other's acceptance says something about it."""
+    return CUSTOMER if request.upserts else "large event" if request.is_large else "event"
+
+
+def _identifier(request: Request) -> str | None:
+    """Whose event it is, as the v1 call has it in its path; None for a batch."""
+    if not request.is_large:
+        return None
+    [item] = request.items()
+    [identifier] = identifiers(item.key).values()
+    return identifier
+
+
+def _refusal(item: Item, reason: str, detail: str) -> Refusal:
+    kind = "customer" if item.is_customer else "event"
+    return Refusal(item.name, kind, reason, detail, item.operation.decode(), item.key, item.call, unpack(item.state))

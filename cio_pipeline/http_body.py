@@ -1,0 +1,72 @@
+"""The body of an answer, read and unpacked within bounds."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import IO
+
+import requests
+
+from cio_pipeline.http_errors import TooLongBody, UnusableBody
+
+BLOCK_BYTES = 1 << 16
+GZIP_OR_ZLIB = 47
+"""zlib's number for either."""
+
+
+def read_body(response: requests.Response, into: IO[bytes] | None, most_bytes: int, end: float) -> None:
+    """Reads the body into the response, or that of a 200 into the file, where there is one.
+
+    Raises `UnusableBody` where it has more than `most_bytes`, cannot be unpacked or comes later than `end` (by the clock
+    `time.monotonic`), and what urllib3 and the socket raise.
+    """
+    file = into if response.status_code == 200 else None
+    if file is not None:
+        file.seek(0)
+        file.truncate()
+    content, length = bytearray(), 0
+    for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
+        length += len(block)
+        if length > most_bytes:
+            raise TooLongBody(f"its answer is over {most_bytes:,} bytes")
+        if file is None:
+            content += block
+        else:
+            file.write(block)
+    if file is not None:
+        file.flush()
+    response._content, response._content_consumed = bytes(content), True  # type: ignore[attr-defined]
+
+
+def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
+    """What has come, as it comes, until there is no more; nothing is given after `end`."""
+    while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
+        if time.monotonic() > end:
+            raise UnusableBody("its answer did not come to an end in time")
+        yield block
+
+
+def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """What was packed, in blocks that are small however much it is: urllib3 gives as much as a block unpacks to."""
+    if encoding in ("", "identity"):
+        yield from blocks
+        return
+    if encoding not in ("gzip", "x-gzip", "deflate"):
+        raise UnusableBody("it answered in an encoding that it was not asked for")
+    unpack, is_whole = zlib.decompressobj(GZIP_OR_ZLIB), True
+    try:
+        for given in blocks:
+            block = given
+            while block:
+                yield unpack.decompress(block, BLOCK_BYTES)
+                is_whole, block = unpack.eof, unpack.unused_data or unpack.unconsumed_tail
+                if unpack.eof:
+                    unpack = zlib.decompressobj(GZIP_OR_ZLIB)
+        yield unpack.flush()
+        is_whole = is_whole or unpack.eof
+    except zlib.error:
+        is_whole = False
+    if not is_whole:
+        raise UnusableBody("its answer was packed, and cannot be unpacked")

@@ -1,0 +1,37 @@
+"""A partition's shards by column: what is not asked for is not read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from cio_pipeline.tables.tables import Tables, Version
+
+
+class ShardColumns:
+    """A shard whose columns are read when they are asked for, by name: Arrow arrays, in chunks. Raises `StorageError`."""
+
+    def __init__(self, tables: Tables, table: str, partition: str, version: Version, shard: int, together: list[str]) -> None:
+        """together: columns that are read at once, when one of them is asked for."""
+        self._tables, self._place, self._together = tables, (table, partition, version, shard), together
+        self._rows = version.shard_rows[shard]
+        self._read: dict[str, Any] = {}
+
+    def __len__(self) -> int:
+        """The number of rows."""
+        return self._rows
+
+    def __getitem__(self, name: str) -> Any:
+        """A column."""
+        if name not in self._read:
+            names = self._together if name in self._together else [name]
+            found = self._tables.shard(*self._place, names)
+            self._read |= {one: found[one] for one in names}
+        return self._read[name]
+
+
+def shards_by_column(tables: Tables, table: str, partition: str, together: list[str]) -> Iterator[ShardColumns]:
+    """The partition's shards, as `ShardColumns`. Raises `NotMaterialized` where there is none."""
+    version = tables.version(table, partition)
+    for shard in range(version.shards):
+        yield ShardColumns(tables, table, partition, version, shard, together)
