@@ -28,8 +28,9 @@ from cio_pipeline.settings.values import clean
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import keep_private
+from cio_pipeline.worker_pool import WorkerDied
 
-SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, Unavailable, DatabaseError)
+SPEAKING = (SettingsError, DaysError, NotExtracted, NotDelivered, StorageError, WorkerDied, Unavailable, DatabaseError)
 """Our own errors: their message is a sentence for the user."""
 
 NO_PLACE = (

@@ -62,7 +62,7 @@ def posthog_events(
         began, say = now(), context.log.info
         found = posthog.source.events(*window(day), say)
         read = replace(found, frames=with_progress(day, found, say))
-        kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
+        kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
         if kept[day].without:
             say(f"{day}: {kept[day].without:,} events have lost their $set, and CIO_EVENT_SOURCE has no person properties.")
         context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
@@ -134,8 +134,8 @@ def identity_history(
     began = now()
     found = posthog.source.history(start, context.log.info)
     read = replace(found, frames=with_progress("History", found, context.log.info))
-    kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began)
-    counts = learn_history(setting, store.tables, store.identities)
+    kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
+    counts = learn_history(setting, store.tables, store.identities, store.workers)
     return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 
 
@@ -149,5 +149,5 @@ def identity_history(
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
-        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities)
+        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
         context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)

@@ -118,9 +118,8 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
 
 def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:
     made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
-    with store.tables.replace_together("2025-01-01", DERIVED, 1) as writers:
-        writers["customers"].add(made.customers.assign(attributes=1), by="key")
-        writers["events"].add(made.events, by="key")
+    with store.tables.replace("2025-01-01", DERIVED) as new:
+        new.shards.append(new.writer.write(0, made._asdict()))
     [row] = made.events.to_dict("records")
     refused = [Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])]
     assert row["key"] == "email:jane@example.com"

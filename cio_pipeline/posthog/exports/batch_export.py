@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
-from cio_pipeline.posthog.exports.rows import Wanted, on_disk
+from cio_pipeline.posthog.exports.rows import Wanted, window_of
 from cio_pipeline.posthog.exports.runs import Run, describe_gap, gaps, runs, settled, strange, uncovered, unfinished, unnamed
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.progress import EVERY_SECONDS
@@ -52,7 +52,7 @@ class BatchExportSource:
         for gap in gaps(near + far, start, end):
             say(describe_gap(gap))
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
-        return on_disk(_read(_finished(near, say), folder, wanted, say))
+        return window_of(_read(_finished(near, say), folder, wanted, say))
 
     def history(self, before: datetime, say: Say) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
@@ -61,7 +61,7 @@ class BatchExportSource:
         uncovered(early, EVER, before)
         wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
         tables = _read(_finished(early, say), folder, wanted, say)
-        return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
+        return window_of(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self, say: Say) -> tuple[Folder, list[Run]]:
         """The folder, and the runs of the events' export in it."""

@@ -14,7 +14,7 @@ from upath import UPath
 
 from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports, refused_export
-from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, on_disk, read_parquet
+from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Say, Window, quietly
@@ -71,7 +71,7 @@ class FileDownloadSource:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
-        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted, say))
+        return window_of(table for first, last in weeks for table in self._exported(first, last, wanted, say))
 
     def _exported(self, first: datetime, last: datetime, wanted: Wanted, say: Say) -> Iterator[pa.Table]:
         """The wanted events of an export; its files have as many rows as PostHog says, or `NotExtracted` is raised."""

@@ -66,7 +66,8 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 
 
 def read(found: FileDownloadSource, said: list[str] | None = None) -> pd.DataFrame:
-    frames = list(found.events(START, END, (said if said is not None else []).append).frames)
+    window = found.events(START, END, (said if said is not None else []).append)
+    frames = [table.to_pandas() for table in window.frames]
     return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
 
 

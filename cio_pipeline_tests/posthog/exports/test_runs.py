@@ -53,7 +53,7 @@ def manifest(folder: Path, *names: str) -> None:
 
 def numbers(folder: Path, said: list[str] | None = None) -> list[int]:
     window = BatchExportSource(str(folder), 2, (), "set").events(START, END, (said if said is not None else []).append)
-    frames = list(window.frames)
+    frames = [table.to_pandas() for table in window.frames]
     events = pd.concat(frames).drop_duplicates(["event", "distinct_id", "uuid"]) if frames else {"properties": []}
     return sorted(json.loads(text)["n"] for text in events["properties"])
 
