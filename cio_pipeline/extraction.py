@@ -161,10 +161,7 @@ def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
 
 def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written, Extracted]:
     """Writes a shard's events, each once and by person, with the properties that are to be taken."""
-    spilled = shard.read()
-    rows = spilled.filter(pc.invert(spilled["earlier"])).drop_columns("earlier")
-    earlier = spilled.filter(spilled["earlier"]).drop_columns("earlier")
-    del spilled
+    rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)
     events, kept.duplicates = once(rows)
     none = pa.array(np.full(len(events), False))
@@ -175,6 +172,14 @@ def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written
     events = _settled(settling, events, took, pc.and_not(was_there, took) if settling.seen.had_set else none, kept)
     kept.rows = len(events)
     return settling.writer.write(number, {settling.table: events}), kept
+
+
+def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The events that came and those kept before."""
+    is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
+    if not pc.any(is_earlier).as_py():
+        return rows, rows.slice(0, 0)
+    return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier)
 
 
 def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:

@@ -201,10 +201,10 @@ def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     for table in tables:
         piece = pa.concat_tables([piece, table])
         if len(piece) >= PIECE_ROWS or piece.nbytes >= PIECE_BYTES:
-            yield piece.combine_chunks()
+            yield piece
             piece = EVENT_SCHEMA.empty_table()
     if len(piece):
-        yield piece.combine_chunks()
+        yield piece
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:
