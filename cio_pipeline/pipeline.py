@@ -40,7 +40,17 @@ TO_SEND = pa.schema(
     ]
 )
 CUSTOMERS = pa.schema(
-    [("key", TEXT), ("part", pa.int32()), ("attributes", pa.int32()), ("timestamp", TIME), ("times", TEXT), ("operation", TEXT)]
+    [
+        ("key", TEXT),
+        ("part", pa.int32()),
+        ("attributes", pa.int32()),
+        ("timestamp", TIME),
+        ("operation", TEXT),
+        ("state", pa.binary()),
+        ("identifier", TEXT),
+        ("email", TEXT),
+        ("consent", pa.bool_()),
+    ]
 )
 EVENTS = pa.schema(
     [

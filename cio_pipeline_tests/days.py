@@ -10,9 +10,11 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from cio_pipeline.customer_state import name_hash, unpack
 from cio_pipeline.pipeline import Account, derive_day, learn_day, learn_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
-from cio_pipeline.rules.operations import ITEM_BYTES, identifiers
+from cio_pipeline.rules.items import identifiers
+from cio_pipeline.rules.limits import ITEM_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.tables.shuffle import buckets_of
@@ -57,8 +59,10 @@ class Days:
         """Key to name to (value, Unix seconds), out of operations that are just what Customer.io takes."""
         found: dict[str, dict[str, tuple[Any, int]]] = {}
         for row in self.rows("customers", day):
-            operation, times = json.loads(row.operation), json.loads(row.times)
-            values, newest = operation.pop("attributes"), max(times.values())
+            operation = json.loads(row.operation)
+            values, state = operation.pop("attributes"), unpack(row.state)
+            times = {name: state[name_hash(name)][1] for name in values}
+            newest = max(times.values())
             upsert = {"type": "person", "action": "identify", "identifiers": identifiers(row.key), "timestamp": newest}
             assert operation == upsert
             assert (row.attributes, row.timestamp.replace(microsecond=0).timestamp()) == (len(values), newest)

@@ -16,7 +16,7 @@ from cio_pipeline.customerio.sample import sample
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
-from cio_pipeline.rules.operations import identifiers
+from cio_pipeline.rules.items import identifiers
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 HARMLESS_BETWEEN_TRIES = (2, 1, 3, 1, 2)

@@ -8,10 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-import orjson
 import pandas as pd
 
-from cio_pipeline.customer_state import State, name_hash, pack_ids, state_time, value_hash
+from cio_pipeline.customer_state import State, name_hash, pack_ids, unpack, value_hash
 from cio_pipeline.customerio.batches import Item
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.json_text import read_object, write
@@ -96,10 +95,11 @@ def plan(customers: pd.DataFrame, events: pd.DataFrame, known: Known, choices: C
     """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was."""
     made = Plan()
     with_person = set(events.loc[~events["personless"].to_numpy(bool), "key"])
-    columns = (customers[name].tolist() for name in ("key", "part", "operation", "times"))
-    for key, part, operation, times in zip(*columns, strict=True):
+    columns = (customers[name].tolist() for name in ("key", "part", "operation", "state"))
+    for key, part, operation, state in zip(*columns, strict=True):
         upsert = Item(customer_item(key, part), key, operation.encode(), is_personless=key not in with_person)
-        _plan_customer(upsert, orjson.loads(times), known, made, choices)
+        times = {name: time for name, (_, time) in unpack(state).items()}
+        _plan_customer(upsert, times, known, made, choices)
     made.items += _new_events(events, known, choices, made)
     if not choices.resend:
         made.items = list(_not_refused_before(made, known.refused))
@@ -112,8 +112,7 @@ def plan_again(refused: list[Refusal], known: Known, choices: Choices) -> Plan:
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         item = Item(refusal.item, refusal.key, refusal.operation.encode(), call=refusal.call)
         if refusal.kind == "customer":
-            names = read_object(refusal.operation)["attributes"]
-            _plan_customer(item, {name: refusal.state[name_hash(name)][1] for name in names}, known, made, choices)
+            _plan_customer(item, {name: time for name, (_, time) in refusal.state.items()}, known, made, choices)
         elif among(known.delivered, pack_ids([refusal.item]))[0]:
             made.settled.append(item.name)
         else:
@@ -125,7 +124,7 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
     return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
-def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan, choices: Choices) -> None:
+def _plan_customer(upsert: Item, times: dict[bytes, int], known: Known, made: Plan, choices: Choices) -> None:
     """R17: attributes that a later event has set are left out; nothing goes where nothing would change.
 
     An upsert has one time for all that it holds. It is as late as any that was sent for the customer before, for else
@@ -134,7 +133,7 @@ def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan
     operation = read_object(upsert.operation.decode())
     attributes, unheard = consents(operation["attributes"], choices.allow_consent)
     standing = known.states.get(upsert.key, {})
-    state = {name_hash(name): (value_hash(write(value)), state_time(times[name])) for name, value in attributes.items()}
+    state = {name_hash(name): (value_hash(write(value)), times[name_hash(name)]) for name, value in attributes.items()}
     current = {name: entry for name, entry in state.items() if name not in standing or standing[name][1] <= entry[1]}
     made.counts["attributes about consent left out (R19)"] += len(unheard)
     made.counts["attributes newer in Customer.io"] += len(state) - len(current)
@@ -148,7 +147,11 @@ def _plan_customer(upsert: Item, times: dict[str, int], known: Known, made: Plan
             made.unsent[upsert.key] = {**made.unsent.get(upsert.key, {}), **current}
     else:
         kept = {name: value for name, value in attributes.items() if name_hash(name) in current}
-        newest = max(made.latest.get(upsert.key, 0), *(times[name] for name in kept), *(time for _, time in standing.values()))
+        newest = max(
+            made.latest.get(upsert.key, 0), *(times[name_hash(name)] for name in kept), *(time for _, time in standing.values())
+        )
+        if len(kept) == len(operation["attributes"]):
+            newest = max(newest, operation["timestamp"])
         made.latest[upsert.key] = newest
         text = _upsert(operation, kept, newest) or upsert.operation
         is_new = upsert.key not in known.states and not (made.items and made.items[-1].key == upsert.key)

@@ -9,13 +9,9 @@ from typing import Any
 
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.limits import ATTRIBUTE_NAME_BYTES, ATTRIBUTE_VALUE_BYTES, ATTRIBUTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import cut, is_email, unix_seconds
-
-NAME_BYTES = 150
-VALUE_BYTES = 1000
-MOST_ATTRIBUTES = 300
-"""Customer.io's limits of attributes (Track API, OpenAPI): bytes of a name, bytes of a value, attributes a call."""
 
 KEPT_FIRST = ("email", "identifier", "created_at")
 
@@ -40,8 +36,8 @@ def name_rule(options: Options) -> NameRule:
             return EXCLUDED
         if name in ACTS_ON_THE_PROFILE:
             return "would act on the profile (R8)"
-        if len(name.encode()) > NAME_BYTES:
-            return f"name is over {NAME_BYTES} bytes (R10)"
+        if len(name.encode()) > ATTRIBUTE_NAME_BYTES:
+            return f"name is over {ATTRIBUTE_NAME_BYTES} bytes (R10)"
         return None
 
     return reason
@@ -54,9 +50,7 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: O
     facts (R7).
     """
     attributes: dict[str, Any] = {}
-    left_out: LeftOut = []
-    passed, unheard = consents({name: value for name, value in given.items() if names(name) != EXCLUDED}, options.allow_consent)
-    left_out += unheard
+    passed, left_out = _passing(given, names, options)
     for name, value in passed.items():
         if reason := names(name):
             left_out.append((name, reason))
@@ -64,40 +58,46 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: O
             if not is_email(value):
                 left_out.append((name, "is no valid e-mail (R2)"))
         else:
-            _take(name, value, attributes, left_out)
-    cleared = {name: None for name in unset_names(unset) if names(name) != EXCLUDED}
-    passed, unheard = consents(cleared, options.allow_consent)
-    left_out += unheard
-    for name in passed:
-        if reason := names(name):
-            left_out.append((name, reason))
-        elif name == "email":
-            left_out.append((name, "is the last valid one so far (R7)"))
-        else:
-            attributes[name] = None
-    return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED]
+            _set(name, value, attributes, left_out)
+    if unset:
+        passed, about_consent = _passing(dict.fromkeys(unset_names(unset)), names, options)
+        left_out += about_consent
+        for name in passed:
+            reason = "is always the last valid one (R7)" if name == "email" else None
+            if reason := names(name) or reason:
+                left_out.append((name, reason))
+            else:
+                attributes[name] = None
+    return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED] if left_out else left_out
+
+
+def _passing(given: dict[str, Any], names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
+    """What CIO_EXCLUDE_ATTRIBUTES and R19 pass, and what R19 leaves out."""
+    if options.exclude_attributes:
+        given = {name: value for name, value in given.items() if names(name) != EXCLUDED}
+    return consents(given, options.allow_consent)
 
 
 def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
     """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
     first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
     ordered = list(dict.fromkeys([*first, *attributes]))
-    beyond = [(name, f"beyond {MOST_ATTRIBUTES} attributes (R10)") for name in ordered[MOST_ATTRIBUTES:]]
-    return {name: attributes[name] for name in ordered[:MOST_ATTRIBUTES]}, beyond
+    beyond = [(name, f"beyond {ATTRIBUTES} attributes (R10)") for name in ordered[ATTRIBUTES:]]
+    return {name: attributes[name] for name in ordered[:ATTRIBUTES]}, beyond
 
 
-def _take(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:
+def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:
     if name == "created_at":
         value = unix_seconds(value)
         if value is None:
             left_out.append((name, "is no time (R9)"))
             return
     if isinstance(value, str):
-        if len(value) * 4 > VALUE_BYTES and len(value.encode()) > VALUE_BYTES:
-            value = cut(value, VALUE_BYTES)
-            left_out.append((name, f"text cut to {VALUE_BYTES} bytes (R10)"))
-    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > VALUE_BYTES:
-        left_out.append((name, f"value is over {VALUE_BYTES} bytes (R10)"))
+        if len(value) * 4 > ATTRIBUTE_VALUE_BYTES and len(value.encode()) > ATTRIBUTE_VALUE_BYTES:
+            value = cut(value, ATTRIBUTE_VALUE_BYTES)
+            left_out.append((name, f"text cut to {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
+    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > ATTRIBUTE_VALUE_BYTES:
+        left_out.append((name, f"value is over {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
         return
     attributes[name] = value
 

@@ -9,23 +9,22 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.json_text import read_leniently
-from cio_pipeline.rules.distinct_ids import ID_BYTES, is_blank, is_nobodys
+from cio_pipeline.json_text import may_name, read_leniently
+from cio_pipeline.rules.columns import codes_of, matches, microseconds, to_list, utf8
+from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
 from cio_pipeline.rules.facts import known_at_each_event
+from cio_pipeline.rules.limits import EVENT_NAME_BYTES, ID_BYTES
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.values import is_email, is_uuid
-
-NAME_BYTES = 100
-"""Customer.io's limit for an event's name (Track API, OpenAPI)."""
+from cio_pipeline.rules.values import UUID, is_email
 
 NEVER_SENT = ("$create_alias", "$groupidentify")
-"""R4: they tell of ids and groups, under distinct_ids that may be nobody's."""
+"""R4: they tell of ids and groups, and may be of no person at all."""
 
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
 
-PERSONLESS_NAME = '"$process_person_profile"'
-PERSONLESS_TEXT = re.compile(re.escape(PERSONLESS_NAME) + r"\s*:\s*false")
+PERSONLESS_NAME = b'"$process_person_profile"'
+PERSONLESS_TEXT = re.compile(re.escape(PERSONLESS_NAME) + rb"\s*:\s*false")
 
 SENT = "sent"
 REFUSED = "refused: "
@@ -43,70 +42,72 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
     `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email so far or None, and when it was
     set (R1); personless: whether PostHog keeps no person for it (R5). `known` is what earlier days taught (`facts`).
     """
-    facts = known_at_each_event(events, known).assign(
-        personless=[is_personless(text) for text in events["properties"].tolist()]
-    )
-    whose = {"key": _keys(events, facts, options), "identifier": events["distinct_id"]}
+    properties = to_list(utf8(events["properties"]))
+    facts = known_at_each_event(events, properties, known)
+    facts["personless"] = [is_personless(content) for content in properties]
+    codes, distinct_ids = codes_of(events["distinct_id"])
     return events.assign(
-        outcome=_outcomes(events, facts, options), **whose, **facts[["email", "email_set", "personless"]].to_dict("series")
+        outcome=_outcomes(events, codes, distinct_ids, facts, options),
+        key=pd.Series(_keys(codes, distinct_ids, facts, options), index=events.index, dtype=object),
+        identifier=events["distinct_id"],
+        email=facts["email"],
+        email_set=facts["email_set"],
+        personless=facts["personless"],
     )
 
 
-def is_personless(properties: Any) -> bool:
-    """R5: whether the event says that PostHog is to keep no person for it.
+def is_personless(properties: bytes | None) -> bool:
+    """R5: whether the event says that PostHog is to keep no person for it. The properties are JSON in UTF-8.
 
-    Parsing is dear: only text that says so anywhere, or has a name with escapes, is parsed.
+    Parsing is dear: only content that says so anywhere, or has a name with escapes, is parsed.
     """
-    if not isinstance(properties, str):
+    if not properties or not may_name(properties, PERSONLESS_NAME):
         return False
-    at = properties.find(PERSONLESS_NAME)
-    if (at < 0 or not PERSONLESS_TEXT.search(properties, at)) and "\\u00" not in properties:
+    if not PERSONLESS_TEXT.search(properties, max(0, properties.find(PERSONLESS_NAME))) and b"\\u00" not in properties:
         return False
     return read_leniently(properties).get("$process_person_profile") is False
 
 
-def _outcomes(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> Any:
-    names, ids, uuids = (events[column].tolist() for column in ("event", "distinct_id", "uuid"))
-    times = events["timestamp"].astype("datetime64[us, UTC]").astype("int64").to_numpy()
+def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: pd.DataFrame, options: Options) -> Any:
+    def of_ids(is_so: Callable[[str], bool]) -> Any:
+        return np.array([is_so(text) for text in distinct_ids], dtype=bool)[codes]
+
+    name_codes, names = codes_of(events["event"])
+
+    def of_names(is_so: Callable[[str], bool]) -> Any:
+        return np.array([is_so(text) for text in names], dtype=bool)[name_codes]
+
+    times = microseconds(events["timestamp"])
     allowed = frozenset(options.event_allowlist)
     reasons: dict[str, Any] = {
-        **{FILTERED + f"{never} is never sent (R4)": _of_each(names, never.__eq__) for never in NEVER_SENT},
-        FILTERED + "not on the allowlist (R3)": _of_each(names, lambda name: name not in allowed) & bool(allowed),
-        REFUSED + "distinct_id is blank (R14)": _of_each(ids, is_blank),
-        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": _of_each(ids, lambda value: len(value.encode()) > ID_BYTES),
-        REFUSED + "distinct_id is nobody's (R14)": _of_each(ids, is_nobodys),
-        REFUSED + "name is blank (R14)": _of_each(names, lambda name: not name.strip()),
-        REFUSED + f"name is over {NAME_BYTES} bytes (R14)": _of_each(
-            names, lambda name: len(name.strip().encode()) > NAME_BYTES
+        **{FILTERED + f"{never} is never sent (R4)": of_names(never.__eq__) for never in NEVER_SENT},
+        FILTERED + "not on the allowlist (R3)": of_names(lambda name: bool(allowed) and name not in allowed),
+        REFUSED + "distinct_id is blank (R14)": of_ids(is_blank),
+        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": of_ids(lambda value: len(value.encode()) > ID_BYTES),
+        REFUSED + "distinct_id is a placeholder (R14)": of_ids(is_placeholder),
+        REFUSED + "name is blank (R14)": of_names(lambda name: not name.strip()),
+        REFUSED + f"name is over {EVENT_NAME_BYTES} bytes (R14)": of_names(
+            lambda name: len(name.strip().encode()) > EVENT_NAME_BYTES
         ),
-        REFUSED + "uuid is no UUID (R14)": ~np.fromiter(map(is_uuid, uuids), dtype=bool),
+        REFUSED + "uuid is no UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
         NOT_IDENTIFIED: _held_back(facts["identified"], options, "identified"),
         NO_EMAIL: _held_back(facts["email"].notna(), options, "emails"),
         PERSONLESS: _held_back(~facts["personless"], options, "profiles"),
     }
-    return np.select(list(reasons.values()), [np.array(reason, dtype=object) for reason in reasons], default=SENT)
-
-
-def _of_each(texts: list[str], is_so: Callable[[str], bool]) -> Any:
-    """Whether it is so of each text, asked once of those that are the same."""
-    answers = {text: is_so(text) for text in set(texts)}
-    return np.fromiter((answers[text] for text in texts), dtype=bool)
+    first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
+    return np.array([*reasons, SENT], dtype=object)[first]
 
 
 def _held_back(passes: pd.Series[Any], options: Options, choice: str) -> Any:
     return ~passes.to_numpy(bool) & (options.anonymous_users == choice)
 
 
-def _keys(events: pd.DataFrame, facts: pd.DataFrame, options: Options) -> pd.Series[Any]:
-    """R6. An email so far is always known where the distinct_id is an email."""
-    by_id = {value: _own_key(value) for value in events["distinct_id"].unique().tolist()}
-    keys = [
-        f"email:{email.lower()}" if options.identify_by_email and isinstance(email, str) else by_id[distinct_id]
-        for distinct_id, email in zip(events["distinct_id"].tolist(), facts["email"].tolist(), strict=True)
-    ]
-    return pd.Series(keys, index=events.index, dtype=object)
-
-
-def _own_key(distinct_id: str) -> str:
-    return f"email:{distinct_id.lower()}" if is_email(distinct_id) else f"id:{distinct_id}"
+def _keys(codes: Any, distinct_ids: list[str], facts: pd.DataFrame, options: Options) -> Any:
+    """R6. The email known at an event is always there where the distinct_id is an email."""
+    keys = np.array([f"email:{who.lower()}" if is_email(who) else f"id:{who}" for who in distinct_ids], dtype=object)[codes]
+    if options.identify_by_email:
+        emails = facts["email"].to_numpy(object)
+        known = facts["email"].notna().to_numpy(bool)
+        keys[known] = [f"email:{email.lower()}" for email in emails[known]]
+    return keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Literal
 
 UNSUBSCRIBED, PREFERENCES = "unsubscribed", "cio_subscription_preferences"
@@ -12,6 +13,7 @@ REASON = "says what the person wants to hear (R19)"
 AllowConsent = Literal["No", "unsubscribe", "Yes"]
 
 
+@lru_cache(maxsize=10_000)
 def is_consent(name: str) -> bool:
     """Whether an attribute of this name says what a person wants to hear."""
     meant = name.strip().lower()
@@ -23,7 +25,7 @@ def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any]
 
     `given` is name to value, None for one that is cleared.
     """
-    if allow == "Yes":
+    if allow == "Yes" or not any(map(is_consent, given)):
         return given, []
     passed: dict[str, Any] = {}
     left_out: list[tuple[str, str]] = []

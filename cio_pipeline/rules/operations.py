@@ -6,45 +6,37 @@ An operation is the JSON text of one item of `/api/v2/batch`; of an event too la
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import orjson
 import pandas as pd
 
-from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
-from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, attributes_of, name_rule, unset_names, within_most
-from cio_pipeline.rules.facts import is_given
+from cio_pipeline.json_text import UnusableJson
+from cio_pipeline.rules.attributes import attributes_of, name_rule
+from cio_pipeline.rules.columns import microseconds, text_frame, texts, to_list, utf8
+from cio_pipeline.rules.customers import SECOND, Customer, customers_frame
+from cio_pipeline.rules.items import EventItems, Refused, event_type
 from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.reading import are_unusual, read_event
 from cio_pipeline.rules.values import ulids
 
-ITEM_BYTES = 32_000
-DATA_BYTES = 100_000
-"""Customer.io's limits: an item of a v2 batch, and an event's data by the v1 call (Track API, OpenAPI)."""
+EMAIL_IN_ANOTHER_CASE = re.compile(r'"(?!email")(?i:email)":')
+ANY_CASE = re.compile("email", re.IGNORECASE)
 
-PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
-
-TYPES = {"$pageview": "page", "$screen": "screen"}
-DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
-NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
-
-MENDED = "half a surrogate pair became U+FFFD"
-EMAIL_IN_ANOTHER_CASE = re.compile(r'(?<!\\)"(?!email")(?i:email)":')
-
-CUSTOMER_COLUMNS = ("key", "part", "attributes", "timestamp", "times", "operation")
-EVENT_COLUMNS = ("uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless")
-REJECT_COLUMNS = ("uuid", "distinct_id", "event", "timestamp", "what", "name", "reason")
+EVENT_COLUMNS = ["uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless"]
+REJECT_COLUMNS = ["uuid", "distinct_id", "event", "timestamp", "what", "name", "reason"]
 
 
 class Tables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
-    newest), times (JSON: attribute name to Unix seconds), operation. events: uuid, ulid, key, distinct_id (as in PostHog, also
-    where the event is stitched), name, type, timestamp, call (`batch` or `event`), operation, personless (R5); by time.
-    rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property),
-    reason.
+    newest), operation, state (what the ledger keeps of these attributes: `customer_state.pack`), identifier and email (the
+    customer's; the email may be absent), consent (whether one of these attributes is about consent, R19). events: uuid, ulid,
+    key, distinct_id (as in PostHog, also where the event is stitched), name, type, timestamp, call (`batch` or `event`),
+    operation, personless (R5); by time. rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`),
+    name (of the attribute or property), reason.
     """
 
     customers: pd.DataFrame
@@ -52,191 +44,118 @@ class Tables(NamedTuple):
     rejects: pd.DataFrame
 
 
-class Refused(Exception):
-    """R14: this event cannot be sent; the message is the reason."""
+class _Row(NamedTuple):
+    """What `build` takes of one event: JSON in UTF-8, times in microseconds."""
 
-
-@dataclass
-class Customer:
-    """A customer as the day's events fill it: name to value, and name to the time it was set (microseconds)."""
-
-    attributes: dict[str, Any] = field(default_factory=dict)
-    times: dict[str, int] = field(default_factory=dict)
-
-    def take(self, attributes: dict[str, Any], time: int) -> None:
-        """R7: the last value by time wins; events come in time order."""
-        self.attributes.update(attributes)
-        self.times.update(dict.fromkeys(attributes, time))
-
-    def take_email(self, email: str | None, set_at: int) -> None:
-        """R7: an email as of when it was set; an event that only carries it along must not pass for a newer one (R17)."""
-        if email is not None and set_at >= self.times.get("email", set_at):
-            self.take({"email": email}, set_at)
-
-
-@dataclass
-class Read:
-    """What an event's JSON says: `properties` and `given` attributes (R7), and what was mended or unusable of them."""
-
-    properties: dict[str, Any]
-    given: dict[str, Any]
-    attributes: LeftOut
-    data: LeftOut
+    properties: bytes | None
+    person_properties: bytes | None
+    is_unusual: bool
+    name: str
+    key: str
+    identifier: str
+    time: int
+    ulid: bytes
+    email: Any
+    email_set: Any
 
 
 def build(sent: pd.DataFrame, options: Options) -> Tables:
     """The tables of the events whose outcome is `sent`: whole customers, in the order `facts.ORDER`."""
+    names, items = name_rule(options), EventItems(options)
     customers: dict[str, Customer] = {}
-    events: list[tuple[Any, ...]] = []
-    rejects: list[tuple[Any, ...]] = []
-    names = name_rule(options)
-    times = sent["timestamp"].astype("datetime64[us, UTC]").astype("int64").tolist()
-    ids = ulids(times, *(sent[column].tolist() for column in ("event", "distinct_id", "uuid")))
-    rows: Iterable[Any] = sent.itertuples(index=False)
-    for row, time, event_id in zip(rows, times, ids, strict=True):
-        who = (row.uuid, row.distinct_id, row.event, row.timestamp)
+    kept: list[int] = []
+    calls: list[str] = []
+    operations: list[bytes] = []
+    rejects: list[tuple[int, str, str, str]] = []
+    event_ids = _ulids(sent)
+    for number, row in enumerate(_rows(sent, event_ids)):
         try:
-            read = _read(row.properties, row.person_properties, names)
-            event, overrides = _event(row, time, event_id, read.properties, options)
+            read = read_event(row.properties, row.person_properties, row.is_unusual, names)
+            unset = read.properties.get("$unset")
+            data, overrides = items.data(read.properties)
+            call, operation = items.item(row.key, row.name, row.ulid, row.time // SECOND, data)
         except (Refused, UnusableJson) as refusal:
-            rejects.append((*who, "event", row.event, str(refusal)))
+            rejects.append((number, "event", row.name, str(refusal)))
             continue
-        events.append(event)
-        attributes, left_out = attributes_of(read.given, read.properties.get("$unset"), names, options)
-        customer = customers.setdefault(row.key, Customer())
-        customer.take(attributes, time)
-        customer.take({"identifier": row.identifier}, time)
-        customer.take_email(*_email(row, time))
-        rejects += [(*who, "attribute", name, reason) for name, reason in read.attributes + left_out]
-        rejects += [(*who, "data", name, reason) for name, reason in read.data]
-        rejects += [(*who, "data", name, "would redirect deliveries (R13)") for name in overrides]
-    people, beyond = _customers(customers, sent)
-    return Tables(
-        pd.DataFrame(people, columns=list(CUSTOMER_COLUMNS)),
-        pd.DataFrame(events, columns=list(EVENT_COLUMNS)),
-        pd.DataFrame(rejects + beyond, columns=list(REJECT_COLUMNS)),
-    )
+        kept.append(number)
+        calls.append(call)
+        operations.append(operation)
+        customer = customers.get(row.key) or customers.setdefault(row.key, Customer())
+        left_out = read.attributes
+        if read.given or unset:
+            attributes, more_left_out = attributes_of(read.given, unset, names, options)
+            customer.set(attributes, row.time)
+            left_out = left_out + more_left_out
+        customer.set_identifier(row.identifier, row.time)
+        if (email := _email(row)) is not None:
+            customer.set_email(*email)
+        rejects += [(number, "attribute", name, reason) for name, reason in left_out]
+        rejects += [(number, "data", name, reason) for name, reason in read.data]
+        rejects += [(number, "data", name, "would redirect deliveries (R13)") for name in overrides]
+    people, beyond = customers_frame(customers)
+    if beyond:
+        last = {key: number for number, key in enumerate(texts(sent["key"]))}
+        rejects += [(last[key], "attribute", name, reason) for key, left_out in beyond.items() for name, reason in left_out]
+    events = _events(sent, event_ids, kept, calls, operations)
+    return Tables(people, events, _rejects(sent, rejects))
 
 
 def emails_in_another_case(customers: pd.DataFrame) -> int:
     """How many attributes of these customers (as in `Tables`) are named email in another case: they are no email (R1)."""
-    return sum(len(EMAIL_IN_ANOTHER_CASE.findall(times)) for times in customers["times"].tolist())
+    operations = filter(EMAIL_IN_ANOTHER_CASE.search, texts(customers["operation"]))
+    names = (name for operation in operations for name in orjson.loads(operation)["attributes"])
+    return sum(name != "email" and ANY_CASE.fullmatch(name) is not None for name in names)
 
 
-def identifiers(key: str) -> dict[str, str]:
-    """Customer.io's identifiers of a key: `id:u1` is {"id": "u1"}."""
-    kind, _, value = key.partition(":")
-    return {kind: value}
+def _ulids(sent: pd.DataFrame) -> list[bytes]:
+    return ulids(microseconds(sent["timestamp"]), *(texts(sent[column]) for column in ("event", "distinct_id", "uuid")))
 
 
-def _read(text: Any, person_text: Any, names: NameRule) -> Read:
-    """What an event's JSON says. Raises `UnusableJson` where its properties cannot be sent."""
-    found = _sendable(text)
-    properties, mended = repair_surrogates(text, found)
-    given, unusable = found.get("$set"), []
-    if is_given(person_text):
-        try:
-            given, text = _sendable(person_text), person_text
-        except UnusableJson as reason:
-            given, unusable = {}, [("person_properties", f"{reason} (R7)")]
-    given, changed = repair_surrogates(text, given if isinstance(given, dict) else {})
-    if "$unset" in mended:
-        changed += set(unset_names(properties["$unset"])).difference(unset_names(found["$unset"]))
-    attributes = unusable + [(name, MENDED) for name in changed if names(name) != EXCLUDED]
-    return Read(properties, given, attributes, [(name, MENDED) for name in mended if name not in NOT_DATA])
+def _rows(sent: pd.DataFrame, event_ids: list[bytes]) -> Iterator[_Row]:
+    contents, persons = utf8(sent["properties"]), utf8(sent["person_properties"])
+    columns = (
+        to_list(contents),
+        to_list(persons),
+        (are_unusual(contents) | are_unusual(persons)).tolist(),
+        *(texts(sent[column]) for column in ("event", "key", "identifier")),
+        microseconds(sent["timestamp"]).tolist(),
+        event_ids,
+        texts(sent["email"]),
+        sent["email_set"].tolist(),
+    )
+    return map(_Row._make, zip(*columns, strict=True))
 
 
-def _sendable(text: Any) -> dict[str, Any]:
-    found = read_object(text)
-    if is_too_deep(text, found):
-        raise UnusableJson(TOO_DEEP)
-    return found
-
-
-def _email(row: Any, time: int) -> tuple[str | None, int]:
+def _email(row: _Row) -> tuple[str, int] | None:
     """R7: the email that a sent event brings its customer, if any, and its time: when it was set, but no later than the event.
 
     An event that R16 sends may be older than the email it brings, which its person had at the merge.
     """
-    kind, _, value = row.key.partition(":")
-    email, set_at = (value, time) if kind == "email" else (row.email, row.email_set)
-    return (email, min(int(set_at), time)) if isinstance(email, str) else (None, time)
+    if row.key.startswith("email:"):
+        return row.key.removeprefix("email:"), row.time
+    return (row.email, min(int(row.email_set), row.time)) if isinstance(row.email, str) else None
 
 
-def _event(
-    row: Any, time: int, event_id: str, properties: dict[str, Any], options: Options
-) -> tuple[tuple[Any, ...], list[str]]:
-    """One row of the events table, and the names that R13 left out of its data."""
-    overrides = [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
-    if options.allow_delivery_overrides:
-        overrides = []
-    leave_out = NOT_DATA.union(overrides)
-    data = write({name: value for name, value in properties.items() if name not in leave_out})
-    if len(data) > DATA_BYTES:
-        raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
-    name, kind = row.event.strip(), TYPES.get(row.event, "event")
-    call, operation = _operation(row.key, event_id, name, kind, time // 1_000_000, data)
-    whose = (row.uuid, event_id, row.key, row.distinct_id)
-    return (*whose, name, kind, row.timestamp, call, operation.decode(), bool(row.personless)), overrides
+def _events(
+    sent: pd.DataFrame, event_ids: list[bytes], kept: list[int], calls: list[str], operations: list[bytes]
+) -> pd.DataFrame:
+    """The rows of the events table: those of `sent` that are kept, with their calls and operations."""
+    rows = sent[["uuid", "key", "distinct_id", "timestamp"]].take(kept).reset_index(drop=True)
+    names = texts(sent["event"].take(kept))
+    trimmed, types = ({name: make(name) for name in set(names)} for make in (str.strip, event_type))
+    made: dict[str, list[Any]] = {
+        "ulid": [event_ids[number] for number in kept],
+        "name": [trimmed[name] for name in names],
+        "type": [types[name] for name in names],
+        "call": calls,
+        "operation": operations,
+    }
+    personless = sent["personless"].take(kept).to_numpy(bool)
+    return rows.assign(**text_frame(made), personless=personless)[EVENT_COLUMNS]
 
 
-def _operation(key: str, event_id: str, name: str, kind: str, seconds: int, data: bytes) -> tuple[str, bytes]:
-    event = {"id": event_id, "name": name, "timestamp": seconds}
-    item = {"type": "person", "action": kind, "identifiers": identifiers(key), **event}
-    operation = orjson.dumps({**item, "attributes": orjson.Fragment(data)})
-    if len(operation) <= ITEM_BYTES:
-        return "batch", operation
-    if not _can_stand_in_a_path(key):
-        raise Refused(f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)")
-    return "event", orjson.dumps({**event, "type": kind, "data": orjson.Fragment(data)})
-
-
-def _can_stand_in_a_path(key: str) -> bool:
-    """The v1 call tells by the looks of what stands in its path whether that is an id, an email or, with `cio_`, Customer.io's
-    own id (OpenAPI); and HTTP clients resolve dots (RFC 3986)."""
-    kind, _, value = key.partition(":")
-    if value in (".", "..") or value.startswith("cio_"):
-        return False
-    return PLAIN_EMAIL.fullmatch(value) is not None if kind == "email" else "@" not in value
-
-
-def _customers(customers: dict[str, Customer], sent: pd.DataFrame) -> tuple[list[tuple[Any, ...]], list[tuple[Any, ...]]]:
-    """The rows of the customers table, and the rejects beyond R10's 300 attributes."""
-    rows: list[tuple[Any, ...]] = []
-    rejects: list[tuple[Any, ...]] = []
-    for key, customer in customers.items():
-        attributes, beyond = within_most(customer.attributes)
-        if beyond:
-            last = sent[sent["key"] == key].iloc[-1]
-            who = (last["uuid"], last["distinct_id"], last["event"], last["timestamp"])
-            rejects += [(*who, "attribute", name, reason) for name, reason in beyond]
-        rows += [_customer(key, number, part, customer.times) for number, part in enumerate(_parts(attributes))]
-    return rows, rejects
-
-
-def _customer(key: str, number: int, attributes: dict[str, Any], times: dict[str, int]) -> tuple[Any, ...]:
-    seconds = {name: times[name] // 1_000_000 for name in attributes}
-    newest = max(times[name] for name in attributes)
-    operation = write(identify(key, attributes, newest // 1_000_000))
-    timestamp = pd.Timestamp(newest, unit="us", tz="UTC")
-    return (key, number, len(attributes), timestamp, orjson.dumps(seconds).decode(), operation.decode())
-
-
-def identify(key: str, attributes: dict[str, Any], seconds: int) -> dict[str, Any]:
-    """R17: an upsert that carries the time of its newest attribute."""
-    person = {"type": "person", "action": "identify", "identifiers": identifiers(key)}
-    return {**person, "timestamp": seconds, "attributes": attributes}
-
-
-def _parts(attributes: dict[str, Any]) -> list[dict[str, Any]]:
-    """One part, or as many as it takes for each upsert to stay within 32,000 bytes."""
-    room = ITEM_BYTES - 500
-    parts: list[dict[str, Any]] = [{}]
-    size = 0
-    for name, value in attributes.items():
-        size += len(write(name)) + len(write(value)) + 2
-        if size > room and parts[-1]:
-            parts.append({})
-            size = len(write(name)) + len(write(value)) + 2
-        parts[-1][name] = value
-    return parts
+def _rejects(sent: pd.DataFrame, rejects: list[tuple[int, str, str, str]]) -> pd.DataFrame:
+    """The rows of the rejects table: (number of the event's row, what, name, reason) with what says which event it is."""
+    rows = sent[["uuid", "distinct_id", "event", "timestamp"]].take([number for number, *_ in rejects]).reset_index(drop=True)
+    made = {column: [one[at] for one in rejects] for at, column in enumerate(("what", "name", "reason"), start=1)}
+    return rows.assign(**text_frame(made))[REJECT_COLUMNS]

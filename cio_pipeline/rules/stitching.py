@@ -11,7 +11,8 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.rules.classify import HELD_BACK, classify
-from cio_pipeline.rules.facts import ORDER, merged_id
+from cio_pipeline.rules.columns import texts
+from cio_pipeline.rules.facts import ORDER, merged_ids
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import is_uuid
 
@@ -21,8 +22,10 @@ MERGE_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
 def merges(events: pd.DataFrame) -> pd.DataFrame:
     """The merges among the events: anonymous_id, and the columns of `events` of the `$identify`."""
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
-    rows = identifies[["uuid", "distinct_id", "properties"]].itertuples(index=False)
-    named = [merged_id(who, properties) if is_uuid(uuid) else None for uuid, who, properties in rows]
+    named = [
+        anonymous_id if is_uuid(uuid) else None
+        for uuid, anonymous_id in zip(texts(identifies["uuid"]), merged_ids(identifies), strict=True)
+    ]
     same = events["distinct_id"].dtype
     found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=same))
     return found.dropna(subset="anonymous_id")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-EMAIL_BYTES = 1000
-"""R2: as long as the value of an attribute may be (R10)."""
+from cio_pipeline.rules.limits import ATTRIBUTE_VALUE_BYTES
 
 EMAIL = re.compile(
     r"""(?: [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ )*
@@ -37,13 +36,20 @@ DAY = 86_400_000_000
 """Microseconds."""
 
 UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
+UUID_CHARACTERS, FIRST_12_DIGITS = 36, [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
+HEX_VALUES = np.zeros(256, dtype=np.uint8)
+HEX_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dtype=np.uint8)
+HASH_BYTES = 10
+
 CROCKFORD = np.frombuffer(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", dtype="S1")
 FIVE_BITS = np.array([16, 8, 4, 2, 1], dtype=np.uint8)
 
 
 def is_email(value: Any) -> bool:
-    """R2: the documented connector's pattern on the lower-cased text, of at most 1000 bytes."""
-    return isinstance(value, str) and EMAIL.fullmatch(value.lower()) is not None and len(value.encode()) <= EMAIL_BYTES
+    """R2: PostHog's app's pattern on the lower-cased text, of at most 1000 bytes."""
+    return (
+        isinstance(value, str) and EMAIL.fullmatch(value.lower()) is not None and len(value.encode()) <= ATTRIBUTE_VALUE_BYTES
+    )
 
 
 def unix_seconds(value: Any) -> int | None:
@@ -65,23 +71,28 @@ def is_uuid(text: str) -> bool:
     return UUID.fullmatch(text) is not None
 
 
-def ulids(times: list[int], names: list[str], distinct_ids: list[str], uuids: list[str]) -> list[str]:
-    """R12: the events' ids. `times` are microseconds since 1970, `uuids` such that `is_uuid` takes.
+def ulids(times: Any, names: list[str], distinct_ids: list[str], uuids: list[str]) -> list[bytes]:
+    """R12: the events' ids, in ASCII. `times` are microseconds since 1970 (integers), `uuids` such that `is_uuid` takes.
 
     The first 48 bits are the uuid's, the other 80 BLAKE2b's of the UTF-8 text `<days since 1970> <uuid in lower case>
     <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
     """
-    if not uuids:
-        return []
-    content = b"".join(map(_id_bits, times, names, distinct_ids, map(str.lower, uuids)))
-    bits = np.unpackbits(np.frombuffer(content, dtype=np.uint8)).reshape(-1, 128)
-    digits = np.pad(bits, ((0, 0), (2, 0))).reshape(-1, 26, 5) @ FIVE_BITS
-    return CROCKFORD[digits].view("S26").ravel().astype(str).tolist()
+    days = (np.array(times, dtype=np.int64) // DAY).tolist()
+    uuids = [uuid.lower() for uuid in uuids]
+    counted = {name: f" {len(name)} {name}" for name in set(names)}
+    rows = zip(days, uuids, names, distinct_ids, strict=True)
+    identities = [f"{day} {uuid}{counted[name]}{distinct_id}".encode() for day, uuid, name, distinct_id in rows]
+    hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
+    content = np.hstack([_first_48_bits(uuids), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
+    digits = np.pad(np.unpackbits(content, axis=1), ((0, 0), (2, 0))).reshape(-1, 26, 5) @ FIVE_BITS
+    return CROCKFORD[digits].view("S26").ravel().tolist()
 
 
-def _id_bits(time: int, name: str, distinct_id: str, uuid: str) -> bytes:
-    told = f"{time // DAY} {uuid} {len(name)} {name}{distinct_id}".encode()
-    return bytes.fromhex(uuid[:8] + uuid[9:13]) + blake2b(told, digest_size=10).digest()
+def _first_48_bits(uuids: list[str]) -> Any:
+    """Of uuids in lower case: an array of six bytes each."""
+    characters = np.frombuffer("".join(uuids).encode(), dtype=np.uint8).reshape(-1, UUID_CHARACTERS)
+    digits = HEX_VALUES[characters[:, FIRST_12_DIGITS]]
+    return digits[:, ::2] << 4 | digits[:, 1::2]
 
 
 def _number_seconds(number: float) -> int:

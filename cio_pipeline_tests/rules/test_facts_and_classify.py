@@ -12,7 +12,7 @@ from cio_pipeline_tests.rules.streams import NOBODY, event, frame, keys, known, 
 
 NOT_IDENTIFIED = "filtered: not identified yet (R5)"
 PERSONLESS = "filtered: PostHog keeps no person for it (R5)"
-NOBODYS = "refused: distinct_id is nobody's (R14)"
+PLACEHOLDER = "refused: distinct_id is a placeholder (R14)"
 OUT_OF_TIME = "refused: time is before 1970 or after 9999 (R14)"
 NO_EMAIL = "filtered: no email yet (R5)"
 OFF_LIST = "filtered: not on the allowlist (R3)"
@@ -157,10 +157,10 @@ def test_r6_identify_by_email_makes_the_email_the_key_in_lower_case() -> None:
         ("x" * 151, "refused: distinct_id is over 150 bytes (R14)"),
         ("ü" * 75, "sent"),
         ("ü" * 76, "refused: distinct_id is over 150 bytes (R14)"),
-        ("undefined", NOBODYS),
-        ("'Guest'", NOBODYS),
-        ('"0"', NOBODYS),
-        ("[object Object]", NOBODYS),
+        ("undefined", PLACEHOLDER),
+        ("'Guest'", PLACEHOLDER),
+        ('"0"', PLACEHOLDER),
+        ("[object Object]", PLACEHOLDER),
         ("Null", "sent"),
         ("nan", "sent"),
         ("guest2", "sent"),
@@ -184,10 +184,10 @@ def test_r14_refuses_a_name_that_customerio_cannot_take(name: str, outcome: str)
     assert outcomes(event(name)) == [outcome]
 
 
-def test_r14_an_id_that_is_nobody_s_teaches_nothing() -> None:
+def test_r14_an_id_that_is_a_placeholder_teaches_nothing() -> None:
     stream = frame(event("$identify", "undefined", set_={"email": "alice@example.com"}), event("order", "undefined"))
     assert learn(stream).empty
-    assert outcomes(event("order", "null", set_={"email": "a@example.com"}), identify_by_email=True) == [NOBODYS]
+    assert outcomes(event("order", "null", set_={"email": "a@example.com"}), identify_by_email=True) == [PLACEHOLDER]
 
 
 @pytest.mark.parametrize("uuid", ["", "none", "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"])

@@ -214,11 +214,11 @@ CASES = [
         "different on purpose: R4, a group is no person",
     ),
     Case(
-        "a distinct_id that is nobody's",
+        "a distinct_id that is a placeholder",
         [at(1, distinct_id="undefined", set_={"email": A}), at(2, distinct_id="[object Object]")],
         {},
         "customers with the ids undefined and [object Object]",
-        ["refused: distinct_id is nobody's (R14)"] * 2,
+        ["refused: distinct_id is a placeholder (R14)"] * 2,
         "different on purpose: R14, many people are behind such an id",
     ),
     Case(
