@@ -35,7 +35,7 @@ nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities = Ledger(url), Identities(url)
 for turn in range(5):
     identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned(facts.astype({"identified": bool}), nobody)])
-    assert identities.before("2026-04-01", ids)["identified"].all()
+    assert identities.before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
     ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": {b"12345": (b"123456", 1)}}))
 print("done")
 """
