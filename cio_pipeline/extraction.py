@@ -115,7 +115,7 @@ def _extract(
     seen, kept = Seen(), Extracted()
     with temporary_folder() as folder, tables.replace(partition, {table: EVENT_SCHEMA}) as new:
         rows = _spilled(found, seen, lost, _kept_before(tables, table, partition, seen) if remembers else iter(()))
-        shards = shuffle(rows, "distinct_id", SPILLED, folder)
+        shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         settling = Settling(new.writer, table, lost, now, seen)
         work = ((settling, number, shard) for number, shard in enumerate(shards))
         for written, of_shard in map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written"):

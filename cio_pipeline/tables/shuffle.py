@@ -31,10 +31,11 @@ over."""
 
 
 class Batch(NamedTuple):
-    """A record batch of a spill file: its bucket, and what it holds."""
+    """A record batch of a spill file: its bucket and its rows, and those rows and bytes that count for a shard's size."""
 
     bucket: int
     rows: int
+    counted: int
     bytes: int
 
 
@@ -65,9 +66,10 @@ class Shard:
         return rows.combine_chunks()
 
 
-def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path) -> list[Shard]:
+def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path, uncounted: str | None = None) -> list[Shard]:
     """The rows of the tables (of `schema`) in shards by the text column `by`; spilled to the folder. No rows are one shard.
 
+    Rows whose column `uncounted` is true come along, but the shards are what they would be without them.
     Raises `StorageError` where the folder cannot be written.
     """
     spilled: list[Spilled] = []
@@ -77,30 +79,31 @@ def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path
         held.append(table)
         size += table.nbytes
         if size >= SPILL_BYTES:
-            spilled.append(spill(pa.concat_tables(held), by, folder / f"{next(numbers):05d}.arrow"))
+            spilled.append(spill(pa.concat_tables(held), by, folder / f"{next(numbers):05d}.arrow", uncounted=uncounted))
             held, size = [], 0
     last = pa.concat_tables([schema.empty_table(), *held])
-    fits_one_shard = not spilled and size <= SHARD_BYTES and len(last) <= SHARD_ROWS
-    spilled.append(spill(last, by, folder / f"{next(numbers):05d}.arrow", 1 if fits_one_shard else BUCKETS))
+    fits = not spilled and len(last) <= SHARD_ROWS and _row_bytes(last).sum() <= SHARD_BYTES
+    spilled.append(spill(last, by, folder / f"{next(numbers):05d}.arrow", 1 if fits else BUCKETS, uncounted))
     return shards(spilled, schema)
 
 
-def spill(rows: pa.Table, by: str, path: Path, buckets: int = BUCKETS) -> Spilled:
+def spill(rows: pa.Table, by: str, path: Path, buckets: int = BUCKETS, uncounted: str | None = None) -> Spilled:
     """Writes the rows to a new file, a record batch for each bucket that has any. Raises `StorageError`.
 
     Nothing is compressed: that would take longer than all else that is done to a row here.
     """
     found = buckets_of(rows[by], buckets)
     order = np.argsort(found, kind="stable")
-    rows = rows.combine_chunks().take(pa.array(order)).combine_chunks()
-    row_bytes, found = _row_bytes(rows), found[order]
+    rows, found = rows.combine_chunks().take(pa.array(order)).combine_chunks(), found[order]
+    counted = np.ones(len(rows), bool) if uncounted is None else ~np.asarray(rows[uncounted])
+    sizes = _row_bytes(rows) * counted
     present, starts = np.unique(found, return_index=True)
     bounds = [*starts.tolist(), len(found)]
     batches = []
     with keeping_temporary_rows(path.parent), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         for bucket, start, end in zip(present.tolist(), bounds[:-1], bounds[1:], strict=True):
             writer.write_table(rows.slice(start, end - start))
-            batches.append(Batch(bucket, end - start, int(row_bytes[start:end].sum())))
+            batches.append(Batch(bucket, end - start, int(counted[start:end].sum()), int(sizes[start:end].sum())))
     return Spilled(path, tuple(batches))
 
 
@@ -109,7 +112,7 @@ def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
     rows, sizes = np.zeros(BUCKETS, np.int64), np.zeros(BUCKETS, np.int64)
     for file in spilled:
         for batch in file.batches:
-            rows[batch.bucket] += batch.rows
+            rows[batch.bucket] += batch.counted
             sizes[batch.bucket] += batch.bytes
     return [_shard(spilled, buckets, schema) for buckets in _grouped(rows.tolist(), sizes.tolist())]
 

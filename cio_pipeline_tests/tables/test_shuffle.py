@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -85,6 +86,20 @@ def test_one_text_with_more_rows_than_a_shard_holds_is_one_shard(tmp_path: Path)
     found = shuffle((table(*(("u1", "x" * 100, n) for n in range(200))) for _ in range(3)), "who", SCHEMA, tmp_path)
     assert max(shard.rows for shard in found) == 600
     assert all(len(set(shard.read()["who"].to_pylist())) <= 1 for shard in found)
+
+
+@pytest.mark.usefixtures("small")
+@pytest.mark.parametrize("number", [30, 500])
+def test_rows_that_do_not_count_come_along_and_change_no_shard(tmp_path: Path, number: int) -> None:
+    schema = SCHEMA.append(pa.field("old", pa.bool_()))
+    new = table(*((f"u{n % 97}", "x" * (n % 50), n) for n in range(number))).append_column("old", pa.array([False] * number))
+    found = []
+    for name, tables in (("alone", [new]), ("with old rows", [new, new.set_column(3, "old", pa.array([True] * number))])):
+        (tmp_path / name).mkdir()
+        found.append([shard.read() for shard in shuffle(iter(tables), "who", schema, tmp_path / name, uncounted="old")])
+    counted = [[sorted(shard.filter(pc.invert(shard["old"]))["n"].to_pylist()) for shard in one] for one in found]
+    assert counted[0] == counted[1]
+    assert [sum(shard["old"].to_pylist()) for shard in found[1]] == list(map(len, counted[0]))
 
 
 def test_no_rows_are_one_empty_shard(tmp_path: Path) -> None:
