@@ -6,6 +6,7 @@ PostHog keeps `$set` and `$set_once` of a stored event for 60 days, the person's
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple
@@ -250,11 +251,11 @@ def _names(texts: pa.ChunkedArray, *names: str) -> pa.Array:
     found = np.zeros(len(array), bool)
     _, offsets, content = array.buffers()
     if content is not None:
-        ends, content = np.frombuffer(offsets, np.int32, len(array) + 1)[1:], content.to_pybytes()
+        ends, content = np.frombuffer(offsets, np.int32, len(array) + 1)[1:].tolist(), content.to_pybytes()
         for name in names:
             at = content.find(name.encode())
             while at >= 0:
-                row = int(ends.searchsorted(at, "right"))
+                row = bisect_right(ends, at)
                 found[row] = True
                 at = content.find(name.encode(), ends[row])
     return pa.array(found)
