@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Literal
@@ -118,9 +119,10 @@ def _extract(
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         settling = Settling(new.writer, table, lost, now, seen)
         work = ((settling, number, shard) for number, shard in enumerate(shards))
-        for written, of_shard in map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written"):
-            new.shards.append(written)
-            kept.add(of_shard)
+        with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
+            for written, of_shard in results:
+                new.shards.append(written)
+                kept.add(of_shard)
         if kept.read != seen.read or kept.rows + kept.duplicates.total() != kept.read:
             raise NotExtracted(
                 f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"

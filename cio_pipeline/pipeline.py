@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from functools import cache
@@ -213,9 +214,10 @@ def _derive(
             made = map_shards(_build_shard, by_number, len(shards), workers, f"{day}: derived")
         else:
             made = map_shards(_derive_shard, known, version.shards, workers, f"{day}: derived")
-        for written, of_shard in made:
-            new.shards.append(written)
-            account.add(of_shard)
+        with closing(made):
+            for written, of_shard in made:
+                new.shards.append(written)
+                account.add(of_shard)
         account.notes = +account.notes
         new.about = {"made_of": made_of, "account": account.to_json()}
     return account

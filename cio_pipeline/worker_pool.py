@@ -13,9 +13,10 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -33,23 +34,26 @@ class WorkerDied(Exception):
     """A worker process ended before its work did; the message is one sentence."""
 
 
-def map_shards(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], number: int, workers: int, what: str) -> Iterator[T]:
+def map_shards(
+    work: Callable[..., T], shards: Iterable[tuple[Any, ...]], number: int, workers: int, what: str
+) -> Generator[T, None, None]:
     """What `work` gives for each shard's arguments, of which there are `number`, in their order; `what` is logged as it goes.
 
     At most one shard more than there are workers is in the making at once, or waits for the results before it to be taken.
-    Raises what `work` raises, and `WorkerDied`.
+    Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker is at work any more.
     """
     in_this_process = workers == 1 or number <= FEW
     results = (work(*shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
     began = said = time.monotonic()
-    for done, result in enumerate(results, 1):
-        yield result
-        if (now := time.monotonic()) - said >= EVERY_SECONDS:
-            said = now
-            log.info("%s: %d of %d shards, %.1f a second.", what, done, number, done / (now - began))
+    with closing(results):
+        for done, result in enumerate(results, 1):
+            yield result
+            if (now := time.monotonic()) - said >= EVERY_SECONDS:
+                said = now
+                log.info("%s: %d of %d shards, %.1f a second.", what, done, number, done / (now - began))
 
 
-def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Iterator[T]:
+def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
     waiting = iter(shards)

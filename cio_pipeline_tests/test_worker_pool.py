@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -86,3 +88,19 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
     while worker.exists() and time.monotonic() < until:
         time.sleep(0.1)
     assert not worker.exists()
+
+
+def test_no_worker_is_at_work_any_more_once_the_results_are_closed() -> None:
+    results = map_shards(slow_first, tasks(12, []), 12, 2, "numbers")
+    _, process = next(results)
+    results.close()
+    assert process not in {child.pid for child in multiprocessing.active_children()}
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("cio_pipeline.worker_pool.EVERY_SECONDS", 0)
+    list(map_shards(slow_first, tasks(2, []), 2, 1, "2026-03-02: derived"))
+    assert re.fullmatch(r"2026-03-02: derived: 2 of 2 shards, [\d.]+ a second\.", caplog.messages[-1])
