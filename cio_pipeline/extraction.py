@@ -166,6 +166,7 @@ def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written
     rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)
     events, kept.duplicates = once(rows)
+    del rows
     none = pa.array(np.full(len(events), False))
     took = was_there = none
     if len(earlier):

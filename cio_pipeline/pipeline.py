@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
@@ -244,27 +244,38 @@ def _classified(derivation: Derivation, shard: int, known: pd.DataFrame) -> pd.D
 
 def _derive_shard(derivation: Derivation, shard: int, known: pd.DataFrame) -> tuple[Written, Account]:
     """Writes the tables of a shard whose events' keys follow from their distinct_ids, so that it holds whole customers."""
-    classified = _classified(derivation, shard, known)
-    account = Account(Counter(classified["outcome"].tolist()))
-    return _write(derivation, shard, classified, account), account
+    return _write(derivation, shard, lambda: _classified(derivation, shard, known), are_counted=False)
 
 
 def _build_shard(derivation: Derivation, number: int, shard: Shard) -> tuple[Written, Account]:
     """Writes the tables of a shard by key, whose outcomes are counted already."""
-    account = Account()
-    return _write(derivation, number, shard.read().to_pandas(), account), account
+    return _write(derivation, number, lambda: shard.read().to_pandas(), are_counted=True)
 
 
-def _write(derivation: Derivation, number: int, classified: pd.DataFrame, account: Account) -> Written:
-    sent = classified[(classified["outcome"] == SENT).to_numpy(bool)].sort_values(ORDER, ignore_index=True)
+def _write(
+    derivation: Derivation, number: int, read: Callable[[], pd.DataFrame], *, are_counted: bool
+) -> tuple[Written, Account]:
+    """Writes the tables of the events that `read` gives as `classify` does; each is let go as soon as the next is made of it,
+    for one person's events may be many."""
+    classified = read()
+    account = Account() if are_counted else Account(Counter(classified["outcome"].tolist()))
     refused = _refused(classified)
+    sent = _sent(classified)
     del classified
     made = build(sent, derivation.options)
+    del sent
     account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
     _count_rejects(derivation.day, made.rejects, account)
     rejects = [pa.Table.from_pandas(rows[REJECTS.names], REJECTS, preserve_index=False) for rows in (refused, made.rejects)]
     tables = {"customers": made.customers, "events": made.events, "rejects": pa.concat_tables(rejects)}
-    return derivation.writer.write(number, tables)
+    return derivation.writer.write(number, tables), account
+
+
+def _sent(classified: pd.DataFrame) -> pd.DataFrame:
+    """The events to send, by time: taken once, in their order."""
+    are_sent = (classified["outcome"] == SENT).to_numpy(bool)
+    order = classified[ORDER].reset_index(drop=True)[are_sent].sort_values(ORDER).index.to_numpy()
+    return classified.take(order).reset_index(drop=True)
 
 
 class Spilled(NamedTuple):

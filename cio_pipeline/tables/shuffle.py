@@ -130,7 +130,7 @@ def _grouped(rows: list[int], sizes: list[int]) -> Iterator[frozenset[int]]:
     group_rows = group_bytes = 0
     for bucket in range(BUCKETS):
         is_full = group_rows + rows[bucket] > SHARD_ROWS or group_bytes + sizes[bucket] > SHARD_BYTES
-        if group_rows and is_full:
+        if rows[bucket] and group_rows and is_full:
             yield frozenset(group)
             group, group_rows, group_bytes = [], 0, 0
         group.append(bucket)

@@ -84,8 +84,7 @@ def test_small_rows_first_and_large_ones_then_make_shards_of_a_bounded_size(tmp_
 @pytest.mark.usefixtures("small")
 def test_one_text_with_more_rows_than_a_shard_holds_is_one_shard(tmp_path: Path) -> None:
     found = shuffle((table(*(("u1", "x" * 100, n) for n in range(200))) for _ in range(3)), "who", SCHEMA, tmp_path)
-    assert max(shard.rows for shard in found) == 600
-    assert all(len(set(shard.read()["who"].to_pylist())) <= 1 for shard in found)
+    assert [shard.rows for shard in found] == [600]
 
 
 @pytest.mark.usefixtures("small")
