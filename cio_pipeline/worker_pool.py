@@ -20,6 +20,8 @@ from contextlib import closing
 from itertools import islice
 from typing import Any, TypeVar
 
+import pyarrow as pa
+
 LOADED = ["cio_pipeline.extraction", "cio_pipeline.pipeline"]
 FEW = 2
 """So few shards are worked on in this process: to start others would take longer."""
@@ -43,7 +45,7 @@ def map_shards(
     Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker is at work any more.
     """
     in_this_process = workers == 1 or number <= FEW
-    results = (work(*shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
+    results = (_worked(work, shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
     began = said = time.monotonic()
     with closing(results):
         for done, result in enumerate(results, 1):
@@ -60,10 +62,10 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
     with ProcessPoolExecutor(workers, context, initializer=_prepare) as pool:
         running: deque[Future[T]] = deque()
         try:
-            running.extend(pool.submit(work, *shard) for shard in islice(waiting, workers + 1))
+            running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, workers + 1))
             while running:
                 yield running.popleft().result()
-                running.extend(pool.submit(work, *shard) for shard in islice(waiting, 1))
+                running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, 1))
         except BrokenProcessPool:
             raise WorkerDied(
                 "A worker process was ended from outside, perhaps for want of memory: run this again; if it happens again,"
@@ -71,6 +73,13 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:
+    """What `work` gives; the memory that it took goes back to the system."""
+    result = work(*shard)
+    pa.default_memory_pool().release_unused()
+    return result
 
 
 def _prepare() -> None:
