@@ -83,7 +83,7 @@ class DaysSettings(BaseSettings):
         if not isinstance(text, str):
             return text
         text = values.clean(text)
-        return values.value_of(text, field) if text else field.get_default(call_default_factory=True)
+        return values.value_of(text, field) if text else field.default
 
 
 class Settings(DaysSettings):
@@ -125,7 +125,7 @@ class Settings(DaysSettings):
     max_campaign_events: int | None = Field(default=None, ge=0, alias="CIO_MAX_CAMPAIGN_EVENTS")
     missing_days: Literal["refuse", "allow"] = Field(default="refuse", alias="CIO_MISSING_DAYS")
 
-    workers: int = Field(default_factory=cores, ge=1, le=256, alias="CIO_WORKERS")
+    workers: int = Field(default=cores(), ge=1, le=256, alias="CIO_WORKERS")
     data_dir: Annotated[str, BeforeValidator(absolute)] = Field(default="data", validate_default=True, alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(_database_url)] = Field(
         default=None, alias="CIO_LEDGER_URL"
