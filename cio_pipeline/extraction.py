@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field, fields
 from datetime import datetime
-from itertools import chain, islice
+from typing import Literal
 
-import pandas as pd
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cio_pipeline.posthog import dropped_set as r20
 from cio_pipeline.posthog.source import (
@@ -22,14 +24,19 @@ from cio_pipeline.posthog.source import (
     in_order,
 )
 from cio_pipeline.tables.files import temporary_folder
-from cio_pipeline.tables.shuffle import Writer
-from cio_pipeline.tables.tables import Tables, shards_for
+from cio_pipeline.tables.shuffle import Shard, shuffle
+from cio_pipeline.tables.tables import ShardWriter, Tables, Written
+from cio_pipeline.worker_pool import map_shards
 
-KNOWN = pa.schema([EVENT_SCHEMA.field(name) for name in (*r20.IDENTITY, "timestamp", "properties", "person_properties")])
-WHOLE = pa.schema([*EVENT_SCHEMA, ("took", pa.bool_()), ("stays", pa.bool_())])
+KNOWN = (*r20.IDENTITY, "timestamp", "properties", "person_properties")
+SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
+"""`earlier`: whether the row is what an earlier extraction kept."""
+
+BY_PERSON = [(name, "ascending") for name in ("distinct_id", "timestamp", "uuid", "event")]
 DAY, HISTORY = "posthog_events", "identity_history"
 
-Settle = Callable[[pd.DataFrame], pd.DataFrame]
+Lost = Literal["none", "all", "of a day", "of the history"]
+"""Which events have lost their `$set`, so that the person's properties are taken (R20)."""
 
 
 @dataclass
@@ -50,116 +57,162 @@ class Extracted:
     teaching: int = 0
     gives: bool = False
 
+    def add(self, other: Extracted) -> None:
+        """Counts what was kept of another shard, too."""
+        for one in fields(self):
+            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
+        self.gives = bool(self.gives)
+
+
+@dataclass
+class Seen:
+    """What the events of a window show as a whole, once all of them are spilled, of which R20 makes what each has lost.
+
+    first: the place of the first that has a `$set`, as PostHog gives them now; took_all, had_set: whether the earlier
+    extraction took the person's properties whatever `$set` said, and whether any event had one.
+    """
+
+    read: int = 0
+    first: r20.Moment | None = None
+    took_all: bool = False
+    had_set: bool = False
+
+
+@dataclass(frozen=True)
+class Settling:
+    """How the shards of a window are written, the same for all of them."""
+
+    writer: ShardWriter
+    table: str
+    lost: Lost
+    now: datetime
+    seen: Seen
+
 
 def extract_day(
-    tables: Tables, day: str, start: datetime, found: Window, attributes: AttributesFrom, now: datetime
+    tables: Tables, day: str, start: datetime, found: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> Extracted:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
     Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
     """
-    with temporary_folder() as folder:
-        read = _Extraction(tables, Tables(str(folder), temporary=True), DAY, day, found)
-        if attributes == "auto" and r20.reaches_back(start, now):
-            read.keep_looked_at_as_a_whole(now)
-        else:
-            read.keep(lambda events: read.settled(events, attributes == "person"))
-    return read.kept
+    reaches_back = r20.reaches_back(start, now)
+    lost: Lost = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
+    return _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
 
 
-def extract_history(tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime) -> Extracted:
+def extract_history(
+    tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
+) -> Extracted:
     """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
-    with temporary_folder() as folder:
-        read = _Extraction(tables, Tables(str(folder), temporary=True), HISTORY, partition, found)
-        if attributes == "auto":
-            read.keep(lambda events: read.settled(events, r20.lost_of_the_history(events, now)))
-        else:
-            read.keep(lambda events: read.settled(events, attributes == "person"))
-    return read.kept
+    lost: Lost = "all" if attributes == "person" else "of the history" if attributes == "auto" else "none"
+    return _extract(tables, HISTORY, partition, found, lost, now, workers, remembers=True)
 
 
-class _Extraction:
-    """One window on its way into a table's partition; `spilled` holds what does not fit in memory."""
+def _extract(
+    tables: Tables, table: str, partition: str, found: Window, lost: Lost, now: datetime, workers: int, *, remembers: bool
+) -> Extracted:
+    """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
+    seen, kept = Seen(), Extracted()
+    with temporary_folder() as folder, tables.replace(partition, {table: EVENT_SCHEMA}) as new:
+        rows = _spilled(found, seen, lost, _kept_before(tables, table, partition, seen) if remembers else iter(()))
+        shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
+        settling = Settling(new.writer, table, lost, now, seen)
+        work = ((settling, number, shard) for number, shard in enumerate(shards))
+        with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
+            for written, of_shard in results:
+                new.shards.append(written)
+                kept.add(of_shard)
+        if kept.read != seen.read or kept.rows + kept.duplicates.total() != kept.read:
+            raise NotExtracted(
+                f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
+                " something removing temporary files, or is the disk full? Run it again."
+            )
+    return kept
 
-    def __init__(self, tables: Tables, spilled: Tables, table: str, partition: str, found: Window) -> None:
-        self._tables, self._spilled, self._table, self._partition = tables, spilled, table, partition
-        first = list(islice(found.frames, 1))
-        self._frames = chain(first, found.frames)
-        row_bytes = sum(pa.Table.from_pandas(frame, EVENT_SCHEMA).nbytes // max(1, len(frame)) for frame in first)
-        self.kept = Extracted(shards=shards_for(found.expected, row_bytes))
-        self._seen: list[int] = []
-        self._first: r20.Moment | None = None
-        self._took_all = self._had_set = False
-        self._spill_known()
 
-    def keep(self, settle: Settle) -> None:
-        """Writes the partition, each shard settled by itself."""
-        with self._tables.replace(self._table, self._partition, EVENT_SCHEMA, self.kept.shards) as writer:
-            self._add_to(writer)
-            writer.finish_each(lambda rows: settle(self._once(rows)))
-        self._check()
+def _spilled(found: Window, seen: Seen, lost: Lost, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:
+    """The window's events and those kept before, as `SPILLED` has them; `seen` is told of them."""
+    for frame in found.frames:
+        rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
+        seen.read += len(rows)
+        if lost == "of a day":
+            seen.first = r20.first_with_set(rows, seen.first)
+        if lost == "none":
+            rows = r20.taking(rows, False)
+        yield _marked(rows, False)
+    for rows in earlier:
+        yield _marked(rows, True)
 
-    def keep_looked_at_as_a_whole(self, now: datetime) -> None:
-        """Writes the partition after all its events were seen: what they have lost shows in the day as a whole."""
-        with self._spilled.replace("whole", self._partition, WHOLE, self.kept.shards) as writer:
-            self._add_to(writer)
-            writer.finish_each(self._looked_at)
-        with self._tables.replace(self._table, self._partition, EVENT_SCHEMA, self.kept.shards) as writer:
-            for shard in self._spilled.read("whole", self._partition):
-                writer.add(self.settled(shard, r20.lost_of_a_day(shard, self._first, now)), by="distinct_id")
-        self._check()
 
-    def settled(self, events: pd.DataFrame, lost: list[bool] | bool) -> pd.DataFrame:
-        """The events with the person's properties where they are to be taken, and null elsewhere."""
-        settled = r20.taking(events, lost)
-        taken = int(settled["person_properties"].notna().sum())
-        self.kept.from_person += taken
-        self.kept.without += (len(events) * lost if isinstance(lost, bool) else sum(lost)) - taken
-        self.kept.teaching += int(events["event"].isin(HISTORY_EVENTS).sum())
-        self.kept.gives = self.kept.gives or r20.gives_any(settled)
-        return settled
+def _kept_before(tables: Tables, table: str, partition: str, seen: Seen) -> Iterator[pa.Table]:
+    """The events of the partition's version so far, if there is one."""
+    if tables.current(table, partition) is None:
+        return
+    for rows in tables.read_arrow(table, partition, list(KNOWN)):
+        seen.took_all = seen.took_all or r20.took_all(rows)
+        seen.had_set = seen.had_set or r20.any_has_set(rows["properties"])
+        known = r20.known(rows)
+        created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
+        yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
-    def _spill_known(self) -> None:
-        """The events of an earlier version of the partition, in shards that have the same people as the new ones."""
-        with self._spilled.replace("known", self._partition, KNOWN, self.kept.shards) as writer:
-            if self._tables.current(self._table, self._partition) is not None:
-                for shard in self._tables.read(self._table, self._partition, KNOWN.names):
-                    self._took_all = self._took_all or r20.took_all(shard)
-                    self._had_set = self._had_set or r20.any_has_set(shard)
-                    writer.add(r20.known(shard), by="distinct_id")
 
-    def _known_of(self, events: pd.DataFrame) -> Iterator[pd.DataFrame]:
-        yield KNOWN.empty_table().to_pandas()
-        yield from self._spilled.rows("known", self._partition, "distinct_id", events["distinct_id"].unique().tolist())
+def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
+    return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
 
-    def _add_to(self, writer: Writer) -> None:
-        for frame in self._frames:
-            self.kept.read += len(frame)
-            writer.add(frame.assign(took=False, stays=False), by="distinct_id")
 
-    def _looked_at(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """What `_once` gives; the first of all events with a `$set` is noted before any is remembered."""
-        self._first = min((moment for moment in (self._first, r20.first_with_set(rows)) if moment), default=None)
-        return self._once(rows)
+def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written, Extracted]:
+    """Writes a shard's events, each once and by person, with the properties that are to be taken."""
+    rows, earlier = _parted(shard.read())
+    kept = Extracted(read=len(rows), shards=1)
+    events, kept.duplicates = once(rows)
+    del rows
+    none = pa.array(np.full(len(events), False))
+    took = was_there = none
+    if len(earlier):
+        events, was_there, took, kept.remembered = r20.remembered(events, earlier)
+        took = none if settling.seen.took_all else took
+    events = _settled(settling, events, took, pc.and_not(was_there, took) if settling.seen.had_set else none, kept)
+    kept.rows = len(events)
+    return settling.writer.write(number, {settling.table: events}), kept
 
-    def _once(self, rows: pd.DataFrame) -> pd.DataFrame:
-        """A shard's events, each once. Raises `NotExtracted` where the last shard is read and rows are missing."""
-        self._seen.append(len(rows))
-        if len(self._seen) == self.kept.shards and sum(self._seen) != self.kept.read:
-            raise self._lost(sum(self._seen))
-        self.kept.duplicates += duplicates(rows)
-        events, remembered = r20.remembered(in_order(rows), pd.concat(self._known_of(rows), ignore_index=True))
-        self.kept.remembered += remembered
-        took = events["took"] & (not self._took_all)
-        return events.assign(took=took, stays=events["was_there"] & ~took & self._had_set)
 
-    def _check(self) -> None:
-        self.kept.rows = self._tables.version(self._table, self._partition).rows
-        if self.kept.rows + self.kept.duplicates.total() != self.kept.read:
-            raise self._lost(self.kept.rows + self.kept.duplicates.total())
+def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
+    """The events that came and those kept before."""
+    is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
+    if not pc.any(is_earlier).as_py():
+        return rows, rows.slice(0, 0)
+    return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier)
 
-    def _lost(self, rows: int) -> NotExtracted:
-        return NotExtracted(
-            f"Of {self._partition}, {self.kept.read:,} events were read, but {rows:,} are left: is something removing"
-            " temporary files, or is the disk full? Run it again."
-        )
+
+def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
+    """Each event once, in the order and by the rules of `source.in_order`, and how many rows that leaves out, by reason.
+
+    Only the rows whose uuid comes more than once are compared.
+    """
+    left_out: Counter[str] = Counter()
+    if len(pc.unique(rows["uuid"])) < len(rows):
+        counts = pc.value_counts(rows["uuid"])
+        repeated = pc.is_in(rows["uuid"], counts.field("values").filter(pc.greater(counts.field("counts"), 1)))
+        several = rows.filter(repeated).to_pandas()
+        left_out = duplicates(several)
+        again = pa.Table.from_pandas(in_order(several), rows.schema, preserve_index=False)
+        rows = pa.concat_tables([rows.filter(pc.invert(repeated)), again])
+    return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
+
+
+def _settled(settling: Settling, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted) -> pa.Table:
+    """The events with the person's properties where they are to be taken, and null elsewhere."""
+    lost: pa.ChunkedArray | bool
+    if settling.lost == "of a day":
+        lost = r20.lost_of_a_day(events, took, stays, settling.seen.first, settling.now)
+    elif settling.lost == "of the history":
+        lost = r20.lost_of_the_history(events, settling.now)
+    else:
+        lost = settling.lost == "all"
+    settled = r20.taking(events, lost)
+    kept.from_person = len(settled) - settled["person_properties"].null_count
+    kept.without = (len(events) * lost if isinstance(lost, bool) else pc.sum(lost).as_py() or 0) - kept.from_person
+    kept.teaching = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
+    kept.gives = r20.gives_any(settled)
+    return settled

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA
-from cio_pipeline.rules.classify import REFUSED, SENT, classify
+from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.facts import ORDER, learn_with_ties
 from cio_pipeline.rules.operations import build, emails_in_another_case
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.stitching import merge_windows, merges, stitched
+from cio_pipeline.rules.stitching import MERGE_COLUMNS, merge_windows, merges, stitched
 from cio_pipeline.state.identities import HISTORY, Identities, Learned
+from cio_pipeline.tables import shuffle
 from cio_pipeline.tables.files import temporary_folder
-from cio_pipeline.tables.tables import NotMaterialized, Tables
+from cio_pipeline.tables.shuffle import Shard
+from cio_pipeline.tables.tables import NotMaterialized, ShardWriter, Tables, Version, Written
+from cio_pipeline.worker_pool import map_shards
 
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
 TO_SEND = pa.schema(
@@ -29,6 +37,7 @@ TO_SEND = pa.schema(
         *((name, TEXT) for name in ("key", "identifier", "email")),
         ("email_set", pa.int64()),
         ("personless", pa.bool_()),
+        ("outcome", TEXT),
     ]
 )
 CUSTOMERS = pa.schema(
@@ -76,39 +85,53 @@ class Account:
     left_out: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
 
+    def add(self, other: Account) -> None:
+        """Counts what became of another shard, too."""
+        self.outcomes.update(other.outcomes)
+        self.stitched += other.stitched
+        self.left_out.update(other.left_out)
+        self.notes.update(other.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept with the day's tables."""
+        return dict(vars(self))
+
+    @classmethod
+    def of_json(cls, kept: dict[str, Any]) -> Account:
+        """What `to_json` gave."""
+        return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
+
 
 def learned_under(attributes_from: str) -> str:
     """The setting that what is learned depends on, by its value."""
     return f"CIO_ATTRIBUTES_FROM={attributes_from}"
 
 
-def learn_day(day: str, setting: str, tables: Tables, identities: Identities) -> Counter[str]:
+def learn_day(day: str, setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
     """Keeps what the day's `posthog_events` teach (R1), under a setting; gives how many people, identified ones, emails and
-    merges."""
-    return _learn(day, setting, "posthog_events", tables, identities)
+    merges. What was learned of the same events before is not learned again."""
+    return _learn(day, setting, "posthog_events", tables, identities, workers)
 
 
-def learn_history(setting: str, tables: Tables, identities: Identities) -> Counter[str]:
+def learn_history(setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
     """Keeps what the events of `identity_history` teach (R18), under a setting; counts as `learn_day`."""
-    return _learn(HISTORY, setting, "identity_history", tables, identities)
+    return _learn(HISTORY, setting, "identity_history", tables, identities, workers)
 
 
-def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities) -> Counter[str]:
-    counts: Counter[str] = Counter()
-    events = tables.version(table, day).rows
+def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, workers: int) -> Counter[str]:
+    version = tables.version(table, day)
+    made_of = f"{version.content} {_code()}"
+    if (known := identities.learned(day, setting, made_of)) is not None:
+        return known
+    shards = ((tables, table, day, version, shard) for shard in range(version.shards))
+    learned = map_shards(_learn_shard, shards, version.shards, workers, f"{day}: learned")
+    return identities.replace(day, setting, version.rows, learned, made_of)
 
-    def learned() -> Iterator[Learned]:
-        for shard in tables.read(table, day):
-            facts, ties = learn_with_ties(shard)
-            part = Learned(facts, merges(shard), ties)
-            counts["people"] += len(part.facts)
-            counts["identified"] += int(part.facts["identified"].sum())
-            counts["emails"] += int(part.facts["email"].notna().sum())
-            counts["anonymous ids named"] += len(part.merges)
-            yield part
 
-    identities.replace(day, setting, events, learned())
-    return counts
+def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
+    events = tables.shard(table, day, version, shard).to_pandas()
+    facts, ties = learn_with_ties(events)
+    return Learned(facts, merges(events)[MERGE_COLUMNS], ties)
 
 
 def derive_day(
@@ -118,86 +141,217 @@ def derive_day(
     options: Options,
     until: datetime | None = None,
     into: Tables | None = None,
+    workers: int = 1,
 ) -> Account:
     """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15).
 
-    `until` and `into` write them elsewhere, as if the day had ended then: what a delivery sends that holds recent events.
+    Where the tables were made of the same, they stay. `until` and `into` write them elsewhere, as if the day had ended then:
+    what a delivery sends that holds recent events.
     """
-    account, to = Account(), into or tables
-    shards = tables.version("posthog_events", day).shards
     known = identities.fingerprint_before(day, options.stitch_anonymous_days)
-    with ExitStack() as stack:
-        sent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-        writers = stack.enter_context(to.replace_together(day, DERIVED, shards))
-        customers, events, rejects = writers["customers"], writers["events"], writers["rejects"]
-        with sent.replace("sent", day, TO_SEND, shards) as to_send:
-            for rows in _to_send(day, tables, identities, options, account, until):
-                rejects.add(_refused(rows), by="uuid")
-                to_send.add(rows[rows["outcome"] == SENT], by="key")
-            to_send.finish_each(lambda shard: shard.sort_values(ORDER, ignore_index=True))
-        for shard in sent.read("sent", day):
-            made = build(shard, options)
-            customers.add(made.customers, by="key")
-            events.add(made.events, by="key")
-            rejects.add(made.rejects, by="uuid")
-            account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
-            _count_rejects(day, made.rejects, account)
-    account.notes = +account.notes
+    made_of = _made_of(day, tables, known, options)
+    account = _derived_before(day, tables, made_of) if into is None else None
+    if account is None:
+        account = _derive(day, tables, identities, options, until, into or tables, workers, made_of)
     if into is None:
         identities.mark_derived(day, known)
     return account
 
 
-def _to_send(
-    day: str, tables: Tables, identities: Identities, options: Options, account: Account, until: datetime | None
-) -> Iterator[pd.DataFrame]:
-    """The day's events with their outcomes, then those that its merges take (R16), whose outcome is `sent`."""
-    named: list[pd.DataFrame] = []
-    identified: list[pd.DataFrame] = []
-    for whole in tables.read("posthog_events", day):
-        shard = whole if until is None else whole[whole["timestamp"] < until]
-        classified = classify(shard, _known(day, shard, identities), options)
-        account.outcomes.update(classified["outcome"])
-        if options.stitches:
-            named.append(merges(classified).drop(columns=["properties", "person_properties"]))
-            own = classified.loc[classified["event"] == "$identify", ORDER]
-            identified.append(own.drop_duplicates("distinct_id"))
-        yield classified
+def _made_of(day: str, tables: Tables, known: str, options: Options) -> str:
+    """What stands for all that the day's tables are made of."""
+    events = [tables.version("posthog_events", day)]
     if options.stitches:
-        yield from _stitched(day, tables, identities, options, account, pd.concat(named), pd.concat(identified))
+        events += [found for one in _days_stitched(day, options)[:-1] if (found := tables.current("posthog_events", one))]
+    return sha256(repr(([version.content for version in events], known, options, _code())).encode()).hexdigest()
 
 
-def _known(day: str, events: pd.DataFrame, identities: Identities) -> pd.DataFrame:
-    """What earlier days taught of whom these events are. Of ids that R14 refuses there is nothing, and they may be too long
-    for an index of the database."""
-    return identities.before(day, [who for who in events["distinct_id"].unique().tolist() if usable(who)])
+@cache
+def _code() -> str:
+    """What stands for the code that says what is learned and what the tables hold: other code makes them anew."""
+    here = Path(__file__).parent
+    modules = [*sorted(here.glob("rules/*.py")), here / "customer_state.py", here / "json_text.py", here / "pipeline.py"]
+    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
 
 
-def _stitched(
+def _derived_before(day: str, tables: Tables, made_of: str) -> Account | None:
+    """What became of the day's events, where its tables were made of the same and are whole."""
+    version = tables.current("customers", day)
+    if version is None or version.about.get("made_of") != made_of or not all(tables.is_whole(name, day) for name in DERIVED):
+        return None
+    return Account.of_json(version.about["account"])
+
+
+@dataclass(frozen=True)
+class Derivation:
+    """What is the same for all shards of a day that is derived."""
+
+    day: str
+    tables: Tables = field(repr=False)
+    version: Version
+    options: Options = field(repr=False)
+    until: datetime | None
+    writer: ShardWriter
+
+
+def _derive(
     day: str,
     tables: Tables,
     identities: Identities,
     options: Options,
+    until: datetime | None,
+    into: Tables,
+    workers: int,
+    made_of: str,
+) -> Account:
+    account, version = Account(), tables.version("posthog_events", day)
+    with into.replace(day, DERIVED) as new, temporary_folder() as folder:
+        derivation = Derivation(day, tables, version, options, until, new.writer)
+        known = ((derivation, shard, _known_in(derivation, shard, identities)) for shard in range(version.shards))
+        if options.identify_by_email or options.stitches:
+            shards = _by_key(derivation, known, identities, account, folder, workers)
+            by_number = ((derivation, *shard) for shard in enumerate(shards))
+            made = map_shards(_build_shard, by_number, len(shards), workers, f"{day}: derived")
+        else:
+            made = map_shards(_derive_shard, known, version.shards, workers, f"{day}: derived")
+        with closing(made):
+            for written, of_shard in made:
+                new.shards.append(written)
+                account.add(of_shard)
+        account.notes = +account.notes
+        new.about = {"made_of": made_of, "account": account.to_json()}
+    return account
+
+
+def _known_in(derivation: Derivation, shard: int, identities: Identities) -> pd.DataFrame:
+    """What earlier days taught of whom the shard's events are."""
+    events = derivation.tables.shard("posthog_events", derivation.day, derivation.version, shard, ["distinct_id"])
+    return _known(derivation.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
+
+
+def _known(day: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
+    """What earlier days taught of these distinct_ids. Of those that R14 refuses there is nothing, and they may be too long for
+    an index of the database."""
+    return identities.before(day, [who for who in distinct_ids if usable(who)])
+
+
+def _classified(derivation: Derivation, shard: int, known: pd.DataFrame) -> pd.DataFrame:
+    events = derivation.tables.shard("posthog_events", derivation.day, derivation.version, shard)
+    if derivation.until is not None:
+        events = events.filter(pc.less(events["timestamp"], pa.scalar(derivation.until, TIME)))
+    return classify(events.to_pandas(), known, derivation.options)
+
+
+def _derive_shard(derivation: Derivation, shard: int, known: pd.DataFrame) -> tuple[Written, Account]:
+    """Writes the tables of a shard whose events' keys follow from their distinct_ids, so that it holds whole customers."""
+    return _write(derivation, shard, lambda: _classified(derivation, shard, known), are_counted=False)
+
+
+def _build_shard(derivation: Derivation, number: int, shard: Shard) -> tuple[Written, Account]:
+    """Writes the tables of a shard by key, whose outcomes are counted already."""
+    return _write(derivation, number, lambda: shard.read().to_pandas(), are_counted=True)
+
+
+def _write(
+    derivation: Derivation, number: int, read: Callable[[], pd.DataFrame], *, are_counted: bool
+) -> tuple[Written, Account]:
+    """Writes the tables of the events that `read` gives as `classify` does; each is let go as soon as the next is made of it,
+    for one person's events may be many."""
+    classified = read()
+    account = Account() if are_counted else Account(Counter(classified["outcome"].tolist()))
+    refused = _refused(classified)
+    sent = _sent(classified)
+    del classified
+    made = build(sent, derivation.options)
+    del sent
+    account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
+    _count_rejects(derivation.day, made.rejects, account)
+    rejects = [pa.Table.from_pandas(rows[REJECTS.names], REJECTS, preserve_index=False) for rows in (refused, made.rejects)]
+    tables = {"customers": made.customers, "events": made.events, "rejects": pa.concat_tables(rejects)}
+    return derivation.writer.write(number, tables), account
+
+
+def _sent(classified: pd.DataFrame) -> pd.DataFrame:
+    """The events to send, by time: taken once, in their order."""
+    are_sent = (classified["outcome"] == SENT).to_numpy(bool)
+    order = classified[ORDER].reset_index(drop=True)[are_sent].sort_values(ORDER).index.to_numpy()
+    return classified.take(order).reset_index(drop=True)
+
+
+class Spilled(NamedTuple):
+    """A shard's events that are sent or refused, spilled by key; all of its outcomes; and what R16 asks of it."""
+
+    spilled: shuffle.Spilled
+    outcomes: Counter[str]
+    named: pd.DataFrame
+    identified: pd.DataFrame
+
+
+def _by_key(
+    derivation: Derivation,
+    known: Iterable[tuple[Any, ...]],
+    identities: Identities,
     account: Account,
-    named: pd.DataFrame,
-    identified: pd.DataFrame,
+    folder: Path,
+    workers: int,
+) -> list[Shard]:
+    """The events to send and the refused ones in shards by key, with those that the day's merges take (R16)."""
+    number = derivation.version.shards
+    buckets = shuffle.BUCKETS if number > 1 else 1
+    tasks = ((*shard, folder, buckets) for shard in known)
+    found = list(map_shards(_spill_shard, tasks, number, workers, f"{derivation.day}: classified"))
+    spilled = [shard.spilled for shard in found]
+    for shard in found:
+        account.outcomes.update(shard.outcomes)
+    if derivation.options.stitches:
+        named, identified = (pd.concat([getattr(shard, name) for shard in found]) for name in ("named", "identified"))
+        rows = _stitched(derivation, identities, account, named, identified)
+        for at, stitched_rows in enumerate(rows):
+            spilled.append(shuffle.spill(_to_send(stitched_rows), "key", folder / f"stitched-{at:05d}.arrow", buckets))
+    return shuffle.shards(spilled, TO_SEND)
+
+
+def _spill_shard(derivation: Derivation, shard: int, known: pd.DataFrame, folder: Path, buckets: int) -> Spilled:
+    classified = _classified(derivation, shard, known)
+    outcomes = Counter(classified["outcome"].tolist())
+    named = identified = pd.DataFrame()
+    if derivation.options.stitches:
+        named = merges(classified).drop(columns=["properties", "person_properties"])
+        identified = classified.loc[classified["event"] == "$identify", ORDER].drop_duplicates("distinct_id")
+    kept = classified[~classified["outcome"].str.startswith(FILTERED).to_numpy(bool)]
+    spilled = shuffle.spill(_to_send(kept), "key", folder / f"{shard:05d}.arrow", buckets)
+    return Spilled(spilled, outcomes, named, identified)
+
+
+def _to_send(rows: pd.DataFrame) -> pa.Table:
+    return pa.Table.from_pandas(rows[TO_SEND.names], TO_SEND, preserve_index=False)
+
+
+def _stitched(
+    derivation: Derivation, identities: Identities, account: Account, named: pd.DataFrame, identified: pd.DataFrame
 ) -> Iterator[pd.DataFrame]:
     """R16: the held-back events of this and the days before that the day's merges take."""
+    day, tables, options = derivation.day, derivation.tables, derivation.options
     anonymous_ids = named["anonymous_id"].unique().tolist()
-    days = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
+    days = _days_stitched(day, options)
     earlier = identities.merges_between(days[0], day, anonymous_ids)
     known = identities.before(day, anonymous_ids)
     before = set(known.loc[known["identified"], "distinct_id"])
     found = merge_windows(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
     for one in _there(days, tables, identities) if len(found) else []:
         for events in tables.rows("posthog_events", one, "distinct_id", found["anonymous_id"].unique().tolist()):
-            rows = stitched(events, _known(one, events, identities), found, options)
+            rows = stitched(events, _known(one, events["distinct_id"].unique().tolist(), identities), found, options)
             if one == day:
                 account.outcomes.subtract(rows["outcome"])
                 account.outcomes[SENT] += len(rows)
             else:
                 account.stitched += len(rows)
             yield rows.assign(outcome=SENT)
+
+
+def _days_stitched(day: str, options: Options) -> list[str]:
+    """The day, last, and those before it whose events it may send (R16)."""
+    return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
 
 
 def _there(days: list[str], tables: Tables, identities: Identities) -> list[str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from cio_pipeline.customer_state import name_hash, state_time, unpack
 from cio_pipeline.pipeline import Account, derive_day, learn_day, learn_history
@@ -16,6 +17,7 @@ from cio_pipeline.rules.items import identifiers
 from cio_pipeline.rules.limits import ITEM_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.tables.shuffle import buckets_of
 from cio_pipeline.tables.tables import Tables
 
 
@@ -28,11 +30,13 @@ class Days:
         self.accounts: dict[str, Account] = {}
 
     def extract(self, day: str, events: pd.DataFrame, shards: int = 1) -> None:
-        """Keeps the day's events, or the history's where the day is `HISTORY`."""
+        """Keeps the day's events, or the history's where the day is `HISTORY`, in so many shards."""
         table = "identity_history" if day == HISTORY else "posthog_events"
-        with self.tables.replace(table, day, EVENT_SCHEMA, shards) as writer:
-            writer.add(events.assign(created_at=events["timestamp"]), by="distinct_id")
-            writer.finish_each(in_order)
+        rows = pa.Table.from_pandas(in_order(events.assign(created_at=events["timestamp"])), EVENT_SCHEMA, preserve_index=False)
+        split = buckets_of(rows["distinct_id"], shards)
+        with self.tables.replace(day, {table: EVENT_SCHEMA}) as new:
+            for shard in range(shards):
+                new.shards.append(new.writer.write(shard, {table: rows.filter(pa.array(split == shard))}))
 
     def learn(self, day: str) -> None:
         """Keeps what the day teaches, or the history."""

@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.extraction import Extracted, extract_day, extract_history
+from cio_pipeline.extraction import SPILLED, Extracted, extract_day, extract_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
@@ -222,9 +222,8 @@ def test_rows_that_vanish_on_the_way_fail_the_day_and_leave_the_table_as_it_was(
 ) -> None:
     extract(tables, now, event(1))
     before = tables.version("posthog_events", DAY)
-    spilled = "cio_pipeline.tables.shuffle.Writer._spilled"
-    monkeypatch.setattr(spilled, lambda *_: EVENT_SCHEMA.empty_table().to_pandas().assign(took=False))
-    with pytest.raises(Exception, match=r"events were read, but 0 are left|spilled|missing|written"):
+    monkeypatch.setattr("cio_pipeline.tables.shuffle.Shard.read", lambda _: SPILLED.empty_table())
+    with pytest.raises(NotExtracted, match=r"2 events were read, but 0 are left"):
         extract(tables, now, event(1), event(2))
     assert tables.version("posthog_events", DAY) == before
 

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import shutil
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 import cio_pipeline.pipeline
-from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE
+from cio_pipeline.extraction import extract_day
+from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day, learn_day
+from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
+from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
@@ -217,19 +222,135 @@ def test_an_empty_shard_is_no_missing_one_and_a_missing_table_no_empty_day(tmp_p
 def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    product = derived(tmp_path / "data", [], [], [on(MONDAY, "a")])
+    product = derived(tmp_path / "data", [], [], [on(MONDAY, "a")], identify_by_email=True)
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    for made in ("classify", "build"):
-        original = getattr(cio_pipeline.pipeline, made)
 
-        def reaped(*arguments: Any, original: Any = original) -> Any:
-            for folder in (tmp_path / "tmp").iterdir():
-                shutil.rmtree(folder)
+    def reaped(*arguments: Any) -> Any:
+        for folder in (tmp_path / "tmp").iterdir():
+            shutil.rmtree(folder)
+        return classify(*arguments)
+
+    monkeypatch.setattr("cio_pipeline.pipeline.classify", reaped)
+    monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+    with pytest.raises(StorageError, match=r"run this again\.$"):
+        product.derive(MONDAY)
+    assert len(product.events(MONDAY)) == 1
+
+
+def files(product: Days) -> dict[str, list[bytes]]:
+    """What the shards of Monday's tables are made of, by table."""
+    found = {}
+    for table in ("customers", "events", "rejects"):
+        version = product.tables.version(table, MONDAY)
+        folder = product.tables.root / "derived" / MONDAY / version.name
+        found[table] = [(folder / f"{table}-{shard:04d}.parquet").read_bytes() for shard in range(version.shards)]
+    return found
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"identify_by_email": True}, {"anonymous_users": "identified", "stitch_anonymous_days": 1}]
+)
+def test_one_worker_and_many_make_the_same_tables(tmp_path: Path, options: dict[str, Any]) -> None:
+    monday = [on(MONDAY, "visit", f"u{number}", set_={"email": f"e{number % 5}@example.com"}) for number in range(40)]
+    monday += [on(MONDAY, "$identify", f"u{number}", **{"$anon_distinct_id": f"a{number}"}) for number in range(9)]
+    monday += [on(MONDAY, "visit", f"u{number}", raw="[]") for number in range(9)]
+    sunday = [on(SUNDAY, "visit", f"a{number}") for number in range(9)]
+    product = Days(str(tmp_path), Options(**options))
+    for day, events in ((SUNDAY, sunday), (MONDAY, monday)):
+        product.extract(day, frame(*events), shards=5)
+        product.learn(day)
+    accounts, tables = [], []
+    for workers in (1, 3):
+        with pytest.MonkeyPatch.context() as code:
+            code.setattr("cio_pipeline.pipeline._code", lambda workers=workers: f"for {workers}")
+            accounts.append(derive_day(MONDAY, product.tables, product.identities, product.options, workers=workers))
+        tables.append(files(product))
+    assert (accounts[0], tables[0]) == (accounts[1], tables[1])
+    assert len(tables[0]["events"]) == (5 if not options else 1)
+
+
+def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(tmp_path: Path) -> None:
+    sunday = [on(SUNDAY, "$identify", f"u{number}", set_={"email": f"e{number % 5}@example.com"}) for number in range(40)]
+    known = set()
+    for shards, workers in ((1, 1), (5, 1), (5, 2)):
+        product = Days(str(tmp_path / f"{shards}-{workers}"), Options())
+        product.extract(SUNDAY, frame(*sunday), shards)
+        counts = learn_day(SUNDAY, "setting", product.tables, product.identities, workers)
+        known.add((product.identities.fingerprint_before(MONDAY, 0), *counts.items()))
+    assert len(known) == 1
+
+
+@pytest.fixture
+def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What was learned and built, as it happens."""
+    done: list[str] = []
+    for name in ("build", "learn_with_ties"):
+        original = getattr(cio_pipeline.pipeline, name)
+
+        def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
+            done.append(name)
             return original(*arguments)
 
-        with monkeypatch.context() as reaper:
-            reaper.setattr(f"cio_pipeline.pipeline.{made}", reaped)
-            with pytest.raises(StorageError, match=r"run this again\.$"):
-                product.derive(MONDAY)
-    assert len(product.events(MONDAY)) == 1
+        monkeypatch.setattr(f"cio_pipeline.pipeline.{name}", noted)
+    return done
+
+
+def test_a_day_whose_events_are_as_they_were_is_neither_learned_nor_derived_again(tmp_path: Path, built: list[str]) -> None:
+    events = frame(on(MONDAY, "order"), on(MONDAY, "order", " "), on(MONDAY, "order", set_={"id": 1, "EMail": "x"}))
+    product = Days(str(tmp_path), Options())
+    found = []
+    for _ in range(2):
+        product.extract(MONDAY, events)
+        product.learn(MONDAY)
+        found.append((product.derive(MONDAY), files(product)))
+        assert built == ["learn_with_ties", "build"]
+    assert found[0] == found[1]
+    assert product.identities.out_of_date(0) == []
+
+
+@pytest.mark.parametrize("what", ["events", "earlier days", "options", "code", "a damaged table", "a table that is gone"])
+def test_a_day_is_derived_again_where_anything_of_it_has_changed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, built: list[str], what: str
+) -> None:
+    product = derived(tmp_path, [], [on(SUNDAY, "order")], [on(MONDAY, "order")])
+    before = files(product)
+    del built[:]
+    [path] = tmp_path.glob(f"derived/{MONDAY}/*/events-0000.parquet")
+    if what == "events":
+        product.extract(MONDAY, frame(on(MONDAY, "order"), on(MONDAY, "visit")), shards=2)
+    elif what == "earlier days":
+        product.extract(SUNDAY, frame(on(SUNDAY, "$identify")), shards=2)
+        product.learn(SUNDAY)
+        del built[:]
+    elif what == "options":
+        product.options = Options(event_allowlist=("order",))
+    elif what == "code":
+        monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+    elif what == "a damaged table":
+        path.write_bytes(path.read_bytes()[:-1])
+    else:
+        path.unlink()
+    product.derive(MONDAY)
+    assert built == ["build"] * 2
+    assert what == "events" or files(product) == before
+
+
+def test_r16_a_day_is_derived_again_where_events_that_it_may_stitch_have_changed(tmp_path: Path) -> None:
+    product = stitched(tmp_path)
+    product.extract(SUNDAY, frame(on(SUNDAY, "another visit", "anon")))
+    product.learn(SUNDAY)
+    product.derive(MONDAY)
+    assert sorted(found["name"] for found in product.events(MONDAY)) == ["$identify", "another visit"]
+
+
+def test_r6_distinct_ids_that_are_one_email_in_several_cases_are_one_customer(tmp_path: Path) -> None:
+    monday = [on(MONDAY, "order", who, set_={who: 1}) for who in ("Łada@example.com", "ŁADA@EXAMPLE.com", "łada@example.com")]
+    events = frame(*monday)
+    table = pa.Table.from_pandas(events.assign(created_at=events["timestamp"]), EVENT_SCHEMA)
+    product = Days(str(tmp_path), Options())
+    window = Window(3, iter([table]))
+    now = datetime(2026, 3, 3, tzinfo=timezone.utc)
+    extract_day(product.tables, MONDAY, datetime(2026, 3, 2, tzinfo=timezone.utc), window, "auto", now)
+    product.derive(MONDAY)
+    assert [row.key for row in product.rows("customers", MONDAY)] == ["email:łada@example.com"]

@@ -131,7 +131,7 @@ def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | Non
     if held_from is None or window(day)[1] <= held_from:
         return store.tables
     anew = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=anew)
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=anew, workers=store.workers)
     return anew
 
 

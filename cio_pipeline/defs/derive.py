@@ -47,7 +47,7 @@ def customers_events_rejects(
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
-        accounts[day] = derive_day(day, store.tables, store.identities, store.options)
+        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
         _tell(context, store, day, accounts[day])
     yield from (dg.MaterializeResult(asset_key=name) for name in DESCRIPTIONS)
     yield _every_event_accounted_for(accounts, store)

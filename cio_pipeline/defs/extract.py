@@ -66,7 +66,7 @@ def posthog_events(
         found = posthog.source.events(*window(day))
         with Progress(day, "events read", found.expected) as progress:
             read = replace(found, frames=progress.rows_of(found.frames))
-            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began)
+            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
         if kept[day].without:
             logger.warning(
                 "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
@@ -141,8 +141,8 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
     found = posthog.source.history(start)
     with Progress("History", "events read", found.expected) as progress:
         read = replace(found, frames=progress.rows_of(found.frames))
-        kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began)
-    counts = learn_history(setting, store.tables, store.identities)
+        kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
+    counts = learn_history(setting, store.tables, store.identities, store.workers)
     return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
 
 
@@ -156,5 +156,5 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
-        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities)
+        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
         context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)

@@ -122,6 +122,11 @@ class Store(dg.ConfigurableResource[None]):
         return self._settings.attributes_from
 
     @property
+    def workers(self) -> int:
+        """How many processes work on a day's shards at once."""
+        return self._settings.workers
+
+    @property
     def tables(self) -> Tables:
         """The tables between the stages."""
         return Tables(self._settings.data_dir)

@@ -48,14 +48,15 @@ class NotExtracted(PipelineError):
 
 @dataclass(frozen=True)
 class Window:
-    """The events of a window: about how many, and the frames they come in, in any order, perhaps with duplicates.
+    """The events of a window: about how many where that is known, and the frames they come in, in any order, perhaps with
+    duplicates.
 
-    The frames have the columns of `EVENT_SCHEMA`. Their iterator raises `NotExtracted` rather than end short. `facts` says
-    what the reading took (requests, bytes), by name; it is complete when the frames are exhausted.
+    The frames, pandas' or Arrow's tables, have the columns of `EVENT_SCHEMA`. Their iterator raises `NotExtracted` rather than
+    end short. `facts` says what the reading took (requests, bytes), by name; it is complete when the frames are exhausted.
     """
 
-    expected: int
-    frames: Iterator[pd.DataFrame]
+    expected: int | None
+    frames: Iterator[Any]
     facts: dict[str, int] = field(default_factory=dict)
 
 

@@ -52,6 +52,11 @@ def _database_url(text: Any) -> Any:
     return text
 
 
+def cores() -> int:
+    """How many processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.names)]
 YesNo = Annotated[bool, BeforeValidator(values.yes)]
 Key = Annotated[SecretStr, BeforeValidator(values.key)]
@@ -120,6 +125,7 @@ class Settings(DaysSettings):
     max_campaign_events: int | None = Field(default=None, ge=0, alias="CIO_MAX_CAMPAIGN_EVENTS")
     missing_days: Literal["refuse", "allow"] = Field(default="refuse", alias="CIO_MISSING_DAYS")
 
+    workers: int = Field(default=cores(), ge=1, le=256, alias="CIO_WORKERS")
     data_dir: Annotated[str, BeforeValidator(absolute)] = Field(default="data", validate_default=True, alias="CIO_DATA_DIR")
     ledger_url_given: Annotated[SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(_database_url)] = Field(
         default=None, alias="CIO_LEDGER_URL"

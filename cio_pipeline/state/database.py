@@ -62,7 +62,9 @@ class Text(sa.TypeDecorator[str]):
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
         """As it was given."""
-        return value and ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
+        if value is None or "\\" not in value:
+            return value
+        return ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
 
 
 versions = sa.Table(
@@ -109,7 +111,8 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
     """The texts as the one column of a table that a query may join: nothing is written for it, and no index limits them."""
-    kept = [Text().process_bind_param(text, None) for text in texts]
+    bound = Text().process_bind_param
+    kept = [bound(text, None) for text in texts]
     column = sa.column("value", Text())
     if engine.dialect.name == "postgresql":
         array = sa.cast(sa.bindparam("texts", kept, unique=True), postgresql.ARRAY(sa.Text()))

@@ -148,8 +148,9 @@ def test_a_name_of_a_list_is_looked_for_on_all_days_and_in_the_persons_propertie
     for number, (day, (name, properties, person)) in enumerate(days.items()):
         row = {"event": name, "properties": properties, "person_properties": person, "distinct_id": "u1", "uuid": str(number)}
         at = pd.Timestamp(day, tz="UTC")
-        with Tables(str(tmp_path)).replace("posthog_events", day, EVENT_SCHEMA, 1) as writer:
-            writer.add(pd.DataFrame([{**dict.fromkeys(EVENT_SCHEMA.names, at), **row}]), by="distinct_id")
+        events = pd.DataFrame([{**dict.fromkeys(EVENT_SCHEMA.names, at), **row}])
+        with Tables(str(tmp_path)).replace(day, {"posthog_events": EVENT_SCHEMA}) as new:
+            new.shards.append(new.writer.write(0, {"posthog_events": events}))
     found = summary(allowlist=("paid", "left", "payed"), exclude=("pl*", "utm_*", "plan?"))
     assert ended(found, derived(DAY, 1), derived(NEXT_DAY, 1)) == 0
     assert capsys.readouterr().out.splitlines() == [

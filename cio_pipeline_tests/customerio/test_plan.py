@@ -32,6 +32,10 @@ def refusal(made: Tables, operation: str | None = None) -> Refusal:
     return Refusal(row["ulid"], "event", "invalid", "", row["operation"] if operation is None else operation, row["key"])
 
 
+def refused_upsert(upsert: Any) -> Refusal:
+    return Refusal(upsert.name, "customer", "invalid", "", upsert.operation.decode(), upsert.key, state=unpack(upsert.state))
+
+
 def planned(
     made: Tables,
     states: Mapping[str, State] | None = None,
@@ -74,17 +78,17 @@ def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new(
 def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() -> None:
     made = tables(event(set_={"plan": "pro"}))
     [upsert] = [item for item in planned(made).items if item.is_customer]
-    newer = {name: (b"other!", time + 1) for name, (_, time) in upsert.state.items()}
-    for state, why in ((newer, "customers older than in Customer.io"), (upsert.state, "customers with nothing new")):
-        found = planned(made, {upsert.key: state})
-        assert (found.counts[why], upsert.name in found.settled) == (1, True)
+    sent = unpack(upsert.state)
+    newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
+    for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
+        found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
+        assert (found.counts[why], found.closed) == (1, [upsert.name])
 
 
 def test_what_was_refused_goes_out_upserts_before_events() -> None:
     made = tables(event(set_={"plan": "pro"}))
     [upsert] = [item for item in planned(made).items if item.is_customer]
-    text = upsert.operation.decode()
-    again = [refusal(made), Refusal(upsert.name, "customer", "invalid", "", text, upsert.key, state=upsert.state)]
+    again = [refusal(made), refused_upsert(upsert)]
     items = plan_again(again, Known({}, pack_ids([]), {}), ORDINARY).items
     assert [item.is_customer for item in items] == [True, False]
 

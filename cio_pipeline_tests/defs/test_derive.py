@@ -117,8 +117,8 @@ def test_later_days_to_derive_again_are_named_with_what_to_do(workspace: custome
 def test_r15_a_day_that_does_not_add_up_is_not_delivered(
     workspace: customerio.CustomerioServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(day: str, *arguments: Any) -> Account:
-        account = derive_day(day, *arguments)
+    def forgetful(day: str, *arguments: Any, **workers: Any) -> Account:
+        account = derive_day(day, *arguments, **workers)
         account.outcomes["sent"] -= 1
         return account
 
@@ -189,8 +189,10 @@ def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
     product = derived(tmp_path)
     account = product.accounts["2026-03-02"]
     kept = pd.concat(product.tables.read("events", "2026-03-02"))
-    with product.tables.replace_together("2026-03-02", DERIVED, 1) as writers:
-        writers["events"].add(kept[kept["timestamp"] >= pd.Timestamp("2026-03-02", tz="UTC")], by="key")
+    nothing = {name: schema.empty_table() for name, schema in DERIVED.items()}
+    with product.tables.replace("2026-03-02", DERIVED) as new:
+        events = kept[kept["timestamp"] >= pd.Timestamp("2026-03-02", tz="UTC")]
+        new.shards.append(new.writer.write(0, {**nothing, "events": events}))
     assert discrepancies("2026-03-02", account, product.tables) == [
         "4 events are extracted, but so many are sent, filtered or refused: 3",
         "0 events of earlier days are sent, but so many were counted: 1",

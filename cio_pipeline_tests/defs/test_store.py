@@ -129,9 +129,8 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
 def keep_a_day(store: Store) -> Refusal:
     """Keeps a day's tables of one event; gives what it is as a refused one."""
     made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
-    with store.tables.replace_together("2025-01-01", DERIVED, 1) as writers:
-        writers["customers"].add(made.customers.assign(attributes=1), by="key")
-        writers["events"].add(made.events, by="key")
+    with store.tables.replace("2025-01-01", DERIVED) as new:
+        new.shards.append(new.writer.write(0, made._asdict()))
     [row] = made.events.to_dict("records")
     return Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])
 
@@ -210,8 +209,6 @@ def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pyt
 def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:
     told: dict[str, dict[str, Any]] = {}
     keep_a_day(store)
-    with store.tables.replace_together("2025-01-01", DERIVED, 1):
-        pass
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
     account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 

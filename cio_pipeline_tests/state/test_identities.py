@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,8 +30,11 @@ def keep(identities: Identities, day: str, taught: list[Learned], setting: str =
 
 
 def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tuple[bool, str | None]]:
-    frame = identities.before(day, list(distinct_ids))
-    return {row.distinct_id: (row.identified, row.email) for row in frame.itertuples()}  # type: ignore[misc]
+    """What is known of each of the distinct_ids."""
+    rows: Any = identities.before(day, list(distinct_ids)).itertuples()
+    known = {row.distinct_id: (row.identified, row.email) for row in rows}
+    assert all(known.values())
+    return dict.fromkeys(distinct_ids, (False, None)) | known
 
 
 def derive(identities: Identities, day: str, stitched_days: int) -> None:
@@ -138,7 +142,7 @@ def test_more_people_than_one_question_holds_are_each_found_once(
     monkeypatch.setattr("cio_pipeline.state.identities.CHUNK", 3)
     ids = [f"u{number}" for number in range(10)]
     keep(identities, "2026-03-01", [*learned(*((who, True, f"{who}@x.io") for who in ids[:4])), *learned(("u9", True, None))])
-    assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == ids
+    assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == [*ids[:4], "u9"]
     assert before(identities, "2026-03-02", "u3", "u4", "u9") == {
         "u3": (True, "u3@x.io"),
         "u4": (False, None),
@@ -177,7 +181,7 @@ def test_what_was_taught_and_vanished_from_the_temporary_folder_is_an_error(
     identities: Identities, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for number, what in enumerate(("*.parquet", "cio_pipeline_spill_*")):
+    for number, what in enumerate(("*.arrows", "cio_pipeline_spill_*")):
 
         def reaped(what: str = what) -> Iterator[Learned]:
             yield learned(("u1", True, None))[0]

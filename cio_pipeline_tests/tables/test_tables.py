@@ -3,38 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from pathlib import Path
+from typing import IO
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from upath import UPath
 
+from cio_pipeline.tables import files
 from cio_pipeline.tables.files import StorageError, create, keeping_temporary_rows
-from cio_pipeline.tables.shuffle import Finish, Writer, shard_of
-from cio_pipeline.tables.tables import NotMaterialized, Tables, shards_for
+from cio_pipeline.tables.tables import NotMaterialized, Tables
 
 SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64())])
 DAY = "2026-03-02"
 
 
-def by_number(shard: pd.DataFrame) -> pd.DataFrame:
-    return shard.sort_values("n", ignore_index=True)
+Row = tuple[str, int]
 
 
-def write(tables: Tables, rows: list[tuple[str, int]], shards: int = 1, finish: Finish = by_number) -> None:
-    with tables.replace("numbers", DAY, SCHEMA, shards) as table:
-        for start in range(0, len(rows), 3):
-            table.add(pd.DataFrame(rows[start : start + 3], columns=["key", "n"]), by="key")
-        table.finish_each(finish)
+def write(tables: Tables, *shards: list[Row]) -> None:
+    with tables.replace(DAY, {"numbers": SCHEMA}) as new:
+        for number, rows in enumerate(shards):
+            new.shards.append(new.writer.write(number, {"numbers": pd.DataFrame(rows, columns=["key", "n"])}))
 
 
 def rows(tables: Tables) -> list[list[tuple[str, int]]]:
@@ -44,19 +41,43 @@ def rows(tables: Tables) -> list[list[tuple[str, int]]]:
 @pytest.mark.parametrize("root", ["folder", "memory://tables"])
 def test_what_is_written_is_read_in_shards(tmp_path: Path, root: str) -> None:
     tables = Tables(root if "://" in root else str(tmp_path / root))
-    write(tables, [(f"k{n % 7}", n) for n in range(20, 0, -1)], shards=3)
-    shards = rows(tables)
-    assert len(shards) == 3
-    assert sorted(row for shard in shards for row in shard) == sorted((f"k{n % 7}", n) for n in range(1, 21))
-    assert all(shard == sorted(shard, key=lambda row: row[1]) for shard in shards)
-    assert all(len({index for index, shard in enumerate(shards) for key, _ in shard if key == f"k{k}"}) == 1 for k in range(7))
+    shards = [[("a", 1), ("a", 2)], [], [("b", 3)]]
+    write(tables, *shards)
+    assert rows(tables) == shards
+    assert tables.version("numbers", DAY).shard_rows == (2, 0, 1)
 
 
-def test_an_empty_day_is_an_empty_table(tmp_path: Path) -> None:
+def test_versions_that_hold_the_same_have_the_same_content_and_others_another(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
-    write(tables, [])
-    assert rows(tables) == [[]]
-    assert tables.version("numbers", DAY).rows == 0
+    contents, names = [], set()
+    for shards in ([[("a", 1)], []], [[("a", 1)], []], [[("a", 2)], []], [[("a", 1)]]):
+        write(tables, *shards)
+        contents.append(tables.version("numbers", DAY).content)
+        names.add(tables.version("numbers", DAY).name)
+    assert contents[0] == contents[1]
+    assert (len(set(contents)), len(names)) == (3, 4)
+
+
+@pytest.mark.parametrize("how", ["as written", "gone", "changed"])
+def test_a_version_is_whole_while_its_files_are_as_they_were_written(tmp_path: Path, how: str) -> None:
+    tables = Tables(str(tmp_path))
+    write(tables, [("a", 1)], [("b", 2)])
+    path = only_file(tmp_path, "numbers-0001.parquet")
+    if how == "gone":
+        path.unlink()
+    elif how == "changed":
+        content = bytearray(path.read_bytes())
+        content[20] ^= 1
+        path.write_bytes(content)
+    assert tables.is_whole("numbers", DAY) == (how == "as written")
+
+
+def test_what_is_noted_of_a_version_is_kept_with_it(tmp_path: Path) -> None:
+    tables = Tables(str(tmp_path))
+    with tables.replace(DAY, {"numbers": SCHEMA}) as new:
+        new.shards.append(new.writer.write(0, {"numbers": SCHEMA.empty_table()}))
+        new.about = {"made_of": "x", "counts": {"a": 1}}
+    assert tables.version("numbers", DAY).about == {"made_of": "x", "counts": {"a": 1}}
 
 
 def test_a_partition_that_nobody_wrote_is_named(tmp_path: Path) -> None:
@@ -64,27 +85,13 @@ def test_a_partition_that_nobody_wrote_is_named(tmp_path: Path) -> None:
         list(Tables(str(tmp_path)).read("numbers", DAY))
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    tables = Tables(str(tmp_path))
-    write(tables, [("a", 1)])
-    with pytest.raises(ZeroDivisionError), tables.replace("numbers", DAY, SCHEMA, 1) as table:
-        table.add(pd.DataFrame({"key": ["b"], "n": [1 // 0]}), by="key")
-    assert rows(tables) == [[("a", 1)]]
-
-
 @pytest.mark.parametrize("root", ["folder", "memory://fails"])
-def test_a_version_that_fails_leaves_nothing_behind(tmp_path: Path, root: str) -> None:
+def test_a_version_that_fails_leaves_nothing_behind_and_what_was_there_as_it_was(tmp_path: Path, root: str) -> None:
     tables = Tables(root if "://" in root else str(tmp_path / root))
     write(tables, [("a", 1)])
     before = sorted(str(path) for path in tables.root.glob("**/*"))
-
-    def full(frame: pd.DataFrame) -> pd.DataFrame:
-        if "b9" in frame["key"].tolist():
-            raise ZeroDivisionError
-        return frame
-
-    with pytest.raises(ZeroDivisionError):
-        write(tables, [(f"b{n}", n) for n in range(10)], shards=3, finish=full)
+    with pytest.raises(KeyError):
+        fail_after_the_first_shard(tables)
     assert sorted(str(path) for path in tables.root.glob("**/*")) == before
     assert rows(tables) == [[("a", 1)]]
 
@@ -102,30 +109,26 @@ def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Pat
     assert sorted(tmp_path.glob("**/*")) == before
 
 
-def test_a_write_that_fails_keeps_no_spilled_file_open(tmp_path: Path) -> None:
-    opened: list[Writer] = []
-
-    def fail(writer: Writer) -> None:
-        writer.add(pd.DataFrame({"key": ["a"], "n": [1]}), by="key")
-        assert writer._pieces
-        opened.append(writer)
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError), Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as table:
-        fail(table)
-    assert not opened[0]._pieces
-
-
 def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
     with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, keeping_temporary_rows("there"):
         raise pa.ArrowInvalid("jane@example.com")
     assert "jane" not in str(said.value)
 
 
+def fail_after_the_first_shard(tables: Tables) -> None:
+    with tables.replace(DAY, {"numbers": SCHEMA}) as new:
+        new.shards.append(new.writer.write(0, {"numbers": pd.DataFrame({"key": ["b"], "n": [2]})}))
+        new.writer.write(1, {})
+
+
+GROUP = dict.fromkeys(("customers", "events", "rejects"), SCHEMA)
+
+
 def write_all(tables: Tables, number: int) -> None:
-    with tables.replace_together(DAY, dict.fromkeys(("customers", "events", "rejects"), SCHEMA), 1) as writers:
-        for writer in writers.values():
-            writer.add(pd.DataFrame({"key": ["a"] * number, "n": [number] * number}), by="key")
+    with tables.replace(DAY, GROUP) as new:
+        new.shards.append(
+            new.writer.write(0, dict.fromkeys(GROUP, pd.DataFrame({"key": ["a"] * number, "n": [number] * number})))
+        )
 
 
 def numbers(tables: Tables) -> list[list[int]]:
@@ -133,23 +136,22 @@ def numbers(tables: Tables) -> list[list[int]]:
 
 
 def test_tables_of_a_group_are_replaced_together_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tables = Tables(str(tmp_path))
-    write_all(tables, 2)
-    written = Writer.finish
+    tables, create = Tables(str(tmp_path)), files.create
 
-    def full(writer: Writer) -> list[int]:
-        if "rejects" in writer._what:
+    def full(path: UPath) -> IO[bytes]:
+        if "rejects" in path.name:
             raise OSError(28, "No space left on device")
-        return written(writer)
+        return create(path)
 
+    write_all(tables, 2)
     with monkeypatch.context() as last:
-        last.setattr(Writer, "finish", full)
-        with pytest.raises(OSError, match="No space"):
+        last.setattr("cio_pipeline.tables.tables.create", full)
+        with pytest.raises(StorageError, match="No space"):
             write_all(tables, 3)
     assert numbers(tables) == [[2, 2]] * 3
     write_all(tables, 3)
     assert numbers(tables) == [[3, 3, 3]] * 3
-    assert [tables.version(name, DAY).rows for name in ("customers", "events", "rejects")] == [3, 3, 3]
+    assert [tables.version(name, DAY).rows for name in GROUP] == [3, 3, 3]
 
 
 def test_two_runs_that_replace_a_group_at_once_leave_tables_of_one_run(tmp_path: Path) -> None:
@@ -199,12 +201,17 @@ def test_a_pointer_that_is_broken_or_another_versions_is_named_and_can_be_replac
     assert rows(tables) == [[("b", 1)]]
 
 
-def test_rows_are_found_by_their_text_in_whatever_shard(tmp_path: Path) -> None:
+def test_rows_are_found_by_their_text_in_whatever_shard_and_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cio_pipeline.tables.tables.ROW_GROUP", 2)
+    people = pa.schema([("distinct_id", pa.string()), ("n", pa.int64())])
     tables = Tables(str(tmp_path))
-    write(tables, [(f"k{n % 7}", n) for n in range(20)], shards=3)
-    found = [n for shard in tables.rows("numbers", DAY, "key", ["k1", "k5", "nobody"]) for n in shard["n"].tolist()]
-    assert sorted(found) == [1, 5, 8, 12, 15, 19]
-    assert list(tables.rows("numbers", DAY, "key", [])) == []
+    with tables.replace(DAY, {"people": people}) as new:
+        for number in range(3):
+            frame = pd.DataFrame({"distinct_id": [f"k{n // 3}" for n in range(20)], "n": [100 * number + n for n in range(20)]})
+            new.shards.append(new.writer.write(number, {"people": frame}))
+    found = [n for shard in tables.rows("people", DAY, "distinct_id", ["k5", "k1", "nobody"]) for n in shard["n"].tolist()]
+    assert found == [100 * number + n for number in range(3) for n in (3, 4, 5, 15, 16, 17)]
+    assert list(tables.rows("people", DAY, "distinct_id", [])) == []
 
 
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
@@ -218,58 +225,13 @@ def test_rows_of_a_partition_that_nobody_wrote_are_no_empty_table(tmp_path: Path
         list(Tables(str(tmp_path)).rows("numbers", DAY, "key", ["a"]))
 
 
-@pytest.mark.parametrize("how", ["gone", "folder gone", "cut", "emptied"])
-def test_added_rows_that_vanish_from_the_temporary_folder_are_an_error(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
-) -> None:
-    (tmp_path / "tmp").mkdir()
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
-    tables = Tables(str(tmp_path / "tables"))
-
-    def reaped(writer: Writer, frame: pd.DataFrame, by: str) -> None:
-        added(writer, frame, by)
-        [spilled] = (tmp_path / "tmp").glob("**/*.arrows")
-        writer._close()
-        if how == "gone":
-            spilled.unlink()
-        elif how == "folder gone":
-            shutil.rmtree(spilled.parent)
-        elif how == "cut":
-            spilled.write_bytes(spilled.read_bytes()[:-100])
-        else:
-            pa.ipc.new_stream(str(spilled), SCHEMA).close()
-
-    added = Writer.add
-    monkeypatch.setattr(Writer, "add", reaped)
-    with pytest.raises(StorageError, match=r"run this again\.$"):
-        write(tables, [("a", 1), ("a", 2)])
-    assert tables.current("numbers", DAY) is None
-
-
-@pytest.mark.parametrize(
-    ("fails", "sentence"),
-    [
-        (
-            "cio_pipeline.tables.shuffle.pq.write_table",
-            r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No",
-        ),
-        (
-            "cio_pipeline.tables.tables.create",
-            r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No space",
-        ),
-        ("pyarrow.ipc.new_stream", r"^The temporary folder /.+ is full: free space there"),
-        ("cio_pipeline.tables.files.spill_folder", r"^The temporary folder /.+ is full: free space there"),
-    ],
-)
-def test_a_full_disk_is_a_sentence_that_names_the_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str, sentence: str
-) -> None:
+def test_a_full_disk_is_a_sentence_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     tables = Tables(str(tmp_path))
-    monkeypatch.setattr(fails, full)
-    with pytest.raises(StorageError, match=sentence):
+    monkeypatch.setattr("cio_pipeline.tables.tables.create", full)
+    with pytest.raises(StorageError, match=r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No space"):
         write(tables, [("a", 1)])
     assert tables.current("numbers", DAY) is None
     assert not list(tmp_path.glob("**/*.parquet"))
@@ -313,11 +275,11 @@ def test_what_stands_or_was_just_replaced_is_no_killed_runs_however_old_it_is(
         monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, tzinfo=timezone.utc))
 
     at(1)
-    write(tables, [("a", 1), ("b", 1)], shards=2)
+    write(tables, [("a", 1)], [("b", 1)])
     reading = tables.read("numbers", DAY)
     next(reading)
-    with tables.replace("numbers", DAY, SCHEMA, 1) as table:
-        table.add(pd.DataFrame({"key": ["a"], "n": [2]}), by="key")
+    with tables.replace(DAY, {"numbers": SCHEMA}) as new:
+        new.shards.append(new.writer.write(0, {"numbers": pd.DataFrame({"key": ["a"], "n": [2]})}))
         at(20)
     next(reading)
     assert rows(tables) == [[("a", 2)]]
@@ -367,14 +329,13 @@ def test_no_file_of_a_table_is_written_over(tmp_path: Path) -> None:
 
 
 def test_a_shard_is_in_row_groups_so_that_a_few_rows_are_found_without_reading_it(tmp_path: Path) -> None:
-    with Tables(str(tmp_path)).replace("numbers", DAY, SCHEMA, 1) as table:
-        table.add(pd.DataFrame({"key": "a", "n": range(25_000)}), by="key")
+    write(Tables(str(tmp_path)), [("a", n) for n in range(25_000)])
     assert pq.read_metadata(only_file(tmp_path, "numbers-0000.parquet")).num_row_groups == 3
 
 
 def test_table_files_are_their_owners_whatever_the_umask(tmp_path: Path) -> None:
     os.umask(0)
-    write(Tables(str(tmp_path)), [("a", 1), ("b", 2)], shards=2)
+    write(Tables(str(tmp_path)), [("a", 1)], [("b", 2)])
     files = [path for path in tmp_path.glob("**/*") if path.is_file()]
     assert len(files) == 3
     assert {stat.S_IMODE(path.stat().st_mode) for path in files} == {0o600}
@@ -382,36 +343,12 @@ def test_table_files_are_their_owners_whatever_the_umask(tmp_path: Path) -> None
 
 def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
-    write(tables, [(f"k{n}", 1) for n in range(50)], shards=2)
+    write(tables, [("k1", 1)] * 20, [("k2", 1)] * 30)
     reading = tables.read("numbers", DAY)
     first = next(reading)
-    write(tables, [("k1", 2)], shards=1)
+    write(tables, [("k1", 2)])
     assert len(first) + len(next(reading)) == 50
     assert rows(tables) == [[("k1", 2)]]
-
-
-def test_what_is_added_is_spilled_and_does_not_stay_in_memory(tmp_path: Path) -> None:
-    texts = pa.schema([("key", pa.string()), ("text", pa.string())])
-    frame = pd.DataFrame({"key": [f"k{number}" for number in range(100)], "text": ["x" * 2000] * 100})
-    with Tables(str(tmp_path)).replace("texts", DAY, texts, shards=20) as table:
-        before = pa.total_allocated_bytes()
-        for _ in range(100):
-            table.add(frame, by="key")
-        assert pa.total_allocated_bytes() - before < 100_000
-    assert sum(len(shard) for shard in Tables(str(tmp_path)).read("texts", DAY)) == 10_000
-
-
-def test_a_day_is_split_at_70000_rows_and_at_50_megabytes() -> None:
-    assert [shards_for(count, 700) for count in (0, 1, 70_000, 70_001, 7_000_000)] == [1, 1, 1, 2, 100]
-    assert [shards_for(50_000, size) for size in (0, 1_000, 1_001, 10_000)] == [1, 1, 2, 10]
-
-
-@given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), min_size=1), st.integers(1, 60))
-def test_the_same_text_is_always_in_the_same_shard(texts: list[str], shards: int) -> None:
-    together = shard_of(pd.Series(texts, dtype=object), shards)
-    alone = [shard_of(pd.Series([text], dtype=object), shards)[0] for text in texts]
-    assert together.tolist() == alone
-    assert all(0 <= shard < shards for shard in alone)
 
 
 def test_a_process_that_may_open_few_files_allows_itself_more() -> None:

@@ -18,11 +18,10 @@ import pyarrow.compute as pc
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
-from cio_pipeline.posthog.exports.rows import Wanted, on_disk
+from cio_pipeline.posthog.exports.rows import Wanted, window_of
 from cio_pipeline.posthog.exports.runs import Run, describe_gap, gaps, runs, settled, strange, uncovered, unfinished, unnamed
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
-from cio_pipeline.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -30,7 +29,6 @@ EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
 
 NAMES_TOLD = 5
-DONE = "files of the batch export read"
 
 
 class BatchExportSource:
@@ -55,9 +53,7 @@ class BatchExportSource:
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
-        files = _finished(near)
-        with Progress(f"{start:%Y-%m-%d}", DONE, len(files)) as progress:
-            return on_disk(_read(files, folder, wanted, progress))
+        return window_of(_read(_finished(near), folder, wanted))
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
@@ -65,10 +61,8 @@ class BatchExportSource:
         early = [_settled(run, folder) for run in found if run.start < before + self._late]
         uncovered(early, EVER, before)
         wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
-        files = _finished(early)
-        with Progress("History", DONE, len(files)) as progress:
-            tables = _read(files, folder, wanted, progress)
-            return on_disk(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
+        tables = _read(_finished(early), folder, wanted)
+        return window_of(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self) -> tuple[Folder, list[Run]]:
         """The folder, and the runs of the events' export in it."""
@@ -90,10 +84,9 @@ class BatchExportSource:
         return folder, of_events or found
 
 
-def _read(files: list[str], folder: Folder, wanted: Wanted, progress: Progress) -> Iterator[pa.Table]:
+def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
     for path in files:
         yield from events_in(path, folder, wanted)
-        progress.add(1)
 
 
 def _settled(run: Run, folder: Folder) -> Run:

@@ -16,7 +16,7 @@ from upath import UPath
 from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.exports.downloads import refused_export
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
-from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, on_disk, read_parquet
+from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Window
@@ -75,7 +75,7 @@ class FileDownloadSource:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
-        return on_disk(table for first, last in weeks for table in self._exported(first, last, wanted))
+        return window_of(table for first, last in weeks for table in self._exported(first, last, wanted))
 
     def _exported(self, first: datetime, last: datetime, wanted: Wanted) -> Iterator[pa.Table]:
         """The wanted events of an export; its files have as many rows as PostHog says, or `NotExtracted` is raised."""

@@ -7,12 +7,11 @@ which R14 refuses. Where none of several events has a uuid, all of them are refu
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
+from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -22,9 +21,8 @@ from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, colum
 from cio_pipeline.posthog.exports.lines import LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
-from cio_pipeline.temporary_files import no_space
 
-__all__ = ["Unreadable", "Wanted", "on_disk", "read_jsonlines", "read_parquet", "row_groups"]
+__all__ = ["Unreadable", "Wanted", "read_jsonlines", "read_parquet", "row_groups", "window_of"]
 
 PIECE_ROWS = 20_000
 PIECE_BYTES = 8_000_000
@@ -104,24 +102,15 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
     yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
 
 
-def on_disk(tables: Iterable[pa.Table]) -> Window:
-    """A window of these events, which are put into a temporary file first: so they are counted, and files are read but once.
+def window_of(tables: Iterable[pa.Table]) -> Window:
+    """A window of these events, which are read as its frames are asked for; so its number is known only of a small one, which
+    is read by now.
 
-    Raises `NotExtracted` where none of several events has a uuid, or the temporary folder is full.
+    Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
     """
-    rows = 0
-    try:
-        file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it is closed when its rows have been read
-        with pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer:
-            for piece in _pieces(_usable(tables)):
-                writer.write_table(piece)
-                rows += len(piece)
-        file.flush()
-    except OSError as trouble:
-        if sentence := no_space(trouble):
-            raise NotExtracted(sentence) from None
-        raise
-    return Window(rows, _frames(file, rows))
+    pieces = _pieces(_usable(tables))
+    begin = list(islice(pieces, 2))
+    return Window(sum(map(len, begin)) if len(begin) < 2 else None, chain(begin, pieces))
 
 
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:
@@ -216,17 +205,6 @@ def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             piece = EVENT_SCHEMA.empty_table()
     if len(piece):
         yield piece
-
-
-def _frames(file: IO[bytes], rows: int) -> Iterator[pd.DataFrame]:
-    read = 0
-    with file, pq.ParquetFile(file) as spool:
-        for piece in range(spool.num_row_groups):
-            frame = spool.read_row_group(piece).to_pandas()
-            read += len(frame)
-            yield frame
-    if read != rows:
-        raise NotExtracted(f"The temporary file gave back {read:,} of {rows:,} events: run the day again.")
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:

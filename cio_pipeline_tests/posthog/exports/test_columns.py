@@ -47,9 +47,7 @@ def read(folder: Path, rows: pa.Table, **options: Any) -> pa.Table:
 
 def read_folder(folder: Path, attributes_from: Any = "set", allowlist: tuple[str, ...] = ()) -> pa.Table:
     window = BatchExportSource(str(folder), 2, allowlist, attributes_from).events(START, END)
-    return pa.concat_tables(
-        [pa.Table.from_pandas(frame, EVENT_SCHEMA) for frame in window.frames] or [EVENT_SCHEMA.empty_table()]
-    )
+    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *window.frames])
 
 
 UUID_COLUMNS = {

@@ -57,7 +57,8 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 
 
 def read(found: FileDownloadSource) -> pd.DataFrame:
-    frames = list(found.events(START, END).frames)
+    window = found.events(START, END)
+    frames = [table.to_pandas() for table in window.frames]
     return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
 
 

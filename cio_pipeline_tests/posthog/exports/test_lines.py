@@ -43,7 +43,7 @@ def line(**changed: str | None) -> str:
 def read(folder: Path, content: str | bytes, ending: str = "", attributes_from: Any = "set") -> pd.DataFrame:
     (folder / (FILE + ending)).write_bytes(content.encode("utf-8", "surrogatepass") if isinstance(content, str) else content)
     frames = list(BatchExportSource(str(folder), 2, (), attributes_from).events(START, END).frames)
-    return pd.concat(frames, ignore_index=True) if frames else EVENT_SCHEMA.empty_table().to_pandas()
+    return pa.concat_tables(frames).to_pandas() if frames else EVENT_SCHEMA.empty_table().to_pandas()
 
 
 def one(folder: Path, content: str | bytes, **options: Any) -> dict[str, Any]:

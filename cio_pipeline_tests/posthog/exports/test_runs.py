@@ -48,10 +48,8 @@ def manifest(folder: Path, *names: str) -> None:
 
 def numbers(folder: Path) -> list[int]:
     window = BatchExportSource(str(folder), 2, (), "set").events(START, END)
-    frames = list(window.frames)
-    if not frames:
-        return []
-    events = pd.concat(frames).drop_duplicates(["event", "distinct_id", "uuid"])
+    frames = [table.to_pandas() for table in window.frames]
+    events = pd.concat(frames).drop_duplicates(["event", "distinct_id", "uuid"]) if frames else {"properties": []}
     return sorted(json.loads(text)["n"] for text in events["properties"])
 
 

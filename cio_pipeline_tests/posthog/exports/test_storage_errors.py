@@ -22,9 +22,9 @@ from s3fs.errors import translate_boto_error
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed
-from cio_pipeline.posthog.exports.rows import Wanted, on_disk
+from cio_pipeline.posthog.exports.rows import Wanted
 from cio_pipeline.posthog.exports.storage_errors import cause
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.posthog.source import NotExtracted
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -203,16 +203,3 @@ def test_credentials_in_the_url_are_in_no_message(tmp_path: Path) -> None:
     folder = Folder(None, "user:secret@host/exports", {})
     assert folder.name("user:secret@host/exports/2024/a.parquet") == "2024/a.parquet"
     assert folder.name(str(tmp_path / "b.parquet")).endswith("b.parquet")
-
-
-@pytest.mark.parametrize("when", ["written", "opened"])
-def test_a_full_temporary_folder_is_named(monkeypatch: pytest.MonkeyPatch, when: str) -> None:
-    def full(*_: object, **__: object) -> object:
-        if when == "opened":
-            raise OSError(errno.ENOSPC, "No space left on device")
-        return Path("/dev/full").open("wb", buffering=0)
-
-    monkeypatch.setattr("tempfile.TemporaryFile", full)
-    rows = pa.Table.from_pylist([{"uuid": "a", "event": "e", "properties": "x" * 9_000_000}] * 2, schema=EVENT_SCHEMA)
-    with pytest.raises(NotExtracted, match=r"The temporary folder .* is full: free space there, or let TMPDIR name"):
-        on_disk([rows])

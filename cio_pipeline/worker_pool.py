@@ -1,0 +1,97 @@
+"""Work on shards in several processes, whose memory is bounded by a shard each.
+
+The workers come from a fork server, a process of its own that has loaded what they need: Dagster has threads, which a fork
+of this process would not survive.
+"""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import closing
+from itertools import islice
+from typing import Any, TypeVar
+
+import pyarrow as pa
+
+from cio_pipeline.errors import PipelineError
+
+LOADED = ["cio_pipeline.extraction", "cio_pipeline.pipeline"]
+FEW = 2
+"""So few shards are worked on in this process: to start others would take longer."""
+
+EVERY_SECONDS = 10.0
+
+T = TypeVar("T")
+logger = logging.getLogger(__name__)
+
+
+class WorkerDied(PipelineError):
+    """A worker process ended before its work did; the message is one sentence."""
+
+
+def map_shards(
+    work: Callable[..., T], shards: Iterable[tuple[Any, ...]], number: int, workers: int, what: str
+) -> Generator[T, None, None]:
+    """What `work` gives for each shard's arguments, of which there are `number`, in their order; `what` is logged as it goes.
+
+    At most one shard more than there are workers is in the making at once, or waits for the results before it to be taken.
+    Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker is at work any more.
+    """
+    in_this_process = workers == 1 or number <= FEW
+    results = (_worked(work, shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
+    began = said = time.monotonic()
+    with closing(results):
+        for done, result in enumerate(results, 1):
+            yield result
+            if (now := time.monotonic()) - said >= EVERY_SECONDS:
+                said = now
+                logger.info("%s: %d of %d shards, %.1f a second.", what, done, number, done / (now - began))
+
+
+def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(LOADED)
+    waiting = iter(shards)
+    with ProcessPoolExecutor(workers, context, initializer=_prepare) as pool:
+        running: deque[Future[T]] = deque()
+        try:
+            running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, workers + 1))
+            while running:
+                yield running.popleft().result()
+                running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, 1))
+        except BrokenProcessPool:
+            raise WorkerDied(
+                "A worker process was ended from outside, perhaps for want of memory: run this again; if it happens again,"
+                " with a smaller CIO_WORKERS."
+            ) from None
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:
+    """What `work` gives; the memory that it took goes back to the system."""
+    result = work(*shard)
+    pa.default_memory_pool().release_unused()
+    return result
+
+
+def _prepare() -> None:
+    """A worker leaves Ctrl-C to its parent, keeps what it writes private, and ends when its parent was killed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.umask(0o077)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+    os._exit(1)

@@ -1,0 +1,106 @@
+"""Shards that several processes work on: results in order, bounded numbers in flight, and one sentence where a worker dies."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cio_pipeline.worker_pool import FEW, WorkerDied, map_shards
+
+
+def slow_first(number: int) -> tuple[int, int]:
+    """The number, and the process that worked on it."""
+    time.sleep(0.3 if number == 0 else 0)
+    return number, os.getpid()
+
+
+def killed(number: int) -> int:
+    if number == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return number
+
+
+def failing(number: int) -> int:
+    return 1 // (3 - number)
+
+
+def tasks(number: int, begun: list[int]) -> Iterator[tuple[int]]:
+    for task in range(number):
+        begun.append(task)
+        yield (task,)
+
+
+def test_results_come_in_order_from_other_processes_and_few_are_in_flight() -> None:
+    begun: list[int] = []
+    found, ahead = [], []
+    for number, process in map_shards(slow_first, tasks(12, begun), 12, 2, "numbers"):
+        ahead.append(len(begun) - number)
+        found.append((number, process))
+    assert [number for number, _ in found] == list(range(12))
+    assert os.getpid() not in {process for _, process in found}
+    assert max(ahead) <= 3
+
+
+@pytest.mark.parametrize(("number", "workers"), [(FEW, 8), (12, 1)])
+def test_few_shards_or_one_worker_start_no_process(number: int, workers: int) -> None:
+    found = list(map_shards(slow_first, tasks(number, []), number, workers, "numbers"))
+    assert {process for _, process in found} == {os.getpid()}
+
+
+def test_a_worker_that_is_killed_ends_the_work_in_a_sentence() -> None:
+    with pytest.raises(WorkerDied, match=r"^A worker process was ended from outside, .+ CIO_WORKERS\.$"):
+        list(map_shards(killed, tasks(12, []), 12, 2, "numbers"))
+
+
+def test_what_fails_in_a_worker_is_raised_here() -> None:
+    with pytest.raises(ZeroDivisionError):
+        list(map_shards(failing, tasks(12, []), 12, 2, "numbers"))
+
+
+PARENT = """
+import os, time
+from cio_pipeline.worker_pool import map_shards
+from cio_pipeline_tests.test_worker_pool import slow_first
+for number, process in map_shards(slow_first, ((n,) for n in range(1000)), 1000, 2, "numbers"):
+    print(process, flush=True)
+    time.sleep(100)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="whether a process lives is read from /proc")
+def test_workers_end_with_a_parent_that_was_killed() -> None:
+    parent = subprocess.Popen([sys.executable, "-c", PARENT], stdout=subprocess.PIPE, text=True)
+    assert parent.stdout is not None
+    worker = Path("/proc") / parent.stdout.readline().strip()
+    assert worker.exists()
+    parent.kill()
+    parent.communicate()
+    until = time.monotonic() + 30
+    while worker.exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not worker.exists()
+
+
+def test_no_worker_is_at_work_any_more_once_the_results_are_closed() -> None:
+    results = map_shards(slow_first, tasks(12, []), 12, 2, "numbers")
+    _, process = next(results)
+    results.close()
+    assert process not in {child.pid for child in multiprocessing.active_children()}
+    with pytest.raises(ProcessLookupError):
+        os.kill(process, 0)
+
+
+def test_a_long_step_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    monkeypatch.setattr("cio_pipeline.worker_pool.EVERY_SECONDS", 0)
+    list(map_shards(slow_first, tasks(2, []), 2, 1, "2026-03-02: derived"))
+    assert re.fullmatch(r"2026-03-02: derived: 2 of 2 shards, [\d.]+ a second\.", caplog.messages[-1])
