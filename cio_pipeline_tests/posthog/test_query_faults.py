@@ -439,7 +439,7 @@ def test_a_check_is_never_too_big(source: QuerySource, project: Faulty, monkeypa
         (Answer(b'{"columns": ["event"]}'), "no columns and results"),
         (Answer(b'{"columns": ["event", "events"], "results": [["order"]]}'), "no columns and results"),
         (Answer(b'{"columns": ["event"], "results": [["order"]]}'), "PostHog's answer lacks events"),
-        (Answer(b'{"columns": ["event", "events"], "results": [["order", "many"]]}'), "count is no number"),
+        (Answer(b'{"columns": ["event", "events"], "results": [["order", "many"]]}'), "count is not a number"),
         (Answer(b'{"columns": ["event", "events"], "results": {"a": 1}}'), "no columns and results"),
     ],
 )

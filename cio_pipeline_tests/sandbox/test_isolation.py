@@ -21,7 +21,7 @@ DEMO = "import pathlib, sys; from cio_pipeline.sandbox.demo import demo; sys.exi
 TESTS = (
     "test_end_to_end.py::test_what_is_written_is_the_owners_alone",
     "defs/test_deliver.py::test_the_receipt_shows_counts_traffic_and_a_sample_without_data",
-    "test_settings.py::test_the_defaults_are_the_documented_ones",
+    "settings/test_settings.py::test_the_defaults_are_the_documented_ones",
 )
 
 
