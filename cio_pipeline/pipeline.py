@@ -30,6 +30,7 @@ from cio_pipeline.tables.shuffle import Shard
 from cio_pipeline.tables.tables import NotMaterialized, ShardWriter, Tables, Version, Written
 from cio_pipeline.worker_pool import map_shards
 
+TEACHING = [name for name in EVENT_SCHEMA.names if name != "created_at"]
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
 TO_SEND = pa.schema(
     [
@@ -129,9 +130,9 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
-    events = tables.shard(table, day, version, shard).to_pandas()
+    events = tables.shard(table, day, version, shard, TEACHING).to_pandas()
     facts, ties = learn_with_ties(events)
-    return Learned(facts, merges(events)[MERGE_COLUMNS], ties)
+    return Learned.of(facts, merges(events)[MERGE_COLUMNS], ties)
 
 
 def derive_day(

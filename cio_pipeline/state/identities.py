@@ -10,11 +10,10 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Set
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
 from datetime import date, timedelta
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import pyarrow as pa
@@ -28,6 +27,8 @@ HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
 
 CHUNK = 10_000
+SORTED_BATCHES = 50
+"""So many batches are sorted at once: a table takes rows in the order of its key in a third of the time."""
 
 VERSION = SchemaVersion("identities", 4)
 """A change of these tables, or of what they mean, needs the next number: there are no migrations."""
@@ -54,7 +55,11 @@ JSON: how many people, identified ones, emails and merges."""
 
 derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
 identified = sa.Table(
-    "identified", metadata, sa.Column("distinct_id", Text, primary_key=True), _day(primary_key=True, index=True)
+    "identified",
+    metadata,
+    sa.Column("distinct_id", Text, primary_key=True),
+    _day(primary_key=True, index=True),
+    sqlite_with_rowid=False,
 )
 emails = sa.Table(
     "emails",
@@ -63,6 +68,7 @@ emails = sa.Table(
     _day(primary_key=True, index=True),
     sa.Column("email", Text, nullable=False),
     sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
 )
 merges = sa.Table(
     "merges",
@@ -81,6 +87,7 @@ ties = sa.Table(
     metadata,
     sa.Column("name", Text, primary_key=True),
     sa.Column("distinct_id", Text, primary_key=True, index=True),
+    sqlite_with_rowid=False,
 )
 """`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
 
@@ -99,13 +106,20 @@ COLUMNS = {
 """The columns of each table that a day teaches, besides the day."""
 
 
-@dataclass(frozen=True)
-class Learned:
-    """What some events of a day taught: frames as `facts.learn` and `stitching.merges` give them, and the ties."""
+class Learned(NamedTuple):
+    """What some events of a day taught: its rows by the name of their table, its counts as `Identities.replace` gives them, and
+    the sum of the hashes of what later days look up of it."""
 
-    facts: pd.DataFrame
-    merges: pd.DataFrame
-    ties: Set[tuple[str, str]] = frozenset()
+    rows: dict[str, pa.Table]
+    counts: dict[str, int]
+    content: int
+
+    @classmethod
+    def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, ties: Set[tuple[str, str]] = frozenset()) -> Learned:
+        """Of frames as `facts.learn` and `stitching.merges` give them, and the ties."""
+        rows = _rows(facts, merges, ties)
+        content = sum(_hash(table, rows[table]) for table in LOOKED_UP)
+        return cls({table.name: found for table, found in rows.items()}, _counts(rows, len(facts)), content)
 
 
 class Identities:
@@ -133,11 +147,10 @@ class Identities:
         with temporary_folder() as folder, ExitStack() as stack:
             files = {table: stack.enter_context(RowFile(folder, table, columns)) for table, columns in COLUMNS.items()}
             for part in learned:
-                rows = _rows(part)
-                counts.update(_counts(rows, len(part.facts)))
-                content += sum(_hash(table, rows[table]) for table in LOOKED_UP)
+                counts.update(part.counts)
+                content += part.content
                 for table, file in files.items():
-                    file.add(rows[table])
+                    file.add(part.rows[table.name])
             with self._writing() as transaction:
                 for table in (*LOOKED_UP, learned_days):
                     transaction.execute(sa.delete(table).where(table.c.day == day))
@@ -255,9 +268,9 @@ class Identities:
         """The rows of the query for these ids, each asked for once; `query` is given their column."""
         with reading(self._engine) as connection:
             return [
-                row
-                for chunk in chunks(iter(dict.fromkeys(ids)), CHUNK)
-                for row in connection.execute(query(values(self._engine, chunk)))
+                tuple(row)  # pandas looks long at each of SQLAlchemy's own
+                for chunk in chunks(iter(sorted(set(ids))), CHUNK)
+                for row in connection.execute(query(values(self._engine, chunk))).all()
             ]
 
 
@@ -315,14 +328,15 @@ class RowFile:
             self._writer.write_table(rows, CHUNK)
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in batches."""
+        """All rows, in batches, and `SORTED_BATCHES` of them in order."""
         rows = 0
         with keeping_temporary_rows(self._path.parent):
             self._writer.close()
             with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
-                for batch in stream:
-                    rows += len(batch)
-                    yield batch
+                for batches in chunks(iter(stream), SORTED_BATCHES):
+                    found = pa.Table.from_batches(batches)
+                    rows += len(found)
+                    yield from found.sort_by([(name, "ascending") for name in found.column_names]).to_batches(CHUNK)
         if rows != self._rows:
             raise StorageError(f"Of {self._rows:,} rows that were learned, only {rows:,} are in {self._path}: run this again.")
 
@@ -331,23 +345,29 @@ def _bound(column: pa.Array) -> list[Any]:
     """The column's values as `Text` keeps them."""
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
-    values: list[Any] = column.to_pylist()
-    return values
+    return _listed(column)
+
+
+def _listed(column: pa.Array | pa.ChunkedArray) -> list[Any]:
+    """The column's values: by way of numpy in a third of the time."""
+    listed: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
+    return listed
 
 
 def _hash(table: sa.Table, rows: pa.Table) -> int:
     """The sum of the rows' hashes: the same in whatever order and parts they come."""
-    columns = [column.to_pylist() for column in rows.columns]
-    hashes = (blake2b(repr((table.name, row)).encode(), digest_size=16).digest() for row in zip(*columns, strict=True))
+    columns = [column.to_numpy().tolist() for column in rows.columns]
+    name = table.name.encode()
+    hashes = (blake2b(repr(row).encode(), digest_size=16, person=name).digest() for row in zip(*columns, strict=True))
     return sum(int.from_bytes(hashed, "big") for hashed in hashes)
 
 
-def _rows(part: Learned) -> dict[sa.Table, pa.Table]:
+def _rows(facts: pd.DataFrame, merged: pd.DataFrame, tied: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
     """The rows of a part of a day, by table, without the day."""
-    told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
-    named = part.merges.assign(microseconds=part.merges["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
-    tied = pd.DataFrame(sorted(part.ties), columns=["name", "distinct_id"], dtype=object)
-    frames = {identified: part.facts[part.facts["identified"].to_numpy(bool)], emails: told, merges: named, ties: tied}
+    told = facts[facts["email"].notna()].rename(columns={"email_set": "microseconds"})
+    named = merged.assign(microseconds=merged["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
+    names = pd.DataFrame(sorted(tied), columns=["name", "distinct_id"], dtype=object)
+    frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: told, merges: named, ties: names}
     return {
         table: pa.Table.from_pandas(frame[COLUMNS[table].names], COLUMNS[table], preserve_index=False)
         for table, frame in frames.items()

@@ -43,7 +43,7 @@ KEYS = {
     "POSTHOG_PERSONAL_API_KEY": "phx",
     "CIO_STITCH_ANONYMOUS_DAYS": "2",
 }
-NOTHING = Learned(
+NOTHING = Learned.of(
     pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
     pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
 )

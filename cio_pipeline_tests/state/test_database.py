@@ -35,7 +35,7 @@ nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}
 for turn in range(5):
-    identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned(facts.astype({"identified": bool}), nobody)])
+    identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned.of(facts.astype({"identified": bool}), nobody)])
     assert identities.before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
     ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": pack(state)}))
 print("done")
