@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import cio_pipeline.pipeline
+from cio_pipeline.accounting import discrepancies
 from cio_pipeline.extraction import extract_day
 from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day, learn_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
@@ -19,7 +23,8 @@ from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.files import StorageError
-from cio_pipeline.tables.tables import NotMaterialized
+from cio_pipeline.tables.tables import NotMaterialized, Tables, Version
+from cio_pipeline.worker_pool import WorkerDied
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
 
@@ -269,6 +274,34 @@ def test_one_worker_and_many_make_the_same_tables(tmp_path: Path, options: dict[
         tables.append(files(product))
     assert (accounts[0], tables[0]) == (accounts[1], tables[1])
     assert len(tables[0]["events"]) == (5 if not options else 1)
+
+
+class KillingTables(Tables):
+    """A worker that reads the shard 3 is killed, as by a system that is out of memory."""
+
+    def shard(self, table: str, partition: str, version: Version, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """As the tables give it, but to a worker."""
+        if shard == 3 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().shard(table, partition, version, shard, columns)
+
+
+@pytest.mark.parametrize("options", [{}, {"identify_by_email": True}])
+def test_a_worker_that_is_killed_leaves_the_tables_as_they_were_and_the_next_run_makes_them(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    product = derived(tmp_path, [], [], [on(MONDAY, "visit")], **options)
+    before, account = files(product), product.accounts[MONDAY]
+    product.extract(MONDAY, frame(*(on(MONDAY, "visit", f"u{number}") for number in range(60))), shards=6)
+    product.learn(MONDAY)
+    with pytest.raises(WorkerDied, match=r"^A worker process was ended from outside, .+: run this again; .+ CIO_WORKERS\.$"):
+        derive_day(MONDAY, KillingTables(str(tmp_path)), product.identities, product.options, workers=2)
+    assert files(product) == before
+    assert len(list(tmp_path.glob(f"derived/{MONDAY}/*/"))) == 1
+    assert discrepancies(MONDAY, account, product.tables) != []
+    again = derive_day(MONDAY, product.tables, product.identities, product.options, workers=2)
+    assert discrepancies(MONDAY, again, product.tables) == []
+    assert {event["key"] for event in product.events(MONDAY)} == {f"id:u{number}" for number in range(60)}
 
 
 def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(tmp_path: Path) -> None:
