@@ -69,13 +69,13 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """The rows, each column in one piece. Raises `StorageError` where rows that were spilled are gone."""
+        """The rows, which stay in the files until they are used. Raises `StorageError` where rows that were spilled are gone."""
         found = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
         if len(found) != self.rows:
             raise StorageError(
                 f"Of {self.rows:,} rows of a shard, only {len(found):,} are in {self.pieces[0].path.parent}: run this again."
             )
-        return found.combine_chunks()
+        return found
 
 
 def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path, uncounted: str | None = None) -> list[Shard]:
