@@ -23,7 +23,8 @@ from cio_pipeline.rules.facts import ORDER, learn_with_ties
 from cio_pipeline.rules.operations import build, emails_in_another_case
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merge_windows, merges, stitched
-from cio_pipeline.state.identities import HISTORY, Identities, Learned
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables import shuffle
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import Shard

@@ -69,7 +69,7 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """The rows, which stay in the files until they are used. Raises `StorageError` where rows that were spilled are gone."""
+        """The rows, which stay in the files until they are used. Raises `StorageError` where what was spilled is gone."""
         found = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
         if len(found) != self.rows:
             raise StorageError(

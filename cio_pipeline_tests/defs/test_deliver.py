@@ -23,7 +23,8 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
-from cio_pipeline.state.identities import Identities, Learned
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.postgres import URL_PASSWORD
 

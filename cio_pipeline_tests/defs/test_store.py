@@ -32,7 +32,8 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source
 from cio_pipeline.pipeline import DERIVED, Account, learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.identities import HISTORY, Learned
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY, Identities, Learned
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.files import StorageError
 
 NOBODY_NAMED = pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
@@ -143,6 +144,8 @@ def test_more_people_than_one_question_holds_are_each_found_once(
     identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cio_pipeline.state.identities.CHUNK", 3)
+    monkeypatch.setattr("cio_pipeline.state.learned.BATCH_ROWS", 3)
+    monkeypatch.setattr("cio_pipeline.state.learned.SORTED_BATCHES", 2)
     ids = [f"u{number}" for number in range(10)]
     keep(identities, "2026-03-01", [*learned(*((who, True, f"{who}@x.io") for who in ids[:4])), *learned(("u9", True, None))])
     assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == [*ids[:4], "u9"]
