@@ -13,10 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import cio_pipeline.learning
 import cio_pipeline.pipeline
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.extraction import extract_day
-from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day, learn_day
+from cio_pipeline.learning import learn_day
+from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
@@ -238,7 +240,7 @@ def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
         return classify(*arguments)
 
     monkeypatch.setattr("cio_pipeline.pipeline.classify", reaped)
-    monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+    monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
     with pytest.raises(StorageError, match=r"run this again\.$"):
         product.derive(MONDAY)
     assert len(product.events(MONDAY)) == 1
@@ -269,7 +271,7 @@ def test_one_worker_and_many_make_the_same_tables(tmp_path: Path, options: dict[
     accounts, tables = [], []
     for workers in (1, 3):
         with pytest.MonkeyPatch.context() as code:
-            code.setattr("cio_pipeline.pipeline._code", lambda workers=workers: f"for {workers}")
+            code.setattr("cio_pipeline.pipeline.code_hash", lambda workers=workers: f"for {workers}")
             accounts.append(derive_day(MONDAY, product.tables, product.identities, product.options, workers=workers))
         tables.append(files(product))
     assert (accounts[0], tables[0]) == (accounts[1], tables[1])
@@ -319,14 +321,14 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was learned and built, as it happens."""
     done: list[str] = []
-    for name in ("build", "learn_with_ties"):
-        original = getattr(cio_pipeline.pipeline, name)
+    for module, name in ((cio_pipeline.pipeline, "build"), (cio_pipeline.learning, "learn_with_ties")):
+        original = getattr(module, name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
             done.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(f"cio_pipeline.pipeline.{name}", noted)
+        monkeypatch.setattr(module, name, noted)
     return done
 
 
@@ -360,7 +362,7 @@ def test_a_day_is_derived_again_where_anything_of_it_has_changed(
     elif what == "options":
         product.options = Options(event_allowlist=("order",))
     elif what == "code":
-        monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+        monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
     elif what == "a damaged table":
         path.write_bytes(path.read_bytes()[:-1])
     else:

@@ -29,7 +29,8 @@ from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_da
 from cio_pipeline.defs.partitions import PARTITION, DaysError, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
-from cio_pipeline.pipeline import DERIVED, Account, learned_under
+from cio_pipeline.learning import learned_under
+from cio_pipeline.pipeline import DERIVED, Account
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.identities import HISTORY
