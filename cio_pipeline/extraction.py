@@ -24,9 +24,9 @@ from cio_pipeline.posthog.source import (
     in_order,
 )
 from cio_pipeline.tables.files import temporary_folder
-from cio_pipeline.tables.shuffle import Shard, shuffle
+from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import ShardWriter, Tables, Written
-from cio_pipeline.worker_pool import map_shards
+from cio_pipeline.worker_pool import FEW, load_workers, map_shards
 
 KNOWN = (*r20.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
@@ -115,7 +115,7 @@ def _extract(
     """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
     seen, kept = Seen(), Extracted()
     with temporary_folder() as folder, tables.replace(partition, {table: EVENT_SCHEMA}) as new:
-        rows = _spilled(found, seen, lost, _kept_before(tables, table, partition, seen) if remembers else iter(()))
+        rows = _spilled(found, seen, lost, workers, _kept_before(tables, table, partition, seen) if remembers else iter(()))
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         settling = Settling(new.writer, table, lost, now, seen)
         work = ((settling, number, shard) for number, shard in enumerate(shards))
@@ -131,11 +131,13 @@ def _extract(
     return kept
 
 
-def _spilled(found: Window, seen: Seen, lost: Lost, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:
+def _spilled(found: Window, seen: Seen, lost: Lost, workers: int, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:
     """The window's events and those kept before, as `SPILLED` has them; `seen` is told of them."""
     for frame in found.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
         seen.read += len(rows)
+        if seen.read > FEW * SHARD_ROWS:
+            load_workers(workers)
         if lost == "of a day":
             seen.first = r20.first_with_set(rows, seen.first)
         if lost == "none":

@@ -1,4 +1,4 @@
-"""A day's way from PostHog's events to what will be sent. It knows the rules and where things are kept, but not Dagster."""
+"""From a day's events to what will be sent. It knows the rules and where things are kept, but not Dagster."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
-from functools import cache
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,14 +15,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.learning import code_hash
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.distinct_ids import usable
-from cio_pipeline.rules.facts import ORDER, learn_with_ties
+from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.operations import build, emails_in_another_case
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.stitching import MERGE_COLUMNS, merge_windows, merges, stitched
-from cio_pipeline.state.identities import HISTORY, Identities, Learned
+from cio_pipeline.rules.stitching import merge_windows, merges, stitched
+from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables import shuffle
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import Shard
@@ -102,38 +102,6 @@ class Account:
         return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 
 
-def learned_under(attributes_from: str) -> str:
-    """The setting that what is learned depends on, by its value."""
-    return f"CIO_ATTRIBUTES_FROM={attributes_from}"
-
-
-def learn_day(day: str, setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
-    """Keeps what the day's `posthog_events` teach (R1), under a setting; gives how many people, identified ones, emails and
-    merges. What was learned of the same events before is not learned again."""
-    return _learn(day, setting, "posthog_events", tables, identities, workers)
-
-
-def learn_history(setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
-    """Keeps what the events of `identity_history` teach (R18), under a setting; counts as `learn_day`."""
-    return _learn(HISTORY, setting, "identity_history", tables, identities, workers)
-
-
-def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, workers: int) -> Counter[str]:
-    version = tables.version(table, day)
-    made_of = f"{version.content} {_code()}"
-    if (known := identities.learned(day, setting, made_of)) is not None:
-        return known
-    shards = ((tables, table, day, version, shard) for shard in range(version.shards))
-    learned = map_shards(_learn_shard, shards, version.shards, workers, f"{day}: learned")
-    return identities.replace(day, setting, version.rows, learned, made_of)
-
-
-def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
-    events = tables.shard(table, day, version, shard).to_pandas()
-    facts, ties = learn_with_ties(events)
-    return Learned(facts, merges(events)[MERGE_COLUMNS], ties)
-
-
 def derive_day(
     day: str,
     tables: Tables,
@@ -163,15 +131,7 @@ def _made_of(day: str, tables: Tables, known: str, options: Options) -> str:
     events = [tables.version("posthog_events", day)]
     if options.stitches:
         events += [found for one in _days_stitched(day, options)[:-1] if (found := tables.current("posthog_events", one))]
-    return sha256(repr(([version.content for version in events], known, options, _code())).encode()).hexdigest()
-
-
-@cache
-def _code() -> str:
-    """What stands for the code that says what is learned and what the tables hold: other code makes them anew."""
-    here = Path(__file__).parent
-    modules = [*sorted(here.glob("rules/*.py")), here / "customer_state.py", here / "json_text.py", here / "pipeline.py"]
-    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
+    return sha256(repr(([version.content for version in events], known, options, code_hash())).encode()).hexdigest()
 
 
 def _derived_before(day: str, tables: Tables, made_of: str) -> Account | None:

@@ -18,6 +18,8 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import islice
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
 import pyarrow as pa
@@ -57,11 +59,22 @@ def map_shards(
                 logger.info("%s: %d of %d shards, %.1f a second.", what, done, number, done / (now - began))
 
 
-def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
+def load_workers(workers: int) -> None:
+    """Starts the fork server, where there are to be several workers: it loads what they need while this process goes on."""
+    if workers > 1:
+        _context()
+        forkserver.ensure_running()
+
+
+def _context() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(LOADED)
+    return context
+
+
+def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
     waiting = iter(shards)
-    with ProcessPoolExecutor(workers, context, initializer=_prepare) as pool:
+    with ProcessPoolExecutor(workers, _context(), initializer=_prepare) as pool:
         running: deque[Future[T]] = deque()
         try:
             running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, workers + 1))

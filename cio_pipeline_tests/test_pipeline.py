@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import shutil
+import signal
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -10,16 +13,20 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+import cio_pipeline.learning
 import cio_pipeline.pipeline
+from cio_pipeline.accounting import discrepancies
 from cio_pipeline.extraction import extract_day
-from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day, learn_day
+from cio_pipeline.learning import learn_day
+from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.files import StorageError
-from cio_pipeline.tables.tables import NotMaterialized
+from cio_pipeline.tables.tables import NotMaterialized, Tables, Version
+from cio_pipeline.worker_pool import WorkerDied
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
 
@@ -233,7 +240,7 @@ def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
         return classify(*arguments)
 
     monkeypatch.setattr("cio_pipeline.pipeline.classify", reaped)
-    monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+    monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
     with pytest.raises(StorageError, match=r"run this again\.$"):
         product.derive(MONDAY)
     assert len(product.events(MONDAY)) == 1
@@ -264,11 +271,39 @@ def test_one_worker_and_many_make_the_same_tables(tmp_path: Path, options: dict[
     accounts, tables = [], []
     for workers in (1, 3):
         with pytest.MonkeyPatch.context() as code:
-            code.setattr("cio_pipeline.pipeline._code", lambda workers=workers: f"for {workers}")
+            code.setattr("cio_pipeline.pipeline.code_hash", lambda workers=workers: f"for {workers}")
             accounts.append(derive_day(MONDAY, product.tables, product.identities, product.options, workers=workers))
         tables.append(files(product))
     assert (accounts[0], tables[0]) == (accounts[1], tables[1])
     assert len(tables[0]["events"]) == (5 if not options else 1)
+
+
+class KillingTables(Tables):
+    """A worker that reads the shard 3 is killed, as by a system that is out of memory."""
+
+    def shard(self, table: str, partition: str, version: Version, shard: int, columns: list[str] | None = None) -> pa.Table:
+        """As the tables give it, but to a worker."""
+        if shard == 3 and multiprocessing.parent_process() is not None:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().shard(table, partition, version, shard, columns)
+
+
+@pytest.mark.parametrize("options", [{}, {"identify_by_email": True}])
+def test_a_worker_that_is_killed_leaves_the_tables_as_they_were_and_the_next_run_makes_them(
+    tmp_path: Path, options: dict[str, Any]
+) -> None:
+    product = derived(tmp_path, [], [], [on(MONDAY, "visit")], **options)
+    before, account = files(product), product.accounts[MONDAY]
+    product.extract(MONDAY, frame(*(on(MONDAY, "visit", f"u{number}") for number in range(60))), shards=6)
+    product.learn(MONDAY)
+    with pytest.raises(WorkerDied, match=r"^A worker process was ended from outside, .+: run this again; .+ CIO_WORKERS\.$"):
+        derive_day(MONDAY, KillingTables(str(tmp_path)), product.identities, product.options, workers=2)
+    assert files(product) == before
+    assert len(list(tmp_path.glob(f"derived/{MONDAY}/*/"))) == 1
+    assert discrepancies(MONDAY, account, product.tables) != []
+    again = derive_day(MONDAY, product.tables, product.identities, product.options, workers=2)
+    assert discrepancies(MONDAY, again, product.tables) == []
+    assert {event["key"] for event in product.events(MONDAY)} == {f"id:u{number}" for number in range(60)}
 
 
 def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(tmp_path: Path) -> None:
@@ -286,14 +321,14 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was learned and built, as it happens."""
     done: list[str] = []
-    for name in ("build", "learn_with_ties"):
-        original = getattr(cio_pipeline.pipeline, name)
+    for module, name in ((cio_pipeline.pipeline, "build"), (cio_pipeline.learning, "learn_with_ties")):
+        original = getattr(module, name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
             done.append(name)
             return original(*arguments)
 
-        monkeypatch.setattr(f"cio_pipeline.pipeline.{name}", noted)
+        monkeypatch.setattr(module, name, noted)
     return done
 
 
@@ -327,7 +362,7 @@ def test_a_day_is_derived_again_where_anything_of_it_has_changed(
     elif what == "options":
         product.options = Options(event_allowlist=("order",))
     elif what == "code":
-        monkeypatch.setattr("cio_pipeline.pipeline._code", lambda: "other code")
+        monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
     elif what == "a damaged table":
         path.write_bytes(path.read_bytes()[:-1])
     else:

@@ -11,7 +11,7 @@ from cio_pipeline.customerio.forecast import Bounds, Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, Shards
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import learned_under
+from cio_pipeline.learning import learned_under
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables

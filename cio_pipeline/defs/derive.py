@@ -10,7 +10,8 @@ from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.extract import GROUP, identities, posthog_events
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import STITCHED, Account, derive_day, learned_under
+from cio_pipeline.learning import learned_under
+from cio_pipeline.pipeline import STITCHED, Account, derive_day
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 
 UPSTREAM = (identities,)

@@ -11,7 +11,7 @@ import dagster as dg
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
-from cio_pipeline.pipeline import learn_day, learn_history, learned_under
+from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables

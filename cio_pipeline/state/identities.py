@@ -8,104 +8,36 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Set
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
 from hashlib import blake2b
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
 import sqlalchemy as sa
 
-from cio_pipeline.state.database import CUT_OFF_SECONDS, SchemaVersion, Text, chunks, connect, reading, values, writing
-from cio_pipeline.tables.files import StorageError, keeping_temporary_rows, temporary_folder
+from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, values, writing
+from cio_pipeline.state.identity_tables import (
+    COLUMNS,
+    LOOKED_UP,
+    VERSION,
+    derived_days,
+    emails,
+    identified,
+    learned_days,
+    merges,
+    metadata,
+    ties,
+)
+from cio_pipeline.state.learned import Learned, RowFile, bound
+from cio_pipeline.tables.files import temporary_folder
 
 HISTORY = "0000-00-00"
 """Stands for all days before the first partition."""
 
 CHUNK = 10_000
-
-VERSION = SchemaVersion("identities", 4)
-"""A change of these tables, or of what they mean, needs the next number: there are no migrations."""
-
-metadata = sa.MetaData()
-
-
-def _day(**options: Any) -> sa.Column[str]:
-    return sa.Column("day", sa.String(10), **options)
-
-
-learned_days = sa.Table(
-    "learned_days",
-    metadata,
-    _day(primary_key=True),
-    sa.Column("setting", sa.String),
-    sa.Column("events", sa.Integer),
-    sa.Column("content", sa.String(32)),
-    sa.Column("made_of", sa.String),
-    sa.Column("counts", sa.String),
-)
-"""`content` stands for what later days look up of it, `made_of` for the events and the code that it was learned by; `counts` is
-JSON: how many people, identified ones, emails and merges."""
-
-derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
-identified = sa.Table(
-    "identified", metadata, sa.Column("distinct_id", Text, primary_key=True), _day(primary_key=True, index=True)
-)
-emails = sa.Table(
-    "emails",
-    metadata,
-    sa.Column("distinct_id", Text, primary_key=True),
-    _day(primary_key=True, index=True),
-    sa.Column("email", Text, nullable=False),
-    sa.Column("microseconds", sa.BigInteger, nullable=False),
-)
-merges = sa.Table(
-    "merges",
-    metadata,
-    sa.Column("anonymous_id", Text, nullable=False),
-    _day(nullable=False, index=True),
-    sa.Column("uuid", Text, nullable=False),
-    sa.Column("microseconds", sa.BigInteger, nullable=False),
-    sa.Column("distinct_id", Text, nullable=False),
-    sa.Index("merges_of_an_id", "anonymous_id", "day"),
-)
-"""The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
-
-ties = sa.Table(
-    "ties",
-    metadata,
-    sa.Column("name", Text, primary_key=True),
-    sa.Column("distinct_id", Text, primary_key=True, index=True),
-)
-"""`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
-
-
-LOOKED_UP = (identified, emails, merges)
-"""What later days look up, and so what a day's content is."""
-
-COLUMNS = {
-    identified: pa.schema([("distinct_id", pa.string())]),
-    emails: pa.schema([("distinct_id", pa.string()), ("email", pa.string()), ("microseconds", pa.int64())]),
-    merges: pa.schema(
-        [("anonymous_id", pa.string()), ("uuid", pa.string()), ("microseconds", pa.int64()), ("distinct_id", pa.string())]
-    ),
-    ties: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
-}
-"""The columns of each table that a day teaches, besides the day."""
-
-
-@dataclass(frozen=True)
-class Learned:
-    """What some events of a day taught: frames as `facts.learn` and `stitching.merges` give them, and the ties."""
-
-    facts: pd.DataFrame
-    merges: pd.DataFrame
-    ties: Set[tuple[str, str]] = frozenset()
 
 
 class Identities:
@@ -133,11 +65,10 @@ class Identities:
         with temporary_folder() as folder, ExitStack() as stack:
             files = {table: stack.enter_context(RowFile(folder, table, columns)) for table, columns in COLUMNS.items()}
             for part in learned:
-                rows = _rows(part)
-                counts.update(_counts(rows, len(part.facts)))
-                content += sum(_hash(table, rows[table]) for table in LOOKED_UP)
+                counts.update(part.counts)
+                content += part.content
                 for table, file in files.items():
-                    file.add(rows[table])
+                    file.add(part.rows[table.name])
             with self._writing() as transaction:
                 for table in (*LOOKED_UP, learned_days):
                     transaction.execute(sa.delete(table).where(table.c.day == day))
@@ -215,7 +146,7 @@ class Identities:
 
     def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
         """Writes the rows by the driver itself, which takes half the time. A tie that is known already stays."""
-        columns = [_bound(rows[name]) for name in rows.schema.names]
+        columns = [bound(rows[name]) for name in rows.schema.names]
         names = list(rows.schema.names)
         if "day" in table.c:
             names, columns = [*names, "day"], [*columns, [day] * len(rows)]
@@ -255,9 +186,9 @@ class Identities:
         """The rows of the query for these ids, each asked for once; `query` is given their column."""
         with reading(self._engine) as connection:
             return [
-                row
-                for chunk in chunks(iter(dict.fromkeys(ids)), CHUNK)
-                for row in connection.execute(query(values(self._engine, chunk)))
+                tuple(row)  # pandas looks long at each of SQLAlchemy's own
+                for chunk in chunks(iter(sorted(set(ids))), CHUNK)
+                for row in connection.execute(query(values(self._engine, chunk))).all()
             ]
 
 
@@ -291,69 +222,3 @@ def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
     columns = (wanted.label("distinct_id"), was_identified.label("identified"), email.label("email"), microseconds.label("set"))
     found = sa.select(*columns).subquery()
     return sa.select(found).where(sa.or_(found.c.identified, found.c.email.is_not(None)))
-
-
-class RowFile:
-    """A temporary file of the rows of a table, which are read when all are in it. Raises `StorageError`."""
-
-    def __init__(self, folder: Path, table: sa.Table, schema: pa.Schema) -> None:
-        self._path, self._schema, self._rows = folder / f"{table.name}.arrows", schema, 0
-
-    def __enter__(self) -> RowFile:
-        with keeping_temporary_rows(self._path.parent):
-            self._writer = pa.ipc.new_stream(str(self._path), self._schema)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with suppress(OSError, pa.ArrowException):
-            self._writer.close()
-
-    def add(self, rows: pa.Table) -> None:
-        """Adds rows."""
-        self._rows += len(rows)
-        with keeping_temporary_rows(self._path.parent):
-            self._writer.write_table(rows, CHUNK)
-
-    def read(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in batches."""
-        rows = 0
-        with keeping_temporary_rows(self._path.parent):
-            self._writer.close()
-            with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
-                for batch in stream:
-                    rows += len(batch)
-                    yield batch
-        if rows != self._rows:
-            raise StorageError(f"Of {self._rows:,} rows that were learned, only {rows:,} are in {self._path}: run this again.")
-
-
-def _bound(column: pa.Array) -> list[Any]:
-    """The column's values as `Text` keeps them."""
-    if pa.types.is_string(column.type):
-        column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
-    values: list[Any] = column.to_pylist()
-    return values
-
-
-def _hash(table: sa.Table, rows: pa.Table) -> int:
-    """The sum of the rows' hashes: the same in whatever order and parts they come."""
-    columns = [column.to_pylist() for column in rows.columns]
-    hashes = (blake2b(repr((table.name, row)).encode(), digest_size=16).digest() for row in zip(*columns, strict=True))
-    return sum(int.from_bytes(hashed, "big") for hashed in hashes)
-
-
-def _rows(part: Learned) -> dict[sa.Table, pa.Table]:
-    """The rows of a part of a day, by table, without the day."""
-    told = part.facts[part.facts["email"].notna()].rename(columns={"email_set": "microseconds"})
-    named = part.merges.assign(microseconds=part.merges["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
-    tied = pd.DataFrame(sorted(part.ties), columns=["name", "distinct_id"], dtype=object)
-    frames = {identified: part.facts[part.facts["identified"].to_numpy(bool)], emails: told, merges: named, ties: tied}
-    return {
-        table: pa.Table.from_pandas(frame[COLUMNS[table].names], COLUMNS[table], preserve_index=False)
-        for table, frame in frames.items()
-    }
-
-
-def _counts(rows: dict[sa.Table, pa.Table], people: int) -> dict[str, int]:
-    named = {"identified": len(rows[identified]), "emails": len(rows[emails]), "anonymous ids named": len(rows[merges])}
-    return {"people": people, **named}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
@@ -21,8 +22,8 @@ import pyarrow.compute as pc
 from cio_pipeline.tables.files import StorageError, keeping_temporary_rows
 
 BUCKETS = 512
-SPILL_BYTES = 48_000_000
-"""So many bytes are held in memory before they are spilled."""
+SPILL_BYTES = 24_000_000
+"""So many bytes are held in memory before they are spilled, by a thread, while the next are read."""
 
 SHARD_ROWS = 40_000
 SHARD_BYTES = 32_000_000
@@ -30,40 +31,51 @@ SHARD_BYTES = 32_000_000
 over."""
 
 
-class Batch(NamedTuple):
-    """A record batch of a spill file: its bucket and its rows, and those rows and bytes that count for a shard's size."""
-
-    bucket: int
-    rows: int
-    counted: int
-    bytes: int
-
-
 @dataclass(frozen=True)
 class Spilled:
-    """A spill file and its record batches, in their order."""
+    """A spill file, whose rows lie in the order of their buckets; of each bucket where it starts (and, last, where all end),
+    and the rows and bytes that count for a shard's size: numpy arrays of whole numbers."""
 
     path: Path
-    batches: tuple[Batch, ...]
+    starts: Any
+    rows: Any
+    bytes: Any
+
+
+class Piece(NamedTuple):
+    """Rows of a spill file that lie next to each other."""
+
+    path: Path
+    start: int
+    rows: int
+
+    def read(self) -> pa.Table:
+        """The rows, or as many as are there; they stay in the file until they are used. Raises `StorageError`."""
+        with keeping_temporary_rows(self.path.parent), pa.memory_map(str(self.path)) as file, pa.ipc.open_file(file) as spilled:
+            rows: pa.Table = spilled.read_all().slice(self.start, self.rows)
+            return rows
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of some buckets: the numbers of their record batches, by spill file."""
+    """The rows of buckets that follow each other: a piece of each spill file that has any."""
 
-    pieces: tuple[tuple[Path, tuple[int, ...]], ...]
-    rows: int
+    pieces: tuple[Piece, ...]
     schema: pa.Schema
 
+    @property
+    def rows(self) -> int:
+        """How many rows there are."""
+        return sum(piece.rows for piece in self.pieces)
+
     def read(self) -> pa.Table:
-        """The rows, each column in one piece. Raises `StorageError` where rows that were spilled are gone."""
-        batches = [batch for path, numbers in self.pieces for batch in _read(path, numbers)]
-        rows = pa.Table.from_batches(batches, self.schema)
-        if rows.num_rows != self.rows:
+        """The rows, which stay in the files until they are used. Raises `StorageError` where what was spilled is gone."""
+        found = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
+        if len(found) != self.rows:
             raise StorageError(
-                f"Of {self.rows:,} rows of a shard, only {rows.num_rows:,} are in {self.pieces[0][0].parent}: run this again."
+                f"Of {self.rows:,} rows of a shard, only {len(found):,} are in {self.pieces[0].path.parent}: run this again."
             )
-        return rows.combine_chunks()
+        return found
 
 
 def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path, uncounted: str | None = None) -> list[Shard]:
@@ -72,49 +84,49 @@ def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path
     Rows whose column `uncounted` is true come along, but the shards are what they would be without them.
     Raises `StorageError` where the folder cannot be written.
     """
-    spilled: list[Spilled] = []
+    spilling: list[Future[Spilled]] = []
     held: list[pa.Table] = []
-    numbers, size = count(), 0
-    for table in tables:
-        held.append(table)
-        size += table.nbytes
-        if size >= SPILL_BYTES:
-            spilled.append(spill(pa.concat_tables(held), by, folder / f"{next(numbers):05d}.arrow", uncounted=uncounted))
-            held, size = [], 0
+    paths, size = (folder / f"{number:05d}.arrow" for number in count()), 0
+    with ThreadPoolExecutor(1) as thread:
+        for table in tables:
+            held.append(table)
+            size += table.nbytes
+            if size >= SPILL_BYTES:
+                if spilling:
+                    spilling[-1].result()
+                spilling.append(thread.submit(spill, pa.concat_tables(held), by, next(paths), uncounted=uncounted))
+                held, size = [], 0
+    spilled = [done.result() for done in spilling]
     last = pa.concat_tables([schema.empty_table(), *held])
     fits = not spilled and len(last) <= SHARD_ROWS and _row_bytes(last).sum() <= SHARD_BYTES
-    spilled.append(spill(last, by, folder / f"{next(numbers):05d}.arrow", 1 if fits else BUCKETS, uncounted))
+    spilled.append(spill(last, by, next(paths), 1 if fits else BUCKETS, uncounted))
     return shards(spilled, schema)
 
 
 def spill(rows: pa.Table, by: str, path: Path, buckets: int = BUCKETS, uncounted: str | None = None) -> Spilled:
-    """Writes the rows to a new file, a record batch for each bucket that has any. Raises `StorageError`.
+    """Writes the rows to a new file, in the order of their buckets. Raises `StorageError`.
 
     Nothing is compressed: that would take longer than all else that is done to a row here.
     """
     found = buckets_of(rows[by], buckets)
-    order = np.argsort(found, kind="stable")
-    rows, found = rows.combine_chunks().take(pa.array(order)).combine_chunks(), found[order]
     counted = np.ones(len(rows), bool) if uncounted is None else ~np.asarray(rows[uncounted])
-    sizes = _row_bytes(rows) * counted
-    present, starts = np.unique(found, return_index=True)
-    bounds = [*starts.tolist(), len(found)]
-    batches = []
+    sizes = np.bincount(found, _row_bytes(rows) * counted, BUCKETS).astype(np.int64)
+    order = np.argsort(found, kind="stable")
+    rows = rows.take(pa.array(order))
     with keeping_temporary_rows(path.parent), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
-        for bucket, start, end in zip(present.tolist(), bounds[:-1], bounds[1:], strict=True):
-            writer.write_table(rows.slice(start, end - start))
-            batches.append(Batch(bucket, end - start, int(counted[start:end].sum()), int(sizes[start:end].sum())))
-    return Spilled(path, tuple(batches))
+        writer.write_table(rows)
+    starts = np.searchsorted(found[order], np.arange(BUCKETS + 1))
+    return Spilled(path, starts, np.bincount(found[counted], minlength=BUCKETS), sizes)
 
 
 def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
     """What was spilled, in buckets of the same number each, put together into shards: at least one."""
-    rows, sizes = np.zeros(BUCKETS, np.int64), np.zeros(BUCKETS, np.int64)
-    for file in spilled:
-        for batch in file.batches:
-            rows[batch.bucket] += batch.counted
-            sizes[batch.bucket] += batch.bytes
-    return [_shard(spilled, buckets, schema) for buckets in _grouped(rows.tolist(), sizes.tolist())]
+    rows, sizes = sum(file.rows for file in spilled), sum(file.bytes for file in spilled)
+    found = []
+    for first, end in _grouped(rows.tolist(), sizes.tolist()):
+        pieces = (Piece(file.path, int(file.starts[first]), int(file.starts[end] - file.starts[first])) for file in spilled)
+        found.append(Shard(tuple(piece for piece in pieces if piece.rows), schema))
+    return found
 
 
 def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Any:
@@ -124,35 +136,17 @@ def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Any:
     return (hashed % buckets).astype(np.uint16)[encoded.indices.to_numpy()]
 
 
-def _grouped(rows: list[int], sizes: list[int]) -> Iterator[frozenset[int]]:
-    """The buckets of each shard."""
-    group: list[int] = []
-    group_rows = group_bytes = 0
+def _grouped(rows: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
+    """The first bucket of each shard, and the one after its last."""
+    first = group_rows = group_bytes = 0
     for bucket in range(BUCKETS):
         is_full = group_rows + rows[bucket] > SHARD_ROWS or group_bytes + sizes[bucket] > SHARD_BYTES
         if rows[bucket] and group_rows and is_full:
-            yield frozenset(group)
-            group, group_rows, group_bytes = [], 0, 0
-        group.append(bucket)
+            yield first, bucket
+            first, group_rows, group_bytes = bucket, 0, 0
         group_rows += rows[bucket]
         group_bytes += sizes[bucket]
-    yield frozenset(group)
-
-
-def _shard(spilled: Sequence[Spilled], buckets: frozenset[int], schema: pa.Schema) -> Shard:
-    pieces = []
-    rows = 0
-    for file in spilled:
-        numbers = [number for number, batch in enumerate(file.batches) if batch.bucket in buckets]
-        rows += sum(file.batches[number].rows for number in numbers)
-        if numbers:
-            pieces.append((file.path, tuple(numbers)))
-    return Shard(tuple(pieces), rows, schema)
-
-
-def _read(path: Path, numbers: Sequence[int]) -> Iterator[pa.RecordBatch]:
-    with keeping_temporary_rows(path.parent), pa.OSFile(str(path)) as file, pa.ipc.open_file(file) as spilled:
-        yield from [spilled.get_batch(number) for number in numbers if number < spilled.num_record_batches]
+    yield first, BUCKETS
 
 
 def _row_bytes(rows: pa.Table) -> Any:

@@ -23,7 +23,8 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
-from cio_pipeline.state.identities import Identities, Learned
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.postgres import URL_PASSWORD
 
@@ -240,7 +241,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
         [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
     )
     ties = frozenset({("joe@new.example.com", "joe")})
-    store.replace("2025-01-02", "set", 1, [Learned(facts, merges(pd.DataFrame(columns=EVENT_SCHEMA.names)), ties)])
+    store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=EVENT_SCHEMA.names)), ties)])
     (tmp_path / "list").write_text("joe@new.example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     assert run(instance)["customers suppressed"] == 1

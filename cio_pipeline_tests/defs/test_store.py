@@ -29,10 +29,12 @@ from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_da
 from cio_pipeline.defs.partitions import PARTITION, DaysError, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
-from cio_pipeline.pipeline import DERIVED, Account, learned_under
+from cio_pipeline.learning import learned_under
+from cio_pipeline.pipeline import DERIVED, Account
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.identities import HISTORY, Learned
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Refusal
 from cio_pipeline_tests.rules.streams import event, tables
 
@@ -43,7 +45,7 @@ KEYS = {
     "POSTHOG_PERSONAL_API_KEY": "phx",
     "CIO_STITCH_ANONYMOUS_DAYS": "2",
 }
-NOTHING = Learned(
+NOTHING = Learned.of(
     pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
     pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
 )

@@ -14,7 +14,7 @@ import pytest
 import sqlalchemy as sa
 
 from cio_pipeline.customer_state import name_hash, pack
-from cio_pipeline.state import identities
+from cio_pipeline.state import identity_tables
 from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
@@ -27,7 +27,8 @@ import sys, threading, uuid
 import pandas as pd
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.customer_state import pack
-from cio_pipeline.state.identities import Identities, Learned
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.learned import Learned
 url, number = sys.argv[1], int(sys.argv[2])
 ids = [f"u{number}-{n}" for n in range(2_000)]
 facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set"])
@@ -35,7 +36,7 @@ nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}
 for turn in range(5):
-    identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned(facts.astype({"identified": bool}), nobody)])
+    identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned.of(facts.astype({"identified": bool}), nobody)])
     assert identities.before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
     ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": pack(state)}))
 print("done")
@@ -137,7 +138,7 @@ def test_who_waits_too_long_for_a_writer_says_for_whom(database_url: str, monkey
     monkeypatch.setattr("cio_pipeline.state.database.BUSY_SECONDS", 1)
     known, other = Identities(database_url), engine_of(database_url)
     with other.begin() as writing:
-        writing.execute(sa.insert(identities.learned_days), {"day": DAY})
+        writing.execute(sa.insert(identity_tables.learned_days), {"day": DAY})
         with pytest.raises(DatabaseError, match="was kept locked by another process for 1 seconds: run this again when"):
             known.mark_derived(DAY, "")
 
@@ -148,7 +149,7 @@ def test_who_waits_for_a_writer_says_so_and_goes_on(
     monkeypatch.setattr("cio_pipeline.state.sqlite.SILENT_SECONDS", 0.05)
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     known, other = Identities(url), engine_of(url).connect()
-    other.execute(sa.insert(identities.derived_days), {"day": "2026-03-03"})
+    other.execute(sa.insert(identity_tables.derived_days), {"day": "2026-03-03"})
     done = threading.Timer(0.5, other.commit)
     done.start()
     known.mark_derived(DAY, "")
@@ -203,7 +204,7 @@ def test_what_a_row_holds_is_in_no_error_nor_in_what_led_to_it(database_url: str
         pytest.raises(DatabaseError, match=r"cannot be used: \w+\.$") as refused,
         writing(engine_of(database_url)) as transaction,
     ):
-        transaction.execute(sa.insert(identities.identified), [row, row])
+        transaction.execute(sa.insert(identity_tables.identified), [row, row])
     assert "jane" not in str(refused.value)
     assert (refused.value.__cause__, refused.value.__context__) == (None, None)
 

@@ -13,16 +13,20 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY, Identities, Learned
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.files import StorageError
 
 NOBODY_NAMED = pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
 
 
+def facts(*rows: tuple[str, bool, str | None]) -> pd.DataFrame:
+    frame = pd.DataFrame([(*row, 1) for row in rows], columns=["distinct_id", "identified", "email", "email_set"])
+    return frame.astype({"identified": bool})
+
+
 def learned(*rows: tuple[str, bool, str | None]) -> list[Learned]:
-    facts = pd.DataFrame([(*row, 1) for row in rows], columns=["distinct_id", "identified", "email", "email_set"])
-    facts = facts.astype({"identified": bool})
-    return [Learned(facts, NOBODY_NAMED, {(email.lower(), who) for who, _, email in rows if email})]
+    return [Learned.of(facts(*rows), NOBODY_NAMED, {(email.lower(), who) for who, _, email in rows if email})]
 
 
 def keep(identities: Identities, day: str, taught: list[Learned], setting: str = "set", events: int = 1) -> None:
@@ -115,7 +119,7 @@ def test_r16_more_events_of_a_day_that_is_stitched_from_count_too(identities: Id
 def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> None:
     at = pd.Timestamp("2026-03-01T10:00:00.000001Z")
     named = pd.DataFrame([["a1", "u1", at, "x"], ["a2", "u2", at, "y"]], columns=MERGE_COLUMNS)
-    identities.replace("2026-03-01", "set", 2, [Learned(learned()[0].facts, named)])
+    identities.replace("2026-03-01", "set", 2, [Learned.of(facts(), named)])
     found = identities.merges_between("2026-03-01", "2026-03-02", ["a1", "a3"])
     assert found.to_numpy().tolist() == [["a1", "u1", at, "x"]]
     assert identities.merges_between("2026-03-01", "2026-03-01", ["a1"]).empty
@@ -131,7 +135,7 @@ def test_r14_what_is_refused_blocks_no_look_up_and_is_in_no_index(identities: Id
     at = pd.Timestamp("2026-03-01T10:00Z")
     for uuid in (random[:45], random, "nul\0", ""):
         named = pd.DataFrame([["a1", "u1", at, uuid], ["a1", "u2", at, uuid]], columns=MERGE_COLUMNS)
-        identities.replace("2026-03-01", "set", 2, [Learned(learned()[0].facts, named)])
+        identities.replace("2026-03-01", "set", 2, [Learned.of(facts(), named)])
         found = identities.merges_between("2026-03-01", "2026-03-02", ["a1"])
         assert found.to_numpy().tolist() == [["a1", "u1", at, uuid], ["a1", "u2", at, uuid]]
 
@@ -140,6 +144,8 @@ def test_more_people_than_one_question_holds_are_each_found_once(
     identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("cio_pipeline.state.identities.CHUNK", 3)
+    monkeypatch.setattr("cio_pipeline.state.learned.BATCH_ROWS", 3)
+    monkeypatch.setattr("cio_pipeline.state.learned.SORTED_BATCHES", 2)
     ids = [f"u{number}" for number in range(10)]
     keep(identities, "2026-03-01", [*learned(*((who, True, f"{who}@x.io") for who in ids[:4])), *learned(("u9", True, None))])
     assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == [*ids[:4], "u9"]
@@ -221,7 +227,7 @@ def merge(anonymous_id: str, distinct_id: str) -> Learned:
     """What a `$identify` teaches that names an anonymous id."""
     row = {"anonymous_id": anonymous_id, "distinct_id": distinct_id, "timestamp": pd.Timestamp("2026-03-01", tz="UTC")}
     frame = pd.DataFrame([{**row, "uuid": "00000000-0000-0000-0000-000000000001"}])
-    return Learned(learned()[0].facts, frame.astype({"timestamp": "datetime64[us, UTC]"}), {(anonymous_id, distinct_id)})
+    return Learned.of(facts(), frame.astype({"timestamp": "datetime64[us, UTC]"}), {(anonymous_id, distinct_id)})
 
 
 def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Identities) -> None:
@@ -229,7 +235,7 @@ def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Ide
     keep(identities, "2026-03-02", [merge("anon", "u2"), *learned(("u2", False, "JANE@example.com"))])
     nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"])
     ties = {("jane@work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
-    keep(identities, HISTORY, [Learned(nobody, NOBODY_NAMED, ties)])
+    keep(identities, HISTORY, [Learned.of(nobody, NOBODY_NAMED, ties)])
     jane = {"u1", "u2", "anon", "Jane@Work.example.com", "jane@example.com", "jane@work.example.com"}
     for names in (["anon"], ["jane@work.example.com"], ["u1", "unheard@example.com"]):
         assert identities.tied(names) == jane | set(names)

@@ -86,9 +86,8 @@ def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if are_fixed:
         column = _converted(column, lambda value: value.rstrip(b"\0"), pa.binary())
     try:
-        found = column.cast(pa.string())
-        found.validate(full=True)
-    except pa.ArrowInvalid:  # not UTF-8
+        found = column.cast(pa.string())  # refuses what is no UTF-8
+    except pa.ArrowInvalid:
         found = _converted(column, json_text if name in JSON else plain_text)
     found = found.fill_null(NULL_MEANS[name])
     return pc.utf8_lower(found) if name == "uuid" else found

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cio_pipeline.posthog.dropped_set import may_teach
+from cio_pipeline.posthog.dropped_set import may_teach, reaches_back
 from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exports.lines import LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
@@ -42,7 +42,7 @@ EMAIL = r'"email"|\\u00'
 class Wanted(NamedTuple):
     """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3).
 
-    `person` needs the person's properties, `auto` takes them where a file has them.
+    `person` needs the person's properties, `auto` takes them where a file has them and `$set` may be dropped.
     """
 
     start: datetime
@@ -57,8 +57,9 @@ class Wanted(NamedTuple):
 
     @property
     def reads_person(self) -> bool:
-        """Whether the person's properties are looked at, where a file has them."""
-        return self.attributes_from != "set" or bool(self.allowlist)
+        """Whether the person's properties are looked at where a file has them: by `auto` if the window reaches back (R20)."""
+        looks = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(timezone.utc))
+        return self.needs_person or looks or bool(self.allowlist)
 
 
 def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
@@ -121,8 +122,9 @@ def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.T
     belongs = pc.coalesce(at, created, pa.scalar(wanted.start, at.type))
     inside = pc.and_(pc.greater_equal(belongs, wanted.start), pc.less(belongs, wanted.end))
     known = pc.coalesce(at, pa.scalar(moment(FIRST), at.type))
-    found: dict[str, Any] = {"timestamp": known.filter(inside), "created_at": created.filter(inside)}
-    table = table.filter(inside)
+    found: dict[str, Any] = {"timestamp": known, "created_at": created}
+    if not pc.all(inside).as_py():
+        table, found = table.filter(inside), {name: column.filter(inside) for name, column in found.items()}
     for name, column in columns.items():
         if name not in found:
             found[name] = _bounded(texts(table[name], name), column)
@@ -156,13 +158,17 @@ def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     events, has_any = 0, False
     for table in tables:
         events += len(table)
-        has_uuid, has_time = pc.match_substring_regex(table["uuid"], UUID), pc.greater_equal(table["timestamp"], EPOCH)
-        has_any = has_any or bool(pc.any(pc.and_(has_uuid, has_time)).as_py())
+        has_any = has_any or _has_usable(table)
         yield table
     if events > 1 and not has_any:
         raise NotExtracted(
             f"None of {events:,} events in the export's files has a uuid and a time: are they as PostHog writes them?"
         )
+
+
+def _has_usable(events: pa.Table) -> bool:
+    has_uuid, has_time = pc.match_substring_regex(events["uuid"], UUID), pc.greater_equal(events["timestamp"], EPOCH)
+    return bool(pc.any(pc.and_(has_uuid, has_time)).as_py())
 
 
 def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:

@@ -15,7 +15,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
+from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted
+from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
@@ -263,3 +265,16 @@ def test_what_duckdb_writes_is_read(tmp_path: Path) -> None:
     assert [row["properties"] for row in found] == ['{"n":1}', "{}"]
     assert found[0]["timestamp"] == START + timedelta(hours=10, milliseconds=500)
     assert found[0]["created_at"] == START + timedelta(hours=10)
+
+
+@pytest.mark.parametrize(
+    ("days_ago", "attributes_from", "read"), [(10, "auto", False), (70, "auto", True), (10, "person", True), (70, "set", False)]
+)
+def test_r20_the_persons_properties_are_read_where_they_may_be_taken(
+    tmp_path: Path, days_ago: int, attributes_from: AttributesFrom, read: bool
+) -> None:
+    at = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=days_ago)
+    event = {**stored(1, at.isoformat()), "properties": "{}", "person_properties": '{"plan":"pro"}'}
+    pq.write_table(pa.Table.from_pylist([event]), tmp_path / "file.parquet")
+    [events] = read_parquet(str(tmp_path / "file.parquet"), Wanted(at, at + timedelta(hours=1), (), attributes_from))
+    assert events["person_properties"].to_pylist() == (['{"plan":"pro"}'] if read else [None])

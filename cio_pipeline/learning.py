@@ -1,0 +1,64 @@
+"""What a day's events teach about people, shard by shard, into the identities (R1, R16, R18)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.rules.facts import learn_with_ties
+from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.learned import Learned
+from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.worker_pool import map_shards
+
+TEACHING = [name for name in EVENT_SCHEMA.names if name != "created_at"]
+
+
+def learned_under(attributes_from: str) -> str:
+    """The setting that what is learned depends on, by its value."""
+    return f"CIO_ATTRIBUTES_FROM={attributes_from}"
+
+
+def learn_day(day: str, setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
+    """Keeps what the day's `posthog_events` teach (R1), under a setting; gives how many people, identified ones, emails and
+    merges. What was learned of the same events before is not learned again."""
+    return _learn(day, setting, "posthog_events", tables, identities, workers)
+
+
+def learn_history(setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
+    """Keeps what the events of `identity_history` teach (R18), under a setting; counts as `learn_day`."""
+    return _learn(HISTORY, setting, "identity_history", tables, identities, workers)
+
+
+def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, workers: int) -> Counter[str]:
+    version = tables.version(table, day)
+    made_of = f"{version.content} {code_hash()}"
+    if (known := identities.learned(day, setting, made_of)) is not None:
+        return known
+    shards = ((tables, table, day, version, shard) for shard in range(version.shards))
+    learned = map_shards(_learn_shard, shards, version.shards, workers, f"{day}: learned")
+    return identities.replace(day, setting, version.rows, learned, made_of)
+
+
+def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
+    events = tables.shard(table, day, version, shard, TEACHING).to_pandas()
+    facts, ties = learn_with_ties(events)
+    return Learned.of(facts, merges(events)[MERGE_COLUMNS], ties)
+
+
+@cache
+def code_hash() -> str:
+    """What stands for the code that says what is learned and what the tables hold: other code makes them anew."""
+    here = Path(__file__).parent
+    modules = [
+        *sorted(here.glob("rules/*.py")),
+        here / "customer_state.py",
+        here / "json_text.py",
+        here / "learning.py",
+        here / "pipeline.py",
+    ]
+    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -1,0 +1,85 @@
+"""The database tables of what each day taught about people, and their columns in memory."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import sqlalchemy as sa
+
+from cio_pipeline.state.database import SchemaVersion, Text
+
+VERSION = SchemaVersion("identities", 4)
+"""A change of these tables, or of what they mean, needs the next number: there are no migrations."""
+
+metadata = sa.MetaData()
+
+
+def _day(**options: Any) -> sa.Column[str]:
+    return sa.Column("day", sa.String(10), **options)
+
+
+learned_days = sa.Table(
+    "learned_days",
+    metadata,
+    _day(primary_key=True),
+    sa.Column("setting", sa.String),
+    sa.Column("events", sa.Integer),
+    sa.Column("content", sa.String(32)),
+    sa.Column("made_of", sa.String),
+    sa.Column("counts", sa.String),
+)
+"""`content` stands for what later days look up of it, `made_of` for the events and the code that it was learned by; `counts` is
+JSON: how many people, identified ones, emails and merges."""
+
+derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
+identified = sa.Table(
+    "identified",
+    metadata,
+    sa.Column("distinct_id", Text, primary_key=True),
+    _day(primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+emails = sa.Table(
+    "emails",
+    metadata,
+    sa.Column("distinct_id", Text, primary_key=True),
+    _day(primary_key=True, index=True),
+    sa.Column("email", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sqlite_with_rowid=False,
+)
+merges = sa.Table(
+    "merges",
+    metadata,
+    sa.Column("anonymous_id", Text, nullable=False),
+    _day(nullable=False, index=True),
+    sa.Column("uuid", Text, nullable=False),
+    sa.Column("microseconds", sa.BigInteger, nullable=False),
+    sa.Column("distinct_id", Text, nullable=False),
+    sa.Index("merges_of_an_id", "anonymous_id", "day"),
+)
+"""The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
+
+ties = sa.Table(
+    "ties",
+    metadata,
+    sa.Column("name", Text, primary_key=True),
+    sa.Column("distinct_id", Text, primary_key=True, index=True),
+    sqlite_with_rowid=False,
+)
+"""`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
+
+
+LOOKED_UP = (identified, emails, merges)
+"""What later days look up, and so what a day's content is."""
+
+COLUMNS = {
+    identified: pa.schema([("distinct_id", pa.string())]),
+    emails: pa.schema([("distinct_id", pa.string()), ("email", pa.string()), ("microseconds", pa.int64())]),
+    merges: pa.schema(
+        [("anonymous_id", pa.string()), ("uuid", pa.string()), ("microseconds", pa.int64()), ("distinct_id", pa.string())]
+    ),
+    ties: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
+}
+"""The columns of each table that a day teaches, besides the day."""
