@@ -71,8 +71,10 @@ def is_uuid(text: str) -> bool:
     return UUID.fullmatch(text) is not None
 
 
-def ulids(times: Any, names: list[str], distinct_ids: list[str], uuids: list[str]) -> list[bytes]:
-    """R12: the events' ids, in ASCII. `times` are microseconds since 1970 (integers), `uuids` such that `is_uuid` takes.
+def ulids(times: Any, names: list[str], distinct_ids: list[str], uuids: list[str]) -> Any:
+    """R12: the events' ids, in ASCII: a numpy array of bytes.
+
+    `times` are microseconds since 1970 (integers), `uuids` such that `is_uuid` takes.
 
     The first 48 bits are the uuid's, the other 80 BLAKE2b's of the UTF-8 text `<days since 1970> <uuid in lower case>
     <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
@@ -85,7 +87,7 @@ def ulids(times: Any, names: list[str], distinct_ids: list[str], uuids: list[str
     hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
     content = np.hstack([_first_48_bits(uuids), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
     digits = np.pad(np.unpackbits(content, axis=1), ((0, 0), (2, 0))).reshape(-1, 26, 5) @ FIVE_BITS
-    return CROCKFORD[digits].view("S26").ravel().tolist()
+    return CROCKFORD[digits].view("S26").ravel()
 
 
 def _first_48_bits(uuids: list[str]) -> Any:
