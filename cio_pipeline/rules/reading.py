@@ -74,16 +74,19 @@ class Reader:
 
     def _leave_data(self, properties: dict[str, Any]) -> LeftOut:
         """Takes out of the properties what is no data; gives what R13 leaves out."""
-        overrides = []
-        for name in [name for name in properties if name not in self._are_data]:
-            if name in NOT_DATA:
-                del properties[name]
-            elif name.lower() in DELIVERY_OVERRIDES and not self._allow_overrides:
-                del properties[name]
-                overrides.append((name, REDIRECTS))
-            else:
-                self._are_data.add(name)
-        return overrides
+        for name in NOT_DATA:
+            properties.pop(name, None)
+        if self._are_data.issuperset(properties):
+            return []
+        names = properties.keys() - self._are_data
+        overrides = [name for name in properties if name in names and self._is_override(name)]
+        for name in overrides:
+            del properties[name]
+        self._are_data.update(properties)
+        return [(name, REDIRECTS) for name in overrides]
+
+    def _is_override(self, name: str) -> bool:
+        return not self._allow_overrides and name.lower() in DELIVERY_OVERRIDES
 
     def _read_with_care(self, content: bytes | None, person: bytes | None) -> tuple[bytes, Said]:
         found = _sendable(content)
