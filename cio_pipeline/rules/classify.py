@@ -67,7 +67,7 @@ def _are_personless(properties: pd.Series[Any]) -> Any:
 
 def _is_personless(content: bytes) -> bool:
     """Of JSON that may have the name. Only what says so anywhere, or has escapes, is parsed."""
-    if not PERSONLESS_TEXT.search(content) and ESCAPE not in content:
+    if not PERSONLESS_TEXT.search(content, max(0, content.find(PERSONLESS_NAME))) and ESCAPE not in content:
         return False
     return read_leniently(content).get("$process_person_profile") is False
 

@@ -89,7 +89,7 @@ def may_name(array: Any, name: bytes) -> Any:
     rows. Parsing is dear; and to search all texts at once takes half as long as to search each."""
     found: list[int] = []
     for start in range(0, len(array), SLICE):
-        offsets, data = _offsets_and_data(array.slice(start, SLICE))
+        offsets, data = offsets_and_data(array.slice(start, SLICE))
         content = data.tobytes()
         places = [*_places(content, name), *(_places(content, ESCAPE) if b"\\" in content else ())]
         found += (start + np.searchsorted(offsets, sorted(places), side="right") - 1).tolist()
@@ -119,14 +119,14 @@ def need_care(array: Any) -> Any:
 def _have_oddities(array: Any) -> Any:
     """Which texts have more than 200 opening brackets, and which may have a long integer: an array of two rows of bool."""
     found = np.zeros((2, len(array)), dtype=bool)
-    offsets, data = _offsets_and_data(array)
+    offsets, data = offsets_and_data(array)
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
     found[0] = np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
     found[1, np.searchsorted(offsets, _long_digits(data), side="right") - 1] = True
     return found
 
 
-def _offsets_and_data(array: Any) -> tuple[Any, Any]:
+def offsets_and_data(array: Any) -> tuple[Any, Any]:
     """Where each text of an Arrow array begins, and where the last one ends, in the bytes of all: numpy arrays."""
     _, offsets_buffer, data_buffer = array.buffers()
     if data_buffer is None or not data_buffer.size:

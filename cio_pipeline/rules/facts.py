@@ -25,6 +25,17 @@ Ties = set[tuple[str, str]]
 """R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
 
 
+def in_order(events: pd.DataFrame) -> Any:
+    """The numbers of the events' rows in the order of `ORDER`: only those of equal times have to be compared as text."""
+    times = microseconds(events["timestamp"])
+    order = np.argsort(times, kind="stable")
+    same = times[order][1:] == times[order][:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
+    rows = events[ORDER].take(order[tied]).set_axis(order[tied])
+    order[tied] = rows.sort_values(ORDER).index.to_numpy()
+    return order
+
+
 def learn(events: pd.DataFrame) -> pd.DataFrame:
     """What the day teaches, one row per distinct_id that it teaches something about.
 

@@ -17,10 +17,10 @@ import pyarrow as pa
 from cio_pipeline.rules.attributes import attributes_of, name_rule
 from cio_pipeline.rules.columns import Coded, as_text, codes_of, microseconds, text_array, texts, utf8
 from cio_pipeline.rules.customers import SECOND, Attributes, customers_frame
+from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.reading import Reader
-from cio_pipeline.rules.values import ulids
 
 EMAIL_IN_ANOTHER_CASE = re.compile(r'"(?!email")(?i:email)":')
 ANY_CASE = re.compile("email", re.IGNORECASE)
@@ -72,7 +72,7 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         piece = sent.iloc[start : start + PIECE]
         keys, event_names, times = codes_of(piece["key"]), codes_of(piece["event"]), microseconds(piece["timestamp"])
         read = reader.read(utf8(piece["properties"]), utf8(piece["person_properties"]))
-        ids = pa.array(ulids(times, *(texts(piece[column]) for column in ("event", "distinct_id", "uuid"))), pa.large_binary())
+        ids = ulids(times, event_names, utf8(piece["distinct_id"]), utf8(piece["uuid"]))
         items = event_items(keys, event_names, ids, times // SECOND, pa.array(read.data, pa.large_binary()))
         events.append(_events(piece, event_names, ids, items))
         for row, reason in (read.refused | items.refused).items():
