@@ -28,8 +28,8 @@ def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
     """The events' ids, in ASCII: an Arrow array of bytes.
 
     `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids`, such that `is_uuid` takes, are Arrow
-    arrays of UTF-8. The first 48 bits are the uuid's, the other 80 BLAKE2b's of the text `<days since 1970> <uuid in lower case>
-    <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
+    arrays of UTF-8. The first 48 bits are the uuid's, the other 80 BLAKE2b's of the text `<days since 1970> <uuid in lower
+    case> <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
     """
     days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
     lower = pc.ascii_lower(uuids.view(pa.large_string())).view(pa.large_binary())
