@@ -94,11 +94,6 @@ def read_leniently(text: Any) -> dict[str, Any]:
     return found if isinstance(found, dict) and not is_too_deep(content, found) else {}
 
 
-def may_name(content: bytes, name: bytes) -> bool:
-    """Whether a name of ASCII may be somewhere in this JSON, plainly (`name` is in quotes) or by escapes: parsing is dear."""
-    return name in content or (b"\\" in content and b"\\u00" in content)
-
-
 def is_too_deep(content: bytes, value: Any) -> bool:
     """R14: whether the value that was read from this content is nested deeper than 200 levels."""
     if content.count(b"{") + content.count(b"[") <= LEVELS:

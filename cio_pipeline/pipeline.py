@@ -19,7 +19,7 @@ from cio_pipeline.learning import code_hash
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.distinct_ids import usable
-from cio_pipeline.rules.facts import ORDER
+from cio_pipeline.rules.facts import ORDER, in_order
 from cio_pipeline.rules.operations import build, emails_in_another_case
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merge_windows, merges, stitched
@@ -233,9 +233,9 @@ def _write(
 
 def _sent(classified: pd.DataFrame) -> pd.DataFrame:
     """The events to send, by time: taken once, in their order."""
-    are_sent = (classified["outcome"] == SENT).to_numpy(bool)
-    order = classified[ORDER].reset_index(drop=True)[are_sent].sort_values(ORDER).index.to_numpy()
-    return classified.take(order).reset_index(drop=True)
+    order = in_order(classified)
+    are_sent = (classified["outcome"] == SENT).to_numpy(bool)[order]
+    return classified.take(order[are_sent]).reset_index(drop=True)
 
 
 class Spilled(NamedTuple):

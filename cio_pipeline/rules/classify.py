@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from cio_pipeline.json_text import may_name, read_leniently
-from cio_pipeline.rules.columns import codes_of, matches, microseconds, to_list, utf8
+from cio_pipeline.json_text import read_leniently
+from cio_pipeline.rules.columns import ESCAPE, codes_of, matches, may_name, microseconds, to_list, utf8
 from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
 from cio_pipeline.rules.facts import known_at_each_event
 from cio_pipeline.rules.limits import EVENT_NAME_BYTES, ID_BYTES
@@ -42,9 +43,8 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
     `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email so far or None, and when it was
     set (R1); personless: whether PostHog keeps no person for it (R5). `known` is what earlier days taught (`facts`).
     """
-    properties = to_list(utf8(events["properties"]))
-    facts = known_at_each_event(events, properties, known)
-    facts["personless"] = [is_personless(content) for content in properties]
+    facts = known_at_each_event(events, known)
+    facts["personless"] = _are_personless(events["properties"])
     codes, distinct_ids = codes_of(events["distinct_id"])
     return events.assign(
         outcome=_outcomes(events, codes, distinct_ids, facts, options),
@@ -56,16 +56,20 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
     )
 
 
-def is_personless(properties: bytes | None) -> bool:
-    """R5: whether the event says that PostHog is to keep no person for it. The properties are JSON in UTF-8.
+def _are_personless(properties: pd.Series[Any]) -> Any:
+    """R5: which events say that PostHog is to keep no person for them: a numpy array of bool."""
+    contents = utf8(properties)
+    rows = may_name(contents, PERSONLESS_NAME)
+    found = np.zeros(len(contents), dtype=bool)
+    found[rows] = [_is_personless(content) for content in to_list(contents.take(pa.array(rows)))]
+    return found
 
-    Parsing is dear: only content that says so anywhere, or has a name with escapes, is parsed.
-    """
-    if not properties or not may_name(properties, PERSONLESS_NAME):
+
+def _is_personless(content: bytes) -> bool:
+    """Of JSON that may have the name. Only what says so anywhere, or has escapes, is parsed."""
+    if not PERSONLESS_TEXT.search(content, max(0, content.find(PERSONLESS_NAME))) and ESCAPE not in content:
         return False
-    if not PERSONLESS_TEXT.search(properties, max(0, properties.find(PERSONLESS_NAME))) and b"\\u00" not in properties:
-        return False
-    return read_leniently(properties).get("$process_person_profile") is False
+    return read_leniently(content).get("$process_person_profile") is False
 
 
 def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: pd.DataFrame, options: Options) -> Any:

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.json_text import LONG_INTEGER
+from cio_pipeline.json_text import LEVELS, LONG_INTEGER
 
-SLICE = 4_096
+SLICE = 2_048
+ESCAPE = b"\\u00"
+"""Begins every escape of a character of ASCII."""
+
 FOUR_TRUE = 0x01010101
+ANY_BRACKET = 0xDF
+"""Makes `{` a `[`, and nothing else."""
 
 
 def utf8(column: pd.Series[Any]) -> Any:
@@ -30,6 +36,11 @@ def to_list(array: Any) -> list[Any]:
     return values
 
 
+def text_array(column: pd.Series[Any]) -> Any:
+    """The texts of a column as an Arrow array, null where there is none."""
+    return as_text(utf8(column))
+
+
 def texts(column: pd.Series[Any]) -> list[Any]:
     """The texts of a column, None (or NaN, in a column of objects) where there is none."""
     return to_list(utf8(column).cast(pa.large_string())) if isinstance(column.dtype, pd.StringDtype) else column.tolist()
@@ -41,10 +52,26 @@ def matches(array: Any, pattern: str) -> Any:
     return found.to_numpy(zero_copy_only=False).astype(bool)
 
 
-def codes_of(column: pd.Series[Any]) -> tuple[Any, list[str]]:
-    """Each text's number, as a numpy array, and the different texts by these numbers: what is asked of each is asked once."""
+class Coded(NamedTuple):
+    """A column of texts: each one's number (numpy), and the different texts by these numbers, as they first appear."""
+
+    codes: Any
+    different: list[str]
+
+    def each(self, make: Callable[[str], bytes]) -> Any:
+        """What `make` gives for each text, asked once for each different one: an Arrow array of bytes."""
+        made = pa.array([make(text) for text in self.different], pa.large_binary())
+        return made.take(pa.array(self.codes))
+
+    def at(self, row: int) -> str:
+        """The text of a row."""
+        return self.different[self.codes[row]]
+
+
+def codes_of(column: pd.Series[Any]) -> Coded:
+    """The texts of a column, none of them absent, by number."""
     codes, different = pd.factorize(column)
-    return codes, different.tolist()
+    return Coded(codes, different.tolist())
 
 
 def microseconds(times: pd.Series[Any]) -> Any:
@@ -52,31 +79,72 @@ def microseconds(times: pd.Series[Any]) -> Any:
     return times.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.int64)
 
 
-def text_frame(columns: dict[str, list[Any]]) -> pd.DataFrame:
-    """A frame of text columns, given as lists of text or of UTF-8."""
-    return pa.table({name: pa.array(values, pa.large_string()) for name, values in columns.items()}).to_pandas()
+def as_text(array: Any) -> Any:
+    """An Arrow array of bytes, which are valid UTF-8, as one of texts, without looking at them again."""
+    return array.view(pa.large_string())
 
 
-def have_long_numbers(array: Any) -> Any:
-    """Which JSON of an Arrow array of bytes may hold an integer of 19 digits or more: a numpy array of bool.
+def may_name(array: Any, name: bytes) -> Any:
+    """Which JSON of an Arrow array of bytes may have a name of ASCII, given in quotes, plainly or by escapes: the numbers of
+    rows. Parsing is dear; and to search all texts at once takes half as long as to search each."""
+    found: list[int] = []
+    for start in range(0, len(array), SLICE):
+        offsets, data = offsets_and_data(array.slice(start, SLICE))
+        content = data.tobytes()
+        places = [*_places(content, name), *(_places(content, ESCAPE) if b"\\" in content else ())]
+        found += (start + np.searchsorted(offsets, sorted(places), side="right") - 1).tolist()
+    return np.unique(np.array(found, dtype=np.int64))
 
-    Such a number spans four aligned words of four digits, and little else does: the pattern, which is slow, sees only those.
+
+def _places(content: bytes, searched: bytes) -> Iterator[int]:
+    place = content.find(searched)
+    while place >= 0:
+        yield place
+        place = content.find(searched, place + 1)
+
+
+def need_care(array: Any) -> Any:
+    """Which JSON of an Arrow array of bytes orjson may not read as it is meant: a numpy array of bool.
+
+    That is empty text, an object with an integer of 19 digits or more, and what may be nested deeper than R14 takes. Of null
+    there is nothing to read.
     """
-    slices = [_have_four_words_of_digits(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
-    found = np.concatenate([np.zeros(0, dtype=bool), *slices])
-    found[found] = matches(array.filter(pa.array(found)), LONG_INTEGER)
+    is_empty = pc.equal(pc.binary_length(array), 0).fill_null(False).to_numpy(zero_copy_only=False)
+    slices = [_have_oddities(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
+    deep, digits = np.concatenate([np.zeros((2, 0), dtype=bool), *slices], axis=1)
+    digits[digits] = matches(array.filter(pa.array(digits)), LONG_INTEGER)
+    return is_empty | deep | digits
+
+
+def _have_oddities(array: Any) -> Any:
+    """Which texts have more than 200 opening brackets, and which may have a long integer: an array of two rows of bool."""
+    found = np.zeros((2, len(array)), dtype=bool)
+    offsets, data = offsets_and_data(array)
+    are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
+    found[0] = np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
+    found[1, np.searchsorted(offsets, _long_digits(data), side="right") - 1] = True
     return found
 
 
-def _have_four_words_of_digits(array: Any) -> Any:
-    found = np.zeros(len(array), dtype=bool)
+def offsets_and_data(array: Any) -> tuple[Any, Any]:
+    """Where each text of an Arrow array begins, and where the last one ends, in the bytes of all: numpy arrays."""
     _, offsets_buffer, data_buffer = array.buffers()
     if data_buffer is None or not data_buffer.size:
-        return found
+        return np.zeros(len(array) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
-    data = np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
+    return offsets - offsets[0], np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
+
+
+def _long_digits(data: Any) -> Any:
+    """Where in the bytes digits stand that may be an integer of 19 digits or more.
+
+    These span four aligned words of four digits, and little else does that does not follow a quote: the pattern, which is slow,
+    sees but those.
+    """
     are_digits = (data - ord("0")) < 10
     words = are_digits[: len(data) // 4 * 4].view(np.uint32) == FOUR_TRUE
-    starts = np.flatnonzero(words[:-3] & words[1:-2] & words[2:-1] & words[3:]) * 4 + offsets[0]
-    found[np.searchsorted(offsets, starts, side="right") - 1] = True
-    return found
+    starts = np.flatnonzero(words[:-3] & words[1:-2] & words[2:-1] & words[3:]) * 4
+    before = np.maximum(starts[:, None] - np.arange(1, 5), 0)
+    nearest = np.argmin(are_digits[before], axis=1)
+    first = before[np.arange(len(starts)), nearest]
+    return starts[~are_digits[first] & (data[first] != ord('"'))]

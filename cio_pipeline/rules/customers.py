@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 import pandas as pd
 import pyarrow as pa
@@ -13,11 +14,15 @@ import pyarrow as pa
 from cio_pipeline.customer_state import State, name_hash, pack, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, within_most
+from cio_pipeline.rules.columns import Coded, codes_of, microseconds, texts
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import ITEM_BYTES
 
 SECOND = 1_000_000
+NEVER = 2**62
+"""A time after all others, in microseconds."""
+
 ROOM = ITEM_BYTES - 500
 """What an upsert has for its attributes."""
 
@@ -36,30 +41,16 @@ CUSTOMERS = pa.schema(
 )
 
 
-class Customer:
-    """A customer as the day's events fill it: name to value, and name to the time it was set (microseconds)."""
+class Attributes(NamedTuple):
+    """Attributes of a customer: name to value, and name to the time it was set (microseconds)."""
 
-    __slots__ = ("attributes", "times")
+    values: dict[str, Any]
+    times: dict[str, int]
 
-    def __init__(self) -> None:
-        self.attributes: dict[str, Any] = {}
-        self.times: dict[str, int] = {}
-
-    def set(self, attributes: dict[str, Any], time: int) -> None:
+    def set(self, values: dict[str, Any], time: int) -> None:
         """R7: the last value by time wins; events come in time order."""
-        self.attributes.update(attributes)
-        self.times.update(dict.fromkeys(attributes, time))
-
-    def set_identifier(self, distinct_id: str, time: int) -> None:
-        """R7: the distinct_id of the last event."""
-        self.attributes["identifier"] = distinct_id
-        self.times["identifier"] = time
-
-    def set_email(self, email: str, set_at: int) -> None:
-        """R7: an email as of when it was set; an event that only carries it along must not pass for a newer one (R17)."""
-        if set_at >= self.times.get("email", set_at):
-            self.attributes["email"] = email
-            self.times["email"] = set_at
+        self.values.update(values)
+        self.times.update(dict.fromkeys(values, time))
 
 
 class _Name(NamedTuple):
@@ -70,33 +61,82 @@ class _Name(NamedTuple):
     is_consent: bool
 
 
-def customers_frame(customers: dict[str, Customer]) -> tuple[pd.DataFrame, dict[str, LeftOut]]:
-    """The customers table's rows, by customers' keys; and, by key, what is beyond R10's 300 attributes."""
-    columns: dict[str, list[Any]] = {name: [] for name in CUSTOMERS.names}
+def customers_frame(events: pd.DataFrame, given: dict[str, Attributes]) -> tuple[pd.DataFrame, dict[str, LeftOut]]:
+    """The customers table's rows; and, by customer's key, what is beyond R10's 300 attributes.
+
+    `events` are all that are sent, by time (their key, identifier, timestamp, email and email_set count), `given` what they
+    give their customers, by key.
+    """
+    rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}
     names = cache(lambda name: _Name(orjson.dumps(name) + b":", name_hash(name), is_consent(name)))
-    for key, customer in customers.items():
-        attributes, left_out = within_most(customer.attributes)
+    for key, whole in _own(events):
+        if key in given:
+            whole.values.update(given[key].values)
+            whole.times.update(given[key].times)
+        attributes, left_out = within_most(whole.values)
         if left_out:
             beyond[key] = left_out
-        for number, values in enumerate(_parts(attributes, names)):
-            row = _row(key, number, values, customer, names)
-            for column, value in zip(columns.values(), row, strict=True):
-                column.append(value)
-    return pa.table(columns, schema=CUSTOMERS).to_pandas(), beyond
+        for part, values in enumerate(_parts(attributes, names)):
+            rows.append(_row(key, part, values, whole, names))
+    columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
+    return pa.table(dict(zip(CUSTOMERS.names, columns, strict=True)), schema=CUSTOMERS).to_pandas(), beyond
 
 
-def _row(key: str, part: int, values: dict[str, bytes], customer: Customer, names: Callable[[str], _Name]) -> tuple[Any, ...]:
+def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
+    """R7: the customers' keys, as they first appear, with the attributes that each has of itself.
+
+    `identifier` is the distinct_id of the last event. `email` is the key; or else the email that was set last, as of when it
+    was set: an event that only carries it along must not pass for a newer one (R17). It counts as set no later than the event:
+    one that R16 sends may be older than the email it brings, which its person had at the merge.
+    """
+    keys, times = codes_of(events["key"]), microseconds(events["timestamp"])
+    last = _last_rows(keys, np.arange(len(events)))
+    with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
+    set_at = times.copy()
+    set_at[with_email] = np.minimum(times[with_email], _numbers(events["email_set"].take(with_email)))
+    newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
+    columns = (
+        keys.different,
+        texts(events["identifier"].take(last)),
+        times[last].tolist(),
+        (newest >= 0).tolist(),
+        texts(events["email"].take(newest)),
+        set_at[newest].tolist(),
+    )
+    for key, identifier, time, has_email, email, email_time in zip(*columns, strict=True):
+        own = Attributes({"identifier": identifier}, {"identifier": time})
+        if key.startswith("email:"):
+            own.set({"email": key.removeprefix("email:")}, time)
+        elif has_email:
+            own.set({"email": email}, email_time)
+        yield key, own
+
+
+def _last_rows(keys: Coded, rows: Any) -> Any:
+    """The last of these rows that each key has, by the keys' numbers; -1 where it has none."""
+    last = np.full(len(keys.different), -1)
+    last[keys.codes[rows]] = rows
+    return last
+
+
+def _numbers(column: pd.Series[Any]) -> Any:
+    """Integers, the greatest there is where one is absent: a numpy array."""
+    return column.fillna(NEVER).to_numpy(np.int64)
+
+
+def _row(key: str, part: int, values: dict[str, bytes], whole: Attributes, names: Callable[[str], _Name]) -> tuple[Any, ...]:
+    """A row of the customers table, as `CUSTOMERS` says: these attributes of the whole, as JSON."""
     members: list[bytes] = []
     state: State = {}
     newest, consent = 0, False
     for name, value in values.items():
-        (member, hashed, is_about_consent), time = names(name), customer.times[name]
+        (member, hashed, is_about_consent), time = names(name), whole.times[name]
         members.append(member + value)
         state[hashed] = (value_hash(value), state_time(time // SECOND))
         newest, consent = max(newest, time), consent or is_about_consent
     operation = upsert(key, newest // SECOND, members)
-    whose = (customer.attributes["identifier"], customer.attributes.get("email"))
+    whose = (whole.values["identifier"], whole.values.get("email"))
     return (key, part, len(values), newest, operation, pack(state), *whose, consent)
 
 

@@ -11,9 +11,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
-from cio_pipeline.json_text import may_name, read_leniently
-from cio_pipeline.rules.columns import codes_of, microseconds, texts, to_list, utf8
+from cio_pipeline.json_text import read_leniently
+from cio_pipeline.rules.columns import codes_of, may_name, microseconds, texts, to_list, utf8
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 
@@ -22,6 +23,17 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 
 Ties = set[tuple[str, str]]
 """R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
+
+
+def in_order(events: pd.DataFrame) -> Any:
+    """The numbers of the events' rows in the order of `ORDER`: only those of equal times have to be compared as text."""
+    times = microseconds(events["timestamp"])
+    order = np.argsort(times, kind="stable")
+    same = times[order][1:] == times[order][:-1]
+    tied = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
+    rows = events[ORDER].take(order[tied]).set_axis(order[tied])
+    order[tied] = rows.sort_values(ORDER).index.to_numpy()
+    return order
 
 
 def learn(events: pd.DataFrame) -> pd.DataFrame:
@@ -36,7 +48,7 @@ def learn(events: pd.DataFrame) -> pd.DataFrame:
 def learn_with_ties(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
     """What `learn` gives, and the ties of the day: also by emails that were set again later in the day, by a distinct_id that
     is an email, and by a `$identify` that is refused."""
-    taught = _taught(events, to_list(utf8(events["properties"])))
+    taught = _taught(events)
     ids, times = taught.distinct_ids, microseconds(events["timestamp"])
     identified: dict[str, bool] = {}
     emails: dict[str, tuple[str, int]] = {}
@@ -59,29 +71,27 @@ def learn_with_ties(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
     """The anonymous id that each `$identify` names, or None, also where R14 takes not both ids."""
-    properties = to_list(utf8(identifies["properties"]))
-    return [_merged_id(*one) for one in zip(texts(identifies["distinct_id"]), properties, strict=True)]
-
-
-def _merged_id(distinct_id: str, properties: bytes | None) -> str | None:
-    if not (properties and may_name(properties, b'"$anon_distinct_id"') and usable(distinct_id)):
-        return None
-    named = read_leniently(properties).get("$anon_distinct_id")
-    return named if isinstance(named, str) and usable(named) else None
+    contents = utf8(identifies["properties"])
+    rows = may_name(contents, b'"$anon_distinct_id"')
+    merged: list[str | None] = [None] * len(contents)
+    distinct_ids = texts(identifies["distinct_id"].take(rows))
+    for row, who, content in zip(rows.tolist(), distinct_ids, to_list(contents.take(pa.array(rows))), strict=True):
+        named = read_leniently(content).get("$anon_distinct_id") if usable(who) else None
+        merged[row] = named if isinstance(named, str) and usable(named) else None
+    return merged
 
 
 def _is_own(distinct_id: str) -> bool:
     return usable(distinct_id) and is_email(distinct_id)
 
 
-def known_at_each_event(events: pd.DataFrame, properties: list[bytes | None], known: pd.DataFrame) -> pd.DataFrame:
+def known_at_each_event(events: pd.DataFrame, known: pd.DataFrame) -> pd.DataFrame:
     """What is known up to and including each event, on the index of `events`: identified (bool), email (text or None) and
     email_set (when it was set, microseconds since 1970; None where nobody set it, for the distinct_id is the email).
 
-    `properties` are the events' in UTF-8. `known` is what all earlier days taught: columns as `learn` gives them, one row per
-    distinct_id.
+    `known` is what all earlier days taught: columns as `learn` gives them, one row per distinct_id.
     """
-    taught = _taught(events, properties)
+    taught = _taught(events)
     codes, ids, rows = taught.codes, taught.distinct_ids, np.arange(len(events))
     before = set(known.loc[known["identified"], "distinct_id"])
     first_identify = np.full(len(ids), len(events))
@@ -113,23 +123,24 @@ class _Taught(NamedTuple):
     emails: dict[int, str]
 
 
-def _taught(events: pd.DataFrame, properties: list[bytes | None]) -> _Taught:
+def _taught(events: pd.DataFrame) -> _Taught:
     codes, ids = codes_of(events["distinct_id"])
     are_usable = np.array([usable(who) for who in ids], dtype=bool)[codes]
     identifies = are_usable & (events["event"] == "$identify").to_numpy(bool)
-    rows = zip(are_usable.tolist(), properties, to_list(utf8(events["person_properties"])), strict=True)
-    emails = {}
-    for row, (is_usable, content, person) in enumerate(rows):
-        given = content if person is None else person
-        if is_usable and given and (b"@" in given or b"\\" in given) and (email := _email(given, person is not None)):
-            emails[row] = email
+    emails: dict[int, str] = {}
+    contents, persons = utf8(events["properties"]), utf8(events["person_properties"])
+    are_of_persons = persons.is_valid().to_numpy(zero_copy_only=False)
+    for array, is_of_person, are_meant in ((contents, False, ~are_of_persons), (persons, True, are_of_persons)):
+        rows = may_name(array, b'"email"')
+        rows = rows[(are_usable & are_meant)[rows]]
+        for row, content in zip(rows.tolist(), to_list(array.take(pa.array(rows))), strict=True):
+            if (b"@" in content or b"\\" in content) and (email := _email(content, is_of_person)):
+                emails[row] = email
     return _Taught(codes, ids, identifies, emails)
 
 
 def _email(content: bytes, is_of_person: bool) -> str | None:
     """The valid email among a person's properties or, else, in an event's `$set`."""
-    if not may_name(content, b'"email"'):
-        return None
     found = read_leniently(content)
     given = found if is_of_person else found.get("$set")
     email = given.get("email") if isinstance(given, dict) else None

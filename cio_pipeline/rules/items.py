@@ -1,29 +1,26 @@
-"""The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12 to R14).
+"""The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12, R14, R17).
 
-JSON that many items share is written once and joined to the rest.
+JSON that many events share is written once, and Arrow joins it to the rest.
 """
 
 from __future__ import annotations
 
 import re
-from functools import cache
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from cio_pipeline.json_text import write
+from cio_pipeline.rules.columns import Coded
 from cio_pipeline.rules.limits import DATA_BYTES, ITEM_BYTES
-from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.reading import NOT_DATA
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
-DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
-
-
-class Refused(Exception):
-    """R14: this event cannot be sent; the message is the reason."""
+DATA_IS_LARGE = f"data is over {DATA_BYTES} bytes (R14)"
+NO_PATH = f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
 
 
 def identifiers(key: str) -> dict[str, str]:
@@ -37,47 +34,46 @@ def event_type(name: str) -> str:
     return TYPES.get(name, "event")
 
 
-class EventItems:
-    """Makes the items of events. It remembers what events of one name, or of one customer, or properties have in common."""
+class Items(NamedTuple):
+    """Events' operations: Arrow arrays of `batch` or `event` and of JSON in UTF-8, null where refused; by row, why it is."""
 
-    def __init__(self, options: Options) -> None:
-        self._allow_overrides = options.allow_delivery_overrides
-        self._passing: set[str] = set()
-        self._of_key = cache(lambda key: orjson.dumps(identifiers(key)) + b',"id":"')
-        self._of_name = cache(_of_name)
+    calls: Any
+    operations: Any
+    refused: dict[int, str]
 
-    def item(self, key: str, name: str, event_id: bytes, seconds: int, data: bytes) -> tuple[str, bytes]:
-        """The call (`batch` or `event`) and its JSON. Raises `Refused`."""
-        if len(data) > DATA_BYTES:
-            raise Refused(f"data is over {DATA_BYTES} bytes (R14)")
-        before, after = self._of_name(name)
-        parts = (before, self._of_key(key), event_id, after, b"%d" % seconds, b',"attributes":', data, b"}")
-        item = b"".join(parts)
-        if len(item) <= ITEM_BYTES:
-            return "batch", item
-        if not _can_stand_in_a_path(key):
-            raise Refused(f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)")
-        event = {"id": event_id.decode(), "name": name.strip(), "timestamp": seconds, "type": event_type(name)}
-        return "event", orjson.dumps({**event, "data": orjson.Fragment(data)})
 
-    def data(self, properties: dict[str, Any]) -> tuple[bytes, list[str]]:
-        """The event's data as JSON, and the names that R13 leaves out. What is no data is taken out of `properties`."""
-        overrides: list[str] = []
-        if not self._passing.issuperset(properties):
-            overrides = self._take_out(properties)
-        return write(properties), overrides
+def event_items(keys: Coded, names: Coded, ids: Any, seconds: Any, data: Any) -> Items:
+    """The events' operations: `ids` and `data` are Arrow arrays of ASCII and of JSON in UTF-8, `seconds` a numpy array.
 
-    def _take_out(self, properties: dict[str, Any]) -> list[str]:
-        overrides = []
-        for name in [name for name in properties if name not in self._passing]:
-            if name in NOT_DATA:
-                del properties[name]
-            elif name.lower() in DELIVERY_OVERRIDES and not self._allow_overrides:
-                del properties[name]
-                overrides.append(name)
-            else:
-                self._passing.add(name)
-        return overrides
+    Where `data` is null, there is no operation.
+    """
+    joined = [
+        names.each(_before),
+        keys.each(lambda key: orjson.dumps(identifiers(key)) + b',"id":"'),
+        ids,
+        names.each(_between),
+        pa.array(seconds).cast(pa.large_string()).cast(pa.large_binary()),
+        pa.scalar(b',"attributes":', pa.large_binary()),
+        data,
+        pa.scalar(b"}", pa.large_binary()),
+    ]
+    operations = pc.binary_join_element_wise(*joined, pa.scalar(b"", pa.large_binary()))
+    is_large = pc.greater(pc.binary_length(operations), ITEM_BYTES).fill_null(False).to_numpy(zero_copy_only=False)
+    refused: dict[int, str] = {}
+    by_v1: list[bytes | None] = []
+    for row in np.flatnonzero(is_large).tolist():
+        key, name, content = keys.at(row), names.at(row), data[row].as_py()
+        if len(content) > DATA_BYTES:
+            refused[row] = DATA_IS_LARGE
+        elif not _can_stand_in_a_path(key):
+            refused[row] = NO_PATH
+        event = {"id": ids[row].as_py().decode(), "name": name.strip(), "timestamp": int(seconds[row])}
+        body = orjson.dumps({**event, "type": event_type(name), "data": orjson.Fragment(content)})
+        by_v1.append(None if row in refused else body)
+    if by_v1:
+        operations = pc.replace_with_mask(operations, pa.array(is_large), pa.array(by_v1, pa.large_binary()))
+    calls = pa.array(["batch", "event"], pa.large_string()).take(pa.array(is_large.astype(np.int8)))
+    return Items(calls, operations, refused)
 
 
 def upsert(key: str, seconds: int, attributes: list[bytes]) -> bytes:
@@ -87,10 +83,14 @@ def upsert(key: str, seconds: int, attributes: list[bytes]) -> bytes:
     return before + b",".join(attributes) + b"}}"
 
 
-def _of_name(name: str) -> tuple[bytes, bytes]:
-    """What stands in an event's item before the identifiers, and between its id and its time."""
-    before = b'{"type":"person","action":"%b","identifiers":' % event_type(name).encode()
-    return before, b'","name":%b,"timestamp":' % orjson.dumps(name.strip())
+def _before(name: str) -> bytes:
+    """What stands in an event's item before the identifiers."""
+    return b'{"type":"person","action":"%b","identifiers":' % event_type(name).encode()
+
+
+def _between(name: str) -> bytes:
+    """What stands in an event's item between its id and its time."""
+    return b'","name":%b,"timestamp":' % orjson.dumps(name.strip())
 
 
 def _can_stand_in_a_path(key: str) -> bool:

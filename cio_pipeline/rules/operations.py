@@ -6,26 +6,38 @@ An operation is the JSON text of one item of `/api/v2/batch`; of an event too la
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from operator import itemgetter
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
 import pandas as pd
+import pyarrow as pa
 
-from cio_pipeline.json_text import UnusableJson
 from cio_pipeline.rules.attributes import attributes_of, name_rule
-from cio_pipeline.rules.columns import have_long_numbers, microseconds, text_frame, texts, to_list, utf8
-from cio_pipeline.rules.customers import SECOND, Customer, customers_frame
-from cio_pipeline.rules.items import EventItems, Refused, event_type
+from cio_pipeline.rules.columns import Coded, as_text, codes_of, microseconds, text_array, texts, utf8
+from cio_pipeline.rules.customers import SECOND, Attributes, customers_frame
+from cio_pipeline.rules.event_ids import ulids
+from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.reading import read_event
-from cio_pipeline.rules.values import ulids
+from cio_pipeline.rules.reading import Reader
 
 EMAIL_IN_ANOTHER_CASE = re.compile(r'"(?!email")(?i:email)":')
 ANY_CASE = re.compile("email", re.IGNORECASE)
 
-EVENT_COLUMNS = ["uuid", "ulid", "key", "distinct_id", "name", "type", "timestamp", "call", "operation", "personless"]
+TEXT = pa.large_string()
+EVENTS = pa.schema(
+    [
+        *((name, TEXT) for name in ("uuid", "ulid", "key", "distinct_id", "name", "type")),
+        ("timestamp", pa.timestamp("us", "UTC")),
+        *((name, TEXT) for name in ("call", "operation")),
+        ("personless", pa.bool_()),
+    ]
+)
 REJECT_COLUMNS = ["uuid", "distinct_id", "event", "timestamp", "what", "name", "reason"]
+
+PIECE = 20_000
+"""So many events are worked on at once: their JSON is in memory several times meanwhile."""
 
 
 class Tables(NamedTuple):
@@ -44,60 +56,41 @@ class Tables(NamedTuple):
     rejects: pd.DataFrame
 
 
-class _Row(NamedTuple):
-    """What `build` takes of one event: JSON in UTF-8, times in microseconds."""
-
-    properties: bytes | None
-    person_properties: bytes | None
-    has_long_number: bool
-    name: str
-    key: str
-    identifier: str
-    time: int
-    ulid: bytes
-    email: Any
-    email_set: Any
+Reject = tuple[int, str, str, str]
+"""The number of an event's row; what, name and reason, as the rejects table has them."""
 
 
 def build(sent: pd.DataFrame, options: Options) -> Tables:
     """The tables of the events whose outcome is `sent`: whole customers, in the order `facts.ORDER`."""
-    names, items = name_rule(options), EventItems(options)
-    customers: dict[str, Customer] = {}
-    kept: list[int] = []
-    made: dict[str, list[Any]] = {"ulid": [], "call": [], "operation": []}
-    rejects: list[tuple[int, str, str, str]] = []
-    for number, row in enumerate(_rows(sent)):
-        try:
-            read = read_event(row.properties, row.person_properties, row.has_long_number, names)
-            unset = read.properties.get("$unset")
-            data, overrides = items.data(read.properties)
-            call, operation = items.item(row.key, row.name, row.ulid, row.time // SECOND, data)
-        except (Refused, UnusableJson) as refusal:
-            rejects.append((number, "event", row.name, str(refusal)))
-            continue
-        kept.append(number)
-        made["ulid"].append(row.ulid)
-        made["call"].append(call)
-        made["operation"].append(operation)
-        customer = customers.get(row.key) or customers.setdefault(row.key, Customer())
-        left_out = read.attributes
-        if read.given or unset:
-            attributes, more_left_out = attributes_of(read.given, unset, names, options)
-            customer.set(attributes, row.time)
-            left_out = left_out + more_left_out
-        customer.set_identifier(row.identifier, row.time)
-        if (email := _email(row)) is not None:
-            customer.set_email(*email)
-        if left_out or read.data or overrides:
-            rejects += [(number, "attribute", name, reason) for name, reason in left_out]
-            rejects += [(number, "data", name, reason) for name, reason in read.data]
-            rejects += [(number, "data", name, "would redirect deliveries (R13)") for name in overrides]
-    people, beyond = customers_frame(customers)
+    names = name_rule(options)
+    reader = Reader(names, options)
+    are_sent = np.ones(len(sent), dtype=bool)
+    events: list[pa.Table] = [EVENTS.empty_table()]
+    given: dict[str, Attributes] = {}
+    rejects: list[Reject] = []
+    for start in range(0, len(sent), PIECE):
+        piece = sent.iloc[start : start + PIECE]
+        keys, event_names, times = codes_of(piece["key"]), codes_of(piece["event"]), microseconds(piece["timestamp"])
+        read = reader.read(utf8(piece["properties"]), utf8(piece["person_properties"]))
+        ids = ulids(times, event_names, utf8(piece["distinct_id"]), utf8(piece["uuid"]))
+        items = event_items(keys, event_names, ids, times // SECOND, pa.array(read.data, pa.large_binary()))
+        events.append(_events(piece, event_names, ids, items))
+        for row, reason in (read.refused | items.refused).items():
+            are_sent[start + row] = False
+            rejects.append((start + row, "event", event_names.at(row), reason))
+        for row, said in read.said.items():
+            if are_sent[start + row]:
+                attributes, left_out = attributes_of(said.given, said.unset, names, options)
+                given.setdefault(keys.at(row), Attributes({}, {})).set(attributes, int(times[row]))
+                rejects += [(start + row, "attribute", name, reason) for name, reason in said.attributes + left_out]
+                rejects += [(start + row, "data", name, reason) for name, reason in said.data]
+    without_json = sent.drop(columns=["properties", "person_properties"])
+    people, beyond = customers_frame(without_json[are_sent], given)
+    rejects.sort(key=itemgetter(0))
     if beyond:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}
         rejects += [(last[key], "attribute", name, reason) for key, left_out in beyond.items() for name, reason in left_out]
-    without_json = sent.drop(columns=["properties", "person_properties"])
-    return Tables(people, _events(without_json.take(kept), made), _rejects(without_json, rejects))
+    return Tables(people, pa.concat_tables(events).to_pandas(), _rejects(without_json, rejects))
 
 
 def emails_in_another_case(customers: pd.DataFrame) -> int:
@@ -107,45 +100,25 @@ def emails_in_another_case(customers: pd.DataFrame) -> int:
     return sum(name != "email" and ANY_CASE.fullmatch(name) is not None for name in names)
 
 
-def _rows(sent: pd.DataFrame) -> Iterator[_Row]:
-    contents, persons = utf8(sent["properties"]), utf8(sent["person_properties"])
-    names, distinct_ids, uuids = (texts(sent[column]) for column in ("event", "distinct_id", "uuid"))
-    times = microseconds(sent["timestamp"])
-    columns = (
-        to_list(contents),
-        to_list(persons),
-        (have_long_numbers(contents) | have_long_numbers(persons)).tolist(),
-        names,
-        *(texts(sent[column]) for column in ("key", "identifier")),
-        times.tolist(),
-        ulids(times, names, distinct_ids, uuids),
-        texts(sent["email"]),
-        sent["email_set"].tolist(),
-    )
-    return map(_Row._make, zip(*columns, strict=True))
+def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Table:
+    """The rows of the events table: those of the events that have an operation."""
+    columns = {
+        **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},
+        "ulid": as_text(ids),
+        "name": as_text(names.each(lambda name: name.strip().encode())),
+        "type": as_text(names.each(lambda name: event_type(name).encode())),
+        "timestamp": pa.array(microseconds(sent["timestamp"])).cast(EVENTS.field("timestamp").type),
+        "call": items.calls,
+        "operation": as_text(items.operations),
+        "personless": pa.array(sent["personless"].to_numpy(bool)),
+    }
+    rows = pa.table([columns[name] for name in EVENTS.names], schema=EVENTS)
+    return rows.filter(items.operations.is_valid()) if items.operations.null_count else rows
 
 
-def _email(row: _Row) -> tuple[str, int] | None:
-    """R7: the email that a sent event brings its customer, if any, and its time: when it was set, but no later than the event.
-
-    An event that R16 sends may be older than the email it brings, which its person had at the merge.
-    """
-    if row.key.startswith("email:"):
-        return row.key.removeprefix("email:"), row.time
-    return (row.email, min(int(row.email_set), row.time)) if isinstance(row.email, str) else None
-
-
-def _events(kept: pd.DataFrame, made: dict[str, list[Any]]) -> pd.DataFrame:
-    """The rows of the events table: the events of `sent` that are kept, with the columns that were made for them."""
-    names = texts(kept["event"])
-    trimmed, types = ({name: make(name) for name in set(names)} for make in (str.strip, event_type))
-    named = {"name": [trimmed[name] for name in names], "type": [types[name] for name in names]}
-    rows = kept[["uuid", "key", "distinct_id", "timestamp", "personless"]].reset_index(drop=True)
-    return rows.astype({"personless": bool}).assign(**text_frame({**made, **named}))[EVENT_COLUMNS]
-
-
-def _rejects(sent: pd.DataFrame, rejects: list[tuple[int, str, str, str]]) -> pd.DataFrame:
-    """The rows of the rejects table: (number of the event's row, what, name, reason) with what says which event it is."""
-    rows = sent[["uuid", "distinct_id", "event", "timestamp"]].take([number for number, *_ in rejects]).reset_index(drop=True)
-    made = {column: [one[at] for one in rejects] for at, column in enumerate(("what", "name", "reason"), start=1)}
-    return rows.assign(**text_frame(made))[REJECT_COLUMNS]
+def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pd.DataFrame:
+    """The rows of the rejects table: the rejects with what says which event each is of."""
+    rows = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects]).reset_index(drop=True)
+    columns = enumerate(("what", "name", "reason"), start=1)
+    made = {column: pa.array([reject[at] for reject in rejects], TEXT) for at, column in columns}
+    return rows.assign(**pa.table(made).to_pandas())[REJECT_COLUMNS]

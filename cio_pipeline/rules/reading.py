@@ -1,4 +1,7 @@
-"""What an event's JSON says: its properties and its given attributes (R7), and what of them was repaired or cannot be used."""
+"""R12 and R13: from events' JSON to their data, and what else it says: given attributes (R7), what was repaired or left out.
+
+Nearly all of it is read and written by orjson as it is. What may not be is read with care, to the same end.
+"""
 
 from __future__ import annotations
 
@@ -6,58 +9,107 @@ from typing import Any, NamedTuple
 
 import orjson
 
-from cio_pipeline.json_text import LEVELS, TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates
+from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
+from cio_pipeline.rules.columns import need_care, to_list
+from cio_pipeline.rules.options import Options
 
 REPAIRED = "half a surrogate pair became U+FFFD"
+REDIRECTS = "would redirect deliveries (R13)"
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 """R12: properties that are no data of the event."""
 
+DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 
-class Read(NamedTuple):
-    """An event's properties, its given attributes, and what of the attributes and of the data is to be counted."""
 
-    properties: dict[str, Any]
+class Said(NamedTuple):
+    """What an event's JSON says besides its data: given attributes, `$unset`, what of the attributes and the data to count."""
+
     given: dict[str, Any]
+    unset: Any
     attributes: LeftOut
     data: LeftOut
 
 
-def read_event(content: bytes | None, person: bytes | None, has_long_number: bool, names: NameRule) -> Read:
-    """Reads an event's properties and, where they are to be taken instead of `$set`, its person's.
+class Read(NamedTuple):
+    """Events' data as JSON in UTF-8, None where it cannot be sent; by row, why not, and what else is said, if anything."""
 
-    has_long_number: whether `have_long_numbers` says so of either. Raises `UnusableJson` where the properties cannot be sent.
-    """
-    if not has_long_number:
-        properties = _read_fast(content)
-        given = _read_fast(person) if person is not None or properties is None else properties.get("$set")
-        if properties is not None and (person is None or given is not None):
-            return Read(properties, given if isinstance(given, dict) else {}, [], [])
-    return _read_with_care(content, person, names)
+    data: list[bytes | None]
+    refused: dict[int, str]
+    said: dict[int, Said]
 
 
-def _read_fast(content: bytes | None) -> dict[str, Any] | None:
-    """The object in JSON without long numbers; None where there may be something amiss."""
-    if not content:
-        return {}
+class Reader:
+    """Reads events. It remembers which names of properties are data."""
+
+    def __init__(self, names: NameRule, options: Options) -> None:
+        self._names = names
+        self._allow_overrides = options.allow_delivery_overrides
+        self._are_data: set[str] = set()
+
+    def read(self, contents: Any, persons: Any) -> Read:
+        """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8."""
+        data: list[bytes | None] = []
+        refused: dict[int, str] = {}
+        said: dict[int, Said] = {}
+        with_care = (need_care(contents) | need_care(persons)).tolist()
+        for row, (content, person, needs_care) in enumerate(zip(to_list(contents), to_list(persons), with_care, strict=True)):
+            properties = None if needs_care else _object(content)
+            given = None if properties is None or person is None else _object(person)
+            if properties is None or (given is None and person is not None):
+                try:
+                    written, said[row] = self._read_with_care(content, person)
+                except UnusableJson as reason:
+                    written, refused[row] = None, str(reason)
+                data.append(written)
+                continue
+            if given is not None or not self._are_data.issuperset(properties):
+                given = properties.get("$set") if given is None else given
+                unset = properties.get("$unset")
+                overrides = self._leave_data(properties)
+                if given or unset or overrides:
+                    said[row] = Said(given if isinstance(given, dict) else {}, unset, [], overrides)
+            data.append(orjson.dumps(properties))
+        return Read(data, refused, said)
+
+    def _leave_data(self, properties: dict[str, Any]) -> LeftOut:
+        """Takes out of the properties what is no data; gives what R13 leaves out."""
+        for name in NOT_DATA:
+            properties.pop(name, None)
+        if self._are_data.issuperset(properties):
+            return []
+        names = properties.keys() - self._are_data
+        overrides = [name for name in properties if name in names and self._is_override(name)]
+        for name in overrides:
+            del properties[name]
+        self._are_data.update(properties)
+        return [(name, REDIRECTS) for name in overrides]
+
+    def _is_override(self, name: str) -> bool:
+        return not self._allow_overrides and name.lower() in DELIVERY_OVERRIDES
+
+    def _read_with_care(self, content: bytes | None, person: bytes | None) -> tuple[bytes, Said]:
+        found = _sendable(content)
+        properties, repaired = repair_surrogates(content or b"", found)
+        raw_given, unusable = _given(found, person)
+        given, changed = repair_surrogates((content if person is None else person) or b"", raw_given)
+        unset = properties.get("$unset")
+        if "$unset" in repaired:
+            cleared_as_they_are = set(unset_names(found["$unset"]))
+            changed += [name for name in dict.fromkeys(unset_names(unset)) if name not in cleared_as_they_are]
+        attributes = unusable + [(name, REPAIRED) for name in changed if self._names(name) != EXCLUDED]
+        changed_data = [(name, REPAIRED) for name in repaired if name not in NOT_DATA]
+        overrides = self._leave_data(properties)
+        return write(properties), Said(given, unset, attributes, changed_data + overrides)
+
+
+def _object(content: bytes | None) -> dict[str, Any] | None:
+    """The object in JSON that needs no care; None where there is none, or something is amiss."""
     try:
-        found = orjson.loads(content)
+        found = orjson.loads(content or b"")
     except orjson.JSONDecodeError:
         return None
-    is_shallow = content.count(b"{") + content.count(b"[") <= LEVELS
-    return found if is_shallow and isinstance(found, dict) else None
-
-
-def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule) -> Read:
-    found = _sendable(content)
-    properties, repaired = repair_surrogates(content or b"", found)
-    raw_given, unusable = _given(found, person)
-    given, changed = repair_surrogates((content if person is None else person) or b"", raw_given)
-    if "$unset" in repaired:
-        cleared_as_they_are = set(unset_names(found["$unset"]))
-        changed += [name for name in dict.fromkeys(unset_names(properties["$unset"])) if name not in cleared_as_they_are]
-    attributes = unusable + [(name, REPAIRED) for name in changed if names(name) != EXCLUDED]
-    return Read(properties, given, attributes, [(name, REPAIRED) for name in repaired if name not in NOT_DATA])
+    return found if isinstance(found, dict) else None
 
 
 def _given(properties: dict[str, Any], person: bytes | None) -> tuple[dict[str, Any], LeftOut]:

@@ -1,13 +1,11 @@
-"""The rules about single values: e-mails (R2), `created_at` (R9), text that is cut (R10) and event ids (R12)."""
+"""The rules about single values: e-mails (R2), `created_at` (R9), text that is cut (R10) and uuids (R14)."""
 
 from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
-from hashlib import blake2b
+from functools import lru_cache
 from typing import Any
-
-import numpy as np
 
 from cio_pipeline.rules.limits import ATTRIBUTE_VALUE_BYTES
 
@@ -32,24 +30,18 @@ SHORTEST_NUMBER, LONGEST_NUMBER, MILLISECONDS_ABOVE = 10**8, 10**13, 10**11
 
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 
-DAY = 86_400_000_000
-"""Microseconds."""
-
 UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
-UUID_CHARACTERS, FIRST_12_DIGITS = 36, [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
-HEX_VALUES = np.zeros(256, dtype=np.uint8)
-HEX_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dtype=np.uint8)
-HASH_BYTES = 10
-
-CROCKFORD = np.frombuffer(b"0123456789ABCDEFGHJKMNPQRSTVWXYZ", dtype="S1")
-FIVE_BITS = np.array([16, 8, 4, 2, 1], dtype=np.uint8)
 
 
 def is_email(value: Any) -> bool:
     """R2: PostHog's app's pattern on the lower-cased text, of at most 1000 bytes."""
-    return (
-        isinstance(value, str) and EMAIL.fullmatch(value.lower()) is not None and len(value.encode()) <= ATTRIBUTE_VALUE_BYTES
-    )
+    return isinstance(value, str) and _is_email(value)
+
+
+@lru_cache(maxsize=100_000)
+def _is_email(text: str) -> bool:
+    """A shard asks for the same few thousand again and again."""
+    return EMAIL.fullmatch(text.lower()) is not None and len(text.encode()) <= ATTRIBUTE_VALUE_BYTES
 
 
 def unix_seconds(value: Any) -> int | None:
@@ -69,30 +61,6 @@ def cut(text: str, limit: int) -> str:
 def is_uuid(text: str) -> bool:
     """R14: 32 hexadecimal digits in the groups of a UUID."""
     return UUID.fullmatch(text) is not None
-
-
-def ulids(times: Any, names: list[str], distinct_ids: list[str], uuids: list[str]) -> list[bytes]:
-    """R12: the events' ids, in ASCII. `times` are microseconds since 1970 (integers), `uuids` such that `is_uuid` takes.
-
-    The first 48 bits are the uuid's, the other 80 BLAKE2b's of the UTF-8 text `<days since 1970> <uuid in lower case>
-    <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
-    """
-    days = (np.array(times, dtype=np.int64) // DAY).tolist()
-    uuids = [uuid.lower() for uuid in uuids]
-    counted = {name: f" {len(name)} {name}" for name in set(names)}
-    rows = zip(days, uuids, names, distinct_ids, strict=True)
-    identities = [f"{day} {uuid}{counted[name]}{distinct_id}".encode() for day, uuid, name, distinct_id in rows]
-    hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
-    content = np.hstack([_first_48_bits(uuids), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
-    digits = np.pad(np.unpackbits(content, axis=1), ((0, 0), (2, 0))).reshape(-1, 26, 5) @ FIVE_BITS
-    return CROCKFORD[digits].view("S26").ravel().tolist()
-
-
-def _first_48_bits(uuids: list[str]) -> Any:
-    """Of uuids in lower case: an array of six bytes each."""
-    characters = np.frombuffer("".join(uuids).encode(), dtype=np.uint8).reshape(-1, UUID_CHARACTERS)
-    digits = HEX_VALUES[characters[:, FIRST_12_DIGITS]]
-    return digits[:, ::2] << 4 | digits[:, 1::2]
 
 
 def _number_seconds(number: float) -> int:

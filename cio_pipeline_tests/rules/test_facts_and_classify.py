@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from cio_pipeline.rules.classify import classify
-from cio_pipeline.rules.facts import learn
+from cio_pipeline.rules.facts import ORDER, in_order, learn
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.rules.streams import NOBODY, event, frame, keys, known, outcomes
 
@@ -207,3 +209,13 @@ def test_r14_an_event_whose_uuid_is_none_is_refused(uuid: str) -> None:
 )
 def test_r14_refuses_a_time_that_customerio_cannot_take(at: str, outcome: str) -> None:
     assert outcomes(event(at=at)) == [outcome]
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 3), *[st.sampled_from(["", "a", "B", "é"])] * 3), max_size=12)
+
+
+@given(ROWS)
+def test_events_are_in_the_order_of_time_and_then_of_their_texts(rows: list[tuple[int, str, str, str]]) -> None:
+    events = pd.DataFrame(rows, columns=ORDER).astype(dict.fromkeys(ORDER[1:], "str"))
+    events = events.assign(timestamp=pd.to_datetime(events["timestamp"].astype("int64"), unit="us", utc=True))
+    assert [rows[row] for row in in_order(events)] == sorted(rows)

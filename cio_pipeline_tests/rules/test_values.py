@@ -1,15 +1,12 @@
-"""R2, R9, R10's cut and R12's ids: the rules about single values."""
+"""R2, R9, R10's cut and R14's uuids: the rules about single values."""
 
 from __future__ import annotations
-
-import uuid
-from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.rules.values import cut, is_email, is_uuid, ulids, unix_seconds
+from cio_pipeline.rules.values import cut, is_email, is_uuid, unix_seconds
 
 
 @pytest.mark.parametrize(
@@ -146,54 +143,6 @@ def test_r10_cuts_text_at_a_character_boundary(text: str, limit: int) -> None:
 
 
 UUID = "018f3173-7000-7421-831e-e849e8bb6ffe"
-DAY = 86_400_000_000
-
-
-def ulid(time: int = 0, name: str = "visit", distinct_id: str = "u1", event_uuid: str = UUID) -> str:
-    return ulids([time], [name], [distinct_id], [event_uuid])[0].decode()
-
-
-def test_r12_an_id_begins_with_the_uuid_s_first_48_bits() -> None:
-    found = ulid()
-    assert (len(found), found[:9]) == (26, "01HWRQ6W0")
-    assert ulid(event_uuid="ffffffff-ffff-ffff-ffff-ffffffffffff")[:10] == "7" + "Z" * 9
-    assert ulids([], [], [], []) == []
-
-
-def test_r12_the_same_event_has_the_same_id_wherever_it_stands() -> None:
-    times, names, ids, uuids = [0, DAY], ["visit", "order"], ["u1", "u2"], [UUID, str(uuid.UUID(int=5))]
-    both = ulids(times, names, ids, uuids)
-    assert [one.decode() for one in both] == [ulid(), ulid(DAY, "order", "u2", uuids[1])]
-    assert ulid(DAY - 1) == ulid(event_uuid=UUID.upper()) == ulid()
-
-
-@pytest.mark.parametrize(
-    "other",
-    [
-        {"time": DAY},
-        {"time": -1},
-        {"name": "visit2", "distinct_id": "u1"},
-        {"name": "visitu", "distinct_id": "1"},
-        {"name": "visit\0", "distinct_id": "u1"},
-        {"name": "visit", "distinct_id": "\0u1"},
-        {"name": "", "distinct_id": "visitu1"},
-        {"name": "visi", "distinct_id": "tu1"},
-        {"event_uuid": "018f3173-7000-7421-831e-e849e8bb6fff"},
-    ],
-)
-def test_r12_events_that_differ_in_day_name_distinct_id_or_uuid_have_different_ids(other: dict[str, Any]) -> None:
-    assert ulid(**other) != ulid()
-
-
-TEXTS = st.text("ab 1\0", max_size=4)
-EVENTS = st.tuples(st.integers(-2, 2), TEXTS, TEXTS, st.integers(0, 3))
-
-
-@given(st.sets(EVENTS, min_size=2))
-def test_r12_no_two_events_have_one_id(events: set[tuple[int, str, str, int]]) -> None:
-    times, names, ids, numbers = zip(*events, strict=True)
-    uuids = [str(uuid.UUID(int=number)) for number in numbers]
-    assert len(set(ulids([day * DAY for day in times], list(names), list(ids), uuids))) == len(events)
 
 
 @pytest.mark.parametrize("text", [UUID, UUID.upper(), "00000000-0000-0000-0000-000000000000"])

@@ -1,0 +1,49 @@
+"""R12: the ids of events in Customer.io."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cio_pipeline.customer_state import CROCKFORD, ULID
+from cio_pipeline.rules.columns import Coded, offsets_and_data, to_list
+
+DAY = 86_400_000_000
+"""Microseconds."""
+
+UUID_CHARACTERS, FIRST_12_DIGITS = 36, [0, 1, 2, 3, 4, 5, 6, 7, 9, 10, 11, 12]
+HEX_VALUES = np.zeros(256, dtype=np.uint8)
+HEX_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dtype=np.uint8)
+HASH_BYTES = 10
+
+DIGITS = np.frombuffer(CROCKFORD.encode(), dtype="S1")
+FIVE_BITS = np.array([16, 8, 4, 2, 1], dtype=np.uint8)
+
+
+def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
+    """The events' ids, in ASCII: an Arrow array of bytes.
+
+    `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids`, such that `is_uuid` takes, are Arrow
+    arrays of UTF-8. The first 48 bits are the uuid's, the other 80 BLAKE2b's of the text `<days since 1970> <uuid in lower
+    case> <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
+    """
+    days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
+    lower = pc.ascii_lower(uuids.view(pa.large_string())).view(pa.large_binary())
+    counted = names.each(lambda name: f" {len(name)} {name}".encode())
+    space, nothing = (pa.scalar(text, pa.large_binary()) for text in (b" ", b""))
+    identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))
+    hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
+    content = np.hstack([_first_48_bits(lower), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
+    digits = np.pad(np.unpackbits(content, axis=1), ((0, 0), (2, 0))).reshape(-1, ULID, 5) @ FIVE_BITS
+    return pa.array(DIGITS[digits].view(f"S{ULID}").ravel(), pa.large_binary())
+
+
+def _first_48_bits(uuids: Any) -> Any:
+    """Of uuids in lower case: an array of six bytes each."""
+    _, characters = offsets_and_data(uuids)
+    digits = HEX_VALUES[characters.reshape(-1, UUID_CHARACTERS)[:, FIRST_12_DIGITS]]
+    return digits[:, ::2] << 4 | digits[:, 1::2]
