@@ -1,11 +1,13 @@
-"""Dagster's SQLite storage with one SQLAlchemy engine a database.
+"""Dagster's SQLite storage with one SQLAlchemy engine a database, which keeps its connections.
 
-Dagster 1.13 makes a new engine for each event that it stores, so SQLAlchemy compiles each statement anew: a fifth of what a
-small day costs. There is no setting for it. Its version is pinned, and a test sees that this still has an effect.
+Dagster 1.13 makes a new engine and connection for each event that it stores. So SQLAlchemy compiles each statement anew, and
+SQLite, which has written ahead, writes all back and waits for the disk: that is most of what a small day costs. There is no
+setting for it. Dagster's version is pinned, and a test sees that this still has an effect.
 """
 
 from __future__ import annotations
 
+import weakref
 from functools import lru_cache
 from typing import Any
 
@@ -14,19 +16,28 @@ from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 
 ENGINES = 32
-"""A run has a database of its own, so a backfill would keep an engine for each of its runs."""
+"""A run has a database of its own, so a backfill would keep an engine, and its open files, for each of its runs."""
 
 
 def keep_engines() -> None:
-    """From here on Dagster's storages share the engines of this process. They have no pool, so no file stays open."""
+    """From here on Dagster's storages share the engines of this process."""
     for module in (sqlite_event_log, sqlite_run_storage):
         module.create_engine = _engine  # type: ignore[attr-defined]
 
 
 def _engine(url: str, connect_args: dict[str, Any] | None = None, **options: Any) -> sa.Engine:
+    options.pop("poolclass", None)  # Dagster's is none
     return _kept(url, tuple(sorted((connect_args or {}).items())), tuple(sorted(options.items(), key=str)))
 
 
 @lru_cache(ENGINES)
 def _kept(url: str, connect_args: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]) -> sa.Engine:
-    return sa.create_engine(url, connect_args=dict(connect_args), **dict(options))
+    engine = sa.create_engine(url, connect_args=dict(connect_args), **dict(options))
+    weakref.finalize(engine, engine.pool.dispose)
+
+    @sa.event.listens_for(engine, "connect")
+    def survive_the_process(connection: Any, _: Any) -> None:
+        """As in the ledger: what is committed survives the process; a crash of the machine may take the last of it."""
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    return engine
