@@ -12,13 +12,13 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, date, datetime, time, timedelta
 from pathlib import Path
 
 from bench.events import write_day
-from bench.measure import Used, run_measured
+from bench.measure import Measured, Used, run_measured
 from bench.pipeline import run_days, stages_of
 from cio_pipeline.sandbox.processes import bare_environment, local, process
 
@@ -56,13 +56,10 @@ def _compare(folder: Path, day: date, events: int, size: int, latency: int) -> s
         first = run_days(day, day, export, data, url)
         came = _counts(url)
         _refuse_loss(came, events)
-        stages = stages_of(first, data)
-        for stage, used in stages.items():
-            _print(stage, used, events, {"start": came["checks"], "deliver": came["requests"]}.get(stage, 0))
-        _print("all of the day", first.whole(), events, came["checks"] + came["requests"])
+        stages = _print_run("all of the day", first, data, events, came)
         again = run_days(day, day, export, data, url)
         came_again = _counts(url)
-        _print("the same day again", again.whole(), events, came_again["checks"] + came_again.get("requests", 0))
+        _print_run("the same day again", again, data, events, came_again)
         sample = min(events, int(SAMPLE_SECONDS * (min(8_000, 5_000 / latency) if latency else 8_000)))
         plain = _other("bench.plain_sender", url, str(export), str(sample))
         _print(f"plain sender, {sample:,}", plain, sample, _counts(url)["requests"])
@@ -110,6 +107,15 @@ def _other(module: str, *arguments: str) -> Used:
         raise RuntimeError(f"{module} ended with status {found.status}:\n{found.output}")
     clock = json.loads(found.output)
     return Used(clock["seconds"], clock["cpu"], found.whole().memory)
+
+
+def _print_run(what: str, measured: Measured, data: Path, events: int, came: Mapping[str, int]) -> dict[str, Used]:
+    """Prints the stages of a run, and what they add up to; gives the stages."""
+    stages, requests = stages_of(measured, data), came.get("requests", 0)
+    for stage, used in stages.items():
+        _print(stage, used, events, {"start": came["checks"], "deliver": requests}.get(stage, 0))
+    _print(what, measured.whole(), events, came["checks"] + requests)
+    return stages
 
 
 def _print(what: str, used: Used, events: int, requests: int) -> None:

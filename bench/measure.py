@@ -1,8 +1,10 @@
-"""The seconds, CPU and memory of a process with all that it starts, as they were at any time."""
+"""The seconds, CPU and memory of a process with all that it starts, as they were at any time.
+
+What a process uses in its last tenth of a second is not seen.
+"""
 
 from __future__ import annotations
 
-import resource
 import subprocess
 import threading
 import time
@@ -70,7 +72,7 @@ class Measured:
 
 def run_measured(command: Sequence[str], environment: Mapping[str, str], folder: Path) -> Measured:
     """Runs a command in a folder to its end, with nothing but that environment."""
-    before, began = _cpu_of_ended_children(), Sample(time.time(), 0.0, 0)
+    began = Sample(time.time(), 0.0, 0)
     child = psutil.Popen(
         command, env=dict(environment), cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -80,23 +82,22 @@ def run_measured(command: Sequence[str], environment: Mapping[str, str], folder:
     output, _ = child.communicate()
     over.set()
     sampler.join()
-    samples.append(Sample(time.time(), _cpu_of_ended_children() - before, 0))
+    samples.append(Sample(time.time(), samples[-1].cpu, 0))
     return Measured(child.returncode, output, samples)
 
 
 def _sample(child: psutil.Process, samples: list[Sample], over: threading.Event) -> None:
+    """Each process counts by what it had used when it was last seen: one that nobody waits for is in no parent's account."""
+    used: dict[psutil.Process, float] = {}
     while not over.wait(EVERY_SECONDS):
+        memory = 0
         with suppress(psutil.Error):
-            running = [child, *child.children(recursive=True)]
-            times = [process.cpu_times() for process in running]
-            cpu = sum(one.user + one.system + one.children_user + one.children_system for one in times)
-            memory = sum(_memory(process) for process in running)
-            samples.append(Sample(time.time(), cpu, memory))
-
-
-def _cpu_of_ended_children() -> float:
-    found = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return found.ru_utime + found.ru_stime
+            for process in (child, *child.children(recursive=True)):
+                with suppress(psutil.Error):
+                    times = process.cpu_times()
+                    used[process] = times.user + times.system
+                    memory += _memory(process)
+        samples.append(Sample(time.time(), sum(used.values()), memory))
 
 
 def _memory(process: psutil.Process) -> int:

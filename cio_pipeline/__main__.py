@@ -1,9 +1,13 @@
 """`python -m cio_pipeline`: the command line."""
 
+import gc
 import signal
 import sys
 
 if __name__ == "__main__":
+    gc.set_threshold(
+        100_000, 50, 100
+    )  # what Dagster and pandas load is no garbage, and looking for some is a third of the time
     try:
         from cio_pipeline.cli.commands import main
 

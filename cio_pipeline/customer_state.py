@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
 
@@ -42,6 +43,7 @@ def id_halves(packed: Any) -> tuple[Any, Any]:
     return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
 
 
+@lru_cache(1 << 15)
 def customer_id(key: str) -> bytes:
     """What stands for a customer's key in the ledger."""
     return blake2b(key.encode(), digest_size=16).digest()[:CUSTOMER]

@@ -1,32 +1,60 @@
-"""Dagster's SQLite storage with one SQLAlchemy engine a database.
+"""Dagster's SQLite storage with one SQLAlchemy engine a database, which keeps its connections.
 
-Dagster 1.13 makes a new engine for each event that it stores, so SQLAlchemy compiles each statement anew: a fifth of what a
-small day costs. There is no setting for it. Its version is pinned, and a test sees that this still has an effect.
+Dagster 1.13 makes a new engine and connection for each event that it stores. So SQLAlchemy compiles each statement anew, and
+SQLite, which has written ahead, writes all back and waits for the disk: that is most of what a small day costs. It also loads
+its migrations several times for each database. There is no setting for it. Dagster's version is pinned, and tests see that
+this still has an effect.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import weakref
+from functools import cache, lru_cache
 from typing import Any
 
 import sqlalchemy as sa
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 
+_FROM_CONFIG = ScriptDirectory.from_config
+
 ENGINES = 32
-"""A run has a database of its own, so a backfill would keep an engine for each of its runs."""
+"""A run has a database of its own, so a backfill would keep an engine, and its open files, for each of its runs."""
 
 
 def keep_engines() -> None:
-    """From here on Dagster's storages share the engines of this process. They have no pool, so no file stays open."""
+    """From here on Dagster's storages share the engines of this process."""
     for module in (sqlite_event_log, sqlite_run_storage):
         module.create_engine = _engine  # type: ignore[attr-defined]
+    ScriptDirectory.from_config = _scripts  # type: ignore[method-assign]
 
 
 def _engine(url: str, connect_args: dict[str, Any] | None = None, **options: Any) -> sa.Engine:
+    options.pop("poolclass", None)  # Dagster's is none
     return _kept(url, tuple(sorted((connect_args or {}).items())), tuple(sorted(options.items(), key=str)))
+
+
+def _scripts(config: Config) -> ScriptDirectory:
+    """Dagster asks for them two or three times for each database, and each run has one."""
+    return _kept_scripts(str(config.get_main_option("script_location")))
+
+
+@cache
+def _kept_scripts(location: str) -> ScriptDirectory:
+    """The migrations of Dagster's databases, which load 50 modules once more each time that they are looked into."""
+    return _FROM_CONFIG(Config(config_args={"script_location": location}))
 
 
 @lru_cache(ENGINES)
 def _kept(url: str, connect_args: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]) -> sa.Engine:
-    return sa.create_engine(url, connect_args=dict(connect_args), **dict(options))
+    engine = sa.create_engine(url, connect_args=dict(connect_args), **dict(options))
+    weakref.finalize(engine, engine.pool.dispose)
+
+    @sa.event.listens_for(engine, "connect")
+    def survive_the_process(connection: Any, _: Any) -> None:
+        """As in the ledger: what is committed survives the process; a crash of the machine may take the last of it."""
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    return engine

@@ -117,9 +117,10 @@ class Request:
         kept = [number not in items for number in range(len(self.upserts), len(self))]
         return Request(upserts, self.shard, self.rows[np.array(kept, bool)])
 
-    def last(self) -> Request:
-        """The last item alone."""
-        return self.part(len(self) - 1, len(self))
+    def last_operation(self) -> bytes:
+        """The last operation, which is an event's where there is any."""
+        operation: bytes = self.shard.operations[self.rows[-1]].as_py() if len(self.rows) else self.upserts[-1].operation
+        return operation
 
     @property
     def size(self) -> int:
@@ -133,11 +134,10 @@ def requests(upserts: list[Item], events: Events) -> list[list[Request]]:
     lengths, sizes = _sizes(upserts), pc.binary_length(events.operations).to_numpy(zero_copy_only=False)
     count = min(MOST_LANES, 1 + int(lengths.sum() + sizes.sum()) // LANE_BYTES)
     keys = events.keys.dictionary_encode()
-    lane_of_key = np.array([_lane(key, count) for key in keys.dictionary.to_pylist()], int)
-    lane_of_event = lane_of_key[keys.indices.to_numpy()]
-    lanes, lane_of_upsert = [], [_lane(upsert.key, count) for upsert in upserts]
+    lane_of_event = _lanes(values(keys.dictionary), count)[keys.indices.to_numpy()]
+    lanes, lane_of_upsert = [], _lanes([upsert.key for upsert in upserts], count)
     for lane in range(count):
-        mine = [upsert for upsert, its in zip(upserts, lane_of_upsert, strict=True) if its == lane]
+        mine = [upserts[number] for number in np.flatnonzero(lane_of_upsert == lane).tolist()]
         rows = np.flatnonzero(lane_of_event == lane)
         whole, is_large = Request(mine, events, rows), np.append(np.zeros(len(mine), bool), events.is_large[rows])
         packed = pack(np.append(_sizes(mine), sizes[rows]), is_large)
@@ -169,8 +169,9 @@ def values(column: Any) -> Any:
     return column.to_numpy(zero_copy_only=False).tolist()
 
 
-def _lane(key: str, count: int) -> int:
-    return crc32(key.encode()) % count
+def _lanes(keys: list[str], count: int) -> Any:
+    """The lane of each key, out of so many."""
+    return np.fromiter(map(crc32, map(str.encode, keys)), np.uint32, len(keys)) % count
 
 
 def _sizes(upserts: list[Item]) -> Any:

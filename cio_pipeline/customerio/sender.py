@@ -141,8 +141,8 @@ class Sender:
         if accepted.upserts:
             self._harmless = accepted.upserts[-1].operation  # sent once more, it changes nothing
         if answer.event_ids:
-            last = accepted.last()
-            self._client.accepted[_kind(last)] = (last.operations()[0], _identifier(last))
+            kind = "large event" if accepted.is_large else "event"
+            self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))
         self._count(accepted.upserts, answer)
 
     def _count(self, upserts: list[Item], answer: Acknowledgement) -> None:

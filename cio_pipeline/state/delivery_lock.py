@@ -11,7 +11,7 @@ from pathlib import Path
 
 import sqlalchemy as sa
 
-from cio_pipeline.state.database import DatabaseError, is_in_memory
+from cio_pipeline.state.database import DatabaseError, is_in_memory, reading
 
 ASK_AGAIN_SECONDS = 1.0
 
@@ -24,7 +24,9 @@ HELD = sa.text(
 )
 """The advisory lock as PostgreSQL lists it: a bigint key is the two halves classid and objid, with objsubid 1."""
 
-IsHeld = Callable[[sa.Connection], bool]
+IsHeld = Callable[[sa.Connection | None], bool]
+"""Whether the lock is still held, as seen in a transaction of the database, or without one."""
+
 TryToLock = Callable[[], bool]
 
 
@@ -36,8 +38,7 @@ def hold_delivery_lock(engine: sa.Engine, waiting: Callable[[], None]) -> Abstra
     """Runs the block while no other process runs such a block on the same database; it may wait for long.
 
     `waiting` is called once if it has to wait. The lock ends with the process, however that ends: PostgreSQL's belongs to a
-    session, SQLite's to a file beside the database. Either may go earlier; gives what tells, in a transaction of the
-    database, whether the lock is still held.
+    session, SQLite's to a file beside the database. Either may go earlier; gives what tells whether the lock is still held.
     """
     return _held(_file_lock(engine) if engine.dialect.name == "sqlite" else _advisory_lock(engine), waiting)
 
@@ -101,7 +102,10 @@ def _advisory_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
         def try_to_lock() -> bool:
             return bool(connection.scalar(sa.select(sa.func.pg_try_advisory_lock(LOCK_KEY))))
 
-        def is_held(transaction: sa.Connection) -> bool:
+        def is_held(transaction: sa.Connection | None) -> bool:
+            if transaction is None:
+                with reading(engine) as own:
+                    return is_held(own)
             return bool(transaction.scalar(HELD, {"key": LOCK_KEY, "process": process}))
 
         try:

@@ -31,13 +31,14 @@ _STATES = """
 """The states of customers whose ids, of `size` bytes each, are joined in one parameter: thousands of parameters are dear."""
 
 STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF customer_states")
-KEEP_STATE = sa.text(
-    "INSERT INTO customer_states (customer, state) VALUES (:customer, :state)"
-    " ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
+KEEP_STATE = (
+    "INSERT INTO customer_states (customer, state) VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
 )
-HOLDER = sa.select(delivery_lock.c.holder).with_for_update(read=True)
-ANY_REFUSAL = sa.text("SELECT EXISTS (SELECT 1 FROM refusals)")
-KEEP_DELIVERED = sa.text("INSERT INTO deliveries (day, event_uuids) VALUES (:day, :event_uuids)")
+KEEP_DELIVERED = "INSERT INTO deliveries (day, event_uuids) VALUES (?, ?)"
+"""These go to the driver as they are: a delivery has one or two a request, and thousands of rows."""
+
+HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
+"""Who has taken the lock last, and whether there is any refusal."""
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,7 @@ class Ledger:
         """
         if self._lock is not None:
             _, is_held = self._lock
-            with reading(self._engine) as connection:
-                _check(is_held(connection))
+            _check(is_held(None))
 
     def delivered(self, day: str) -> Any:
         """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
@@ -173,21 +173,29 @@ class Ledger:
         Raises `lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
         """
         with writing(self._engine) as transaction:
-            self._check_lock(transaction)
+            any_refusal = self._check_lock(transaction)
             if answer.event_ids:
-                transaction.execute(KEEP_DELIVERED, {"day": day, "event_uuids": pack_ids(answer.event_ids).tobytes()})
+                self._execute(transaction, KEEP_DELIVERED, (day, pack_ids(answer.event_ids).tobytes()))
             states = self._keep_states(transaction, answer.customers)
-            if transaction.scalar(ANY_REFUSAL):
+            if any_refusal:
                 _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
             self._keep_refused(transaction, day, answer.refused)
 
-    def _check_lock(self, transaction: sa.Connection) -> None:
-        """Keeps the row as it is until the transaction ends: who takes the lock next waits for that."""
+    def _check_lock(self, transaction: sa.Connection) -> bool:
+        """Keeps the row as it is until the transaction ends: who takes the lock next waits for that. Gives whether there is any
+        refusal."""
+        for_share = " FOR SHARE" if self._engine.dialect.name == "postgresql" else ""
+        standing, any_refusal = transaction.exec_driver_sql(HOLDER.format(for_share)).one()
         if self._lock is not None:
             holder, is_held = self._lock
-            standing = transaction.scalar(HOLDER)
             _check(standing == holder and is_held(transaction))
+        return bool(any_refusal)
+
+    def _execute(self, transaction: sa.Connection, statement: str, values: tuple[Any, ...] | list[tuple[Any, ...]]) -> None:
+        """Has the driver execute a statement, whose values stand as `?`, once or with each of the values."""
+        postgres = self._engine.dialect.name == "postgresql"
+        transaction.exec_driver_sql(statement.replace("?", "%s") if postgres else statement, values)
 
     def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> dict[bytes, bytes]:
         """Merges into what stands there; gives what then does, by customer."""
@@ -197,7 +205,7 @@ class Ledger:
         standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
         for customer, standing in transaction.execute(standing_states, _joined(states)).all():
             states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
-        transaction.execute(KEEP_STATE, [{"customer": customer, "state": states[customer]} for customer in sorted(states)])
+        self._execute(transaction, KEEP_STATE, sorted(states.items()))
         return states
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import sqlite3
 from pathlib import Path
 
 import dagster as dg
 import pytest
 import sqlalchemy as sa
+from alembic.script import ScriptDirectory
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 
@@ -31,6 +33,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("sqlalchemy.create_engine", noted)
     for module in (sqlite_event_log, sqlite_run_storage):
         monkeypatch.setattr(module, "create_engine", noted)  # ours when the test ends, whatever it set
+    monkeypatch.setattr(ScriptDirectory, "from_config", ScriptDirectory.from_config)
     return urls
 
 
@@ -53,3 +56,35 @@ def test_with_kept_engines_it_makes_one_a_database_and_stores_the_same_events(ma
     dagster_storage.keep_engines()
     assert stored(tmp_path / "with") == without
     assert len(made) == len(set(made))
+
+
+def test_with_kept_engines_its_migrations_are_loaded_once_and_new_databases_are_of_the_same_version(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    load = ScriptDirectory._load_revisions
+
+    def noted(self: ScriptDirectory) -> object:
+        loaded.append(self.dir)
+        return load(self)
+
+    monkeypatch.setattr(ScriptDirectory, "_load_revisions", noted)
+    stored(tmp_path / "without")
+    assert len(loaded) > 2 * len(set(loaded))
+    loaded.clear()
+    dagster_storage.keep_engines()
+    dagster_storage._kept_scripts.cache_clear()
+    stored(tmp_path / "with")
+    stored(tmp_path / "again")
+    assert len(loaded) == len(set(loaded))
+    assert versions(tmp_path / "with") == versions(tmp_path / "again") == versions(tmp_path / "without") != {}
+
+
+def versions(home: Path) -> dict[str, str]:
+    """The version that stands in each of an instance's databases but those of runs, whose names are their own."""
+    found = {}
+    for file in home.rglob("*.db"):
+        with sqlite3.connect(file) as database:
+            name = file.name if file.name in ("runs.db", "index.db", "schedules.db") else "a run's"
+            [[found[name]]] = database.execute("SELECT version_num FROM alembic_version")
+    return found

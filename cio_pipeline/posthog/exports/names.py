@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from datetime import datetime, timedelta, timezone
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -59,6 +60,7 @@ class Named(NamedTuple):
     ending: str
 
 
+@lru_cache(1 << 15)
 def named(path: str) -> Named | None:
     """What the file's name says; None where there is no interval in it, or it holds no events."""
     name = unquote(PurePosixPath(path).name)
