@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import threading
 from collections.abc import Callable
@@ -230,11 +231,19 @@ def _not_the_track_api(response: requests.Response, tries: int) -> Trouble:
 
 
 def _json(response: requests.Response) -> dict[str, Any] | None:
+    """The object that an answer is, in UTF-8; None where it is none, or has a name twice, so that one may hide the other."""
     try:
-        parsed = response.json()
+        parsed = json.loads(response.content.decode("utf-8", "replace"), object_pairs_hook=_each_once)
     except (ValueError, RecursionError):
         return None
     return parsed if isinstance(parsed, dict) else None
+
+
+def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name is there twice")
+    return found
 
 
 def _serving_host(account: dict[str, Any] | None) -> str | None:

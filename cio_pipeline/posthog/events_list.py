@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.client import Api, refused
-from cio_pipeline.posthog.rows import event_frame
+from cio_pipeline.posthog.rows import NO_TIME, event_frame
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
     EVER,
@@ -105,6 +105,8 @@ class EventsApiSource:
             frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)
         except (KeyError, TypeError, AttributeError):
             raise NotExtracted("PostHog's list of events is none: is POSTHOG_HOST the address of PostHog?") from None
+        if (frame["timestamp"] == NO_TIME).any():
+            raise NotExtracted("PostHog lists an event whose time cannot be read, so that others might be missed.")
         return Page(frame, following is not None)
 
     def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:

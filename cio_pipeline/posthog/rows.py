@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
+from cio_pipeline.posthog.exports.times import FIRST, moment
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
 HALF_A_PAIR = re.compile("[\ud800-\udfff]")
@@ -22,6 +23,10 @@ TIME = re.compile(
     re.ASCII | re.VERBOSE,
 )
 """A time with any precision and offset; without an offset it is UTC."""
+
+
+NO_TIME = pd.Timestamp(moment(FIRST))
+"""The time of an event whose own cannot be read."""
 
 
 class Found(NamedTuple):
@@ -44,6 +49,8 @@ class Found(NamedTuple):
 
 def found_in(body: Any, most_rows: int) -> Found:
     """A query's answer; it is full where it has the most rows that there can be. Raises `NotExtracted` where it is none."""
+    if isinstance(body, dict) and body.get("error"):
+        raise NotExtracted("PostHog says that its query failed, but answers as if it had not: run the partition again.")
     try:
         names, rows = body["columns"], body["results"]
         values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
@@ -55,7 +62,8 @@ def found_in(body: Any, most_rows: int) -> Found:
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:
     """The rows as `EVENT_SCHEMA` says, from JSON values by column; created_at and person_properties may be missing.
 
-    Raises `NotExtracted` where another column is missing, or a timestamp is none or not in `start` <= timestamp < `end`.
+    A timestamp that cannot be read is the year 1, which R14 refuses. Raises `NotExtracted` where another column is missing, a
+    timestamp is not in `start` <= timestamp < `end`, or none of the events has one.
     """
     missing = [name for name in ("uuid", "event", "distinct_id", "timestamp", "properties") if name not in columns]
     if missing:
@@ -70,11 +78,14 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
         frame[name] = pd.Series([_json_text(value) for value in columns.get(name, nothing)], dtype=object)
     if "person_properties" in columns:
         frame["person_properties"] = frame["person_properties"].fillna("{}")
-    if not frame["timestamp"].between(start, end, inclusive="left").all():
+    untimed = frame["timestamp"].isna()
+    is_in = frame["timestamp"].between(start, end, inclusive="left") | untimed
+    if not is_in.all() or (len(frame) and untimed.all()):
         raise NotExtracted(
             f"PostHog gave events of other days than {start:%Y-%m-%d}, or without a time, or with one that is not written as"
             " ISO 8601 says: is its time zone not honoured?"
         )
+    frame.loc[untimed, "timestamp"] = NO_TIME
     return frame[EVENT_SCHEMA.names]
 
 

@@ -12,7 +12,7 @@ import requests
 import urllib3
 
 from cio_pipeline import http_retry as http
-from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
+from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import RateLimit, Stopped
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline_tests.customerio.clock import Clock
@@ -67,6 +67,7 @@ ODD: list[tuple[int, str]] = [
     ),
     *((200, body) for body in ("", " ", "<html>Please log in</html>", "null", "true", "0", '""', "[]", "[{}]", "{", "{}{}")),
     *((200, body) for body in ('{"status": "ok"}', '{"meta": {}}', '{"errors": null}', '{"errors": {}}', "[" * 100_000)),
+    *((200, body) for body in ("\ufeff{}", '{"errors": [{"batch_index": 0}], "errors": []}', '{"errors": [], "errors": []}')),
 ]
 
 
@@ -103,6 +104,22 @@ def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
         client(workspace.url).check()
         odd += [(200, "Back soon"), (404, {}), (204, "")]
         assert client(workspace.url).batch([HARMLESS]) == {}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        '{"errors": [{"batch_index": 0}], "errors": [{"batch_index": 1}]}',
+        '{"errors": [{"batch_index": 0, "batch_index": 1}]}',
+        '{"errors": [{"batch_index": 0}], "\\u0065rrors": []}',
+    ],
+)
+def test_an_answer_that_has_a_name_twice_tells_of_no_item_whether_it_was_taken(
+    monkeypatch: pytest.MonkeyPatch, body: str
+) -> None:
+    answering(monkeypatch, 207, body)
+    with pytest.raises(UnnamedRefusal):
+        client("https://track.customer.io").batch([b"{}", b"{}"])
 
 
 def test_a_reason_that_quotes_an_email_is_masked(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -319,6 +319,8 @@ def numbered(page: dict[str, Any]) -> dict[str, Any]:
     [
         (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
         (a_page("2026-03-01T10:00:00Z"), "events of other days"),
+        (a_page("2026-03-02T10:00:00Z", "soon"), "an event whose time cannot be read"),
+        (a_page("soon", "2026-03-02T10:00:00Z"), "an event whose time cannot be read"),
         (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
         ({"results": [{"id": "1"}]}, "list of events is none"),
         ([], "list of events is none"),

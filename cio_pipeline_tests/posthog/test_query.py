@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from typing import Any
+from uuid import UUID
 
 import pandas as pd
 import pyarrow as pa
@@ -15,7 +16,7 @@ import pytest
 
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.rows import event_frame
+from cio_pipeline.posthog.rows import event_frame, found_in
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -61,6 +62,26 @@ def rows(**values: Any) -> pd.DataFrame:
     """One row of an answer, with these values."""
     row = {"uuid": "x", "event": "e", "distinct_id": "u", "timestamp": "2026-03-02T10:00:00Z", "properties": "{}", **values}
     return event_frame({name: [value] for name, value in row.items()}, START, END)
+
+
+def test_an_answer_that_says_it_failed_is_no_empty_day() -> None:
+    body = {"columns": ["event", "events"], "results": [], "error": None}
+    assert found_in(body, 50_000).rows == 0
+    with pytest.raises(NotExtracted, match="says that its query failed"):
+        found_in({**body, "error": "Memory limit exceeded, for jane@example.com"}, 50_000)
+
+
+def test_an_event_whose_time_cannot_be_read_is_refused_by_r14_and_does_not_stop_its_day() -> None:
+    times = ["2026-03-02T10:00:00Z", None, "", "soon", 17, "2026-02-30T10:00:00Z", "0000-01-01T00:00:00Z"]
+    same = {"event": "e", "distinct_id": "u", "properties": "{}"}
+    columns = {name: [value] * len(times) for name, value in same.items()}
+    uuids = [str(UUID(int=number)) for number in range(len(times))]
+    found = event_frame({**columns, "uuid": uuids, "timestamp": times}, START, END)
+    assert found["timestamp"].dt.year.tolist() == [2026, 1, 1, 1, 1, 1, 1]
+    with pytest.raises(NotExtracted, match="without a time"):
+        event_frame({**columns, "uuid": uuids, "timestamp": [None] * len(times)}, START, END)
+    with pytest.raises(NotExtracted, match="of other days"):
+        event_frame({**columns, "uuid": uuids, "timestamp": [*times[:-1], "2026-03-03T00:00:00Z"]}, START, END)
 
 
 def test_a_day_is_read_to_the_microsecond_whatever_the_projects_time_zone(server: posthog.PostHog) -> None:

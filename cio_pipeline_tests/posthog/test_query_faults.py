@@ -93,6 +93,17 @@ def read(source: QuerySource) -> pd.DataFrame:
     return in_order(pd.concat(source.events(START, END).frames))
 
 
+@pytest.mark.parametrize("column", ["event", "month"])
+def test_one_answer_that_counts_nothing_is_no_empty_day_and_no_empty_history(
+    source: QuerySource, project: Faulty, column: str
+) -> None:
+    project.add(stored(number, "$identify") for number in range(3))
+    nothing = Answer(orjson.dumps({"columns": [column, "events"], "results": []}))
+    project.fault = lambda *asked: nothing if asked[2] == 0 else None
+    window = source.events(START, END) if column == "event" else source.history(END)
+    assert sum(map(len, window.frames)) == 3
+
+
 # Too much at once
 
 TOO_BIG = [

@@ -94,7 +94,7 @@ def _settled(run: Run, folder: Folder) -> Run:
 
     Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
     """
-    run, left = settled(run, _manifest(run, folder))
+    run, left = settled(run, _manifests(run, folder))
     if left:
         logger.info("Ignored, because the manifest of %s does not name them: %s.", run, _names(left, folder))
     if unclear := strange(run):
@@ -105,13 +105,17 @@ def _settled(run: Run, folder: Folder) -> Run:
     return run
 
 
-def _manifest(run: Run, folder: Folder) -> list[str] | None:
-    if run.manifest is None:
-        return None
+def _manifests(run: Run, folder: Folder) -> dict[str, list[str]]:
+    """The run's manifests that are whole, and the names in each: a later run's may lie beside an earlier one's copy."""
+    found = {path: _manifest(path, folder) for path in run.manifests}
+    return {path: names for path, names in found.items() if names is not None}
+
+
+def _manifest(path: str, folder: Folder) -> list[str] | None:
     try:
-        text = folder.files.cat_file(run.manifest)
+        text = folder.files.cat_file(path)
     except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"{folder.name(run.manifest)} cannot be read: {cause(trouble)}.") from None
+        raise NotExtracted(f"{folder.name(path)} cannot be read: {cause(trouble)}.") from None
     try:
         names = json.loads(text)["files"]
     except (ValueError, KeyError, TypeError, RecursionError):

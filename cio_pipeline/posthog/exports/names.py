@@ -103,9 +103,9 @@ def _of_days(name: str) -> Named | None:
         return None
     try:
         first, last = (_utc(*map(int, days.groups()[at : at + 3])) for at in (0, 3))
-    except ValueError:
+        return Named(first - DAY, last + 2 * DAY, None, "other", None, name)
+    except (ValueError, OverflowError):
         return None
-    return Named(first - DAY, last + 2 * DAY, None, "other", None, name)
 
 
 def _time(text: str) -> datetime | None:

@@ -3,8 +3,8 @@
 A file holds what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
 file. Where files have a greatest size, each is a numbered part, and a manifest, written last, names the parts that count; in
 2024 the first part had no number and there was no manifest. Several runs may have written files of one interval, such as a
-backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that a manifest of files of
-their own kind does not name are known to be what a failed run left.
+backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that no manifest of files of
+their own kind names are known to be what a failed run left.
 
 So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
 come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
@@ -36,13 +36,13 @@ class Run:
     end: datetime
     files: list[str] = field(default_factory=list)
     parts: dict[str, Named] = field(default_factory=dict)
-    manifest: str | None = None
+    manifests: list[str] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
 
     @property
     def finished(self) -> bool:
         """Parts without a manifest are of a run that is still under way, or has failed."""
-        return bool(self.files) or self.manifest is not None
+        return bool(self.files or self.manifests)
 
     def overlaps(self, start: datetime, end: datetime) -> bool:
         """Whether anything may have landed both in this run's interval and in this one."""
@@ -61,7 +61,7 @@ def runs(paths: Iterable[str]) -> list[Run]:
             continue
         run = found.setdefault((str(PurePosixPath(path).parent), name.start, name.end), Run(name.start, name.end))
         if name.kind == "manifest":
-            run.manifest = path
+            run.manifests.append(path)
         elif name.kind == "other":
             run.others.append(path)
         elif name.part is None:
@@ -76,21 +76,24 @@ def unnamed(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if named(path) is None and looks_like_data(path))
 
 
-def settled(run: Run, manifest: list[str] | None) -> tuple[Run, list[str]]:
+def settled(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
     """The run with all of its files that count, and the parts that a failed run left.
 
-    `manifest` are the names in its manifest; None where it has none that is whole. Raises `NotExtracted` where a file is not
+    `manifests` are those of its manifests that are whole, and the names in each. Raises `NotExtracted` where a file is not
     there.
     """
-    if manifest is None:
+    if not manifests:
         _check_numbers(run)
-        return replace(run, files=[*run.files, *run.parts] if run.files else [], manifest=None), []
-    listed, there = {_identity(name) for name in manifest}, {_identity(path) for path in (*run.files, *run.parts)}
-    for name in manifest:
-        if _identity(name) not in there:
-            by = PurePosixPath(run.manifest or "").name
-            raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, and it is not there. {AGAIN}")
-    endings = {found.ending for name in manifest if (found := named(name))}
+        return replace(run, files=[*run.files, *run.parts] if run.files else [], manifests=[]), []
+    there = {_identity(path) for path in (*run.files, *run.parts)}
+    listed, endings = set[Named | str](), set[str]()
+    for manifest, names in manifests.items():
+        for name in names:
+            if _identity(name) not in there:
+                by = PurePosixPath(manifest).name
+                raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, and it is not there. {AGAIN}")
+        listed |= {_identity(name) for name in names}
+        endings |= {found.ending for name in names if (found := named(name))}
     left = [path for path, part in run.parts.items() if part.ending in endings and _identity(path) not in listed]
     return replace(run, files=[*run.files, *(path for path in run.parts if path not in left)]), left
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -95,6 +96,22 @@ def test_parts_that_a_failed_run_left_are_named(tmp_path: Path, caplog: pytest.L
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
     assert numbers(tmp_path) == [0, 1, 7]
     assert any("Ignored, because the manifest" in text and f"{DAY}-2.parquet.zst" in text for text in caplog.messages)
+
+
+@pytest.mark.parametrize("copy", ["_manifest (1).json", "_manifest - Copy.json"])
+def test_the_parts_of_a_manifest_and_of_its_older_or_newer_copy_all_count(tmp_path: Path, copy: str) -> None:
+    for part in range(4):
+        put(tmp_path, f"{DAY}-{part}.parquet.zst", part)
+    manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
+    (tmp_path / f"{DAY}{copy}").write_text(json.dumps({"files": [f"{DAY}-1.parquet.zst", f"{DAY}-2.parquet.zst"]}))
+    assert numbers(tmp_path) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", ["0001-01-01-2024-05-02.jsonl", "0001-01-01T00:00:00+09:00-9999-12-31T00:00:00Z.jsonl"])
+def test_a_name_with_dates_beyond_all_years_is_none_that_is_understood(tmp_path: Path, name: str) -> None:
+    put(tmp_path, name, 1)
+    with pytest.raises(NotExtracted, match=f"CIO_BATCH_EXPORT_URL holds no file .* It has {re.escape(name)}"):
+        numbers(tmp_path)
 
 
 def test_a_manifest_that_names_a_file_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
