@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test nightly test-lowest test-clickhouse lint lock
+.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -45,7 +45,10 @@ screenshots: $(READY) ## the README's picture of a receipt anew, with Chromium, 
 bench: $(READY_TO_TEST) ## how fast a day is (docs/speed.md); EVENTS=1000000 BYTES="600 2000" LATENCY="0 20" say of what
 	@$(PY) -m bench --events "$(EVENTS)" --bytes $(BYTES) --latency $(LATENCY)
 
-test: lint ## all tests, and how much of the code they run in this process (at least what pyproject.toml says)
+test: lint ## all tests
+	@$(TESTS)
+
+coverage: $(READY_TO_TEST) ## all tests, and how much of the code they run (at least what pyproject.toml says); half as long again
 	@$(TESTS) --cov --cov-report=term
 
 nightly: $(READY_TO_TEST) ## the properties with 20 times as many examples, other ones each time; TIMES=100 for more
