@@ -32,7 +32,8 @@ def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
     case> <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
     """
     days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
-    lower = pc.ascii_lower(uuids.view(pa.large_string())).view(pa.large_binary())
+    # not ascii_lower: pyarrow 26 takes wrong bytes where an array's offsets do not begin at 0
+    lower = pc.utf8_lower(uuids.view(pa.large_string())).view(pa.large_binary())
     counted = names.each(lambda name: f" {len(name)} {name}".encode())
     space, nothing = (pa.scalar(text, pa.large_binary()) for text in (b" ", b""))
     identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))

@@ -71,3 +71,14 @@ def test_r12_no_two_events_have_one_id(events: set[tuple[int, str, str, int]]) -
     times, names, ids, numbers = zip(*events, strict=True)
     uuids = [str(uuid.UUID(int=number)) for number in numbers]
     assert len(set(ids_of([day * DAY for day in times], names, ids, uuids))) == len(events)
+
+
+def test_r12_the_ids_are_the_same_where_the_texts_begin_within_the_bytes_of_others() -> None:
+    """So it is in a shard that was read from a part of a spill file; Arrow's `ascii_lower` takes wrong bytes then."""
+    texts = [str(uuid.UUID(int=number << 64)).upper() for number in range(5)]
+    whole = pa.array(texts, pa.large_string())
+    offsets = np.frombuffer(whole.buffers()[1], dtype=np.int64)[2:].copy()
+    part = pa.Array.from_buffers(pa.large_binary(), 3, [None, pa.py_buffer(offsets), whole.buffers()[2]])
+    whose = pa.array(["u1"] * 3, pa.large_string()).cast(pa.large_binary())
+    found = ulids(np.zeros(3, dtype=np.int64), codes_of(pd.Series(["visit"] * 3, dtype="str")), whose, part)
+    assert [one.decode() for one in found.to_pylist()] == ids_of([0] * 3, ["visit"] * 3, ["u1"] * 3, texts[2:])
