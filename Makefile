@@ -3,7 +3,7 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_TO_TEST := $(VENV)/ready-to-test
-TESTS := $(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+TESTS := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 UV_COMPILE := uv pip compile --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
 EVENTS ?= 100000
@@ -58,7 +58,7 @@ test-lowest: ## all tests with the lowest versions that pyproject.toml allows, i
 	@uv venv --quiet --allow-existing --python $(PYTHON) .venv-lowest
 	@uv pip compile --quiet --resolution lowest-direct --python .venv-lowest --extra dev pyproject.toml -o .venv-lowest/requirements.txt
 	@uv pip sync --quiet --python .venv-lowest .venv-lowest/requirements.txt
-	@.venv-lowest/bin/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@.venv-lowest/bin/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
