@@ -5,9 +5,8 @@ import signal
 import sys
 
 if __name__ == "__main__":
-    gc.set_threshold(
-        100_000, 50, 100
-    )  # what Dagster and pandas load is no garbage, and looking for some is a third of the time
+    # What Dagster and pandas load is no garbage, and looking for some takes a third of the time.
+    gc.set_threshold(100_000, 50, 100)
     try:
         from cio_pipeline.cli.commands import main
 

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 from cio_pipeline.learning import code_hash
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
+from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.facts import ORDER, in_order
-from cio_pipeline.rules.operations import build, emails_in_another_case
+from cio_pipeline.rules.operations import EVENTS, REJECTS, build, emails_in_another_case
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merge_windows, merges, stitched
 from cio_pipeline.state.identities import Identities
@@ -40,35 +41,6 @@ TO_SEND = pa.schema(
         ("outcome", TEXT),
     ]
 )
-CUSTOMERS = pa.schema(
-    [
-        ("key", TEXT),
-        ("part", pa.int32()),
-        ("attributes", pa.int32()),
-        ("timestamp", TIME),
-        ("operation", TEXT),
-        ("state", pa.binary()),
-        ("identifier", TEXT),
-        ("email", TEXT),
-        ("consent", pa.bool_()),
-    ]
-)
-EVENTS = pa.schema(
-    [
-        *((name, TEXT) for name in ("uuid", "ulid", "key", "distinct_id", "name", "type")),
-        ("timestamp", TIME),
-        *((name, TEXT) for name in ("call", "operation")),
-        ("personless", pa.bool_()),
-    ]
-)
-REJECTS = pa.schema(
-    [
-        *((name, TEXT) for name in ("uuid", "distinct_id", "event")),
-        ("timestamp", TIME),
-        *((name, TEXT) for name in ("what", "name", "reason")),
-    ]
-)
-
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
 EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are no email (R1)"

@@ -34,7 +34,13 @@ EVENTS = pa.schema(
         ("personless", pa.bool_()),
     ]
 )
-REJECT_COLUMNS = ["uuid", "distinct_id", "event", "timestamp", "what", "name", "reason"]
+REJECTS = pa.schema(
+    [
+        *((name, TEXT) for name in ("uuid", "distinct_id", "event")),
+        ("timestamp", pa.timestamp("us", "UTC")),
+        *((name, TEXT) for name in ("what", "name", "reason")),
+    ]
+)
 
 PIECE = 20_000
 """So many events are worked on at once: their JSON is in memory several times meanwhile."""
@@ -121,4 +127,4 @@ def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pd.DataFrame:
     rows = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects]).reset_index(drop=True)
     columns = enumerate(("what", "name", "reason"), start=1)
     made = {column: pa.array([reject[at] for reject in rejects], TEXT) for at, column in columns}
-    return rows.assign(**pa.table(made).to_pandas())[REJECT_COLUMNS]
+    return rows.assign(**pa.table(made).to_pandas())[REJECTS.names]
