@@ -14,6 +14,7 @@ import dagster as dg
 import orjson
 
 from cio_pipeline.cli.terminal import complain, show
+from cio_pipeline.defs.receipts import OPEN_REFUSALS
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
@@ -77,12 +78,14 @@ class Summary:
         self._extracted[day] = int(facts.get("extracted", 0))
         self._filtered[day] = int(facts.get("filtered", 0))
         self._refused[day] = int(facts.get("refused", 0))
-        reasons = facts.get("reasons") or {}
-        self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
+        outcomes = [record.data for record in facts["outcomes"].records] if "outcomes" in facts else []
+        self._reasons.update(
+            {str(one["what"]): int(one["count"]) for one in outcomes if str(one.get("what")).startswith(REFUSED)}
+        )
 
     def _add_receipt(self, day: str, receipt: Facts) -> None:
-        self._refused_by_customerio += int(receipt.get("refused", 0))
         if "dry run" not in receipt:
+            self._refused_by_customerio += int(receipt.get(OPEN_REFUSALS, 0))
             return
         show(f"{day}, if it were run (nothing was sent):")
         rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}

@@ -25,10 +25,21 @@ from cio_pipeline.defs.before_delivery import (
     shards,
 )
 from cio_pipeline.defs.checks import or_warning
-from cio_pipeline.defs.keys import GROUP, PREFIX, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
-from cio_pipeline.defs.receipts import in_one_line
+from cio_pipeline.defs.receipts import (
+    DELIVERED,
+    HELD,
+    MEANING,
+    OPEN_REFUSALS,
+    TYPES,
+    in_one_line,
+    last_days,
+    receipt,
+    run_counts,
+)
 from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.schemas import described
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.rules.consent import AllowConsent
@@ -40,7 +51,6 @@ logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
-HELD = "events held as too recent"
 
 
 class Delivery(Bounded):
@@ -102,12 +112,12 @@ def upsert_to_customerio(
                 day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
             )
             sent.counts[HELD] += _held(store, tables, day, options)
-            traffic, seconds = customerio.traffic() - before, time.monotonic() - started
-            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
-            context.add_asset_metadata(receipt, partition_key=day)
-            logger.info("%s: %s.", day, in_one_line(receipt))
+            run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
+            logger.info("%s: %s.", day, in_one_line(run))
+            made = _receipt(store, day, run, sent.sample)
+            context.add_asset_metadata(made, partition_key=day)
             if day != keys[-1]:
-                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
     yield dg.Output(None)
 
 
@@ -158,23 +168,9 @@ def one_at_a_time(store: Store) -> Iterator[None]:
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 
-def receipt_of(
-    counts: Counter[str], sample: list[str], traffic: Counter[str], seconds: float
-) -> dict[str, dg.MetadataValue | int | float]:
-    """The counts by reason, the requests, and a sample that shows nobody's data."""
-    names = ("customers sent", "new customers", "events sent", "customers with nothing new", "events delivered before")
-    also = (ONLY_PERSONLESS, "customers suppressed", "events suppressed")
-    refused = sum(count for name, count in counts.items() if name.startswith("refused"))
-    return {
-        **{name: counts[name] for name in (*names, *also)},
-        "refused": refused,
-        **counts,
-        "requests": traffic["requests"],
-        "bytes": traffic["bytes"],
-        "seconds": round(seconds, 2),
-        "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0,
-        "sample": dg.MetadataValue.json(sample),
-    }
+def _receipt(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+    totals = store.ledger.totals(day)
+    return receipt(totals, run, sample, last_days(day, store, totals), store.connected)
 
 
 def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataValue | int | bool]:
@@ -200,8 +196,8 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
 def _in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
     """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
     return {
-        "events delivered in all": len(store.ledger.delivered(day)),
-        "refused and open": len(store.ledger.refused(day)),
+        DELIVERED: len(store.ledger.delivered(day)),
+        OPEN_REFUSALS: len(store.ledger.refused(day)),
         "people that the suppression list names": options.suppressed.names,
     }
 
@@ -222,9 +218,12 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"customerio"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": described(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
-    """Customer.io, brought up to date with the day: what was sent, skipped as delivered before, and refused."""
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did."""
     return upsert_to_customerio(customers=customers, events=events)
 
 

@@ -4,6 +4,10 @@ import dagster as dg
 
 GROUP = "customerio_sync"
 
+OWNERS = ["team:data"]
+TAGS = {"pipeline": "cio_pipeline"}
+"""Of each asset. To change them, change them here: they are no settings."""
+
 PREFIX = "cio"
 
 

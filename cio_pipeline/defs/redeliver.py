@@ -12,8 +12,9 @@ from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
-from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
-from cio_pipeline.defs.receipts import in_one_line
+from cio_pipeline.defs.deliver import one_at_a_time, suppressed
+from cio_pipeline.defs.metadata import table
+from cio_pipeline.defs.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.state.ledger import Refusal
 
@@ -45,10 +46,11 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
             report = redeliver(day, refused, store.ledger, customerio.client, options)
             counts, lines = counts + report.counts, lines or report.sample
             counts["refusals suppressed"] += len(to_send[day]) - len(refused)
-    receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
+    run = run_counts(counts, customerio.traffic() - before, time.monotonic() - started)
     still = sum(store.ledger.refused_by_reason().values())
-    logger.info("%s; %s refused still, of all days.", in_one_line(receipt), f"{still:,}")
-    context.add_output_metadata({**receipt, "refused still, of all days": still})
+    logger.info("%s; %s refused still, of all days.", in_one_line(run), f"{still:,}")
+    sample = table([{"sent, masked": line} for line in lines])
+    context.add_output_metadata({**run, "refused still, of all days": still, "sample": sample})
 
 
 def _to_send(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
