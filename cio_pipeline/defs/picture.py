@@ -9,7 +9,7 @@ from datetime import date
 from itertools import accumulate
 
 DAYS_SHOWN = 14
-WIDTH, HEIGHT, STEP = 640, 99, 45
+WIDTH, HEIGHT, STEP = 520, 99, 37
 LEAST = 2
 """Pixels of a part that has any event, so that a single refused one is seen."""
 
@@ -63,11 +63,11 @@ def last_days_picture(days: Sequence[DayEvents]) -> str:
     bars = ""
     for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
         tops = [_tops(day, most).get(name) for day in days]
-        line = "".join(f"M{at * STEP + 20} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
+        line = "".join(f"M{at * STEP + 16} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
         bars += f"<path stroke='{colour}' d='{line}'/>" if line else ""
     first, last = (f"{date.fromisoformat(day.day):%-d %b}" for day in (days[0], days[-1]))
     said = f"{first} to {last}; the highest bar is {most:,} event{'s' * (most != 1)}."
-    return _markdown("Events by day", HEIGHT, " stroke-width='28'", bars) + f"\n\n{said}"
+    return _markdown("Events by day", HEIGHT, " stroke-width='24'", bars) + f"\n\n{said}"
 
 
 def _tops(day: DayEvents, most: int) -> dict[str, int]:

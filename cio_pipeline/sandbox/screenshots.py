@@ -79,7 +79,7 @@ def _entries(address: str) -> list[str]:
 def _take(browser: str, url: str) -> None:
     with tempfile.TemporaryDirectory() as profile:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
-        view = (f"--user-data-dir={profile}", "--window-size=1400,1000", "--virtual-time-budget=20000")
+        view = (f"--user-data-dir={profile}", "--window-size=1400,1400", "--virtual-time-budget=20000")
         subprocess.run(  # noqa: S603
             [browser, *options, *view, f"--screenshot={PICTURE}", url], check=True, timeout=180, capture_output=True
         )

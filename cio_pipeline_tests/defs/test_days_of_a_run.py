@@ -266,7 +266,7 @@ def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstanc
     workspace = start(stream(DAYS[:1]))
     with monkeypatch.context() as broken:
         refusing_upserts(workspace, broken)
-        assert run(instance, DAYS[:1])[DAYS[0]]["refused"] == 2
+        assert run(instance, DAYS[:1])[DAYS[0]]["refused by Customer.io"] == 2
     before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     job = defs.resolve_job_def("redeliver_refused")
