@@ -156,6 +156,7 @@ def test_a_day_without_events_or_far_below_its_weekday_is_said(
         run(instance, day, day)
     found = check(run(instance), "as_many_events_as_usual")
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert found.metadata["days"].value == ([] if passes else [DAY])
     assert passes or (found.description or "").startswith(f"{DAY} has {events} events, 12 are usual")
 
 
@@ -176,6 +177,7 @@ def test_a_day_whose_events_should_carry_attributes_and_carry_none_is_said(
     found = check(run(instance, "2025-02-25"), "attributes_given")
     passes = mode == "person" or (mode == "auto" and days == 90)
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert found.metadata["days"].value == ([] if passes else [DAY])
     assert passes or (found.description or "").startswith(f"{DAY}: there are $identify or $set events, but none gives")
 
 
