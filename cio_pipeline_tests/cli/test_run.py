@@ -177,7 +177,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             OPEN,
             sqlite3.OperationalError("disk I/O error"),
             1,
-            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error.\n",
+            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error: is its disk full or read-only?\n",
         ),
         (
             OPEN,
