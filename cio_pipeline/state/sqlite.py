@@ -15,7 +15,7 @@ import sqlalchemy as sa
 SILENT_SECONDS = 5
 """A writer that waits longer than that says so."""
 
-OF_THE_DISK = ("disk I/O error", "disk is full", "readonly database")
+OF_THE_DISK = ("disk I/O error", "readonly database")
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
 
 
 def with_hint(words: str) -> str:
-    """SQLite's words at the end of a sentence; those that a full disk brings leave open that it is one."""
+    """SQLite's words at the end of a sentence; those that leave open whether it is the disk get a question."""
     return f"{words}: is its disk full or read-only?" if any(known in words for known in OF_THE_DISK) else f"{words}."
 
 
