@@ -13,6 +13,7 @@ from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delive
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
 from cio_pipeline.defs.deliver import customerio_delivery
 from cio_pipeline.defs.failures import reason_of
+from cio_pipeline.defs.keys import PREFIX
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, SETTINGS
 from cio_pipeline.defs.redeliver import redeliver_refused
 from cio_pipeline.masking import mask
@@ -203,7 +204,7 @@ def _is_ours(run: dg.DagsterRun) -> bool:
 
 
 def _is_our_asset(key: dg.AssetKey) -> bool:
-    return key.path[:-1] == customerio_delivery.key.path[:-1]
+    return key.path[0] == PREFIX
 
 
 def _started(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:

@@ -9,6 +9,7 @@ from statistics import median
 import dagster as dg
 
 from cio_pipeline.defs.failures import failing_in_a_sentence
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
@@ -18,8 +19,6 @@ from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
-
-GROUP = "customerio_sync"
 
 USUAL_WEEKS = 8
 """A day is compared with the same weekday of so many weeks before it."""
@@ -42,17 +41,18 @@ def now() -> datetime:
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"posthog", "parquet"},
     check_specs=[
         dg.AssetCheckSpec(
             "as_many_events_as_usual",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
         ),
         dg.AssetCheckSpec(
             "attributes_given",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day with $identify or $set events has an event that gives attributes.",
         ),
     ],
@@ -132,7 +132,7 @@ class HistoryConfig(dg.Config):
     """Read it again, though it is known."""
 
 
-@dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
+@dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
 @failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
@@ -152,6 +152,7 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"pandas", "sql"},
     deps=[posthog_events, identity_history],
