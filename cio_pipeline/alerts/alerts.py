@@ -149,7 +149,7 @@ def _failed(event: RunFailed) -> tuple[Alert, Trouble]:
 
 
 def _overdue(event: DayOverdue) -> tuple[Alert, Trouble]:
-    text = f"{event.day} is not delivered by {event.by} (CIO_DELIVERED_BY): {event.reason}"
+    text = f"{event.day} was not delivered by {event.by} (CIO_DELIVERED_BY): {event.reason}"
     alert = Alert(kind="day", is_over=False, text=text, partitions=(event.day,), page=event.page)
     end = Alert(kind="day", is_over=True, text=f"Over: {event.day} is delivered now.", partitions=(event.day,))
     return alert, Trouble(over=end, days=[event.day])

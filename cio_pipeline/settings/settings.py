@@ -115,7 +115,7 @@ class AlertSettings(DaysSettings):
 
     @property
     def alert_places(self) -> dict[str, str]:
-        """The addresses that are called, by the names of their settings; for a mail server, as if it were a web server."""
+        """The addresses that are called, by the names of their settings."""
         given = {
             "CIO_ALERT_WEBHOOK_URL": self.alert_webhook_url,
             "CIO_HEARTBEAT_URL": self.heartbeat_url,

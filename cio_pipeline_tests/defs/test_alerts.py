@@ -152,7 +152,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
         daemon.tick()
         daemon.tick()
         why = "no run of customerio_sync was started since: is the schedule customerio_daily on, and can it start runs?"
-        assert hook.texts == [f"{YESTERDAY} is not delivered by 12:30 UTC (CIO_DELIVERED_BY): {why}"]
+        assert hook.texts == [f"{YESTERDAY} was not delivered by 12:30 UTC (CIO_DELIVERED_BY): {why}"]
         deliver(instance, YESTERDAY)
         daemon.tick()
         daemon.tick()
