@@ -38,6 +38,16 @@ MOST_DAYS = 31
 """So many days are asked about that went by while the sensor was off."""
 
 JOBS = (customerio_sync.name, redeliver_refused.name)
+ASSET_JOB = "__ASSET_JOB"
+"""Dagster's name for the job of runs that name assets, as its backfills do."""
+
+ENDS = {
+    dg.DagsterRunStatus.QUEUED: "waits in Dagster's queue",
+    dg.DagsterRunStatus.NOT_STARTED: "was not started",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "was canceled",
+    dg.DagsterRunStatus.SUCCESS: "ended without delivering it",
+}
 EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 WILL_RETRY, RETRIED_BY = "dagster/will_retry", "dagster/auto_retry_run_id"
 SCHEDULE = "dagster/schedule_name"
@@ -91,7 +101,7 @@ def _failures(instance: dg.DagsterInstance, seen: Seen) -> Iterator[Event]:
     """The runs that have failed for good; the first of which that is not known ends the reading for now."""
     limit = MOST_AT_ONCE - len(seen.unsent)
     for record, run in runs_ended(instance, dg.DagsterEventType.RUN_FAILURE, seen.failures, limit):
-        if run is not None and _is_undecided(run, record.timestamp):
+        if run is not None and _is_undecided(instance, run, record.timestamp):
             return
         seen.failures = record.storage_id
         if run is None or run.tags.get(RETRIED_BY):
@@ -108,10 +118,10 @@ def _failures(instance: dg.DagsterInstance, seen: Seen) -> Iterator[Event]:
         )
 
 
-def _is_undecided(run: dg.DagsterRun, at: float) -> bool:
-    """Whether Dagster means to run the failed run again, and has not done so yet."""
-    is_recent = at > now().timestamp() - UNDECIDED_SECONDS
-    return run.tags.get(WILL_RETRY) == "true" and not run.tags.get(RETRIED_BY) and is_recent
+def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, at: float) -> bool:
+    """Whether Dagster means to run the failed run again and has not done so yet, or has not noted whether it means to."""
+    is_meant = run.tags.get(WILL_RETRY) == "true" or (instance.run_retries_enabled and WILL_RETRY not in run.tags)
+    return is_meant and not run.tags.get(RETRIED_BY) and at > now().timestamp() - UNDECIDED_SECONDS
 
 
 def _successes(instance: dg.DagsterInstance, seen: Seen) -> Iterator[Event]:
@@ -160,14 +170,14 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, seen: S
 
 
 def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
-    """What the last run since the day's end tells, and its page."""
-    since = dg.RunsFilter(job_name=customerio_sync.name, created_after=datetime.fromtimestamp(_end_of(day), timezone.utc))
-    runs = instance.get_runs(since, limit=1)
-    if runs:
-        return f"the last run of {customerio_sync.name} is {runs[0].status.value.lower()}.", f"/runs/{runs[0].run_id}"
+    """What became of the day's last run since its end, and where to look."""
+    since = datetime.fromtimestamp(_end_of(day), timezone.utc)
+    for job in (customerio_sync.name, ASSET_JOB):
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MOST_RUNS):
+            if day in days_of(run) and _is_ours(run):
+                return f"its last run {ENDS.get(run.status, 'is at work')}.", f"/runs/{run.run_id}"
     page = f"/assets/{'/'.join(customerio_delivery.key.path)}?view=partitions&partition={day}"
-    name = customerio_daily.name
-    return f"no run of {customerio_sync.name} was started since: is the schedule {name} on, and can it start runs?", page
+    return f"no run of it was started since: is the schedule {customerio_daily.name} on, and can it start runs?", page
 
 
 def runs_ended(

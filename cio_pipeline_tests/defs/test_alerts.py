@@ -116,6 +116,19 @@ def test_a_retry_that_dagster_gives_up_is_told(daemon: Daemon, hook: Webhook) ->
     assert hook.texts == ["A run of customerio_sync failed: The reason."]
 
 
+def test_a_failure_of_which_dagster_has_not_noted_whether_it_runs_again_waits(
+    daemon: Daemon, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It stores the event first and the tag next."""
+    run = fail(daemon.instance)
+    monkeypatch.setattr(dg.DagsterInstance, "run_retries_enabled", True)
+    daemon.tick()
+    assert hook.texts == []
+    daemon.instance.add_run_tags(run, {"dagster/will_retry": "false"})
+    daemon.tick()
+    assert hook.texts == ["A run of customerio_sync failed: The reason."]
+
+
 def test_a_run_of_another_team_is_not_told(daemon: Daemon, hook: Webhook) -> None:
     fail(daemon.instance, job="their_job")
     daemon.tick()
@@ -151,12 +164,29 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
         monkeypatch.setattr("cio_pipeline.defs.alert_events.now", lambda: NOW.replace(minute=30))
         daemon.tick()
         daemon.tick()
-        why = "no run of customerio_sync was started since: is the schedule customerio_daily on, and can it start runs?"
+        why = "no run of it was started since: is the schedule customerio_daily on, and can it start runs?"
         assert hook.texts == [f"{YESTERDAY} was not delivered by 12:30 UTC (CIO_DELIVERED_BY): {why}"]
         deliver(instance, YESTERDAY)
         daemon.tick()
         daemon.tick()
         assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
+
+
+@pytest.mark.parametrize(
+    ("job", "tags", "why"),
+    [
+        (SYNC, {PARTITION: YESTERDAY}, "its last run failed."),
+        ("__ASSET_JOB", {RANGE_START: "2025-03-01", RANGE_END: YESTERDAY}, "its last run failed."),
+        (SYNC, {PARTITION: "2025-03-01"}, "no run of it was started since:"),
+    ],
+)
+def test_a_late_day_says_what_became_of_its_run(hook: Webhook, job: str, tags: dict[str, str], why: str) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = create_run_for_test(instance, job_name=job, tags=tags, asset_selection=frozenset([customerio_delivery.key]))
+        instance.report_run_failed(run, "The reason.")
+        Daemon(instance).tick()
+    [text] = hook.texts
+    assert f"(CIO_DELIVERED_BY): {why}" in text
 
 
 def test_days_that_went_by_while_the_daemon_was_down_are_told(
