@@ -27,6 +27,10 @@ from cio_pipeline.settings.settings import AlertSettings, load_alert_settings
 
 logger = logging.getLogger(__name__)
 
+DESCRIPTION = (
+    "Tells CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL of failed runs, failed checks, days that are not delivered by"
+    " CIO_DELIVERED_BY, and when each is over; calls CIO_HEARTBEAT_URL when the schedule has delivered. On where one is set."
+)
 EVERY_SECONDS = 60
 SENDING_SECONDS = 12.0
 """The longest that a tick begins to send to one place: Dagster ends it after 60 seconds."""
@@ -39,15 +43,14 @@ class Cursor(BaseModel):
     heartbeat: int | None = None
 
 
-def _is_anybody_told() -> dg.DefaultSensorStatus:
+def _default_status() -> dg.DefaultSensorStatus:
     told = load_alert_settings().is_anybody_told
     return dg.DefaultSensorStatus.RUNNING if told else dg.DefaultSensorStatus.STOPPED
 
 
-@dg.sensor(minimum_interval_seconds=EVERY_SECONDS, default_status=_is_anybody_told())
+@dg.sensor(description=DESCRIPTION, minimum_interval_seconds=EVERY_SECONDS, default_status=_default_status())
 def customerio_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """Tells CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL of failed runs, failed checks, days that are not delivered by
-    CIO_DELIVERED_BY, and when each is over; calls CIO_HEARTBEAT_URL when the schedule has delivered. On where one is set."""
+    """One tick: what has happened is read for each place, then sent; the cursor keeps what could not be."""
     settings, cursor = load_alert_settings(), _cursor(context.cursor)
     sends = targets(settings)
     instance, checks = context.instance, checks_of(context)

@@ -266,5 +266,6 @@ def test_a_cursor_that_cannot_be_read_begins_anew(daemon: Daemon, hook: Webhook)
 
 def test_the_sensor_is_on_where_somebody_is_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
     assert customerio_alerts.default_status == dg.DefaultSensorStatus.STOPPED
+    assert (customerio_alerts.description or "").startswith("Tells CIO_ALERT_WEBHOOK_URL")
     with dg.DagsterInstance.ephemeral() as instance:
         assert Daemon(instance).tick().startswith("Nobody is told: CIO_ALERT_WEBHOOK_URL,")
