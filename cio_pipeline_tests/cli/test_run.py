@@ -294,7 +294,7 @@ def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
         raise NotDelivered("Customer.io is away.")
 
     monkeypatch.setattr(headless, "_instance", lambda _: nullcontext(instance))
-    monkeypatch.setattr(headless.defs, "resolve_job_def", lambda _: SimpleNamespace(execute_in_process=fail))
+    monkeypatch.setattr(defs, "resolve_job_def", lambda _: SimpleNamespace(execute_in_process=fail))
     assert run() == 1
     said = capsys.readouterr()
     assert said.out == "The check attributes_given of posthog_events failed: None.\n"
