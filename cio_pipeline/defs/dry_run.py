@@ -14,6 +14,7 @@ from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.before_delivery import is_backfill, refuse_missing_days, shards
 from cio_pipeline.defs.deliver import HELD, Delivery, events_held, suppressed, tables_to_send
 from cio_pipeline.defs.extract import history_is_known, read_day, read_history
+from cio_pipeline.defs.keys import LOOK, key
 from cio_pipeline.defs.outlook import Day, Outlook, days_text
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -24,8 +25,8 @@ from cio_pipeline.unmatched import unmatched
 logger = logging.getLogger(__name__)
 
 dry_run = dg.AssetSpec(
-    "dry_run",
-    group_name="look",
+    key("dry_run"),
+    group_name=LOOK,
     description="What runs of some days would send: an observation each time that the job customerio_dry_run looks. It sends"
     " nothing, and changes nothing that is kept.",
 )

@@ -13,6 +13,7 @@ from pydantic import Field
 from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.keys import LOOK, key
 from cio_pipeline.defs.markdown import table
 from cio_pipeline.defs.outlook import days_text
 from cio_pipeline.defs.partitions import days_asked_for
@@ -29,8 +30,8 @@ MOST_PEOPLE = 10
 ROWS_SHOWN = 300
 
 explained_person = dg.AssetSpec(
-    "explained_person",
-    group_name="look",
+    key("explained_person"),
+    group_name=LOOK,
     description="What happened to a person's events and attributes, and why: an observation each time that the job"
     " explain_person is asked. Ids and emails are masked, and values are left out.",
 )

@@ -10,6 +10,7 @@ import pytest
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.explain import explained_person, hidden
+from cio_pipeline.defs.extract import identities, posthog_events
 from cio_pipeline_tests.defs.test_days_of_a_run import DAYS, Start, event, execute
 from cio_pipeline_tests.defs.test_days_of_a_run import instance as instance
 from cio_pipeline_tests.defs.test_days_of_a_run import start as start
@@ -134,7 +135,7 @@ def test_suppressed_late_and_unextracted_events_are_told(
     }
     assert told["events sent"] == 0
     defs.resolve_job_def("customerio_sync").execute_in_process(
-        instance=instance, partition_key=THIRD, asset_selection=[dg.AssetKey("posthog_events"), dg.AssetKey("identities")]
+        instance=instance, partition_key=THIRD, asset_selection=[posthog_events.key, identities.key]
     )
     [told] = ask(instance, "us***017", THIRD)
     assert [row["outcome"] for row in rows(told["events"])] == ["not derived yet"]
