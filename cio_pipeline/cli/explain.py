@@ -7,8 +7,8 @@ import orjson
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.explain import as_rows, hidden
-from cio_pipeline.defs.markdown import lines
 from cio_pipeline.defs.outlook import days_text
+from cio_pipeline.defs.pages import lines
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.explanation import explain, look_up, person
 from cio_pipeline.settings.settings import Settings

@@ -14,8 +14,8 @@ from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.keys import LOOK, key
-from cio_pipeline.defs.markdown import table
 from cio_pipeline.defs.outlook import days_text
+from cio_pipeline.defs.pages import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.explanation import Explanation, explain, look_up, masked, person

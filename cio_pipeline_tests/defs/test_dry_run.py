@@ -41,10 +41,9 @@ def look(instance: dg.DagsterInstance, days: list[str], **config: Any) -> dict[s
     return {name: value.value for name, value in seen.metadata.items()}
 
 
-def rows(table: str) -> list[dict[str, str]]:
-    """The rows of a Markdown table."""
-    head, _, *body = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    return [dict(zip(head, cells, strict=True)) for cells in body]
+def rows(table: Any) -> list[dict[str, str]]:
+    """The rows of a table on a page, as text."""
+    return [] if table == "none" else [{name: str(cell) for name, cell in record.data.items()} for record in table.records]
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -69,11 +68,11 @@ def test_it_tells_what_each_day_and_all_would_send_with_a_new_customer_counted_o
     ]
     assert rows(seen["events by name"]) == [{"event": "visit", "events to send": "6"}]
     assert rows(seen["refused or left out by the rules"]) == [
-        {"what": "event", "reason": "distinct\\_id is blank (R14)", "count": "1"}
+        {"what": "event", "reason": "distinct_id is blank (R14)", "count": "1"}
     ]
     assert seen["days with more refused than CIO_REFUSED_SHARE allows"] == 1
-    assert "jane" not in seen["sample"]
-    assert "id n\\*\\*\\*0: upsert at 2025" in seen["sample"]
+    assert "jane" not in str(seen["sample"])
+    assert "id n***0: upsert at 2025" in str(seen["sample"].records)
     assert [request.method for request in workspace.requests] == ["GET"], "only the keys are checked"
     assert instance.get_runs()[0].tags["dry_run"] == "true"
 

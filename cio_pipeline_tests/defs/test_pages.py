@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-from cio_pipeline.defs.markdown import lines, table
+from typing import Any
+
+from cio_pipeline.defs.pages import lines, table
 
 ROWS = [{"name": "a|b\n![x](http://x)", "count": 1234}, {"name": "c", "count": 5}, {"name": "d", "count": 6}]
 
 
-def test_a_name_makes_no_column_no_line_and_no_picture() -> None:
-    assert str(table(ROWS, 2).value).splitlines() == [
-        "| name | count |",
-        "| --- | ---: |",
-        r"| a\|b \!\[x\](http://x) | 1,234 |",
-        "| c | 5 |",
-        "",
-        "and 1 more",
+def test_a_page_shows_the_first_rows_and_how_many_there_are_besides() -> None:
+    shown: Any = table(ROWS, 2)
+    assert [record.data for record in shown.records] == [
+        {"name": "a|b ![x](http://x)", "count": 1234},
+        {"name": "c", "count": 5},
+        {"name": "and 1 more", "count": ""},
     ]
+    assert [(column.name, column.type) for column in shown.schema.columns] == [("name", "string"), ("count", "int")]
 
 
 def test_lines_have_columns_of_one_width() -> None:
