@@ -14,6 +14,7 @@ from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.before_delivery import is_backfill, refuse_missing_days, shards
 from cio_pipeline.defs.deliver import HELD, Delivery, events_held, suppressed, tables_to_send
 from cio_pipeline.defs.extract import history_is_known, read_day, read_history
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import LOOK, key
 from cio_pipeline.defs.outlook import Day, Outlook, days_text
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
@@ -40,6 +41,7 @@ class DryRun(Delivery):
 
 
 @dg.op(out=dg.Out(dg.Nothing))
+@failing_in_a_sentence
 def preview_delivery(
     context: dg.OpExecutionContext, config: DryRun, posthog: PostHog, customerio: CustomerIo, store: Store
 ) -> None:

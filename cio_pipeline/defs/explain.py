@@ -13,6 +13,7 @@ from pydantic import Field
 from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import LOOK, key
 from cio_pipeline.defs.outlook import days_text
 from cio_pipeline.defs.pages import table
@@ -82,6 +83,7 @@ def only_masked(config: Question) -> dg.RunConfig:
 
 
 @dg.op(out=dg.Out(dg.Nothing))
+@failing_in_a_sentence
 def explain_to_log(context: dg.OpExecutionContext, config: Question, store: Store) -> None:
     """Explains each person who is meant, masked, in an observation of the asset `explained_person`."""
     days = days_asked_for(config.first, config.last)
