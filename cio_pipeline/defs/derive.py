@@ -10,6 +10,7 @@ from cio_pipeline.accounting import discrepancies
 from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.connections import uri
 from cio_pipeline.defs.extract import identities, posthog_events
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.metadata import Row, table
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
@@ -57,6 +58,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
         dg.AssetCheckSpec("earlier_days_learned", asset=key("customers")),
     ],
 )
+@failing_in_a_sentence
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:

@@ -9,6 +9,7 @@ from statistics import median
 import dagster as dg
 
 from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.metadata import size, table
 from cio_pipeline.defs.outside import posthog_project
@@ -67,28 +68,33 @@ def now() -> datetime:
         ),
     ],
 )
+@failing_in_a_sentence
 def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
     for day in context.partition_keys:
-        began = now()
-        found = posthog.source.events(*window(day))
-        with Progress(day, "events read", found.expected) as progress:
-            read = replace(found, frames=progress.rows_of(found.frames))
-            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
-        if kept[day].without:
-            logger.warning(
-                "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
-                day,
-                f"{kept[day].without:,}",
-            )
+        kept[day], facts = read_day(day, posthog, store)
         shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
-        context.add_asset_metadata({**_counts(kept[day], found.facts), **shown}, partition_key=day)
+        context.add_asset_metadata({**_counts(kept[day], facts), **shown}, partition_key=day)
     yield dg.MaterializeResult()
     yield _as_many_events_as_usual(kept, store.tables)
     yield _attributes_given(kept)
+
+
+def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
+    """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
+    began = now()
+    found = posthog.source.events(*window(day))
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        kept = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+    if kept.without:
+        logger.warning(
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
+        )
+    return kept, found.facts
 
 
 def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
@@ -160,19 +166,28 @@ class HistoryConfig(dg.Config):
     deps=[posthog_project],
     metadata={"dagster/column_schema": SCHEMAS["identity_history"], **uri("identity_history")},
 )
+@failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all $identify and $set events before the first partition teach (R18); read once, then kept."""
-    start = window(days.get_first_partition_key() or str(days.start.date()))[0]
-    setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
-    if not config.again and not store.identities.unlearned([HISTORY], setting):
-        return dg.MaterializeResult(metadata=_history_counts(store, read_now=False))
+    is_new = config.again or not history_is_known(store)
+    if is_new:
+        read_history(posthog, store)
+    return dg.MaterializeResult(metadata=_history_counts(store, read_now=is_new))
+
+
+def history_is_known(store: Store) -> bool:
+    """Whether the history was learned, under the settings as they are."""
+    return not store.identities.unlearned([HISTORY], _history_setting(store))
+
+
+def read_history(posthog: PostHog, store: Store) -> None:
+    """Reads the history from PostHog and learns it (R18)."""
     began = now()
-    found = posthog.source.history(start)
+    found = posthog.source.history(_history_end())
     with Progress("History", "events read", found.expected) as progress:
         read = replace(found, frames=progress.rows_of(found.frames))
         extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
-    learn_history(setting, store.tables, store.identities, store.workers)
-    return dg.MaterializeResult(metadata=_history_counts(store, read_now=True))
+    learn_history(_history_setting(store), store.tables, store.identities, store.workers)
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
@@ -187,6 +202,14 @@ def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
     }
 
 
+def _history_end() -> datetime:
+    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+
+
+def _history_setting(store: Store) -> str:
+    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
+
+
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
@@ -198,6 +221,7 @@ def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
     metadata={"dagster/column_schema": SCHEMAS["identities"]},
     deps=[posthog_events, identity_history],
 )
+@failing_in_a_sentence
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
