@@ -34,7 +34,7 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED, Account
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.settings.settings import SettingsError, load_settings, settings_to_show
+from cio_pipeline.settings.settings import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Refusal
@@ -213,7 +213,7 @@ def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pyt
 
 
 def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store) -> None:
-    with pytest.raises(SettingsError, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
+    with pytest.raises(NotBegun, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
         PostHog(host="https://eu.posthog.com").setup_for_execution(dg.build_init_resource_context())
 
 
