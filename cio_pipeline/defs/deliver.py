@@ -24,7 +24,6 @@ from cio_pipeline.defs.before_delivery import (
     refuse_too_much,
     shards,
 )
-from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
@@ -41,6 +40,8 @@ logger = logging.getLogger(__name__)
 TRY_AGAIN_SECONDS = 30
 NAMES_SHOWN = 100
 HELD = "events held as too recent"
+LONGEST_PAUSE = timedelta(hours=36)
+"""When no run has delivered any day for so long, Dagster shows the asset as overdue. Which day: see `yesterday_delivered`."""
 
 
 class Delivery(Bounded):
@@ -103,7 +104,7 @@ def upsert_to_customerio(
             )
             sent.counts[HELD] += _held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
-            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
+            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **in_all(store, day, options)}
             context.add_asset_metadata(receipt, partition_key=day)
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
@@ -122,7 +123,7 @@ def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bo
     for day, tables in to_send.items():
         shown = preview(day, shards(tables, day), store.ledger, options, seen)
         shown.counts[HELD] += _held(store, tables, day, options)
-        outlook = {**_outlook(shown, store, day), **_in_all(store, day, options)}
+        outlook = {**_outlook(shown, store, day), **in_all(store, day, options)}
         yield dg.AssetObservation(key("customerio_delivery"), partition=day, metadata=outlook)
 
 
@@ -197,7 +198,7 @@ def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataVal
     }
 
 
-def _in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
+def in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
     """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
     return {
         "events delivered in all": len(store.ledger.delivered(day)),
@@ -228,14 +229,6 @@ def customerio_delivery(customers: None, events: None) -> None:
     return upsert_to_customerio(customers=customers, events=events)
 
 
-@dg.asset_check(asset=customerio_delivery)
-def nothing_refused(store: Store) -> dg.AssetCheckResult:
-    """Whether Customer.io has refused anything, of any day, that was not accepted since."""
-    return or_warning(lambda: _nothing_refused(store))
-
-
-def _nothing_refused(store: Store) -> dg.AssetCheckResult:
-    refused = store.ledger.refused_by_reason()
-    return dg.AssetCheckResult(
-        passed=not refused, severity=dg.AssetCheckSeverity.WARN, metadata={**refused, "refused": sum(refused.values())}
-    )
+customerio_delivery = customerio_delivery.map_asset_specs(
+    lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
+)

@@ -112,6 +112,11 @@ class Store(dg.ConfigurableResource[None]):
         return Bounds(self._settings.max_new_customers, self._settings.max_campaign_events)
 
     @property
+    def refused_share(self) -> float:
+        """The share of a day's events that the rules may refuse."""
+        return self._settings.refused_share
+
+    @property
     def allows_missing_days(self) -> bool:
         """Whether days may be delivered though earlier ones, which they need, were never learned."""
         return self._settings.missing_days == "allow"
