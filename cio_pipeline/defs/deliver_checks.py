@@ -107,13 +107,13 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
     day = day_due(now)
     at = delivered_at(instance, day) if day else None
     passed = day is None or is_whole(day, at) or not anything_delivered(instance)
-    what = "only in part, by a run that began before it was over" if at else "not"
+    what = "delivered only in part, by a run that began before it was over" if at else "not delivered"
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
         description=None
         if passed or day is None
-        else f"{day} is {what} delivered. See in Runs whether its run failed or waits, and whether the daemon and the schedule"
+        else f"{day} is {what}. See in Runs whether its run failed or waits, and whether the daemon and the schedule"
         f" customerio_daily are running; then {to_run([day])}.",
         metadata={"day": day or "", "days not delivered": int(not passed)},
     )
