@@ -7,13 +7,13 @@ from datetime import datetime, timezone
 
 import dagster as dg
 
-from cio_pipeline.defs.extract_checks import SPECS, DayRead, attributes_given, counts_agree
+from cio_pipeline.defs.extract_checks import SPECS, attributes_given, counts_agree
 from cio_pipeline.defs.keys import GROUP, PREFIX
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
 from cio_pipeline.learning import learn_day, learn_history, learned_under
-from cio_pipeline.posthog.dropped_set import reaches_back
+from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 
@@ -37,24 +37,26 @@ def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
-    done: dict[str, DayRead] = {}
+    kept: dict[str, Extracted] = {}
+    counted: dict[str, int] = {}
     for day in context.partition_keys:
         began = now()
         found = posthog.source.events(*window(day))
         with Progress(day, "events read", found.expected) as progress:
             read = replace(found, frames=progress.rows_of(found.frames))
-            kept = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
-        done[day] = DayRead(kept, found.facts, reaches_back(window(day)[0], began))
-        if kept.without:
+            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+        if COUNTED in found.facts:
+            counted[day] = found.facts[COUNTED]
+        if kept[day].without:
             logger.warning(
                 "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
                 day,
-                f"{kept.without:,}",
+                f"{kept[day].without:,}",
             )
-        context.add_asset_metadata({**_counts(kept), **found.facts}, partition_key=day)
+        context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
     yield dg.MaterializeResult()
-    yield counts_agree(done)
-    yield attributes_given(done)
+    yield counts_agree(kept, counted)
+    yield attributes_given(kept)
 
 
 def _counts(kept: Extracted) -> dict[str, int]:

@@ -1,7 +1,6 @@
 """The checks of `posthog_events`: what PostHog gave is what it has, is as much as usual, and still has its attributes."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import date, timedelta
 from statistics import median
 
@@ -11,7 +10,6 @@ from cio_pipeline.defs.checks import OF_THE_RUN, days_of, named, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.extraction import Extracted
-from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.tables.tables import Tables
 
 EVENTS = key("posthog_events")
@@ -47,20 +45,10 @@ SPECS = [
 ]
 
 
-@dataclass(frozen=True)
-class DayRead:
-    """What was kept of a day, what its reading took (`Window.facts`), and whether PostHog had dropped its `$set` by then."""
-
-    kept: Extracted
-    facts: Mapping[str, int]
-    is_old: bool
-
-
-def counts_agree(read: Mapping[str, DayRead]) -> dg.AssetCheckResult:
-    """The check of this name, of the days that were just read."""
-    counted = {day: one.facts[COUNTED] for day, one in read.items() if COUNTED in one.facts}
-    short = [day for day, count in counted.items() if read[day].kept.read < count]
-    told = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {read[day].kept.read:,}" for day in short)
+def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> dg.AssetCheckResult:
+    """The check of this name, of the days that were just read; `counted`: PostHog's counts, of the days that have one."""
+    short = [day for day, count in counted.items() if kept[day].read < count]
+    told = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].read:,}" for day in short)
     return dg.AssetCheckResult(
         check_name="counts_agree_with_posthog",
         passed=not short,
@@ -71,21 +59,21 @@ def counts_agree(read: Mapping[str, DayRead]) -> dg.AssetCheckResult:
         else None,
         metadata={
             "events counted by PostHog": sum(counted.values()),
-            "events read": sum(one.kept.read for one in read.values()),
-            "events kept": sum(one.kept.rows for one in read.values()),
-            "duplicates": sum(one.kept.duplicates.total() for one in read.values()),
+            "events read": sum(one.read for one in kept.values()),
+            "events kept": sum(one.rows for one in kept.values()),
+            "duplicates": sum(one.duplicates.total() for one in kept.values()),
             "days short of events": len(short),
-            "days without a count": len(read) - len(counted),
+            "days without a count": len(kept) - len(counted),
         },
     )
 
 
-def attributes_given(read: Mapping[str, DayRead]) -> dg.AssetCheckResult:
+def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
     """The check of this name, of the days that were just read.
 
     A young day may well have but `$identify` events that set nothing; that an old one has is a sign that they are dropped.
     """
-    bare = [day for day, one in read.items() if one.is_old and one.kept.teaching and not one.kept.gives]
+    bare = [day for day, one in kept.items() if one.is_old and one.teaching and not one.gives]
     return dg.AssetCheckResult(
         check_name="attributes_given",
         passed=not bare,
@@ -93,8 +81,8 @@ def attributes_given(read: Mapping[str, DayRead]) -> dg.AssetCheckResult:
         description=f"{named(bare)}: {WHAT_GIVES_NONE}" if bare else None,
         metadata={
             "days without attributes": len(bare),
-            "$identify and $set events": sum(one.kept.teaching for one in read.values()),
-            "events that have lost their $set": sum(one.kept.without for one in read.values()),
+            "$identify and $set events": sum(one.teaching for one in kept.values()),
+            "events that have lost their $set": sum(one.without for one in kept.values()),
         },
     )
 

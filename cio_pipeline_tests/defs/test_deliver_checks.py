@@ -106,15 +106,9 @@ def test_redelivery_with_nothing_refused_evaluates_the_check_too(workspace: Work
 def test_the_command_line_says_what_is_refused_again(
     workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    event: dict[str, Any] = {
-        "type": "person",
-        "action": "event",
-        "name": "paid",
-        "timestamp": 1735725600,
-        "id": "01JGGZ0000000000000000000A",
-    }
+    event = {"type": "person", "action": "event", "name": "paid", "timestamp": 1735725600, "id": "01JGGZ0000000000000000000A"}
     operation = json.dumps({**event, "identifiers": {"id": "jane"}, "attributes": {}})
-    refused = Refusal(event["id"], "event", "required name", "", operation, "id:jane")
+    refused = Refusal(str(event["id"]), "event", "required name", "", operation, "id:jane")
     ledger = Ledger(load_settings().ledger_url)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refused]))
     refusing(workspace, monkeypatch, "paid")
@@ -218,10 +212,13 @@ def test_the_schedule_of_the_checks_waits_until_anything_was_delivered(tmp_path:
 def test_the_job_of_the_checks_evaluates_all_of_them_and_sends_nothing(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
-    materialized(instance, DAY)
+    for back in (6, 3):
+        materialized(instance, str(datetime.now(UTC).date() - timedelta(days=back)))
     result = defs.resolve_job_def("customerio_checks").execute_in_process(instance=instance)
     found = {check.check_name for check in result.get_asset_check_evaluations()}
     assert found == {check.name for one in scheduled_checks.CHECKS for check in one.check_keys}
     assert not latest(instance, "yesterday_delivered").passed
-    assert latest(instance, "no_day_missed").passed
+    missed = latest(instance, "no_day_missed")
+    assert (missed.passed, missed.metadata["days missed"].value) == (False, 2)
+    assert (missed.description or "").startswith("Never delivered: ")
     assert workspace.requests == []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -12,12 +13,12 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import extract
-from cio_pipeline.defs.extract_checks import DayRead, counts_agree, is_unusual
+from cio_pipeline.defs.extract_checks import counts_agree, is_unusual
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.extraction import Extracted
-from cio_pipeline.posthog.reading import COUNTED
+from cio_pipeline.posthog.reading import Reading
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -212,12 +213,42 @@ def test_as_many_events_as_posthog_counted_are_read_or_it_is_said(
         "days short of events": 0,
         "days without a count": 0,
     }
-    short = DayRead(Extracted(read=2), {COUNTED: 3}, is_old=False)
-    found_short = counts_agree({DAY: short, "2025-02-27": DayRead(Extracted(read=1), {}, is_old=False)})
-    assert (found_short.passed, found_short.metadata["days without a count"].value) == (False, 1)
-    assert (found_short.description or "").startswith(
+
+
+def test_fewer_events_than_posthog_counted_are_said(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is deleted between the count and the reading."""
+    counts = Reading.counts
+    gone = iter([1])
+
+    def one_more(*arguments: Any) -> Counter[str]:
+        return counts(*arguments) + Counter(order=next(gone, 0))
+
+    monkeypatch.setattr(Reading, "counts", one_more)
+    server.add([event(1), event(2)])
+    found = check(run(instance), "counts_agree_with_posthog")
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (found.description or "").startswith(
         f"Fewer events were read than PostHog has: of {DAY}, PostHog counted 3 events and gave 2. "
     )
+    without_counts = counts_agree({DAY: Extracted(read=1)}, {})
+    assert (without_counts.passed, without_counts.metadata["days without a count"].value) == (True, 1)
+
+
+@pytest.mark.parametrize("by_email", ["No", "Yes"])
+def test_an_email_of_two_people_is_said_where_ids_are_the_customers(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, by_email: str
+) -> None:
+    monkeypatch.setenv("CIO_IDENTIFY_BY_EMAIL", by_email)
+    shared: dict[str, Any] = {"$set": {"email": "team@example.com"}}
+    server.add([event(number, name="$identify", **shared) for number in (1, 2)])
+    found = check(run(instance), "emails_not_shared")
+    assert (found.passed, found.severity) == (by_email == "Yes", dg.AssetCheckSeverity.WARN)
+    assert found.metadata["ids that share one"].value == 2
+    assert "team@" not in str(found)
+    if by_email == "No":
+        assert (found.description or "").startswith("1 email is shared by 2 distinct_ids: see the table. ")
 
 
 def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
