@@ -84,12 +84,13 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
     """A refused item as it may be shown: whose and what it is, the reason, and Customer.io's message without the data."""
     operation = read_object(refusal.operation)
     event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
+    words_of_the_api: dict[str, object] = {"type": {}, "action": {}, "name": {}}
     return {
         "day": day,
         "key": mask_key(refusal.key),
         "event": event or "(attributes)",
         "reason": mask(refusal.reason),
-        "Customer.io's message": without_values(refusal.detail, {**operation, "key": refusal.key}),
+        "Customer.io's message": without_values(refusal.detail, {**operation, **words_of_the_api, "key": refusal.key}),
     }
 
 

@@ -55,9 +55,11 @@ def send_refused_again(
             report.counts["refusals suppressed"] += len(to_send[day]) - len(refused)
             counts += report.counts
             traffic, seconds = customerio.traffic() - sent_before, time.monotonic() - started
-            receipt = {**receipt_of(report.counts, report.sample, traffic, seconds), **in_all(store, day, options)}
+            receipt = receipt_of(report.counts, report.sample, traffic, seconds)
             logger.info("%s: %s.", day, in_one_line(receipt))
-            yield dg.AssetObservation(DELIVERY, partition=day, metadata={"redelivery": True, **receipt})
+            yield dg.AssetObservation(
+                DELIVERY, partition=day, metadata={**in_all(store, day, options), "redelivery": True, **receipt}
+            )
             yield refusals_evaluated(store)
         if not allowed:
             yield refusals_evaluated(store)

@@ -121,18 +121,20 @@ def test_the_command_line_says_what_is_refused_again(
 
 def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
     operation = {
+        "type": "person",
+        "action": "event",
         "name": "joe@example.com paid",
         "identifiers": {"id": "user-4711"},
         "attributes": {"plan": "Premium Gold", "city": ["Bonn"], "age": 41, "vip": True},
     }
-    message = "attributes.plan 'premium go...' of USER-4711 in bonn (41) is true, at most 5 for plan"
+    message = "event paid: attributes.plan 'premium go...' of USER-4711 in bonn (41) is true, at most 5 for plan"
     refused = Refusal("item", "event", "invalid plan", message, json.dumps(operation), "id:user-4711")
     assert masked(DAY, refused) == {
         "day": DAY,
         "key": "id use***",
         "event": "j***@e***.com paid",
         "reason": "invalid plan",
-        "Customer.io's message": "attributes.plan '*** ***...' of ***-*** in *** (***) is ***, at most 5 for plan",
+        "Customer.io's message": "event paid: attributes.plan '*** ***...' of ***-*** in *** (***) is ***, at most 5 for plan",
     }
     upsert = Refusal("item", "customer", "invalid", "", json.dumps(operation), "id:user-4711")
     assert masked(DAY, upsert)["event"] == "(attributes)"
