@@ -88,13 +88,17 @@ def _gather(content: Any, names: set[str], values: set[str]) -> None:
     """Adds the words of the content's names and of its values."""
     if isinstance(content, dict):
         for name, value in content.items():
-            names.update(word.casefold() for word in WORD.findall(name))
+            names |= _words(name)
             _gather(value, names, values)
     elif isinstance(content, list):
         for value in content:
             _gather(value, names, values)
     else:
-        values.update(word.casefold() for word in WORD.findall(str(content)))
+        values |= _words(str(content)) | _words(WITHIN_A_WORD.sub("", ESCAPE.sub("", str(content))))
+
+
+def _words(text: str) -> set[str]:
+    return {word.casefold() for word in WORD.findall(text)}
 
 
 def _cut(text: str) -> str:

@@ -9,7 +9,7 @@ from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.checks import named, or_warning, to_run
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.defs.yesterday import DELIVERY, DUE_HOUR, anything_delivered, day_due, delivered_at, is_whole
+from cio_pipeline.defs.yesterday import DELIVERY, DUE, anything_delivered, day_due, delivered_at, is_whole
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, without_values
 from cio_pipeline.state.ledger import OpenRefusals, Refusal
@@ -90,13 +90,15 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
         "key": mask_key(refusal.key),
         "event": event or "(attributes)",
         "reason": mask(refusal.reason),
-        "Customer.io's message": without_values(refusal.detail, {**operation, **words_of_the_api, "key": refusal.key}),
+        "Customer.io's message": without_values(
+            refusal.detail, {**operation, **words_of_the_api, "key": refusal.key.partition(":")[2]}
+        ),
     }
 
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether yesterday, from {DUE_HOUR}:00 UTC on, and till then the day before it, was delivered by a run that"
+    description=f"Whether yesterday, from {DUE:%H:%M} UTC on, and till then the day before it, was delivered by a run that"
     " began when the day was over. It tells of now, whichever days the run has.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:

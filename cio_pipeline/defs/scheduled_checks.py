@@ -5,7 +5,7 @@ import dagster as dg
 from cio_pipeline.defs.deliver_checks import no_day_missed, nothing_refused, yesterday_delivered
 from cio_pipeline.defs.derive_checks import earlier_days_learned, emails_not_shared, later_days_up_to_date
 from cio_pipeline.defs.extract_checks import as_many_events_as_usual
-from cio_pipeline.defs.yesterday import DUE_HOUR, anything_delivered
+from cio_pipeline.defs.yesterday import DUE, anything_delivered
 
 CHECKS = [
     as_many_events_as_usual,
@@ -26,7 +26,7 @@ customerio_checks = dg.define_asset_job(
 
 @dg.schedule(
     job=customerio_checks,
-    cron_schedule=f"0 {DUE_HOUR} * * *",
+    cron_schedule=f"{DUE.minute} {DUE.hour} * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta, timezone
+from datetime import datetime, time, timedelta, timezone
 
 import dagster as dg
 
@@ -11,16 +11,17 @@ from cio_pipeline.defs.partitions import days, window
 
 DELIVERY = key("customerio_delivery")
 
-DUE_HOUR = 6
-"""From this hour on, UTC, yesterday has to be delivered: the nightly run begins at 03:15."""
+DUE = time(9)
+"""From then on, UTC, yesterday has to be delivered: the nightly run begins at 03:15."""
 
 
-def day_due(now: datetime, hour: int = DUE_HOUR) -> str | None:
-    """The last partition that has to be delivered at this time: from `hour` o'clock UTC on yesterday, till then the day before.
+def day_due(now: datetime, due: time = DUE) -> str | None:
+    """The last partition that has to be delivered by now: from the time `due` on, UTC, yesterday, till then the day before it.
 
     None where that lies before the first partition.
     """
-    day = str((now.astimezone(timezone.utc) - timedelta(days=1, hours=hour)).date())
+    utc = now.astimezone(timezone.utc)
+    day = str(utc.date() - timedelta(days=1 if utc.time() >= due else 2))
     return day if day >= str(days.start.date()) else None
 
 

@@ -143,14 +143,14 @@ def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
 @pytest.mark.parametrize(
     ("now", "due"),
     [
-        ("2026-03-10T05:59:59+00:00", "2026-03-08"),
-        ("2026-03-10T06:00:00+00:00", "2026-03-09"),
-        ("2026-03-10T07:30:00+02:00", "2026-03-08"),
-        ("2025-01-02T05:00:00+00:00", None),
-        ("2025-01-02T06:00:00+00:00", "2025-01-01"),
+        ("2026-03-10T08:59:59+00:00", "2026-03-08"),
+        ("2026-03-10T09:00:00+00:00", "2026-03-09"),
+        ("2026-03-10T10:30:00+02:00", "2026-03-08"),
+        ("2025-01-02T08:00:00+00:00", None),
+        ("2025-01-02T09:00:00+00:00", "2025-01-01"),
     ],
 )
-def test_yesterday_is_due_from_an_hour_on(now: str, due: str | None) -> None:
+def test_yesterday_is_due_from_a_time_on(now: str, due: str | None) -> None:
     assert day_due(datetime.fromisoformat(now)) == due
 
 
@@ -205,7 +205,7 @@ def test_the_schedule_of_the_checks_waits_until_anything_was_delivered(tmp_path:
     schedule = defs.resolve_schedule_def("customerio_checks_daily")
     assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
     with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
-        tick = dg.build_schedule_context(instance, datetime(2026, 3, 10, 6, tzinfo=UTC))
+        tick = dg.build_schedule_context(instance, datetime(2026, 3, 10, 9, tzinfo=UTC))
         assert not schedule.evaluate_tick(tick).run_requests
         materialized(instance, DAY)
         assert len(schedule.evaluate_tick(tick).run_requests or []) == 1
