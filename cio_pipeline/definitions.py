@@ -4,6 +4,7 @@ import logging
 
 import dagster as dg
 
+from cio_pipeline.defs.alerts import customerio_alerts
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
 from cio_pipeline.defs.deliver import customerio_delivery
 from cio_pipeline.defs.derive import customers_events_rejects
@@ -20,6 +21,7 @@ defs = dg.Definitions(
     asset_checks=CHECKS,
     jobs=[customerio_sync, customerio_checks, redeliver_refused],
     schedules=[customerio_daily, customerio_checks_daily],
+    sensors=[customerio_alerts],
     resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
     executor=dg.in_process_executor,
 )

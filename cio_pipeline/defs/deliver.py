@@ -24,6 +24,7 @@ from cio_pipeline.defs.before_delivery import (
     refuse_too_much,
     shards,
 )
+from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
 from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
@@ -77,6 +78,7 @@ class Delivery(Bounded):
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing, is_required=False),
 )
+@failing_in_a_sentence
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]"]:
@@ -89,7 +91,7 @@ def upsert_to_customerio(
     bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
-            stack.enter_context(one_at_a_time(store))
+            stack.enter_context(one_at_a_time(context.op_execution_context, store))
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
@@ -99,9 +101,9 @@ def upsert_to_customerio(
         refuse_too_much(store, to_send, options, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(
-                day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
-            )
+            events = tables.version("events", day).rows
+            with saying_what_is_kept(store.ledger, day, events):
+                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
             sent.counts[HELD] += _held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
             receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **in_all(store, day, options)}
@@ -146,16 +148,16 @@ def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> i
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
+def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
         ):
             yield
-    except NotDelivered as trouble:
-        raise dg.Failure(str(trouble), allow_retries=False) from trouble
     except (Unavailable, DatabaseError) as trouble:
+        if context.retry_number:
+            raise
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 

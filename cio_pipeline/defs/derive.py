@@ -7,6 +7,7 @@ import dagster as dg
 
 from cio_pipeline.defs.derive_checks import SPECS, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.extract import identities, posthog_events
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import GROUP, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days
 from cio_pipeline.defs.resources import Store
@@ -37,6 +38,7 @@ DESCRIPTIONS = {
     group_name=GROUP,
     check_specs=SPECS,
 )
+@failing_in_a_sentence
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:

@@ -15,6 +15,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import in_all, one_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.deliver_checks import refusals_evaluated
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.defs.yesterday import DELIVERY
@@ -33,6 +34,7 @@ class Redelivery(Bounded):
 
 
 @dg.op(out=dg.Out(dg.Nothing))
+@failing_in_a_sentence
 def send_refused_again(
     context: dg.OpExecutionContext, config: Redelivery, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
@@ -42,7 +44,7 @@ def send_refused_again(
     `nothing_refused` is evaluated anew.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
-    with one_at_a_time(store):
+    with one_at_a_time(context, store):
         options = DeliveryOptions(suppressed(customerio, store), allow_consent=store.options.allow_consent)
         to_send, forecast = _to_send(config, store), Forecast()
         allowed = {day: _not_suppressed(refused, options.suppressed, store, day) for day, refused in to_send.items()}

@@ -7,12 +7,12 @@ from datetime import datetime, time, timedelta, timezone
 import dagster as dg
 
 from cio_pipeline.defs.keys import key
-from cio_pipeline.defs.partitions import days, window
+from cio_pipeline.defs.partitions import SETTINGS, days, window
 
 DELIVERY = key("customerio_delivery")
 
-DUE = time(9)
-"""From then on, UTC, yesterday has to be delivered: the nightly run begins at 03:15."""
+DUE = SETTINGS.delivered_by
+"""CIO_DELIVERED_BY: from then on, UTC, yesterday has to be delivered."""
 
 
 def day_due(now: datetime, due: time = DUE) -> str | None:
