@@ -42,23 +42,27 @@ def posthog_events(
     kept: dict[str, Extracted] = {}
     counted: dict[str, int] = {}
     for day in context.partition_keys:
-        began = now()
-        found = posthog.source.events(*window(day))
-        with Progress(day, "events read", found.expected) as progress:
-            read = replace(found, frames=progress.rows_of(found.frames))
-            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
-        if COUNTED in found.facts:
-            counted[day] = found.facts[COUNTED]
-        if kept[day].without:
-            logger.warning(
-                "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
-                day,
-                f"{kept[day].without:,}",
-            )
-        context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
+        kept[day], facts = read_day(day, posthog, store)
+        if COUNTED in facts:
+            counted[day] = facts[COUNTED]
+        context.add_asset_metadata({**_counts(kept[day]), **facts}, partition_key=day)
     yield dg.MaterializeResult()
     yield counts_agree(kept, counted)
     yield attributes_given(kept)
+
+
+def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
+    """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
+    began = now()
+    found = posthog.source.events(*window(day))
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        kept = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+    if kept.without:
+        logger.warning(
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
+        )
+    return kept, found.facts
 
 
 def _counts(kept: Extracted) -> dict[str, int]:
@@ -81,17 +85,33 @@ class HistoryConfig(dg.Config):
 @failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
-    start = window(days.get_first_partition_key() or str(days.start.date()))[0]
-    setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
-    if not config.again and not store.identities.unlearned([HISTORY], setting):
+    if not config.again and history_is_known(store):
         return dg.MaterializeResult(metadata={"known already": True})
+    return dg.MaterializeResult(metadata=read_history(posthog, store))
+
+
+def history_is_known(store: Store) -> bool:
+    """Whether the history was learned, under the settings as they are."""
+    return not store.identities.unlearned([HISTORY], _history_setting(store))
+
+
+def read_history(posthog: PostHog, store: Store) -> dict[str, int]:
+    """Reads the history from PostHog and learns it (R18); gives what was kept and learned, by name."""
     began = now()
-    found = posthog.source.history(start)
+    found = posthog.source.history(_history_end())
     with Progress("History", "events read", found.expected) as progress:
         read = replace(found, frames=progress.rows_of(found.frames))
         kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
-    counts = learn_history(setting, store.tables, store.identities, store.workers)
-    return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
+    counts = learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+    return {"events": kept.rows, **kept.duplicates, **counts}
+
+
+def _history_end() -> datetime:
+    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+
+
+def _history_setting(store: Store) -> str:
+    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
 
 
 @dg.asset(
