@@ -78,7 +78,7 @@ def test_what_was_refused_is_open_until_it_is_redelivered_and_then_the_check_and
         [row] = table.records
         assert {**row.data, "Customer.io's message": ""} == {
             "day": DAY,
-            "key": "id ja***",
+            "key": "id j***e",
             "event": "paid",
             "reason": "required name",
             "Customer.io's message": "",
@@ -131,7 +131,7 @@ def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
     refused = Refusal("item", "event", "invalid plan", message, json.dumps(operation), "id:user-4711")
     assert masked(DAY, refused) == {
         "day": DAY,
-        "key": "id use***",
+        "key": "id us***11",
         "event": "j***@e***.com paid",
         "reason": "invalid plan",
         "Customer.io's message": "event paid: attributes.plan '*** ***...' of ***-*** in *** (***) is ***, at most 5 for plan",
