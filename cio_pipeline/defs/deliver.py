@@ -20,7 +20,6 @@ from cio_pipeline.defs.before_delivery import (
     refuse_too_much,
     shards,
 )
-from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
@@ -45,6 +44,8 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
+LONGEST_PAUSE = timedelta(hours=36)
+"""When no run has delivered any day for so long, Dagster shows the asset as overdue. Which day: see `yesterday_delivered`."""
 
 
 class Delivery(Bounded):
@@ -105,7 +106,7 @@ def upsert_to_customerio(
             run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
             run["people that the suppression list names"] = options.suppressed.names
             logger.info("%s: %s.", day, in_one_line(run))
-            made = _receipt(store, day, run, sent.sample)
+            made = receipt_of(store, day, run, sent.sample)
             context.add_asset_metadata(made, partition_key=day)
             if day != keys[-1]:
                 yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
@@ -144,7 +145,8 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 
-def _receipt(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+    """The day's receipt, by what the ledger has of it now, and by what a run did of it (`run_counts`)."""
     totals = store.ledger.totals(day)
     return receipt(totals, run, sample, last_days(day, store, totals), store.connected)
 
@@ -174,14 +176,6 @@ def customerio_delivery(customers: None, events: None) -> None:
     return upsert_to_customerio(customers=customers, events=events)
 
 
-@dg.asset_check(asset=customerio_delivery)
-def nothing_refused(store: Store) -> dg.AssetCheckResult:
-    """Whether Customer.io has refused anything, of any day, that was not accepted since."""
-    return or_warning(lambda: _nothing_refused(store))
-
-
-def _nothing_refused(store: Store) -> dg.AssetCheckResult:
-    refused = store.ledger.refused_by_reason()
-    return dg.AssetCheckResult(
-        passed=not refused, severity=dg.AssetCheckSeverity.WARN, metadata={**refused, "refused": sum(refused.values())}
-    )
+customerio_delivery = customerio_delivery.map_asset_specs(
+    lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
+)

@@ -3,14 +3,14 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import date, datetime, timedelta, timezone
-from statistics import median
+from datetime import datetime, timezone
 
 import dagster as dg
 
 from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.extract_checks import SPECS, attributes_given, counts_agree
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS
 from cio_pipeline.defs.metadata import size, table
 from cio_pipeline.defs.outside import posthog_project
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
@@ -19,25 +19,13 @@ from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.defs.schemas import SCHEMAS
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
 from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
-from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
 
 LEARNED = ("people", "identified", "emails", "anonymous ids named")
-
-USUAL_WEEKS = 8
-"""A day is compared with the same weekday of so many weeks before it."""
-
-FAR_BELOW = 0.5
-"""Fewer than this share of the usual number of events is said."""
-
-WHAT_GIVES_NONE = (
-    "there are $identify or $set events, but none gives an attribute or email. PostHog keeps $set for 60 days: for older days"
-    " set CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with"
-    " the column person_properties), and run the days again."
-)
 
 
 def now() -> datetime:
@@ -55,18 +43,7 @@ def now() -> datetime:
     tags=TAGS,
     deps=[posthog_project],
     metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **uri("posthog_events")},
-    check_specs=[
-        dg.AssetCheckSpec(
-            "as_many_events_as_usual",
-            asset=key("posthog_events"),
-            description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
-        ),
-        dg.AssetCheckSpec(
-            "attributes_given",
-            asset=key("posthog_events"),
-            description="Whether a day with $identify or $set events has an event that gives attributes.",
-        ),
-    ],
+    check_specs=SPECS,
 )
 @failing_in_a_sentence
 def posthog_events(
@@ -74,13 +51,16 @@ def posthog_events(
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
+    counted: dict[str, int] = {}
     for day in context.partition_keys:
         kept[day], facts = read_day(day, posthog, store)
+        if COUNTED in facts:
+            counted[day] = facts[COUNTED]
         shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
         context.add_asset_metadata({**_counts(kept[day], facts), **shown}, partition_key=day)
     yield dg.MaterializeResult()
-    yield _as_many_events_as_usual(kept, store.tables)
-    yield _attributes_given(kept)
+    yield counts_agree(kept, counted)
+    yield attributes_given(kept)
 
 
 def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
@@ -113,41 +93,6 @@ def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.Met
 def _shown(name: str, count: int) -> str | int:
     """A number as it is read: of bytes `1.3 GB`."""
     return size(count) if name.startswith("bytes") else count
-
-
-def _as_many_events_as_usual(kept: dict[str, Extracted], tables: Tables) -> dg.AssetCheckResult:
-    few = {
-        day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
-    }
-    told = [
-        f"{day} has {kept[day].rows:,} events" + (f", {usual:,.0f} are usual" if usual else "") for day, usual in few.items()
-    ]
-    return dg.AssetCheckResult(
-        check_name="as_many_events_as_usual",
-        passed=not few,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{'; '.join(told)}: see in PostHog whether events are missing, and run the days again." if few else None,
-        metadata={"days": list(few)},
-    )
-
-
-def usual_events(tables: Tables, day: str) -> float:
-    """How many events the weekday usually has: the median of the weeks before that were extracted; 0 where none was."""
-    before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
-    versions = [tables.current("posthog_events", one) for one in before]
-    rows = [version.rows for version in versions if version is not None]
-    return median(rows) if rows else 0
-
-
-def _attributes_given(kept: dict[str, Extracted]) -> dg.AssetCheckResult:
-    bare = [day for day, one in kept.items() if one.teaching and not one.gives]
-    return dg.AssetCheckResult(
-        check_name="attributes_given",
-        passed=not bare,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{', '.join(bare)}: {WHAT_GIVES_NONE}" if bare else None,
-        metadata={"days": bare},
-    )
 
 
 class HistoryConfig(dg.Config):

@@ -160,6 +160,11 @@ class Store(dg.ConfigurableResource[None]):
         return Bounds(self._settings.max_new_customers, self._settings.max_campaign_events)
 
     @property
+    def refused_share(self) -> float:
+        """The share of a day's events that the rules may refuse."""
+        return self._settings.refused_share
+
+    @property
     def allows_missing_days(self) -> bool:
         """Whether days may be delivered though earlier ones, which they need, were never learned."""
         return self._settings.missing_days == "allow"
@@ -168,11 +173,6 @@ class Store(dg.ConfigurableResource[None]):
     def suppressed_file(self) -> str | None:
         """CIO_SUPPRESSED_FILE."""
         return self._settings.suppressed_file
-
-    @property
-    def refused_share(self) -> float:
-        """The share of a day's events that the rules may refuse before that is a failure."""
-        return self._settings.refused_share
 
     @property
     def attributes_from(self) -> AttributesFrom:

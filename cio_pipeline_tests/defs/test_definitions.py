@@ -73,11 +73,8 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     sent = sum(int(str(values(receipt)["events sent"])) for receipt in receipts.values())
     assert sent == services.workspace.totals()["events"] > 0
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert checks == {"every_event_accounted_for": True, "earlier_days_learned": True, "nothing_refused": True} | {
-        "as_many_events_as_usual": True,
-        "attributes_given": True,
-        "later_days_up_to_date": True,
-    }
+    failed = {name for name, passed in checks.items() if not passed}
+    assert failed == {"few_refused_by_the_rules", "yesterday_delivered"}, "of 30 events one is refused"
     for name in ASSETS - {"identity_history"}:
         assert len(instance.get_materialized_partitions(key(name))) == 3
 
