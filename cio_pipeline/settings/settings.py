@@ -153,6 +153,18 @@ class Settings(DaysSettings):
         return None if self.suppressed_file_given is None else self.suppressed_file_given.get_secret_value()
 
     @property
+    def places(self) -> dict[str, str]:
+        """The settings that may be paths, by name, as this process reads them: for one with another working directory."""
+        ledger = self.ledger_url_given and self.ledger_url_given.get_secret_value()
+        places = {
+            "CIO_DATA_DIR": self.data_dir,
+            "CIO_BATCH_EXPORT_URL": self.batch_export_url,
+            "CIO_LEDGER_URL": ledger,
+            "CIO_SUPPRESSED_FILE": self.suppressed_file,
+        }
+        return {name: place for name, place in places.items() if place}
+
+    @property
     def options(self) -> Options:
         """What the rules need to know."""
         return Options(
