@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse lint lock
+.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse wheel lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ test-lowest: ## all tests with the lowest versions that pyproject.toml allows, i
 test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it installs first (183 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
 	@$(PY) -m pytest -m clickhouse -s
+
+wheel: $(READY) ## the wheel, in dist
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
 
 lint: $(READY_TO_TEST) ## format, lint and types
 	@$(PY) -m ruff format --check .
