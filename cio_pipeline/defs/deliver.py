@@ -25,6 +25,7 @@ from cio_pipeline.defs.before_delivery import (
     shards,
 )
 from cio_pipeline.defs.checks import or_warning
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
@@ -106,7 +107,7 @@ def upsert_to_customerio(
             context.add_asset_metadata(receipt, partition_key=day)
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
-                yield dg.AssetMaterialization("customerio_delivery", partition=day, metadata=receipt)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
     yield dg.Output(None)
 
 
@@ -122,7 +123,7 @@ def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bo
         shown = preview(day, shards(tables, day), store.ledger, options, seen)
         shown.counts[HELD] += _held(store, tables, day, options)
         outlook = {**_outlook(shown, store, day), **_in_all(store, day, options)}
-        yield dg.AssetObservation("customerio_delivery", partition=day, metadata=outlook)
+        yield dg.AssetObservation(key("customerio_delivery"), partition=day, metadata=outlook)
 
 
 def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
@@ -213,12 +214,13 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
 
 @dg.graph_asset(
     ins={
-        "customers": dg.AssetIn("customers", dagster_type=dg.Nothing),
-        "events": dg.AssetIn("events", dagster_type=dg.Nothing),
+        "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
+        "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
     },
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
-    group_name="customerio_sync",
+    key_prefix=PREFIX,
+    group_name=GROUP,
     kinds={"customerio"},
 )
 def customerio_delivery(customers: None, events: None) -> None:

@@ -8,6 +8,7 @@ from statistics import median
 
 import dagster as dg
 
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
@@ -17,8 +18,6 @@ from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
-
-GROUP = "customerio_sync"
 
 USUAL_WEEKS = 8
 """A day is compared with the same weekday of so many weeks before it."""
@@ -41,17 +40,18 @@ def now() -> datetime:
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"posthog", "parquet"},
     check_specs=[
         dg.AssetCheckSpec(
             "as_many_events_as_usual",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
         ),
         dg.AssetCheckSpec(
             "attributes_given",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day with $identify or $set events has an event that gives attributes.",
         ),
     ],
@@ -130,7 +130,7 @@ class HistoryConfig(dg.Config):
     """Read it again, though it is known."""
 
 
-@dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
+@dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
@@ -149,6 +149,7 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"pandas", "sql"},
     deps=[posthog_events, identity_history],

@@ -207,7 +207,7 @@ def test_whatever_stops_a_run_is_one_sentence(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("step", ["identities", "customers_events_rejects"])
+@pytest.mark.parametrize("step", ["cio__identities", "customers_events_rejects"])
 def test_ctrl_c_between_two_steps_is_one_sentence(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import extract
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
@@ -62,16 +63,16 @@ def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **confi
     assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
     return dg.materialize(
         assets,
-        selection=["posthog_events", "identity_history", "identities"],
+        selection=[key(name) for name in ("posthog_events", "identity_history", "identities")],
         instance=instance,
         resources=defs.resources,
         tags={RANGE_START: first, RANGE_END: last},
-        run_config={"ops": {"identity_history": {"config": config}}},
+        run_config={"ops": {"cio__identity_history": {"config": config}}},
     )
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
-    [made] = result.asset_materializations_for_node(asset)
+    [made] = result.asset_materializations_for_node(f"cio__{asset}")
     return {name: value.value for name, value in made.metadata.items()}
 
 

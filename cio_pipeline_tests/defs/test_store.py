@@ -214,8 +214,8 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
     account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 
-    def add(metadata: dict[str, Any], asset_key: str, partition_key: str) -> None:
-        told[asset_key] = {name: getattr(value, "value", value) for name, value in metadata.items()}
+    def add(metadata: dict[str, Any], asset_key: dg.AssetKey, partition_key: str) -> None:
+        told[asset_key.path[-1]] = {name: getattr(value, "value", value) for name, value in metadata.items()}
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
     _tell(context, store, "2025-01-01", account)
