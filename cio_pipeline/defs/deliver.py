@@ -16,10 +16,12 @@ from cio_pipeline.customerio.forecast import Bounds, unsent_events
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs import ledger_mark
 from cio_pipeline.defs.before_delivery import (
     Bounded,
     Sent,
     is_backfill,
+    refuse_forgotten_days,
     refuse_missing_days,
     refuse_too_much,
     shards,
@@ -85,22 +87,26 @@ def upsert_to_customerio(
     the last day, and all of them once more at the end. A dry run materializes nothing: what it saw is an observation.
     """
     keys = list(context.partition_keys)
-    bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
             stack.enter_context(one_at_a_time(store))
+        has_forgotten = ledger_mark.ledger_has_forgotten(store)
+        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), has_forgotten=has_forgotten)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
-            yield from _looked_at(store, to_send, options, bounds)
+            yield from _looked_at(store, to_send, options, bounds, has_forgotten=has_forgotten)
             return
         refuse_missing_days(store, keys)
-        refuse_too_much(store, to_send, options, bounds)
+        refuse_forgotten_days(store, keys, resend=config.resend)
+        refuse_too_much(store, to_send, options, bounds, has_forgotten=has_forgotten)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
             sent = deliver(
                 day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
             )
+            if not has_forgotten or config.max_campaign_events is not None:
+                ledger_mark.note(store)
             sent.counts[HELD] += _held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
             receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
@@ -108,14 +114,19 @@ def upsert_to_customerio(
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
                 yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
+        if store.first_day_of_ledger is not None:
+            store.ledger.forget_before(store.first_day_of_ledger)
     yield dg.Output(None)
 
 
-def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds) -> Iterator[dg.AssetObservation]:
+def _looked_at(
+    store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds, *, has_forgotten: bool
+) -> Iterator[dg.AssetObservation]:
     """What a dry run sees of each day; what would stop the run is said."""
     try:
         refuse_missing_days(store, list(to_send))
-        refuse_too_much(store, to_send, options, bounds)
+        refuse_forgotten_days(store, list(to_send), resend=options.resend)
+        refuse_too_much(store, to_send, options, bounds, has_forgotten=has_forgotten)
     except NotDelivered as trouble:
         logger.warning("If this were no dry run: %s", trouble)
     seen: set[str] = set()

@@ -5,6 +5,7 @@ A run's resources are made before its first step, so a wrong setting or key ends
 
 import logging
 from collections import Counter
+from datetime import datetime, timedelta, timezone
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -115,6 +116,12 @@ class Store(dg.ConfigurableResource[None]):
     def allows_missing_days(self) -> bool:
         """Whether days may be delivered though earlier ones, which they need, were never learned."""
         return self._settings.missing_days == "allow"
+
+    @property
+    def first_day_of_ledger(self) -> str | None:
+        """The first day of which the ledger keeps what was delivered; None where it keeps all."""
+        days = self._settings.ledger_days
+        return None if days is None else str(datetime.now(timezone.utc).date() - timedelta(days=days))
 
     @property
     def attributes_from(self) -> AttributesFrom:

@@ -134,6 +134,7 @@ class Settings(DaysSettings):
         default=None, alias="CIO_SUPPRESSED_FILE"
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
+    ledger_days: int | None = Field(default=None, ge=7, alias="CIO_LEDGER_DAYS")
     refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
     allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")

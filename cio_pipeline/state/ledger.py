@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -58,6 +58,14 @@ class Refusal:
     key: str
     call: str = "batch"
     state: State = field(default_factory=dict)
+
+
+class Entry(NamedTuple):
+    """What tells an acknowledgement from all others, in whichever copy of a ledger: number, day, and its first event's id."""
+
+    number: int
+    day: str
+    first_id: str
 
 
 @dataclass
@@ -123,6 +131,20 @@ class Ledger:
         again = (np.diff(first[order]) == 0) & (np.diff(last[order]) == 0)
         return ids[order][np.append(np.ones(min(1, len(ids)), bool), ~again)]
 
+    def newest(self) -> Entry | None:
+        """The last acknowledgement of events; None where there is none."""
+        return self._entry(sa.select(sa.func.max(deliveries.c.id)).scalar_subquery())
+
+    def has(self, entry: Entry) -> bool:
+        """Whether it is in this ledger."""
+        return self._entry(entry.number) == entry
+
+    def _entry(self, number: Any) -> Entry | None:
+        found = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(*found).where(deliveries.c.id == number)).first()
+        return None if row is None else Entry(row[0], row[1], bytes(row[2]).hex())
+
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         """What Customer.io holds of these customers; one it has not heard of is missing."""
         return {key: unpack(state) for key, state in self.packed_states(keys).items()}
@@ -166,6 +188,14 @@ class Ledger:
         counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
         with reading(self._engine) as connection:
             return {row[0]: row[1] for row in connection.execute(counted)}
+
+    def forget_before(self, day: str) -> int:
+        """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were. The newest entry
+        stays, whatever its day: by it a ledger is told from an older copy."""
+        newest = sa.select(sa.func.max(deliveries.c.id)).scalar_subquery()
+        with writing(self._engine) as transaction:
+            gone = transaction.execute(sa.delete(deliveries).where(deliveries.c.day < day, deliveries.c.id < newest))
+            return int(gone.rowcount)
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.

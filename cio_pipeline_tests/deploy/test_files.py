@@ -21,7 +21,7 @@ from cio_pipeline_tests.deploy.files import DEPLOY, DOCKERFILE, image_command, i
 from cio_pipeline_tests.postgres import database
 
 BIN = Path(sys.executable).parent
-OTHERS = {"DAGSTER_HOME", "DAGSTER_POSTGRES_URL", "CIO_PIPELINE_HOST", "TMPDIR", "PATH", "PYTHONUNBUFFERED"}
+OTHERS = {"DAGSTER_HOME", "DAGSTER_POSTGRES_URL", "CODE_LOCATION_HOST", "TMPDIR", "PATH", "PYTHONUNBUFFERED"}
 
 
 def shown(*command: str | Path) -> str:

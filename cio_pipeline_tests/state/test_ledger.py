@@ -65,6 +65,30 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
 
 
+def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
+    assert ledger.newest() is None
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(1)]))
+    first = ledger.newest()
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(2)]))
+    second = ledger.newest()
+    assert first is not None
+    assert second is not None
+    assert ledger.has(first)
+    assert ledger.has(second)
+    assert not ledger.has(second._replace(first_id=first.first_id)), "another one of the same number"
+    assert not ledger.has(second._replace(number=3))
+
+
+def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
+    for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
+        ledger.acknowledge(day, Acknowledgement(event_ids=[as_ulid(number)]))
+    newest = ledger.newest()
+    assert ledger.forget_before(NEXT_DAY) == 2
+    assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
+    assert ledger.delivered(NEXT_DAY).tolist() == [(2).to_bytes(16, "big")]
+    assert ledger.newest() == newest
+
+
 def test_r17_states_merge_by_time(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20), city=("Bonn", 20)))}))
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("free", 10), city=("Köln", 30)))}))
