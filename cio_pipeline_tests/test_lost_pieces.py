@@ -17,7 +17,6 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -45,7 +44,7 @@ class World:
     def __post_init__(self) -> None:
         answer = self.customerio.answer
 
-        def counted(method: str, path: str, authorization: str, body: bytes) -> Answer:
+        def counted(method: str, path: str, authorization: str, body: bytes) -> tuple[int, dict[str, Any]]:
             self.sent += body.count(b'"action":"event"')
             return answer(method, path, authorization, body)
 

@@ -132,7 +132,7 @@ def compose(tmp_path: Path) -> Iterator[Compose]:
     for name, secret in (
         ("PGPASSWORD", PASSWORD),
         ("CUSTOMERIO_API_KEY", "sandbox-key"),
-        ("POSTHOG_PERSONAL_API_KEY", "phx_1"),
+        ("POSTHOG_PERSONAL_API_KEY", "phx_sandbox"),
     ):
         (tmp_path / "secret" / name).write_text(f"{secret}\n")
     with server() as database, posthog.serve(events) as source, customerio.serve() as workspace:

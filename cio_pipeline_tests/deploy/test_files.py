@@ -15,6 +15,7 @@ import yaml
 from dagster import DagsterInstance
 
 from cio_pipeline import __version__
+from cio_pipeline.settings.environment import PREFIXES
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML
 from cio_pipeline.settings.settings import NAMES
 from cio_pipeline_tests.deploy.files import DEPLOY, DOCKERFILE, image_command, image_environment, read
@@ -99,6 +100,7 @@ def test_every_name_is_a_setting_and_every_way_loads_the_same_code() -> None:
     units = "".join(unit.read_text() for unit in (DEPLOY / "systemd").glob("*.service"))
     given |= set(re.findall(r"^Environment=(\w+)", units, re.MULTILINE))
     assert given - NAMES - OTHERS == {"PGPASSWORD"}
+    assert not [name for name in OTHERS if name.startswith(PREFIXES)], "the pipeline would refuse it"
     [location] = yaml.safe_load(WORKSPACE_YAML.read_text())["load_from"]
     module = location["python_module"]["module_name"]
     assert image_command()[-1] == module
@@ -110,8 +112,10 @@ def test_every_name_is_a_setting_and_every_way_loads_the_same_code() -> None:
 def test_the_chart_has_the_limits_and_the_loggers_of_dagster_yaml() -> None:
     values, own = read("values.yaml"), yaml.safe_load(DAGSTER_YAML.read_text())
     assert values["pythonLogs"]["managedPythonLoggers"] == own["python_logs"]["managed_python_loggers"]
-    assert values["concurrency"]["runs"]["tagConcurrencyLimits"] == own["concurrency"]["runs"]["tag_concurrency_limits"]
-    assert values["concurrency"]["runs"]["maxConcurrentRuns"] == own["concurrency"]["runs"]["max_concurrent_runs"]
+    queue = values["dagsterDaemon"]["runCoordinator"]["config"]["queuedRunCoordinator"]
+    assert queue["tagConcurrencyLimits"] == own["concurrency"]["runs"]["tag_concurrency_limits"]
+    assert queue["maxConcurrentRuns"] == own["concurrency"]["runs"]["max_concurrent_runs"]
+    assert values["additionalInstanceConfig"]["run_retries"] == own["run_retries"]
     [deployment] = values["dagster-user-deployments"]["deployments"]
     assert deployment["image"]["tag"] == __version__
     assert deployment["securityContext"]["runAsUser"] == int(re.findall(r"^USER (\d+)$", DOCKERFILE, re.MULTILINE)[0])
