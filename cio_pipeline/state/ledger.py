@@ -183,11 +183,16 @@ class Ledger:
                 found[row.day].append(Refusal(*texts, state=state))
         return dict(found)
 
+    def refused_days(self) -> dict[str, tuple[int, str, str]]:
+        """By reason, how many items are refused and not accepted since, and the first and the last of their days."""
+        days = (sa.func.count(), sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+        with reading(self._engine) as connection:
+            rows = connection.execute(sa.select(refusals.c.reason, *days).group_by(refusals.c.reason))
+            return {reason: (count, first, last) for reason, count, first, last in rows}
+
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days."""
-        counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
-        with reading(self._engine) as connection:
-            return {row[0]: row[1] for row in connection.execute(counted)}
+        return {reason: count for reason, (count, _, _) in self.refused_days().items()}
 
     def forget_before(self, day: str) -> int:
         """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were. The newest entry

@@ -1,7 +1,8 @@
 """The services of compose.yaml as processes of this machine: their commands, environment and secrets, dagster.yaml, and, as
 root on Linux, a root file system that is read-only. A backfill launched by GraphQL delivers its days, oldest first.
 
-It takes minutes: `make test-deploy`.
+The instance is that of dagster.yaml with the limit of existing-dagster.yaml; test_ui.py has the former's. It takes minutes:
+`make test-deploy`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 import pytest
 import requests
 import sqlalchemy as sa
+import yaml
 
 from cio_pipeline.defs.partitions import RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -34,6 +36,7 @@ pytestmark = pytest.mark.deploy
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 ASSETS = ("posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery")
+TAG = {"key": "cio_pipeline/backfill", "value": "yes"}
 START_SECONDS, RUN_SECONDS = 300, 900
 READ_ONLY = """
 mount --bind "$1" "$1" && mount --bind "$2" "$2" && mount -o remount,ro,bind / || exit 1
@@ -150,8 +153,9 @@ def compose(tmp_path: Path) -> Iterator[Compose]:
         kept = ("PYTHONPATH", "CIO_SANDBOX", "POSTHOG_HOST", "POSTHOG_PROJECT_ID", "CUSTOMERIO_TRACKING_ENDPOINT")
         settings = {name: made[name] for name in (*kept, "CUSTOMERIO_SITE_ID", "CIO_START_DATE", "CIO_DAYS_PER_RUN")}
         found = Compose(tmp_path, hosts, settings)
-        for name in ("dagster.yaml", "workspace.yaml"):
-            (tmp_path / "dagster" / name).write_text((DEPLOY / name).read_text().replace("4000", str(port)))
+        (tmp_path / "dagster" / "workspace.yaml").write_text((DEPLOY / "workspace.yaml").read_text().replace("4000", str(port)))
+        instance = read("dagster.yaml") | {"concurrency": read("existing-dagster.yaml")["concurrency"]}
+        (tmp_path / "dagster" / "dagster.yaml").write_text(yaml.safe_dump(instance))
         yield found
 
 
@@ -170,7 +174,7 @@ def test_a_backfill_on_the_services_of_compose_delivers_its_days_one_after_anoth
         until(lambda: ask(url, LOCATIONS) == loaded, START_SECONDS, compose.folder)
         health = ["dagster", "api", "grpc-health-check", "-p", compose.hosts["4000"]]
         assert subprocess.run([sys.executable, "-m", *health], check=False).returncode == 0
-        params = {"assetSelection": [{"path": ["cio", asset]} for asset in ASSETS], "partitionNames": list(DAYS)}
+        params = {"assetSelection": [{"path": ["cio", asset]} for asset in ASSETS], "partitionNames": list(DAYS), "tags": [TAG]}
         launched = ask(url, LAUNCH, backfill=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
 
