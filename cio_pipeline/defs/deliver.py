@@ -27,6 +27,7 @@ from cio_pipeline.defs.before_delivery import (
     shards,
 )
 from cio_pipeline.defs.checks import or_warning
+from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
 from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
@@ -78,6 +79,7 @@ class Delivery(Bounded):
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing, is_required=False),
 )
+@failing_in_a_sentence
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]"]:
@@ -89,7 +91,7 @@ def upsert_to_customerio(
     keys = list(context.partition_keys)
     with ExitStack() as stack:
         if not config.dry_run:
-            stack.enter_context(one_at_a_time(store))
+            stack.enter_context(one_at_a_time(context.op_execution_context, store))
         has_forgotten = ledger_mark.ledger_has_forgotten(store)
         bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), has_forgotten=has_forgotten)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
@@ -102,9 +104,9 @@ def upsert_to_customerio(
         refuse_too_much(store, to_send, options, bounds, has_forgotten=has_forgotten)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(
-                day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
-            )
+            events = tables.version("events", day).rows
+            with saying_what_is_kept(store.ledger, day, events):
+                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
             if not has_forgotten or config.max_campaign_events is not None:
                 ledger_mark.note(store)
             sent.counts[HELD] += _held(store, tables, day, options)
@@ -156,16 +158,16 @@ def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> i
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
+def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
         ):
             yield
-    except NotDelivered as trouble:
-        raise dg.Failure(str(trouble), allow_retries=False) from trouble
     except (Unavailable, DatabaseError) as trouble:
+        if context.retry_number:
+            raise
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 

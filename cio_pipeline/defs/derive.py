@@ -8,6 +8,7 @@ import dagster as dg
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.defs.checks import named, or_warning
 from cio_pipeline.defs.extract import identities, posthog_events
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import GROUP, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
@@ -42,6 +43,7 @@ DESCRIPTIONS = {
         dg.AssetCheckSpec("earlier_days_learned", asset=key("customers")),
     ],
 )
+@failing_in_a_sentence
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:

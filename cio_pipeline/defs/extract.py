@@ -8,6 +8,7 @@ from statistics import median
 
 import dagster as dg
 
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
@@ -56,6 +57,7 @@ def now() -> datetime:
         ),
     ],
 )
+@failing_in_a_sentence
 def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
@@ -131,6 +133,7 @@ class HistoryConfig(dg.Config):
 
 
 @dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
+@failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
@@ -154,6 +157,7 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
     kinds={"pandas", "sql"},
     deps=[posthog_events, identity_history],
 )
+@failing_in_a_sentence
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:

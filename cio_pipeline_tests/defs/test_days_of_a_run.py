@@ -100,7 +100,7 @@ def stops(instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | 
     """Runs the days, which must fail; gives the sentence."""
     with pytest.raises(dg.Failure) as failure:
         execute(instance, days, tags, **config)
-    assert isinstance(failure.value.__cause__, NotDelivered)
+    assert isinstance(failure.value.__context__, NotDelivered)
     return str(failure.value.description)
 
 

@@ -182,7 +182,10 @@ def test_a_service_that_stays_away_is_an_end_with_its_sentence(
 ) -> None:
     workspace.faults = lambda number, path: ("status", 503, {}) if number >= 2 else None
     assert main(["run", "--partition", DAY]) == 1
-    assert capsys.readouterr().err == "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503.\n"
+    assert capsys.readouterr().err == (
+        "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503."
+        f" 0 of 4 events of {DAY} are delivered and kept: run the day again for the rest.\n"
+    )
     assert len(workspace.requests) == 1 + 2 * 9
 
 
