@@ -88,11 +88,9 @@ STOPPED = (
 
 def test_a_lost_ledger_sends_nothing_that_can_start_a_campaign_until_somebody_says_so(world: World) -> None:
     assert world.run() == 1
-    assert world.run() == 0
     world.lose_ledger()
-    for _ in range(2):
-        with pytest.raises(NotDelivered, match=STOPPED):
-            world.run()
+    with pytest.raises(NotDelivered, match=STOPPED):
+        world.run()
     assert world.run(LONG_AGO) == 1, "an old event starts none"
     with pytest.raises(NotDelivered, match=STOPPED):
         world.run()

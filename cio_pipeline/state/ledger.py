@@ -195,12 +195,20 @@ class Ledger:
         return {reason: count for reason, (count, _, _) in self.refused_days().items()}
 
     def forget_before(self, day: str) -> int:
-        """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were. The newest entry
-        stays, whatever its day: by it a ledger is told from an older copy."""
+        """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were.
+
+        The newest entry stays, whatever its day: by it a ledger is told from an older copy. Each day is a transaction, so that
+        no writer waits for long.
+        """
         newest = sa.select(sa.func.max(deliveries.c.id)).scalar_subquery()
-        with writing(self._engine) as transaction:
-            gone = transaction.execute(sa.delete(deliveries).where(deliveries.c.day < day, deliveries.c.id < newest))
-            return int(gone.rowcount)
+        with reading(self._engine) as connection:
+            days = connection.execute(sa.select(deliveries.c.day).where(deliveries.c.day < day).distinct()).scalars().all()
+        gone = 0
+        for one in days:
+            with writing(self._engine) as transaction:
+                old = sa.delete(deliveries).where(deliveries.c.day == one, deliveries.c.id < newest)
+                gone += transaction.execute(old).rowcount
+        return gone
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.
