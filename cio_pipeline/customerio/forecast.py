@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.customerio.batches import values
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among, is_young
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.state.ledger import Ledger, Refusal
@@ -29,6 +27,18 @@ class Bounds:
 
     new_customers: int | None = None
     campaign_events: int | None = None
+
+    def refuse(self, new_customers: int, campaign_events: int) -> None:
+        """Raises `NotDelivered` where these are more."""
+        for count, most, what, setting in (
+            (new_customers, self.new_customers, "make {} new customers", "MAX_NEW_CUSTOMERS"),
+            (campaign_events, self.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
+        ):
+            if most is not None and count > most:
+                raise NotDelivered(
+                    f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({most:,}): nothing was"
+                    f" sent. If that is meant, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
+                )
 
 
 @dataclass
@@ -47,11 +57,10 @@ class Forecast:
         """Adds a day's shards: less what is suppressed, beyond the limit, delivered, or was refused as it is."""
         refused = {} if options.resend else {item: one.operation for item, one in ledger.refused(day).items()}
         delivered = pack_ids([]) if options.resend else ledger.delivered(day)
-        since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), pa.timestamp("us", "UTC"))
         for customers, events in to_deliver(shards, options, Counter()):
             keys = texts(_less_refused(customers, _upserts, refused), "key")
             self._add_new(list(dict.fromkeys(keys)), ledger)
-            young = pc.greater(array(events["timestamp"]).cast(since.type), since).to_numpy(zero_copy_only=False)
+            young = is_young(events)
             if young.any():
                 unsent = _unsent(Kept(events, young), delivered)
                 self.campaign_events += len(_less_refused(unsent, _ids, refused))
@@ -65,15 +74,7 @@ class Forecast:
 
     def refuse_beyond(self, bounds: Bounds) -> None:
         """Raises `NotDelivered` where that is more than the bounds allow."""
-        for count, most, what, setting in (
-            (self.new_customers, bounds.new_customers, "make {} new customers", "MAX_NEW_CUSTOMERS"),
-            (self.campaign_events, bounds.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
-        ):
-            if most is not None and count > most:
-                raise NotDelivered(
-                    f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({most:,}): nothing was"
-                    f" sent. If that is meant, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
-                )
+        bounds.refuse(self.new_customers, self.campaign_events)
 
     def _add_new(self, keys: list[str], ledger: Ledger) -> None:
         new = ledger.unknown(keys)

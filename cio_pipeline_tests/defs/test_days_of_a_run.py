@@ -16,16 +16,19 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
+from cio_pipeline.defs.receipts import DELIVERED, MEANING, NEW_CUSTOMERS, OPEN_REFUSALS, PICTURE, YOUNG_EVENTS
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.test_deliver import SINK, refusing
+from cio_pipeline_tests.receipts import values
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 TODAY = datetime.now(timezone.utc).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
 SINK_KEY = key("customerio_delivery")
+PLOTTED = (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS)
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 Workspace = customerio.CustomerioServer
 Start = Callable[..., Workspace]
@@ -92,8 +95,8 @@ def execute(
 def run(instance: dg.DagsterInstance, days: list[str], **config: Any) -> dict[str, dict[str, Any]]:
     """Runs the days; gives each day's receipt."""
     result = execute(instance, days, **config)
-    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
-    return {str(one.partition): {name: value.value for name, value in one.metadata.items()} for one in receipts}
+    receipts = result.asset_materializations_for_node(SINK)
+    return {str(one.partition): values(one.metadata) for one in receipts}
 
 
 def stops(instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any) -> str:
@@ -131,12 +134,12 @@ def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start,
     stops(instance, DAYS)
     assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS[:2])
     records = instance.fetch_materializations(SINK_KEY, limit=9).records
-    metadata = {one.partition_key: one.asset_materialization.metadata for one in records if one.asset_materialization}
-    assert {day: one["events sent"].value for day, one in metadata.items()} == dict.fromkeys(DAYS[:2], 2)
+    metadata = {one.partition_key: values(one.asset_materialization.metadata) for one in records if one.asset_materialization}
+    assert {day: one["events sent"] for day, one in metadata.items()} == dict.fromkeys(DAYS[:2], 2)
     workspace.faults = lambda number, path: None
     receipts = run(instance, DAYS)
     assert [receipts[day]["events sent"] for day in DAYS] == [0, 0, 2]
-    assert [receipts[day]["events delivered in all"] for day in DAYS] == [2, 2, 2]
+    assert [receipts[day][DELIVERED] for day in DAYS] == [2, 2, 2]
     assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS)
 
 
@@ -147,8 +150,20 @@ def test_a_receipt_tells_what_is_refused_and_open_also_on_a_rerun(
     refusing(workspace, monkeypatch, "paid")
     for events_sent in (2, 0):
         receipt = run(instance, DAYS[:1])[DAYS[0]]
-        assert (receipt["events sent"], receipt["events delivered in all"], receipt["refused and open"]) == (events_sent, 2, 1)
-        assert receipt["refused"] == 1
+        assert (receipt["events sent"], receipt[DELIVERED], receipt[OPEN_REFUSALS]) == (events_sent, 2, 1)
+        assert receipt["refused by Customer.io"] == 1
+
+
+def test_a_rerun_of_a_delivered_day_changes_no_number_that_is_plotted(start: Start, instance: dg.DagsterInstance) -> None:
+    days = RECENT[1:]
+    start(stream(days))
+    first, again = (run(instance, days) for _ in range(2))
+    plotted = [{day: {name: receipts[day][name] for name in PLOTTED} for day in days} for receipts in (first, again)]
+    assert plotted[0] == plotted[1]
+    assert [list(plotted[1][day].values()) for day in days] == [[2, 2, 2, 0], [1, 2, 2, 0]]
+    assert [first[day][PICTURE] for day in days[-1:]] == [again[day][PICTURE] for day in days[-1:]]
+    assert [[name for name in receipts[days[0]] if name in MEANING] for receipts in (first, again)] == [list(MEANING)] * 2
+    assert {name for name, value in again[days[0]].items() if name in MEANING and isinstance(value, int)} == set(PLOTTED)
 
 
 def test_nothing_refused_fails_while_something_is(
@@ -160,16 +175,6 @@ def test_nothing_refused_fails_while_something_is(
     assert not checks["nothing_refused"].passed
     assert checks["nothing_refused"].severity == dg.AssetCheckSeverity.WARN
     assert checks["nothing_refused"].metadata["required name"].value == 1
-
-
-def test_a_dry_run_of_days_counts_a_new_customer_once_and_waits_for_no_delivery(
-    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start(stream(DAYS))
-    monkeypatch.delattr(Ledger, "hold_delivery_lock")
-    receipts = run(instance, DAYS, dry_run=True)
-    assert [receipts[day]["new customers"] for day in DAYS] == [2, 1, 1]
-    assert [receipts[day]["changed customers"] for day in DAYS] == [0, 1, 1]
 
 
 def test_redelivery_sends_while_it_holds_the_delivery_lock(
@@ -224,14 +229,6 @@ def test_the_limit_bounds_the_new_customers_that_are_counted(start: Start, insta
     assert sent(workspace)["people"] == 1
 
 
-def test_a_dry_run_says_what_would_stop_the_run(
-    start: Start, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
-) -> None:
-    start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
-    assert set(run(instance, DAYS, dry_run=True)) == set(DAYS)
-    assert "If this were no dry run: This run would make 4 new customers" in caplog.text
-
-
 @pytest.mark.parametrize(
     ("tags", "days"), [({}, RECENT), ({"dagster/backfill": "a"}, RECENT[2:]), ({DAYS_IN_ALL: "8"}, RECENT[2:])]
 )
@@ -251,7 +248,7 @@ def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstanc
     workspace = start(stream(DAYS[:1]))
     with monkeypatch.context() as broken:
         refusing_upserts(workspace, broken)
-        assert run(instance, DAYS[:1])[DAYS[0]]["refused"] == 2
+        assert run(instance, DAYS[:1])[DAYS[0]]["refused by Customer.io"] == 2
     before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     job = defs.resolve_job_def("redeliver_refused")
@@ -297,17 +294,6 @@ def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
     assert consent() is False
 
 
-def test_a_dry_run_tells_what_the_rules_refuse_and_how_many_the_list_names(
-    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    start([*stream(DAYS[:1]), event(9, "paid", " ", f"{DAYS[0]}T11:00:00Z")])
-    (tmp_path / "list").write_text("somebody\nelse\n")
-    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
-    seen = run(instance, DAYS[:1], dry_run=True)[DAYS[0]]
-    assert seen["refused by the rules"] == {"event: distinct_id is blank (R14)": 1}
-    assert seen["people that the suppression list names"] == 2
-
-
 def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:
     """An attribute, a customer, and the earlier events of an anonymous visitor that a held `$identify` names."""
     at = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
@@ -345,7 +331,6 @@ def test_new_customers_with_nothing_but_personless_events_are_counted(start: Sta
             event(4, "visit", "nobody-2", f"{DAYS[0]}T10:00:00Z", **personless),
         ]
     )
-    assert run(instance, DAYS[:1], dry_run=True)[DAYS[0]][ONLY_PERSONLESS] == 2
     receipt = run(instance, DAYS[:1])[DAYS[0]]
     assert (receipt["new customers"], receipt[ONLY_PERSONLESS]) == (3, 2)
 
