@@ -100,6 +100,15 @@ def test_a_lost_ledger_sends_nothing_that_can_start_a_campaign_until_somebody_sa
     assert world.run() == 0, "from then on it is as ever"
 
 
+def test_a_dry_run_says_that_the_ledger_was_lost(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert world.run() == 1
+    world.lose_ledger()
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert defs.resolve_job_def("customerio_dry_run").execute_in_process(instance=instance).success
+    assert "it was lost, or is an older copy" in caplog.text
+    assert "send 1 events that can start campaigns" in caplog.text
+
+
 def test_a_ledger_restored_from_yesterday_is_noticed_by_what_it_has_not(world: World, tmp_path: Path) -> None:
     assert world.run(LONG_AGO) == 1
     shutil.copytree(world.data, tmp_path / "backup")
