@@ -174,7 +174,7 @@ def test_nothing_refused_fails_while_something_is(
     checks = {one.check_name: one for one in execute(instance, DAYS[:1]).get_asset_check_evaluations()}
     assert not checks["nothing_refused"].passed
     assert checks["nothing_refused"].severity == dg.AssetCheckSeverity.WARN
-    assert checks["nothing_refused"].metadata["required name"].value == 1
+    assert checks["nothing_refused"].metadata["refused, open"].value == 1
 
 
 def test_redelivery_sends_while_it_holds_the_delivery_lock(
