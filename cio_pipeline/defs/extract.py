@@ -10,8 +10,9 @@ import dagster as dg
 
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
-from cio_pipeline.extraction import Extracted, extract_day, extract_history
+from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
 from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.posthog.source import Window
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
@@ -64,9 +65,10 @@ def posthog_events(
     for day in context.partition_keys:
         began = now()
         found = posthog.source.events(*window(day))
-        with Progress(day, "events read", found.expected) as progress:
-            read = replace(found, frames=progress.rows_of(found.frames))
-            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+        before = extracted_before(store.tables, day, found.made_of)
+        if before is not None:
+            logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{before.rows:,}")
+        kept[day] = before or _extracted(day, found, store, began)
         if kept[day].without:
             logger.warning(
                 "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
@@ -77,6 +79,12 @@ def posthog_events(
     yield dg.MaterializeResult()
     yield _as_many_events_as_usual(kept, store.tables)
     yield _attributes_given(kept)
+
+
+def _extracted(day: str, found: Window, store: Store, began: datetime) -> Extracted:
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        return extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
 
 
 def _counts(kept: Extracted) -> dict[str, int]:
