@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import State, id_halves, name_hash, pack, pack_ids, state_time, unpack, value_hash
-from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, values
+from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, packed, values
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.rules.consent import consents, is_consent
@@ -196,7 +196,7 @@ def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: P
     ids = column(events, "ulid")
     if options.resend:
         return _all(events)
-    before = among(known.delivered, pack_ids(values(ids))) if len(known.delivered) else np.zeros(len(events), bool)
+    before = among(known.delivered, packed(ids)) if len(known.delivered) else np.zeros(len(events), bool)
     made.counts["events delivered before"] += int(before.sum())
     if known.refused:
         made.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]

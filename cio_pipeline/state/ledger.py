@@ -19,7 +19,7 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, unpack
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
@@ -64,12 +64,13 @@ class Refusal:
 class Acknowledgement:
     """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
 
-    customers: by key, a state as `customer_state.pack` packs it, or several of different attributes, joined.
+    event_ids: as `customer_state.pack_ids` packs them, one after another; customers: by key, a state as `customer_state.pack`
+    packs it, or several of different attributes, joined; accepted: gives the names of the items taken, where they are needed.
     """
 
-    event_ids: list[str] = field(default_factory=list)
+    event_ids: bytes = b""
     customers: dict[str, bytes] = field(default_factory=dict)
-    accepted: list[str] = field(default_factory=list)
+    accepted: Callable[[], list[str]] = list
     refused: list[Refusal] = field(default_factory=list)
 
 
@@ -175,10 +176,10 @@ class Ledger:
         with writing(self._engine) as transaction:
             any_refusal = self._check_lock(transaction)
             if answer.event_ids:
-                self._execute(transaction, KEEP_DELIVERED, (day, pack_ids(answer.event_ids).tobytes()))
+                self._execute(transaction, KEEP_DELIVERED, (day, answer.event_ids))
             states = self._keep_states(transaction, answer.customers)
             if any_refusal:
-                _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
+                _close_accepted(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
             self._keep_refused(transaction, day, answer.refused)
 

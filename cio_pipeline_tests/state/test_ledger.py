@@ -52,16 +52,16 @@ def refusal(item: str, kind: str = "event", key: str = "id:u1", **attributes: tu
 
 def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
     first, second, ends_in_zeros = 1 << 127, 7, 0
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(first), as_ulid(ends_in_zeros)]))
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(second)]))
-    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=[new_id()]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(first), as_ulid(ends_in_zeros)]).tobytes()))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(second)]).tobytes()))
+    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=pack_ids([new_id()]).tobytes()))
     expected = {value.to_bytes(16, "big") for value in (first, second, ends_in_zeros)}
     assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
 
 
 def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_halving(ledger: Ledger) -> None:
     for number in (3, 1, 2, 3):
-        ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number)]))
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
 
 
@@ -77,7 +77,7 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     assert ledger.refused(DAY) == {event: refusal(event)}
     assert ledger.refused_by_reason() == {"invalid name": 1}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[event], accepted=[event]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([event]).tobytes(), accepted=lambda: [event]))
     assert ledger.refused(DAY) == {}
 
 
@@ -85,7 +85,7 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
     item = customer_item("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": pack(state(plan=("pro", 30), city=("Bonn", 30)))}))
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=[item], customers={"id:u1": pack(state(plan=("free", 30)))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))}))
     assert list(ledger.refused(DAY)) == [item], "nobody has set the city since"
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(city=("Bonn", 20)))}))
     assert ledger.refused(DAY) == {}
@@ -128,7 +128,7 @@ def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(
         ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": pack(state(**values)) for n in range(1000)}))
     with_people = size(database_url)
     for _ in range(0, events, 1000):
-        ledger.acknowledge(DAY, Acknowledgement(event_ids=[new_id() for _ in range(1000)]))
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([new_id() for _ in range(1000)]).tobytes()))
     assert (with_people - empty) / people <= 200
     assert (size(database_url) - with_people) / events <= 24
 
