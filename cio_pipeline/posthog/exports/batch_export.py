@@ -78,12 +78,12 @@ class BatchExportSource:
                 "Ignored, because there is no interval in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder)
             )
         others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
-        of_events = runs(set(folder.sizes) - set(others))
-        if others and of_events:
+        if others and (of_events := runs(set(folder.sizes) - set(others))):
             logger.info(
                 "Ignored, because they are an export of persons or sessions, not of events: %s.", _names(others, folder)
             )
-        return folder, of_events or found
+            return folder, of_events
+        return folder, found
 
 
 def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:

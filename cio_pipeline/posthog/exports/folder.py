@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
+import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -76,7 +77,7 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
     """
     kinds: dict[str, list[str]] = {}
     for path in sorted(paths):
-        kinds.setdefault(re.sub(r"\d+", "#", str(PurePosixPath(path).parent)), []).append(path)
+        kinds.setdefault(re.sub(r"\d+", "#", path.rpartition("/")[0]), []).append(path)
     return [path for kind in kinds.values() if _is_of_other_model(kind, folder) for path in kind]
 
 
@@ -90,22 +91,33 @@ def _remote(files: Any, root: str) -> Listed:
 def _local(root: str) -> Listed:
     """Like `_remote`; fsspec would pass over folders that it may not read. A stamp is of the size and of all that the system
     changes when it writes the file; it does so by a clock with steps, so one that was just written has none."""
-
-    def fail(trouble: OSError) -> None:
-        raise trouble
-
     settled = time.time_ns() - STEP_OF_THE_CLOCK
-    if Path(root).is_dir():
-        paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=fail, followlinks=True) for name in names]
-    else:
-        paths = [Path(root)] if Path(root).exists() else []
-    sizes, stamps = dict[str, int | None](), dict[str, str]()
-    for path in paths:
-        found = path.stat() if path.exists() else None
-        sizes[str(path)] = found.st_size if found else None
-        if found and max(found.st_mtime_ns, found.st_ctime_ns) < settled:
-            stamps[str(path)] = repr((found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns))
-    return sizes, stamps
+    found = dict(_below(root) if Path(root).is_dir() else ())
+    if Path(root).is_file():
+        found[root] = Path(root).stat()
+    stamps = {
+        path: repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
+        for path, file in found.items()
+        if file and max(file.st_mtime_ns, file.st_ctime_ns) < settled
+    }
+    return {path: file.st_size if file else None for path, file in found.items()}, stamps
+
+
+def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """The files in a folder and below; None for a link that leads nowhere. Raises `OSError` where one may not be looked at."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat()
+            except OSError:
+                if Path(entry.path).exists():
+                    raise
+                yield entry.path, None
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                yield from _below(entry.path)
+            else:
+                yield entry.path, found
 
 
 def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
