@@ -4,6 +4,7 @@ import logging
 
 import dagster as dg
 
+from cio_pipeline.defs.alerts import customerio_alerts
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
 from cio_pipeline.defs.deliver import customerio_delivery, nothing_refused
 from cio_pipeline.defs.derive import customers_events_rejects, later_days_up_to_date
@@ -19,6 +20,7 @@ defs = dg.Definitions(
     asset_checks=[later_days_up_to_date, nothing_refused],
     jobs=[customerio_sync, redeliver_refused],
     schedules=[customerio_daily],
+    sensors=[customerio_alerts],
     resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
     executor=dg.in_process_executor,
 )

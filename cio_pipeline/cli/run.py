@@ -19,6 +19,7 @@ from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import RECORDED, Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.deliver import customerio_delivery
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
@@ -50,7 +51,7 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     partitions, and whatever a run fails of, after its failed checks were printed.
     """
     keys = days_between(first, last)
-    config = {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
+    config = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
     keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:

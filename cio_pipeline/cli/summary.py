@@ -52,7 +52,7 @@ class Summary:
             return
         asset = found.materialization if hasattr(found, "materialization") else found.asset_observation
         facts = {name: value.value for name, value in asset.metadata.items()}
-        day, name = str(asset.partition), asset.asset_key.to_user_string()
+        day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
             self._derived(day, facts)
         elif name == "customerio_delivery" and facts and day not in self._said:
@@ -91,7 +91,7 @@ class Summary:
                 show(f"{name}: {_shown(value)}", indent="  ")
 
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
-        name = f"{check.check_name} of {check.asset_key.to_user_string()}"
+        name = f"{check.check_name} of {check.asset_key.path[-1]}"
         if check.check_name in OF_ALL_DAYS:
             self._failed_checks.pop(name, None)
         if check.passed:

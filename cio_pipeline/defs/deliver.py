@@ -25,6 +25,8 @@ from cio_pipeline.defs.before_delivery import (
     shards,
 )
 from cio_pipeline.defs.checks import or_warning
+from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
@@ -75,6 +77,7 @@ class Delivery(Bounded):
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
     out=dg.Out(dg.Nothing, is_required=False),
 )
+@failing_in_a_sentence
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]"]:
@@ -87,7 +90,7 @@ def upsert_to_customerio(
     bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         if not config.dry_run:
-            stack.enter_context(one_at_a_time(store))
+            stack.enter_context(one_at_a_time(context.op_execution_context, store))
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
         if config.dry_run:
@@ -97,16 +100,16 @@ def upsert_to_customerio(
         refuse_too_much(store, to_send, options, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(
-                day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
-            )
+            events = tables.version("events", day).rows
+            with saying_what_is_kept(store.ledger, day, events):
+                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
             sent.counts[HELD] += _held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
             receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
             context.add_asset_metadata(receipt, partition_key=day)
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
-                yield dg.AssetMaterialization("customerio_delivery", partition=day, metadata=receipt)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
     yield dg.Output(None)
 
 
@@ -122,7 +125,7 @@ def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bo
         shown = preview(day, shards(tables, day), store.ledger, options, seen)
         shown.counts[HELD] += _held(store, tables, day, options)
         outlook = {**_outlook(shown, store, day), **_in_all(store, day, options)}
-        yield dg.AssetObservation("customerio_delivery", partition=day, metadata=outlook)
+        yield dg.AssetObservation(key("customerio_delivery"), partition=day, metadata=outlook)
 
 
 def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
@@ -144,16 +147,16 @@ def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> i
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
+def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
         ):
             yield
-    except NotDelivered as trouble:
-        raise dg.Failure(str(trouble), allow_retries=False) from trouble
     except (Unavailable, DatabaseError) as trouble:
+        if context.retry_number:
+            raise
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 
@@ -213,12 +216,13 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
 
 @dg.graph_asset(
     ins={
-        "customers": dg.AssetIn("customers", dagster_type=dg.Nothing),
-        "events": dg.AssetIn("events", dagster_type=dg.Nothing),
+        "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
+        "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
     },
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
-    group_name="customerio_sync",
+    key_prefix=PREFIX,
+    group_name=GROUP,
     kinds={"customerio"},
 )
 def customerio_delivery(customers: None, events: None) -> None:

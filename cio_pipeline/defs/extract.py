@@ -8,6 +8,8 @@ from statistics import median
 
 import dagster as dg
 
+from cio_pipeline.defs.failures import failing_in_a_sentence
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
@@ -18,8 +20,6 @@ from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
-
-GROUP = "customerio_sync"
 
 USUAL_WEEKS = 8
 """A day is compared with the same weekday of so many weeks before it."""
@@ -42,21 +42,23 @@ def now() -> datetime:
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"posthog", "parquet"},
     check_specs=[
         dg.AssetCheckSpec(
             "as_many_events_as_usual",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
         ),
         dg.AssetCheckSpec(
             "attributes_given",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day with $identify or $set events has an event that gives attributes.",
         ),
     ],
 )
+@failing_in_a_sentence
 def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
@@ -138,7 +140,8 @@ class HistoryConfig(dg.Config):
     """Read it again, though it is known."""
 
 
-@dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
+@dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
+@failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
     start = window(days.get_first_partition_key() or str(days.start.date()))[0]
@@ -157,10 +160,12 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"pandas", "sql"},
     deps=[posthog_events, identity_history],
 )
+@failing_in_a_sentence
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:

@@ -14,6 +14,7 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.failures import refusing_in_a_sentence
 from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
@@ -37,6 +38,7 @@ class PostHog(dg.ConfigurableResource[None]):
 
     _source: EventSource = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
         refuse_wrong_days(context.run.tags if context.run else {})
@@ -55,6 +57,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
     _client: TrackClient = PrivateAttr()
     _suppressed: Suppressed = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
         refuse_wrong_days(context.run.tags if context.run else {})
@@ -87,6 +90,7 @@ class Store(dg.ConfigurableResource[None]):
     _ledger: Ledger = PrivateAttr()
     _identities: Identities = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
         refuse_wrong_days(context.run.tags if context.run else {})

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.cli.summary import Summary
+from cio_pipeline.defs.keys import key
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.tables.tables import Tables
 
@@ -44,7 +45,7 @@ def observed(name: str, day: str, **metadata: Any) -> Any:
 
 
 def checked(asset: str, name: str, passed: bool, description: str | None = None, **metadata: Any) -> Any:
-    data = dg.AssetCheckEvaluation(dg.AssetKey(asset), name, passed, metadata, description=description)
+    data = dg.AssetCheckEvaluation(key(asset), name, passed, metadata, description=description)
     return SimpleNamespace(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, event_specific_data=data)
 
 

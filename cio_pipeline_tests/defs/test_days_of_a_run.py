@@ -14,6 +14,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -24,7 +25,7 @@ from cio_pipeline_tests.defs.test_deliver import SINK, refusing
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 TODAY = datetime.now(timezone.utc).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
-SINK_KEY = dg.AssetKey("customerio_delivery")
+SINK_KEY = key("customerio_delivery")
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 Workspace = customerio.CustomerioServer
 Start = Callable[..., Workspace]
@@ -84,7 +85,7 @@ def execute(
     return defs.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance,
         tags={RANGE_START: days[0], RANGE_END: days[-1], **(tags or {})},
-        run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
+        run_config={"ops": {"cio__customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
     )
 
 
@@ -99,7 +100,7 @@ def stops(instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | 
     """Runs the days, which must fail; gives the sentence."""
     with pytest.raises(dg.Failure) as failure:
         execute(instance, days, tags, **config)
-    assert isinstance(failure.value.__cause__, NotDelivered)
+    assert isinstance(failure.value.__context__, NotDelivered)
     return str(failure.value.description)
 
 
@@ -375,7 +376,7 @@ def test_a_day_that_needs_the_history_is_not_delivered_without_it(start: Start, 
     assets = ["posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"]
     with pytest.raises(dg.Failure, match=r"before CIO_START_DATE was never read.* Materialize identity_history"):
         defs.resolve_job_def("customerio_sync").execute_in_process(
-            instance=instance, partition_key=DAYS[0], asset_selection=[dg.AssetKey(name) for name in assets]
+            instance=instance, partition_key=DAYS[0], asset_selection=[key(name) for name in assets]
         )
     assert sent(workspace)["people"] == 0
     run(instance, DAYS[:1])

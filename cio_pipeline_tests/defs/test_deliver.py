@@ -16,6 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.keys import key
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -30,8 +31,8 @@ from cio_pipeline_tests.postgres import URL_PASSWORD
 
 DAY = "2025-01-01"
 PARTITION = "dagster/partition"
-SINK = "customerio_delivery.upsert_to_customerio"
-EXTRACTED = dg.AssetKey("posthog_events")
+SINK = "cio__customerio_delivery.upsert_to_customerio"
+EXTRACTED = key("posthog_events")
 Workspace = customerio.CustomerioServer
 EVENTS: list[dict[str, Any]] = [
     {
@@ -69,7 +70,7 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
     result = defs.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance,
         partition_key=DAY,
-        run_config={"ops": {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
+        run_config={"ops": {"cio__customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
     )
     receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
     [receipt] = receipts
@@ -83,7 +84,7 @@ def the_job() -> dg.JobDefinition:
 
 def delivered(instance: dg.DagsterInstance) -> set[str]:
     """The days that Dagster shows as materialized."""
-    return instance.get_materialized_partitions(dg.AssetKey("customerio_delivery"))
+    return instance.get_materialized_partitions(key("customerio_delivery"))
 
 
 def redeliver(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
@@ -181,7 +182,10 @@ def test_a_service_that_stays_away_is_an_end_with_its_sentence(
 ) -> None:
     workspace.faults = lambda number, path: ("status", 503, {}) if number >= 2 else None
     assert main(["run", "--partition", DAY]) == 1
-    assert capsys.readouterr().err == "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503.\n"
+    assert capsys.readouterr().err == (
+        "Customer.io (127.0.0.1) could not be reached in 9 tries: it answered 503."
+        f" 0 of 4 events of {DAY} are delivered and kept: run the day again for the rest.\n"
+    )
     assert len(workspace.requests) == 1 + 2 * 9
 
 

@@ -237,7 +237,7 @@ def test_each_day_of_a_run_tells_the_rows_of_each_table_and_what_became_of_its_e
         tags = {RANGE_START: DAY, RANGE_END: "2025-01-02"}
         result = defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, tags=tags)
     told = {
-        (event.asset_key.to_user_string(), event.partition): event.materialization.metadata
+        (event.asset_key.path[-1], event.partition): event.materialization.metadata
         for event in result.get_asset_materialization_events()
         if event.asset_key is not None
     }
