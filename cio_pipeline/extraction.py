@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from functools import cache
 from hashlib import sha256
@@ -47,7 +47,8 @@ class Extracted:
     """What was kept of a window: rows that came and that stand in the table, duplicates by reason, and how R20 took the events.
 
     remembered: events whose `$set` only an earlier extraction had; from_person: those that give the person's properties;
-    without: those that should, but have none; teaching: `$identify` and `$set` events; gives: whether any gives an attribute.
+    without: those that should, but have none; teaching: `$identify` and `$set` events; gives: whether any gives an attribute;
+    is_old: whether PostHog may have dropped any `$set` of the window.
     """
 
     read: int = 0
@@ -59,12 +60,13 @@ class Extracted:
     without: int = 0
     teaching: int = 0
     gives: bool = False
+    is_old: bool = False
 
     def add(self, other: Extracted) -> None:
         """Counts what was kept of another shard, too."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-        self.gives = bool(self.gives)
+        self.gives, self.is_old = bool(self.gives), bool(self.is_old)
 
     @classmethod
     def of_json(cls, kept: dict[str, Any]) -> Extracted:
@@ -117,7 +119,8 @@ def extract_day(
     """
     reaches_back = r20.reaches_back(start, now)
     lost: Lost = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
-    return _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
+    kept = _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
+    return replace(kept, is_old=reaches_back)
 
 
 def extract_history(

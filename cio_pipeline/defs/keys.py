@@ -4,6 +4,9 @@ import dagster as dg
 
 GROUP = "customerio_sync"
 
+LOOK = "customerio_look"
+"""The group of what jobs tell that send nothing and write no table: it stands apart in the graph."""
+
 PREFIX = "cio"
 
 

@@ -75,6 +75,7 @@ class DaysSettings(BaseSettings):
     start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
+    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
     @field_validator("*", mode="before")
@@ -103,7 +104,6 @@ class AlertSettings(DaysSettings):
     )
     smtp_url: Annotated[SecretStr | None, BeforeValidator(alerts.smtp_url)] = Field(default=None, alias="CIO_SMTP_URL")
     heartbeat_url: Annotated[SecretStr | None, BeforeValidator(alerts.url)] = Field(default=None, alias="CIO_HEARTBEAT_URL")
-    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
     dagster_url: Annotated[str, BeforeValidator(alerts.url)] = Field(default="", alias="CIO_DAGSTER_URL")
     allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")

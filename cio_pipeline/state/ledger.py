@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
@@ -58,6 +58,15 @@ class Refusal:
     key: str
     call: str = "batch"
     state: State = field(default_factory=dict)
+
+
+class OpenRefusals(NamedTuple):
+    """How many items Customer.io has refused for a reason and not accepted since, and the first and last of their days."""
+
+    reason: str
+    items: int
+    first: str
+    last: str
 
 
 @dataclass
@@ -147,9 +156,10 @@ class Ledger:
         """What Customer.io refused of the day, by item."""
         return {refusal.item: refusal for refusal in self.refusals(day).get(day, [])}
 
-    def refusals(self, day: str | None = None, reason: str | None = None) -> dict[str, list[Refusal]]:
-        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came."""
-        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at)
+    def refusals(self, day: str | None = None, reason: str | None = None, limit: int | None = None) -> dict[str, list[Refusal]]:
+        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came; the
+        first so many of them."""
+        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
         if day is not None:
             wanted = wanted.where(refusals.c.day == day)
         if reason is not None:
@@ -167,6 +177,14 @@ class Ledger:
         counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
         with reading(self._engine) as connection:
             return {row[0]: row[1] for row in connection.execute(counted)}
+
+    def open_refusals(self) -> list[OpenRefusals]:
+        """The same with the days, the most first."""
+        count = sa.func.count()
+        counted = sa.select(refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+        with reading(self._engine) as connection:
+            found = connection.execute(counted.group_by(refusals.c.reason).order_by(count.desc(), refusals.c.reason))
+            return [OpenRefusals(*row) for row in found]
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -34,6 +36,8 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(timezone.utc).date() - timedelta(days=back)) for back in (1, 0))
@@ -136,7 +140,7 @@ def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
     assert event_list == "CIO_EVENT_ALLOWLIST: no event of these days is named 'payed'."
     assert attributes == "CIO_EXCLUDE_ATTRIBUTES: no attribute of these days is named 'utm_*'."
     assert checks.startswith("The check earlier_days_learned of customers failed: ")
-    assert checks.endswith("(2 days: make run FROM=2025-01-01 TO=2025-01-02)")
+    assert "(`make run FROM=2025-01-01 TO=2025-01-02`)" in checks
 
 
 @pytest.mark.parametrize(
@@ -177,7 +181,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             OPEN,
             sqlite3.OperationalError("disk I/O error"),
             1,
-            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error.\n",
+            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error: is its disk full or read-only?\n",
         ),
         (
             OPEN,
@@ -263,6 +267,38 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
     assert main(["refusals"]) == 0
     assert capsys.readouterr().out == "Nothing is refused.\n"
     assert main(["redeliver"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status"), [({}, 1), ({"partition": DAY}, 1), ({"partition": THIRD_DAY}, 0), ({"reason": "another"}, 0)]
+)
+def test_a_redelivery_fails_where_any_that_were_chosen_are_refused_still_and_not_for_others(
+    services: Services, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], status: int
+) -> None:
+    settings = load_settings()
+    Ledger(settings.ledger_url).acknowledge(DAY, Acknowledgement(refused=[Refusal("1", "event", "invalid", "", "{}", "id:u1")]))
+    monkeypatch.setattr(headless, "_run", lambda *_: None)
+    monkeypatch.setattr(headless, "_instance", nullcontext)
+    assert headless.redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
+
+
+def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Dagster has recorded by then is read, and each failed check is a line."""
+    found = dg.AssetCheckEvaluation(dg.AssetKey("posthog_events"), "attributes_given", False, {}, description="None.")
+    recorded = SimpleNamespace(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, event_specific_data=found)
+    instance = SimpleNamespace(all_logs=lambda *_, **__: [SimpleNamespace(dagster_event=recorded)])
+
+    def fail(**_: Any) -> None:
+        raise NotDelivered("Customer.io is away.")
+
+    monkeypatch.setattr(headless, "_instance", lambda _: nullcontext(instance))
+    monkeypatch.setattr(defs, "resolve_job_def", lambda _: SimpleNamespace(execute_in_process=fail))
+    assert run() == 1
+    said = capsys.readouterr()
+    assert said.out == "The check attributes_given of posthog_events failed: None.\n"
+    assert said.err == "Customer.io is away.\n"
 
 
 def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(

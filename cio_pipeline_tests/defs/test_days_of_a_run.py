@@ -92,7 +92,7 @@ def execute(
 def run(instance: dg.DagsterInstance, days: list[str], **config: Any) -> dict[str, dict[str, Any]]:
     """Runs the days; gives each day's receipt."""
     result = execute(instance, days, **config)
-    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
+    receipts = result.asset_materializations_for_node(SINK)
     return {str(one.partition): {name: value.value for name, value in one.metadata.items()} for one in receipts}
 
 
@@ -162,16 +162,6 @@ def test_nothing_refused_fails_while_something_is(
     assert checks["nothing_refused"].metadata["required name"].value == 1
 
 
-def test_a_dry_run_of_days_counts_a_new_customer_once_and_waits_for_no_delivery(
-    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    start(stream(DAYS))
-    monkeypatch.delattr(Ledger, "hold_delivery_lock")
-    receipts = run(instance, DAYS, dry_run=True)
-    assert [receipts[day]["new customers"] for day in DAYS] == [2, 1, 1]
-    assert [receipts[day]["changed customers"] for day in DAYS] == [0, 1, 1]
-
-
 def test_redelivery_sends_while_it_holds_the_delivery_lock(
     start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -222,14 +212,6 @@ def test_the_limit_bounds_the_new_customers_that_are_counted(start: Start, insta
     workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="1")
     run(instance, DAYS, limit=1)
     assert sent(workspace)["people"] == 1
-
-
-def test_a_dry_run_says_what_would_stop_the_run(
-    start: Start, instance: dg.DagsterInstance, caplog: pytest.LogCaptureFixture
-) -> None:
-    start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
-    assert set(run(instance, DAYS, dry_run=True)) == set(DAYS)
-    assert "If this were no dry run: This run would make 4 new customers" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -297,17 +279,6 @@ def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
     assert consent() is False
 
 
-def test_a_dry_run_tells_what_the_rules_refuse_and_how_many_the_list_names(
-    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    start([*stream(DAYS[:1]), event(9, "paid", " ", f"{DAYS[0]}T11:00:00Z")])
-    (tmp_path / "list").write_text("somebody\nelse\n")
-    monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
-    seen = run(instance, DAYS[:1], dry_run=True)[DAYS[0]]
-    assert seen["refused by the rules"] == {"event: distinct_id is blank (R14)": 1}
-    assert seen["people that the suppression list names"] == 2
-
-
 def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:
     """An attribute, a customer, and the earlier events of an anonymous visitor that a held `$identify` names."""
     at = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
@@ -345,7 +316,6 @@ def test_new_customers_with_nothing_but_personless_events_are_counted(start: Sta
             event(4, "visit", "nobody-2", f"{DAYS[0]}T10:00:00Z", **personless),
         ]
     )
-    assert run(instance, DAYS[:1], dry_run=True)[DAYS[0]][ONLY_PERSONLESS] == 2
     receipt = run(instance, DAYS[:1])[DAYS[0]]
     assert (receipt["new customers"], receipt[ONLY_PERSONLESS]) == (3, 2)
 

@@ -20,6 +20,9 @@ from cio_pipeline.sandbox.processes import Sandbox
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}
 
+LOOKS = {"dry_run", "explained_person"}
+"""What jobs have seen, without writing a table."""
+
 
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[customerio.CustomerioServer]:
@@ -37,7 +40,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
-    assert set(defs.resolve_asset_graph().get_all_asset_keys()) == {key(name) for name in ASSETS}
+    assert set(defs.resolve_asset_graph().get_all_asset_keys()) == {key(name) for name in ASSETS | LOOKS}
 
 
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
@@ -67,11 +70,8 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     sent = sum(int(str(receipt["events sent"].value)) for receipt in receipts.values())
     assert sent == services.workspace.totals()["events"] > 0
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert checks == {"every_event_accounted_for": True, "earlier_days_learned": True, "nothing_refused": True} | {
-        "as_many_events_as_usual": True,
-        "attributes_given": True,
-        "later_days_up_to_date": True,
-    }
+    failed = {name for name, passed in checks.items() if not passed}
+    assert failed == {"few_refused_by_the_rules", "yesterday_delivered"}, "of 30 events one is refused"
     for name in ASSETS - {"identity_history"}:
         assert len(instance.get_materialized_partitions(key(name))) == 3
 

@@ -72,8 +72,7 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
         partition_key=DAY,
         run_config={"ops": {"cio__customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
     )
-    receipts: list[Any] = [*result.asset_materializations_for_node(SINK), *result.asset_observations_for_node(SINK)]
-    [receipt] = receipts
+    [receipt] = result.asset_materializations_for_node(SINK)
     return {name: value.value for name, value in receipt.metadata.items()}
 
 
@@ -116,21 +115,6 @@ def test_the_receipt_shows_counts_traffic_and_a_sample_without_data(workspace: W
     assert receipt["events per second"] > 0
     assert len(receipt["sample"]) == 6
     assert "example.com" not in str(receipt)
-
-
-def test_a_dry_run_reports_and_sends_nothing_and_the_run_after_it_sends_all(
-    workspace: Workspace, instance: dg.DagsterInstance
-) -> None:
-    receipt = run(instance, dry_run=True)
-    assert receipt["dry run"] is True
-    assert (receipt["new customers"], receipt["events to send"], receipt["requests"]) == (2, 4, 1)
-    assert receipt["events by name"] == {"signed up": 2, "paid": 1, "left": 1}
-    assert receipt["refused by the rules"] == {}
-    assert "example.com" not in str(receipt)
-    assert [request.method for request in workspace.requests] == ["GET"]
-    assert delivered(instance) == set()
-    assert run(instance)["events sent"] == 4
-    assert delivered(instance) == {DAY}
 
 
 def test_run_config_limits_holds_and_forces(workspace: Workspace, instance: dg.DagsterInstance) -> None:
@@ -226,20 +210,9 @@ def test_what_is_left_for_another_run_is_said(workspace: Workspace, capsys: pyte
     assert ", 1 customers beyond the limit, 2 events beyond the limit.\n" in capsys.readouterr().out
 
 
-def test_a_dry_run_headless_says_what_it_saw(workspace: Workspace, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["dry-run", "--partition", DAY]) == 0
-    said = capsys.readouterr().out
-    assert f"\n{DAY}, if it were run (nothing was sent):\n  new customers: 2\n" in said
-    assert '  events by name: {"signed up":2,"left":1,"paid":1}\n' in said
-    assert "beyond the limit" not in said
-    assert "example.com" not in said
-    assert workspace.workspace.totals()["events"] == 0
-
-
 def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
     workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    run(instance, dry_run=True)
     store = Identities(load_settings().ledger_url)
     facts = pd.DataFrame(
         [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]

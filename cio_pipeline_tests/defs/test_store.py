@@ -25,8 +25,10 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days
 from cio_pipeline.defs.deliver import Delivery
-from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date, _tell
+from cio_pipeline.defs.derive import _tell
+from cio_pipeline.defs.derive_checks import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
@@ -102,16 +104,19 @@ def test_the_seconds_after_which_postgresql_ends_a_session_are_set(store: Store,
     assert [arguments[1] for arguments in given] == [7, 7]
 
 
-def test_the_days_before_the_last_of_a_range_count_and_only_those_of_the_setting(store: Store) -> None:
+def test_the_days_before_the_last_derived_one_count_and_only_those_of_the_setting(store: Store) -> None:
     for day in ("2025-01-01", "2025-01-03"):
         learn(store, day)
-    check = _earlier_days_learned(store, ["2025-01-01", "2025-01-02", "2025-01-03"])
+    assert _earlier_days_learned(store).passed
+    store.identities.mark_derived("2025-01-03", "what was known")
+    check = _earlier_days_learned(store)
     assert (check.passed, check.metadata["first"].value, check.metadata["days missing"].value) == (False, "2025-01-02", 1)
     learn(store, "2025-01-02", setting="another setting")
-    assert not _earlier_days_learned(store, ["2025-01-03"]).passed
+    assert not _earlier_days_learned(store).passed
     learn(store, "2025-01-02")
-    assert _earlier_days_learned(store, ["2025-01-03"]).passed
-    assert _earlier_days_learned(store, ["2025-01-04"]).passed
+    assert _earlier_days_learned(store).passed
+    store.identities.mark_derived("2025-01-05", "what was known")
+    assert _earlier_days_learned(store).metadata["first"].value == "2025-01-04"
 
 
 def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
@@ -235,7 +240,7 @@ def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) 
     assert _later_days_up_to_date(store).passed
     learn(store, "2025-01-01", events=2)
     check = _later_days_up_to_date(store)
-    assert (check.passed, check.metadata["days"].value) == (False, 1)
+    assert (check.passed, check.metadata["days to derive again"].value) == (False, 1)
     assert "2025-01-03." in str(check.description)
 
 
@@ -262,4 +267,5 @@ def test_the_job_has_every_asset_and_the_schedule_runs_it() -> None:
     schedule = defs.resolve_schedule_def("customerio_daily")
     assert (schedule.job_name, schedule.cron_schedule, schedule.execution_timezone) == ("customerio_sync", "15 3 * * *", "UTC")
     selected = defs.resolve_job_def("customerio_sync").asset_layer.selected_asset_keys
-    assert selected == defs.resolve_asset_graph().get_all_asset_keys()
+    others = {key("dry_run"), key("explained_person")}
+    assert selected == defs.resolve_asset_graph().get_all_asset_keys() - others

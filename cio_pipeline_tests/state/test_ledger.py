@@ -76,7 +76,10 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     assert ledger.refused(DAY) == {event: refusal(event)}
-    assert ledger.refused_by_reason() == {"invalid name": 1}
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(new_id())]))
+    assert ledger.refused_by_reason() == {"invalid name": 2}
+    assert ledger.open_refusals() == [("invalid name", 2, DAY, NEXT_DAY)]
+    assert ledger.refusals(limit=1) == {DAY: [refusal(event)]}
     ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([event]).tobytes(), accepted=lambda: [event]))
     assert ledger.refused(DAY) == {}
 
