@@ -11,6 +11,7 @@ from cio_pipeline.defs.derive import customers_events_rejects
 from cio_pipeline.defs.dry_run import customerio_dry_run, dry_run
 from cio_pipeline.defs.explain import explain_person, explained_person
 from cio_pipeline.defs.extract import identities, identity_history, posthog_events
+from cio_pipeline.defs.outside import customerio_workspace, posthog_project
 from cio_pipeline.defs.redeliver import redeliver_refused
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.defs.scheduled_checks import CHECKS, customerio_checks, customerio_checks_daily
@@ -20,11 +21,13 @@ logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 
 defs = dg.Definitions(
     assets=[
+        posthog_project,
         posthog_events,
         identities,
         identity_history,
         customers_events_rejects,
         customerio_delivery,
+        customerio_workspace,
         dry_run,
         explained_person,
     ],

@@ -145,6 +145,7 @@ def _extract(
             for written, of_shard in results:
                 new.shards.append(written)
                 kept.add(of_shard)
+        new.about["duplicates"] = kept.duplicates.total()
         if kept.read != seen.read or kept.rows + kept.duplicates.total() != kept.read:
             raise NotExtracted(
                 f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"

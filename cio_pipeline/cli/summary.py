@@ -12,6 +12,7 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline.cli.terminal import complain, show
+from cio_pipeline.defs.receipts import OPEN_REFUSALS
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
@@ -54,7 +55,7 @@ class Summary:
             self._derived(day, facts)
         elif name == "customerio_delivery" and facts and day not in self._said:
             self._said.add(day)
-            self._refused_by_customerio += int(facts.get("refused", 0))
+            self._refused_by_customerio += int(facts.get(OPEN_REFUSALS, 0))
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
@@ -78,8 +79,10 @@ class Summary:
     def _derived(self, day: str, facts: Facts) -> None:
         self._extracted[day] = int(facts.get("extracted", 0))
         self._refused[day] = int(facts.get("refused", 0))
-        reasons = facts.get("reasons") or {}
-        self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
+        outcomes = [record.data for record in facts["outcomes"].records] if "outcomes" in facts else []
+        self._reasons.update(
+            {str(one["what"]): int(one["count"]) for one in outcomes if str(one.get("what")).startswith(REFUSED)}
+        )
 
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
         name = f"{check.check_name} of {check.asset_key.path[-1]}"

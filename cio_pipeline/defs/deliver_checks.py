@@ -59,7 +59,7 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
         severity=dg.AssetCheckSeverity.WARN,
         description=_told(found, total) if found else None,
         metadata={
-            "refused and open": total,
+            "refused, open": total,
             "reasons": len(found),
             **{name: dg.MetadataValue.table(records) for name, records in tables.items()},
         },

@@ -12,12 +12,13 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.before_delivery import is_backfill, refuse_missing_days, shards
-from cio_pipeline.defs.deliver import HELD, Delivery, events_held, suppressed, tables_to_send
+from cio_pipeline.defs.deliver import Delivery, events_held, suppressed, tables_to_send
 from cio_pipeline.defs.extract import history_is_known, read_day, read_history
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import LOOK, key
+from cio_pipeline.defs.keys import LOOK, OWNERS, TAGS, key
 from cio_pipeline.defs.outlook import Day, Outlook, days_text
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
+from cio_pipeline.defs.receipts import HELD
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.learning import learn_day, learned_under
 from cio_pipeline.pipeline import derive_day
@@ -28,6 +29,9 @@ logger = logging.getLogger(__name__)
 dry_run = dg.AssetSpec(
     key("dry_run"),
     group_name=LOOK,
+    owners=OWNERS,
+    tags=TAGS,
+    kinds={"customerio"},
     description="What runs of some days would send: an observation each time that the job customerio_dry_run looks. It sends"
     " nothing, and changes nothing that is kept.",
 )

@@ -13,10 +13,10 @@ from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
-from cio_pipeline.defs.deliver import in_all, one_at_a_time, receipt_of, suppressed
+from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.deliver_checks import refusals_evaluated
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.receipts import in_one_line
+from cio_pipeline.defs.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.defs.yesterday import DELIVERY
 from cio_pipeline.state.ledger import Refusal
@@ -56,16 +56,14 @@ def send_refused_again(
             report = redeliver(day, refused, store.ledger, customerio.client, options)
             report.counts["refusals suppressed"] += len(to_send[day]) - len(refused)
             counts += report.counts
-            traffic, seconds = customerio.traffic() - sent_before, time.monotonic() - started
-            receipt = receipt_of(report.counts, report.sample, traffic, seconds)
-            logger.info("%s: %s.", day, in_one_line(receipt))
-            yield dg.AssetObservation(
-                DELIVERY, partition=day, metadata={**in_all(store, day, options), "redelivery": True, **receipt}
-            )
+            run = run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
+            logger.info("%s: %s.", day, in_one_line(run))
+            receipt = receipt_of(store, day, run, report.sample)
+            yield dg.AssetObservation(DELIVERY, partition=day, metadata={**receipt, "redelivery": True})
             yield refusals_evaluated(store)
         if not allowed:
             yield refusals_evaluated(store)
-    total = receipt_of(counts, [], customerio.traffic() - before, time.monotonic() - began)
+    total = run_counts(counts, customerio.traffic() - before, time.monotonic() - began)
     still = sum(store.ledger.refused_by_reason().values())
     logger.info("%s; %s refused still, of all days.", in_one_line(total), f"{still:,}")
     context.add_output_metadata({**total, "refused still, of all days": still})

@@ -16,6 +16,11 @@ from cio_pipeline.sandbox.processes import bare_environment, end, local
 from cio_pipeline.settings.places import PROJECT
 
 PICTURE = PROJECT / "docs" / "img" / "receipt.png"
+SHOWN = PICTURE.with_suffix(".txt")
+"""The entries of the receipt in the picture: a test compares them with a receipt's, and so tells when the picture is old."""
+
+RECEIPT = """{ assetNodeOrError(assetKey: {path: ["cio", "customerio_delivery"]}) {
+  ... on AssetNode { assetMaterializations(limit: 1) { metadataEntries { label } } } } }"""
 START_SECONDS = 180
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
@@ -46,6 +51,7 @@ def screenshots() -> int:
     try:
         _wait_for(address)
         _take(browser, f"{address}/assets/cio/customerio_delivery?view=partitions&partition={DAYS[1]}")
+        SHOWN.write_text("".join(f"{name}\n" for name in _entries(address)))
     finally:
         end(webserver)
     return 0
@@ -63,10 +69,17 @@ def _wait_for(address: str) -> None:
     raise RuntimeError("Dagster's webserver did not start.")
 
 
+def _entries(address: str) -> list[str]:
+    """The names of the entries of the last receipt."""
+    answer = local().post(f"{address}/graphql", json={"query": RECEIPT}, timeout=60).json()
+    [receipt] = answer["data"]["assetNodeOrError"]["assetMaterializations"]
+    return [entry["label"] for entry in receipt["metadataEntries"]]
+
+
 def _take(browser: str, url: str) -> None:
     with tempfile.TemporaryDirectory() as profile:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
-        view = (f"--user-data-dir={profile}", "--window-size=1400,1000", "--virtual-time-budget=20000")
+        view = (f"--user-data-dir={profile}", "--window-size=1400,1400", "--virtual-time-budget=20000")
         subprocess.run(  # noqa: S603
             [browser, *options, *view, f"--screenshot={PICTURE}", url], check=True, timeout=180, capture_output=True
         )

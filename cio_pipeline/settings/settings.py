@@ -220,6 +220,13 @@ def load_settings() -> Settings:
     return settings
 
 
+def settings_to_show() -> Settings:
+    """The settings as far as they are set, for pages: what is missing is empty, and no place is looked at. Raises
+    `SettingsError` where one is wrong."""
+    load_environment(NAMES)
+    return _read(Settings)
+
+
 def load_days_settings() -> DaysSettings:
     """The settings of the days alone, which need no key. Raises `SettingsError` as `load_settings` does."""
     load_environment(NAMES)

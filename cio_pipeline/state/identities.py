@@ -55,6 +55,12 @@ class Identities:
             counts = connection.execute(query).scalar()
         return None if counts is None else Counter(json.loads(counts))
 
+    def counts(self, day: str) -> Counter[str]:
+        """The counts that `replace` gave when the day was learned last; none where it never was."""
+        query = sa.select(learned_days.c.counts).where(learned_days.c.day == day)
+        with reading(self._engine) as connection:
+            return Counter(json.loads(connection.execute(query).scalar() or "{}"))
+
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], made_of: str = "") -> Counter[str]:
         """Keeps what a day of so many events taught under a setting, instead of what was kept of it; gives how many people,
         identified ones, emails and merges.

@@ -1,8 +1,8 @@
 """What Customer.io has acknowledged, so that a rerun sends only what is new and a killed run goes on where it stopped.
 
-Per partition the ids of the events it took, packed as 16 bytes each, one row a request. Per customer each attribute's last
-acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused stands here too, with its reason
-and the item itself.
+Per partition the ids of the events it took, packed as 16 bytes each, one row a request, with how many customers that made.
+Per customer each attribute's last acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused
+stands here too, with its reason and the item itself.
 """
 
 from __future__ import annotations
@@ -19,7 +19,17 @@ import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, unpack
+from cio_pipeline.customer_state import (
+    CUSTOMER,
+    ULID_BYTES,
+    State,
+    customer_id,
+    id_halves,
+    is_superseded,
+    merge,
+    pack,
+    unpack,
+)
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
@@ -34,7 +44,7 @@ STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF c
 KEEP_STATE = (
     "INSERT INTO customer_states (customer, state) VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
 )
-KEEP_DELIVERED = "INSERT INTO deliveries (day, event_uuids) VALUES (?, ?)"
+KEEP_DELIVERED = "INSERT INTO deliveries (day, event_uuids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
 """These go to the driver as they are: a delivery has one or two a request, and thousands of rows."""
 
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
@@ -74,13 +84,27 @@ class Acknowledgement:
     """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
 
     event_ids: as `customer_state.pack_ids` packs them, one after another; customers: by key, a state as `customer_state.pack`
-    packs it, or several of different attributes, joined; accepted: gives the names of the items taken, where they are needed.
+    packs it, or several of different attributes, joined; campaign_events: how many of the events were new to Customer.io and
+    young enough to start campaigns; accepted: gives the names of the items taken, where they are needed.
     """
 
     event_ids: bytes = b""
+    campaign_events: int = 0
     customers: dict[str, bytes] = field(default_factory=dict)
     accepted: Callable[[], list[str]] = list
     refused: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DayTotals:
+    """What all runs together have made of a day: events that were delivered, each once; customers that were new; events that
+    were young enough to start campaigns; what Customer.io has refused and not accepted since, and the events among it."""
+
+    events: int = 0
+    new_customers: int = 0
+    campaign_events: int = 0
+    refused: int = 0
+    refused_events: int = 0
 
 
 class Ledger:
@@ -132,6 +156,30 @@ class Ledger:
         order = np.lexsort((last, first))
         again = (np.diff(first[order]) == 0) & (np.diff(last[order]) == 0)
         return ids[order][np.append(np.ones(min(1, len(ids)), bool), ~again)]
+
+    def totals(self, day: str) -> DayTotals:
+        """What all runs together have made of the day."""
+        counts = (sa.func.coalesce(sa.func.sum(deliveries.c[name]), 0) for name in ("new_customers", "campaign_events"))
+        refused = {"event": 0, "customer": 0}
+        with reading(self._engine) as connection:
+            new_customers, campaign_events = connection.execute(sa.select(*counts).where(deliveries.c.day == day)).one()
+            kinds = sa.select(refusals.c.kind, sa.func.count()).where(refusals.c.day == day).group_by(refusals.c.kind)
+            refused.update({row[0]: row[1] for row in connection.execute(kinds)})
+        events = len(self.delivered(day))
+        return DayTotals(events, int(new_customers), int(campaign_events), sum(refused.values()), refused["event"])
+
+    def events_delivered(self, days: list[str]) -> dict[str, int]:
+        """How many events were delivered on each of the days, without reading them: one that was sent twice counts twice."""
+        size = sa.func.sum(sa.func.length(deliveries.c.event_uuids))
+        wanted = sa.select(deliveries.c.day, size).where(deliveries.c.day.in_(days)).group_by(deliveries.c.day)
+        with reading(self._engine) as connection:
+            return {row[0]: int(row[1]) // ULID_BYTES for row in connection.execute(wanted)}
+
+    def events_refused(self, days: list[str]) -> dict[str, int]:
+        """How many events of each of the days Customer.io has refused and not accepted since."""
+        wanted = sa.select(refusals.c.day, sa.func.count()).where(refusals.c.day.in_(days), refusals.c.kind == "event")
+        with reading(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(wanted.group_by(refusals.c.day))}
 
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         """What Customer.io holds of these customers; one it has not heard of is missing."""
@@ -193,9 +241,9 @@ class Ledger:
         """
         with writing(self._engine) as transaction:
             any_refusal = self._check_lock(transaction)
-            if answer.event_ids:
-                self._execute(transaction, KEEP_DELIVERED, (day, answer.event_ids))
-            states = self._keep_states(transaction, answer.customers)
+            states, new_customers = self._keep_states(transaction, answer.customers)
+            if answer.event_ids or new_customers:
+                self._execute(transaction, KEEP_DELIVERED, (day, answer.event_ids, new_customers, answer.campaign_events))
             if any_refusal:
                 _close_accepted(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
@@ -216,16 +264,17 @@ class Ledger:
         postgres = self._engine.dialect.name == "postgresql"
         transaction.exec_driver_sql(statement.replace("?", "%s") if postgres else statement, values)
 
-    def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> dict[bytes, bytes]:
-        """Merges into what stands there; gives what then does, by customer."""
+    def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> tuple[dict[bytes, bytes], int]:
+        """Merges into what stands there; gives what then does, by customer, and how many of them nothing was known of."""
         if not customers:
-            return {}
+            return {}, 0
         states = {customer_id(key): state for key, state in customers.items()}
         standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
-        for customer, standing in transaction.execute(standing_states, _joined(states)).all():
+        known = transaction.execute(standing_states, _joined(states)).all()
+        for customer, standing in known:
             states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
         self._execute(transaction, KEEP_STATE, sorted(states.items()))
-        return states
+        return states, len(states) - len(known)
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)

@@ -13,6 +13,8 @@ import pytest
 
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.metadata import table
+from cio_pipeline.defs.receipts import DELIVERED, OPEN_REFUSALS
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.tables.tables import Tables
 
@@ -46,11 +48,12 @@ def checked(asset: str, name: str, passed: bool, description: str | None = None,
 
 def derived(day: str, extracted: int, filtered: int = 0, **reasons: int) -> Any:
     refused = sum(count for name, count in reasons.items() if name.startswith("refused"))
-    return materialized("events", day, extracted=extracted, filtered=filtered, refused=refused, reasons=reasons)
+    outcomes = table([{"what": name, "count": count} for name, count in reasons.items()])
+    return materialized("events", day, extracted=extracted, filtered=filtered, refused=refused, outcomes=outcomes)
 
 
-def delivered(day: str, sent: int = 1, **more: int) -> Any:
-    return materialized("customerio_delivery", day, **{"events sent": sent, **more})
+def delivered(day: str, refused: int = 0) -> Any:
+    return materialized("customerio_delivery", day, **{DELIVERED: 1, OPEN_REFUSALS: refused})
 
 
 def ended(summary: Summary, *events: Any) -> int:

@@ -26,6 +26,7 @@ from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.tables.tables import Tables
+from cio_pipeline_tests.receipts import rows
 
 DAY = "2025-02-26"
 
@@ -96,22 +97,25 @@ def test_duplicates_are_removed_and_counted_by_reason(server: posthog.PostHog, i
     server.add([event(1), event(1), event(1), event(2, n=1), later, event(3), event(3, name="visit")])
     found = metadata(run(instance), "posthog_events")
     assert uuids() == ["01", "02", "03", "03"]
-    assert (found["dagster/row_count"], found["duplicates"]) == (4, 3)
-    assert found["duplicates: the same row again"] == 2
-    assert found["duplicates: ingested again, the last one counts"] == 1
+    assert (found["dagster/partition_row_count"], found["duplicates"]) == (4, 3)
+    assert rows(found["duplicates by reason"]) == {
+        "duplicates: the same row again": 2,
+        "duplicates: ingested again, the last one counts": 1,
+    }
 
 
 def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
     server.add([event(1), event(2, "2024-06-01", "$identify")])
-    assert metadata(run(instance), "identity_history")["events"] == 1
+    first = metadata(run(instance), "identity_history")
+    assert (first["dagster/row_count"], first["identified"], first["read by this run"]) == (1, 1, True)
     server.add([event(3, "2024-07-01", "$identify")])
-    assert metadata(run(instance), "identity_history") == {"known already": True}
+    assert metadata(run(instance), "identity_history") == {**first, "read by this run": False}
     identities = Identities(load_settings().ledger_url)
     assert identities.unlearned([HISTORY], "CIO_ATTRIBUTES_FROM=auto before 2025-01-01") == [], (
         "an earlier start reads it again"
     )
     found = metadata(run(instance, again=True), "identity_history")
-    assert (found["events"], found["identified"]) == (2, 2)
+    assert (found["dagster/row_count"], found["identified"]) == (2, 2)
 
 
 def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_counted(
@@ -121,15 +125,15 @@ def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_
     run(instance)
     monkeypatch.setenv("CIO_ATTRIBUTES_FROM", "person")
     found = metadata(run(instance), "identity_history")
-    assert (found["events"], found["duplicates: the same row again"]) == (1, 1)
+    assert (found["dagster/row_count"], found["duplicates"]) == (1, 1)
 
 
 def test_a_day_says_what_it_took_to_read_it_and_what_it_taught(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
     server.add([event(1), event(2, name="$identify")])
     result = run(instance)
-    assert metadata(result, "posthog_events")["queries"] > 0
+    assert rows(metadata(result, "posthog_events")["what the reading took"])["queries"] > 0
     taught = metadata(result, "identities")
-    assert (taught["dagster/row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
+    assert (taught["dagster/partition_row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
 
 
 def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
 from cio_pipeline.state.database import connect
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
@@ -63,6 +63,26 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
     for number in (3, 1, 2, 3):
         ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
+
+
+def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once(ledger: Ledger) -> None:
+    given = [(DAY, ["id:u1", "id:u2"]), (DAY, ["id:u2", "id:u3"]), (NEXT_DAY, ["id:u1", "id:u4"]), (NEXT_DAY, [])]
+    for day, keys in given:
+        states = {key: pack(state(plan=("pro", 20))) for key in keys}
+        ledger.acknowledge(day, Acknowledgement(customers=states, event_ids=b"" if keys else pack_ids([new_id()]).tobytes()))
+    assert [ledger.totals(day).new_customers for day in (DAY, NEXT_DAY, "2026-03-04")] == [3, 1, 0]
+    assert len(ledger.states([f"id:u{number}" for number in range(9)])) == 4
+
+
+def test_a_days_totals_are_of_all_runs_and_what_is_refused_is_no_part_once_it_is_accepted(ledger: Ledger) -> None:
+    first, second, refused = new_id(), new_id(), new_id()
+    items = [refusal(refused), refusal(customer_item("id:u1", 0), "customer", plan=("pro", 10))]
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first]).tobytes(), campaign_events=1, refused=items))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first, second]).tobytes(), campaign_events=1))
+    assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=2, refused_events=1)
+    assert ledger.events_delivered([DAY, NEXT_DAY]) == {DAY: 3}
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([refused]).tobytes(), accepted=lambda: [refused]))
+    assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=1)
 
 
 def test_r17_states_merge_by_time(ledger: Ledger) -> None:
