@@ -13,9 +13,11 @@ from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.forecast import unsent_events
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs import ledger_mark
 from cio_pipeline.defs.before_delivery import (
     Bounded,
     is_backfill,
+    refuse_forgotten_days,
     refuse_missing_days,
     refuse_too_much,
     shards,
@@ -90,18 +92,22 @@ def upsert_to_customerio(
     the last day, and all of them once more at the end.
     """
     keys = list(context.partition_keys)
-    bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
+        has_forgotten = ledger_mark.ledger_has_forgotten(store)
+        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), has_forgotten=has_forgotten)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)
-        refuse_too_much(store, to_send, options, bounds)
+        refuse_forgotten_days(store, keys, resend=config.resend)
+        refuse_too_much(store, to_send, options, bounds, has_forgotten=has_forgotten)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
             events = tables.version("events", day).rows
             with saying_what_is_kept(store.ledger, day, events):
                 sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
+            if not has_forgotten or config.max_campaign_events is not None:
+                ledger_mark.note(store)
             sent.counts[HELD] += events_held(store, tables, day, options)
             run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
             run["people that the suppression list names"] = options.suppressed.names
@@ -110,6 +116,8 @@ def upsert_to_customerio(
             context.add_asset_metadata(made, partition_key=day)
             if day != keys[-1]:
                 yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
+        if store.first_day_of_ledger is not None:
+            store.ledger.forget_before(store.first_day_of_ledger)
     yield dg.Output(None)
 
 

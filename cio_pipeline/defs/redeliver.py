@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Iterator
 
 import dagster as dg
@@ -73,12 +73,8 @@ def send_refused_again(
 def _to_send(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
     """The refusals to send again, by day. Raises `dagster.Failure` where some are open, but none of those that are meant."""
     meant = store.ledger.refusals(config.partition, config.reason)
-    if not meant and (others := store.ledger.refusals()):
-        days = defaultdict[str, list[str]](list)
-        for day, refused in others.items():
-            for one in refused:
-                days[one.reason].append(day)
-        still = "; ".join(f"{len(on)} for {reason} ({min(on)} to {max(on)})" for reason, on in days.items())
+    if not meant and (others := store.ledger.open_refusals()):
+        still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
         raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
     return meant
 

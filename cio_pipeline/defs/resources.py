@@ -7,6 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import dagster as dg
@@ -168,6 +169,12 @@ class Store(dg.ConfigurableResource[None]):
     def allows_missing_days(self) -> bool:
         """Whether days may be delivered though earlier ones, which they need, were never learned."""
         return self._settings.missing_days == "allow"
+
+    @property
+    def first_day_of_ledger(self) -> str | None:
+        """The first day of which the ledger keeps what was delivered; None where it keeps all."""
+        days = self._settings.ledger_days
+        return None if days is None else str(datetime.now(timezone.utc).date() - timedelta(days=days))
 
     @property
     def suppressed_file(self) -> str | None:

@@ -11,9 +11,9 @@ import time
 import requests
 
 from cio_pipeline.cli.ui import free_port
-from cio_pipeline.sandbox.demo import DAYS, FOLDER, demo
-from cio_pipeline.sandbox.processes import bare_environment, end, local
-from cio_pipeline.settings.places import PROJECT
+from cio_pipeline.sandbox.demo import DAYS, demo
+from cio_pipeline.sandbox.processes import bare_environment, end, local, sandbox_folder
+from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML
 
 PICTURE = PROJECT / "docs" / "img" / "receipt.png"
 SHOWN = PICTURE.with_suffix(".txt")
@@ -33,17 +33,18 @@ def screenshots() -> int:
         return 1
     if demo():
         return 1
-    home, address = FOLDER / "dagster", f"http://127.0.0.1:{free_port()}"
-    shutil.copy(PROJECT / "dagster.yaml", home)
+    folder = sandbox_folder("demo")
+    home, address = folder / "dagster", f"http://127.0.0.1:{free_port()}"
+    shutil.copy(DAGSTER_YAML, home)
     settings = {
         "CIO_SANDBOX": "Yes",
         "CIO_START_DATE": DAYS[0],
         "DAGSTER_HOME": str(home),
     }
-    command = [sys.executable, "-m", "dagster_webserver", "-w", str(PROJECT / "workspace.yaml"), "-h", "127.0.0.1"]
+    command = [sys.executable, "-m", "dagster_webserver", "-w", str(WORKSPACE_YAML), "-h", "127.0.0.1"]
     webserver = subprocess.Popen(  # noqa: S603
         [*command, "-p", address.rpartition(":")[2]],
-        env=bare_environment(FOLDER) | settings,
+        env=bare_environment(folder) | settings,
         cwd=home,
         text=True,
         start_new_session=True,

@@ -172,6 +172,7 @@ class Settings(AlertSettings):
         default=None, alias="CIO_SUPPRESSED_FILE"
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
+    ledger_days: int | None = Field(default=None, ge=7, alias="CIO_LEDGER_DAYS")
     refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
 
     @property
@@ -187,6 +188,18 @@ class Settings(AlertSettings):
     def suppressed_file(self) -> str | None:
         """Where the people are named who asked to be forgotten: a path or URL, which may hold a password."""
         return None if self.suppressed_file_given is None else self.suppressed_file_given.get_secret_value()
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The settings that may be paths, by name, as this process reads them: for one with another working directory."""
+        ledger = self.ledger_url_given and self.ledger_url_given.get_secret_value()
+        places = {
+            "CIO_DATA_DIR": self.data_dir,
+            "CIO_BATCH_EXPORT_URL": self.batch_export_url,
+            "CIO_LEDGER_URL": ledger,
+            "CIO_SUPPRESSED_FILE": self.suppressed_file,
+        }
+        return {name: place for name, place in places.items() if place}
 
     @property
     def options(self) -> Options:

@@ -70,6 +70,14 @@ class Refusal:
     state: State = field(default_factory=dict)
 
 
+class Entry(NamedTuple):
+    """What tells an acknowledgement from all others, in whichever copy of a ledger: number, day, and its first event's id."""
+
+    number: int
+    day: str
+    first_id: str
+
+
 class OpenRefusals(NamedTuple):
     """How many items Customer.io has refused for a reason and not accepted since, and the first and last of their days."""
 
@@ -157,6 +165,20 @@ class Ledger:
         again = (np.diff(first[order]) == 0) & (np.diff(last[order]) == 0)
         return ids[order][np.append(np.ones(min(1, len(ids)), bool), ~again)]
 
+    def newest(self) -> Entry | None:
+        """The last acknowledgement of events; None where there is none."""
+        return self._entry(sa.select(sa.func.max(deliveries.c.id)).scalar_subquery())
+
+    def has(self, entry: Entry) -> bool:
+        """Whether it is in this ledger."""
+        return self._entry(entry.number) == entry
+
+    def _entry(self, number: Any) -> Entry | None:
+        found = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(*found).where(deliveries.c.id == number)).first()
+        return None if row is None else Entry(row[0], row[1], bytes(row[2]).hex())
+
     def totals(self, day: str) -> DayTotals:
         """What all runs together have made of the day."""
         counts = (sa.func.coalesce(sa.func.sum(deliveries.c[name]), 0) for name in ("new_customers", "campaign_events"))
@@ -222,9 +244,23 @@ class Ledger:
 
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days."""
-        counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
+        return {one.reason: one.items for one in self.open_refusals()}
+
+    def forget_before(self, day: str) -> int:
+        """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were.
+
+        The newest entry stays, whatever its day: by it a ledger is told from an older copy. Each day is a transaction, so that
+        no writer waits for long.
+        """
+        newest = sa.select(sa.func.max(deliveries.c.id)).scalar_subquery()
         with reading(self._engine) as connection:
-            return {row[0]: row[1] for row in connection.execute(counted)}
+            days = connection.execute(sa.select(deliveries.c.day).where(deliveries.c.day < day).distinct()).scalars().all()
+        gone = 0
+        for one in days:
+            with writing(self._engine) as transaction:
+                old = sa.delete(deliveries).where(deliveries.c.day == one, deliveries.c.id < newest)
+                gone += transaction.execute(old).rowcount
+        return gone
 
     def open_refusals(self) -> list[OpenRefusals]:
         """The same with the days, the most first."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import uuid
 from contextlib import closing
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
+from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
@@ -63,6 +65,39 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
     for number in (3, 1, 2, 3):
         ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
+
+
+def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(ledger: Ledger, database_url: str) -> None:
+    refused = [refusal(new_id())]
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number) for number in range(5)], refused=refused))
+    queries = re.findall(r"```sql\n(.+?)```", (PROJECT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    with connect(database_url, sa.MetaData()).connect() as connection:
+        found = [[tuple(row) for row in connection.exec_driver_sql(query)] for query in queries]
+    assert found == [[(DAY, 5)], [("invalid name", 1, DAY, DAY)]]
+
+
+def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
+    assert ledger.newest() is None
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(1)]))
+    first = ledger.newest()
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(2)]))
+    second = ledger.newest()
+    assert first is not None
+    assert second is not None
+    assert ledger.has(first)
+    assert ledger.has(second)
+    assert not ledger.has(second._replace(first_id=first.first_id)), "another one of the same number"
+    assert not ledger.has(second._replace(number=3))
+
+
+def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
+    for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
+        ledger.acknowledge(day, Acknowledgement(event_ids=[as_ulid(number)]))
+    newest = ledger.newest()
+    assert ledger.forget_before(NEXT_DAY) == 2
+    assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
+    assert ledger.delivered(NEXT_DAY).tolist() == [(2).to_bytes(16, "big")]
+    assert ledger.newest() == newest
 
 
 def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once(ledger: Ledger) -> None:
