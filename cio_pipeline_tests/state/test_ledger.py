@@ -69,7 +69,9 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
 
 def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(ledger: Ledger, database_url: str) -> None:
     refused = [refusal(new_id())]
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number) for number in range(5)], refused=refused))
+    ledger.acknowledge(
+        DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number) for number in range(5)]).tobytes(), refused=refused)
+    )
     queries = re.findall(r"```sql\n(.+?)```", (PROJECT / "docs" / "deploy.md").read_text(), re.DOTALL)
     with connect(database_url, sa.MetaData()).connect() as connection:
         found = [[tuple(row) for row in connection.exec_driver_sql(query)] for query in queries]
@@ -78,9 +80,9 @@ def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(
 
 def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
     assert ledger.newest() is None
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(1)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(1)]).tobytes()))
     first = ledger.newest()
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(2)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(2)]).tobytes()))
     second = ledger.newest()
     assert first is not None
     assert second is not None
@@ -92,7 +94,7 @@ def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger)
 
 def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
     for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
-        ledger.acknowledge(day, Acknowledgement(event_ids=[as_ulid(number)]))
+        ledger.acknowledge(day, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     newest = ledger.newest()
     assert ledger.forget_before(NEXT_DAY) == 2
     assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
