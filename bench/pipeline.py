@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections import defaultdict
 from datetime import date
@@ -40,6 +41,7 @@ def run_days(first: date, last: date, export: Path, data: Path, customerio: str)
         "CUSTOMERIO_TRACKING_ENDPOINT": customerio,
         "CUSTOMERIO_SITE_ID": "bench",
         "CUSTOMERIO_API_KEY": "bench-key",
+        **{name: os.environ[name] for name in ("CIO_WORKERS",) if name in os.environ},
     }
     command = [sys.executable, "-m", "cio_pipeline", "run", "--from", str(first), "--to", str(last)]
     measured = run_measured(command, environment, data)

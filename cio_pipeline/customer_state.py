@@ -31,10 +31,15 @@ DIGITS[np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)] = np.arange(len(CROCKF
 
 def pack_ids(ulids: list[str]) -> Any:
     """The 128 bits of each ULID: a numpy array of 16-byte strings, in the order given."""
-    digits = DIGITS[np.frombuffer("".join(ulids).encode(), dtype=np.uint8)].reshape(len(ulids), ULID).astype(np.uint64)
+    return pack_joined(np.frombuffer("".join(ulids).encode(), dtype=np.uint8))
+
+
+def pack_joined(ulids: Any) -> Any:
+    """As `pack_ids`; the ULIDs are given as their characters, one after another (numpy, bytes)."""
+    digits = DIGITS[ulids].reshape(-1, ULID).astype(np.uint64)
     first = digits[:, :HALF] @ PLACES * np.uint64(2) + (digits[:, HALF] >> np.uint64(DIGIT_BITS - 1))
     last = digits[:, HALF:] @ PLACES  # of the digit in the middle, all bits but the lowest four pass 64 bits and are lost
-    return np.stack([first, last], axis=1).astype(">u8").view(f"S{ULID_BYTES}").reshape(len(ulids))
+    return np.stack([first, last], axis=1).astype(">u8").view(f"S{ULID_BYTES}").ravel()
 
 
 def id_halves(packed: Any) -> tuple[Any, Any]:

@@ -7,7 +7,10 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from typing import Literal
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -65,6 +68,11 @@ class Extracted:
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
         self.gives, self.is_old = bool(self.gives), bool(self.is_old)
 
+    @classmethod
+    def of_json(cls, kept: dict[str, Any]) -> Extracted:
+        """What the table's version keeps of it."""
+        return cls(**{**kept, "duplicates": Counter(kept["duplicates"])})
+
 
 @dataclass
 class Seen:
@@ -89,6 +97,17 @@ class Settling:
     lost: Lost
     now: datetime
     seen: Seen
+
+
+def extracted_before(tables: Tables, day: str, made_of: str | None) -> Extracted | None:
+    """What was kept of a day whose `posthog_events` were made of just this (`Window.made_of`) by this code, and are whole.
+
+    None where that is not certain: then they are to be extracted.
+    """
+    version = tables.current(DAY, day)
+    if made_of is None or version is None or version.about.get("made_of") != _made_of(made_of):
+        return None
+    return Extracted.of_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
 
 
 def extract_day(
@@ -132,7 +151,22 @@ def _extract(
                 f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
+        if found.made_of is not None and not remembers:
+            new.about = {"made_of": _made_of(found.made_of), "extracted": vars(kept)}
     return kept
+
+
+def _made_of(window: str) -> str:
+    return f"{window} {_code_hash()}"
+
+
+@cache
+def _code_hash() -> str:
+    """What stands for the code that reads and keeps events: other code reads them again."""
+    here = Path(__file__).parent
+    modules = sorted(path for room in ("posthog", "tables", "rules") for path in here.glob(f"{room}/**/*.py"))
+    code = b"".join(module.read_bytes() for module in (*modules, Path(__file__), here / "json_text.py"))
+    return sha256(pa.__version__.encode() + code).hexdigest()
 
 
 def _spilled(found: Window, seen: Seen, lost: Lost, workers: int, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:

@@ -1,9 +1,9 @@
 """Dagster's SQLite storage with one SQLAlchemy engine a database, which keeps its connections.
 
-Dagster 1.13 makes a new engine and connection for each event that it stores. So SQLAlchemy compiles each statement anew, and
-SQLite, which has written ahead, writes all back and waits for the disk: that is most of what a small day costs. It also loads
-its migrations several times for each database. There is no setting for it. Dagster's version is pinned, and tests see that
-this still has an effect.
+Dagster 1.13 makes a new engine for each event that it stores, and disposes of it. So SQLAlchemy compiles each statement anew,
+and SQLite, which has written ahead, writes all back and waits for the disk: that is most of what a small day costs. It also
+loads its migrations several times for each database. There is no setting for it. Dagster's version is pinned, and tests see
+that this still has an effect.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
 _FROM_CONFIG = ScriptDirectory.from_config
 
@@ -26,7 +27,7 @@ ENGINES = 32
 
 def keep_engines() -> None:
     """From here on Dagster's storages share the engines of this process."""
-    for module in (sqlite_event_log, sqlite_run_storage):
+    for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
         module.create_engine = _engine  # type: ignore[attr-defined]
     ScriptDirectory.from_config = _scripts  # type: ignore[method-assign]
 
@@ -47,10 +48,15 @@ def _kept_scripts(location: str) -> ScriptDirectory:
     return _FROM_CONFIG(Config(config_args={"script_location": location}))
 
 
+def _stay_open(close: bool = True) -> None:
+    """Dagster disposes of its engine after each event."""
+
+
 @lru_cache(ENGINES)
 def _kept(url: str, connect_args: tuple[tuple[str, Any], ...], options: tuple[tuple[str, Any], ...]) -> sa.Engine:
     engine = sa.create_engine(url, connect_args=dict(connect_args), **dict(options))
     weakref.finalize(engine, engine.pool.dispose)
+    engine.dispose = _stay_open  # type: ignore[method-assign]
 
     @sa.event.listens_for(engine, "connect")
     def survive_the_process(connection: Any, _: Any) -> None:

@@ -12,6 +12,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.customer_state import pack_joined
+from cio_pipeline.rules.columns import offsets_and_data
 from cio_pipeline.rules.limits import REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
@@ -61,6 +63,11 @@ class Events:
         """How many they are."""
         return len(self.ids)
 
+    @cached_property
+    def packed_ids(self) -> Any:
+        """The ids as the ledger keeps them (`customer_state.pack_ids`)."""
+        return packed(self.ids)
+
     def take(self, rows: Any) -> Events:
         """Those in these rows (numpy, integers)."""
         at = pa.array(rows)
@@ -95,9 +102,14 @@ class Request:
         """The operations in their order."""
         return [upsert.operation for upsert in self.upserts] + values(self.shard.operations.take(pa.array(self.rows)))
 
-    def event_ids(self) -> list[str]:
-        """The ids of the events."""
-        return values(self.shard.ids.take(pa.array(self.rows)))
+    def packed_ids(self) -> bytes:
+        """The ids of the events as the ledger keeps them, one after another."""
+        ids: bytes = self.shard.packed_ids[self.rows].tobytes()
+        return ids
+
+    def names(self) -> list[str]:
+        """The names of the items."""
+        return [upsert.name for upsert in self.upserts] + values(self.shard.ids.take(pa.array(self.rows)))
 
     @property
     def campaign_events(self) -> int:
@@ -174,6 +186,11 @@ def pack(sizes: Any, is_large: Any) -> Iterator[tuple[int, int]]:
 def values(column: Any) -> Any:
     """An Arrow array's values as a list, which is much quicker than its own `to_pylist`."""
     return column.to_numpy(zero_copy_only=False).tolist()
+
+
+def packed(ids: Any) -> Any:
+    """ULIDs, an Arrow array of large text, as `customer_state.pack_ids` packs them."""
+    return pack_joined(offsets_and_data(ids)[1])
 
 
 def _lanes(keys: list[str], count: int) -> Any:

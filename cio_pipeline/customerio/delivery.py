@@ -137,7 +137,7 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
 def _note(day: str, made: Plan, ledger: Ledger) -> None:
     """Keeps what needs no sending."""
     if made.unsent or made.closed:
-        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=made.closed))
+        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=lambda: made.closed))
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 
 from cio_pipeline.customer_state import pack_ids
-from cio_pipeline.customerio.batches import values
+from cio_pipeline.customerio.batches import packed, values
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among, is_young
-from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, texts, to_deliver
+from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.state.ledger import Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
@@ -89,7 +89,7 @@ def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOpt
 
 
 def _unsent(events: Columns, delivered: Any) -> Columns:
-    return Kept(events, ~among(delivered, pack_ids(_ids(events))))
+    return Kept(events, ~among(delivered, packed(column(events, "ulid"))))
 
 
 def _upserts(customers: Columns) -> list[str]:

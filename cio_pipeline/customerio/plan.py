@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import State, id_halves, name_hash, pack, pack_ids, state_time, unpack, value_hash
-from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, values
+from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, packed, values
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.rules.consent import consents, is_consent
@@ -198,7 +198,7 @@ def _is_refused_before(item: Item, known: Known, options: DeliveryOptions, made:
 def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> Events:
     """The events that are neither delivered nor refused as they are."""
     ids = column(events, "ulid")
-    before = among(known.delivered, pack_ids(values(ids))) if len(known.delivered) else np.zeros(len(events), bool)
+    before = among(known.delivered, packed(ids)) if len(known.delivered) else np.zeros(len(events), bool)
     if options.resend:
         return _all(events, before)
     made.counts["events delivered before"] += int(before.sum())

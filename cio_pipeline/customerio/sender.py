@@ -134,8 +134,8 @@ class Sender:
             items = request.items()
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
             accepted = request.without(refused)
-        answer.event_ids, answer.campaign_events = accepted.event_ids(), accepted.campaign_events
-        answer.accepted = [upsert.name for upsert in accepted.upserts] + answer.event_ids
+        answer.event_ids, answer.campaign_events = accepted.packed_ids(), accepted.campaign_events
+        answer.accepted = accepted.names
         for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
         self._ledger.acknowledge(self._day, answer)
@@ -144,17 +144,18 @@ class Sender:
         if answer.event_ids:
             kind = "large event" if accepted.is_large else "event"
             self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))
-        self._count(accepted.upserts, answer)
+        self._count(accepted, answer.refused)
 
-    def _count(self, upserts: list[Item], answer: Acknowledgement) -> None:
+    def _count(self, accepted: Request, refused: list[Refusal]) -> None:
+        upserts, events = accepted.upserts, len(accepted.rows)
         self.counts["customers sent"] += len(upserts)
         self.counts["new customers"] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
-        self.counts["events sent"] += len(answer.event_ids)
-        self.counts[CAMPAIGN_EVENTS] += answer.campaign_events
-        for refusal in answer.refused:
+        self.counts["events sent"] += events
+        self.counts[CAMPAIGN_EVENTS] += accepted.campaign_events
+        for refusal in refused:
             self.counts[f"refused: {refusal.reason}"] += 1
-        self._progress.add(len(answer.event_ids) + sum(refusal.kind == "event" for refusal in answer.refused))
+        self._progress.add(events + sum(refusal.kind == "event" for refusal in refused))
 
 
 def _kind(request: Request) -> str:

@@ -17,9 +17,10 @@ from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.previews import preview
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.defs.schemas import SCHEMAS
-from cio_pipeline.extraction import Extracted, extract_day, extract_history
+from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
 from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
+from cio_pipeline.posthog.source import Window
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 
@@ -67,14 +68,21 @@ def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[
     """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
     began = now()
     found = posthog.source.events(*window(day))
-    with Progress(day, "events read", found.expected) as progress:
-        read = replace(found, frames=progress.rows_of(found.frames))
-        kept = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+    before = extracted_before(store.tables, day, found.made_of)
+    if before is not None:
+        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{before.rows:,}")
+    kept = before or _extracted(day, found, store, began)
     if kept.without:
         logger.warning(
             "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
         )
     return kept, found.facts
+
+
+def _extracted(day: str, found: Window, store: Store, began: datetime) -> Extracted:
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        return extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
 
 
 def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:

@@ -35,17 +35,17 @@ class DaysError(PipelineError):
 
 def days_between(first: str, last: str) -> list[str]:
     """The partitions from the first to the last. Raises `DaysError` where either is none, or where they go backwards."""
-    known = days.get_partition_keys()
     for key in (first, last):
-        if key not in known:
+        if not days.has_partition_key(key):
+            earliest, latest = days.get_first_partition_key(), days.get_last_partition_key()
             raise DaysError(
-                f"{key} is not a partition: days go from {known[0]} (CIO_START_DATE) to {known[-1]} (yesterday, UTC)."
-                if known
+                f"{key} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
+                if earliest
                 else "There is no partition yet: CIO_START_DATE lies in the future."
             )
     if first > last:
         raise DaysError(f"FROM ({first}) comes after TO ({last}).")
-    return [key for key in known if first <= key <= last]
+    return list(days.get_partition_keys_in_range(dg.PartitionKeyRange(first, last)))
 
 
 AGO = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)

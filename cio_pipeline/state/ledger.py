@@ -28,7 +28,6 @@ from cio_pipeline.customer_state import (
     is_superseded,
     merge,
     pack,
-    pack_ids,
     unpack,
 )
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
@@ -92,14 +91,15 @@ class OpenRefusals(NamedTuple):
 class Acknowledgement:
     """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
 
-    customers: by key, a state as `customer_state.pack` packs it, or several of different attributes, joined; campaign_events:
-    how many of the events were new to Customer.io and young enough to start campaigns.
+    event_ids: as `customer_state.pack_ids` packs them, one after another; customers: by key, a state as `customer_state.pack`
+    packs it, or several of different attributes, joined; campaign_events: how many of the events were new to Customer.io and
+    young enough to start campaigns; accepted: gives the names of the items taken, where they are needed.
     """
 
-    event_ids: list[str] = field(default_factory=list)
+    event_ids: bytes = b""
     campaign_events: int = 0
     customers: dict[str, bytes] = field(default_factory=dict)
-    accepted: list[str] = field(default_factory=list)
+    accepted: Callable[[], list[str]] = list
     refused: list[Refusal] = field(default_factory=list)
 
 
@@ -279,10 +279,9 @@ class Ledger:
             any_refusal = self._check_lock(transaction)
             states, new_customers = self._keep_states(transaction, answer.customers)
             if answer.event_ids or new_customers:
-                ids = pack_ids(answer.event_ids).tobytes()
-                self._execute(transaction, KEEP_DELIVERED, (day, ids, new_customers, answer.campaign_events))
+                self._execute(transaction, KEEP_DELIVERED, (day, answer.event_ids, new_customers, answer.campaign_events))
             if any_refusal:
-                _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
+                _close_accepted(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
             self._keep_refused(transaction, day, answer.refused)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+from collections import Counter
 from pathlib import Path
 
 import dagster as dg
@@ -11,8 +12,11 @@ import sqlalchemy as sa
 from alembic.script import ScriptDirectory
 from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
+from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
 from cio_pipeline.cli import dagster_storage
+
+FEW_CONNECTIONS = 3
 
 
 @dg.asset
@@ -31,7 +35,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return create(url, **options)
 
     monkeypatch.setattr("sqlalchemy.create_engine", noted)
-    for module in (sqlite_event_log, sqlite_run_storage):
+    for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
         monkeypatch.setattr(module, "create_engine", noted)  # ours when the test ends, whatever it set
     monkeypatch.setattr(ScriptDirectory, "from_config", dagster_storage._FROM_CONFIG)  # Alembic's, whatever ran before
     return urls
@@ -56,6 +60,23 @@ def test_with_kept_engines_it_makes_one_a_database_and_stores_the_same_events(ma
     dagster_storage.keep_engines()
     assert stored(tmp_path / "with") == without
     assert len(made) == len(set(made))
+
+
+def test_with_kept_engines_each_database_is_opened_but_a_few_times(
+    made: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: Counter[object] = Counter()
+    connect = sqlite3.dbapi2.connect
+
+    def noted(database: str, **options: object) -> object:
+        opened[database] += 1
+        return connect(database, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr("sqlite3.dbapi2.connect", noted)
+    dagster_storage.keep_engines()
+    stored(tmp_path / "home")
+    assert opened
+    assert max(opened.values()) <= FEW_CONNECTIONS
 
 
 def test_with_kept_engines_its_migrations_are_loaded_once_and_new_databases_are_of_the_same_version(

@@ -128,7 +128,7 @@ def test_a_forecast_counts_a_customer_once_and_leaves_out_what_is_delivered_or_r
     made = tables(young(), event("old"))
     assert counted(made, ledger, days=2) == (1, 2)
     [ulid] = made.events.loc[made.events["name"] == "signed up", "ulid"]
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[ulid]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([ulid]).tobytes()))
     assert counted(made, ledger) == (1, 0)
     assert counted(made, ledger, DeliveryOptions(resend=True)) == (1, 1)
 
@@ -162,7 +162,7 @@ def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_l
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
     shards = [(made.customers, made.events)]
     assert unsent_events(DAY, shards, ledger, DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)) == 2
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=made.events["ulid"].tolist()))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids(made.events["ulid"].tolist()).tobytes()))
     assert [unsent_events(DAY, shards, ledger, DeliveryOptions(resend=resend)) for resend in (False, True)] == [0, 3]
 
 

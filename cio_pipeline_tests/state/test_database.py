@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import name_hash, pack
+from cio_pipeline.customer_state import name_hash, pack, pack_ids
 from cio_pipeline.state import identity_tables
 from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
@@ -214,9 +214,10 @@ def test_a_full_disk_is_suspected_where_sqlite_does_not_say_so_and_what_was_kept
     assert len(ledger.delivered(DAY)) == 5000
 
 
-def ulids(numbers: range) -> list[str]:
-    """ULIDs."""
-    return [f"01ARYZ6S41{number:016d}" for number in numbers]
+def ulids(numbers: range) -> bytes:
+    """ULIDs, packed."""
+    packed: bytes = pack_ids([f"01ARYZ6S41{number:016d}" for number in numbers]).tobytes()
+    return packed
 
 
 def test_what_a_row_holds_is_in_no_error_nor_in_what_led_to_it(database_url: str) -> None:

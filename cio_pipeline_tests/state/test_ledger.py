@@ -54,22 +54,24 @@ def refusal(item: str, kind: str = "event", key: str = "id:u1", **attributes: tu
 
 def test_delivered_events_are_remembered_by_day(ledger: Ledger) -> None:
     first, second, ends_in_zeros = 1 << 127, 7, 0
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(first), as_ulid(ends_in_zeros)]))
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(second)]))
-    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=[new_id()]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(first), as_ulid(ends_in_zeros)]).tobytes()))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(second)]).tobytes()))
+    ledger.acknowledge("2026-03-03", Acknowledgement(event_ids=pack_ids([new_id()]).tobytes()))
     expected = {value.to_bytes(16, "big") for value in (first, second, ends_in_zeros)}
     assert {bytes(value).ljust(16, b"\0") for value in ledger.delivered(DAY)} == expected
 
 
 def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_halving(ledger: Ledger) -> None:
     for number in (3, 1, 2, 3):
-        ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number)]))
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
 
 
 def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(ledger: Ledger, database_url: str) -> None:
     refused = [refusal(new_id())]
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number) for number in range(5)], refused=refused))
+    ledger.acknowledge(
+        DAY, Acknowledgement(event_ids=pack_ids([as_ulid(number) for number in range(5)]).tobytes(), refused=refused)
+    )
     queries = re.findall(r"```sql\n(.+?)```", (PROJECT / "docs" / "deploy.md").read_text(), re.DOTALL)
     with connect(database_url, sa.MetaData()).connect() as connection:
         found = [[tuple(row) for row in connection.exec_driver_sql(query)] for query in queries]
@@ -78,9 +80,9 @@ def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(
 
 def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
     assert ledger.newest() is None
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(1)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(1)]).tobytes()))
     first = ledger.newest()
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(2)]))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(2)]).tobytes()))
     second = ledger.newest()
     assert first is not None
     assert second is not None
@@ -92,7 +94,7 @@ def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger)
 
 def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
     for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
-        ledger.acknowledge(day, Acknowledgement(event_ids=[as_ulid(number)]))
+        ledger.acknowledge(day, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     newest = ledger.newest()
     assert ledger.forget_before(NEXT_DAY) == 2
     assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
@@ -104,7 +106,7 @@ def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once
     given = [(DAY, ["id:u1", "id:u2"]), (DAY, ["id:u2", "id:u3"]), (NEXT_DAY, ["id:u1", "id:u4"]), (NEXT_DAY, [])]
     for day, keys in given:
         states = {key: pack(state(plan=("pro", 20))) for key in keys}
-        ledger.acknowledge(day, Acknowledgement(customers=states, event_ids=[new_id()] if not keys else []))
+        ledger.acknowledge(day, Acknowledgement(customers=states, event_ids=b"" if keys else pack_ids([new_id()]).tobytes()))
     assert [ledger.totals(day).new_customers for day in (DAY, NEXT_DAY, "2026-03-04")] == [3, 1, 0]
     assert len(ledger.states([f"id:u{number}" for number in range(9)])) == 4
 
@@ -112,11 +114,11 @@ def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once
 def test_a_days_totals_are_of_all_runs_and_what_is_refused_is_no_part_once_it_is_accepted(ledger: Ledger) -> None:
     first, second, refused = new_id(), new_id(), new_id()
     items = [refusal(refused), refusal(customer_item("id:u1", 0), "customer", plan=("pro", 10))]
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[first], campaign_events=1, refused=items))
-    ledger.acknowledge(DAY, Acknowledgement(event_ids=[first, second], campaign_events=1))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first]).tobytes(), campaign_events=1, refused=items))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first, second]).tobytes(), campaign_events=1))
     assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=2, refused_events=1)
     assert ledger.events_delivered([DAY, NEXT_DAY]) == {DAY: 3}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[refused], accepted=[refused]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([refused]).tobytes(), accepted=lambda: [refused]))
     assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=1)
 
 
@@ -135,7 +137,7 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
     assert ledger.refused_by_reason() == {"invalid name": 2}
     assert ledger.open_refusals() == [("invalid name", 2, DAY, NEXT_DAY)]
     assert ledger.refusals(limit=1) == {DAY: [refusal(event)]}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[event], accepted=[event]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([event]).tobytes(), accepted=lambda: [event]))
     assert ledger.refused(DAY) == {}
 
 
@@ -143,7 +145,7 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
     item = customer_item("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": pack(state(plan=("pro", 30), city=("Bonn", 30)))}))
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=[item], customers={"id:u1": pack(state(plan=("free", 30)))}))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))}))
     assert list(ledger.refused(DAY)) == [item], "nobody has set the city since"
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(city=("Bonn", 20)))}))
     assert ledger.refused(DAY) == {}
@@ -186,7 +188,7 @@ def test_an_event_takes_at_most_24_bytes_and_a_customers_attributes_at_most_200(
         ledger.acknowledge(DAY, Acknowledgement(customers={f"id:u{start + n}": pack(state(**values)) for n in range(1000)}))
     with_people = size(database_url)
     for _ in range(0, events, 1000):
-        ledger.acknowledge(DAY, Acknowledgement(event_ids=[new_id() for _ in range(1000)]))
+        ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([new_id() for _ in range(1000)]).tobytes()))
     assert (with_people - empty) / people <= 200
     assert (size(database_url) - with_people) / events <= 24
 

@@ -10,11 +10,13 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import datetime, timedelta, timezone
+from hashlib import sha256
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.posthog.dropped_set import reaches_back
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
@@ -43,7 +45,7 @@ class BatchExportSource:
         self._listed()
 
     def events(self, start: datetime, end: datetime) -> Window:
-        """The window's events; all files are read when this returns.
+        """The window's events.
 
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
         """
@@ -52,8 +54,8 @@ class BatchExportSource:
         far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
-        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
-        return window_of(_read(_finished(near), folder, wanted))
+        wanted, files = Wanted(start, end, self._allowlist, self._attributes_from), _finished(near)
+        return window_of(_read(files, folder, wanted), _made_of(files, folder, wanted))
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
@@ -76,17 +78,26 @@ class BatchExportSource:
                 "Ignored, because there is no interval in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder)
             )
         others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
-        of_events = runs(set(folder.sizes) - set(others))
-        if others and of_events:
+        if others and (of_events := runs(set(folder.sizes) - set(others))):
             logger.info(
                 "Ignored, because they are an export of persons or sessions, not of events: %s.", _names(others, folder)
             )
-        return folder, of_events or found
+            return folder, of_events
+        return folder, found
 
 
 def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
     for path in files:
         yield from events_in(path, folder, wanted)
+
+
+def _made_of(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
+    """What stands for the files and what is wanted of them. None where a file may change unseen, or where what is read depends
+    on today (R20)."""
+    stamps = [(path, folder.stamps.get(path)) for path in files]
+    if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(timezone.utc)):
+        return None
+    return sha256(repr((stamps, wanted)).encode()).hexdigest()
 
 
 def _settled(run: Run, folder: Folder) -> Run:

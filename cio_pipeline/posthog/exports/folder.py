@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Iterable
+import stat
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -22,17 +24,25 @@ from cio_pipeline.posthog.source import NotExtracted
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "adl": "az"}
 FIRST_LINE_BYTES = 1 << 20
+STEP_OF_THE_CLOCK = 3_000_000_000
+"""Nanoseconds: the coarsest file systems tell times two seconds apart."""
+
 OTHER_MODELS = {"person_id", "session_id"}
 """PostHog exports persons and sessions, too; these columns are theirs, where there is neither `uuid` nor `event`."""
 
 
+Listed = tuple[dict[str, int | None], dict[str, str]]
+
+
 @dataclass(frozen=True)
 class Folder:
-    """A folder at any fsspec URL, and the sizes of the files in it and below, as they were when it was listed."""
+    """A folder at any fsspec URL, and the files in it and below, as they were when it was listed: their sizes, and for each
+    that can be known again what is another one whenever the file has changed."""
 
     files: Any
     root: str
     sizes: dict[str, int | None]
+    stamps: dict[str, str]
 
     @property
     def is_local(self) -> bool:
@@ -50,14 +60,14 @@ def listed(url: str) -> Folder:
         root = UPath(url)
         files = root.fs
         files.invalidate_cache()
-        sizes = _local_sizes(root.path) if isinstance(files, LocalFileSystem) else _sizes(files, root.path)
+        sizes, stamps = _local(root.path) if isinstance(files, LocalFileSystem) else _remote(files, root.path)
     except ImportError as missing:
         extra = EXTRAS.get(urlsplit(url).scheme)
         install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
     except Exception as trouble:  # every file system has its own
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(trouble)}.") from None
-    return Folder(files, root.path, sizes)
+    return Folder(files, root.path, sizes, stamps)
 
 
 def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
@@ -67,24 +77,47 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
     """
     kinds: dict[str, list[str]] = {}
     for path in sorted(paths):
-        kinds.setdefault(re.sub(r"\d+", "#", str(PurePosixPath(path).parent)), []).append(path)
+        kinds.setdefault(re.sub(r"\d+", "#", path.rpartition("/")[0]), []).append(path)
     return [path for kind in kinds.values() if _is_of_other_model(kind, folder) for path in kind]
 
 
-def _sizes(files: Any, root: str) -> dict[str, int | None]:
-    return {path: info.get("size") for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+def _remote(files: Any, root: str) -> Listed:
+    """The sizes and stamps of the files; the latter are the ETags, where a store has them: the hash of what a file holds."""
+    found = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+    tags = {path: info.get("ETag") or info.get("etag") for path, info in found.items()}
+    return {path: info.get("size") for path, info in found.items()}, {path: str(tag) for path, tag in tags.items() if tag}
 
 
-def _local_sizes(root: str) -> dict[str, int | None]:
-    """Like `_sizes`; fsspec would pass over folders that it may not read."""
+def _local(root: str) -> Listed:
+    """Like `_remote`; fsspec would pass over folders that it may not read. A stamp is of the size and of all that the system
+    changes when it writes the file; it does so by a clock with steps, so one that was just written has none."""
+    settled = time.time_ns() - STEP_OF_THE_CLOCK
+    found = dict(_below(root) if Path(root).is_dir() else ())
+    if Path(root).is_file():
+        found[root] = Path(root).stat()
+    stamps = {
+        path: repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
+        for path, file in found.items()
+        if file and max(file.st_mtime_ns, file.st_ctime_ns) < settled
+    }
+    return {path: file.st_size if file else None for path, file in found.items()}, stamps
 
-    def fail(trouble: OSError) -> None:
-        raise trouble
 
-    if not Path(root).is_dir():
-        return {root: Path(root).stat().st_size} if Path(root).exists() else {}
-    paths = [Path(folder) / name for folder, _, names in os.walk(root, onerror=fail, followlinks=True) for name in names]
-    return {str(path): path.stat().st_size if path.exists() else None for path in paths}
+def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
+    """The files in a folder and below; None for a link that leads nowhere. Raises `OSError` where one may not be looked at."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            try:
+                found = entry.stat()
+            except OSError:
+                if Path(entry.path).exists():
+                    raise
+                yield entry.path, None
+                continue
+            if stat.S_ISDIR(found.st_mode):
+                yield from _below(entry.path)
+            else:
+                yield entry.path, found
 
 
 def _is_of_other_model(paths: list[str], folder: Folder) -> bool:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from datetime import datetime, timezone
-from itertools import chain, islice
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -103,15 +102,12 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
     yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
 
 
-def window_of(tables: Iterable[pa.Table]) -> Window:
-    """A window of these events, which are read as its frames are asked for; so its number is known only of a small one, which
-    is read by now.
+def window_of(tables: Iterable[pa.Table], made_of: str | None = None) -> Window:
+    """A window of these events, which are read as its frames are asked for.
 
     Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
     """
-    pieces = _pieces(_usable(tables))
-    begin = list(islice(pieces, 2))
-    return Window(sum(map(len, begin)) if len(begin) < 2 else None, chain(begin, pieces))
+    return Window(None, _pieces(_usable(tables)), made_of=made_of)
 
 
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:

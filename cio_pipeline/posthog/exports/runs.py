@@ -59,7 +59,7 @@ def runs(paths: Iterable[str]) -> list[Run]:
         name = named(path)
         if name is None:
             continue
-        run = found.setdefault((str(PurePosixPath(path).parent), name.start, name.end), Run(name.start, name.end))
+        run = found.setdefault((path.rpartition("/")[0], name.start, name.end), Run(name.start, name.end))
         if name.kind == "manifest":
             run.manifests.append(path)
         elif name.kind == "other":

@@ -14,6 +14,9 @@ ISO = re.compile(
             (?: \x20? (?: Z | z | UTC | (?P<sign>[+-]) (?P<hours>\d\d) (?: :? (?P<minutes>\d\d) )? ) )? )?""",
     re.ASCII | re.VERBOSE,
 )
+USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)", re.ASCII)
+"""Of what `ISO` takes, what most files have, and Python reads by itself."""
+
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
 MICROSECOND = timedelta(microseconds=1)
@@ -59,6 +62,8 @@ def _of_number(number: Decimal) -> int:
 
 
 def _of_text(text: str) -> int:
+    if USUAL.fullmatch(text):
+        return (datetime.fromisoformat(text) - EPOCH) // MICROSECOND
     match = ISO.fullmatch(text)
     if match is None:
         raise ValueError("no time")

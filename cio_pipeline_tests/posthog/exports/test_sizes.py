@@ -100,7 +100,7 @@ def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch:
     path = tmp_path / f"{DAY}.parquet.zst"
     pq.write_table(rows(100, "a" * 1_000_000), path, compression="zstd", use_dictionary=False)
     with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, as no real events do"):
-        BatchExportSource(str(tmp_path), 2, (), "set").events(START, END)
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
@@ -121,4 +121,4 @@ def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path:
     table = pa.concat_tables([rows(500, "{}"), rows(1, "a" * 20_000)]).unify_dictionaries()
     pq.write_table(table, tmp_path / f"{DAY}.parquet")
     with pytest.raises(NotExtracted, match="its column properties has a value of more than 10,000 bytes"):
-        BatchExportSource(str(tmp_path), 2, (), "set").events(START, END)
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)

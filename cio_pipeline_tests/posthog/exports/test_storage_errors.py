@@ -102,7 +102,7 @@ def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: s
     with pytest.raises(
         NotExtracted, match=rf"^{DAY.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
     ) as refused:
-        BatchExportSource("s3://exports", 2, (), "set").events(START, END)
+        list(BatchExportSource("s3://exports", 2, (), "set").events(START, END).frames)
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
@@ -200,6 +200,6 @@ def test_what_is_saved_as_parquet_and_is_none_says_what_it_is(tmp_path: Path, co
 
 
 def test_credentials_in_the_url_are_in_no_message(tmp_path: Path) -> None:
-    folder = Folder(None, "user:secret@host/exports", {})
+    folder = Folder(None, "user:secret@host/exports", {}, {})
     assert folder.name("user:secret@host/exports/2024/a.parquet") == "2024/a.parquet"
     assert folder.name(str(tmp_path / "b.parquet")).endswith("b.parquet")
