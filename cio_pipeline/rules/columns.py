@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,9 +13,6 @@ import pyarrow.compute as pc
 from cio_pipeline.json_text import LEVELS, LONG_INTEGER
 
 SLICE = 2_048
-ESCAPE = b"\\u00"
-"""Begins every escape of a character of ASCII."""
-
 FOUR_TRUE = 0x01010101
 ANY_BRACKET = 0xDF
 """Makes `{` a `[`, and nothing else."""
@@ -84,25 +81,6 @@ def as_text(array: Any) -> Any:
     return array.view(pa.large_string())
 
 
-def may_name(array: Any, name: bytes) -> Any:
-    """Which JSON of an Arrow array of bytes may have a name of ASCII, given in quotes, plainly or by escapes: the numbers of
-    rows. Parsing is dear; and to search all texts at once takes half as long as to search each."""
-    found: list[int] = []
-    for start in range(0, len(array), SLICE):
-        offsets, data = offsets_and_data(array.slice(start, SLICE))
-        content = data.tobytes()
-        places = [*_places(content, name), *(_places(content, ESCAPE) if b"\\" in content else ())]
-        found += (start + np.searchsorted(offsets, sorted(places), side="right") - 1).tolist()
-    return np.unique(np.array(found, dtype=np.int64))
-
-
-def _places(content: bytes, searched: bytes) -> Iterator[int]:
-    place = content.find(searched)
-    while place >= 0:
-        yield place
-        place = content.find(searched, place + 1)
-
-
 def need_care(array: Any) -> Any:
     """Which JSON of an Arrow array of bytes orjson may not read as it is meant: a numpy array of bool.
 
@@ -110,19 +88,30 @@ def need_care(array: Any) -> Any:
     there is nothing to read.
     """
     is_empty = pc.equal(pc.binary_length(array), 0).fill_null(False).to_numpy(zero_copy_only=False)
-    slices = [_have_oddities(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
-    deep, digits = np.concatenate([np.zeros((2, 0), dtype=bool), *slices], axis=1)
+    digits = _by_slices(_may_have_long_integers, array)
     digits[digits] = matches(array.filter(pa.array(digits)), LONG_INTEGER)
-    return is_empty | deep | digits
+    return is_empty | are_deep(array) | digits
 
 
-def _have_oddities(array: Any) -> Any:
-    """Which texts have more than 200 opening brackets, and which may have a long integer: an array of two rows of bool."""
-    found = np.zeros((2, len(array)), dtype=bool)
-    offsets, data = offsets_and_data(array)
+def are_deep(array: Any) -> Any:
+    """Which JSON of an Arrow array of bytes may be nested deeper than R14 takes, by its brackets: a numpy array of bool."""
+    return _by_slices(_have_many_brackets, array)
+
+
+def _by_slices(find: Callable[[Any, Any], Any], array: Any) -> Any:
+    """What `find` says of each text, given where each begins, and where the last one ends, in the bytes of all of a slice."""
+    found = [find(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
+    return np.concatenate([np.zeros(0, dtype=bool), *found])
+
+
+def _have_many_brackets(offsets: Any, data: Any) -> Any:
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
-    found[0] = np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
-    found[1, np.searchsorted(offsets, _long_digits(data), side="right") - 1] = True
+    return np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
+
+
+def _may_have_long_integers(offsets: Any, data: Any) -> Any:
+    found = np.zeros(len(offsets) - 1, dtype=bool)
+    found[np.searchsorted(offsets, _long_digits(data), side="right") - 1] = True
     return found
 
 

@@ -20,9 +20,6 @@ from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import ITEM_BYTES
 
 SECOND = 1_000_000
-NEVER = 2**62
-"""A time after all others, in microseconds."""
-
 ROOM = ITEM_BYTES - 500
 """What an upsert has for its attributes."""
 
@@ -94,7 +91,7 @@ def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
     last = _last_rows(keys, np.arange(len(events)))
     with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
     set_at = times.copy()
-    set_at[with_email] = np.minimum(times[with_email], _numbers(events["email_set"].take(with_email)))
+    set_at[with_email] = np.minimum(times[with_email], events["email_set"].to_numpy(np.int64)[with_email])
     newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
     columns = (
         keys.different,
@@ -118,11 +115,6 @@ def _last_rows(keys: Coded, rows: Any) -> Any:
     last = np.full(len(keys.different), -1)
     last[keys.codes[rows]] = rows
     return last
-
-
-def _numbers(column: pd.Series[Any]) -> Any:
-    """Integers, the greatest there is where one is absent: a numpy array."""
-    return column.fillna(NEVER).to_numpy(np.int64)
 
 
 def _row(key: str, part: int, values: dict[str, bytes], whole: Attributes, names: Callable[[str], _Name]) -> tuple[Any, ...]:

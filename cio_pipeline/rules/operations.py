@@ -77,9 +77,9 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     for start in range(0, len(sent), PIECE):
         piece = sent.iloc[start : start + PIECE]
         keys, event_names, times = codes_of(piece["key"]), codes_of(piece["event"]), microseconds(piece["timestamp"])
-        read = reader.read(utf8(piece["properties"]), utf8(piece["person_properties"]))
+        read = reader.read(utf8(piece["properties"]), utf8(piece["person_properties"]), piece["plain"].to_numpy(bool))
         ids = ulids(times, event_names, utf8(piece["distinct_id"]), utf8(piece["uuid"]))
-        items = event_items(keys, event_names, ids, times // SECOND, pa.array(read.data, pa.large_binary()))
+        items = event_items(keys, event_names, ids, times // SECOND, read.data)
         events.append(_events(piece, event_names, ids, items))
         for row, reason in (read.refused | items.refused).items():
             are_sent[start + row] = False

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import numpy as np
 import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
@@ -32,9 +35,10 @@ class Said(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Events' data as JSON in UTF-8, None where it cannot be sent; by row, why not, and what else is said, if anything."""
+    """Events' data: an Arrow array of JSON in UTF-8, null where it cannot be sent; by row, why not, and what else is said, if
+    anything."""
 
-    data: list[bytes | None]
+    data: Any
     refused: dict[int, str]
     said: dict[int, Said]
 
@@ -47,13 +51,19 @@ class Reader:
         self._allow_overrides = options.allow_delivery_overrides
         self._are_data: set[str] = set()
 
-    def read(self, contents: Any, persons: Any) -> Read:
-        """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8."""
+    def read(self, contents: Any, persons: Any, plain: Any) -> Read:
+        """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8.
+
+        `plain`: which are their data as they stand (numpy, bool: `properties.FACTS`).
+        """
         data: list[bytes | None] = []
         refused: dict[int, str] = {}
         said: dict[int, Said] = {}
-        with_care = (need_care(contents) | need_care(persons)).tolist()
-        for row, (content, person, needs_care) in enumerate(zip(to_list(contents), to_list(persons), with_care, strict=True)):
+        rows = np.flatnonzero(~plain)
+        chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
+        with_care = need_care(chosen[0]) | need_care(chosen[1])
+        columns = (rows.tolist(), *map(to_list, chosen), with_care.tolist())
+        for row, content, person, needs_care in zip(*columns, strict=True):
             properties = None if needs_care else _object(content)
             given = None if properties is None or person is None else _object(person)
             if properties is None or (given is None and person is not None):
@@ -70,7 +80,8 @@ class Reader:
                 if given or unset or overrides:
                     said[row] = Said(given if isinstance(given, dict) else {}, unset, [], overrides)
             data.append(orjson.dumps(properties))
-        return Read(data, refused, said)
+        whole = pc.replace_with_mask(contents, pa.array(~plain), pa.array(data, contents.type)) if data else contents
+        return Read(whole, refused, said)
 
     def _leave_data(self, properties: dict[str, Any]) -> LeftOut:
         """Takes out of the properties what is no data; gives what R13 leaves out."""

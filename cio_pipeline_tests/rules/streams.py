@@ -9,9 +9,11 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.rules.classify import SENT, classify
+from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.operations import Tables, build
 from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.properties import facts_of
 
 YESTERDAY = 1_772_323_200_000_000
 """2026-03-01, in microseconds: when all that is known of earlier days was set."""
@@ -53,7 +55,9 @@ def frame(*events: dict[str, Any]) -> pd.DataFrame:
     rows = [{**row, "uuid": row["uuid"] or str(uuid.UUID(int=number + 1))} for number, row in enumerate(events)]
     table = pd.DataFrame(rows)
     table["timestamp"] = table["timestamp"].astype("datetime64[us, UTC]")
-    return table.sort_values(ORDER, ignore_index=True)
+    table = table.sort_values(ORDER, ignore_index=True)
+    facts = facts_of(*(utf8(table[name]) for name in ("event", "properties", "person_properties")))
+    return pd.concat([table, facts.to_pandas()], axis="columns")
 
 
 def outcomes(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> list[str]:
