@@ -20,7 +20,7 @@ from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.facts import ORDER, in_order
-from cio_pipeline.rules.operations import EVENTS, REJECTS, build, emails_in_another_case
+from cio_pipeline.rules.operations import EVENTS, REJECTS, build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merge_windows, merges, stitched
 from cio_pipeline.state.identities import Identities
@@ -197,10 +197,10 @@ def _write(
     del classified
     made = build(sent, derivation.options)
     del sent
-    account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
-    _count_rejects(derivation.day, made.rejects, account)
-    rejects = [pa.Table.from_pandas(rows[REJECTS.names], REJECTS, preserve_index=False) for rows in (refused, made.rejects)]
-    tables = {"customers": made.customers, "events": made.events, "rejects": pa.concat_tables(rejects)}
+    account.notes[EMAIL_IN_ANOTHER_CASE] += made.emails_in_another_case
+    _count_rejects(derivation.day, made.rejects.to_pandas(), account)
+    rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), made.rejects])
+    tables = {"customers": made.customers, "events": made.events, "rejects": rejects}
     return derivation.writer.write(number, tables), account
 
 

@@ -22,8 +22,8 @@ FACTS = pa.schema(
     [("given_email", pa.string()), ("anonymous_id", pa.string()), ("personless", pa.bool_()), ("plain", pa.bool_())]
 )
 """given_email: the valid email among the given attributes (R1, R2); anonymous_id: what a `$identify` names in
-`$anon_distinct_id` (R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the event gives no
-attributes and its properties are its data just as they stand (R12)."""
+`$anon_distinct_id` (R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the properties are
+JSON as orjson writes it, with nothing that R13 may leave out: what R12 leaves is then sent as it stands."""
 
 SPACE = r'(?:\A|[{\[,:])[ \t\r\n]+(?:["{}\[\]0-9-]|true|false|null)|[ \t\r\n](?:[}\],:]|\z)'
 """Spaces around what JSON consists of. In texts there are such, too: all that is found here is read with care."""
@@ -43,9 +43,13 @@ PIECE = 20_000
 """So many events' JSON is taken out of Arrow at once."""
 
 ABSENT = msgspec.Raw()
+COMMA = ord(",")
+
+NAMED = r'"\$(?:set|set_once|unset)"'
+"""The names of what is no data (R12), which few events have."""
 
 
-class _Members(msgspec.Struct):
+class Members(msgspec.Struct):
     """The members of an event's properties that matter here, as JSON."""
 
     given: msgspec.Raw = msgspec.field(name="$set", default=ABSENT)
@@ -55,7 +59,7 @@ class _Members(msgspec.Struct):
     profile: msgspec.Raw = msgspec.field(name="$process_person_profile", default=ABSENT)
 
 
-_decode = msgspec.json.Decoder(_Members).decode
+_decode = msgspec.json.Decoder(Members).decode
 
 
 def facts_of(names: Any, properties: Any, persons: Any) -> pa.Table:
@@ -77,15 +81,14 @@ def _facts(identifies: Any, contents: Any, persons: Any) -> pa.Table:
     need_care = matches(contents, NEEDS_CARE) | are_deep(contents)
     columns = (to_list(contents), to_list(persons), identifies.tolist(), need_care.tolist())
     for content, person, is_identify, needs_care in zip(*columns, strict=True):
-        members = None if needs_care or content is None else _members(content)
+        members = None if needs_care or content is None else members_of(content)
         if members is None:
             found = read_leniently(content)
             given, named, profile = found.get("$set"), found.get("$anon_distinct_id"), found.get("$process_person_profile")
             plain.append(False)
         else:
-            given, named, profile = _value(members.given), _value(members.anonymous_id), _value(members.profile)
-            is_whole = members.given is ABSENT and members.set_once is ABSENT and members.unset is ABSENT
-            plain.append(is_whole and person is None)
+            given, named, profile = value_of(members.given), value_of(members.anonymous_id), value_of(members.profile)
+            plain.append(True)
         if person is not None:
             given = read_leniently(person)
         email = given.get("email") if isinstance(given, dict) else None
@@ -96,7 +99,7 @@ def _facts(identifies: Any, contents: Any, persons: Any) -> pa.Table:
     return pa.table(made, schema=FACTS)
 
 
-def _members(content: bytes) -> _Members | None:
+def members_of(content: bytes) -> Members | None:
     """The members of JSON that needs no care; None where it is no object."""
     try:
         return _decode(content)
@@ -104,5 +107,22 @@ def _members(content: bytes) -> _Members | None:
         return None
 
 
-def _value(member: msgspec.Raw) -> Any:
+def without_members(content: bytes, members: Members) -> bytes | None:
+    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None where it is not plain to see where these are."""
+    for name, member in ((b'"$set":', members.given), (b'"$set_once":', members.set_once), (b'"$unset":', members.unset)):
+        if member is not ABSENT:
+            if content.count(name) != 1:
+                return None
+            start = content.index(name)
+            end = start + len(name) + len(member)
+            if content[start - 1] == COMMA:
+                start -= 1
+            elif content[end] == COMMA:
+                end += 1
+            content = content[:start] + content[end:]
+    return content
+
+
+def value_of(member: msgspec.Raw) -> Any:
+    """The value of a member, None where it is absent."""
     return None if member is ABSENT else orjson.loads(bytes(member))

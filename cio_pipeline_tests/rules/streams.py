@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cio_pipeline.rules.classify import SENT, classify
 from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
-from cio_pipeline.rules.operations import Tables, build
+from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.properties import facts_of
 
@@ -70,10 +70,20 @@ def keys(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any
     return [str(key) for key in classify(frame(*events), earlier, Options(**options))["key"]]
 
 
-def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Tables:
+class Frames(NamedTuple):
+    """`Tables` as frames."""
+
+    customers: pd.DataFrame
+    events: pd.DataFrame
+    rejects: pd.DataFrame
+    emails_in_another_case: int
+
+
+def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Frames:
     """What the events come to."""
     classified = classify(frame(*events), earlier, Options(**options))
-    return build(classified[classified["outcome"] == SENT], Options(**options))
+    made = build(classified[classified["outcome"] == SENT], Options(**options))
+    return Frames(*(table.to_pandas() for table in made[:3]), made.emails_in_another_case)
 
 
 def customers(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> dict[str, dict[str, Any]]:
