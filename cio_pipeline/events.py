@@ -42,7 +42,7 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
 
 @cache
 def code_hash() -> str:
-    """What stands for the code that says what events teach and what the tables hold: where it has changed, they are made again."""
+    """The hash of the code that says what events teach and what the tables hold: where it has changed, they are made again."""
     here = Path(__file__).parent
     names = ("customer_state", "events", "json_text", "learning", "pipeline")
     modules = [*sorted(here.glob("rules/*.py")), *(here / f"{name}.py" for name in names)]

@@ -53,8 +53,8 @@ class Attributes(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """Of an attribute's name: its JSON with a colon, what the ledger has for it, whether it is about consent (R19), and whether it
-    is `email` in another case, which is no email (R1)."""
+    """Of an attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether
+    it is `email` in another case, which is no email (R1)."""
 
     member: bytes
     hash: bytes
@@ -141,12 +141,12 @@ def _last_rows(keys: Coded, rows: Any) -> Any:
 def _row(key: str, part: int, members: list[Member], whole: Attributes) -> tuple[Any, ...]:
     """A row of the customers table, as `CUSTOMERS` says: these attributes of the whole."""
     records: dict[int, list[bytes]] = {}
-    newest = max([whole.times[name] for name, _, _ in members])
+    newest = max(whole.times[name] for name, _, _ in members)
     for name, known, value in members:
         records.setdefault(state_time(whole.times[name] // SECOND), []).append(known.hash + value_hash(value))
     operation = upsert(key, newest // SECOND, [known.member + value for _, known, value in members])
     whose = (whole.values["identifier"], whole.values.get("email"))
-    consent = any([known.is_consent for _, known, _ in members])
+    consent = any(known.is_consent for _, known, _ in members)
     return (key, part, len(members), newest, operation, pack_records(records), *whose, consent)
 
 

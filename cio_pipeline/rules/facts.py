@@ -117,8 +117,8 @@ def known_at_each_event(events: pd.DataFrame, known: pd.DataFrame) -> Known:
 
 
 def _last_set(codes: Any, setting: Any) -> Any:
-    """For each event, which of the events that set an email, given by their rows, is its distinct_id's last up to then; -1 where
-    there is none."""
+    """For each event, which of the events that set an email, given by their rows, is the last of its distinct_id up to then; -1
+    where there is none."""
     order = np.argsort(codes, kind="stable")
     number = np.full(len(codes), -1)
     number[setting] = np.arange(len(setting))

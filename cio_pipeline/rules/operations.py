@@ -88,7 +88,9 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
                 customer.set(attributes, int(times[row]))
                 rejects += [(start + row, "attribute", name, reason) for name, reason in said.attributes + left_out]
                 rejects += [(start + row, "data", name, reason) for name, reason in said.data]
-    customers = customers_of(sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given)
+    customers = customers_of(
+        sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
+    )
     rejects.sort(key=itemgetter(0))
     if customers.beyond:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}

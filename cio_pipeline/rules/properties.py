@@ -9,7 +9,6 @@ from __future__ import annotations
 from typing import Any
 
 import msgspec
-import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc

@@ -83,7 +83,8 @@ def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: A
     """What the events come to."""
     classified = classify(frame(*events), earlier, Options(**options))
     made = build(classified[classified["outcome"] == SENT], Options(**options))
-    return Frames(*(table.to_pandas() for table in made[:3]), made.emails_in_another_case)
+    frames = (made.customers.to_pandas(), made.events.to_pandas(), made.rejects.to_pandas())
+    return Frames(*frames, made.emails_in_another_case)
 
 
 def customers(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> dict[str, dict[str, Any]]:
