@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse lint lock
+.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -29,6 +29,9 @@ run: $(READY) ## days from PostHog to Customer.io: PARTITION=2026-03-02, or FROM
 
 dry-run: $(READY) ## the same, but nothing is sent: what would be is printed
 	@$(PY) -m cio_pipeline dry-run $(DAYS) $(CHOICES)
+
+explain: $(READY) ## what happened to a person, and why: WHO=user-000017, and days
+	@$(PY) -m cio_pipeline explain $(if $(WHO),"$(WHO)") $(DAYS)
 
 refusals: $(READY) ## what Customer.io has refused; PARTITION=, REASON= only some of it
 	@$(PY) -m cio_pipeline refusals $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")

@@ -18,7 +18,7 @@ STAGES = {
     "customers_events_rejects": "derive",
     "customerio_delivery": "deliver",
 }
-"""The stages of the table, by the asset whose step it is. All else is `start`: imports, Dagster, checks, the end."""
+"""The stages of the table, by the asset (without its prefix) of the step. All else is `start`: imports, Dagster, checks."""
 
 REQUESTS_PER_SECOND = 1_000
 """The most that the settings allow; Customer.io itself allows 100."""
@@ -70,5 +70,5 @@ def _steps(home: Path, began: float) -> dict[str, tuple[float, float]]:
         for record in instance.get_run_records():
             for entry in instance.all_logs(record.dagster_run.run_id, of_type=of_type):
                 if entry.timestamp >= began and entry.dagster_event is not None:
-                    times[str(entry.dagster_event.step_key).partition(".")[0]].append(entry.timestamp)
+                    times[str(entry.dagster_event.step_key).partition(".")[0].removeprefix("cio__")].append(entry.timestamp)
     return {asset: (min(found), max(found)) for asset, found in times.items()}

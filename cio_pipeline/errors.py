@@ -11,6 +11,7 @@ PipelineError
 │   └── TooLong                                     its answer was longer than allowed
 ├── DatabaseError            state.database         the ledger's database cannot be used
 │   └── LockLost             state.delivery_lock    the delivery lock was lost while sending
+├── NotSent                  alerts.send            the mail server did not take an alert
 ├── WorkerDied               worker_pool            a worker process ended before its work did
 └── StorageError             tables.files           the tables cannot be written, or are not as they were written
     └── NotMaterialized      tables.tables          no run has written the partition that is read

@@ -5,11 +5,12 @@ from __future__ import annotations
 import time
 import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import IO
 
 import requests
 
-from cio_pipeline.http_errors import TooLongBody, UnusableBody
+from cio_pipeline.http_errors import NotWritten, TooLongBody, UnusableBody
 
 BLOCK_BYTES = 1 << 16
 GZIP_OR_ZLIB = 47
@@ -20,12 +21,13 @@ def read_body(response: requests.Response, into: IO[bytes] | None, most_bytes: i
     """Reads the body into the response, or that of a 200 into the file, where there is one.
 
     Raises `UnusableBody` where it has more than `most_bytes`, cannot be unpacked or comes later than `end` (by the clock
-    `time.monotonic`), and what urllib3 and the socket raise.
+    `time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None
     if file is not None:
-        file.seek(0)
-        file.truncate()
+        with _writing():
+            file.seek(0)
+            file.truncate()
     content, length = bytearray(), 0
     for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
         length += len(block)
@@ -34,10 +36,20 @@ def read_body(response: requests.Response, into: IO[bytes] | None, most_bytes: i
         if file is None:
             content += block
         else:
-            file.write(block)
+            with _writing():
+                file.write(block)
     if file is not None:
-        file.flush()
+        with _writing():
+            file.flush()
     response._content, response._content_consumed = bytes(content), True  # type: ignore[attr-defined]
+
+
+@contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise NotWritten(error.errno, error.strerror) from None
 
 
 def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:

@@ -44,6 +44,10 @@ class TooLongBody(UnusableBody):
     """The body has more bytes than it may."""
 
 
+class NotWritten(OSError):
+    """The file that a body goes to cannot be written: no fault of the service."""
+
+
 def trouble_of(error: Exception, service: str) -> Trouble:
     """The trouble that an exception of a request means; of one that is not known, no more than its kind."""
     setting = ADDRESSES.get(service, service)

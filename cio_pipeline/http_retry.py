@@ -24,7 +24,7 @@ import requests
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_body import read_body
-from cio_pipeline.http_errors import TooLongBody, Trouble, trouble_of
+from cio_pipeline.http_errors import NotWritten, TooLongBody, Trouble, trouble_of
 from cio_pipeline.http_session import Bearer, new_session
 
 __all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
@@ -132,7 +132,8 @@ def send(
     Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
     a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the trouble is the whole
-    service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting.
+    service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting, and
+    `http_errors.NotWritten`.
     """
     so_far = Tries(f"{service} ({_host(url)})", tries, patience)
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}
@@ -195,6 +196,8 @@ def _ask(
         return _too_slow(seconds)
     if isinstance(answer, requests.Response):
         return answer
+    if isinstance(answer, NotWritten):
+        raise answer
     if isinstance(answer, TooLongBody):
         raise TooLong(f"{service} ({_host(url)}) gave no usable answer: {answer}.")
     return trouble_of(answer, service)

@@ -39,7 +39,7 @@ LAUNCH = """mutation ($backfill: LaunchBackfillParams!) {
 RUNS = """query ($id: String!) {
   partitionBackfillOrError(backfillId: $id) {
     ... on PartitionBackfill { status runs(limit: 100) { status startTime tags { key value } } } } }"""
-PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["posthog_events"]}) { ... on AssetNode { partitionKeys } } }'
+PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["cio", "posthog_events"]}) { ... on AssetNode { partitionKeys } } }'
 
 
 @dataclass
@@ -61,7 +61,7 @@ class Dagster:
 
     def backfill(self, days: list[str]) -> dict[str, Any]:
         """All assets of these days, as the UI launches them; what became of it."""
-        params = {"assetSelection": [{"path": [asset]} for asset in ASSETS], "partitionNames": days}
+        params = {"assetSelection": [{"path": ["cio", asset]} for asset in ASSETS], "partitionNames": days}
         launched = self.ask(LAUNCH, backfill=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
         deadline = time.monotonic() + BACKFILL_SECONDS
@@ -148,7 +148,7 @@ def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     dagster: Dagster, backfilled: dict[str, Any], tmp_path: Path
 ) -> None:
     assert backfilled["status"] == "COMPLETED_SUCCESS"
-    receipt = dom(f"{dagster.url}/assets/customerio_delivery?view=partitions&partition={dagster.days()[0]}", tmp_path)
+    receipt = dom(f"{dagster.url}/assets/cio/customerio_delivery?view=partitions&partition={dagster.days()[0]}", tmp_path)
     assert [shown for shown in ("customers sent", "events sent", "requests") if shown not in receipt] == []
     people = dom(dagster.services.customerio, tmp_path)
     assert "@" in people

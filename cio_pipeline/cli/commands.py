@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from cio_pipeline.cli.failures import sentence_and_status
 from cio_pipeline.cli.terminal import complain
+
+if TYPE_CHECKING:
+    from cio_pipeline.settings.settings import Settings
 
 INTERRUPTED = 130
 """The exit status after Ctrl-C, as shells have it."""
@@ -121,7 +124,12 @@ def run(partition: str | None, first: str | None, last: str | None, **chosen: An
       2    a setting, a day or an option is wrong
       130  Ctrl-C; a rerun sends the rest
     """
-    return _run_days(partition, first, last, chosen)
+    if chosen.pop("dry_run"):
+        return _dry_run(partition, first, last, chosen)
+    settings, start, end = _settings_and_days(partition, first, last)
+    from cio_pipeline.cli.run import run_days
+
+    return run_days(start, end, settings, chosen)
 
 
 @cli.command("dry-run")
@@ -130,8 +138,9 @@ def run(partition: str | None, first: str | None, last: str | None, **chosen: An
 def dry_run(partition: str | None, first: str | None, last: str | None, **chosen: Any) -> int:
     """Do everything but send, and print what would be sent.
 
-    It reads the days from PostHog, derives them, and prints new customers (Customer.io bills them), changed and unchanged ones,
-    events by name, what will be refused, and a sample with personal data masked.
+    It reads the days from PostHog, derives them in temporary files, and prints new customers (Customer.io bills them), changed
+    and unchanged ones, events by name, what the rules refuse, and a sample with personal data masked. Nothing that is kept
+    changes.
 
     \b
     Examples:
@@ -140,9 +149,12 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 
     \b
     Exit status:
-      0, 1, 2 and 130, as for run
+      0    of no day would more events be refused by the rules than CIO_REFUSED_SHARE allows
+      1    otherwise, or the days cannot be looked at; the last line says why
+      2    a setting, a day or an option is wrong
+      130  Ctrl-C
     """
-    return _run_days(partition, first, last, {**chosen, "dry_run": True})
+    return _dry_run(partition, first, last, chosen)
 
 
 @cli.command()
@@ -200,6 +212,45 @@ def refusals(partition: str | None, reason: str | None) -> int:
     from cio_pipeline.cli.refusals import list_refusals
 
     list_refusals(settings, partition, reason)
+    return 0
+
+
+@cli.command()
+@click.argument("who")
+@_days
+@click.option("--hash", "hashed", is_flag=True, help="Print how the job explain_person in Dagster's UI takes this person.")
+def explain(who: str, partition: str | None, first: str | None, last: str | None, hashed: bool) -> int:
+    """Tell what happened to a person, and why.
+
+    WHO is a distinct_id or an email. Each of the person's events of the days is listed: whether it was sent, filtered, held
+    back or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it. Then
+    each attribute with its value and when it was set. It asks neither service, and changes nothing.
+
+    It prints ids, emails and values as they are. That is what it is for; nothing of it is kept.
+
+    Without days it takes the last 30.
+
+    \b
+    Examples:
+      python -m cio_pipeline explain user-000017
+      python -m cio_pipeline explain jane@example.com --from 2026-03-02 --to 2026-03-04
+      python -m cio_pipeline explain user-000017 --hash
+
+    \b
+    Exit status:
+      0    it is told, if there is anything
+      1    the tables or the ledger cannot be read
+      2    a setting, a day or an option is wrong
+    """
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.explain import explain_person, print_hidden
+
+    if hashed:
+        print_hidden(who)
+    else:
+        explain_person(settings, who, first or partition or "30 days ago", last or partition or "yesterday")
     return 0
 
 
@@ -264,14 +315,21 @@ def main(arguments: list[str] | None = None) -> int:
         return wrong.exit_code
 
 
-def _run_days(partition: str | None, first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
+def _dry_run(partition: str | None, first: str | None, last: str | None, chosen: dict[str, Any]) -> int:
+    settings, start, end = _settings_and_days(partition, first, last)
+    from cio_pipeline.cli.run import dry_run
+
+    return dry_run(start, end, settings, chosen)
+
+
+def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:
+    """The settings are read before anything that Dagster loads is imported."""
     from cio_pipeline.settings.settings import load_settings
 
     settings = load_settings()
-    from cio_pipeline.cli.run import run_days
     from cio_pipeline.defs.partitions import DaysError
 
     start, end = first or partition, last or first or partition
     if not start or not end:
         raise DaysError("Name the days to run: --partition 2026-03-02, or --from 2026-03-02 --to 2026-03-04.")
-    return run_days(start, end, settings, chosen)
+    return settings, start, end

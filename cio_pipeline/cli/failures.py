@@ -10,6 +10,7 @@ from pathlib import Path
 
 from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.state.sqlite import with_hint
 
 UNWRITABLE = (
     errno.ENOSPC,
@@ -42,7 +43,7 @@ def sentence_and_status(failure: BaseException) -> tuple[str, int]:
             full = f"{os.strerror(cause.errno)}{where}: nothing can be written to CIO_DATA_DIR, DAGSTER_HOME or the temporary"
             return f"{full} folder. A rerun sends the rest.", 1
         if isinstance(cause, sqlite3.DatabaseError):
-            return f"Dagster's own database in DAGSTER_HOME cannot be used: {one_line(cause)}.", 1
+            return f"Dagster's own database in DAGSTER_HOME cannot be used: {with_hint(one_line(cause))}", 1
     unexpected = next((cause for cause in causes if not type(cause).__module__.startswith("dagster")), failure)
     frames = traceback.extract_tb(unexpected.__traceback__)
     place = f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "an unknown place"

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ import dagster as dg
 
 from cio_pipeline import progress
 from cio_pipeline.cli.dagster_storage import keep_engines
-from cio_pipeline.cli.summary import RECORDED, Summary
+from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.deliver import customerio_delivery
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
@@ -28,6 +29,15 @@ from cio_pipeline.tables.tables import keep_private
 
 INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
 """Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""
+
+RECORDED = {
+    dg.DagsterEventType.ASSET_MATERIALIZATION,
+    dg.DagsterEventType.ASSET_OBSERVATION,
+    dg.DagsterEventType.ASSET_CHECK_EVALUATION,
+}
+"""What of a run's events is looked at when it has ended."""
+
+See = Callable[[dg.DagsterEvent], None]
 
 SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Dagster's own console would print each of its events."""
@@ -39,7 +49,8 @@ class Lines(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Prints the message alone."""
         if not (progress.with_bars and record.name == progress.logger.name):
-            show(record.getMessage())
+            message = record.getMessage()
+            show(message, indent=" " * (len(message) - len(message.lstrip(" "))))
 
 
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
@@ -50,7 +61,7 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     partitions, and whatever a run fails of, after its failed checks were printed.
     """
     keys = days_between(first, last)
-    config = {"customerio_delivery": {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
+    config = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
     keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:
@@ -58,12 +69,32 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
             for start in range(0, len(keys), settings.days_per_run):
                 chunk = keys[start : start + settings.days_per_run]
                 tags = {RANGE_START: chunk[0], RANGE_END: chunk[-1], DAYS_IN_ALL: str(len(keys))}
-                _run("customerio_sync", instance, config, tags, summary)
+                _run("customerio_sync", instance, config, tags, summary.see)
         except Exception:
             for line in summary.failed_checks():
                 show(line)
             raise
         return summary.end()
+
+
+def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
+    """Runs `customerio_dry_run` for the days, which logs what would be sent; gives the exit status: 1 where the rules would
+    refuse more events of a day than CIO_REFUSED_SHARE allows.
+
+    `chosen` is run config (`defs.dry_run.DryRun`). Raises `DaysError`, before anything else, where the days are no partitions.
+    """
+    days_between(first, last)
+    beyond: list[Any] = []
+
+    def see(event: dg.DagsterEvent) -> None:
+        if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION:
+            facts = event.asset_observation_data.asset_observation.metadata
+            beyond.append(facts["days with more refused than CIO_REFUSED_SHARE allows"].value)
+
+    with _instance(settings) as instance:
+        config = {"preview_delivery": {"config": {**_given(chosen), "from": first, "to": last}}}
+        _run("customerio_dry_run", instance, config, {}, see)
+    return 1 if any(beyond) else 0
 
 
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
@@ -73,7 +104,7 @@ def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
     """
     given = _given(chosen)
     with _instance(settings) as instance:
-        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, Summary(settings))
+        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, Summary(settings).see)
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
         return 1 if ledger.refusals(given.get("partition"), given.get("reason")) else 0
@@ -110,8 +141,8 @@ def _places(settings: Settings, home: Path) -> str:
     )
 
 
-def _run(job: str, instance: dg.DagsterInstance, config: dict[str, Any], tags: dict[str, str], summary: Summary) -> None:
-    """Runs the job, prints what it logs, and adds what Dagster has recorded of it to the summary, also where it fails.
+def _run(job: str, instance: dg.DagsterInstance, config: dict[str, Any], tags: dict[str, str], see: See) -> None:
+    """Runs the job, prints what it logs, and shows `see` what Dagster has recorded of it, also where it fails.
 
     Raises what the run failed of, and `KeyboardInterrupt` after Ctrl-C.
     """
@@ -126,7 +157,7 @@ def _run(job: str, instance: dg.DagsterInstance, config: dict[str, Any], tags: d
         finally:
             for entry in instance.all_logs(run_id, of_type=RECORDED):
                 if entry.dagster_event is not None:
-                    summary.see(entry.dagster_event)
+                    see(entry.dagster_event)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a command prints of its days when their runs have ended: what a dry run saw, and what did not go out and why.
+"""What a command prints of its days when their runs have ended: what did not go out, and why.
 
 It is made of the events that Dagster has recorded of the runs. The day's receipts are not part of it: the delivery logs them.
 """
@@ -7,22 +7,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from fnmatch import fnmatchcase
 from typing import Any
 
 import dagster as dg
-import orjson
 
 from cio_pipeline.cli.terminal import complain, show
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
+from cio_pipeline.unmatched import unmatched
 
-RECORDED = {
-    dg.DagsterEventType.ASSET_MATERIALIZATION,
-    dg.DagsterEventType.ASSET_OBSERVATION,
-    dg.DagsterEventType.ASSET_CHECK_EVALUATION,
-}
+RECORDED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
 OF_ALL_DAYS = ("later_days_up_to_date", "nothing_refused")
 """Checks of all that there is: of several runs the last one counts."""
 
@@ -35,7 +30,6 @@ class Summary:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._said: set[str] = set()
-        self._filtered: Counter[str] = Counter()
         self._extracted: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -43,26 +37,31 @@ class Summary:
         self._failed_checks: dict[str, list[str]] = {}
 
     def see(self, event: dg.DagsterEvent) -> None:
-        """Takes what is to be printed at the end from the event of a run; what a dry run saw of a day is printed at once."""
+        """Takes what is to be printed at the end from the event of a run."""
         if event.event_type not in RECORDED:
             return
         found: Any = event.event_specific_data
         if isinstance(found, dg.AssetCheckEvaluation):
             self._check(found)
             return
-        asset = found.materialization if hasattr(found, "materialization") else found.asset_observation
+        asset = found.materialization
         facts = {name: value.value for name, value in asset.metadata.items()}
-        day, name = str(asset.partition), asset.asset_key.to_user_string()
+        day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
             self._derived(day, facts)
         elif name == "customerio_delivery" and facts and day not in self._said:
             self._said.add(day)
-            self._add_receipt(day, facts)
+            self._refused_by_customerio += int(facts.get("refused", 0))
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
         beyond = [day for day in self._extracted if self._refused[day] > self._settings.refused_share * self._extracted[day]]
-        for line in (*self._unmatched(), *self.failed_checks()):
+        settings = self._settings
+        tables, days = Tables(settings.data_dir), list(self._extracted)
+        for line in (
+            *unmatched(tables, days, settings.event_allowlist, settings.exclude_attributes),
+            *self.failed_checks(),
+        ):
             show(line)
         if self._refused.total():
             (complain if beyond else show)(self._refusals(beyond))
@@ -75,23 +74,12 @@ class Summary:
 
     def _derived(self, day: str, facts: Facts) -> None:
         self._extracted[day] = int(facts.get("extracted", 0))
-        self._filtered[day] = int(facts.get("filtered", 0))
         self._refused[day] = int(facts.get("refused", 0))
         reasons = facts.get("reasons") or {}
         self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
 
-    def _add_receipt(self, day: str, receipt: Facts) -> None:
-        self._refused_by_customerio += int(receipt.get("refused", 0))
-        if "dry run" not in receipt:
-            return
-        show(f"{day}, if it were run (nothing was sent):")
-        rules = {"filtered": self._filtered[day], "refused by the rules": self._refused[day]}
-        for name, value in {**receipt, **rules}.items():
-            if name != "dry run":
-                show(f"{name}: {_shown(value)}", indent="  ")
-
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
-        name = f"{check.check_name} of {check.asset_key.to_user_string()}"
+        name = f"{check.check_name} of {check.asset_key.path[-1]}"
         if check.check_name in OF_ALL_DAYS:
             self._failed_checks.pop(name, None)
         if check.passed:
@@ -118,56 +106,6 @@ class Summary:
             f"The rules refused {total:,} of {extracted:,} events, {_percent(total / extracted)} ({allowed}): {why}."
             " The table `rejects` has each of them."
         )
-
-    def _unmatched(self) -> Iterator[str]:
-        """The names in lists that nothing of these days has: misspelled, perhaps, and so without effect."""
-        tables = Tables(self._settings.data_dir)
-        if names := set(self._settings.event_allowlist):
-            for day in self._extracted:
-                for shard in tables.read("posthog_events", day, columns=["event"]):
-                    names -= set(shard["event"].unique())
-            if names:
-                yield f"CIO_EVENT_ALLOWLIST: no event of these days is named {_listed(names)}."
-        if patterns := set(self._settings.exclude_attributes):
-            for attribute in _attributes(tables, list(self._extracted)):
-                patterns -= {pattern for pattern in patterns if fnmatchcase(attribute, pattern)}
-                if not patterns:
-                    return
-            yield f"CIO_EXCLUDE_ATTRIBUTES: no attribute of these days is named {_listed(patterns)}."
-
-
-def _attributes(tables: Tables, days: list[str]) -> Iterator[str]:
-    """The names of attributes in the days' events, each once."""
-    seen: set[str] = set()
-    for day in days:
-        for shard in tables.read("posthog_events", day, columns=["properties", "person_properties"]):
-            for properties, person in zip(shard["properties"].tolist(), shard["person_properties"].tolist(), strict=True):
-                new = (_names(properties, "$set") | _names(person)) - seen
-                seen |= new
-                yield from new
-
-
-def _names(text: Any, inside: str = "") -> set[str]:
-    if not isinstance(text, str) or inside not in text:
-        return set()
-    try:
-        found = orjson.loads(text)
-    except orjson.JSONDecodeError:
-        return set()
-    if inside:
-        found = found.get(inside) if isinstance(found, dict) else None
-    return set(found) if isinstance(found, dict) else set()
-
-
-def _shown(value: Any) -> str:
-    """Counts by name with the most first, for Dagster has sorted the names; lists as JSON; and numbers."""
-    if isinstance(value, dict):
-        value = dict(sorted(value.items(), key=lambda item: -item[1]))
-    return orjson.dumps(value).decode() if isinstance(value, dict | list) else str(value)
-
-
-def _listed(names: set[str]) -> str:
-    return ", ".join(f"'{name}'" for name in sorted(names))
 
 
 def _percent(share: float) -> str:

@@ -103,7 +103,7 @@ class TrackClient:
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise UnnamedRefusal(*self._without_keys(_reason(errors)), own_faults=_names_a_field(errors))
+                raise UnnamedRefusal(*self._without_keys(_reason(errors)), own_faults=_names_an_item(errors))
             refused.setdefault(index, self._without_keys(_reason([error])))
         return refused
 
@@ -143,8 +143,7 @@ class TrackClient:
         errors = _errors(parsed)
         if response.status_code != 200 and (response.status_code != 207 or not errors):
             reason, detail = self._without_keys(_reason(errors) if parsed is not None else _page(response))
-            is_of_content = parsed is None or response.status_code == 413
-            own_faults = A_FEW if is_of_content else path != BATCH or _names_a_field(errors)
+            own_faults = _own_faults(path, response.status_code, parsed)
             raise UnnamedRefusal(f"{response.status_code} {reason}", detail, own_faults)
         return errors
 
@@ -270,8 +269,23 @@ def _errors(body: dict[str, Any] | None) -> list[Any]:
     return found if isinstance(found, list) else [found]
 
 
-def _names_a_field(errors: list[Any]) -> bool:
-    return any(isinstance(error, dict) and bool(error.get("field")) for error in errors)
+def _own_faults(path: str, status: int, parsed: dict[str, Any] | None) -> int:
+    """Of how many items the answer may be the own fault, where all that there are of their kind are refused by it.
+
+    A page is a firewall's or a proxy's, and the v1 call has but one event. Neither holds of a 401, which is about keys, or of a
+    207 without errors.
+    """
+    if status in (401, 207):
+        return 0
+    if parsed is None or status == 413:
+        return A_FEW
+    return int(path != BATCH or _names_an_item(_errors(parsed)))
+
+
+def _names_an_item(errors: list[Any]) -> bool:
+    """Whether an error has a field, or the number of an item that is alone."""
+    told = [error for error in errors if isinstance(error, dict)]
+    return any(error.get("field") or (type(error.get("batch_index")) is int and error["batch_index"] == 0) for error in told)
 
 
 def _reason(errors: list[Any]) -> tuple[str, str]:

@@ -30,6 +30,18 @@ class Bounds:
     new_customers: int | None = None
     campaign_events: int | None = None
 
+    def refuse(self, new_customers: int, campaign_events: int) -> None:
+        """Raises `NotDelivered` where these are more."""
+        for count, most, what, setting in (
+            (new_customers, self.new_customers, "make {} new customers", "MAX_NEW_CUSTOMERS"),
+            (campaign_events, self.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
+        ):
+            if most is not None and count > most:
+                raise NotDelivered(
+                    f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({most:,}): nothing was"
+                    f" sent. If that is meant, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
+                )
+
 
 @dataclass
 class Forecast:
@@ -65,15 +77,7 @@ class Forecast:
 
     def refuse_beyond(self, bounds: Bounds) -> None:
         """Raises `NotDelivered` where that is more than the bounds allow."""
-        for count, most, what, setting in (
-            (self.new_customers, bounds.new_customers, "make {} new customers", "MAX_NEW_CUSTOMERS"),
-            (self.campaign_events, bounds.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
-        ):
-            if most is not None and count > most:
-                raise NotDelivered(
-                    f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({most:,}): nothing was"
-                    f" sent. If that is meant, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
-                )
+        bounds.refuse(self.new_customers, self.campaign_events)
 
     def _add_new(self, keys: list[str], ledger: Ledger) -> None:
         new = ledger.unknown(keys)

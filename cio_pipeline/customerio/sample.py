@@ -9,19 +9,29 @@ import numpy as np
 from cio_pipeline.customerio.batches import Item
 from cio_pipeline.customerio.plan import Plan
 from cio_pipeline.json_text import read_object
-from cio_pipeline.masking import mask
+from cio_pipeline.masking import mask, printable
 
-SHOWN_OF_ID = 3
+SHOWN_OF_ID = 6
 SAMPLE_ITEMS = 5
 SAMPLE_NAMES = 12
 
 
 def mask_key(key: str) -> str:
-    """A customer's key with its email masked, or its id cut."""
+    """A customer's key with its email or id masked."""
     kind, _, value = key.partition(":")
-    if "@" in value:
-        return f"{kind} {mask(value)}"
-    return f"{kind} {value[: min(SHOWN_OF_ID, len(value) // 2)]}***"
+    return f"{kind} {mask_id(value)}"
+
+
+def mask_id(distinct_id: str) -> str:
+    """An email masked; of another id the first and the last few characters, half of it at most: `user-000017` -> `us***017`.
+
+    Whoever knows the person knows them by that.
+    """
+    if "@" in distinct_id:
+        return mask(distinct_id)
+    shown = min(SHOWN_OF_ID, len(distinct_id) // 2)
+    last = (shown + 1) // 2
+    return printable(f"{distinct_id[: shown - last]}***{distinct_id[len(distinct_id) - last :]}")
 
 
 def sample(made: Plan) -> list[str]:

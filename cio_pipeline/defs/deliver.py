@@ -10,21 +10,21 @@ from datetime import datetime, timedelta, timezone
 import dagster as dg
 from pydantic import Field
 
-from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import Report, deliver, preview
-from cio_pipeline.customerio.forecast import Bounds, unsent_events
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.forecast import unsent_events
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import (
     Bounded,
-    Sent,
     is_backfill,
     refuse_missing_days,
     refuse_too_much,
     shards,
 )
 from cio_pipeline.defs.checks import or_warning
+from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
@@ -38,14 +38,12 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
-NAMES_SHOWN = 100
 HELD = "events held as too recent"
 
 
 class Delivery(Bounded):
     """What to do otherwise than usual."""
 
-    dry_run: bool = Field(default=False, description="Plan and check everything, report it, and send nothing.")
     resend: bool = Field(
         default=False,
         description="Send again what was delivered, is unchanged or was refused. Attributes never go back in time even so.",
@@ -73,59 +71,41 @@ class Delivery(Bounded):
 
 @dg.op(
     ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
-    out=dg.Out(dg.Nothing, is_required=False),
+    out=dg.Out(dg.Nothing),
 )
+@failing_in_a_sentence
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: Delivery, customerio: CustomerIo, store: Store
-) -> Iterator["dg.AssetMaterialization | dg.AssetObservation | dg.Output[None]"]:
+) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
 
     A day's receipt stands as soon as the day is delivered, whatever becomes of the days after it; Dagster itself leaves that of
-    the last day, and all of them once more at the end. A dry run materializes nothing: what it saw is an observation.
+    the last day, and all of them once more at the end.
     """
     keys = list(context.partition_keys)
     bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
-        if not config.dry_run:
-            stack.enter_context(one_at_a_time(store))
+        stack.enter_context(one_at_a_time(context.op_execution_context, store))
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
-        to_send = {day: _to_send(stack, store, day, config.held_from) for day in keys}
-        if config.dry_run:
-            yield from _looked_at(store, to_send, options, bounds)
-            return
+        to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)
         refuse_too_much(store, to_send, options, bounds)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
-            sent = deliver(
-                day, shards(tables, day), store.ledger, customerio.client, options, tables.version("events", day).rows
-            )
-            sent.counts[HELD] += _held(store, tables, day, options)
+            events = tables.version("events", day).rows
+            with saying_what_is_kept(store.ledger, day, events):
+                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
+            sent.counts[HELD] += events_held(store, tables, day, options)
             traffic, seconds = customerio.traffic() - before, time.monotonic() - started
             receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
             context.add_asset_metadata(receipt, partition_key=day)
             logger.info("%s: %s.", day, in_one_line(receipt))
             if day != keys[-1]:
-                yield dg.AssetMaterialization("customerio_delivery", partition=day, metadata=receipt)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
     yield dg.Output(None)
 
 
-def _looked_at(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds) -> Iterator[dg.AssetObservation]:
-    """What a dry run sees of each day; what would stop the run is said."""
-    try:
-        refuse_missing_days(store, list(to_send))
-        refuse_too_much(store, to_send, options, bounds)
-    except NotDelivered as trouble:
-        logger.warning("If this were no dry run: %s", trouble)
-    seen: set[str] = set()
-    for day, tables in to_send.items():
-        shown = preview(day, shards(tables, day), store.ledger, options, seen)
-        shown.counts[HELD] += _held(store, tables, day, options)
-        outlook = {**_outlook(shown, store, day), **_in_all(store, day, options)}
-        yield dg.AssetObservation("customerio_delivery", partition=day, metadata=outlook)
-
-
-def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
+def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
     """Where the day's tables are. With held events they are made anew, as if the day had ended before those: an event can bring
     attributes, customers, and earlier events of an anonymous visitor."""
     if held_from is None or window(day)[1] <= held_from:
@@ -135,7 +115,7 @@ def _to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | Non
     return anew
 
 
-def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
+def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
     """How many events the whole day would still send and these tables do not."""
     if tables.root == store.tables.root:
         return 0
@@ -144,16 +124,16 @@ def _held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> i
 
 
 @contextmanager
-def one_at_a_time(store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger; what ends the block is what Dagster shall do about it."""
+def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
         ):
             yield
-    except NotDelivered as trouble:
-        raise dg.Failure(str(trouble), allow_retries=False) from trouble
     except (Unavailable, DatabaseError) as trouble:
+        if context.retry_number:
+            raise
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 
@@ -176,26 +156,6 @@ def receipt_of(
     }
 
 
-def _outlook(report: Report, store: Store, day: str) -> dict[str, dg.MetadataValue | int | bool]:
-    """The receipt of a dry run: what would be sent, and what will not."""
-    counts = report.counts
-    rejects: Counter[str] = Counter()
-    for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
-        rejects.update(f"{row.what}: {row.reason}" for row in shard.itertuples(index=False))
-    return {
-        "dry run": True,
-        "new customers": counts["new customers"],
-        ONLY_PERSONLESS: counts[ONLY_PERSONLESS],
-        "changed customers": counts["changed customers"],
-        "customers with nothing new": counts["customers with nothing new"],
-        "events that can trigger campaigns": counts["events that can trigger campaigns"],
-        **counts,
-        "events by name": dg.MetadataValue.json(dict(report.event_names.most_common(NAMES_SHOWN))),
-        "refused by the rules": dg.MetadataValue.json(dict(rejects.most_common())),
-        "sample": dg.MetadataValue.json(report.sample),
-    }
-
-
 def _in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
     """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
     return {
@@ -213,12 +173,13 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
 
 @dg.graph_asset(
     ins={
-        "customers": dg.AssetIn("customers", dagster_type=dg.Nothing),
-        "events": dg.AssetIn("events", dagster_type=dg.Nothing),
+        "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
+        "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
     },
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
-    group_name="customerio_sync",
+    key_prefix=PREFIX,
+    group_name=GROUP,
     kinds={"customerio"},
 )
 def customerio_delivery(customers: None, events: None) -> None:

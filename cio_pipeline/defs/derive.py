@@ -7,7 +7,9 @@ import dagster as dg
 
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.defs.checks import named, or_warning
-from cio_pipeline.defs.extract import GROUP, identities, posthog_events
+from cio_pipeline.defs.extract import identities, posthog_events
+from cio_pipeline.defs.failures import failing_in_a_sentence
+from cio_pipeline.defs.keys import GROUP, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
@@ -32,15 +34,16 @@ DESCRIPTIONS = {
 
 
 @dg.multi_asset(
-    specs=[dg.AssetSpec(name, deps=UPSTREAM, description=text) for name, text in DESCRIPTIONS.items()],
+    specs=[dg.AssetSpec(key(name), deps=UPSTREAM, description=text) for name, text in DESCRIPTIONS.items()],
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
     group_name=GROUP,
     check_specs=[
-        dg.AssetCheckSpec("every_event_accounted_for", asset="events", blocking=True),
-        dg.AssetCheckSpec("earlier_days_learned", asset="customers"),
+        dg.AssetCheckSpec("every_event_accounted_for", asset=key("events"), blocking=True),
+        dg.AssetCheckSpec("earlier_days_learned", asset=key("customers")),
     ],
 )
+@failing_in_a_sentence
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
@@ -50,13 +53,13 @@ def customers_events_rejects(
     for day in context.partition_keys:
         accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
         _tell(context, store, day, accounts[day])
-    yield from (dg.MaterializeResult(asset_key=name) for name in DESCRIPTIONS)
+    yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
     yield _every_event_accounted_for(accounts, store)
     found = or_warning(lambda: _earlier_days_learned(store, context.partition_keys))
-    yield found._replace(asset_key=dg.AssetKey("customers"), check_name="earlier_days_learned")
+    yield found._replace(asset_key=key("customers"), check_name="earlier_days_learned")
 
 
-@dg.asset_check(asset=identities, additional_deps=list(DESCRIPTIONS))
+@dg.asset_check(asset=identities, additional_deps=[key(name) for name in DESCRIPTIONS])
 def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     """Whether every day was derived after all days before it were learned; those to derive again are named."""
     return or_warning(lambda: _later_days_up_to_date(store))
@@ -92,7 +95,7 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
     )
     for name, metadata in facts.items():
         rows = store.tables.version(name, day).rows
-        context.add_asset_metadata({"dagster/row_count": rows, **metadata}, asset_key=name, partition_key=day)
+        context.add_asset_metadata({"dagster/row_count": rows, **metadata}, asset_key=key(name), partition_key=day)
 
 
 def _table(counts: Mapping[str, int]) -> dg.MetadataValue:
@@ -105,7 +108,7 @@ def _every_event_accounted_for(accounts: dict[str, Account], store: Store) -> dg
     off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
     days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
     return dg.AssetCheckResult(
-        asset_key="events",
+        asset_key=key("events"),
         check_name="every_event_accounted_for",
         passed=not off,
         description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"

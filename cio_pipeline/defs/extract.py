@@ -8,6 +8,8 @@ from statistics import median
 
 import dagster as dg
 
+from cio_pipeline.defs.failures import failing_in_a_sentence
+from cio_pipeline.defs.keys import GROUP, PREFIX, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
@@ -17,8 +19,6 @@ from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
-
-GROUP = "customerio_sync"
 
 USUAL_WEEKS = 8
 """A day is compared with the same weekday of so many weeks before it."""
@@ -41,42 +41,48 @@ def now() -> datetime:
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"posthog", "parquet"},
     check_specs=[
         dg.AssetCheckSpec(
             "as_many_events_as_usual",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
         ),
         dg.AssetCheckSpec(
             "attributes_given",
-            asset="posthog_events",
+            asset=key("posthog_events"),
             description="Whether a day with $identify or $set events has an event that gives attributes.",
         ),
     ],
 )
+@failing_in_a_sentence
 def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
     for day in context.partition_keys:
-        began = now()
-        found = posthog.source.events(*window(day))
-        with Progress(day, "events read", found.expected) as progress:
-            read = replace(found, frames=progress.rows_of(found.frames))
-            kept[day] = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
-        if kept[day].without:
-            logger.warning(
-                "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
-                day,
-                f"{kept[day].without:,}",
-            )
-        context.add_asset_metadata({**_counts(kept[day]), **found.facts}, partition_key=day)
+        kept[day], facts = read_day(day, posthog, store)
+        context.add_asset_metadata({**_counts(kept[day]), **facts}, partition_key=day)
     yield dg.MaterializeResult()
     yield _as_many_events_as_usual(kept, store.tables)
     yield _attributes_given(kept)
+
+
+def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
+    """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
+    began = now()
+    found = posthog.source.events(*window(day))
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        kept = extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+    if kept.without:
+        logger.warning(
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
+        )
+    return kept, found.facts
 
 
 def _counts(kept: Extracted) -> dict[str, int]:
@@ -130,29 +136,48 @@ class HistoryConfig(dg.Config):
     """Read it again, though it is known."""
 
 
-@dg.asset(group_name=GROUP, kinds={"posthog", "sql"})
+@dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
+@failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
     """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
-    start = window(days.get_first_partition_key() or str(days.start.date()))[0]
-    setting = f"{learned_under(store.attributes_from)} before {start:%Y-%m-%d}"
-    if not config.again and not store.identities.unlearned([HISTORY], setting):
+    if not config.again and history_is_known(store):
         return dg.MaterializeResult(metadata={"known already": True})
+    return dg.MaterializeResult(metadata=read_history(posthog, store))
+
+
+def history_is_known(store: Store) -> bool:
+    """Whether the history was learned, under the settings as they are."""
+    return not store.identities.unlearned([HISTORY], _history_setting(store))
+
+
+def read_history(posthog: PostHog, store: Store) -> dict[str, int]:
+    """Reads the history from PostHog and learns it (R18); gives what was kept and learned, by name."""
     began = now()
-    found = posthog.source.history(start)
+    found = posthog.source.history(_history_end())
     with Progress("History", "events read", found.expected) as progress:
         read = replace(found, frames=progress.rows_of(found.frames))
         kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
-    counts = learn_history(setting, store.tables, store.identities, store.workers)
-    return dg.MaterializeResult(metadata={"events": kept.rows, **kept.duplicates, **counts})
+    counts = learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+    return {"events": kept.rows, **kept.duplicates, **counts}
+
+
+def _history_end() -> datetime:
+    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+
+
+def _history_setting(store: Store) -> str:
+    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
 
 
 @dg.asset(
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
+    key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"pandas", "sql"},
     deps=[posthog_events, identity_history],
 )
+@failing_in_a_sentence
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:

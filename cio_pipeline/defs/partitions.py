@@ -1,5 +1,6 @@
 """The days the pipeline works in: UTC, one definition and one backfill policy for every asset."""
 
+import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
 
@@ -45,6 +46,20 @@ def days_between(first: str, last: str) -> list[str]:
     if first > last:
         raise DaysError(f"FROM ({first}) comes after TO ({last}).")
     return [key for key in known if first <= key <= last]
+
+
+AGO = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
+
+
+def days_asked_for(first: str, last: str) -> list[str]:
+    """As `days_between`, where either may be `yesterday` or `30 days ago` (UTC), but no earlier than the first partition."""
+    known = days.get_partition_keys()
+
+    def day(text: str) -> str:
+        found = AGO.fullmatch(text.strip())
+        return known[max(-int(found[1] or 1), -len(known))] if found and known and found[1] != "0" else text.strip()
+
+    return days_between(day(first), day(last))
 
 
 def refuse_wrong_days(tags: Mapping[str, str]) -> None:

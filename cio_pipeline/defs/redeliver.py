@@ -13,6 +13,7 @@ from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
+from cio_pipeline.defs.failures import failing_in_a_sentence
 from cio_pipeline.defs.receipts import in_one_line
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.state.ledger import Refusal
@@ -30,11 +31,12 @@ class Redelivery(Bounded):
 
 
 @dg.op(out=dg.Out(dg.Nothing))
+@failing_in_a_sentence
 def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, customerio: CustomerIo, store: Store) -> None:
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
     started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
     lines: list[str] = []
-    with one_at_a_time(store):
+    with one_at_a_time(context, store):
         options = DeliveryOptions(suppressed(customerio, store), allow_consent=store.options.allow_consent)
         to_send, forecast = _to_send(config, store), Forecast()
         allowed = {day: _not_suppressed(refused, options.suppressed, store, day) for day, refused in to_send.items()}

@@ -5,6 +5,8 @@ A run's resources are made before its first step, so a wrong setting or key ends
 
 import logging
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import dagster as dg
 from pydantic import PrivateAttr
@@ -14,6 +16,7 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.failures import refusing_in_a_sentence
 from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
@@ -26,7 +29,9 @@ from cio_pipeline.settings.places import is_url, shown
 from cio_pipeline.settings.settings import Settings, load_settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.tables.files import StorageError
+from cio_pipeline.state.overlay import OverlayIdentities
+from cio_pipeline.tables.files import StorageError, temporary_folder
+from cio_pipeline.tables.overlay import OverlayTables
 from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
 
 logger = logging.getLogger(__name__)
@@ -37,6 +42,7 @@ class PostHog(dg.ConfigurableResource[None]):
 
     _source: EventSource = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
         refuse_wrong_days(context.run.tags if context.run else {})
@@ -55,6 +61,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
     _client: TrackClient = PrivateAttr()
     _suppressed: Suppressed = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
         refuse_wrong_days(context.run.tags if context.run else {})
@@ -84,9 +91,11 @@ class Store(dg.ConfigurableResource[None]):
     """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
 
     _settings: Settings = PrivateAttr()
+    _tables: Tables = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
     _identities: Identities = PrivateAttr()
 
+    @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
         refuse_wrong_days(context.run.tags if context.run else {})
@@ -94,12 +103,27 @@ class Store(dg.ConfigurableResource[None]):
         allow_open_files()
         self._settings = load_settings()
         refuse_closed_bucket(self._settings.data_dir)
+        self._tables = Tables(self._settings.data_dir)
         database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
         self._ledger, self._identities = Ledger(*database), Identities(*database)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Closes the connections to the database."""
         self._ledger.close()
+
+    @contextmanager
+    def overlaid(self, first: str) -> Iterator["Store"]:
+        """This store with days from `first` on that are gone when the block ends: what is written of them is written to
+        temporary files, and nothing here changes. Its ledger is this one's."""
+        with temporary_folder() as folder:
+            over = Store()
+            over._settings, over._ledger = self._settings, self._ledger
+            over._tables = OverlayTables(str(folder), self._tables)
+            over._identities = identities = OverlayIdentities(f"sqlite:///{folder / 'identities.db'}", self._identities, first)
+            try:
+                yield over
+            finally:
+                identities.close()
 
     @property
     def options(self) -> Options:
@@ -117,6 +141,16 @@ class Store(dg.ConfigurableResource[None]):
         return self._settings.missing_days == "allow"
 
     @property
+    def suppressed_file(self) -> str | None:
+        """CIO_SUPPRESSED_FILE."""
+        return self._settings.suppressed_file
+
+    @property
+    def refused_share(self) -> float:
+        """The share of a day's events that the rules may refuse before that is a failure."""
+        return self._settings.refused_share
+
+    @property
     def attributes_from(self) -> AttributesFrom:
         """Where an event's attributes come from (R20)."""
         return self._settings.attributes_from
@@ -129,7 +163,7 @@ class Store(dg.ConfigurableResource[None]):
     @property
     def tables(self) -> Tables:
         """The tables between the stages."""
-        return Tables(self._settings.data_dir)
+        return self._tables
 
     @property
     def identities(self) -> Identities:

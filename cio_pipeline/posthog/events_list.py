@@ -82,10 +82,12 @@ class EventsApiSource:
         return _counted(f"Before {before:%Y-%m-%d}", pages)
 
     def _pages(self, start: datetime, end: datetime, **only: str) -> Iterator[pd.DataFrame]:
-        """What each page has that the one before had not."""
+        """What each page has that the one before had not. None at all is asked for once more."""
         rest = Rest(start - TICK, end)
         while rest.is_left:
             page = self._page(rest, **only)
+            if page.events.empty:
+                page = self._page(rest, **only)
             yield rest.new_in(page.events)
             rest.go_behind(page)
         for beyond in rest.beyond:
@@ -99,7 +101,7 @@ class EventsApiSource:
         if answer.status != 200:
             raise refused(answer)
         try:
-            rows, following = answer.body["results"], answer.body.get("next")
+            rows, following = answer.body["results"], answer.body["next"]
             columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}
             uuids = [_uuid(row["id"]) for row in rows]
             frame = event_frame({**columns, "uuid": uuids}, rest.after + TICK, rest.before)

@@ -46,17 +46,15 @@ def name_rule(options: Options) -> NameRule:
 def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
     """The attributes one event sets, None for one it clears (R11), and what was left out and why.
 
-    `given` are the given attributes, `unset` the event's `$unset`. A valid `email` is not among the result: it comes from the
-    facts (R7).
+    `given` are the given attributes, `unset` the event's `$unset`.
     """
     attributes: dict[str, Any] = {}
     passed, left_out = _passing(given, names, options)
     for name, value in passed.items():
         if reason := names(name):
             left_out.append((name, reason))
-        elif name == "email":
-            if not is_email(value):
-                left_out.append((name, "is no valid e-mail (R2)"))
+        elif name == "email" and not is_email(value):
+            left_out.append((name, "is no valid e-mail (R2)"))
         else:
             _set(name, value, attributes, left_out)
     if unset:

@@ -78,10 +78,8 @@ def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customer
     beyond: dict[str, LeftOut] = {}
     names = cache(_name)
     in_another_case = 0
-    for key, whole in _own(events):
-        if key in given:
-            whole.values.update(given[key].values)
-            whole.times.update(given[key].times)
+    for key, own in _own(events):
+        whole = _with(own, given[key]) if key in given else own
         attributes, left_out = within_most(whole.values)
         if left_out:
             beyond[key] = left_out
@@ -129,6 +127,11 @@ def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
         elif has_email:
             own.set({"email": email}, email_time)
         yield key, own
+
+
+def _with(own: Attributes, given: Attributes) -> Attributes:
+    """R7: what a customer has of itself, then what it was given. Its own `email`, if any, takes a given one's place."""
+    return Attributes({**own.values, **given.values, **own.values}, {**own.times, **given.times, **own.times})
 
 
 def _last_rows(keys: Coded, rows: Any) -> Any:

@@ -45,7 +45,7 @@ def screenshots() -> int:
     )
     try:
         _wait_for(address)
-        _take(browser, f"{address}/assets/customerio_delivery?view=partitions&partition={DAYS[1]}")
+        _take(browser, f"{address}/assets/cio/customerio_delivery?view=partitions&partition={DAYS[1]}")
     finally:
         end(webserver)
     return 0

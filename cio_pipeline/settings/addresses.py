@@ -40,10 +40,11 @@ def is_plain(url: str) -> bool:
         parts = urlsplit(url)
     except ValueError:
         return url.lower().startswith("http:")
-    return parts.scheme == "http" and not _is_private(parts.hostname or "")
+    return parts.scheme == "http" and not is_private(parts.hostname or "")
 
 
-def _is_private(host: str) -> bool:
+def is_private(host: str) -> bool:
+    """Whether a host is this machine, or one of a private network."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -62,7 +63,7 @@ def _address(text: str, wanted: str) -> tuple[str, str]:
     except ValueError:
         raise ValueError(wanted) from None
     host = parts.hostname or ""
-    if parts.scheme not in ("http", "https") or not _is_host(host) or port == 0 or parts.netloc.endswith(":"):
+    if parts.scheme not in ("http", "https") or not is_host(host) or port == 0 or parts.netloc.endswith(":"):
         raise ValueError(wanted)
     if "@" in parts.netloc:
         raise ValueError(f"must have no login in it: {wanted.removeprefix('must be ')}")
@@ -72,7 +73,8 @@ def _address(text: str, wanted: str) -> tuple[str, str]:
     return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}", host
 
 
-def _is_host(host: str) -> bool:
+def is_host(host: str) -> bool:
+    """Whether it is the name or address of a host."""
     try:
         ip_address(host)
     except ValueError:

@@ -6,7 +6,7 @@ The environment wins over `.env`: `environment.load_environment`.
 from __future__ import annotations
 
 import os
-from datetime import date
+from datetime import date, time
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 from urllib.parse import unquote
@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.rules.options import Options
-from cio_pipeline.settings import addresses, values
+from cio_pipeline.settings import addresses, alerts, values
 from cio_pipeline.settings.envfile import SettingsError as SettingsError
 from cio_pipeline.settings.environment import load_environment
 from cio_pipeline.settings.places import (
@@ -31,6 +31,8 @@ from cio_pipeline.settings.places import (
 )
 
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
+HTTPS = "it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way"
+SANDBOXED = "the sandbox reads and sends on this machine only (CIO_SANDBOX)"
 CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
 
 
@@ -86,7 +88,43 @@ class DaysSettings(BaseSettings):
         return values.value_of(text, field) if text else field.default
 
 
-class Settings(DaysSettings):
+class AlertSettings(DaysSettings):
+    """Where alerts go: needed as soon as the definitions are loaded, too, for without one their sensor is off."""
+
+    alert_webhook_url: Annotated[SecretStr | None, BeforeValidator(alerts.url)] = Field(
+        default=None, alias="CIO_ALERT_WEBHOOK_URL"
+    )
+    alert_format: Literal["slack", "json"] = Field(default="slack", alias="CIO_ALERT_FORMAT")
+    alert_email: Annotated[tuple[str, ...], NoDecode, BeforeValidator(alerts.emails)] = Field(
+        default=(), alias="CIO_ALERT_EMAIL"
+    )
+    alert_email_from: Annotated[tuple[str, ...], NoDecode, BeforeValidator(alerts.emails)] = Field(
+        default=(), max_length=1, alias="CIO_ALERT_EMAIL_FROM"
+    )
+    smtp_url: Annotated[SecretStr | None, BeforeValidator(alerts.smtp_url)] = Field(default=None, alias="CIO_SMTP_URL")
+    heartbeat_url: Annotated[SecretStr | None, BeforeValidator(alerts.url)] = Field(default=None, alias="CIO_HEARTBEAT_URL")
+    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
+    dagster_url: Annotated[str, BeforeValidator(alerts.url)] = Field(default="", alias="CIO_DAGSTER_URL")
+    allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
+    sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
+
+    @property
+    def is_anybody_told(self) -> bool:
+        """Whether there is anywhere to send an alert, or a heartbeat, to."""
+        return any((self.alert_webhook_url, self.alert_email, self.heartbeat_url))
+
+    @property
+    def alert_places(self) -> dict[str, str]:
+        """The addresses that are called, by the names of their settings."""
+        given = {
+            "CIO_ALERT_WEBHOOK_URL": self.alert_webhook_url,
+            "CIO_HEARTBEAT_URL": self.heartbeat_url,
+            "CIO_SMTP_URL": self.smtp_url,
+        }
+        return {name: url.get_secret_value() for name, url in given.items() if url is not None}
+
+
+class Settings(AlertSettings):
     """The connector's options and where things are, as README.md lists them.
 
     Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
@@ -135,8 +173,6 @@ class Settings(DaysSettings):
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
     refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
-    allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
-    sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
 
     @property
     def ledger_url(self) -> str:
@@ -178,6 +214,7 @@ def load_settings() -> Settings:
     if missing := [name for name in _required() if not _given(name)]:
         raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
     settings = _read(Settings)
+    _refuse_alerts(settings)
     _refuse_plain_http(settings)
     _refuse_places(settings)
     return settings
@@ -189,12 +226,32 @@ def load_days_settings() -> DaysSettings:
     return _read(DaysSettings)
 
 
+def load_alert_settings() -> AlertSettings:
+    """The settings of the alerts, which need no key either. Raises `SettingsError` as `load_settings` does."""
+    load_environment(NAMES)
+    settings = _read(AlertSettings)
+    _refuse_alerts(settings)
+    return settings
+
+
 def _read(model: type[Model]) -> Model:
     try:
         return model()
     except ValidationError as invalid:
         sentence = _sentence(invalid, model)
     raise SettingsError(sentence)
+
+
+def _refuse_alerts(settings: AlertSettings) -> None:
+    """An email needs its server, and the other way round; as for the services, no clear text and no leaving the sandbox."""
+    if bool(settings.alert_email) != bool(settings.smtp_url):
+        given, missing = ("CIO_ALERT_EMAIL", "CIO_SMTP_URL")[:: 1 if settings.alert_email else -1]
+        raise SettingsError(f"{missing} is not set: {given} needs it.")
+    for name, place in settings.alert_places.items():
+        if addresses.is_plain(place) and not settings.allow_plain_http:
+            raise SettingsError(f"{name} is wrong: {HTTPS}.")
+        if settings.sandbox and not is_loopback(place.replace("smtp", "http", 1)):
+            raise SettingsError(f"{name} is refused: {SANDBOXED}.")
 
 
 def _refuse_plain_http(settings: Settings) -> None:
@@ -206,9 +263,7 @@ def _refuse_plain_http(settings: Settings) -> None:
         "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
     }
     if not settings.allow_plain_http and (plain := [name for name, place in places.items() if addresses.is_plain(place)]):
-        raise SettingsError(
-            f"{plain[0]} is wrong: it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way."
-        )
+        raise SettingsError(f"{plain[0]} is wrong: {HTTPS}.")
 
 
 def _refuse_places(settings: Settings) -> None:
@@ -234,7 +289,7 @@ def _refuse_places(settings: Settings) -> None:
         "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
     }
     if away := [name for name, place in places.items() if not is_loopback(place)]:
-        raise SettingsError(f"{away[0]} is refused: the sandbox reads and sends on this machine only (CIO_SANDBOX).")
+        raise SettingsError(f"{away[0]} is refused: {SANDBOXED}.")
 
 
 def _required() -> list[str]:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.state.sqlite import sqlite_engine
+from cio_pipeline.state.sqlite import sqlite_engine, with_hint
 
 BUSY_SECONDS = 300
 """How long a writer waits for another one, and anybody for a lock of PostgreSQL."""
@@ -247,4 +247,4 @@ def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
     plain = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
     if isinstance(trouble, sa.exc.DBAPIError) and not isinstance(trouble, plain) and type(trouble) is not sa.exc.DatabaseError:
         words = f"{type(original).__name__}"
-    return f"The ledger's database (CIO_LEDGER_URL) cannot be used: {words.rstrip('.')}."
+    return f"The ledger's database (CIO_LEDGER_URL) cannot be used: {with_hint(words.rstrip('.'))}"

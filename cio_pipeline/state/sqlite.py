@@ -15,6 +15,8 @@ import sqlalchemy as sa
 SILENT_SECONDS = 5
 """A writer that waits longer than that says so."""
 
+OF_THE_DISK = ("disk I/O error", "readonly database")
+
 log = logging.getLogger(__name__)
 
 
@@ -44,6 +46,11 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
             connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     return engine
+
+
+def with_hint(words: str) -> str:
+    """SQLite's words at the end of a sentence; those that leave open whether it is the disk get a question."""
+    return f"{words}: is its disk full or read-only?" if any(known in words for known in OF_THE_DISK) else f"{words}."
 
 
 def _began_soon(connection: Any, busy_seconds: int) -> bool:

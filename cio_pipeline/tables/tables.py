@@ -206,7 +206,7 @@ class Tables:
     def is_whole(self, table: str, partition: str) -> bool:
         """Whether the files of the version to read are just as they were written."""
         version = self.version(table, partition)
-        folder = self._folder(table, partition) / version.name
+        folder = self._read_from(table, partition) / version.name
         try:
             found = [sha256((folder / file_name(table, shard)).read_bytes()).hexdigest() for shard in range(version.shards)]
         except OSError:
@@ -230,8 +230,12 @@ class Tables:
     def _folder(self, table: str, partition: str) -> UPath:
         return self.root / GROUPS.get(table, table) / partition
 
+    def _read_from(self, table: str, partition: str) -> UPath:
+        """The folder that a partition is read from."""
+        return self._folder(table, partition)
+
     def _pointer(self, table: str, partition: str) -> Pointer | None:
-        path = self._folder(table, partition) / "current.json"
+        path = self._read_from(table, partition) / "current.json"
         try:
             return _read_pointer(path)
         except (OSError, TypeError, ValueError) as error:
@@ -249,7 +253,7 @@ class Tables:
         written."""
         again = self._remedy(table, partition)
         try:
-            path = self._folder(table, partition) / version.name / file_name(table, shard)
+            path = self._read_from(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as opened, pq.ParquetFile(opened) as file:
                 rows = file.metadata.num_rows
                 if rows == version.shard_rows[shard]:

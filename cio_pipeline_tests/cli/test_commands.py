@@ -64,4 +64,5 @@ def test_make_passes_its_variables_on_to_the_commands() -> None:
     assert made("run", "FROM=a", "TO=b", "DRY_RUN=1", "HOLD_RECENT_EVENTS=72") == [
         *("dry-run", "--from", '"a"', "--to", '"b"', "--hold-recent-events", '"72"')
     ]
+    assert made("explain", "WHO=user-17", "FROM=a") == ["explain", '"user-17"', "--from", '"a"']
     assert made("redeliver", "PARTITION=a", "REASON=b") == ["redeliver", "--partition", '"a"', "--reason", '"b"']

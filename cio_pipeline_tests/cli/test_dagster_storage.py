@@ -33,7 +33,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr("sqlalchemy.create_engine", noted)
     for module in (sqlite_event_log, sqlite_run_storage):
         monkeypatch.setattr(module, "create_engine", noted)  # ours when the test ends, whatever it set
-    monkeypatch.setattr(ScriptDirectory, "from_config", ScriptDirectory.from_config)
+    monkeypatch.setattr(ScriptDirectory, "from_config", dagster_storage._FROM_CONFIG)  # Alembic's, whatever ran before
     return urls
 
 

@@ -12,9 +12,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import dagster as dg
@@ -28,11 +30,14 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import is_backfill
-from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, DaysError, days_between
+from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, days_between
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(timezone.utc).date() - timedelta(days=back)) for back in (1, 0))
@@ -105,7 +110,8 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
         f"{DAY}: 3",
         "2025-01-02: 0",
     ]
-    assert said.err == "Customer.io is away.\n"
+    kept = f"0 of 3 events of {THIRD_DAY} are delivered and kept: run the day again for the rest."
+    assert said.err == f"Customer.io is away. {kept}\n"
 
 
 def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,10 +154,8 @@ def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
 def test_days_in_a_runs_tags_are_checked_before_anything_is_read(
     services: Services, tags: dict[str, str], sentence: str
 ) -> None:
-    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(dg.DagsterResourceFunctionError) as failed:
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(NotBegun, match=sentence):
         defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, tags=tags)
-    causes = [failed.value, failed.value.__cause__]
-    assert [str(cause) for cause in causes if isinstance(cause, DaysError) and sentence in str(cause)]
     assert services.customerio.requests == []
     assert services.posthog.project.account()["requests"] == {}
     assert not (services.folder / "data" / "posthog_events").exists()
@@ -177,7 +181,7 @@ FULL = OSError(errno.ENOSPC, "no", "/folder/file")
             OPEN,
             sqlite3.OperationalError("disk I/O error"),
             1,
-            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error.\n",
+            "Dagster's own database in DAGSTER_HOME cannot be used: disk I/O error: is its disk full or read-only?\n",
         ),
         (
             OPEN,
@@ -207,7 +211,7 @@ def test_whatever_stops_a_run_is_one_sentence(
     assert said.count("\n") == 1
 
 
-@pytest.mark.parametrize("step", ["identities", "customers_events_rejects"])
+@pytest.mark.parametrize("step", ["cio__identities", "customers_events_rejects"])
 def test_ctrl_c_between_two_steps_is_one_sentence(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
@@ -263,6 +267,38 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
     assert main(["refusals"]) == 0
     assert capsys.readouterr().out == "Nothing is refused.\n"
     assert main(["redeliver"]) == 0
+
+
+@pytest.mark.parametrize(
+    ("chosen", "status"), [({}, 1), ({"partition": DAY}, 1), ({"partition": THIRD_DAY}, 0), ({"reason": "another"}, 0)]
+)
+def test_a_redelivery_fails_where_any_that_were_chosen_are_refused_still_and_not_for_others(
+    services: Services, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], status: int
+) -> None:
+    settings = load_settings()
+    Ledger(settings.ledger_url).acknowledge(DAY, Acknowledgement(refused=[Refusal("1", "event", "invalid", "", "{}", "id:u1")]))
+    monkeypatch.setattr(headless, "_run", lambda *_: None)
+    monkeypatch.setattr(headless, "_instance", nullcontext)
+    assert headless.redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
+
+
+def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
+    services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What Dagster has recorded by then is read, and each failed check is a line."""
+    found = dg.AssetCheckEvaluation(dg.AssetKey("posthog_events"), "attributes_given", False, {}, description="None.")
+    recorded = SimpleNamespace(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, event_specific_data=found)
+    instance = SimpleNamespace(all_logs=lambda *_, **__: [SimpleNamespace(dagster_event=recorded)])
+
+    def fail(**_: Any) -> None:
+        raise NotDelivered("Customer.io is away.")
+
+    monkeypatch.setattr(headless, "_instance", lambda _: nullcontext(instance))
+    monkeypatch.setattr(defs, "resolve_job_def", lambda _: SimpleNamespace(execute_in_process=fail))
+    assert run() == 1
+    said = capsys.readouterr()
+    assert said.out == "The check attributes_given of posthog_events failed: None.\n"
+    assert said.err == "Customer.io is away.\n"
 
 
 def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.cli.summary import Summary
+from cio_pipeline.defs.keys import key
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.tables.tables import Tables
 
@@ -38,13 +39,8 @@ def materialized(name: str, day: str, **metadata: Any) -> Any:
     return SimpleNamespace(event_type=dg.DagsterEventType.ASSET_MATERIALIZATION, event_specific_data=data)
 
 
-def observed(name: str, day: str, **metadata: Any) -> Any:
-    data = SimpleNamespace(asset_observation=dg.AssetObservation(name, partition=day, metadata=metadata))
-    return SimpleNamespace(event_type=dg.DagsterEventType.ASSET_OBSERVATION, event_specific_data=data)
-
-
 def checked(asset: str, name: str, passed: bool, description: str | None = None, **metadata: Any) -> Any:
-    data = dg.AssetCheckEvaluation(dg.AssetKey(asset), name, passed, metadata, description=description)
+    data = dg.AssetCheckEvaluation(key(asset), name, passed, metadata, description=description)
     return SimpleNamespace(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, event_specific_data=data)
 
 
@@ -101,18 +97,6 @@ def test_what_the_share_just_allows_is_said_and_is_no_failure(summary: Summaries
 def test_of_many_days_with_too_many_refused_three_are_named(summary: Summaries, capsys: pytest.CaptureFixture[str]) -> None:
     ended(summary(), *(derived(f"2025-01-0{number}", 4, **{BLANK: 1}) for number in range(1, 6)))
     assert "2025-01-03 has 25 %, and 2 days more): " in capsys.readouterr().err
-
-
-def test_a_dry_run_is_said_as_one_with_what_the_rules_leave_out(summary: Summaries, capsys: pytest.CaptureFixture[str]) -> None:
-    seen = observed("customerio_delivery", DAY, **{"dry run": True, "new customers": 2, "events by name": {"a": 1}})
-    assert ended(summary(1), derived(DAY, 5, filtered=2, **{BLANK: 1}), seen) == 0
-    assert capsys.readouterr().out.splitlines()[:-1] == [
-        f"{DAY}, if it were run (nothing was sent):",
-        "  new customers: 2",
-        '  events by name: {"a":1}',
-        "  filtered: 2",
-        "  refused by the rules: 1",
-    ]
 
 
 def test_each_failed_check_is_a_line_and_of_checks_of_all_days_the_last_run_counts(

@@ -106,7 +106,9 @@ LIMIT = {"reason": "limit", "message": "no more events"}
 
 
 @pytest.mark.parametrize("count", [1, 2, 9])
-@pytest.mark.parametrize("given", [(400, {"errors": [LIMIT]}), INACTIVE, (422, {}), (207, {"errors": [LIMIT]})])
+@pytest.mark.parametrize(
+    "given", [(400, {"errors": [LIMIT]}), INACTIVE, (422, {}), (207, {"errors": [LIMIT]}), (207, FIREWALL), (401, FIREWALL)]
+)
 def test_a_few_events_that_are_all_there_is_are_not_refused_for_words_that_name_none_of_them(
     workspace: Workspace, ledger: Ledger, given: Any, count: int
 ) -> None:
@@ -122,9 +124,20 @@ def test_a_few_events_that_are_all_there_is_are_not_refused_for_words_that_name_
     assert len(ledger.delivered(DAY)) == count
 
 
+@pytest.mark.parametrize("given", [(207, FIREWALL), (207, {}), (401, FIREWALL), (401, {})])
+def test_a_large_event_is_not_refused_for_what_the_v1_call_never_says_of_an_event(
+    workspace: Workspace, ledger: Ledger, given: Any
+) -> None:
+    answer_where(workspace, lambda path, _: path.endswith("/events"), given)
+    with pytest.raises(Unavailable, match=r"^Customer\.io refuses every large event in the same words, with \d+ .+\.$"):
+        send(workspace, ledger, tables(event("e", d="x" * 40_000)))
+    assert ledger.refusals() == {}
+
+
 @pytest.mark.parametrize(
     ("given", "count", "is_own"),
     [
+        ((400, {"errors": [{"batch_index": 0, "reason": "invalid"}]}), 1, True),
         ((400, {"errors": [{"field": "name", "reason": "invalid"}]}), 1, True),
         ((400, {"errors": [{"field": "name", "reason": "invalid"}]}), 2, False),
         ((413, {}), 9, True),

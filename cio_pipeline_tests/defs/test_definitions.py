@@ -11,6 +11,7 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import product
@@ -18,6 +19,9 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}
+
+LOOKS = {"dry_run", "explained_person"}
+"""What jobs have seen, without writing a table."""
 
 
 @pytest.fixture
@@ -36,14 +40,14 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
-    assert {key.to_user_string() for key in defs.resolve_asset_graph().get_all_asset_keys()} == ASSETS
+    assert set(defs.resolve_asset_graph().get_all_asset_keys()) == {key(name) for name in ASSETS | LOOKS}
 
 
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
     """It joins what it has by each in an order of its own, and takes equal days for unequal (`tuple.__ne__` of its subsets)."""
     graph = defs.resolve_asset_graph()
     for name in ("customers", "events", "rejects"):
-        assert graph.get(dg.AssetKey(name)).parent_keys == {dg.AssetKey("identities")}
+        assert graph.get(key(name)).parent_keys == {key("identities")}
 
 
 def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
@@ -60,7 +64,7 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     receipts = {
         str(event.materialization.partition): event.materialization.metadata
         for event in result.get_asset_materialization_events()
-        if event.asset_key == dg.AssetKey("customerio_delivery")
+        if event.asset_key == key("customerio_delivery")
     }
     assert sorted(receipts) == ["2025-01-01", "2025-01-02", "2025-01-03"]
     sent = sum(int(str(receipt["events sent"].value)) for receipt in receipts.values())
@@ -72,7 +76,7 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
         "later_days_up_to_date": True,
     }
     for name in ASSETS - {"identity_history"}:
-        assert len(instance.get_materialized_partitions(dg.AssetKey(name))) == 3
+        assert len(instance.get_materialized_partitions(key(name))) == 3
 
 
 def test_extracting_and_deriving_without_learning_is_refused(
@@ -80,10 +84,12 @@ def test_extracting_and_deriving_without_learning_is_refused(
 ) -> None:
     assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
     run: dict[str, Any] = {"instance": instance, "resources": defs.resources, "partition_key": "2025-01-02"}
-    assert dg.materialize(assets, selection=["posthog_events", "identity_history", "identities"], **run).success
-    assert dg.materialize(assets, selection=["customers", "events", "rejects"], **run).success
+    assert dg.materialize(
+        assets, selection=[key(name) for name in ("posthog_events", "identity_history", "identities")], **run
+    ).success
+    assert dg.materialize(assets, selection=[key(name) for name in ("customers", "events", "rejects")], **run).success
     with pytest.raises(dg.Failure, match="select identities, too"):
-        dg.materialize(assets, selection=["posthog_events", "customers", "events", "rejects"], **run)
+        dg.materialize(assets, selection=[key(name) for name in ("posthog_events", "customers", "events", "rejects")], **run)
 
 
 def test_days_that_were_never_learned_are_shown(services: customerio.CustomerioServer, instance: dg.DagsterInstance) -> None:

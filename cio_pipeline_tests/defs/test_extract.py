@@ -12,10 +12,11 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import extract
+from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.events import KEPT_EVENTS
-from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
@@ -63,16 +64,16 @@ def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **confi
     assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
     return dg.materialize(
         assets,
-        selection=["posthog_events", "identity_history", "identities"],
+        selection=[key(name) for name in ("posthog_events", "identity_history", "identities")],
         instance=instance,
         resources=defs.resources,
         tags={RANGE_START: first, RANGE_END: last},
-        run_config={"ops": {"identity_history": {"config": config}}},
+        run_config={"ops": {"cio__identity_history": {"config": config}}},
     )
 
 
 def metadata(result: dg.ExecuteInProcessResult, asset: str) -> dict[str, Any]:
-    [made] = result.asset_materializations_for_node(asset)
+    [made] = result.asset_materializations_for_node(f"cio__{asset}")
     return {name: value.value for name, value in made.metadata.items()}
 
 
@@ -156,6 +157,7 @@ def test_a_day_without_events_or_far_below_its_weekday_is_said(
         run(instance, day, day)
     found = check(run(instance), "as_many_events_as_usual")
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert found.metadata["days"].value == ([] if passes else [DAY])
     assert passes or (found.description or "").startswith(f"{DAY} has {events} events, 12 are usual")
 
 
@@ -176,6 +178,7 @@ def test_a_day_whose_events_should_carry_attributes_and_carry_none_is_said(
     found = check(run(instance, "2025-02-25"), "attributes_given")
     passes = mode == "person" or (mode == "auto" and days == 90)
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
+    assert found.metadata["days"].value == ([] if passes else [DAY])
     assert passes or (found.description or "").startswith(f"{DAY}: there are $identify or $set events, but none gives")
 
 
@@ -201,5 +204,5 @@ def test_a_key_that_posthog_does_not_take_ends_a_run_before_its_first_step(
 ) -> None:
     PostHog().setup_for_execution(dg.build_init_resource_context())
     monkeypatch.setenv("POSTHOG_PERSONAL_API_KEY", "phx_another")
-    with pytest.raises(NotExtracted, match="POSTHOG_PERSONAL_API_KEY"):
+    with pytest.raises(NotBegun, match="POSTHOG_PERSONAL_API_KEY"):
         PostHog().setup_for_execution(dg.build_init_resource_context())

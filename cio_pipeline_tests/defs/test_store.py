@@ -26,7 +26,8 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days
 from cio_pipeline.defs.deliver import Delivery
 from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date, _tell
-from cio_pipeline.defs.partitions import PARTITION, DaysError, days_before, window
+from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
 from cio_pipeline.learning import learned_under
@@ -177,8 +178,8 @@ def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_thr
 def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(made: Any) -> None:
     """A run may need but one of them."""
     run = SimpleNamespace(tags={PARTITION: "2024-12-31"})
-    with pytest.raises(DaysError, match="2024-12-31 is not a partition"):
-        made().setup_for_execution(SimpleNamespace(run=run, log=None))
+    with pytest.raises(NotBegun, match="2024-12-31 is not a partition"):
+        made().setup_for_execution(SimpleNamespace(run=run, log=None, instance=None))
 
 
 @pytest.mark.parametrize(
@@ -214,8 +215,8 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
     account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 
-    def add(metadata: dict[str, Any], asset_key: str, partition_key: str) -> None:
-        told[asset_key] = {name: getattr(value, "value", value) for name, value in metadata.items()}
+    def add(metadata: dict[str, Any], asset_key: dg.AssetKey, partition_key: str) -> None:
+        told[asset_key.path[-1]] = {name: getattr(value, "value", value) for name, value in metadata.items()}
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
     _tell(context, store, "2025-01-01", account)

@@ -184,6 +184,18 @@ def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypa
     assert len(read(source(server).events(START, END))) == 2
 
 
+def test_a_day_that_comes_empty_is_asked_for_once_more(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.add(stored(number, START + timedelta(hours=number)) for number in range(9))
+    page, asked = EventsList.page, list[Any]()
+
+    def at_first_empty(*given: Any) -> Any:
+        asked.append(given)
+        return {"next": None, "results": []} if len(asked) == 1 else page(*given)
+
+    monkeypatch.setattr(EventsList, "page", at_first_empty)
+    assert len(read(source(server).events(START, END))) == 9
+
+
 def test_ties_may_come_in_another_order_each_time(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -306,12 +318,12 @@ def a_page(*timestamps: str) -> dict[str, Any]:
         {"id": str(number), "event": "e", "distinct_id": "u", "timestamp": at, "properties": {}}
         for number, at in enumerate(timestamps)
     ]
-    return {"results": rows}
+    return {"results": rows, "next": None}
 
 
 def numbered(page: dict[str, Any]) -> dict[str, Any]:
     """As PostHog 1.30.0 lists them out of PostgreSQL."""
-    return {"results": [{**row, "id": number} for number, row in enumerate(page["results"], 100)]}
+    return {**page, "results": [{**row, "id": number} for number, row in enumerate(page["results"], 100)]}
 
 
 @pytest.mark.parametrize(
@@ -322,7 +334,9 @@ def numbered(page: dict[str, Any]) -> dict[str, Any]:
         (a_page("2026-03-02T10:00:00Z", "soon"), "an event whose time cannot be read"),
         (a_page("soon", "2026-03-02T10:00:00Z"), "an event whose time cannot be read"),
         (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
-        ({"results": [{"id": "1"}]}, "list of events is none"),
+        ({"results": [{"id": "1"}], "next": None}, "list of events is none"),
+        ({"results": []}, "list of events is none"),
+        ({"results": None, "next": None}, "list of events is none"),
         ([], "list of events is none"),
     ],
 )

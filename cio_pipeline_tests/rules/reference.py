@@ -251,9 +251,8 @@ def attributes(sending: Sending, properties: dict[str, Any], options: Options) -
             clears = clears and name != "email"
             counted += [] if clears else [name]
             made.update({name: None} if clears else {})
-    made["email"] = sending.key.split(":", 1)[1] if sending.key.startswith("email:") else sending.email
-    if made["email"] is None:
-        made["email"] = LEFT_OUT
+    added = sending.key.split(":", 1)[1] if sending.key.startswith("email:") else sending.email
+    made.update({} if added is None else {"email": added})  # R7: in place of a given one
     made["identifier"] = sending.distinct_id
     rows = [("attribute", name) for name in counted]
     return {name: value for name, value in made.items() if value is not LEFT_OUT}, rows
@@ -291,8 +290,8 @@ def attribute(name: str, value: Any) -> tuple[Any, bool]:
     """R2 and R8 to R10: the value that is sent, or LEFT_OUT, and whether nothing of it is counted."""
     if name in RESERVED or size(name) > 150:
         return LEFT_OUT, False
-    if name == "email":  # R7 adds the valid one
-        return LEFT_OUT, is_email(value)
+    if name == "email":
+        return (value, True) if is_email(value) else (LEFT_OUT, False)
     if name == "created_at":
         value = unix_seconds(value)
     if value is LEFT_OUT:

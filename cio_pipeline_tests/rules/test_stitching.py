@@ -74,6 +74,16 @@ def test_r16_a_stitched_event_gives_its_person_s_distinct_id_and_email(tmp_path:
     assert [row.distinct_id for row in product.rows("events", MONDAY)] == ["anon"]
 
 
+def test_r16_an_email_that_a_visitor_gave_before_the_identify_is_the_person_s_until_the_person_has_one(tmp_path: Path) -> None:
+    signed_up = visit(SUNDAY, "signed up", set_={"email": "Visitor@example.com"})
+    product = derived(tmp_path, signed_up, merge(MONDAY, time="12:00"))
+    assert product.customers(MONDAY)["id:u1"]["email"] == ("Visitor@example.com", 1772359200)
+    assert [row.email for row in product.rows("customers", MONDAY)] == ["Visitor@example.com"]
+    own = event("changed", "u1", at=f"{MONDAY}T13:00Z", set_={"email": "own@example.com"})
+    product = derived(tmp_path / "own", signed_up, merge(MONDAY, time="12:00"), own)
+    assert product.customers(MONDAY)["id:u1"]["email"] == ("own@example.com", 1772456400)
+
+
 def test_r17_an_email_is_as_old_as_what_set_it_and_as_the_event_that_brings_it(tmp_path: Path) -> None:
     before = merge(SUNDAY, named="other", set_={"email": "old@example.com"})
     held_back = visit(MONDAY, time="09:00")

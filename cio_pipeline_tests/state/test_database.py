@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import stat
 import subprocess
 import sys
@@ -195,6 +196,27 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
     for path in (tmp_path / "ledger.db", tmp_path / "folder", tmp_path / "ledger.db" / "beneath"):
         with pytest.raises(DatabaseError, match=r"^The ledger's database \(CIO_LEDGER_URL\) cannot be used: .+\.$"):
             Ledger(f"sqlite:///{path}")
+
+
+def test_a_full_disk_is_suspected_where_sqlite_does_not_say_so_and_what_was_kept_stands(tmp_path: Path) -> None:
+    ledger = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
+    first, more = ulids(range(10)), ulids(range(10, 5000))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=first))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, ((tmp_path / "ledger.db-wal").stat().st_size, hard))
+    try:
+        with pytest.raises(DatabaseError, match=r"cannot be used: .+: is its disk full or read-only\?$"):
+            ledger.acknowledge(DAY, Acknowledgement(event_ids=more))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(ledger.delivered(DAY)) == 10
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=more))
+    assert len(ledger.delivered(DAY)) == 5000
+
+
+def ulids(numbers: range) -> list[str]:
+    """ULIDs."""
+    return [f"01ARYZ6S41{number:016d}" for number in numbers]
 
 
 def test_what_a_row_holds_is_in_no_error_nor_in_what_led_to_it(database_url: str) -> None:

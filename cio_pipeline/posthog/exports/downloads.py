@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import quote, urljoin
@@ -13,6 +15,7 @@ import requests
 from cio_pipeline.http_retry import Unavailable, new_session, send
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.temporary_files import no_space
 
 TRIES = 5
 PAUSE_SECONDS = 5.0
@@ -45,13 +48,15 @@ class Downloads:
     def download(self, export: Export, file: str, into: Path) -> int:
         """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
 
-        Raises `NotExtracted` where there is no whole file after some tries.
+        Raises `NotExtracted` where there is no whole file after some tries, and where none can be written.
         """
         trouble = ""
         for attempt in range(TRIES):
             pause_before(attempt)
             try:
-                self._fetch(self._link(export, file), into)
+                link = self._link(export, file)
+                with _keeping():
+                    self._fetch(link, into)
                 with pq.ParquetFile(into) as whole:
                     return int(whole.metadata.num_rows)
             except Unavailable as broken:
@@ -98,6 +103,16 @@ class Downloads:
                 return answer.status_code == 200
         except (Unavailable, NotExtracted, requests.RequestException, ValueError):
             return False
+
+
+@contextmanager
+def _keeping() -> Iterator[None]:
+    """Raises `NotExtracted` where the file cannot be written; what else goes wrong with a download is no `OSError`."""
+    try:
+        yield
+    except OSError as trouble:
+        kept = f"A file of PostHog's export cannot be kept: {trouble.strerror}."
+        raise NotExtracted(no_space(trouble) or kept) from None
 
 
 def refused_export(answer: Answer) -> NotExtracted:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import resource
 import traceback
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -197,6 +199,36 @@ def test_a_download_that_is_html_or_cut_short_begins_again(
     with pytest.raises(
         NotExtracted, match=r"could not be downloaded in 5 tries \(what came is not a whole Parquet file, .* bytes"
     ):
+        read(source(server))
+
+
+def test_a_full_disk_is_said_as_one_and_nothing_is_downloaded_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add(stored(number) for number in range(1000))
+    file, asked = downloads.file, list[Any]()
+
+    def counted(*given: Any) -> Answer:
+        asked.append(given)
+        return file(*given)
+
+    monkeypatch.setattr(downloads, "file", counted)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
+    try:
+        with pytest.raises(NotExtracted, match=r"^The temporary folder .+ is full: free space there, or let TMPDIR name"):
+            read(source(server))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert len(asked) == 1
+
+
+def test_a_temporary_folder_that_goes_while_a_file_is_downloaded_is_said(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    server.add([stored(1)])
+    monkeypatch.setattr("cio_pipeline.posthog.exports.file_download.spill_folder", lambda: nullcontext(tmp_path / "gone"))
+    with pytest.raises(NotExtracted, match=r"^A file of PostHog's export cannot be kept: No such file or directory\.$"):
         read(source(server))
 
 

@@ -1,0 +1,120 @@
+"""Sends an alert to a webhook or by email, and calls a heartbeat's URL; errors do not quote the address, which is a secret."""
+
+from __future__ import annotations
+
+import smtplib
+import ssl
+from collections.abc import Callable
+from email.message import EmailMessage
+from email.utils import formatdate, make_msgid
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import requests
+
+from cio_pipeline.alerts.alerts import Alert
+from cio_pipeline.errors import PipelineError
+from cio_pipeline.http_retry import Trouble, Unavailable, new_session, send
+from cio_pipeline.settings.addresses import is_private
+from cio_pipeline.settings.settings import AlertSettings
+
+SECONDS = 10
+"""The longest that one alert may take: a sensor of Dagster has 60 seconds in all, and the next tick tries again."""
+
+Send = Callable[[Alert], None]
+
+
+class NotSent(PipelineError):
+    """The mail server did not take an email; the message says why."""
+
+
+MAY_PASS = (Unavailable, NotSent)
+"""What sending raises, one sentence that names the setting."""
+
+
+def targets(settings: AlertSettings) -> dict[str, Send]:
+    """What sends an alert to each place that the settings name. Each raises `Unavailable` or `NotSent`."""
+    found: dict[str, Send] = {}
+    if settings.alert_webhook_url is not None:
+        url = settings.alert_webhook_url.get_secret_value()
+        body = _in_slacks_format if settings.alert_format == "slack" else _as_json
+        found["webhook"] = lambda alert: _request("POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url))
+    if settings.alert_email and settings.smtp_url is not None:
+        server = settings.smtp_url.get_secret_value()
+        sender = (settings.alert_email_from or settings.alert_email)[0]
+        found["email"] = lambda alert: _mail(server, email(alert, sender, settings.alert_email, settings.dagster_url))
+    return found
+
+
+def call_heartbeat(url: str) -> None:
+    """Tells a watcher that the schedule's run has delivered. Raises `Unavailable`."""
+    _request("GET", url, "CIO_HEARTBEAT_URL")
+
+
+def _in_slacks_format(alert: Alert, dagster_url: str) -> dict[str, Any]:
+    """Slack's incoming webhooks; `&`, `<` and `>` are all that it wants escaped, and what it reads its own marks by."""
+    text = alert.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    link = _link(alert, dagster_url).replace("&", "&amp;")
+    return {"text": f"{text} <{link}|Open in Dagster>" if link else text}
+
+
+def _as_json(alert: Alert, dagster_url: str) -> dict[str, Any]:
+    """The alert with its parts, for a receiver of one's own."""
+    parts = {"kind": alert.kind, "is_over": alert.is_over, "partitions": list(alert.partitions)}
+    return {"text": alert.text, **parts, "url": _link(alert, dagster_url) or None}
+
+
+def email(alert: Alert, sender: str, to: tuple[str, ...], dagster_url: str) -> EmailMessage:
+    """The alert as an email."""
+    message = EmailMessage()
+    message["From"], message["To"] = sender, ", ".join(to)
+    message["Subject"] = f"cio_pipeline: {alert.text if len(alert.text) <= 100 else alert.text[:99] + '…'}"
+    message["Date"], message["Message-ID"] = formatdate(), make_msgid(domain=sender.rpartition("@")[2])
+    message["Auto-Submitted"] = "auto-generated"
+    message.set_content("\n\n".join(filter(None, [alert.text, _link(alert, dagster_url)])))
+    return message
+
+
+def _link(alert: Alert, dagster_url: str) -> str:
+    return dagster_url.rstrip("/") + alert.page if dagster_url else ""
+
+
+def _request(method: str, url: str, setting: str, **request: Any) -> None:
+    """One try: the next tick makes the next one. Any answer but a 2xx is a failure."""
+
+    def fault_in(response: requests.Response) -> Trouble | None:
+        is_taken = 200 <= response.status_code < 300
+        return None if is_taken else Trouble(f"it answered {response.status_code}", tries=1)
+
+    request["timeout"] = SECONDS / 2
+    with new_session(url=url) as session:
+        send(session, method, url, service=setting, retried=(), tries=1, fault_in=fault_in, seconds=SECONDS, **request)
+
+
+def _mail(url: str, message: EmailMessage) -> None:
+    """Raises `NotSent`. Without TLS it is sent only within a private network."""
+    parts, context = urlsplit(url), ssl.create_default_context()
+    host, is_tls = parts.hostname or "", parts.scheme == "smtps"
+    where = f"CIO_SMTP_URL ({host})"
+    try:
+        connected = (
+            smtplib.SMTP_SSL(host, parts.port or 465, timeout=SECONDS / 2, context=context)
+            if is_tls
+            else smtplib.SMTP(host, parts.port or 587, timeout=SECONDS / 2)
+        )
+        with connected as server:
+            server.ehlo()
+            if not is_tls and server.has_extn("starttls"):
+                server.starttls(context=context)
+            elif not is_tls and not is_private(host):
+                raise NotSent(f"{where} offers no TLS: the email was not sent.")
+            if parts.username:
+                server.login(unquote(parts.username), unquote(parts.password or ""))
+            server.send_message(message)
+    except smtplib.SMTPResponseException as refused:
+        raise NotSent(f"{where} did not take an email: it answered {refused.smtp_code}.") from None
+    except smtplib.SMTPRecipientsRefused as refused:
+        codes = ", ".join(sorted({str(code) for code, _ in refused.recipients.values()}))
+        raise NotSent(f"{where} did not take an email: it refused CIO_ALERT_EMAIL ({codes}).") from None
+    except (smtplib.SMTPException, OSError) as trouble:
+        raise NotSent(f"{where} did not take an email: {type(trouble).__name__}.") from None

@@ -1,0 +1,50 @@
+"""Prints what happened to a person, and why. Unlike all else that is printed or kept, it shows the person's data."""
+
+from __future__ import annotations
+
+import orjson
+
+from cio_pipeline.cli.terminal import show
+from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.explain import as_rows, hidden
+from cio_pipeline.defs.outlook import days_text
+from cio_pipeline.defs.pages import lines
+from cio_pipeline.defs.partitions import days_asked_for
+from cio_pipeline.explanation import explain, look_up, person
+from cio_pipeline.settings.settings import Settings
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.tables.tables import Tables
+
+
+def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
+    """Prints each event and attribute of the days, and what became of it. Raises `DaysError` where these are no partitions."""
+    days = days_asked_for(first, last)
+    database = (settings.ledger_url, settings.ledger_lock_seconds)
+    identities, ledger = Identities(*database), Ledger(*database)
+    try:
+        names = person(who, identities)
+        listed = read_suppressed(settings.suppressed_file)
+        listed = listed.tied(identities.tied, identities.everybody()) if listed else listed
+        tables = Tables(settings.data_dir)
+        made = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
+    finally:
+        ledger.close()
+    show(f"{who}, {days_text(days)}: {', '.join(made.names)}")
+    rows = as_rows(made)
+    rows["attributes"] = [{**row, "value": orjson.dumps(row["value"]).decode()} for row in rows["attributes"]]
+    titles = {"events": "Events", "attributes": "Attributes", "left out": "Left out or changed of what was sent"}
+    for name, title in titles.items():
+        if rows[name]:
+            show(f"{title}:")
+        for line in lines(rows[name]):
+            show(line, indent="  ")
+    if not made.events:
+        show("No event of theirs is in the tables of these days: it was not extracted, or PostHog has none.")
+
+
+def print_hidden(who: str) -> None:
+    """Prints how the job `explain_person` takes a person."""
+    masked, hashed = hidden(who)
+    show(f"{masked}  where that is enough")
+    show(f"{hashed}  where several people look like that")

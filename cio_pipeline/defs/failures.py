@@ -1,0 +1,118 @@
+"""How a run fails: by one sentence that says what is wrong and what to do, as Dagster's RUN_FAILURE shows it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar, cast
+
+import dagster as dg
+from dagster._core.events import JobFailureData
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.errors import PipelineError
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.masking import mask
+from cio_pipeline.state.database import DatabaseError
+from cio_pipeline.state.ledger import Ledger
+
+MAX_RETRIES = "dagster/max_retries"
+"""The tag that says how often Dagster may run a failed run again (`run_retries` of dagster.yaml)."""
+
+MAY_PASS = (Unavailable, DatabaseError)
+"""What may be over when the run is tried again; all else is as it was."""
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
+Self = TypeVar("Self")
+
+
+class NotBegun(dg.DagsterError):
+    """The run cannot begin; the message is the sentence that says why.
+
+    It is an error of Dagster's kind, for any other is wrapped: "Error executing resource_fn on ResourceDefinition".
+    """
+
+
+def refusing_in_a_sentence(
+    setup: Callable[[Self, dg.InitResourceContext], None],
+) -> Callable[[Self, dg.InitResourceContext], None]:
+    """The `setup_for_execution` of a resource, which ends the run by a sentence; for good where another try would end the same.
+
+    A run that ends here has no failed step, so Dagster would run it again, whatever `retry_on_asset_or_op_failure` says.
+    """
+
+    @wraps(setup)
+    def refusing(resource: Self, context: dg.InitResourceContext) -> None:
+        try:
+            setup(resource, context)
+        except PipelineError as trouble:
+            if not isinstance(trouble, MAY_PASS) and context.run and context.instance:
+                context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES: "0"})
+            raise NotBegun(str(trouble)) from None
+
+    return refusing
+
+
+def failing_in_a_sentence(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """The function of an asset or op, whose `PipelineError` becomes a `dagster.Failure` of the same words.
+
+    Dagster would say "Error occurred while executing op", and put the words below that.
+    """
+    if inspect.isgeneratorfunction(step):
+
+        @wraps(step)
+        def events(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Iterator[Any]:
+            with _as_failure():
+                yield from cast("Iterator[Any]", step(*args, **kwargs))
+
+        return cast("Callable[Arguments, Result]", events)
+
+    @wraps(step)
+    def result(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        with _as_failure():
+            return step(*args, **kwargs)
+
+    return result
+
+
+@contextmanager
+def _as_failure() -> Iterator[None]:
+    try:
+        yield
+    except PipelineError as trouble:
+        raise dg.Failure(str(trouble), allow_retries=False) from None
+
+
+def reason_of(event: dg.DagsterEvent) -> str:
+    """Why a run failed, of its RUN_FAILURE: our own sentence; of any other error its kind, for its words may quote data."""
+    found = event.event_specific_data
+    error = found.error if isinstance(found, JobFailureData) else None
+    if error is None:
+        return mask((event.message or "no reason given").partition('" failed. ')[2] or event.message or "")
+    causes = [error]
+    while (cause := causes[-1].cause) is not None:
+        causes.append(cause)
+    ours = {kind.__name__ for kind in (dg.Failure, NotBegun, *_kinds(PipelineError))}
+    for one in causes:
+        if one.cls_name in ours:
+            return mask(one.message.partition(": ")[2].strip())
+    return f"{causes[-1].cls_name}. The run's log has the details."
+
+
+def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
+    for one in kind.__subclasses__():
+        yield one
+        yield from _kinds(one)
+
+
+@contextmanager
+def saying_what_is_kept(ledger: Ledger, day: str, events: int) -> Iterator[None]:
+    """A delivery that cannot go on says how much of the day's events is delivered, and that a rerun sends the rest."""
+    try:
+        yield
+    except (Unavailable, NotDelivered) as trouble:
+        kept = f"{len(ledger.delivered(day)):,} of {events:,} events of {day} are delivered and kept"
+        raise type(trouble)(f"{trouble} {kept}: run the day again for the rest.") from None

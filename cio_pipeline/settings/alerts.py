@@ -1,0 +1,59 @@
+"""Where alerts go: each function gives a setting's value, or raises `ValueError` with what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from datetime import time
+from typing import Any
+from urllib.parse import urlsplit
+
+from cio_pipeline.settings import addresses
+from cio_pipeline.settings.values import names
+
+EMAIL = re.compile(r"[^\s@<>,;\"]+@[^\s@<>,;\"]+")
+SMTP = "must be smtp://user:password@host:587, or smtps:// for a server that begins with TLS; user and password percent-encoded"
+
+
+def url(text: Any) -> Any:
+    """A URL to call, with a host and whatever its service puts behind that."""
+    if not isinstance(text, str) or not text:
+        return text
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("http", "https") and addresses.is_host(parts.hostname or "") and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or re.search(r"[\s<>|]", text):
+        raise ValueError("must be a URL, https://host/path, as the service shows it")
+    return text
+
+
+def emails(text: Any) -> Any:
+    """Addresses with commas between."""
+    found = names(text)
+    if isinstance(found, tuple) and not all(EMAIL.fullmatch(one) for one in found):
+        raise ValueError("must be email addresses with commas between, with no names beside them")
+    return found
+
+
+def smtp_url(text: Any) -> Any:
+    """A mail server, and the login that it wants."""
+    if not isinstance(text, str):
+        return text
+    try:
+        parts = urlsplit(text)
+        is_url = parts.scheme in ("smtp", "smtps") and addresses.is_host(parts.hostname or "") and parts.port != 0
+    except ValueError:
+        is_url = False
+    if not is_url or parts.path.strip("/") or parts.query or parts.fragment or bool(parts.username) != bool(parts.password):
+        raise ValueError(SMTP)
+    return text
+
+
+def hour(text: Any) -> Any:
+    """An hour of the day, `HH:MM`."""
+    if not isinstance(text, str):
+        return text
+    if not re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
+        raise ValueError("must be an hour of the day in UTC, such as 09:00")
+    return time.fromisoformat(text.zfill(5))

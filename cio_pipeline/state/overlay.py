@@ -1,0 +1,55 @@
+"""What a few days teach about people, beside what is kept: it goes into its own database; the rest is read below it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import pandas as pd
+
+from cio_pipeline.state.identities import Identities
+
+
+class OverlayIdentities(Identities):
+    """Identities in a database of their own, over others that stay as they are.
+
+    The days from `first` on are known only as they are learned here; all days before it as they are there. What was read here
+    of the history counts beside what is known there.
+    """
+
+    def __init__(self, url: str, below: Identities, first: str) -> None:
+        super().__init__(url)
+        self._below, self._first = below, first
+
+    def close(self) -> None:
+        """Closes the database, whose file may go then."""
+        self._engine.dispose()
+
+    def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
+        """As `Identities.before`: an event belongs to the day of its time, so the last email is that of the latest time."""
+        parts = [self._below.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
+        found = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
+        people = found.groupby("distinct_id", sort=False)
+        known = people[["email", "email_set"]].last().astype(object)
+        known = known.where(known.notna(), None)
+        return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
+
+    def tied(self, names: Iterable[str]) -> set[str]:
+        """As `Identities.tied`, by the ties of both."""
+        found, before = set(names), set[str]()
+        while found != before:
+            before, found = found, super().tied(self._below.tied(found))
+        return found
+
+    def everybody(self) -> Iterator[str]:
+        """As `Identities.everybody`, of both."""
+        yield from self._below.everybody()
+        yield from super().everybody()
+
+    def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
+        """As `Identities.merges_between`."""
+        below = self._below.merges_between(first, min(day, self._first), anonymous_ids)
+        return pd.concat([below, super().merges_between(first, day, anonymous_ids)], ignore_index=True)
+
+    def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
+        """As `Identities.unlearned`: those of the days that neither has learned."""
+        return super().unlearned(self._below.unlearned(days, setting), setting)

@@ -1,0 +1,124 @@
+"""An alert on its way: Slack's format, JSON, an email; a heartbeat; and what is said of a place that does not take it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from cio_pipeline.alerts.alerts import Alert
+from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, targets
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.settings.settings import load_alert_settings
+from cio_pipeline_tests.alerts.receivers import Webhook, mail_server, webhook
+
+ALERT = Alert(kind="run", is_over=False, text="A & B <failed> of 2026-03-02.", partitions=("2026-03-02",), page="/runs/1?a&b")
+
+
+@pytest.fixture
+def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
+    with webhook() as kept:
+        monkeypatch.setenv("CIO_ALERT_WEBHOOK_URL", kept.url)
+        monkeypatch.setenv("CIO_DAGSTER_URL", "https://dagster.example.com/ui/")
+        yield kept
+
+
+def send() -> None:
+    [one] = targets(load_alert_settings()).values()
+    one(ALERT)
+
+
+def test_slack_gets_its_escapes_and_a_link(hook: Webhook) -> None:
+    send()
+    link = "<https://dagster.example.com/ui/runs/1?a&amp;b|Open in Dagster>"
+    assert hook.got == [{"text": f"A &amp; B &lt;failed&gt; of 2026-03-02. {link}"}]
+
+
+def test_without_the_uis_address_there_is_no_link(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CIO_DAGSTER_URL")
+    send()
+    assert hook.got == [{"text": "A &amp; B &lt;failed&gt; of 2026-03-02."}]
+
+
+def test_json_has_the_parts(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIO_ALERT_FORMAT", "json")
+    send()
+    assert hook.got == [
+        {
+            "text": ALERT.text,
+            "kind": "run",
+            "is_over": False,
+            "partitions": ["2026-03-02"],
+            "url": "https://dagster.example.com/ui/runs/1?a&b",
+        }
+    ]
+
+
+@pytest.mark.parametrize("status", [302, 404, 429, 500])
+def test_another_answer_than_a_2xx_is_a_failure_that_shows_no_secret(hook: Webhook, status: int) -> None:
+    hook.status = status
+    with pytest.raises(Unavailable) as failed:
+        send()
+    assert str(failed.value) == f"CIO_ALERT_WEBHOOK_URL (127.0.0.1) gave no usable answer in 1 try: it answered {status}."
+
+
+def test_a_webhook_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIO_ALERT_WEBHOOK_URL", "http://127.0.0.1:1/secret-token")
+    with pytest.raises(Unavailable, match=r"^CIO_ALERT_WEBHOOK_URL \(127\.0\.0\.1\) could not be reached in 1 try") as failed:
+        send()
+    assert "secret" not in str(failed.value)
+
+
+def test_a_heartbeat_is_a_call(hook: Webhook) -> None:
+    call_heartbeat(hook.url)
+    assert hook.got == [None]
+    hook.status = 404
+    with pytest.raises(Unavailable, match=r"^CIO_HEARTBEAT_URL .* it answered 404\.$"):
+        call_heartbeat(hook.url)
+
+
+def test_an_email_goes_to_each_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+    with mail_server() as (host, lines):
+        monkeypatch.setenv("CIO_SMTP_URL", f"smtp://{host}")
+        monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com, b@example.com")
+        monkeypatch.setenv("CIO_ALERT_EMAIL_FROM", "cio@example.com")
+        monkeypatch.setenv("CIO_DAGSTER_URL", "https://dagster.example.com")
+        send()
+    assert {"rcpt TO:<a@example.com>", "rcpt TO:<b@example.com>"} <= set(lines)
+    assert any(line.startswith("mail FROM:<cio@example.com>") for line in lines)
+    assert {"Subject: cio_pipeline: A & B <failed> of 2026-03-02.", ALERT.text} <= set(lines)
+    assert "https://dagster.example.com/runs/1?a&b" in lines
+
+
+@pytest.mark.parametrize(
+    ("answers", "sentence"),
+    [
+        ({"AUTH": "535 no secret-password"}, "it answered 535."),
+        ({"RCPT": "550 nobody"}, "it refused CIO_ALERT_EMAIL (550)."),
+        ({"DATA": "552 full"}, "it answered 552."),
+    ],
+)
+def test_what_the_mail_server_refuses_is_said_without_the_login(
+    monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], sentence: str
+) -> None:
+    with mail_server(answers) as (host, _):
+        monkeypatch.setenv("CIO_SMTP_URL", f"smtp://user:secret-password@{host}")
+        monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
+        with pytest.raises(NotSent) as failed:
+            send()
+    assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not take an email: {sentence}"
+
+
+def test_a_public_mail_server_without_tls_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cio_pipeline.alerts.send.is_private", lambda host: False)
+    with mail_server() as (host, lines):
+        monkeypatch.setenv("CIO_SMTP_URL", f"smtp://user:secret@{host}")
+        monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
+        with pytest.raises(NotSent, match="offers no TLS: the email was not sent"):
+            send()
+    assert not any(line.upper().startswith(("AUTH", "MAIL")) for line in lines)
+
+
+def test_a_long_sentence_has_a_short_subject() -> None:
+    long = ALERT.model_copy(update={"text": "x" * 500})
+    assert len(str(email(long, "a@example.com", ("b@example.com",), "")["Subject"])) < 130

@@ -1,0 +1,70 @@
+"""Identities over others: the same is known as if all days had been learned in one place."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cio_pipeline.rules.stitching import MERGE_COLUMNS
+from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.learned import Learned
+from cio_pipeline.state.overlay import OverlayIdentities
+
+DAYS = [f"2026-03-0{number}" for number in range(1, 6)]
+PEOPLE, EMAILS = ["u1", "u2", "u3"], ["one@example.com", "two@example.com"]
+FACT = st.tuples(st.sampled_from(PEOPLE), st.booleans(), st.sampled_from([None, *EMAILS]), st.sampled_from([None, *PEOPLE]))
+Taught = dict[str, list[tuple[str, bool, str | None, str | None]]]
+
+
+def learn(identities: Identities, day: str, taught: list[Any]) -> None:
+    """A fact is a distinct_id, whether it was identified, its email, and the anonymous id that it names."""
+    at = 0 if day == HISTORY else pd.Timestamp(day, tz="UTC").value // 1000
+    facts = pd.DataFrame(
+        [(who, was, email, at if email else None) for who, was, email, _ in taught],
+        columns=["distinct_id", "identified", "email", "email_set"],
+        dtype=object,
+    )
+    named = [(anonymous, who, pd.Timestamp(day, tz="UTC"), "u") for who, _, _, anonymous in taught if anonymous and at]
+    merges = pd.DataFrame(named, columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
+    ties = {(name, who) for who, _, email, anonymous in taught for name in (email, anonymous) if name}
+    identities.replace(day, "set", 1, [Learned.of(facts.astype({"identified": bool}), merges, ties)])
+
+
+def seen(identities: Identities, day: str) -> Any:
+    rows: Any = identities.before(day, PEOPLE).itertuples()
+    merges: Any = identities.merges_between(DAYS[0], day, PEOPLE).itertuples()
+    return (
+        sorted((row.distinct_id, bool(row.identified), row.email, row.email_set) for row in rows),
+        sorted((row.anonymous_id, row.distinct_id, row.timestamp, row.uuid) for row in merges),
+        [identities.tied([name]) for name in (*PEOPLE, *EMAILS)],
+        set(identities.everybody()),
+        identities.unlearned([HISTORY, *DAYS], "set"),
+    )
+
+
+@given(
+    taught=st.dictionaries(st.sampled_from([HISTORY, *DAYS]), st.lists(FACT, max_size=4, unique_by=lambda fact: fact[0])),
+    first=st.sampled_from(DAYS),
+    history_is_above=st.booleans(),
+)
+def test_what_is_learned_over_others_counts_as_if_it_were_in_one_place(
+    taught: Taught, first: str, history_is_above: bool
+) -> None:
+    together, below = Identities("sqlite://"), Identities("sqlite://")
+    over = OverlayIdentities("sqlite://", below, first)
+    places = {day: over if day >= first else below for day in DAYS} | {HISTORY: over if history_is_above else below}
+    for day, facts in taught.items():
+        learn(together, day, facts)
+        learn(places[day], day, facts)
+    for day in DAYS:
+        if day >= first:
+            assert seen(over, day) == seen(together, day)
+    for day in taught:
+        if day >= first:
+            learn(below, day, [("u1", True, EMAILS[0], None)])
+    for day in DAYS:
+        if day >= first:
+            assert seen(over, day)[:2] == seen(together, day)[:2], "what is known below of these days does not count"
