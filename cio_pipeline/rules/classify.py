@@ -17,7 +17,7 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import UUID, is_email
 
 NEVER_SENT = ("$create_alias", "$groupidentify")
-"""R4: they tell of ids and groups, and may be of no person at all."""
+"""R4: they are about ids and groups, and may be of no person at all."""
 
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
