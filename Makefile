@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse lint lock
+.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy wheel lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -67,14 +67,21 @@ test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it 
 	@$(PY) -m pip install --quiet --disable-pip-version-check "chdb>=4.1,<5"
 	@$(PY) -m pytest -m clickhouse -s
 
+test-deploy: $(READY_TO_TEST) ## the services of deploy/compose.yaml as processes of this machine, with a backfill
+	@$(PY) -m pytest -m deploy
+
+wheel: $(READY) ## the wheel, in dist
+	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .
+
 lint: $(READY_TO_TEST) ## format, lint and types
 	@$(PY) -m ruff format --check .
 	@$(PY) -m ruff check .
 	@$(PY) -m mypy
 
-lock: ## both requirements files anew, with uv: the same versions in both
+lock: ## the requirements files anew, with uv: the same versions in all
 	$(UV_COMPILE) --extra postgres --extra s3 --extra sandbox pyproject.toml -o requirements.lock
 	$(UV_COMPILE) --extra dev --constraint requirements.lock pyproject.toml -o requirements-dev.lock
+	$(UV_COMPILE) --extra deploy --constraint requirements.lock pyproject.toml -o deploy/requirements.lock
 
 $(PY):
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "Python 3.11 to 3.13 is needed: make PYTHON=python3.12 ..."; exit 1; }

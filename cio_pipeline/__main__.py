@@ -1,10 +1,12 @@
-"""`python -m cio_pipeline`: the command line."""
+"""The command line: `python -m cio_pipeline`, or `cio_pipeline` where the package is installed."""
 
 import gc
 import signal
 import sys
 
-if __name__ == "__main__":
+
+def main() -> int:
+    """Runs the command that this process's arguments name; gives the exit status."""
     # What Dagster and pandas load is no garbage, and looking for some takes a third of the time.
     gc.set_threshold(100_000, 50, 100)
     try:
@@ -14,4 +16,8 @@ if __name__ == "__main__":
     except KeyboardInterrupt:  # while the commands were being loaded
         status = 130
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C once more would be a traceback of Python's own end
-    sys.exit(status)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

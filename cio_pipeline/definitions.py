@@ -6,30 +6,34 @@ import dagster as dg
 
 from cio_pipeline.defs.alerts import customerio_alerts
 from cio_pipeline.defs.automation import customerio_daily, customerio_sync
-from cio_pipeline.defs.deliver import customerio_delivery, nothing_refused
-from cio_pipeline.defs.derive import customers_events_rejects, later_days_up_to_date
+from cio_pipeline.defs.deliver import customerio_delivery
+from cio_pipeline.defs.derive import customers_events_rejects
 from cio_pipeline.defs.dry_run import customerio_dry_run, dry_run
 from cio_pipeline.defs.explain import explain_person, explained_person
 from cio_pipeline.defs.extract import identities, identity_history, posthog_events
+from cio_pipeline.defs.outside import customerio_workspace, posthog_project
 from cio_pipeline.defs.redeliver import redeliver_refused
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.scheduled_checks import CHECKS, customerio_checks, customerio_checks_daily
 
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 """So that messages of this level reach the runs' logs: Dagster takes them from this logger by `python_logs` in dagster.yaml."""
 
 defs = dg.Definitions(
     assets=[
+        posthog_project,
         posthog_events,
         identities,
         identity_history,
         customers_events_rejects,
         customerio_delivery,
+        customerio_workspace,
         dry_run,
         explained_person,
     ],
-    asset_checks=[later_days_up_to_date, nothing_refused],
-    jobs=[customerio_sync, customerio_dry_run, explain_person, redeliver_refused],
-    schedules=[customerio_daily],
+    asset_checks=CHECKS,
+    jobs=[customerio_sync, customerio_checks, customerio_dry_run, explain_person, redeliver_refused],
+    schedules=[customerio_daily, customerio_checks_daily],
     sensors=[customerio_alerts],
     resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
     executor=dg.in_process_executor,

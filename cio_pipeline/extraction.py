@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
 from typing import Literal
 
@@ -45,7 +45,8 @@ class Extracted:
     """What was kept of a window: rows that came and that stand in the table, duplicates by reason, and how R20 took the events.
 
     remembered: events whose `$set` only an earlier extraction had; from_person: those that give the person's properties;
-    without: those that should, but have none; teaching: `$identify` and `$set` events; gives: whether any gives an attribute.
+    without: those that should, but have none; teaching: `$identify` and `$set` events; gives: whether any gives an attribute;
+    is_old: whether PostHog may have dropped any `$set` of the window.
     """
 
     read: int = 0
@@ -57,12 +58,13 @@ class Extracted:
     without: int = 0
     teaching: int = 0
     gives: bool = False
+    is_old: bool = False
 
     def add(self, other: Extracted) -> None:
         """Counts what was kept of another shard, too."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-        self.gives = bool(self.gives)
+        self.gives, self.is_old = bool(self.gives), bool(self.is_old)
 
 
 @dataclass
@@ -99,7 +101,8 @@ def extract_day(
     """
     reaches_back = r20.reaches_back(start, now)
     lost: Lost = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
-    return _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
+    kept = _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
+    return replace(kept, is_old=reaches_back)
 
 
 def extract_history(
@@ -125,6 +128,7 @@ def _extract(
             for written, of_shard in results:
                 new.shards.append(written)
                 kept.add(of_shard)
+        new.about["duplicates"] = kept.duplicates.total()
         if kept.read != seen.read or kept.rows + kept.duplicates.total() != kept.read:
             raise NotExtracted(
                 f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"

@@ -6,7 +6,9 @@ import base64
 import html
 import re
 import unicodedata
+from bisect import bisect_left
 from collections.abc import Iterator
+from typing import Any
 from urllib.parse import unquote
 
 LONGEST = 2000
@@ -35,6 +37,8 @@ HEX = re.compile(r"(?:[0-9A-Fa-f]{2}){6,}")
 
 TIMES_ENCODED = 3
 
+WORD = re.compile(r"\w+")
+
 QUOTES_A_KEY = "words that quote a key"
 KEY_CHARACTERS = 8
 """So many of a key in a row are taken for a part of it."""
@@ -61,6 +65,40 @@ def without_keys(text: str, *keys: str) -> str:
     parts = {part for key in keys for form in _forms(key) for part in _parts(_squeezed(form))}
     read = [_squeezed(reading) for reading in _readings(WITHIN_A_WORD.sub("", ESCAPE.sub("", text)))]
     return QUOTES_A_KEY if any(part in reading for reading in read for part in parts) else text
+
+
+def without_values(text: str, content: Any) -> str:
+    """The text, masked, with `***` for each word that a word of the content's values begins with, in any case: what quotes
+    them, whole or cut. The names in the content stay.
+
+    content: as JSON is read: objects, lists, texts, numbers.
+    """
+    names, values = set[str](), set[str]()
+    _gather(content, names, values)
+    words = sorted(values - names)
+
+    def hidden(word: re.Match[str]) -> str:
+        at = bisect_left(words, found := word[0].casefold())
+        return "***" if found not in names and at < len(words) and words[at].startswith(found) else word[0]
+
+    return WORD.sub(hidden, mask(text))
+
+
+def _gather(content: Any, names: set[str], values: set[str]) -> None:
+    """Adds the words of the content's names and of its values."""
+    if isinstance(content, dict):
+        for name, value in content.items():
+            names |= _words(name)
+            _gather(value, names, values)
+    elif isinstance(content, list):
+        for value in content:
+            _gather(value, names, values)
+    else:
+        values |= _words(str(content)) | _words(WITHIN_A_WORD.sub("", ESCAPE.sub("", str(content))))
+
+
+def _words(text: str) -> set[str]:
+    return {word.casefold() for word in WORD.findall(text)}
 
 
 def _cut(text: str) -> str:

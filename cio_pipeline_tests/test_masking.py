@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.masking import LONGEST, QUOTES_A_KEY, mask, printable, without_keys
+from cio_pipeline.masking import LONGEST, QUOTES_A_KEY, mask, printable, without_keys, without_values
 
 ADDRESS, KEY = "jane@example.com", "Zq7kWm2Xv9LpTd4R"
 
@@ -135,3 +135,17 @@ def test_whatever_the_text_it_is_one_line_that_can_be_written(text: str) -> None
     assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in shown)
     assert not re.search(r"\w@\w", shown)
     shown.encode()
+
+
+@given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.lists(st.text(max_size=20) | st.integers())), st.data())
+def test_no_word_of_a_value_is_left_whole_or_cut(content: dict[str, list[str | int]], data: st.DataObject) -> None:
+    words = [word for values in content.values() for value in values for word in re.findall(r"\w+", str(value))]
+    quoted = " ".join(word[: data.draw(st.integers(1, len(word)))] for word in words)
+    left = {word.casefold() for word in re.findall(r"\w+", without_values(quoted, content))} - content.keys()
+    assert not {word for word in left if any(one.casefold().startswith(word) for one in words)}
+
+
+def test_names_stay_in_a_text_without_values() -> None:
+    content = {"plan": "Plan B", "vip": True, "n": 41}
+    assert without_values("plan must not be B or 4 (TRUE), nor bee", content) == "plan must not be *** or *** (***), nor bee"
+    assert without_values("'Jane\u200bDoe' is too long", {"name": "Jane\u200bDoe"}) == "'***' is too long"

@@ -41,6 +41,11 @@ RUNS = """query ($id: String!) {
     ... on PartitionBackfill { status runs(limit: 100) { status startTime tags { key value } } } } }"""
 PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["cio", "posthog_events"]}) { ... on AssetNode { partitionKeys } } }'
 
+CATALOG = """{ assetNodes { assetKey { path } description kinds owners { __typename } metadataEntries { label }
+  assetMaterializations(limit: 1) { metadataEntries { label } } } }"""
+ENDS, LOOKS = ("posthog_project", "customerio_workspace"), ("dry_run", "explained_person")
+ROW_COUNTS = {"dagster/row_count", "dagster/partition_row_count"}
+
 
 @dataclass
 class Dagster:
@@ -144,12 +149,31 @@ def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_firs
     assert {str(datetime.fromtimestamp(time, timezone.utc).date()) for time in sent} == set(days)
 
 
+def test_every_asset_tells_its_columns_owners_kinds_and_rows(dagster: Dagster, backfilled: dict[str, Any]) -> None:
+    nodes = {node["assetKey"]["path"][-1]: node for node in dagster.ask(CATALOG)["assetNodes"]}
+    assert set(nodes) == {*ASSETS, *ENDS, *LOOKS}
+    for name, node in nodes.items():
+        assert [missing for missing in ("owners", "kinds", "description") if not node[missing]] == [], name
+        assert "`" not in node["description"], name
+        assert name in LOOKS or "dagster/column_schema" in {entry["label"] for entry in node["metadataEntries"]}, name
+        rows = {entry["label"] for made in node["assetMaterializations"] for entry in made["metadataEntries"]} & ROW_COUNTS
+        assert bool(rows) == (name in ASSETS), name
+
+
+def test_a_run_is_tagged_with_where_it_read_and_where_it_sent(dagster: Dagster, backfilled: dict[str, Any]) -> None:
+    tags = {tag["key"]: tag["value"] for run in backfilled["runs"] for tag in run["tags"]}
+    assert tags["cio_pipeline/posthog"] == f"{dagster.services.posthog.partition('://')[2]}, project 1"
+    assert tags["cio_pipeline/customerio"] == dagster.services.customerio.partition("://")[2]
+
+
 def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     dagster: Dagster, backfilled: dict[str, Any], tmp_path: Path
 ) -> None:
     assert backfilled["status"] == "COMPLETED_SUCCESS"
     receipt = dom(f"{dagster.url}/assets/cio/customerio_delivery?view=partitions&partition={dagster.days()[0]}", tmp_path)
-    assert [shown for shown in ("customers sent", "events sent", "requests") if shown not in receipt] == []
+    wanted = ("new customers in all", "delivered in all", "customers sent", "requests", "data:image/svg+xml")
+    assert [shown for shown in wanted if shown not in receipt] == []
+    assert "[Show " not in receipt
     people = dom(dagster.services.customerio, tmp_path)
     assert "@" in people
 

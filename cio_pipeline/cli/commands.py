@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from cio_pipeline import __version__
 from cio_pipeline.cli.failures import sentence_and_status
 from cio_pipeline.cli.terminal import complain
 
@@ -94,6 +95,7 @@ def _narrowed(command: Command) -> Command:
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="cio_pipeline")
 def cli() -> None:
     """PostHog events into Customer.io.
 

@@ -102,9 +102,11 @@ def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
 
     `chosen` is the job's config (`defs.redeliver.Redelivery`).
     """
-    given = _given(chosen)
+    given, summary = _given(chosen), Summary(settings)
     with _instance(settings) as instance:
-        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, Summary(settings).see)
+        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, summary.see)
+    for line in summary.failed_checks():
+        show(line)
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
         return 1 if ledger.refusals(given.get("partition"), given.get("reason")) else 0

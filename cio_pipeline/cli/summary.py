@@ -12,14 +12,18 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline.cli.terminal import complain, show
+from cio_pipeline.defs.receipts import OPEN_REFUSALS
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.unmatched import unmatched
 
 RECORDED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
-OF_ALL_DAYS = ("later_days_up_to_date", "nothing_refused")
+OF_ALL_DAYS = ("earlier_days_learned", "later_days_up_to_date", "nothing_refused")
 """Checks of all that there is: of several runs the last one counts."""
+
+LEFT_OUT = ("few_refused_by_the_rules", "yesterday_delivered", "no_day_missed")
+"""`end` has a line of its own for the first, over all days; the others are not of the days of the command."""
 
 Facts = dict[str, Any]
 
@@ -51,7 +55,7 @@ class Summary:
             self._derived(day, facts)
         elif name == "customerio_delivery" and facts and day not in self._said:
             self._said.add(day)
-            self._refused_by_customerio += int(facts.get("refused", 0))
+            self._refused_by_customerio += int(facts.get(OPEN_REFUSALS, 0))
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
@@ -75,19 +79,19 @@ class Summary:
     def _derived(self, day: str, facts: Facts) -> None:
         self._extracted[day] = int(facts.get("extracted", 0))
         self._refused[day] = int(facts.get("refused", 0))
-        reasons = facts.get("reasons") or {}
-        self._reasons.update({name: count for name, count in reasons.items() if name.startswith(REFUSED)})
+        outcomes = [record.data for record in facts["outcomes"].records] if "outcomes" in facts else []
+        self._reasons.update(
+            {str(one["what"]): int(one["count"]) for one in outcomes if str(one.get("what")).startswith(REFUSED)}
+        )
 
     def _check(self, check: dg.AssetCheckEvaluation) -> None:
         name = f"{check.check_name} of {check.asset_key.path[-1]}"
         if check.check_name in OF_ALL_DAYS:
             self._failed_checks.pop(name, None)
-        if check.passed:
+        if check.passed or check.check_name in LEFT_OUT:
             return
         facts = {key: value.value for key, value in check.metadata.items()}
         what = check.description or ", ".join(f"{key}: {value}" for key, value in facts.items())
-        if check.check_name == "earlier_days_learned":
-            what = f"{what} ({facts.get('days missing')} days: make run FROM={facts.get('first')} TO={facts.get('last')})"
         self._failed_checks.setdefault(name, []).append(what)
 
     def failed_checks(self) -> Iterator[str]:

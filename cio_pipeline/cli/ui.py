@@ -13,7 +13,7 @@ from typing import Any
 
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.sandbox.processes import end
-from cio_pipeline.settings.places import PROJECT, dagster_home, shown
+from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
 from cio_pipeline.settings.settings import SettingsError, load_settings
 
 FIRST_PORT, PORTS = 3000, 100
@@ -24,14 +24,14 @@ def ui() -> int:
     settings = load_settings()
     home = dagster_home(settings.data_dir)
     if not (home / "dagster.yaml").exists():
-        shutil.copy(PROJECT / "dagster.yaml", home)
+        shutil.copy(DAGSTER_YAML, home)
     elif "managed_python_loggers" not in (home / "dagster.yaml").read_text():
         show(f"{home}/dagster.yaml lacks python_logs, so the runs' logs miss what the pipeline logs: see docs/operations.md.")
     paths = (str(PROJECT), os.environ.get("PYTHONPATH", ""))
     named = {"DAGSTER_HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     show(f"Sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)}, Dagster's runs in {home}.")
     try:
-        return dagster_dev(home, {**os.environ, **named})
+        return dagster_dev(home, {**os.environ, **settings.places, **named})
     except KeyboardInterrupt:
         show("Dagster has ended.")
         return 0
@@ -45,7 +45,7 @@ def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     interruptible()
     port = str(free_port())
     show(f"Dagster UI:  http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(PROJECT / "workspace.yaml"), "-h", "127.0.0.1", "-p", port]
+    command = [sys.executable, "-m", "dagster", "dev", "-w", str(WORKSPACE_YAML), "-h", "127.0.0.1", "-p", port]
     os.umask(0o077)
     child = subprocess.Popen(command, env=environment, cwd=home, text=True, start_new_session=True)  # noqa: S603
     try:

@@ -48,13 +48,14 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Events:
-    """Events to send, by column: ids in Customer.io (ULIDs) and keys (text), operations (bytes), is_large (numpy, bool):
-    whether it goes by the v1 call."""
+    """Events to send, by column: ids in Customer.io (ULIDs) and keys (text), operations (bytes); and, as numpy's
+    bools, is_large: whether it goes by the v1 call, and is_young: whether it may start campaigns."""
 
     ids: Any = field(default_factory=lambda: pa.array([], TEXT))
     keys: Any = field(default_factory=lambda: pa.array([], TEXT))
     operations: Any = field(default_factory=lambda: pa.array([], BYTES))
     is_large: Any = field(default_factory=lambda: np.array([], bool))
+    is_young: Any = field(default_factory=lambda: np.array([], bool))
 
     def __len__(self) -> int:
         """How many they are."""
@@ -63,7 +64,8 @@ class Events:
     def take(self, rows: Any) -> Events:
         """Those in these rows (numpy, integers)."""
         at = pa.array(rows)
-        return Events(self.ids.take(at), self.keys.take(at), self.operations.take(at), self.is_large[rows])
+        ids, keys, operations = (column.take(at) for column in (self.ids, self.keys, self.operations))
+        return Events(ids, keys, operations, self.is_large[rows], self.is_young[rows])
 
     def items(self) -> list[Item]:
         """Each by itself."""
@@ -96,6 +98,11 @@ class Request:
     def event_ids(self) -> list[str]:
         """The ids of the events."""
         return values(self.shard.ids.take(pa.array(self.rows)))
+
+    @property
+    def campaign_events(self) -> int:
+        """How many of its events may start campaigns."""
+        return int(self.shard.is_young[self.rows].sum())
 
     def items(self) -> list[Item]:
         """Each item by itself."""

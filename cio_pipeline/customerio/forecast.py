@@ -10,13 +10,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.customerio.batches import values
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among, is_young
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.state.ledger import Ledger, Refusal
@@ -59,11 +57,10 @@ class Forecast:
         """Adds a day's shards: less what is suppressed, beyond the limit, delivered, or was refused as it is."""
         refused = {} if options.resend else {item: one.operation for item, one in ledger.refused(day).items()}
         delivered = pack_ids([]) if options.resend else ledger.delivered(day)
-        since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), pa.timestamp("us", "UTC"))
         for customers, events in to_deliver(shards, options, Counter()):
             keys = texts(_less_refused(customers, _upserts, refused), "key")
             self._add_new(list(dict.fromkeys(keys)), ledger)
-            young = pc.greater(array(events["timestamp"]).cast(since.type), since).to_numpy(zero_copy_only=False)
+            young = is_young(events)
             if young.any():
                 unsent = _unsent(Kept(events, young), delivered)
                 self.campaign_events += len(_less_refused(unsent, _ids, refused))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.state.ledger import Refusal
 from cio_pipeline.state.ledger_tables import customer_item
 
+TIME = pa.timestamp("us", "UTC")
 TRIGGER_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""
 
@@ -78,7 +80,9 @@ def plan_again(refused: list[Refusal], known: Known, options: DeliveryOptions) -
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(values, TEXT) for values in columns)
-    made.events = Events(ids, keys, operations.cast(BYTES), np.array([one.call == "event" for one in events], bool))
+    is_large, since = np.array([one.call == "event" for one in events], bool), time.time() - TRIGGER_SECONDS
+    is_young = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
+    made.events = Events(ids, keys, operations.cast(BYTES), is_large, is_young)
     return made
 
 
@@ -194,24 +198,34 @@ def _is_refused_before(item: Item, known: Known, options: DeliveryOptions, made:
 def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> Events:
     """The events that are neither delivered nor refused as they are."""
     ids = column(events, "ulid")
-    if options.resend:
-        return _all(events)
     before = among(known.delivered, pack_ids(values(ids))) if len(known.delivered) else np.zeros(len(events), bool)
+    if options.resend:
+        return _all(events, before)
     made.counts["events delivered before"] += int(before.sum())
     if known.refused:
         made.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]
     if before.all():
         return Events()
-    unsent = _all(events) if not before.any() else _all(events).take(np.flatnonzero(~before))
+    unsent = _all(events, before)
+    if before.any():
+        unsent = unsent.take(np.flatnonzero(~before))
     if not known.refused:
         return unsent
     kept = [not _is_refused_before(item, known, options, made) for item in unsent.items()]
     return unsent.take(np.flatnonzero(kept))
 
 
-def _all(events: Columns) -> Events:
+def _all(events: Columns, before: Any) -> Events:
+    """`before`: which of them Customer.io has taken before. It starts no campaign for the same id again."""
     is_large = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
-    return Events(column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES), is_large)
+    columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))
+    return Events(*columns, is_large, is_young(events) & ~before)
+
+
+def is_young(events: Columns) -> Any:
+    """Which of the events may start campaigns, by their age now (numpy, bool)."""
+    since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), TIME)
+    return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)
 
 
 def among(delivered: Any, packed: Any) -> Any:

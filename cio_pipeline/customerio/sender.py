@@ -21,6 +21,7 @@ MANY_ALIKE = 10
 """So many refused in the same words, and none of their kind accepted, is no accident of these."""
 
 CUSTOMER = "customer"
+CAMPAIGN_EVENTS = "events under 72 hours"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
@@ -133,7 +134,7 @@ class Sender:
             items = request.items()
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
             accepted = request.without(refused)
-        answer.event_ids = accepted.event_ids()
+        answer.event_ids, answer.campaign_events = accepted.event_ids(), accepted.campaign_events
         answer.accepted = [upsert.name for upsert in accepted.upserts] + answer.event_ids
         for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
@@ -150,6 +151,7 @@ class Sender:
         self.counts["new customers"] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
         self.counts["events sent"] += len(answer.event_ids)
+        self.counts[CAMPAIGN_EVENTS] += answer.campaign_events
         for refusal in answer.refused:
             self.counts[f"refused: {refusal.reason}"] += 1
         self._progress.add(len(answer.event_ids) + sum(refusal.kind == "event" for refusal in answer.refused))

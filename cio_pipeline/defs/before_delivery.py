@@ -9,6 +9,7 @@ from pydantic import Field
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, Shards
+from cio_pipeline.defs.ledger_mark import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
@@ -34,12 +35,21 @@ class Bounded(dg.Config):
         default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
     )
 
-    def bounds(self, store: Store, *, is_backfill: bool) -> Bounds:
-        """The bounds of the run. That of young events concerns backfills."""
+    def bounds(self, store: Store, *, is_backfill: bool, has_forgotten: bool = False) -> Bounds:
+        """The bounds of the run. That of young events concerns backfills, and each run by a ledger that has forgotten
+        deliveries: where no bound is set, it may send none."""
         customers, events = self.max_new_customers, self.max_campaign_events
         customers = store.bounds.new_customers if customers is None else customers
         events = store.bounds.campaign_events if events is None else events
+        if has_forgotten:
+            return Bounds(customers, events or 0)
         return Bounds(customers, events if is_backfill else None)
+
+
+FORGOTTEN = (
+    "The ledger (CIO_LEDGER_URL) lacks what these tables had delivered last: it was lost, or is an older copy, and what it has"
+    " forgotten would be sent once more."
+)
 
 
 def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
@@ -69,6 +79,17 @@ def refuse_missing_days(store: Store, keys: list[str]) -> None:
         )
 
 
+def refuse_forgotten_days(store: Store, keys: list[str], *, resend: bool) -> None:
+    """Raises `NotDelivered` where days are older than the ledger remembers, unless all of them is meant to be sent."""
+    first = store.first_day_of_ledger
+    if first is not None and keys[0] < first and not resend:
+        raise NotDelivered(
+            f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
+            f" {keys[0]}: what was delivered of it would be sent once more, and nothing was sent. If those days were never"
+            " delivered, or all of them shall be sent, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
+        )
+
+
 def _ranges(missing: list[str], shown: int = 3) -> str:
     """Consecutive days as `first to last`."""
     ranges: list[list[str]] = []
@@ -79,7 +100,9 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
 
 
-def refuse_too_much(store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds) -> None:
+def refuse_too_much(
+    store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds, *, has_forgotten: bool = False
+) -> None:
     """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
     rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
     if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
@@ -87,7 +110,12 @@ def refuse_too_much(store: Store, to_send: Sent, options: DeliveryOptions, bound
     forecast = Forecast()
     for day, tables in to_send.items():
         forecast.add_day(day, shards(tables, day), store.ledger, options)
-    forecast.refuse_beyond(bounds)
+    try:
+        forecast.refuse_beyond(bounds)
+    except NotDelivered as trouble:
+        if not has_forgotten:
+            raise
+        raise NotDelivered(f"{FORGOTTEN} {trouble} {store.tables.root / FILE} is by what this is noticed.") from None
 
 
 def shards(tables: Tables, day: str) -> Shards:

@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import datetime, timedelta, timezone
@@ -12,22 +11,31 @@ from pydantic import Field
 
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.forecast import unsent_events
-from cio_pipeline.customerio.sender import ONLY_PERSONLESS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs import ledger_mark
 from cio_pipeline.defs.before_delivery import (
     Bounded,
     is_backfill,
+    refuse_forgotten_days,
     refuse_missing_days,
     refuse_too_much,
     shards,
 )
-from cio_pipeline.defs.checks import or_warning
 from cio_pipeline.defs.failures import failing_in_a_sentence, saying_what_is_kept
-from cio_pipeline.defs.keys import GROUP, PREFIX, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
-from cio_pipeline.defs.receipts import in_one_line
+from cio_pipeline.defs.receipts import (
+    HELD,
+    MEANING,
+    TYPES,
+    in_one_line,
+    last_days,
+    receipt,
+    run_counts,
+)
 from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.schemas import described
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.rules.consent import AllowConsent
@@ -38,7 +46,8 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
-HELD = "events held as too recent"
+LONGEST_PAUSE = timedelta(hours=36)
+"""When no run has delivered any day for so long, Dagster shows the asset as overdue. Which day: see `yesterday_delivered`."""
 
 
 class Delivery(Bounded):
@@ -83,25 +92,32 @@ def upsert_to_customerio(
     the last day, and all of them once more at the end.
     """
     keys = list(context.partition_keys)
-    bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys))
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
+        has_forgotten = ledger_mark.ledger_has_forgotten(store)
+        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), has_forgotten=has_forgotten)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)
-        refuse_too_much(store, to_send, options, bounds)
+        refuse_forgotten_days(store, keys, resend=config.resend)
+        refuse_too_much(store, to_send, options, bounds, has_forgotten=has_forgotten)
         for day, tables in to_send.items():
             started, before = time.monotonic(), customerio.traffic()
             events = tables.version("events", day).rows
             with saying_what_is_kept(store.ledger, day, events):
                 sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
+            if not has_forgotten or config.max_campaign_events is not None:
+                ledger_mark.note(store)
             sent.counts[HELD] += events_held(store, tables, day, options)
-            traffic, seconds = customerio.traffic() - before, time.monotonic() - started
-            receipt = {**receipt_of(sent.counts, sent.sample, traffic, seconds), **_in_all(store, day, options)}
-            context.add_asset_metadata(receipt, partition_key=day)
-            logger.info("%s: %s.", day, in_one_line(receipt))
+            run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
+            run["people that the suppression list names"] = options.suppressed.names
+            logger.info("%s: %s.", day, in_one_line(run))
+            made = receipt_of(store, day, run, sent.sample)
+            context.add_asset_metadata(made, partition_key=day)
             if day != keys[-1]:
-                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=receipt)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
+        if store.first_day_of_ledger is not None:
+            store.ledger.forget_before(store.first_day_of_ledger)
     yield dg.Output(None)
 
 
@@ -137,32 +153,10 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from trouble
 
 
-def receipt_of(
-    counts: Counter[str], sample: list[str], traffic: Counter[str], seconds: float
-) -> dict[str, dg.MetadataValue | int | float]:
-    """The counts by reason, the requests, and a sample that shows nobody's data."""
-    names = ("customers sent", "new customers", "events sent", "customers with nothing new", "events delivered before")
-    also = (ONLY_PERSONLESS, "customers suppressed", "events suppressed")
-    refused = sum(count for name, count in counts.items() if name.startswith("refused"))
-    return {
-        **{name: counts[name] for name in (*names, *also)},
-        "refused": refused,
-        **counts,
-        "requests": traffic["requests"],
-        "bytes": traffic["bytes"],
-        "seconds": round(seconds, 2),
-        "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0,
-        "sample": dg.MetadataValue.json(sample),
-    }
-
-
-def _in_all(store: Store, day: str, options: DeliveryOptions) -> dict[str, int]:
-    """What the ledger has of the day by now, by this run and all before it; and how many people the list names."""
-    return {
-        "events delivered in all": len(store.ledger.delivered(day)),
-        "refused and open": len(store.ledger.refused(day)),
-        "people that the suppression list names": options.suppressed.names,
-    }
+def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+    """The day's receipt, by what the ledger has of it now, and by what a run did of it (`run_counts`)."""
+    totals = store.ledger.totals(day)
+    return receipt(totals, run, sample, last_days(day, store, totals), store.connected)
 
 
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
@@ -181,20 +175,15 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"customerio"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": described(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
-    """Customer.io, brought up to date with the day: what was sent, skipped as delivered before, and refused."""
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did."""
     return upsert_to_customerio(customers=customers, events=events)
 
 
-@dg.asset_check(asset=customerio_delivery)
-def nothing_refused(store: Store) -> dg.AssetCheckResult:
-    """Whether Customer.io has refused anything, of any day, that was not accepted since."""
-    return or_warning(lambda: _nothing_refused(store))
-
-
-def _nothing_refused(store: Store) -> dg.AssetCheckResult:
-    refused = store.ledger.refused_by_reason()
-    return dg.AssetCheckResult(
-        passed=not refused, severity=dg.AssetCheckSeverity.WARN, metadata={**refused, "refused": sum(refused.values())}
-    )
+customerio_delivery = customerio_delivery.map_asset_specs(
+    lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
+)

@@ -1,20 +1,24 @@
 """What will be sent, exactly, and what will not and why."""
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections import Counter
+from collections.abc import Iterator, Set
 
 import dagster as dg
 
-from cio_pipeline.accounting import discrepancies
-from cio_pipeline.defs.checks import named, or_warning
+from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.derive_checks import SPECS, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.extract import identities, posthog_events
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import GROUP, key
-from cio_pipeline.defs.partitions import a_few_days_a_run, days, days_before
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
+from cio_pipeline.defs.metadata import Row, table
+from cio_pipeline.defs.partitions import a_few_days_a_run, days
+from cio_pipeline.defs.previews import preview
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.learning import learned_under
+from cio_pipeline.defs.schemas import SCHEMAS, lineage
 from cio_pipeline.pipeline import STITCHED, Account, derive_day
-from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.rules.classify import FILTERED, REFUSED
+from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
 """The day's `posthog_events` come before its `identities`. They are no parent of their own: of a multi-asset with two parents
@@ -33,36 +37,35 @@ DESCRIPTIONS = {
 }
 
 
+def _spec(name: str, description: str) -> dg.AssetSpec:
+    """A table's place in the graph, and what its page says of its columns."""
+    about = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
+    kinds = {"pandas", "parquet"}
+    return dg.AssetSpec(
+        key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=about
+    )
+
+
 @dg.multi_asset(
-    specs=[dg.AssetSpec(key(name), deps=UPSTREAM, description=text) for name, text in DESCRIPTIONS.items()],
+    specs=[_spec(name, text) for name, text in DESCRIPTIONS.items()],
     partitions_def=days,
     backfill_policy=a_few_days_a_run,
     group_name=GROUP,
-    check_specs=[
-        dg.AssetCheckSpec("every_event_accounted_for", asset=key("events"), blocking=True),
-        dg.AssetCheckSpec("earlier_days_learned", asset=key("customers")),
-    ],
+    check_specs=SPECS,
 )
 @failing_in_a_sentence
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
-    """Applies the connector's rules to the day's `posthog_events`, by what the `identities` so far say."""
+    """Applies the rules to the day's posthog_events, by what the identities so far say."""
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
         accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
         _tell(context, store, day, accounts[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
-    yield _every_event_accounted_for(accounts, store)
-    found = or_warning(lambda: _earlier_days_learned(store, context.partition_keys))
-    yield found._replace(asset_key=key("customers"), check_name="earlier_days_learned")
-
-
-@dg.asset_check(asset=identities, additional_deps=[key(name) for name in DESCRIPTIONS])
-def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
-    """Whether every day was derived after all days before it were learned; those to derive again are named."""
-    return or_warning(lambda: _later_days_up_to_date(store))
+    yield few_refused_by_the_rules(accounts, store.refused_share)
+    yield every_event_accounted_for(accounts, store)
 
 
 def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
@@ -74,18 +77,16 @@ def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
 
 
 def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
-    counts = {SENT: account.outcomes[SENT], STITCHED: account.stitched}
-    others = {name: count for name, count in account.outcomes.items() if name != SENT}
+    outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
     facts: dict[str, dict[str, dg.MetadataValue | int]] = {
-        "customers": {"notes": _table(account.notes)} if account.notes else {},
+        "customers": {"notes": _table(account.notes)},
         "events": {
             "extracted": account.outcomes.total(),
-            "filtered": sum(count for name, count in others.items() if name.startswith(FILTERED)),
-            "refused": sum(count for name, count in others.items() if name.startswith(REFUSED)),
-            "reasons": dg.MetadataValue.json({name: count for name, count in others.items() if count}),
-            "outcomes": _table({**counts, **others}),
+            "filtered": sum(count for name, count in outcomes.items() if name.startswith(FILTERED)),
+            "refused": sum(count for name, count in outcomes.items() if name.startswith(REFUSED)),
+            "outcomes": _table(outcomes),
         },
-        "rejects": {"left out of what was sent": _table(account.left_out)},
+        "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},
     }
     events = facts["events"]
     logger.info(
@@ -94,53 +95,21 @@ def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Ac
         *(f"{events[name]:,}" for name in ("extracted", "filtered", "refused")),
     )
     for name, metadata in facts.items():
-        rows = store.tables.version(name, day).rows
-        context.add_asset_metadata({"dagster/row_count": rows, **metadata}, asset_key=key(name), partition_key=day)
+        rows = {"dagster/partition_row_count": store.tables.version(name, day).rows}
+        shown = {"first rows, masked": preview(store.tables, name, day)}
+        context.add_asset_metadata({**rows, **metadata, **shown}, asset_key=key(name), partition_key=day)
 
 
-def _table(counts: Mapping[str, int]) -> dg.MetadataValue:
-    lines = [f"| {reason} | {count:,} |" for reason, count in sorted(counts.items(), key=lambda item: -item[1]) if count]
-    return dg.MetadataValue.md("\n".join(["| outcome | count |", "| --- | ---: |", *lines]))
+def _table(counts: Counter[str]) -> dg.MetadataValue:
+    """The counts that are not 0, the largest first, and their sum."""
+    rows: list[Row] = [{"what": name, "count": count} for name, count in counts.most_common() if count]
+    return table([*rows, {"what": "in all", "count": counts.total()}])
 
 
-def _every_event_accounted_for(accounts: dict[str, Account], store: Store) -> dg.AssetCheckResult:
-    """R15: extracted = sent + filtered + refused, by what stands in the tables."""
-    off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
-    days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
-    return dg.AssetCheckResult(
-        asset_key=key("events"),
-        check_name="every_event_accounted_for",
-        passed=not off,
-        description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
-        " if that does not help, report it. Until then they are not delivered."
-        if off
-        else None,
-        metadata={"days that are off": list(off)},
-    )
-
-
-def _earlier_days_learned(store: Store, keys: Sequence[str]) -> dg.AssetCheckResult:
-    """R1 needs the facts of all earlier days: those that were never extracted are named."""
-    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
-    return dg.AssetCheckResult(
-        passed=not missing,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"What these days teach about people is not known: {named(missing)}. Materialize posthog_events and"
-        f" identities for them, then customers, events and rejects for {named(keys)} again."
-        if missing
-        else None,
-        metadata={"days missing": len(missing), "first": missing[0] if missing else "", "last": missing[-1] if missing else ""},
-    )
-
-
-def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
-    wrong = store.identities.out_of_date(store.options.stitch_anonymous_days)
-    return dg.AssetCheckResult(
-        passed=not wrong,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"Earlier days were learned since these were derived: {named(wrong)}. Materialize customers, events and"
-        " rejects for them again, then customerio_delivery."
-        if wrong
-        else None,
-        metadata={"days": len(wrong)},
-    )
+def rejects_by_reason(tables: Tables, day: str) -> Counter[str]:
+    """How many rows of a day's `rejects` there are by what is left out and why."""
+    found = Counter[str]()
+    for shard in tables.read_arrow("rejects", day, ["what", "reason"]):
+        counted = shard.group_by(["what", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        found.update({f"{row['what']}: {row['reason']}": row["count_all"] for row in counted})
+    return found

@@ -4,6 +4,7 @@ import logging
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import dagster as dg
 from pydantic import Field
@@ -11,13 +12,15 @@ from pydantic import Field
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.shards import DeliveryOptions
-from cio_pipeline.defs.before_delivery import is_backfill, refuse_missing_days, shards
-from cio_pipeline.defs.deliver import HELD, Delivery, events_held, suppressed, tables_to_send
+from cio_pipeline.defs.before_delivery import FORGOTTEN, is_backfill, refuse_forgotten_days, refuse_missing_days, shards
+from cio_pipeline.defs.deliver import Delivery, events_held, suppressed, tables_to_send
 from cio_pipeline.defs.extract import history_is_known, read_day, read_history
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import LOOK, key
+from cio_pipeline.defs.keys import LOOK, OWNERS, TAGS, key
+from cio_pipeline.defs.ledger_mark import ledger_has_forgotten
 from cio_pipeline.defs.outlook import Day, Outlook, days_text
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
+from cio_pipeline.defs.receipts import HELD
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.learning import learn_day, learned_under
 from cio_pipeline.pipeline import derive_day
@@ -28,6 +31,9 @@ logger = logging.getLogger(__name__)
 dry_run = dg.AssetSpec(
     key("dry_run"),
     group_name=LOOK,
+    owners=OWNERS,
+    tags=TAGS,
+    kinds={"customerio"},
     description="What runs of some days would send: an observation each time that the job customerio_dry_run looks. It sends"
     " nothing, and changes nothing that is kept.",
 )
@@ -50,7 +56,8 @@ def preview_delivery(
     with store.overlaid(keys[0]) as over:
         options = _read(keys, config, posthog, customerio, over)
         outlook = Outlook(list(_seen(keys, config, over, options)), store.refused_share, options.suppressed.names)
-        outlook.stops = list(_what_would_stop(keys, config, over, outlook.days))
+        has_forgotten = ledger_has_forgotten(store)
+        outlook.stops = list(_what_would_stop(keys, config, over, outlook.days, has_forgotten=has_forgotten))
         lists = (store.options.event_allowlist, store.options.exclude_attributes)
         outlook.unmatched = list(unmatched(over.tables, keys, *lists))
     context.log_event(dg.AssetObservation(dry_run.key, metadata=outlook.metadata()))
@@ -84,20 +91,22 @@ def _seen(keys: list[str], config: DryRun, store: Store, options: DeliveryOption
         yield Day(day, account, report, rejects)
 
 
-def _what_would_stop(keys: list[str], config: DryRun, store: Store, seen: list[Day]) -> Iterator[str]:
+def _what_would_stop(keys: list[str], config: DryRun, store: Store, seen: list[Day], *, has_forgotten: bool) -> Iterator[str]:
     """What would end a run of the days before its first request. They would go a few a run, each within the bounds."""
-    try:
-        refuse_missing_days(store, keys)
-    except NotDelivered as trouble:
-        yield str(trouble)
-    bounds = config.bounds(store, is_backfill=is_backfill({}, keys))
+    for refuse in (refuse_missing_days, partial(refuse_forgotten_days, resend=config.resend)):
+        try:
+            refuse(store, keys)
+        except NotDelivered as trouble:
+            yield str(trouble)
+    bounds = config.bounds(store, is_backfill=is_backfill({}, keys), has_forgotten=has_forgotten)
     for start in range(0, len(seen), SETTINGS.days_per_run):
         run = seen[start : start + SETTINGS.days_per_run]
         counts = sum((day.report.counts for day in run), Counter[str]())
         try:
             bounds.refuse(counts["new customers"], counts["events that can trigger campaigns"])
         except NotDelivered as trouble:
-            yield f"{days_text([day.day for day in run])}: {trouble}"
+            why = f"{FORGOTTEN} " if has_forgotten else ""
+            yield f"{days_text([day.day for day in run])}: {why}{trouble}"
             return
 
 

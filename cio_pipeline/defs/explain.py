@@ -14,7 +14,7 @@ from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import LOOK, key
+from cio_pipeline.defs.keys import LOOK, OWNERS, TAGS, key
 from cio_pipeline.defs.outlook import days_text
 from cio_pipeline.defs.pages import table
 from cio_pipeline.defs.partitions import days_asked_for
@@ -33,6 +33,9 @@ ROWS_SHOWN = 300
 explained_person = dg.AssetSpec(
     key("explained_person"),
     group_name=LOOK,
+    owners=OWNERS,
+    tags=TAGS,
+    kinds={"customerio"},
     description="What happened to a person's events and attributes, and why: an observation each time that the job"
     " explain_person is asked. Ids and emails are masked, and values are left out.",
 )

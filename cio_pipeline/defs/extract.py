@@ -1,36 +1,31 @@
 """PostHog's events of a day, and what they teach about people."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import date, datetime, timedelta, timezone
-from statistics import median
+from datetime import datetime, timezone
 
 import dagster as dg
 
+from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.extract_checks import SPECS, attributes_given, counts_agree
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import GROUP, PREFIX, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS
+from cio_pipeline.defs.metadata import size, table
+from cio_pipeline.defs.outside import posthog_project
 from cio_pipeline.defs.partitions import a_few_days_a_run, days, window
+from cio_pipeline.defs.previews import preview
 from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.defs.schemas import SCHEMAS
 from cio_pipeline.extraction import Extracted, extract_day, extract_history
 from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
-from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-USUAL_WEEKS = 8
-"""A day is compared with the same weekday of so many weeks before it."""
-
-FAR_BELOW = 0.5
-"""Fewer than this share of the usual number of events is said."""
-
-WHAT_GIVES_NONE = (
-    "there are $identify or $set events, but none gives an attribute or email. PostHog keeps $set for 60 days: for older days"
-    " set CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with"
-    " the column person_properties), and run the days again."
-)
+LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
 
 def now() -> datetime:
@@ -44,18 +39,11 @@ def now() -> datetime:
     key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"posthog", "parquet"},
-    check_specs=[
-        dg.AssetCheckSpec(
-            "as_many_events_as_usual",
-            asset=key("posthog_events"),
-            description="Whether a day has events, and not far fewer than its weekday had in the weeks before.",
-        ),
-        dg.AssetCheckSpec(
-            "attributes_given",
-            asset=key("posthog_events"),
-            description="Whether a day with $identify or $set events has an event that gives attributes.",
-        ),
-    ],
+    owners=OWNERS,
+    tags=TAGS,
+    deps=[posthog_project],
+    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **uri("posthog_events")},
+    check_specs=SPECS,
 )
 @failing_in_a_sentence
 def posthog_events(
@@ -63,12 +51,16 @@ def posthog_events(
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
+    counted: dict[str, int] = {}
     for day in context.partition_keys:
         kept[day], facts = read_day(day, posthog, store)
-        context.add_asset_metadata({**_counts(kept[day]), **facts}, partition_key=day)
+        if COUNTED in facts:
+            counted[day] = facts[COUNTED]
+        shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
+        context.add_asset_metadata({**_counts(kept[day], facts), **shown}, partition_key=day)
     yield dg.MaterializeResult()
-    yield _as_many_events_as_usual(kept, store.tables)
-    yield _attributes_given(kept)
+    yield counts_agree(kept, counted)
+    yield attributes_given(kept)
 
 
 def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
@@ -85,48 +77,22 @@ def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[
     return kept, found.facts
 
 
-def _counts(kept: Extracted) -> dict[str, int]:
-    """The metadata of a day."""
-    r20 = {"events with a $set that PostHog has dropped since": kept.remembered} if kept.remembered else {}
-    if kept.from_person:
-        r20["events that give the person's properties"] = kept.from_person
-    duplicates = {"duplicates": kept.duplicates.total(), **kept.duplicates}
-    return {"dagster/row_count": kept.rows, **duplicates, **r20, "shards": kept.shards}
-
-
-def _as_many_events_as_usual(kept: dict[str, Extracted], tables: Tables) -> dg.AssetCheckResult:
-    few = {
-        day: usual for day in kept if (usual := usual_events(tables, day)) * FAR_BELOW > kept[day].rows or not kept[day].rows
+def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
+    """The metadata of a day: what was kept of it, and what the reading took."""
+    took = {**facts, "files written": kept.shards}
+    return {
+        "dagster/partition_row_count": kept.rows,
+        "duplicates": kept.duplicates.total(),
+        "events with a $set that PostHog has dropped since": kept.remembered,
+        "events that give the person's properties": kept.from_person,
+        "duplicates by reason": table([{"why": why, "count": count} for why, count in kept.duplicates.most_common()]),
+        "what the reading took": table([{"what": name, "count": _shown(name, count)} for name, count in took.items()]),
     }
-    told = [
-        f"{day} has {kept[day].rows:,} events" + (f", {usual:,.0f} are usual" if usual else "") for day, usual in few.items()
-    ]
-    return dg.AssetCheckResult(
-        check_name="as_many_events_as_usual",
-        passed=not few,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{'; '.join(told)}: see in PostHog whether events are missing, and run the days again." if few else None,
-        metadata={"days": list(few)},
-    )
 
 
-def usual_events(tables: Tables, day: str) -> float:
-    """How many events the weekday usually has: the median of the weeks before that were extracted; 0 where none was."""
-    before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
-    versions = [tables.current("posthog_events", one) for one in before]
-    rows = [version.rows for version in versions if version is not None]
-    return median(rows) if rows else 0
-
-
-def _attributes_given(kept: dict[str, Extracted]) -> dg.AssetCheckResult:
-    bare = [day for day, one in kept.items() if one.teaching and not one.gives]
-    return dg.AssetCheckResult(
-        check_name="attributes_given",
-        passed=not bare,
-        severity=dg.AssetCheckSeverity.WARN,
-        description=f"{', '.join(bare)}: {WHAT_GIVES_NONE}" if bare else None,
-        metadata={"days": bare},
-    )
+def _shown(name: str, count: int) -> str | int:
+    """A number as it is read: of bytes `1.3 GB`."""
+    return size(count) if name.startswith("bytes") else count
 
 
 class HistoryConfig(dg.Config):
@@ -136,13 +102,22 @@ class HistoryConfig(dg.Config):
     """Read it again, though it is known."""
 
 
-@dg.asset(key_prefix=PREFIX, group_name=GROUP, kinds={"posthog", "sql"})
+@dg.asset(
+    key_prefix=PREFIX,
+    group_name=GROUP,
+    kinds={"posthog", "sql"},
+    owners=OWNERS,
+    tags=TAGS,
+    deps=[posthog_project],
+    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **uri("identity_history")},
+)
 @failing_in_a_sentence
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
-    """What all `$identify` and `$set` events before the first partition teach (R18); read once, then kept."""
-    if not config.again and history_is_known(store):
-        return dg.MaterializeResult(metadata={"known already": True})
-    return dg.MaterializeResult(metadata=read_history(posthog, store))
+    """What all $identify and $set events before the first partition teach (R18); read once, then kept."""
+    is_new = config.again or not history_is_known(store)
+    if is_new:
+        read_history(posthog, store)
+    return dg.MaterializeResult(metadata=_history_counts(store, read_now=is_new))
 
 
 def history_is_known(store: Store) -> bool:
@@ -150,15 +125,26 @@ def history_is_known(store: Store) -> bool:
     return not store.identities.unlearned([HISTORY], _history_setting(store))
 
 
-def read_history(posthog: PostHog, store: Store) -> dict[str, int]:
-    """Reads the history from PostHog and learns it (R18); gives what was kept and learned, by name."""
+def read_history(posthog: PostHog, store: Store) -> None:
+    """Reads the history from PostHog and learns it (R18)."""
     began = now()
     found = posthog.source.history(_history_end())
     with Progress("History", "events read", found.expected) as progress:
         read = replace(found, frames=progress.rows_of(found.frames))
-        kept = extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
-    counts = learn_history(_history_setting(store), store.tables, store.identities, store.workers)
-    return {"events": kept.rows, **kept.duplicates, **counts}
+        extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
+    learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+
+
+def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
+    """What the history holds and has taught, the same whether it was read now or is known already."""
+    version = store.tables.current("identity_history", HISTORY)
+    counts = store.identities.counts(HISTORY)
+    return {
+        "dagster/row_count": version.rows if version else 0,
+        "duplicates": version.about.get("duplicates", 0) if version else 0,
+        **{name: counts[name] for name in LEARNED},
+        "read by this run": read_now,
+    }
 
 
 def _history_end() -> datetime:
@@ -175,6 +161,9 @@ def _history_setting(store: Store) -> str:
     key_prefix=PREFIX,
     group_name=GROUP,
     kinds={"pandas", "sql"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": SCHEMAS["identities"]},
     deps=[posthog_events, identity_history],
 )
 @failing_in_a_sentence
@@ -182,4 +171,5 @@ def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
         counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
-        context.add_asset_metadata({"dagster/row_count": counts["people"], **counts}, partition_key=day)
+        taught = {name: counts[name] for name in LEARNED}
+        context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **taught}, partition_key=day)

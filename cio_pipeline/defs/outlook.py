@@ -8,8 +8,8 @@ import dagster as dg
 
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS
-from cio_pipeline.defs.deliver import HELD
 from cio_pipeline.defs.pages import Row, lines, table
+from cio_pipeline.defs.receipts import HELD
 from cio_pipeline.pipeline import Account
 from cio_pipeline.rules.classify import FILTERED, REFUSED
 

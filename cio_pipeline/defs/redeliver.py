@@ -2,7 +2,8 @@
 
 import logging
 import time
-from collections import Counter, defaultdict
+from collections import Counter
+from collections.abc import Iterator
 
 import dagster as dg
 from pydantic import Field
@@ -13,9 +14,11 @@ from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.before_delivery import Bounded, shards
 from cio_pipeline.defs.deliver import one_at_a_time, receipt_of, suppressed
+from cio_pipeline.defs.deliver_checks import refusals_evaluated
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.receipts import in_one_line
+from cio_pipeline.defs.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.yesterday import DELIVERY
 from cio_pipeline.state.ledger import Refusal
 
 logger = logging.getLogger(__name__)
@@ -32,10 +35,15 @@ class Redelivery(Bounded):
 
 @dg.op(out=dg.Out(dg.Nothing))
 @failing_in_a_sentence
-def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, customerio: CustomerIo, store: Store) -> None:
-    """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed."""
-    started, before, counts = time.monotonic(), customerio.traffic(), Counter[str]()
-    lines: list[str] = []
+def send_refused_again(
+    context: dg.OpExecutionContext, config: Redelivery, customerio: CustomerIo, store: Store
+) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
+    """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed.
+
+    As soon as a day is done, an observation of it says what was sent again and what is still open of it, and the check
+    `nothing_refused` is evaluated anew.
+    """
+    counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_at_a_time(context, store):
         options = DeliveryOptions(suppressed(customerio, store), allow_consent=store.options.allow_consent)
         to_send, forecast = _to_send(config, store), Forecast()
@@ -44,24 +52,29 @@ def send_refused_again(context: dg.OpExecutionContext, config: Redelivery, custo
             forecast.add_refusals(refused, store.ledger)
         forecast.refuse_beyond(config.bounds(store, is_backfill=True))
         for day, refused in allowed.items():
+            started, sent_before = time.monotonic(), customerio.traffic()
             report = redeliver(day, refused, store.ledger, customerio.client, options)
-            counts, lines = counts + report.counts, lines or report.sample
-            counts["refusals suppressed"] += len(to_send[day]) - len(refused)
-    receipt = receipt_of(counts, lines, customerio.traffic() - before, time.monotonic() - started)
+            report.counts["refusals suppressed"] += len(to_send[day]) - len(refused)
+            counts += report.counts
+            run = run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
+            logger.info("%s: %s.", day, in_one_line(run))
+            receipt = receipt_of(store, day, run, report.sample)
+            yield dg.AssetObservation(DELIVERY, partition=day, metadata={**receipt, "redelivery": True})
+            yield refusals_evaluated(store)
+        if not allowed:
+            yield refusals_evaluated(store)
+    total = run_counts(counts, customerio.traffic() - before, time.monotonic() - began)
     still = sum(store.ledger.refused_by_reason().values())
-    logger.info("%s; %s refused still, of all days.", in_one_line(receipt), f"{still:,}")
-    context.add_output_metadata({**receipt, "refused still, of all days": still})
+    logger.info("%s; %s refused still, of all days.", in_one_line(total), f"{still:,}")
+    context.add_output_metadata({**total, "refused still, of all days": still})
+    yield dg.Output(None)
 
 
 def _to_send(config: Redelivery, store: Store) -> dict[str, list[Refusal]]:
     """The refusals to send again, by day. Raises `dagster.Failure` where some are open, but none of those that are meant."""
     meant = store.ledger.refusals(config.partition, config.reason)
-    if not meant and (others := store.ledger.refusals()):
-        days = defaultdict[str, list[str]](list)
-        for day, refused in others.items():
-            for one in refused:
-                days[one.reason].append(day)
-        still = "; ".join(f"{len(on)} for {reason} ({min(on)} to {max(on)})" for reason, on in days.items())
+    if not meant and (others := store.ledger.open_refusals()):
+        still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
         raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
     return meant
 

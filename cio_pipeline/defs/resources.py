@@ -5,17 +5,20 @@ A run's resources are made before its first step, so a wrong setting or key ends
 
 import logging
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import dagster as dg
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs import connections
 from cio_pipeline.defs.failures import refusing_in_a_sentence
 from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
@@ -26,7 +29,7 @@ from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.places import is_url, shown
-from cio_pipeline.settings.settings import Settings, load_settings
+from cio_pipeline.settings.settings import Settings, SettingsError, load_settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
@@ -37,16 +40,25 @@ from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
 logger = logging.getLogger(__name__)
 
 
+def _shown(setting: str, of: Callable[[Settings], str]) -> Any:
+    """A field for the resource's page: what the settings say. It sets nothing."""
+    return Field(default=connections.text(of), description=f"{setting}. Shown only: it is set in the environment or .env.")
+
+
 class PostHog(dg.ConfigurableResource[None]):
     """The PostHog project that POSTHOG_HOST, POSTHOG_PROJECT_ID and POSTHOG_PERSONAL_API_KEY name."""
 
+    host: str = _shown("POSTHOG_HOST", lambda settings: settings.posthog_url)
+    project: str = _shown("POSTHOG_PROJECT_ID", lambda settings: settings.posthog_project_id)
+    event_source: str = _shown("CIO_EVENT_SOURCE", lambda settings: settings.event_source)
     _source: EventSource = PrivateAttr()
 
     @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
-        refuse_wrong_days(context.run.tags if context.run else {})
-        self._source = event_source(load_settings())
+        settings = settings_of_the_run(self, context)
+        tag(context, posthog=connections.source(settings))
+        self._source = event_source(settings)
         self._source.check()
 
     @property
@@ -58,14 +70,20 @@ class PostHog(dg.ConfigurableResource[None]):
 class CustomerIo(dg.ConfigurableResource[None]):
     """The Customer.io workspace that CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY belong to."""
 
+    track_api: str = _shown("CUSTOMERIO_TRACKING_ENDPOINT", lambda settings: settings.tracking_url)
+    region: str = _shown(
+        "CUSTOMERIO_TRACKING_ENDPOINT", lambda settings: connections.REGIONS.get(settings.tracking_url, "not known")
+    )
+    requests_per_second: str = _shown("CIO_REQUESTS_PER_SECOND", lambda settings: f"{settings.requests_per_second:g}")
+
     _client: TrackClient = PrivateAttr()
     _suppressed: Suppressed = PrivateAttr()
 
     @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
-        refuse_wrong_days(context.run.tags if context.run else {})
-        settings = load_settings()
+        settings = settings_of_the_run(self, context)
+        tag(context, customerio=connections.sink(settings))
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
             logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.names:,}")
@@ -90,6 +108,9 @@ class CustomerIo(dg.ConfigurableResource[None]):
 class Store(dg.ConfigurableResource[None]):
     """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
 
+    tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
+    ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger)
+    rules: str = _shown("What is sent", connections.rules)
     _settings: Settings = PrivateAttr()
     _tables: Tables = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
@@ -98,10 +119,9 @@ class Store(dg.ConfigurableResource[None]):
     @refusing_in_a_sentence
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
-        refuse_wrong_days(context.run.tags if context.run else {})
+        self._settings = settings_of_the_run(self, context)
         keep_private()
         allow_open_files()
-        self._settings = load_settings()
         refuse_closed_bucket(self._settings.data_dir)
         self._tables = Tables(self._settings.data_dir)
         database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
@@ -131,9 +151,19 @@ class Store(dg.ConfigurableResource[None]):
         return self._settings.options
 
     @property
+    def connected(self) -> str:
+        """From where to where the events go, as Markdown with links."""
+        return connections.as_markdown(self._settings)
+
+    @property
     def bounds(self) -> Bounds:
         """The most that a run may make of new customers and start of campaigns."""
         return Bounds(self._settings.max_new_customers, self._settings.max_campaign_events)
+
+    @property
+    def refused_share(self) -> float:
+        """The share of a day's events that the rules may refuse."""
+        return self._settings.refused_share
 
     @property
     def allows_missing_days(self) -> bool:
@@ -141,14 +171,15 @@ class Store(dg.ConfigurableResource[None]):
         return self._settings.missing_days == "allow"
 
     @property
+    def first_day_of_ledger(self) -> str | None:
+        """The first day of which the ledger keeps what was delivered; None where it keeps all."""
+        days = self._settings.ledger_days
+        return None if days is None else str(datetime.now(timezone.utc).date() - timedelta(days=days))
+
+    @property
     def suppressed_file(self) -> str | None:
         """CIO_SUPPRESSED_FILE."""
         return self._settings.suppressed_file
-
-    @property
-    def refused_share(self) -> float:
-        """The share of a day's events that the rules may refuse before that is a failure."""
-        return self._settings.refused_share
 
     @property
     def attributes_from(self) -> AttributesFrom:
@@ -174,6 +205,23 @@ class Store(dg.ConfigurableResource[None]):
     def ledger(self) -> Ledger:
         """What Customer.io has acknowledged."""
         return self._ledger
+
+
+def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.InitResourceContext) -> Settings:
+    """The settings of the run. Raises `SettingsError`, also where the run config would set what a page only shows, and
+    `DaysError`."""
+    refuse_wrong_days(context.run.tags if context.run else {})
+    for name, field in type(resource).model_fields.items():
+        if getattr(resource, name) != field.default:
+            raise SettingsError(f"The run config cannot set {name}: {field.description}")
+    return load_settings()
+
+
+def tag(context: dg.InitResourceContext, **values: str) -> None:
+    """Tags the run, so that the list of runs tells where each has read and sent."""
+    if context.run is not None and context.instance is not None:
+        tags = {f"cio_pipeline/{name}": value for name, value in values.items()}
+        context.instance.add_run_tags(context.run.run_id, tags)
 
 
 def refuse_closed_bucket(data_dir: str) -> None:

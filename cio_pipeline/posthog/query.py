@@ -10,7 +10,7 @@ from typing import Any
 
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.dropped_set import may_teach
-from cio_pipeline.posthog.reading import Queries, Reading, Selection
+from cio_pipeline.posthog.reading import COUNTED, Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
 
@@ -50,6 +50,7 @@ class QuerySource:
         needed = _needed(self._allowlist, may_teach(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
+        reading.facts[COUNTED] = counts.total()
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
     def history(self, before: datetime) -> Window:

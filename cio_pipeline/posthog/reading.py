@@ -43,6 +43,8 @@ IN_SLICE = (
     " AND cityHash64(uuid) >= {uuid_low} AND cityHash64(uuid) <= {uuid_high}"
 )
 LEFT = "bytes left to read"
+COUNTED = "events counted by PostHog"
+"""What a window's facts call PostHog's own count, of before the reading."""
 
 
 class Selection(NamedTuple):

@@ -15,22 +15,21 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.cli.ui import interruptible
-from cio_pipeline.sandbox.processes import Sandbox, empty_folder, end, local, sandbox
-from cio_pipeline.settings.places import PROJECT
+from cio_pipeline.sandbox.processes import Sandbox, empty_folder, end, local, sandbox, sandbox_folder
 from cio_pipeline.tables.tables import Tables
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
-FOLDER = PROJECT / "data" / "demo"
 
 
-def demo(folder: Path = FOLDER) -> int:
+def demo(folder: Path | None = None) -> int:
     """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status.
 
     The folder, which is made anew, has all that the demo writes. Raises `SettingsError` where it cannot be made, and
     `KeyboardInterrupt` on Ctrl-C or SIGTERM, when the services have ended.
     """
     interruptible()
+    folder = folder or sandbox_folder("demo")
     empty_folder(folder)
     with sandbox(FIRST, days=len(DAYS)) as services:
         environment = services.environment(folder, FIRST, CIO_ANONYMOUS_USERS="identified", CIO_STITCH_ANONYMOUS_DAYS="7")
@@ -116,4 +115,4 @@ def _print_people(services: Sandbox, folder: Path) -> None:
     for person in sorted(people, key=lambda person: -len(person["attributes"]))[:3]:
         shown = {name: person["attributes"].get(name) for name in ("email", "name", "plan", "created_at")}
         print(f"  {person['identifiers'].get('id')}: {shown}, {len(person['events'])} events")
-    print(f"\nThe tables are in {folder}. `make dev` opens the Dagster UI on such a sandbox, and its People page.")
+    print(f"\nThe tables are in {folder}. The command `dev` opens the Dagster UI on such a sandbox, and its People page.")

@@ -7,23 +7,23 @@ from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from cio_pipeline.cli.ui import dagster_dev, interruptible
-from cio_pipeline.sandbox.processes import empty_folder, sandbox
-from cio_pipeline.settings.places import PROJECT
+from cio_pipeline.sandbox.processes import empty_folder, sandbox, sandbox_folder
+from cio_pipeline.settings.places import DAGSTER_YAML
 
 DAYS = 10
-FOLDER = PROJECT / "data" / "dev"
 
 
-def dev(folder: Path = FOLDER, days: int = DAYS, **settings: str) -> int:
+def dev(folder: Path | None = None, days: int = DAYS, **settings: str) -> int:
     """Runs both services and `dagster dev` on the last days; ends all of them on Ctrl-C or SIGTERM.
 
     The folder, which is made anew, has all that they write; the settings are the sandbox's and those given.
     """
     interruptible()
+    folder = folder or sandbox_folder("dev")
     home = folder / "dagster"
     empty_folder(folder)
     home.mkdir()
-    shutil.copy(PROJECT / "dagster.yaml", home)
+    shutil.copy(DAGSTER_YAML, home)
     start = datetime.now(timezone.utc).date() - timedelta(days=days)
     try:
         with sandbox(start, days) as services:

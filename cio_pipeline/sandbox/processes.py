@@ -16,16 +16,23 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from importlib.util import find_spec
 from pathlib import Path
 
 import requests
 
 from cio_pipeline.settings.envfile import SettingsError
-from cio_pipeline.settings.places import PROJECT, is_loopback
+from cio_pipeline.settings.places import PROJECT, base_folder, is_loopback
 
 GRACE_SECONDS = 10
 KEPT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """What a process needs of the caller's environment to run at all."""
+
+
+def sandbox_folder(name: str) -> Path:
+    """`data/demo` and the like in a checkout. Elsewhere a folder of a name that is surely ours, for it is made anew."""
+    base = base_folder()
+    return base / "data" / name if base == PROJECT else base / f"cio_pipeline_{name}"
 
 
 def empty_folder(folder: Path) -> None:
@@ -83,7 +90,12 @@ class Sandbox:
 
 @contextmanager
 def sandbox(start: date, days: int) -> Iterator[Sandbox]:
-    """Both services, with generated PostHog events of so many days, until the block ends."""
+    """Both services, with generated PostHog events of so many days, until the block ends.
+
+    Raises `SettingsError` where the libraries that only they need are not installed.
+    """
+    if missing := [library for library in ("duckdb", "sqlglot") if find_spec(library) is None]:
+        raise SettingsError(f"The sandbox needs {' and '.join(missing)}: install the extra, cio_pipeline[sandbox].")
     with ExitStack() as running:
         posthog = running.enter_context(
             process("cio_pipeline.sandbox.posthog.server", "--start", start.isoformat(), "--days", str(days))

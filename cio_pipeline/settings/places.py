@@ -17,12 +17,20 @@ from cio_pipeline.settings.envfile import SettingsError
 from cio_pipeline.settings.values import clean
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The checkout; a relative path counts from here, whatever the working directory is."""
+"""The folder that holds the package: the checkout, or where the package was installed."""
+
+DAGSTER_YAML, WORKSPACE_YAML = PROJECT / "cio_pipeline" / "dagster.yaml", PROJECT / "cio_pipeline" / "workspace.yaml"
+"""Dagster's settings for an instance of its own, and the file that tells it of this code location."""
 
 
 VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 """Of a URL that lacks a slash, or of a folder on Windows."""
+
+
+def base_folder() -> Path:
+    """Where a relative path counts from: the checkout, from any working directory; without one, the working directory."""
+    return PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()
 
 
 def is_url(text: str) -> bool:
@@ -31,7 +39,7 @@ def is_url(text: str) -> bool:
 
 
 def absolute(text: Any) -> Any:
-    """A path with `~` expanded, counted from the checkout where it is relative; a URL as it is. Raises `ValueError`."""
+    """A path with `~` expanded, counted from `base_folder` where it is relative; a URL as it is. Raises `ValueError`."""
     if isinstance(text, str) and text.startswith("file://"):
         text = text.removeprefix("file://")
         if not text.startswith("/"):
@@ -63,11 +71,7 @@ def _path(text: str) -> Path:
         path = Path(text).expanduser()
     except RuntimeError:
         raise ValueError("begins with ~, but there is no such home folder") from None
-    if path.is_absolute():
-        return path
-    if not (PROJECT / "pyproject.toml").exists():
-        raise ValueError("must be an absolute path: without a checkout of cio_pipeline there is not a folder to count from")
-    return PROJECT / path
+    return base_folder() / path
 
 
 def refuse_unusable_folder(name: str, folder: Path) -> None:
@@ -107,7 +111,7 @@ def refuse_unknown_storage(name: str, place: str) -> None:
 def dagster_home(data_dir: str) -> Path:
     """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is not a folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
-        home = (PROJECT / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
+        home = (base_folder() / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
         refuse_unusable_folder("CIO_DATA_DIR", home)
         try:
             home.mkdir(parents=True, exist_ok=True)

@@ -75,6 +75,7 @@ class DaysSettings(BaseSettings):
     start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
+    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
     @field_validator("*", mode="before")
@@ -103,7 +104,6 @@ class AlertSettings(DaysSettings):
     )
     smtp_url: Annotated[SecretStr | None, BeforeValidator(alerts.smtp_url)] = Field(default=None, alias="CIO_SMTP_URL")
     heartbeat_url: Annotated[SecretStr | None, BeforeValidator(alerts.url)] = Field(default=None, alias="CIO_HEARTBEAT_URL")
-    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
     dagster_url: Annotated[str, BeforeValidator(alerts.url)] = Field(default="", alias="CIO_DAGSTER_URL")
     allow_plain_http: YesNo = Field(default=False, alias="CIO_ALLOW_PLAIN_HTTP")
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
@@ -172,6 +172,7 @@ class Settings(AlertSettings):
         default=None, alias="CIO_SUPPRESSED_FILE"
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
+    ledger_days: int | None = Field(default=None, ge=7, alias="CIO_LEDGER_DAYS")
     refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
 
     @property
@@ -187,6 +188,18 @@ class Settings(AlertSettings):
     def suppressed_file(self) -> str | None:
         """Where the people are named who asked to be forgotten: a path or URL, which may hold a password."""
         return None if self.suppressed_file_given is None else self.suppressed_file_given.get_secret_value()
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The settings that may be paths, by name, as this process reads them: for one with another working directory."""
+        ledger = self.ledger_url_given and self.ledger_url_given.get_secret_value()
+        places = {
+            "CIO_DATA_DIR": self.data_dir,
+            "CIO_BATCH_EXPORT_URL": self.batch_export_url,
+            "CIO_LEDGER_URL": ledger,
+            "CIO_SUPPRESSED_FILE": self.suppressed_file,
+        }
+        return {name: place for name, place in places.items() if place}
 
     @property
     def options(self) -> Options:
@@ -218,6 +231,13 @@ def load_settings() -> Settings:
     _refuse_plain_http(settings)
     _refuse_places(settings)
     return settings
+
+
+def settings_to_show() -> Settings:
+    """The settings as far as they are set, for pages: what is missing is empty, and no place is looked at. Raises
+    `SettingsError` where one is wrong."""
+    load_environment(NAMES)
+    return _read(Settings)
 
 
 def load_days_settings() -> DaysSettings:

@@ -7,7 +7,7 @@ history before the first partition is kept as a day of its own that sorts before
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import date, timedelta
@@ -54,6 +54,12 @@ class Identities:
         with reading(self._engine) as connection:
             counts = connection.execute(query).scalar()
         return None if counts is None else Counter(json.loads(counts))
+
+    def counts(self, day: str) -> Counter[str]:
+        """The counts that `replace` gave when the day was learned last; none where it never was."""
+        query = sa.select(learned_days.c.counts).where(learned_days.c.day == day)
+        with reading(self._engine) as connection:
+            return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], made_of: str = "") -> Counter[str]:
         """Keeps what a day of so many events taught under a setting, instead of what was kept of it; gives how many people,
@@ -114,6 +120,28 @@ class Identities:
         rows = self._of(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
         frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
         return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
+
+    def shared_emails(self, day: str) -> dict[str, list[str]]:
+        """The emails, in lower case, that were set on the day and that several identified distinct_ids have as their last one;
+        and these distinct_ids, sorted.
+
+        `ties` gives those that ever had such an email, so only their own last ones are looked up.
+        """
+        with reading(self._engine) as connection:
+            set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
+        candidates = self._of(list(set_then), _identified_with)
+        several = Counter(email for email, _ in candidates)
+        ids = [who for email, who in candidates if several[email] > 1]
+        last = dict(self._of(ids, _last_emails))
+        shared = defaultdict[str, list[str]](list)
+        for who in sorted(last):
+            shared[last[who].lower()].append(who)
+        return {email: who for email, who in shared.items() if len(who) > 1 and email in set_then}
+
+    def last_derived(self) -> str | None:
+        """The last day that was derived."""
+        with reading(self._engine) as connection:
+            return connection.execute(sa.select(sa.func.max(derived_days.c.day))).scalar()
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
         """Those of the days that were never learned: under the setting, or at all."""
@@ -206,6 +234,19 @@ def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
     return f"{before['content'].iloc[-1] if len(before) else ''} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
+
+
+def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Each wanted email with the identified distinct_ids that are tied to it."""
+    is_identified = sa.exists().where(identified.c.distinct_id == ties.c.distinct_id)
+    return sa.select(ties.c.name, ties.c.distinct_id).where(ties.c.name == wanted, is_identified)
+
+
+def _last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Each wanted distinct_id with the email it has by now."""
+    last = sa.select(emails.c.email).where(emails.c.distinct_id == wanted).order_by(emails.c.day.desc()).limit(1)
+    found = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
+    return sa.select(found).where(found.c.email.is_not(None))
 
 
 def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:

@@ -1,8 +1,8 @@
 """What Customer.io has acknowledged, so that a rerun sends only what is new and a killed run goes on where it stopped.
 
-Per partition the ids of the events it took, packed as 16 bytes each, one row a request. Per customer each attribute's last
-acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused stands here too, with its reason
-and the item itself.
+Per partition the ids of the events it took, packed as 16 bytes each, one row a request, with how many customers that made.
+Per customer each attribute's last acknowledged value (a hash) and time. Neither holds anybody's data. What Customer.io refused
+stands here too, with its reason and the item itself.
 """
 
 from __future__ import annotations
@@ -13,13 +13,24 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
-from cio_pipeline.customer_state import CUSTOMER, State, customer_id, id_halves, is_superseded, merge, pack, pack_ids, unpack
+from cio_pipeline.customer_state import (
+    CUSTOMER,
+    ULID_BYTES,
+    State,
+    customer_id,
+    id_halves,
+    is_superseded,
+    merge,
+    pack,
+    pack_ids,
+    unpack,
+)
 from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger_tables import CHUNK, VERSION, deliveries, delivery_lock, metadata, refusals
@@ -34,7 +45,7 @@ STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF c
 KEEP_STATE = (
     "INSERT INTO customer_states (customer, state) VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
 )
-KEEP_DELIVERED = "INSERT INTO deliveries (day, event_uuids) VALUES (?, ?)"
+KEEP_DELIVERED = "INSERT INTO deliveries (day, event_uuids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
 """These go to the driver as they are: a delivery has one or two a request, and thousands of rows."""
 
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
@@ -60,17 +71,48 @@ class Refusal:
     state: State = field(default_factory=dict)
 
 
+class Entry(NamedTuple):
+    """What tells an acknowledgement from all others, in whichever copy of a ledger: number, day, and its first event's id."""
+
+    number: int
+    day: str
+    first_id: str
+
+
+class OpenRefusals(NamedTuple):
+    """How many items Customer.io has refused for a reason and not accepted since, and the first and last of their days."""
+
+    reason: str
+    items: int
+    first: str
+    last: str
+
+
 @dataclass
 class Acknowledgement:
     """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
 
-    customers: by key, a state as `customer_state.pack` packs it, or several of different attributes, joined.
+    customers: by key, a state as `customer_state.pack` packs it, or several of different attributes, joined; campaign_events:
+    how many of the events were new to Customer.io and young enough to start campaigns.
     """
 
     event_ids: list[str] = field(default_factory=list)
+    campaign_events: int = 0
     customers: dict[str, bytes] = field(default_factory=dict)
     accepted: list[str] = field(default_factory=list)
     refused: list[Refusal] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class DayTotals:
+    """What all runs together have made of a day: events that were delivered, each once; customers that were new; events that
+    were young enough to start campaigns; what Customer.io has refused and not accepted since, and the events among it."""
+
+    events: int = 0
+    new_customers: int = 0
+    campaign_events: int = 0
+    refused: int = 0
+    refused_events: int = 0
 
 
 class Ledger:
@@ -123,6 +165,44 @@ class Ledger:
         again = (np.diff(first[order]) == 0) & (np.diff(last[order]) == 0)
         return ids[order][np.append(np.ones(min(1, len(ids)), bool), ~again)]
 
+    def newest(self) -> Entry | None:
+        """The last acknowledgement of events; None where there is none."""
+        return self._entry(sa.select(sa.func.max(deliveries.c.id)).scalar_subquery())
+
+    def has(self, entry: Entry) -> bool:
+        """Whether it is in this ledger."""
+        return self._entry(entry.number) == entry
+
+    def _entry(self, number: Any) -> Entry | None:
+        found = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
+        with reading(self._engine) as connection:
+            row = connection.execute(sa.select(*found).where(deliveries.c.id == number)).first()
+        return None if row is None else Entry(row[0], row[1], bytes(row[2]).hex())
+
+    def totals(self, day: str) -> DayTotals:
+        """What all runs together have made of the day."""
+        counts = (sa.func.coalesce(sa.func.sum(deliveries.c[name]), 0) for name in ("new_customers", "campaign_events"))
+        refused = {"event": 0, "customer": 0}
+        with reading(self._engine) as connection:
+            new_customers, campaign_events = connection.execute(sa.select(*counts).where(deliveries.c.day == day)).one()
+            kinds = sa.select(refusals.c.kind, sa.func.count()).where(refusals.c.day == day).group_by(refusals.c.kind)
+            refused.update({row[0]: row[1] for row in connection.execute(kinds)})
+        events = len(self.delivered(day))
+        return DayTotals(events, int(new_customers), int(campaign_events), sum(refused.values()), refused["event"])
+
+    def events_delivered(self, days: list[str]) -> dict[str, int]:
+        """How many events were delivered on each of the days, without reading them: one that was sent twice counts twice."""
+        size = sa.func.sum(sa.func.length(deliveries.c.event_uuids))
+        wanted = sa.select(deliveries.c.day, size).where(deliveries.c.day.in_(days)).group_by(deliveries.c.day)
+        with reading(self._engine) as connection:
+            return {row[0]: int(row[1]) // ULID_BYTES for row in connection.execute(wanted)}
+
+    def events_refused(self, days: list[str]) -> dict[str, int]:
+        """How many events of each of the days Customer.io has refused and not accepted since."""
+        wanted = sa.select(refusals.c.day, sa.func.count()).where(refusals.c.day.in_(days), refusals.c.kind == "event")
+        with reading(self._engine) as connection:
+            return {row[0]: row[1] for row in connection.execute(wanted.group_by(refusals.c.day))}
+
     def states(self, keys: Iterable[str]) -> dict[str, State]:
         """What Customer.io holds of these customers; one it has not heard of is missing."""
         return {key: unpack(state) for key, state in self.packed_states(keys).items()}
@@ -146,9 +226,10 @@ class Ledger:
         """What Customer.io refused of the day, by item."""
         return {refusal.item: refusal for refusal in self.refusals(day).get(day, [])}
 
-    def refusals(self, day: str | None = None, reason: str | None = None) -> dict[str, list[Refusal]]:
-        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came."""
-        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at)
+    def refusals(self, day: str | None = None, reason: str | None = None, limit: int | None = None) -> dict[str, list[Refusal]]:
+        """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came; the
+        first so many of them."""
+        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
         if day is not None:
             wanted = wanted.where(refusals.c.day == day)
         if reason is not None:
@@ -163,9 +244,31 @@ class Ledger:
 
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days."""
-        counted = sa.select(refusals.c.reason, sa.func.count()).group_by(refusals.c.reason)
+        return {one.reason: one.items for one in self.open_refusals()}
+
+    def forget_before(self, day: str) -> int:
+        """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were.
+
+        The newest entry stays, whatever its day: by it a ledger is told from an older copy. Each day is a transaction, so that
+        no writer waits for long.
+        """
+        newest = sa.select(sa.func.max(deliveries.c.id)).scalar_subquery()
         with reading(self._engine) as connection:
-            return {row[0]: row[1] for row in connection.execute(counted)}
+            days = connection.execute(sa.select(deliveries.c.day).where(deliveries.c.day < day).distinct()).scalars().all()
+        gone = 0
+        for one in days:
+            with writing(self._engine) as transaction:
+                old = sa.delete(deliveries).where(deliveries.c.day == one, deliveries.c.id < newest)
+                gone += transaction.execute(old).rowcount
+        return gone
+
+    def open_refusals(self) -> list[OpenRefusals]:
+        """The same with the days, the most first."""
+        count = sa.func.count()
+        counted = sa.select(refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+        with reading(self._engine) as connection:
+            found = connection.execute(counted.group_by(refusals.c.reason).order_by(count.desc(), refusals.c.reason))
+            return [OpenRefusals(*row) for row in found]
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.
@@ -174,9 +277,10 @@ class Ledger:
         """
         with writing(self._engine) as transaction:
             any_refusal = self._check_lock(transaction)
-            if answer.event_ids:
-                self._execute(transaction, KEEP_DELIVERED, (day, pack_ids(answer.event_ids).tobytes()))
-            states = self._keep_states(transaction, answer.customers)
+            states, new_customers = self._keep_states(transaction, answer.customers)
+            if answer.event_ids or new_customers:
+                ids = pack_ids(answer.event_ids).tobytes()
+                self._execute(transaction, KEEP_DELIVERED, (day, ids, new_customers, answer.campaign_events))
             if any_refusal:
                 _close_accepted(transaction, day, answer.accepted + [refusal.item for refusal in answer.refused])
                 _close_superseded(transaction, states)
@@ -197,16 +301,17 @@ class Ledger:
         postgres = self._engine.dialect.name == "postgresql"
         transaction.exec_driver_sql(statement.replace("?", "%s") if postgres else statement, values)
 
-    def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> dict[bytes, bytes]:
-        """Merges into what stands there; gives what then does, by customer."""
+    def _keep_states(self, transaction: sa.Connection, customers: dict[str, bytes]) -> tuple[dict[bytes, bytes], int]:
+        """Merges into what stands there; gives what then does, by customer, and how many of them nothing was known of."""
         if not customers:
-            return {}
+            return {}, 0
         states = {customer_id(key): state for key, state in customers.items()}
         standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
-        for customer, standing in transaction.execute(standing_states, _joined(states)).all():
+        known = transaction.execute(standing_states, _joined(states)).all()
+        for customer, standing in known:
             states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
         self._execute(transaction, KEEP_STATE, sorted(states.items()))
-        return states
+        return states, len(states) - len(known)
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
         now = datetime.now(timezone.utc).replace(tzinfo=None)

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from cio_pipeline.customer_state import CUSTOMER, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
-VERSION = SchemaVersion("ledger", 3)
+VERSION = SchemaVersion("ledger", 4)
 """A change of these tables, or of what their bytes mean, needs the next number: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -29,7 +29,11 @@ deliveries = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("day", sa.String(10), nullable=False, index=True),
     sa.Column("event_uuids", Bytes, nullable=False),
+    sa.Column("new_customers", sa.Integer, nullable=False),
+    sa.Column("campaign_events", sa.Integer, nullable=False),
 )
+"""A row a request: the events that it brought, packed; how many customers it made; and how many of the events were young enough
+to start campaigns."""
 
 customer_states = sa.Table(
     "customer_states",

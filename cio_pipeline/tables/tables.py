@@ -203,6 +203,15 @@ class Tables:
             if len(found):
                 yield found
 
+    def head(self, table: str, partition: str, rows: int, columns: list[str]) -> list[dict[str, Any]]:
+        """The first so many rows, by column. Raises `NotMaterialized` as `read` does."""
+        version, found = self.version(table, partition), list[dict[str, Any]]()
+        for shard in (number for number, count in enumerate(version.shard_rows) if count):
+            if len(found) < rows:
+                with self._opened(table, partition, version, shard) as file:
+                    found += next(file.iter_batches(rows, columns=columns)).to_pylist()
+        return found[:rows]
+
     def is_whole(self, table: str, partition: str) -> bool:
         """Whether the files of the version to read are just as they were written."""
         version = self.version(table, partition)

@@ -13,6 +13,8 @@ import pytest
 
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.metadata import table
+from cio_pipeline.defs.receipts import DELIVERED, OPEN_REFUSALS
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.tables.tables import Tables
 
@@ -46,11 +48,12 @@ def checked(asset: str, name: str, passed: bool, description: str | None = None,
 
 def derived(day: str, extracted: int, filtered: int = 0, **reasons: int) -> Any:
     refused = sum(count for name, count in reasons.items() if name.startswith("refused"))
-    return materialized("events", day, extracted=extracted, filtered=filtered, refused=refused, reasons=reasons)
+    outcomes = table([{"what": name, "count": count} for name, count in reasons.items()])
+    return materialized("events", day, extracted=extracted, filtered=filtered, refused=refused, outcomes=outcomes)
 
 
-def delivered(day: str, sent: int = 1, **more: int) -> Any:
-    return materialized("customerio_delivery", day, **{"events sent": sent, **more})
+def delivered(day: str, refused: int = 0) -> Any:
+    return materialized("customerio_delivery", day, **{DELIVERED: 1, OPEN_REFUSALS: refused})
 
 
 def ended(summary: Summary, *events: Any) -> int:
@@ -102,7 +105,6 @@ def test_of_many_days_with_too_many_refused_three_are_named(summary: Summaries, 
 def test_each_failed_check_is_a_line_and_of_checks_of_all_days_the_last_run_counts(
     summary: Summaries, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    missing = {"days missing": 2, "first": DAY, "last": NEXT_DAY}
     assert (
         ended(
             summary(),
@@ -114,14 +116,16 @@ def test_each_failed_check_is_a_line_and_of_checks_of_all_days_the_last_run_coun
             checked("identities", "later_days_up_to_date", True),
             checked("customerio_delivery", "nothing_refused", False, refused=2),
             checked("customerio_delivery", "nothing_refused", False, refused=1),
-            checked("customers", "earlier_days_learned", False, "Not known.", **missing),
+            checked("rejects", "few_refused_by_the_rules", False, "A line of its own says so."),
+            checked("customerio_delivery", "yesterday_delivered", False, "This is not of these days."),
+            checked("customers", "earlier_days_learned", False, "Not known."),
         )
         == 0
     )
     assert capsys.readouterr().out.splitlines() == [
         "The check attributes_given of posthog_events failed: First. Second.",
         "The check nothing_refused of customerio_delivery failed: refused: 1",
-        f"The check earlier_days_learned of customers failed: Not known. (2 days: make run FROM={DAY} TO={NEXT_DAY})",
+        "The check earlier_days_learned of customers failed: Not known.",
     ]
 
 

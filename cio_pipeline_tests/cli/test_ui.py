@@ -17,7 +17,7 @@ from cio_pipeline.cli.commands import main
 from cio_pipeline.sandbox import demo, dev
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings import environment
-from cio_pipeline.settings.places import PROJECT
+from cio_pipeline.settings.places import PROJECT, WORKSPACE_YAML
 
 KEYS = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY")
 
@@ -63,7 +63,7 @@ def test_dagster_gets_the_environment_first_and_finds_no_env_file(
     assert (home / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
     wanted = {"CIO_LATE_DAYS": "5", "POSTHOG_PROJECT_ID": "1", "DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
     assert wanted.items() <= dagster.given["env"].items()
-    assert dagster.command[dagster.command.index("-w") + 1] == str(PROJECT / "workspace.yaml")
+    assert dagster.command[dagster.command.index("-w") + 1] == str(WORKSPACE_YAML)
     assert capsys.readouterr().out.startswith("Sends to https://track.customer.io; the tables are in ")
 
 

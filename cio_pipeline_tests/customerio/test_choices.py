@@ -16,12 +16,13 @@ from cio_pipeline.customerio.client import HARMLESS, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
 from cio_pipeline.sandbox.customerio import server as customerio
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
@@ -90,6 +91,16 @@ def test_a_look_says_what_a_delivery_then_does(workspace: Workspace, ledger: Led
     assert workspace.requests[-1].bytes == counts["bytes"]
     assert shown.sample == sent.sample
     assert "jane" not in str(shown.sample)
+
+
+def test_an_event_that_is_sent_again_counts_once_for_those_that_may_start_campaigns(
+    workspace: Workspace, ledger: Ledger
+) -> None:
+    made = tables(event("a", at=pd.Timestamp.now(tz="UTC").isoformat()), event("b"))
+    counts = [send(workspace, ledger, made, options=DeliveryOptions(resend=resend)).counts for resend in (False, False, True)]
+    assert [one["events sent"] for one in counts] == [2, 0, 2]
+    assert [one[CAMPAIGN_EVENTS] for one in counts] == [1, 0, 0]
+    assert ledger.totals(DAY) == DayTotals(events=2, new_customers=1, campaign_events=1)
 
 
 def test_a_look_at_several_days_counts_a_new_customer_once(ledger: Ledger) -> None:

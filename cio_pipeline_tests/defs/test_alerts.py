@@ -12,7 +12,8 @@ from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.alerts import Cursor, customerio_alerts
-from cio_pipeline.defs.deliver import customerio_delivery, nothing_refused
+from cio_pipeline.defs.deliver import customerio_delivery
+from cio_pipeline.defs.deliver_checks import nothing_refused
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 

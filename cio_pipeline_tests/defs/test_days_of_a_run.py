@@ -16,16 +16,19 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
+from cio_pipeline.defs.receipts import DELIVERED, MEANING, NEW_CUSTOMERS, OPEN_REFUSALS, PICTURE, YOUNG_EVENTS
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.test_deliver import SINK, refusing
+from cio_pipeline_tests.receipts import values
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 TODAY = datetime.now(timezone.utc).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
 SINK_KEY = key("customerio_delivery")
+PLOTTED = (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS)
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 Workspace = customerio.CustomerioServer
 Start = Callable[..., Workspace]
@@ -93,7 +96,7 @@ def run(instance: dg.DagsterInstance, days: list[str], **config: Any) -> dict[st
     """Runs the days; gives each day's receipt."""
     result = execute(instance, days, **config)
     receipts = result.asset_materializations_for_node(SINK)
-    return {str(one.partition): {name: value.value for name, value in one.metadata.items()} for one in receipts}
+    return {str(one.partition): values(one.metadata) for one in receipts}
 
 
 def stops(instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any) -> str:
@@ -131,12 +134,12 @@ def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start,
     stops(instance, DAYS)
     assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS[:2])
     records = instance.fetch_materializations(SINK_KEY, limit=9).records
-    metadata = {one.partition_key: one.asset_materialization.metadata for one in records if one.asset_materialization}
-    assert {day: one["events sent"].value for day, one in metadata.items()} == dict.fromkeys(DAYS[:2], 2)
+    metadata = {one.partition_key: values(one.asset_materialization.metadata) for one in records if one.asset_materialization}
+    assert {day: one["events sent"] for day, one in metadata.items()} == dict.fromkeys(DAYS[:2], 2)
     workspace.faults = lambda number, path: None
     receipts = run(instance, DAYS)
     assert [receipts[day]["events sent"] for day in DAYS] == [0, 0, 2]
-    assert [receipts[day]["events delivered in all"] for day in DAYS] == [2, 2, 2]
+    assert [receipts[day][DELIVERED] for day in DAYS] == [2, 2, 2]
     assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS)
 
 
@@ -147,8 +150,20 @@ def test_a_receipt_tells_what_is_refused_and_open_also_on_a_rerun(
     refusing(workspace, monkeypatch, "paid")
     for events_sent in (2, 0):
         receipt = run(instance, DAYS[:1])[DAYS[0]]
-        assert (receipt["events sent"], receipt["events delivered in all"], receipt["refused and open"]) == (events_sent, 2, 1)
-        assert receipt["refused"] == 1
+        assert (receipt["events sent"], receipt[DELIVERED], receipt[OPEN_REFUSALS]) == (events_sent, 2, 1)
+        assert receipt["refused by Customer.io"] == 1
+
+
+def test_a_rerun_of_a_delivered_day_changes_no_number_that_is_plotted(start: Start, instance: dg.DagsterInstance) -> None:
+    days = RECENT[1:]
+    start(stream(days))
+    first, again = (run(instance, days) for _ in range(2))
+    plotted = [{day: {name: receipts[day][name] for name in PLOTTED} for day in days} for receipts in (first, again)]
+    assert plotted[0] == plotted[1]
+    assert [list(plotted[1][day].values()) for day in days] == [[2, 2, 2, 0], [1, 2, 2, 0]]
+    assert [first[day][PICTURE] for day in days[-1:]] == [again[day][PICTURE] for day in days[-1:]]
+    assert [[name for name in receipts[days[0]] if name in MEANING] for receipts in (first, again)] == [list(MEANING)] * 2
+    assert {name for name, value in again[days[0]].items() if name in MEANING and isinstance(value, int)} == set(PLOTTED)
 
 
 def test_nothing_refused_fails_while_something_is(
@@ -233,7 +248,7 @@ def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstanc
     workspace = start(stream(DAYS[:1]))
     with monkeypatch.context() as broken:
         refusing_upserts(workspace, broken)
-        assert run(instance, DAYS[:1])[DAYS[0]]["refused"] == 2
+        assert run(instance, DAYS[:1])[DAYS[0]]["refused by Customer.io"] == 2
     before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     job = defs.resolve_job_def("redeliver_refused")

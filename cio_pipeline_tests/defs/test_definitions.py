@@ -17,6 +17,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import product
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline_tests.receipts import values
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}
 
@@ -40,7 +41,9 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
-    assert set(defs.resolve_asset_graph().get_all_asset_keys()) == {key(name) for name in ASSETS | LOOKS}
+    graph = defs.resolve_asset_graph()
+    assert graph.materializable_asset_keys == {key(name) for name in ASSETS}
+    assert graph.external_asset_keys == {key(name) for name in {"posthog_project", "customerio_workspace", *LOOKS}}
 
 
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
@@ -67,14 +70,11 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
         if event.asset_key == key("customerio_delivery")
     }
     assert sorted(receipts) == ["2025-01-01", "2025-01-02", "2025-01-03"]
-    sent = sum(int(str(receipt["events sent"].value)) for receipt in receipts.values())
+    sent = sum(int(str(values(receipt)["events sent"])) for receipt in receipts.values())
     assert sent == services.workspace.totals()["events"] > 0
     checks = {check.check_name: check.passed for check in result.get_asset_check_evaluations()}
-    assert checks == {"every_event_accounted_for": True, "earlier_days_learned": True, "nothing_refused": True} | {
-        "as_many_events_as_usual": True,
-        "attributes_given": True,
-        "later_days_up_to_date": True,
-    }
+    failed = {name for name, passed in checks.items() if not passed}
+    assert failed == {"few_refused_by_the_rules", "yesterday_delivered"}, "of 30 events one is refused"
     for name in ASSETS - {"identity_history"}:
         assert len(instance.get_materialized_partitions(key(name))) == 3
 

@@ -14,6 +14,8 @@ import pytest
 from cio_pipeline.accounting import discrepancies
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks import named, or_warning
+from cio_pipeline.defs.derive_checks import few_refused_by_the_rules
+from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline import DERIVED, Account, derive_day
@@ -28,9 +30,23 @@ from cio_pipeline.tables.files import StorageError
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.defs.test_deliver import EVENTS
 from cio_pipeline_tests.postgres import Server, server
+from cio_pipeline_tests.receipts import rows as rows_of
 from cio_pipeline_tests.rules.streams import event, frame
 
 DAY = "2025-01-01"
+CHECKS = (
+    "counts_agree_with_posthog",
+    "as_many_events_as_usual",
+    "attributes_given",
+    "every_event_accounted_for",
+    "few_refused_by_the_rules",
+    "emails_not_shared",
+    "earlier_days_learned",
+    "later_days_up_to_date",
+    "nothing_refused",
+    "yesterday_delivered",
+    "no_day_missed",
+)
 
 
 @pytest.fixture
@@ -83,35 +99,53 @@ def test_a_postgresql_that_restarts_in_a_delivery_is_waited_for_and_a_check_in_t
     assert checks["nothing_refused"].passed
 
 
-def test_checks_that_pass_have_nothing_to_say(workspace: customerio.CustomerioServer) -> None:
+def test_checks_that_pass_have_numbers_and_nothing_to_say(
+    workspace: customerio.CustomerioServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cio_pipeline.defs.deliver_checks.day_due", lambda now: DAY)
     _, checks = run()
-    of_the_day = ("as_many_events_as_usual", "attributes_given", "every_event_accounted_for", "earlier_days_learned")
-    assert {name: (check.passed, check.description) for name, check in checks.items()} == dict.fromkeys(
-        (*of_the_day, "later_days_up_to_date", "nothing_refused"), (True, None)
-    )
+    assert {name: (check.passed, check.description) for name, check in checks.items()} == dict.fromkeys(CHECKS, (True, None))
+    for check in checks.values():
+        assert any(isinstance(value.value, int | float) for value in check.metadata.values()), check.check_name
 
 
-def test_earlier_days_that_are_not_known_are_named_with_what_to_do(workspace: customerio.CustomerioServer) -> None:
-    _, checks = run("2025-01-03")
-    check = checks["earlier_days_learned"]
-    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert check.description == (
-        "What these days teach about people is not known: 2025-01-01, 2025-01-02. Materialize posthog_events and identities"
-        " for them, then customers, events and rejects for 2025-01-03 again."
-    )
+def test_every_check_says_what_it_checks() -> None:
+    graph = defs.resolve_asset_graph()
+    assert {check.name for check in graph.asset_check_keys} == set(CHECKS)
+    assert all((graph.get_check_spec(check).description or "").startswith("Whether ") for check in graph.asset_check_keys)
 
 
-def test_later_days_to_derive_again_are_named_with_what_to_do(workspace: customerio.CustomerioServer) -> None:
-    run("2025-01-02")
-    _, checks = run(DAY)
-    check = checks["later_days_up_to_date"]
-    assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
-    assert check.description == (
-        "Earlier days were learned since these were derived: 2025-01-02. Materialize customers, events and rejects for them"
-        " again, then customerio_delivery."
-    )
-    run("2025-01-02")
-    assert run(DAY)[1]["later_days_up_to_date"].passed
+def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to_do(
+    workspace: customerio.CustomerioServer,
+) -> None:
+    """And the checks of it can be run alone."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_job_def("customerio_sync")
+        result = job.execute_in_process(instance=instance, partition_key="2025-01-03")
+        [check] = [one for one in result.get_asset_check_evaluations() if one.check_name == "earlier_days_learned"]
+        assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert check.description == (
+            "What these days teach about people is not known: 2025-01-01, 2025-01-02. If they matter, run the job"
+            " customerio_sync for them (`make run FROM=2025-01-01 TO=2025-01-02`), then the days that the check"
+            " later_days_up_to_date names. If you do not want them, set CIO_START_DATE later."
+        )
+        job.execute_in_process(instance=instance, tags={RANGE_START: DAY, RANGE_END: "2025-01-02"})
+        checks = alone(instance)
+        assert checks["earlier_days_learned"].passed
+        check = checks["later_days_up_to_date"]
+        assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
+        assert check.description == (
+            "Earlier days were learned since these were derived: 2025-01-03. Materialize customers, events and rejects for them"
+            " again, then customerio_delivery."
+        )
+        job.execute_in_process(instance=instance, partition_key="2025-01-03")
+        assert alone(instance)["later_days_up_to_date"].passed
+
+
+def alone(instance: dg.DagsterInstance) -> dict[str, dg.AssetCheckEvaluation]:
+    """What the checks find that need no run of a day."""
+    result = defs.resolve_job_def("customerio_checks").execute_in_process(instance=instance)
+    return {check.check_name: check for check in result.get_asset_check_evaluations()}
 
 
 def test_r15_a_day_that_does_not_add_up_is_not_delivered(
@@ -201,6 +235,23 @@ def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
     ]
 
 
+def test_more_refused_than_is_allowed_is_said_by_day_with_the_reasons(tmp_path: Path) -> None:
+    accounts = derived(tmp_path).accounts
+    assert few_refused_by_the_rules(accounts, 0.25).passed
+    check = few_refused_by_the_rules(accounts, 0.01)
+    assert (check.passed, check.severity, check.asset_key) == (False, dg.AssetCheckSeverity.WARN, key("rejects"))
+    assert (check.description or "").startswith(
+        "The rules refused 25 % of 4 events of 2026-03-02 (1 because distinct_id is blank (R14)). CIO_REFUSED_SHARE allows 1 %."
+    )
+    assert {name: value.value for name, value in check.metadata.items()} == {
+        "events extracted": 5,
+        "events refused": 1,
+        "largest refused share of a day": 0.25,
+        "refused share allowed": 0.01,
+        "days beyond that": 1,
+    }
+
+
 def test_many_days_are_named_by_the_first_and_the_last() -> None:
     assert named([f"2025-01-{day:02d}" for day in range(1, 23)]).endswith("2025-01-20 and 2 more, to 2025-01-22")
 
@@ -242,10 +293,10 @@ def test_each_day_of_a_run_tells_the_rows_of_each_table_and_what_became_of_its_e
         for event in result.get_asset_materialization_events()
         if event.asset_key is not None
     }
-    rows = {key: told[key]["dagster/row_count"].value for key in told if key[0] in ("customers", "events", "rejects")}
+    rows = {key: told[key]["dagster/partition_row_count"].value for key in told if key[0] in ("customers", "events", "rejects")}
     assert rows == {
         **{("customers", DAY): 2, ("events", DAY): 4, ("rejects", DAY): 0},
         **{(name, "2025-01-02"): 0 for name in ("customers", "events", "rejects")},
     }
     assert [told["events", day]["extracted"].value for day in (DAY, "2025-01-02")] == [4, 0]
-    assert told["events", DAY]["outcomes"].value == "| outcome | count |\n| --- | ---: |\n| sent | 4 |"
+    assert rows_of(told["events", DAY]["outcomes"].value) == {"sent": 4, "in all": 4}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
@@ -12,16 +13,20 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import extract
+from cio_pipeline.defs.extract_checks import counts_agree, is_unusual
 from cio_pipeline.defs.failures import NotBegun
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.events import KEPT_EVENTS
+from cio_pipeline.extraction import Extracted
+from cio_pipeline.posthog.reading import Reading
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.tables.tables import Tables
+from cio_pipeline_tests.receipts import rows
 
 DAY = "2025-02-26"
 
@@ -60,8 +65,8 @@ def at(monkeypatch: pytest.MonkeyPatch, day: str, days: int) -> None:
 
 
 def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **config: Any) -> dg.ExecuteInProcessResult:
-    """Extracts and learns the days, and the history."""
-    assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
+    """Extracts and learns the days, and the history; the checks of these go along."""
+    assets = [asset for asset in (*(defs.assets or []), *(defs.asset_checks or [])) if isinstance(asset, dg.AssetsDefinition)]
     return dg.materialize(
         assets,
         selection=[key(name) for name in ("posthog_events", "identity_history", "identities")],
@@ -92,22 +97,25 @@ def test_duplicates_are_removed_and_counted_by_reason(server: posthog.PostHog, i
     server.add([event(1), event(1), event(1), event(2, n=1), later, event(3), event(3, name="visit")])
     found = metadata(run(instance), "posthog_events")
     assert uuids() == ["01", "02", "03", "03"]
-    assert (found["dagster/row_count"], found["duplicates"]) == (4, 3)
-    assert found["duplicates: the same row again"] == 2
-    assert found["duplicates: ingested again, the last one counts"] == 1
+    assert (found["dagster/partition_row_count"], found["duplicates"]) == (4, 3)
+    assert rows(found["duplicates by reason"]) == {
+        "duplicates: the same row again": 2,
+        "duplicates: ingested again, the last one counts": 1,
+    }
 
 
 def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
     server.add([event(1), event(2, "2024-06-01", "$identify")])
-    assert metadata(run(instance), "identity_history")["events"] == 1
+    first = metadata(run(instance), "identity_history")
+    assert (first["dagster/row_count"], first["identified"], first["read by this run"]) == (1, 1, True)
     server.add([event(3, "2024-07-01", "$identify")])
-    assert metadata(run(instance), "identity_history") == {"known already": True}
+    assert metadata(run(instance), "identity_history") == {**first, "read by this run": False}
     identities = Identities(load_settings().ledger_url)
     assert identities.unlearned([HISTORY], "CIO_ATTRIBUTES_FROM=auto before 2025-01-01") == [], (
         "an earlier start reads it again"
     )
     found = metadata(run(instance, again=True), "identity_history")
-    assert (found["events"], found["identified"]) == (2, 2)
+    assert (found["dagster/row_count"], found["identified"]) == (2, 2)
 
 
 def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_counted(
@@ -117,15 +125,15 @@ def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_
     run(instance)
     monkeypatch.setenv("CIO_ATTRIBUTES_FROM", "person")
     found = metadata(run(instance), "identity_history")
-    assert (found["events"], found["duplicates: the same row again"]) == (1, 1)
+    assert (found["dagster/row_count"], found["duplicates"]) == (1, 1)
 
 
 def test_a_day_says_what_it_took_to_read_it_and_what_it_taught(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
     server.add([event(1), event(2, name="$identify")])
     result = run(instance)
-    assert metadata(result, "posthog_events")["queries"] > 0
+    assert rows(metadata(result, "posthog_events")["what the reading took"])["queries"] > 0
     taught = metadata(result, "identities")
-    assert (taught["dagster/row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
+    assert (taught["dagster/partition_row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
 
 
 def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
@@ -145,7 +153,7 @@ def test_a_history_older_than_59_days_teaches_the_email_of_the_person(
     assert metadata(run(instance), "identity_history")["emails"] == 2
 
 
-@pytest.mark.parametrize(("events", "passes"), [(0, False), (3, False), (9, True), (30, True)])
+@pytest.mark.parametrize(("events", "passes"), [(3, False), (9, True)])
 def test_a_day_without_events_or_far_below_its_weekday_is_said(
     server: posthog.PostHog, instance: dg.DagsterInstance, events: int, passes: bool
 ) -> None:
@@ -169,17 +177,84 @@ def test_an_empty_first_day_is_said(server: posthog.PostHog, instance: dg.Dagste
 
 @pytest.mark.parametrize("days", [2, 90])
 @pytest.mark.parametrize("mode", ["auto", "set", "person"])
-def test_a_day_whose_events_should_carry_attributes_and_carry_none_is_said(
+def test_an_old_day_whose_events_should_carry_attributes_and_carry_none_is_said(
     server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, mode: str, days: int
 ) -> None:
     monkeypatch.setenv("CIO_ATTRIBUTES_FROM", mode)
     server.add([event(1), event(2, "2025-02-25"), event(3, name="$identify")])
     at(monkeypatch, DAY, days)
     found = check(run(instance, "2025-02-25"), "attributes_given")
-    passes = mode == "person" or (mode == "auto" and days == 90)
+    passes = days == 2 or mode != "set"
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
-    assert found.metadata["days"].value == ([] if passes else [DAY])
-    assert passes or (found.description or "").startswith(f"{DAY}: there are $identify or $set events, but none gives")
+    assert passes or (found.description or "").startswith(f"{DAY}: PostHog keeps $set for 60 days, and no $identify")
+    assert found.metadata["days without attributes"].value == int(not passes)
+
+
+def test_a_young_day_whose_only_identify_sets_nothing_is_as_it_should_be(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([{**event(3, name="$identify"), "person_properties": {}}])
+    assert check(run(instance), "attributes_given").passed
+
+
+@pytest.mark.parametrize(
+    ("events", "usual", "odd"),
+    [(0, 0, True), (1, 0, False), (5, 11, True), (6, 12, False), (99, 1, False), (100, 20, False), (101, 20, True)],
+)
+def test_no_events_half_of_the_usual_or_five_times_as_many_are_unusual(events: int, usual: float, odd: bool) -> None:
+    assert is_unusual(events, usual) == odd
+
+
+def test_as_many_events_as_posthog_counted_are_read_or_it_is_said(
+    server: posthog.PostHog, instance: dg.DagsterInstance
+) -> None:
+    server.add([event(1), event(1), event(2)])
+    found = check(run(instance), "counts_agree_with_posthog")
+    assert found.passed
+    assert {name: value.value for name, value in found.metadata.items()} == {
+        "events counted by PostHog": 3,
+        "events read": 3,
+        "events kept": 2,
+        "duplicates": 1,
+        "days short of events": 0,
+        "days without a count": 0,
+    }
+
+
+def test_fewer_events_than_posthog_counted_are_said(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One is deleted between the count and the reading."""
+    counts = Reading.counts
+    gone = iter([1])
+
+    def one_more(*arguments: Any) -> Counter[str]:
+        return counts(*arguments) + Counter(order=next(gone, 0))
+
+    monkeypatch.setattr(Reading, "counts", one_more)
+    server.add([event(1), event(2)])
+    found = check(run(instance), "counts_agree_with_posthog")
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (found.description or "").startswith(
+        f"Fewer events were read than PostHog has: of {DAY}, PostHog counted 3 events and gave 2. "
+    )
+    without_counts = counts_agree({DAY: Extracted(read=1)}, {})
+    assert (without_counts.passed, without_counts.metadata["days without a count"].value) == (True, 1)
+
+
+@pytest.mark.parametrize("by_email", ["No", "Yes"])
+def test_an_email_of_two_people_is_said_where_ids_are_the_customers(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, by_email: str
+) -> None:
+    monkeypatch.setenv("CIO_IDENTIFY_BY_EMAIL", by_email)
+    shared: dict[str, Any] = {"$set": {"email": "team@example.com"}}
+    server.add([event(number, name="$identify", **shared) for number in (1, 2)])
+    found = check(run(instance), "emails_not_shared")
+    assert (found.passed, found.severity) == (by_email == "Yes", dg.AssetCheckSeverity.WARN)
+    assert found.metadata["ids that share one"].value == 2
+    assert "team@" not in str(found)
+    if by_email == "No":
+        assert (found.description or "").startswith("1 email is shared by 2 distinct_ids: see the table. ")
 
 
 def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(

@@ -23,9 +23,11 @@ from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs import connections
 from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days
 from cio_pipeline.defs.deliver import Delivery
-from cio_pipeline.defs.derive import _earlier_days_learned, _later_days_up_to_date, _tell
+from cio_pipeline.defs.derive import _tell
+from cio_pipeline.defs.derive_checks import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.failures import NotBegun
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.redeliver import _not_suppressed
@@ -33,10 +35,12 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED, Account
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.settings import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Refusal
+from cio_pipeline_tests.postgres import URL_PASSWORD
+from cio_pipeline_tests.receipts import rows
 from cio_pipeline_tests.rules.streams import event, tables
 
 KEYS = {
@@ -102,16 +106,19 @@ def test_the_seconds_after_which_postgresql_ends_a_session_are_set(store: Store,
     assert [arguments[1] for arguments in given] == [7, 7]
 
 
-def test_the_days_before_the_last_of_a_range_count_and_only_those_of_the_setting(store: Store) -> None:
+def test_the_days_before_the_last_derived_one_count_and_only_those_of_the_setting(store: Store) -> None:
     for day in ("2025-01-01", "2025-01-03"):
         learn(store, day)
-    check = _earlier_days_learned(store, ["2025-01-01", "2025-01-02", "2025-01-03"])
+    assert _earlier_days_learned(store).passed
+    store.identities.mark_derived("2025-01-03", "what was known")
+    check = _earlier_days_learned(store)
     assert (check.passed, check.metadata["first"].value, check.metadata["days missing"].value) == (False, "2025-01-02", 1)
     learn(store, "2025-01-02", setting="another setting")
-    assert not _earlier_days_learned(store, ["2025-01-03"]).passed
+    assert not _earlier_days_learned(store).passed
     learn(store, "2025-01-02")
-    assert _earlier_days_learned(store, ["2025-01-03"]).passed
-    assert _earlier_days_learned(store, ["2025-01-04"]).passed
+    assert _earlier_days_learned(store).passed
+    store.identities.mark_derived("2025-01-05", "what was known")
+    assert _earlier_days_learned(store).metadata["first"].value == "2025-01-04"
 
 
 def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
@@ -209,6 +216,25 @@ def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pyt
     assert given[0][:4] == ("https://track.customer.io", "site", "key", 3)
 
 
+def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store) -> None:
+    with pytest.raises(NotBegun, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
+        PostHog(host="https://eu.posthog.com").setup_for_execution(dg.build_init_resource_context())
+
+
+def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIO_LEDGER_URL", f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:1/cio")
+    settings = settings_to_show()
+    shown = [connections.ledger(settings), connections.rules(settings), connections.as_markdown(settings)]
+    assert shown[0] == "postgresql://127.0.0.1:1/cio"
+    assert "[Customer.io (track.customer.io, US)](https://fly.customer.io)" in shown[2]
+    assert [secret for secret in (URL_PASSWORD, *KEYS.values()) if len(secret) > 3 and secret in " ".join(shown)] == []
+
+
+def test_the_pages_say_so_where_a_setting_is_wrong_and_the_definitions_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CIO_REFUSED_SHARE", "many")
+    assert connections.loaded() is None
+
+
 def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:
     told: dict[str, dict[str, Any]] = {}
     keep_a_day(store)
@@ -220,12 +246,11 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
     _tell(context, store, "2025-01-01", account)
-    events, head = told["events"], "| outcome | count |\n| --- | ---: |\n"
+    events = told["events"]
     assert (events["extracted"], events["filtered"], events["refused"]) == (10, 3, 4)
-    assert events["reasons"] == {"filtered: x": 2, "filtered: y": 1, "refused: z": 4}
-    assert [line.split(" | ")[1] for line in events["outcomes"].splitlines()[2:]] == ["5 |", "4 |", "3 |", "2 |", "1 |"]
-    assert told["customers"]["notes"] == head + "| n | 1 |"
-    assert told["rejects"]["left out of what was sent"] == head + "| b | 2 |\n| a | 1 |"
+    assert list(rows(events["outcomes"]).values()) == [5, 4, 3, 2, 1, 15]
+    assert rows(told["customers"]["notes"]) == {"n": 1, "in all": 1}
+    assert rows(told["rejects"]["reasons"]) == {"in all": told["rejects"]["dagster/partition_row_count"]}
 
 
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:
@@ -235,7 +260,7 @@ def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) 
     assert _later_days_up_to_date(store).passed
     learn(store, "2025-01-01", events=2)
     check = _later_days_up_to_date(store)
-    assert (check.passed, check.metadata["days"].value) == (False, 1)
+    assert (check.passed, check.metadata["days to derive again"].value) == (False, 1)
     assert "2025-01-03." in str(check.description)
 
 
@@ -262,4 +287,4 @@ def test_the_job_has_every_asset_and_the_schedule_runs_it() -> None:
     schedule = defs.resolve_schedule_def("customerio_daily")
     assert (schedule.job_name, schedule.cron_schedule, schedule.execution_timezone) == ("customerio_sync", "15 3 * * *", "UTC")
     selected = defs.resolve_job_def("customerio_sync").asset_layer.selected_asset_keys
-    assert selected == defs.resolve_asset_graph().get_all_asset_keys()
+    assert selected == defs.resolve_asset_graph().materializable_asset_keys

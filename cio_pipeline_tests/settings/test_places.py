@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cio_pipeline.sandbox.processes import sandbox_folder
 from cio_pipeline.settings import places
 from cio_pipeline.settings.places import PROJECT, dagster_home, is_loopback, shown
 from cio_pipeline.settings.settings import SettingsError, load_settings
@@ -54,10 +55,21 @@ def test_a_path_that_means_no_certain_place_is_refused(env: pytest.MonkeyPatch, 
         load_settings()
 
 
-def test_without_a_checkout_a_relative_path_is_refused(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    env.setattr(places, "PROJECT", tmp_path)
-    with pytest.raises(SettingsError, match="CIO_DATA_DIR is wrong: must be an absolute path"):
-        load_settings()
+def test_without_a_checkout_a_relative_path_counts_from_the_working_directory(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "site-packages").mkdir()
+    env.setattr(places, "PROJECT", tmp_path / "site-packages")
+    env.setenv("CIO_LEDGER_URL", "sqlite:///made/ledger.db")
+    env.chdir(tmp_path)
+    settings = load_settings()
+    assert (settings.data_dir, settings.ledger_url) == (f"{tmp_path}/data", f"sqlite:///{tmp_path}/made/ledger.db")
+    assert settings.places == {"CIO_DATA_DIR": settings.data_dir, "CIO_LEDGER_URL": settings.ledger_url}
+
+
+def test_without_a_checkout_the_sandbox_empties_no_folder_but_its_own(env: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert sandbox_folder("demo") == PROJECT / "data" / "demo"
+    env.setattr(places, "PROJECT", tmp_path / "site-packages")
+    env.chdir(tmp_path)
+    assert sandbox_folder("demo") == tmp_path / "cio_pipeline_demo"
 
 
 def test_a_data_dir_that_is_a_file_or_cannot_be_written_is_refused(env: pytest.MonkeyPatch, tmp_path: Path) -> None:

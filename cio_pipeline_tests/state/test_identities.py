@@ -248,3 +248,35 @@ def test_r21_what_was_one_persons_stays_so_when_the_day_is_learned_again(identit
     keep(identities, "2026-03-01", [*learned(("u1", False, "jane@example.com")), merge("anon", "u1")])
     keep(identities, "2026-03-01", learned(("u1", False, "other@example.com")))
     assert identities.tied(["jane@example.com"]) == {"u1", "anon", "jane@example.com", "other@example.com"}
+
+
+def test_an_email_is_shared_by_those_identified_whose_last_one_it_is(identities: Identities) -> None:
+    keep(
+        identities,
+        "2026-03-01",
+        learned(("u1", True, "Team@example.com"), ("u2", True, "team@example.com"), ("u3", True, "old@example.com")),
+    )
+    keep(
+        identities,
+        "2026-03-02",
+        learned(
+            ("u3", True, "new@example.com"),
+            ("u4", True, "old@example.com"),
+            ("u5", True, "team@example.com"),
+            ("anonymous", False, "new@example.com"),
+            ("\\odd\0", True, "new@example.com"),
+        ),
+    )
+    assert identities.shared_emails("2026-03-01") == {"team@example.com": ["u1", "u2", "u5"]}
+    assert identities.shared_emails("2026-03-02") == {
+        "team@example.com": ["u1", "u2", "u5"],
+        "new@example.com": ["\\odd\0", "u3"],
+    }
+    assert identities.shared_emails("2026-03-03") == {}
+
+
+def test_the_last_derived_day_is_known(identities: Identities) -> None:
+    assert identities.last_derived() is None
+    for day in ("2026-03-03", "2026-03-01"):
+        derive(identities, day, 0)
+    assert identities.last_derived() == "2026-03-03"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import uuid
 from contextlib import closing
@@ -13,8 +14,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
+from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import connect
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
@@ -65,6 +67,59 @@ def test_delivered_events_are_in_order_and_each_once_for_they_are_searched_by_ha
     assert ledger.delivered(DAY).tolist() == [number.to_bytes(16, "big") for number in (1, 2, 3)]
 
 
+def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(ledger: Ledger, database_url: str) -> None:
+    refused = [refusal(new_id())]
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(number) for number in range(5)], refused=refused))
+    queries = re.findall(r"```sql\n(.+?)```", (PROJECT / "docs" / "deploy.md").read_text(), re.DOTALL)
+    with connect(database_url, sa.MetaData()).connect() as connection:
+        found = [[tuple(row) for row in connection.exec_driver_sql(query)] for query in queries]
+    assert found == [[(DAY, 5)], [("invalid name", 1, DAY, DAY)]]
+
+
+def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
+    assert ledger.newest() is None
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(1)]))
+    first = ledger.newest()
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[as_ulid(2)]))
+    second = ledger.newest()
+    assert first is not None
+    assert second is not None
+    assert ledger.has(first)
+    assert ledger.has(second)
+    assert not ledger.has(second._replace(first_id=first.first_id)), "another one of the same number"
+    assert not ledger.has(second._replace(number=3))
+
+
+def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
+    for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
+        ledger.acknowledge(day, Acknowledgement(event_ids=[as_ulid(number)]))
+    newest = ledger.newest()
+    assert ledger.forget_before(NEXT_DAY) == 2
+    assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
+    assert ledger.delivered(NEXT_DAY).tolist() == [(2).to_bytes(16, "big")]
+    assert ledger.newest() == newest
+
+
+def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once(ledger: Ledger) -> None:
+    given = [(DAY, ["id:u1", "id:u2"]), (DAY, ["id:u2", "id:u3"]), (NEXT_DAY, ["id:u1", "id:u4"]), (NEXT_DAY, [])]
+    for day, keys in given:
+        states = {key: pack(state(plan=("pro", 20))) for key in keys}
+        ledger.acknowledge(day, Acknowledgement(customers=states, event_ids=[new_id()] if not keys else []))
+    assert [ledger.totals(day).new_customers for day in (DAY, NEXT_DAY, "2026-03-04")] == [3, 1, 0]
+    assert len(ledger.states([f"id:u{number}" for number in range(9)])) == 4
+
+
+def test_a_days_totals_are_of_all_runs_and_what_is_refused_is_no_part_once_it_is_accepted(ledger: Ledger) -> None:
+    first, second, refused = new_id(), new_id(), new_id()
+    items = [refusal(refused), refusal(customer_item("id:u1", 0), "customer", plan=("pro", 10))]
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[first], campaign_events=1, refused=items))
+    ledger.acknowledge(DAY, Acknowledgement(event_ids=[first, second], campaign_events=1))
+    assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=2, refused_events=1)
+    assert ledger.events_delivered([DAY, NEXT_DAY]) == {DAY: 3}
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[refused], accepted=[refused]))
+    assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=1)
+
+
 def test_r17_states_merge_by_time(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20), city=("Bonn", 20)))}))
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("free", 10), city=("Köln", 30)))}))
@@ -76,7 +131,10 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(event)]))
     assert ledger.refused(DAY) == {event: refusal(event)}
-    assert ledger.refused_by_reason() == {"invalid name": 1}
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(new_id())]))
+    assert ledger.refused_by_reason() == {"invalid name": 2}
+    assert ledger.open_refusals() == [("invalid name", 2, DAY, NEXT_DAY)]
+    assert ledger.refusals(limit=1) == {DAY: [refusal(event)]}
     ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=[event], accepted=[event]))
     assert ledger.refused(DAY) == {}
 

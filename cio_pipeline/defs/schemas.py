@@ -1,0 +1,118 @@
+"""What the pages of the tables say of each column: its type, what it is, whether it is personal, and where it comes from."""
+
+from collections.abc import Mapping
+
+import dagster as dg
+import pyarrow as pa
+
+from cio_pipeline.defs.keys import key
+from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.rules.customers import CUSTOMERS
+from cio_pipeline.rules.operations import EVENTS, REJECTS
+
+TYPES = {"large_string": "string", "large_binary": "bytes", "timestamp[us, tz=UTC]": "timestamp"}
+PERSONAL = {"personal_data": "true"}
+
+POSTHOG_COLUMNS = {
+    "uuid": "The event's id in PostHog.",
+    "event": "Its name.",
+    "distinct_id": "Who did it.",
+    "timestamp": "When, in UTC.",
+    "created_at": "When PostHog took it in: of several copies the last one counts.",
+    "properties": "Its properties, as JSON.",
+    "person_properties": "The person's properties, as JSON, where they are taken instead of $set (R20); else null.",
+}
+CUSTOMER_COLUMNS = {
+    "key": "The customer in Customer.io: id: or email:, and which.",
+    "part": "0, or more where the attributes are too large for one upsert.",
+    "attributes": "How many attributes the upsert sets.",
+    "timestamp": "When the newest of them was set, in UTC.",
+    "operation": "The upsert, as the JSON that is sent.",
+    "state": "Hashes of the attributes with their times: what the ledger keeps when Customer.io has accepted the upsert (R17).",
+    "identifier": "The distinct_id of the last event.",
+    "email": "The customer's email, where there is one.",
+    "consent": "Whether an attribute is about consent (R19).",
+}
+EVENT_COLUMNS = {
+    "uuid": "The event's id in PostHog.",
+    "ulid": "Its id in Customer.io, which ignores a second copy (R12).",
+    "key": "The customer that it goes to: id: or email:, and which.",
+    "distinct_id": "Who did it, as PostHog has it.",
+    "name": "Its name.",
+    "type": "What Customer.io calls it: event, page or screen.",
+    "timestamp": "When it happened, in UTC.",
+    "call": "batch, or event where it is too large for a batch.",
+    "operation": "The event, as the JSON that is sent.",
+    "personless": "Whether PostHog keeps no person of it (R5).",
+}
+REJECT_COLUMNS = {
+    "uuid": "The event's id in PostHog.",
+    "distinct_id": "Who did it.",
+    "event": "The event's name.",
+    "timestamp": "When it happened, in UTC.",
+    "what": "What is left out: event, attribute or data (a property).",
+    "name": "Its name.",
+    "reason": "Why, with the rule's number in docs/rules.md.",
+}
+IDENTITY_COLUMNS = {
+    "distinct_id": "Who.",
+    "identified": "Whether there was an $identify of theirs.",
+    "email": "The last valid email that was set.",
+    "email_set": "When, in microseconds since 1970.",
+    "anonymous_id": "An anonymous id that was theirs before they were identified (R16).",
+}
+PERSONAL_COLUMNS = {
+    *("distinct_id", "anonymous_id", "properties", "person_properties", "key", "operation", "identifier", "email"),
+    *("identifiers", "person's attributes", "person's events"),
+}
+
+IDENTIFIED_BY = ("distinct_id", "properties", "person_properties")
+SAME = {name: (name,) for name in ("uuid", "distinct_id", "event", "timestamp")}
+COMES_FROM: dict[str, dict[str, tuple[str, ...]]] = {
+    "customers": {
+        **dict.fromkeys(("key", "identifier", "email"), IDENTIFIED_BY),
+        **dict.fromkeys(("part", "attributes", "state", "consent"), ("properties", "person_properties")),
+        "timestamp": ("timestamp",),
+        "operation": (*IDENTIFIED_BY, "timestamp"),
+    },
+    "events": {
+        **{name: SAME[name] for name in ("uuid", "distinct_id", "timestamp")},
+        "ulid": ("uuid", "event", "distinct_id", "timestamp"),
+        "key": IDENTIFIED_BY,
+        **dict.fromkeys(("name", "type"), ("event",)),
+        **dict.fromkeys(("call", "operation"), ("uuid", "event", *IDENTIFIED_BY, "timestamp")),
+        "personless": ("properties",),
+    },
+    "rejects": {**SAME, **dict.fromkeys(("what", "name", "reason"), ("event", *IDENTIFIED_BY))},
+}
+"""From which columns of `posthog_events` each column of the derived tables is made."""
+
+
+def schema(fields: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
+    """The columns of a table on disk as Dagster shows them."""
+    return described(descriptions, {field.name: TYPES.get(str(field.type), str(field.type)) for field in fields})
+
+
+def described(descriptions: Mapping[str, str], types: Mapping[str, str] | None = None) -> dg.TableSchema:
+    """The columns that are described, in their order; personal ones are tagged."""
+    types = types or dict.fromkeys(descriptions, "string")
+    tags = {name: PERSONAL if name in PERSONAL_COLUMNS else None for name in types}
+    return dg.TableSchema([dg.TableColumn(name, kind, descriptions[name], tags=tags[name]) for name, kind in types.items()])
+
+
+def lineage(table: str) -> dg.TableColumnLineage:
+    """Where each column of a derived table comes from."""
+    events = key("posthog_events")
+    return dg.TableColumnLineage(
+        {name: [dg.TableColumnDep(events, one) for one in columns] for name, columns in COMES_FROM[table].items()}
+    )
+
+
+SCHEMAS = {
+    "posthog_events": schema(EVENT_SCHEMA, POSTHOG_COLUMNS),
+    "customers": schema(CUSTOMERS, CUSTOMER_COLUMNS),
+    "events": schema(EVENTS, EVENT_COLUMNS),
+    "rejects": schema(REJECTS, REJECT_COLUMNS),
+    "identity_history": schema(EVENT_SCHEMA, POSTHOG_COLUMNS),
+    "identities": described(IDENTITY_COLUMNS),
+}
