@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import lru_cache
 from hashlib import blake2b
 from typing import Any
@@ -86,8 +87,13 @@ def pack(state: State) -> bytes:
     by_time: dict[int, list[bytes]] = defaultdict(list)
     for name, (value, time) in state.items():
         by_time[time].append(name + value)
+    return pack_records(by_time)
+
+
+def pack_records(by_time: Mapping[int, list[bytes]]) -> bytes:
+    """The bytes of a state, given by time as its records: the hash of a name and the hash of its value."""
     heads = {time: time.to_bytes(TIME, "big") + len(records).to_bytes(COUNT, "big") for time, records in by_time.items()}
-    return b"".join(heads[time] + b"".join(records) for time, records in by_time.items())
+    return b"".join([heads[time] + b"".join(records) for time, records in by_time.items()])
 
 
 def unpack(packed: bytes) -> State:

@@ -15,9 +15,9 @@ from cio_pipeline.customer_state import State, name_hash, pack_ids, unpack
 from cio_pipeline.customerio.plan import among
 from cio_pipeline.customerio.sample import mask_id, mask_key
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
-from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.classify import FILTERED, HELD_BACK, REFUSED, classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable
@@ -264,11 +264,11 @@ def look_up(
 
 def _classified(day: str, names: Set[str], tables: Tables, identities: Identities, options: Options) -> pd.DataFrame:
     """The person's rows of `posthog_events`, with their outcome and the day."""
-    found = [EVENT_SCHEMA.empty_table().to_pandas()]
+    found = [KEPT_EVENTS.empty_table()]
     if tables.current("posthog_events", day) is not None:
-        found += tables.rows("posthog_events", day, "distinct_id", list(names))
+        found += events_of(tables, day, list(names))
     known = identities.before(day, [name for name in names if usable(name)])
-    return pd.concat([classify(shard, known, options) for shard in found]).assign(day=day)[EVENT_COLUMNS]
+    return pd.concat([classify(rows.to_pandas(), known, options) for rows in found]).assign(day=day)[EVENT_COLUMNS]
 
 
 def _where(tables: Tables, table: str, day: str, column: str, values: Set[str]) -> pd.DataFrame:

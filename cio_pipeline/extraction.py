@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, with_facts
 from cio_pipeline.posthog import dropped_set as r20
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
@@ -136,7 +137,8 @@ def _extract(
 ) -> Extracted:
     """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
     seen, kept = Seen(), Extracted()
-    with temporary_folder() as folder, tables.replace(partition, {table: EVENT_SCHEMA}) as new:
+    with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
+        new.about = {READ_BY: code_hash()}
         rows = _spilled(found, seen, lost, workers, _kept_before(tables, table, partition, seen) if remembers else iter(()))
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         settling = Settling(new.writer, table, lost, now, seen)
@@ -214,7 +216,7 @@ def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written
         took = none if settling.seen.took_all else took
     events = _settled(settling, events, took, pc.and_not(was_there, took) if settling.seen.had_set else none, kept)
     kept.rows = len(events)
-    return settling.writer.write(number, {settling.table: events}), kept
+    return settling.writer.write(number, {settling.table: with_facts(events)}), kept
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 
-from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.events import code_hash, shard_of_events
 from cio_pipeline.rules.facts import learn_with_ties
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY, Identities
@@ -15,7 +12,7 @@ from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.tables import Tables, Version
 from cio_pipeline.worker_pool import map_shards
 
-TEACHING = [name for name in EVENT_SCHEMA.names if name != "created_at"]
+TEACHING = ["uuid", "event", "distinct_id", "timestamp", "given_email", "anonymous_id"]
 
 
 def learned_under(attributes_from: str) -> str:
@@ -45,20 +42,6 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
-    events = tables.shard(table, day, version, shard, TEACHING).to_pandas()
+    events = shard_of_events(tables, table, day, version, shard, TEACHING).to_pandas()
     facts, ties = learn_with_ties(events)
     return Learned.of(facts, merges(events)[MERGE_COLUMNS], ties)
-
-
-@cache
-def code_hash() -> str:
-    """What stands for the code that says what is learned and what the tables hold: other code makes them anew."""
-    here = Path(__file__).parent
-    modules = [
-        *sorted(here.glob("rules/*.py")),
-        here / "customer_state.py",
-        here / "json_text.py",
-        here / "learning.py",
-        here / "pipeline.py",
-    ]
-    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -15,13 +15,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.learning import code_hash
-from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.events import KEPT_EVENTS, code_hash, events_of, shard_of_events
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.facts import ORDER, in_order
-from cio_pipeline.rules.operations import EVENTS, REJECTS, build, emails_in_another_case
+from cio_pipeline.rules.operations import EVENTS, REJECTS, build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merge_windows, merges, stitched
 from cio_pipeline.state.identities import Identities
@@ -32,12 +31,13 @@ from cio_pipeline.tables.tables import NotMaterialized, ShardWriter, Tables, Ver
 from cio_pipeline.worker_pool import map_shards
 
 TEXT, TIME = pa.string(), pa.timestamp("us", "UTC")
+CLASSIFIED = [name for name in KEPT_EVENTS.names if name != "created_at"]
 TO_SEND = pa.schema(
     [
-        *EVENT_SCHEMA,
+        *(KEPT_EVENTS.field(name) for name in ("uuid", "event", "distinct_id", "timestamp", "properties", "person_properties")),
+        *(KEPT_EVENTS.field(name) for name in ("personless", "plain")),
         *((name, TEXT) for name in ("key", "identifier", "email")),
         ("email_set", pa.int64()),
-        ("personless", pa.bool_()),
         ("outcome", TEXT),
     ]
 )
@@ -168,7 +168,8 @@ def _known(day: str, distinct_ids: list[str], identities: Identities) -> pd.Data
 
 
 def _classified(derivation: Derivation, shard: int, known: pd.DataFrame) -> pd.DataFrame:
-    events = derivation.tables.shard("posthog_events", derivation.day, derivation.version, shard)
+    day, version = derivation.day, derivation.version
+    events = shard_of_events(derivation.tables, "posthog_events", day, version, shard, CLASSIFIED)
     if derivation.until is not None:
         events = events.filter(pc.less(events["timestamp"], pa.scalar(derivation.until, TIME)))
     return classify(events.to_pandas(), known, derivation.options)
@@ -196,10 +197,10 @@ def _write(
     del classified
     made = build(sent, derivation.options)
     del sent
-    account.notes[EMAIL_IN_ANOTHER_CASE] += emails_in_another_case(made.customers)
-    _count_rejects(derivation.day, made.rejects, account)
-    rejects = [pa.Table.from_pandas(rows[REJECTS.names], REJECTS, preserve_index=False) for rows in (refused, made.rejects)]
-    tables = {"customers": made.customers, "events": made.events, "rejects": pa.concat_tables(rejects)}
+    account.notes[EMAIL_IN_ANOTHER_CASE] += made.emails_in_another_case
+    _count_rejects(derivation.day, made.rejects.to_pandas(), account)
+    rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), made.rejects])
+    tables = {"customers": made.customers, "events": made.events, "rejects": rejects}
     return derivation.writer.write(number, tables), account
 
 
@@ -271,7 +272,8 @@ def _stitched(
     before = set(known.loc[known["identified"], "distinct_id"])
     found = merge_windows(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
     for one in _there(days, tables, identities) if len(found) else []:
-        for events in tables.rows("posthog_events", one, "distinct_id", found["anonymous_id"].unique().tolist()):
+        for table in events_of(tables, one, found["anonymous_id"].unique().tolist()):
+            events = table.to_pandas()
             rows = stitched(events, _known(one, events["distinct_id"].unique().tolist(), identities), found, options)
             if one == day:
                 account.outcomes.subtract(rows["outcome"])

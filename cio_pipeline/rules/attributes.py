@@ -79,9 +79,12 @@ def _passing(given: dict[str, Any], names: NameRule, options: Options) -> tuple[
 def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
     """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
     first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
-    ordered = list(dict.fromkeys([*first, *attributes]))
-    beyond = [(name, f"beyond {ATTRIBUTES} attributes (R10)") for name in ordered[ATTRIBUTES:]]
-    return {name: attributes[name] for name in ordered[:ATTRIBUTES]}, beyond
+    ordered = {name: attributes[name] for name in first} | attributes
+    if len(ordered) <= ATTRIBUTES:
+        return ordered, []
+    names = list(ordered)
+    beyond = [(name, f"beyond {ATTRIBUTES} attributes (R10)") for name in names[ATTRIBUTES:]]
+    return {name: attributes[name] for name in names[:ATTRIBUTES]}, beyond
 
 
 def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:

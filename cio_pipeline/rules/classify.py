@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -10,22 +9,18 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.json_text import read_leniently
-from cio_pipeline.rules.columns import ESCAPE, codes_of, matches, may_name, microseconds, to_list, utf8
+from cio_pipeline.rules.columns import codes_of, matches, microseconds, utf8
 from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
-from cio_pipeline.rules.facts import known_at_each_event
+from cio_pipeline.rules.facts import Known, known_at_each_event
 from cio_pipeline.rules.limits import EVENT_NAME_BYTES, ID_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import UUID, is_email
 
 NEVER_SENT = ("$create_alias", "$groupidentify")
-"""R4: they tell of ids and groups, and may be of no person at all."""
+"""R4: they are about ids and groups, and may be of no person at all."""
 
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
-
-PERSONLESS_NAME = b'"$process_person_profile"'
-PERSONLESS_TEXT = re.compile(re.escape(PERSONLESS_NAME) + rb"\s*:\s*false")
 
 SENT = "sent"
 REFUSED = "refused: "
@@ -40,39 +35,26 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
     """The events frame with more columns.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts by it); key: `id:<distinct_id>` or
-    `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email so far or None, and when it was
-    set (R1); personless: whether PostHog keeps no person for it (R5). `known` is what earlier days taught (`facts`).
+    `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email that is known then or null, and
+    when it was set (R1), as `facts.Known` has it. `known` is what earlier days taught (`facts`).
     """
     facts = known_at_each_event(events, known)
-    facts["personless"] = _are_personless(events["properties"])
     codes, distinct_ids = codes_of(events["distinct_id"])
     return events.assign(
         outcome=_outcomes(events, codes, distinct_ids, facts, options),
-        key=pd.Series(_keys(codes, distinct_ids, facts, options), index=events.index, dtype=object),
+        key=_chosen(_keys(distinct_ids, facts, options), facts.emails if options.identify_by_email else codes),
         identifier=events["distinct_id"],
-        email=facts["email"],
-        email_set=facts["email_set"],
-        personless=facts["personless"],
+        email=_chosen(facts.texts, facts.emails),
+        email_set=facts.emails_set,
     )
 
 
-def _are_personless(properties: pd.Series[Any]) -> Any:
-    """R5: which events say that PostHog is to keep no person for them: a numpy array of bool."""
-    contents = utf8(properties)
-    rows = may_name(contents, PERSONLESS_NAME)
-    found = np.zeros(len(contents), dtype=bool)
-    found[rows] = [_is_personless(content) for content in to_list(contents.take(pa.array(rows)))]
-    return found
+def _chosen(of: list[str | None], numbers: Any) -> Any:
+    """The text of each number: numpy, or pandas' own kind of text."""
+    return pa.array(of, pa.large_string()).take(pa.array(numbers)).to_pandas().array
 
 
-def _is_personless(content: bytes) -> bool:
-    """Of JSON that may have the name. Only what says so anywhere, or has escapes, is parsed."""
-    if not PERSONLESS_TEXT.search(content, max(0, content.find(PERSONLESS_NAME))) and ESCAPE not in content:
-        return False
-    return read_leniently(content).get("$process_person_profile") is False
-
-
-def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: pd.DataFrame, options: Options) -> Any:
+def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: Known, options: Options) -> Any:
     def of_ids(is_so: Callable[[str], bool]) -> Any:
         return np.array([is_so(text) for text in distinct_ids], dtype=bool)[codes]
 
@@ -83,6 +65,7 @@ def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: 
 
     times = microseconds(events["timestamp"])
     allowed = frozenset(options.event_allowlist)
+    has_email = np.array([email is not None for email in facts.texts], dtype=bool)
     reasons: dict[str, Any] = {
         **{FILTERED + f"{never} is never sent (R4)": of_names(never.__eq__) for never in NEVER_SENT},
         FILTERED + "not on the allowlist (R3)": of_names(lambda name: bool(allowed) and name not in allowed),
@@ -95,23 +78,23 @@ def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: 
         ),
         REFUSED + "uuid is no UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
-        NOT_IDENTIFIED: _held_back(facts["identified"], options, "identified"),
-        NO_EMAIL: _held_back(facts["email"].notna(), options, "emails"),
-        PERSONLESS: _held_back(~facts["personless"], options, "profiles"),
+        NOT_IDENTIFIED: _held_back(facts.identified, options, "identified"),
+        NO_EMAIL: _held_back(has_email[facts.emails], options, "emails"),
+        PERSONLESS: _held_back(~events["personless"].to_numpy(bool), options, "profiles"),
     }
     first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
-    return np.array([*reasons, SENT], dtype=object)[first]
+    return _chosen([*reasons, SENT], first)
 
 
-def _held_back(passes: pd.Series[Any], options: Options, choice: str) -> Any:
-    return ~passes.to_numpy(bool) & (options.anonymous_users == choice)
+def _held_back(passes: Any, options: Options, choice: str) -> Any:
+    return ~passes & (options.anonymous_users == choice)
 
 
-def _keys(codes: Any, distinct_ids: list[str], facts: pd.DataFrame, options: Options) -> Any:
-    """R6. The email known at an event is always there where the distinct_id is an email."""
-    keys = np.array([f"email:{who.lower()}" if is_email(who) else f"id:{who}" for who in distinct_ids], dtype=object)[codes]
-    if options.identify_by_email:
-        emails = facts["email"].to_numpy(object)
-        known = facts["email"].notna().to_numpy(bool)
-        keys[known] = [f"email:{email.lower()}" for email in emails[known]]
-    return keys
+def _keys(distinct_ids: list[str], facts: Known, options: Options) -> list[str | None]:
+    """R6: the keys by the numbers of the distinct_ids; and by those of the emails, where emails are keys. These begin with what
+    is known of each distinct_id before its first event, which always is the email where the distinct_id is one."""
+    keys = [f"email:{who.lower()}" if is_email(who) else f"id:{who}" for who in distinct_ids]
+    if not options.identify_by_email:
+        return [*keys]
+    emails = [None if email is None else f"email:{email.lower()}" for email in facts.texts]
+    return [email or key for email, key in zip(emails, [*keys, *emails[len(keys) :]], strict=True)]

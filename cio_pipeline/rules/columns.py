@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,13 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.json_text import LEVELS, LONG_INTEGER
+from cio_pipeline.json_text import LEVELS
 
 SLICE = 2_048
-ESCAPE = b"\\u00"
-"""Begins every escape of a character of ASCII."""
-
-FOUR_TRUE = 0x01010101
 ANY_BRACKET = 0xDF
 """Makes `{` a `[`, and nothing else."""
 
@@ -84,46 +80,15 @@ def as_text(array: Any) -> Any:
     return array.view(pa.large_string())
 
 
-def may_name(array: Any, name: bytes) -> Any:
-    """Which JSON of an Arrow array of bytes may have a name of ASCII, given in quotes, plainly or by escapes: the numbers of
-    rows. Parsing is dear; and to search all texts at once takes half as long as to search each."""
-    found: list[int] = []
-    for start in range(0, len(array), SLICE):
-        offsets, data = offsets_and_data(array.slice(start, SLICE))
-        content = data.tobytes()
-        places = [*_places(content, name), *(_places(content, ESCAPE) if b"\\" in content else ())]
-        found += (start + np.searchsorted(offsets, sorted(places), side="right") - 1).tolist()
-    return np.unique(np.array(found, dtype=np.int64))
+def are_deep(array: Any) -> Any:
+    """Which JSON of an Arrow array of bytes may be nested deeper than R14 takes, by its brackets: a numpy array of bool."""
+    found = [_have_many_brackets(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
+    return np.concatenate([np.zeros(0, dtype=bool), *found])
 
 
-def _places(content: bytes, searched: bytes) -> Iterator[int]:
-    place = content.find(searched)
-    while place >= 0:
-        yield place
-        place = content.find(searched, place + 1)
-
-
-def need_care(array: Any) -> Any:
-    """Which JSON of an Arrow array of bytes orjson may not read as it is meant: a numpy array of bool.
-
-    That is empty text, an object with an integer of 19 digits or more, and what may be nested deeper than R14 takes. Of null
-    there is nothing to read.
-    """
-    is_empty = pc.equal(pc.binary_length(array), 0).fill_null(False).to_numpy(zero_copy_only=False)
-    slices = [_have_oddities(array.slice(start, SLICE)) for start in range(0, len(array), SLICE)]
-    deep, digits = np.concatenate([np.zeros((2, 0), dtype=bool), *slices], axis=1)
-    digits[digits] = matches(array.filter(pa.array(digits)), LONG_INTEGER)
-    return is_empty | deep | digits
-
-
-def _have_oddities(array: Any) -> Any:
-    """Which texts have more than 200 opening brackets, and which may have a long integer: an array of two rows of bool."""
-    found = np.zeros((2, len(array)), dtype=bool)
-    offsets, data = offsets_and_data(array)
+def _have_many_brackets(offsets: Any, data: Any) -> Any:
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
-    found[0] = np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
-    found[1, np.searchsorted(offsets, _long_digits(data), side="right") - 1] = True
-    return found
+    return np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
 
 
 def offsets_and_data(array: Any) -> tuple[Any, Any]:
@@ -133,18 +98,3 @@ def offsets_and_data(array: Any) -> tuple[Any, Any]:
         return np.zeros(len(array) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)
     offsets = np.frombuffer(offsets_buffer, dtype=np.int64)[array.offset : array.offset + len(array) + 1]
     return offsets - offsets[0], np.frombuffer(data_buffer, dtype=np.uint8)[offsets[0] : offsets[-1]]
-
-
-def _long_digits(data: Any) -> Any:
-    """Where in the bytes digits stand that may be an integer of 19 digits or more.
-
-    These span four aligned words of four digits, and little else does that does not follow a quote: the pattern, which is slow,
-    sees but those.
-    """
-    are_digits = (data - ord("0")) < 10
-    words = are_digits[: len(data) // 4 * 4].view(np.uint32) == FOUR_TRUE
-    starts = np.flatnonzero(words[:-3] & words[1:-2] & words[2:-1] & words[3:]) * 4
-    before = np.maximum(starts[:, None] - np.arange(1, 5), 0)
-    nearest = np.argmin(are_digits[before], axis=1)
-    first = before[np.arange(len(starts)), nearest]
-    return starts[~are_digits[first] & (data[first] != ord('"'))]

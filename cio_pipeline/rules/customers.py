@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.customer_state import State, name_hash, pack, state_time, value_hash
+from cio_pipeline.customer_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, within_most
 from cio_pipeline.rules.columns import Coded, codes_of, microseconds, texts
@@ -20,9 +21,7 @@ from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import ITEM_BYTES
 
 SECOND = 1_000_000
-NEVER = 2**62
-"""A time after all others, in microseconds."""
-
+ANY_CASE = re.compile("email", re.IGNORECASE)
 ROOM = ITEM_BYTES - 500
 """What an upsert has for its attributes."""
 
@@ -54,31 +53,50 @@ class Attributes(NamedTuple):
 
 
 class _Name(NamedTuple):
-    """Of an attribute's name: its JSON with a colon, what the ledger has for it, and whether it is about consent (R19)."""
+    """Of an attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether
+    it is `email` in another case, which is no email (R1)."""
 
     member: bytes
     hash: bytes
     is_consent: bool
+    is_email_in_another_case: bool
 
 
-def customers_frame(events: pd.DataFrame, given: dict[str, Attributes]) -> tuple[pd.DataFrame, dict[str, LeftOut]]:
-    """The customers table's rows; and, by customer's key, what is beyond R10's 300 attributes.
+class Customers(NamedTuple):
+    """The customers table; by customer's key, what is beyond R10's 300 attributes; and how many attributes are named `email` in
+    another case."""
 
-    `events` are all that are sent, by time (their key, identifier, timestamp, email and email_set count), `given` what they
-    give their customers, by key.
-    """
+    table: pa.Table
+    beyond: dict[str, LeftOut]
+    emails_in_another_case: int
+
+
+def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customers:
+    """The customers of the events that are sent, by time (their key, identifier, timestamp, email and email_set count); `given`
+    are the attributes that these give them, by key."""
     rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}
-    names = cache(lambda name: _Name(orjson.dumps(name) + b":", name_hash(name), is_consent(name)))
+    names = cache(_name)
+    in_another_case = 0
     for key, own in _own(events):
         whole = _with(own, given[key]) if key in given else own
         attributes, left_out = within_most(whole.values)
         if left_out:
             beyond[key] = left_out
-        for part, values in enumerate(_parts(attributes, names)):
-            rows.append(_row(key, part, values, whole, names))
+        for part, members in enumerate(_parts(attributes, names)):
+            rows.append(_row(key, part, members, whole))
+            in_another_case += sum(name.is_email_in_another_case for _, name, _ in members)
     columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
-    return pa.table(dict(zip(CUSTOMERS.names, columns, strict=True)), schema=CUSTOMERS).to_pandas(), beyond
+    return Customers(pa.table(dict(zip(CUSTOMERS.names, columns, strict=True)), schema=CUSTOMERS), beyond, in_another_case)
+
+
+def _name(name: str) -> _Name:
+    is_email = name != "email" and ANY_CASE.fullmatch(name) is not None
+    return _Name(orjson.dumps(name) + b":", name_hash(name), is_consent(name), is_email)
+
+
+Member = tuple[str, _Name, bytes]
+"""An attribute: its name, what that is, and its value as JSON."""
 
 
 def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
@@ -92,7 +110,7 @@ def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
     last = _last_rows(keys, np.arange(len(events)))
     with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
     set_at = times.copy()
-    set_at[with_email] = np.minimum(times[with_email], _numbers(events["email_set"].take(with_email)))
+    set_at[with_email] = np.minimum(times[with_email], events["email_set"].to_numpy(np.int64)[with_email])
     newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
     columns = (
         keys.different,
@@ -123,36 +141,28 @@ def _last_rows(keys: Coded, rows: Any) -> Any:
     return last
 
 
-def _numbers(column: pd.Series[Any]) -> Any:
-    """Integers, the greatest there is where one is absent: a numpy array."""
-    return column.fillna(NEVER).to_numpy(np.int64)
-
-
-def _row(key: str, part: int, values: dict[str, bytes], whole: Attributes, names: Callable[[str], _Name]) -> tuple[Any, ...]:
-    """A row of the customers table, as `CUSTOMERS` says: these attributes of the whole, as JSON."""
-    members: list[bytes] = []
-    state: State = {}
-    newest, consent = 0, False
-    for name, value in values.items():
-        (member, hashed, is_about_consent), time = names(name), whole.times[name]
-        members.append(member + value)
-        state[hashed] = (value_hash(value), state_time(time // SECOND))
-        newest, consent = max(newest, time), consent or is_about_consent
-    operation = upsert(key, newest // SECOND, members)
+def _row(key: str, part: int, members: list[Member], whole: Attributes) -> tuple[Any, ...]:
+    """A row of the customers table, as `CUSTOMERS` says: these attributes of the whole."""
+    records: dict[int, list[bytes]] = {}
+    newest = max(whole.times[name] for name, _, _ in members)
+    for name, known, value in members:
+        records.setdefault(state_time(whole.times[name] // SECOND), []).append(known.hash + value_hash(value))
+    operation = upsert(key, newest // SECOND, [known.member + value for _, known, value in members])
     whose = (whole.values["identifier"], whole.values.get("email"))
-    return (key, part, len(values), newest, operation, pack(state), *whose, consent)
+    consent = any(known.is_consent for _, known, _ in members)
+    return (key, part, len(members), newest, operation, pack_records(records), *whose, consent)
 
 
-def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[dict[str, bytes]]:
-    """The attributes' values as JSON, in one part, or as many as it takes for each upsert to stay within 32,000 bytes."""
-    parts: list[dict[str, bytes]] = [{}]
+def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[list[Member]]:
+    """The attributes, in one part, or as many as it takes for each upsert to stay within 32,000 bytes."""
+    parts: list[list[Member]] = [[]]
     size = 0
     for name, value in attributes.items():
-        text = write(value)
-        bytes_of_member = len(names(name).member) + len(text) + 1
+        known, text = names(name), write(value)
+        bytes_of_member = len(known.member) + len(text) + 1
         size += bytes_of_member
         if size > ROOM and parts[-1]:
-            parts.append({})
+            parts.append([])
             size = bytes_of_member
-        parts[-1][name] = text
+        parts[-1].append((name, known, text))
     return parts

@@ -5,25 +5,20 @@ An operation is the JSON text of one item of `/api/v2/batch`; of an event too la
 
 from __future__ import annotations
 
-import re
 from operator import itemgetter
 from typing import Any, NamedTuple
 
 import numpy as np
-import orjson
 import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.rules.attributes import attributes_of, name_rule
 from cio_pipeline.rules.columns import Coded, as_text, codes_of, microseconds, text_array, texts, utf8
-from cio_pipeline.rules.customers import SECOND, Attributes, customers_frame
+from cio_pipeline.rules.customers import SECOND, Attributes, customers_of
 from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.reading import Reader
-
-EMAIL_IN_ANOTHER_CASE = re.compile(r'"(?!email")(?i:email)":')
-ANY_CASE = re.compile("email", re.IGNORECASE)
+from cio_pipeline.rules.reading import read
 
 TEXT = pa.large_string()
 EVENTS = pa.schema(
@@ -54,12 +49,14 @@ class Tables(NamedTuple):
     customer's; the email may be absent), consent (whether one of these attributes is about consent, R19). events: uuid, ulid,
     key, distinct_id (as in PostHog, also where the event is stitched), name, type, timestamp, call (`batch` or `event`),
     operation, personless (R5); by time. rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`),
-    name (of the attribute or property), reason.
+    name (of the attribute or property), reason. emails_in_another_case: how many attributes of the customers are named `email`
+    in another case; they are no email (R1).
     """
 
-    customers: pd.DataFrame
-    events: pd.DataFrame
-    rejects: pd.DataFrame
+    customers: pa.Table
+    events: pa.Table
+    rejects: pa.Table
+    emails_in_another_case: int
 
 
 Reject = tuple[int, str, str, str]
@@ -69,7 +66,6 @@ Reject = tuple[int, str, str, str]
 def build(sent: pd.DataFrame, options: Options) -> Tables:
     """The tables of the events whose outcome is `sent`: whole customers, in the order `facts.ORDER`."""
     names = name_rule(options)
-    reader = Reader(names, options)
     are_sent = np.ones(len(sent), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
     given: dict[str, Attributes] = {}
@@ -77,33 +73,30 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     for start in range(0, len(sent), PIECE):
         piece = sent.iloc[start : start + PIECE]
         keys, event_names, times = codes_of(piece["key"]), codes_of(piece["event"]), microseconds(piece["timestamp"])
-        read = reader.read(utf8(piece["properties"]), utf8(piece["person_properties"]))
+        contents = (utf8(piece["properties"]), utf8(piece["person_properties"]), piece["plain"].to_numpy(bool))
+        found = read(*contents, names, options)
         ids = ulids(times, event_names, utf8(piece["distinct_id"]), utf8(piece["uuid"]))
-        items = event_items(keys, event_names, ids, times // SECOND, pa.array(read.data, pa.large_binary()))
+        items = event_items(keys, event_names, ids, times // SECOND, found.data)
         events.append(_events(piece, event_names, ids, items))
-        for row, reason in (read.refused | items.refused).items():
-            are_sent[start + row] = False
-            rejects.append((start + row, "event", event_names.at(row), reason))
-        for row, said in read.said.items():
-            if are_sent[start + row]:
+        refused = found.refused | items.refused
+        are_sent[[start + row for row in refused]] = False
+        rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]
+        for row, said in found.said.items():
+            if row not in refused:
                 attributes, left_out = attributes_of(said.given, said.unset, names, options)
-                given.setdefault(keys.at(row), Attributes({}, {})).set(attributes, int(times[row]))
+                customer = given.get(key := keys.at(row)) or given.setdefault(key, Attributes({}, {}))
+                customer.set(attributes, int(times[row]))
                 rejects += [(start + row, "attribute", name, reason) for name, reason in said.attributes + left_out]
                 rejects += [(start + row, "data", name, reason) for name, reason in said.data]
-    without_json = sent.drop(columns=["properties", "person_properties"])
-    people, beyond = customers_frame(without_json[are_sent], given)
+    customers = customers_of(
+        sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
+    )
     rejects.sort(key=itemgetter(0))
-    if beyond:
+    if customers.beyond:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}
-        rejects += [(last[key], "attribute", name, reason) for key, left_out in beyond.items() for name, reason in left_out]
-    return Tables(people, pa.concat_tables(events).to_pandas(), _rejects(without_json, rejects))
-
-
-def emails_in_another_case(customers: pd.DataFrame) -> int:
-    """How many attributes of these customers (as in `Tables`) are named email in another case: they are no email (R1)."""
-    operations = filter(EMAIL_IN_ANOTHER_CASE.search, texts(customers["operation"]))
-    names = (name for operation in operations for name in orjson.loads(operation)["attributes"])
-    return sum(name != "email" and ANY_CASE.fullmatch(name) is not None for name in names)
+        beyond = ((last[key], left_out) for key, left_out in customers.beyond.items())
+        rejects += [(row, "attribute", name, reason) for row, left_out in beyond for name, reason in left_out]
+    return Tables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
 
 
 def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Table:
@@ -122,9 +115,9 @@ def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Tabl
     return rows.filter(items.operations.is_valid()) if items.operations.null_count else rows
 
 
-def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pd.DataFrame:
+def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pa.Table:
     """The rows of the rejects table: the rejects with what says which event each is of."""
-    rows = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects]).reset_index(drop=True)
-    columns = enumerate(("what", "name", "reason"), start=1)
-    made = {column: pa.array([reject[at] for reject in rejects], TEXT) for at, column in columns}
-    return rows.assign(**pa.table(made).to_pandas())[REJECTS.names]
+    of = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
+    names = enumerate(("what", "name", "reason"), start=1)
+    made = {name: [reject[at] for reject in rejects] for at, name in names}
+    return pa.Table.from_pandas(of.assign(**made), REJECTS, preserve_index=False)

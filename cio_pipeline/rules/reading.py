@@ -1,18 +1,21 @@
 """R12 and R13: from events' JSON to their data, and what else it says: given attributes (R7), what was repaired or left out.
 
-Nearly all of it is read and written by orjson as it is. What may not be is read with care, to the same end.
+Nearly all of it is plain (`properties.py`) and goes out as it stands. The rest is read with care, to the same end.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import orjson
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
-from cio_pipeline.rules.columns import need_care, to_list
+from cio_pipeline.rules.columns import matches, to_list
 from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.properties import NAMED, members_of, value_of, without_members
 
 REPAIRED = "half a surrogate pair became U+FFFD"
 REDIRECTS = "would redirect deliveries (R13)"
@@ -23,104 +26,89 @@ DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 
 
 class Said(NamedTuple):
-    """What an event's JSON says besides its data: given attributes, `$unset`, what of the attributes and the data to count."""
+    """What an event's JSON says besides its data: given attributes, what of the attributes to count; `$unset`; what of the data
+    to count."""
 
     given: dict[str, Any]
-    unset: Any
     attributes: LeftOut
+    unset: Any
     data: LeftOut
 
 
 class Read(NamedTuple):
-    """Events' data as JSON in UTF-8, None where it cannot be sent; by row, why not, and what else is said, if anything."""
+    """Events' data: an Arrow array of JSON in UTF-8, null where it cannot be sent; by row, why not, and what else is said, if
+    anything."""
 
-    data: list[bytes | None]
+    data: Any
     refused: dict[int, str]
     said: dict[int, Said]
 
 
-class Reader:
-    """Reads events. It remembers which names of properties are data."""
+def read(contents: Any, persons: Any, plain: Any, names: NameRule, options: Options) -> Read:
+    """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8.
 
-    def __init__(self, names: NameRule, options: Options) -> None:
-        self._names = names
-        self._allow_overrides = options.allow_delivery_overrides
-        self._are_data: set[str] = set()
-
-    def read(self, contents: Any, persons: Any) -> Read:
-        """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8."""
-        data: list[bytes | None] = []
-        refused: dict[int, str] = {}
-        said: dict[int, Said] = {}
-        with_care = (need_care(contents) | need_care(persons)).tolist()
-        for row, (content, person, needs_care) in enumerate(zip(to_list(contents), to_list(persons), with_care, strict=True)):
-            properties = None if needs_care else _object(content)
-            given = None if properties is None or person is None else _object(person)
-            if properties is None or (given is None and person is not None):
-                try:
-                    written, said[row] = self._read_with_care(content, person)
-                except UnusableJson as reason:
-                    written, refused[row] = None, str(reason)
-                data.append(written)
-                continue
-            if given is not None or not self._are_data.issuperset(properties):
-                given = properties.get("$set") if given is None else given
-                unset = properties.get("$unset")
-                overrides = self._leave_data(properties)
-                if given or unset or overrides:
-                    said[row] = Said(given if isinstance(given, dict) else {}, unset, [], overrides)
-            data.append(orjson.dumps(properties))
-        return Read(data, refused, said)
-
-    def _leave_data(self, properties: dict[str, Any]) -> LeftOut:
-        """Takes out of the properties what is no data; gives what R13 leaves out."""
-        for name in NOT_DATA:
-            properties.pop(name, None)
-        if self._are_data.issuperset(properties):
-            return []
-        names = properties.keys() - self._are_data
-        overrides = [name for name in properties if name in names and self._is_override(name)]
-        for name in overrides:
-            del properties[name]
-        self._are_data.update(properties)
-        return [(name, REDIRECTS) for name in overrides]
-
-    def _is_override(self, name: str) -> bool:
-        return not self._allow_overrides and name.lower() in DELIVERY_OVERRIDES
-
-    def _read_with_care(self, content: bytes | None, person: bytes | None) -> tuple[bytes, Said]:
-        found = _sendable(content)
-        properties, repaired = repair_surrogates(content or b"", found)
-        raw_given, unusable = _given(found, person)
-        given, changed = repair_surrogates((content if person is None else person) or b"", raw_given)
-        unset = properties.get("$unset")
-        if "$unset" in repaired:
-            cleared_as_they_are = set(unset_names(found["$unset"]))
-            changed += [name for name in dict.fromkeys(unset_names(unset)) if name not in cleared_as_they_are]
-        attributes = unusable + [(name, REPAIRED) for name in changed if self._names(name) != EXCLUDED]
-        changed_data = [(name, REPAIRED) for name in repaired if name not in NOT_DATA]
-        overrides = self._leave_data(properties)
-        return write(properties), Said(given, unset, attributes, changed_data + overrides)
+    `plain`: which are as `properties.FACTS` says (numpy, bool). Most of these are data as they stand.
+    """
+    data: list[bytes | None] = []
+    refused: dict[int, str] = {}
+    said: dict[int, Said] = {}
+    changes = ~plain | matches(contents, NAMED) | persons.is_valid().to_numpy(zero_copy_only=False)
+    rows = np.flatnonzero(changes)
+    chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
+    for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):
+        found = _parted(content, person, names) if is_plain else None
+        try:
+            written, said[row] = found or _read_with_care(content, person, names, options)
+        except UnusableJson as reason:
+            written, refused[row] = None, str(reason)
+        data.append(written)
+    whole = pc.replace_with_mask(contents, pa.array(changes), pa.array(data, contents.type)) if data else contents
+    return Read(whole, refused, said)
 
 
-def _object(content: bytes | None) -> dict[str, Any] | None:
-    """The object in JSON that needs no care; None where there is none, or something is amiss."""
-    try:
-        found = orjson.loads(content or b"")
-    except orjson.JSONDecodeError:
+def _parted(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Said] | None:
+    """The data of plain JSON, and what else it says; None where it has to be read with care."""
+    members = members_of(content)
+    written = None if members is None else without_members(content, members)
+    if members is None or written is None:
         return None
-    return found if isinstance(found, dict) else None
+    if person is not None:
+        return written, Said(*_of_person(person, names), value_of(members.unset), [])
+    given = value_of(members.given)
+    return written, Said(given if isinstance(given, dict) else {}, [], value_of(members.unset), [])
 
 
-def _given(properties: dict[str, Any], person: bytes | None) -> tuple[dict[str, Any], LeftOut]:
-    """R7: the given attributes, and why a person's properties count as absent."""
-    if person is None:
-        given = properties.get("$set")
-        return given if isinstance(given, dict) else {}, []
+def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Said]:
+    found = _sendable(content)
+    properties, repaired = repair_surrogates(content or b"", found)
+    unset = properties.get("$unset")
+    if person is not None:
+        given, attributes = _of_person(person, names)
+    else:
+        raw = found.get("$set")
+        given, changed = repair_surrogates(content or b"", raw if isinstance(raw, dict) else {})
+        attributes = _repaired(changed, names)
+    if "$unset" in repaired:
+        cleared_as_they_are = set(unset_names(found["$unset"]))
+        cleared = [name for name in dict.fromkeys(unset_names(unset)) if name not in cleared_as_they_are]
+        attributes = attributes + _repaired(cleared, names)
+    overrides = [] if options.allow_delivery_overrides else [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
+    data = {name: value for name, value in properties.items() if name not in NOT_DATA and name not in overrides}
+    left_out = [(name, REPAIRED) for name in repaired if name not in NOT_DATA] + [(name, REDIRECTS) for name in overrides]
+    return write(data), Said(given, attributes, unset, left_out)
+
+
+def _of_person(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
+    """R7: what the person's properties give, and what of them is left out or repaired; nothing where they cannot be read."""
     try:
-        return _sendable(person), []
+        given, changed = repair_surrogates(person, _sendable(person))
     except UnusableJson as reason:
         return {}, [("person_properties", f"{reason} (R7)")]
+    return given, _repaired(changed, names)
+
+
+def _repaired(changed: list[str], names: NameRule) -> LeftOut:
+    return [(name, REPAIRED) for name in changed if names(name) != EXCLUDED]
 
 
 def _sendable(content: bytes | None) -> dict[str, Any]:

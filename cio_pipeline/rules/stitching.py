@@ -61,7 +61,9 @@ def stitched(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, opt
     `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it taught about them.
     """
     classified = classify(events, known, options)
-    held_back = classified[classified["outcome"].isin(HELD_BACK)].drop(columns=["key", "identifier", "email", "email_set"])
+    held_back = classified[classified["outcome"].isin(HELD_BACK)].drop(
+        columns=["anonymous_id", "key", "identifier", "email", "email_set"]
+    )
     both = held_back.merge(found, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_merge"))
     follows = both["timestamp_before"].isna() | _after(both, "", "_before")
     return both[follows & _after(both, "_merge", "") & (both["timestamp"] >= both["since"])]

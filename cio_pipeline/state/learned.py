@@ -96,10 +96,10 @@ def _hash(table: sa.Table, rows: pa.Table) -> int:
 
 def _rows(facts: pd.DataFrame, merged: pd.DataFrame, tied: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
     """The rows of a part of a day, by table, without the day."""
-    told = facts[facts["email"].notna()].rename(columns={"email_set": "microseconds"})
+    with_email = facts[facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = merged.assign(microseconds=merged["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     names = pd.DataFrame(sorted(tied), columns=["name", "distinct_id"], dtype=object)
-    frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: told, merges: named, ties: names}
+    frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: with_email, merges: named, ties: names}
     return {
         table: pa.Table.from_pandas(frame[COLUMNS[table].names], COLUMNS[table], preserve_index=False)
         for table, frame in frames.items()

@@ -187,8 +187,8 @@ class Tables:
             found: pa.Table = file.read(columns, use_threads=False)
         return found
 
-    def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pd.DataFrame]:
-        """The rows whose column `by`, by which each shard is sorted, has one of the values: a frame a shard that has any.
+    def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pa.Table]:
+        """The rows whose column `by`, by which each shard is sorted, has one of the values: of each shard that has any.
 
         Reads only row groups that may hold such a row. Raises `NotMaterialized` as `read` does.
         """
@@ -201,7 +201,7 @@ class Tables:
                 found = file.read_row_groups(groups)
             found = found.filter(pc.is_in(found[by], pa.array(wanted, pa.string())))
             if len(found):
-                yield found.to_pandas()
+                yield found
 
     def head(self, table: str, partition: str, rows: int, columns: list[str]) -> list[dict[str, Any]]:
         """The first so many rows, by column. Raises `NotMaterialized` as `read` does."""

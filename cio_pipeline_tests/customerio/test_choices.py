@@ -21,10 +21,9 @@ from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 Workspace = customerio.CustomerioServer
@@ -35,12 +34,12 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY, options: DeliveryOptions = ORDINARY) -> Report:
+def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY, options: DeliveryOptions = ORDINARY) -> Report:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     return deliver(day, [(made.customers, made.events)], ledger, client, options=options)
 
 
-def look(ledger: Ledger, made: Tables, options: DeliveryOptions = ORDINARY, seen: set[str] | None = None) -> Report:
+def look(ledger: Ledger, made: Frames, options: DeliveryOptions = ORDINARY, seen: set[str] | None = None) -> Report:
     return preview(DAY, [(made.customers, made.events)], ledger, options, set() if seen is None else seen)
 
 
@@ -48,12 +47,11 @@ def again(workspace: Workspace, ledger: Ledger, day: str = DAY) -> Report:
     return redeliver(day, ledger.refusals(day)[day], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
 
 
-def broken(made: Tables, what: str, by: str) -> Tables:
+def broken(made: Frames, what: str, by: str) -> Frames:
     """The tables with a text of their operations replaced, so that Customer.io refuses them."""
     swap = {
         name: frame.assign(operation=frame["operation"].str.replace(what, by))
-        for name, frame in made._asdict().items()
-        if name != "rejects"
+        for name, frame in (("customers", made.customers), ("events", made.events))
     }
     return made._replace(**swap)
 

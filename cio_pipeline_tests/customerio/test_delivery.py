@@ -22,11 +22,10 @@ from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.limits import REQUEST_BYTES
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 Workspace = customerio.CustomerioServer
@@ -41,7 +40,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def send(workspace: Workspace, ledger: Ledger, made: Tables, day: str = DAY) -> Counter[str]:
+def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY) -> Counter[str]:
     return deliver(day, [(made.customers, made.events)], ledger, client(workspace.url)).counts
 
 

@@ -15,11 +15,10 @@ from cio_pipeline import http_retry as http
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
 KINDS: list[Any] = [
@@ -46,7 +45,7 @@ def small(put: Any) -> None:
     put(items, "LANE_BYTES", 40_000)
 
 
-def stream(seed: int) -> Tables:
+def stream(seed: int) -> Frames:
     """Some 600 events of 40 people, a few of which Customer.io refuses."""
     rnd = random.Random(seed)
     made = tables(
@@ -70,12 +69,12 @@ def held(workspace: customerio.CustomerioServer) -> dict[str, Any]:
     return {person["identifiers"]["id"]: (person["attributes"], person["events"]) for person in people}
 
 
-def known(ledger: Ledger, made: Tables) -> tuple[Any, ...]:
+def known(ledger: Ledger, made: Frames) -> tuple[Any, ...]:
     states = ledger.states(made.customers["key"])
     return ledger.delivered(DAY).tolist(), states, {name: vars(refusal) for name, refusal in ledger.refused(DAY).items()}
 
 
-def until_done(made: Tables, ledger: Ledger, client: TrackClient, runs: int = 8) -> int:
+def until_done(made: Frames, ledger: Ledger, client: TrackClient, runs: int = 8) -> int:
     for run in range(1, runs + 1):
         try:
             deliver(DAY, [(made.customers, made.events)], ledger, client)
@@ -85,7 +84,7 @@ def until_done(made: Tables, ledger: Ledger, client: TrackClient, runs: int = 8)
     raise AssertionError(f"not done in {runs} runs")
 
 
-def without_faults(made: Tables, folder: Path) -> tuple[dict[str, Any], tuple[Any, ...], int]:
+def without_faults(made: Frames, folder: Path) -> tuple[dict[str, Any], tuple[Any, ...], int]:
     ledger = Ledger(f"sqlite:///{folder / 'reference.db'}")
     with customerio.serve() as workspace:
         until_done(made, ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))

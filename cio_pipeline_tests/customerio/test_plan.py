@@ -19,14 +19,13 @@ from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
 from cio_pipeline.customerio.plan import Known, among, plan, plan_again
 from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
 
 
-def refusal(made: Tables, operation: str | None = None) -> Refusal:
+def refusal(made: Frames, operation: str | None = None) -> Refusal:
     """The day's only event, as it was refused."""
     [row] = made.events.to_dict("records")
     return Refusal(row["ulid"], "event", "invalid", "", row["operation"] if operation is None else operation, row["key"])
@@ -37,7 +36,7 @@ def refused_upsert(upsert: Any) -> Refusal:
 
 
 def planned(
-    made: Tables,
+    made: Frames,
     states: Mapping[str, State] | None = None,
     delivered: Any = (),
     refused: tuple[Refusal, ...] = (),
@@ -116,7 +115,7 @@ def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:
     return event(name, who, at=str(pd.Timestamp.now(tz="UTC").floor("s")))
 
 
-def counted(made: Tables, ledger: Ledger, options: DeliveryOptions = ORDINARY, days: int = 1) -> tuple[int, int]:
+def counted(made: Frames, ledger: Ledger, options: DeliveryOptions = ORDINARY, days: int = 1) -> tuple[int, int]:
     """The new customers and the events that can start campaigns of so many days, all with these tables."""
     forecast = Forecast()
     for _ in range(days):

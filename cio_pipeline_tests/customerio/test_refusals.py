@@ -16,11 +16,10 @@ from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.sender import MANY_ALIKE
 from cio_pipeline.http_retry import Unavailable
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
 Workspace = customerio.CustomerioServer
@@ -34,7 +33,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def send(workspace: Workspace, ledger: Ledger, made: Tables) -> None:
+def send(workspace: Workspace, ledger: Ledger, made: Frames) -> None:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     client.check()
     deliver(DAY, [(made.customers, made.events)], ledger, client)
@@ -50,7 +49,7 @@ def answer_where(workspace: Workspace, is_meant: Callable[[str, bytes], bool], g
     workspace.answer = instead  # type: ignore[method-assign]
 
 
-def day(count: int = 12, **large: Any) -> Tables:
+def day(count: int = 12, **large: Any) -> Frames:
     return tables(*(event(f"e{n}", f"u{n % 5}", n=n, set_={"n": n}, **(large if n % 4 == 0 else {})) for n in range(count)))
 
 

@@ -18,9 +18,9 @@ from cio_pipeline.defs.failures import NotBegun
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
+from cio_pipeline.events import KEPT_EVENTS
 from cio_pipeline.extraction import Extracted
 from cio_pipeline.posthog.reading import Reading
-from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
@@ -268,7 +268,7 @@ def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
     run(instance, "2025-02-25")
     tables = Tables(load_settings().data_dir)
     [kept], [taken] = tables.read("posthog_events", DAY), tables.read("posthog_events", "2025-02-25")
-    assert list(kept.columns) == EVENT_SCHEMA.names
+    assert list(kept.columns) == KEPT_EVENTS.names
     assert kept["properties"].tolist() == ['{"$set": {"plan": "pro"}}']
     assert kept["person_properties"].isna().all()
     assert taken["person_properties"].tolist() == ['{"email":"u2@example.com"}']

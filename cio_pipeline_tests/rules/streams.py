@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import uuid
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 
 from cio_pipeline.rules.classify import SENT, classify
+from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
-from cio_pipeline.rules.operations import Tables, build
+from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.properties import facts_of
 
 YESTERDAY = 1_772_323_200_000_000
 """2026-03-01, in microseconds: when all that is known of earlier days was set."""
@@ -53,7 +55,9 @@ def frame(*events: dict[str, Any]) -> pd.DataFrame:
     rows = [{**row, "uuid": row["uuid"] or str(uuid.UUID(int=number + 1))} for number, row in enumerate(events)]
     table = pd.DataFrame(rows)
     table["timestamp"] = table["timestamp"].astype("datetime64[us, UTC]")
-    return table.sort_values(ORDER, ignore_index=True)
+    table = table.sort_values(ORDER, ignore_index=True)
+    facts = facts_of(*(utf8(table[name]) for name in ("event", "properties", "person_properties")))
+    return pd.concat([table, facts.to_pandas()], axis="columns")
 
 
 def outcomes(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> list[str]:
@@ -66,10 +70,21 @@ def keys(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any
     return [str(key) for key in classify(frame(*events), earlier, Options(**options))["key"]]
 
 
-def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Tables:
+class Frames(NamedTuple):
+    """`Tables` as frames."""
+
+    customers: pd.DataFrame
+    events: pd.DataFrame
+    rejects: pd.DataFrame
+    emails_in_another_case: int
+
+
+def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Frames:
     """What the events come to."""
     classified = classify(frame(*events), earlier, Options(**options))
-    return build(classified[classified["outcome"] == SENT], Options(**options))
+    made = build(classified[classified["outcome"] == SENT], Options(**options))
+    frames = (made.customers.to_pandas(), made.events.to_pandas(), made.rejects.to_pandas())
+    return Frames(*frames, made.emails_in_another_case)
 
 
 def customers(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,6 @@ import pytest
 from cio_pipeline.customer_state import name_hash, unpack
 from cio_pipeline.json_text import TOO_DEEP
 from cio_pipeline.rules.limits import ITEM_BYTES
-from cio_pipeline.rules.operations import emails_in_another_case
 from cio_pipeline.rules.reading import REPAIRED
 from cio_pipeline_tests.rules.streams import customers, event, known, reasons, sent, tables
 
@@ -375,8 +374,8 @@ def test_attributes_named_email_in_another_case_are_told() -> None:
         event(set_={"Email": "a@example.com", "EMAIL": 7, "email": "b@example.com"}),
         event(set_={"e-mail": 1, 'x"EMAIL': 2, "emails": 3}),
     ]
-    assert emails_in_another_case(tables(*stream).customers) == 2
-    assert emails_in_another_case(tables(*stream, exclude_attributes=("E*",)).customers) == 0
+    assert tables(*stream).emails_in_another_case == 2
+    assert tables(*stream, exclude_attributes=("E*",)).emails_in_another_case == 0
 
 
 def test_what_posthog_keeps_no_person_for_is_told_of_each_event() -> None:

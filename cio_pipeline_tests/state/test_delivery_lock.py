@@ -16,12 +16,11 @@ import sqlalchemy as sa
 from cio_pipeline.customer_state import pack
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.rules.operations import Tables
 from cio_pipeline.sandbox.customerio.server import CustomerioServer
 from cio_pipeline.state.database import DatabaseError, connect
 from cio_pipeline.state.delivery_lock import LockLost, hold_delivery_lock
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
-from cio_pipeline_tests.rules.streams import event, tables
+from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
 ANSWER = Acknowledgement(customers={"id:u1": pack({b"12345": (b"123456", 1)})})
@@ -172,7 +171,7 @@ def test_a_delivery_whose_lock_went_before_its_first_request_sends_none(
     assert workspace.requests == []
 
 
-def after(lose: Callable[[], None], made: Tables) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
+def after(lose: Callable[[], None], made: Frames) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """The tables, read after the lock was lost."""
     lose()
     yield made.customers, made.events

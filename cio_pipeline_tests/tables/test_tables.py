@@ -209,7 +209,7 @@ def test_rows_are_found_by_their_text_in_whatever_shard_and_row_group(tmp_path: 
         for number in range(3):
             frame = pd.DataFrame({"distinct_id": [f"k{n // 3}" for n in range(20)], "n": [100 * number + n for n in range(20)]})
             new.shards.append(new.writer.write(number, {"people": frame}))
-    found = [n for shard in tables.rows("people", DAY, "distinct_id", ["k5", "k1", "nobody"]) for n in shard["n"].tolist()]
+    found = [n for shard in tables.rows("people", DAY, "distinct_id", ["k5", "k1", "nobody"]) for n in shard["n"].to_pylist()]
     assert found == [100 * number + n for number in range(3) for n in (3, 4, 5, 15, 16, 17)]
     assert list(tables.rows("people", DAY, "distinct_id", [])) == []
 

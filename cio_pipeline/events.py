@@ -1,0 +1,49 @@
+"""PostHog's events as the tables `posthog_events` and `identity_history` keep them: with what the rules need of their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+
+import pyarrow as pa
+
+from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.rules.properties import FACTS, facts_of
+from cio_pipeline.tables.tables import Tables, Version
+
+KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *FACTS])
+
+READ_BY = "read by"
+"""What says in a version's `about` which code has read its events' JSON."""
+
+
+def with_facts(events: pa.Table) -> pa.Table:
+    """The events with the columns of `FACTS`."""
+    columns = (events[name].combine_chunks().cast(pa.large_string()) for name in ("event", "properties", "person_properties"))
+    facts = facts_of(*(column.cast(pa.large_binary()) for column in columns))
+    return pa.table([*events.columns, *facts.columns], schema=KEPT_EVENTS)
+
+
+def shard_of_events(tables: Tables, table: str, day: str, version: Version, shard: int, columns: list[str]) -> pa.Table:
+    """Some columns of `KEPT_EVENTS` of a shard. JSON that other code has read is read again. Raises `StorageError`."""
+    if version.about.get(READ_BY) == code_hash():
+        return tables.shard(table, day, version, shard, columns)
+    return with_facts(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
+
+
+def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.Table]:
+    """The day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows` does."""
+    is_read = tables.version("posthog_events", day).about.get(READ_BY) == code_hash()
+    for rows in tables.rows("posthog_events", day, "distinct_id", distinct_ids):
+        yield rows if is_read else with_facts(rows.select(EVENT_SCHEMA.names))
+
+
+@cache
+def code_hash() -> str:
+    """The hash of the code that says what events teach and what the tables hold: where it has changed, they are made again."""
+    here = Path(__file__).parent
+    names = ("customer_state", "events", "json_text", "learning", "pipeline")
+    modules = [*sorted(here.glob("rules/*.py")), *(here / f"{name}.py" for name in names)]
+    return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()
