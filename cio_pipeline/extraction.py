@@ -154,7 +154,7 @@ def _extract(
                 " something removing temporary files, or is the disk full? Run it again."
             )
         if found.made_of is not None and not remembers:
-            new.about = {"made_of": _made_of(found.made_of), "extracted": vars(kept)}
+            new.about |= {"made_of": _made_of(found.made_of), "extracted": vars(kept)}
     return kept
 
 
@@ -167,7 +167,7 @@ def _code_hash() -> str:
     """What stands for the code that reads and keeps events: other code reads them again."""
     here = Path(__file__).parent
     modules = sorted(path for room in ("posthog", "tables", "rules") for path in here.glob(f"{room}/**/*.py"))
-    code = b"".join(module.read_bytes() for module in (*modules, Path(__file__), here / "json_text.py"))
+    code = b"".join(module.read_bytes() for module in (*modules, Path(__file__), here / "events.py", here / "json_text.py"))
     return sha256(pa.__version__.encode() + code).hexdigest()
 
 
