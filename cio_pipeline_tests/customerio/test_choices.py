@@ -49,11 +49,10 @@ def again(workspace: Workspace, ledger: Ledger, day: str = DAY) -> Report:
 
 def broken(made: Frames, what: str, by: str) -> Frames:
     """The tables with a text of their operations replaced, so that Customer.io refuses them."""
-    swap = {
-        name: frame.assign(operation=frame["operation"].str.replace(what, by))
-        for name, frame in (("customers", made.customers), ("events", made.events))
-    }
-    return made._replace(**swap)
+    customers, events = (
+        frame.assign(operation=frame["operation"].str.replace(what, by)) for frame in (made.customers, made.events)
+    )
+    return made._replace(customers=customers, events=events)
 
 
 def refuse_all(workspace: Workspace, status: int, said: Any = None) -> None:
