@@ -4,17 +4,17 @@ import logging
 
 import dagster as dg
 
-from cio_pipeline.defs.alerts import customerio_alerts
-from cio_pipeline.defs.automation import customerio_daily, customerio_sync
-from cio_pipeline.defs.deliver import customerio_delivery
-from cio_pipeline.defs.derive import customers_events_rejects
-from cio_pipeline.defs.dry_run import customerio_dry_run, dry_run
-from cio_pipeline.defs.explain import explain_person, explained_person
-from cio_pipeline.defs.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.outside import customerio_workspace, posthog_project
-from cio_pipeline.defs.redeliver import redeliver_refused
+from cio_pipeline.defs.alerts.sensor import customerio_alerts
+from cio_pipeline.defs.assets.deliver import customerio_delivery
+from cio_pipeline.defs.assets.derive import customers_events_rejects
+from cio_pipeline.defs.assets.external import customerio_workspace, posthog_project
+from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
+from cio_pipeline.defs.jobs.checks import CHECKS, customerio_checks, customerio_checks_daily
+from cio_pipeline.defs.jobs.dry_run import customerio_dry_run, dry_run
+from cio_pipeline.defs.jobs.explain import explain_person, explained_person
+from cio_pipeline.defs.jobs.redeliver import redeliver_refused
+from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
-from cio_pipeline.defs.scheduled_checks import CHECKS, customerio_checks, customerio_checks_daily
 
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 """So that messages of this level reach the runs' logs: Dagster takes them from this logger by `python_logs` in dagster.yaml."""

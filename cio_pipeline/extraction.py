@@ -90,7 +90,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Settling:
+class Writing:
     """How the shards of a window are written, the same for all of them."""
 
     writer: ShardWriter
@@ -141,8 +141,8 @@ def _extract(
         new.about = {READ_BY: code_hash()}
         rows = _spilled(found, seen, lost, workers, _kept_before(tables, table, partition, seen) if remembers else iter(()))
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
-        settling = Settling(new.writer, table, lost, now, seen)
-        work = ((settling, number, shard) for number, shard in enumerate(shards))
+        writing = Writing(new.writer, table, lost, now, seen)
+        work = ((writing, number, shard) for number, shard in enumerate(shards))
         with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
             for written, of_shard in results:
                 new.shards.append(written)
@@ -172,7 +172,7 @@ def _code_hash() -> str:
 
 
 def _spilled(found: Window, seen: Seen, lost: Lost, workers: int, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The window's events and those kept before, as `SPILLED` has them; `seen` is told of them."""
+    """The window's events and those kept before, as `SPILLED` has them; `seen` takes note of them."""
     for frame in found.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
         seen.read += len(rows)
@@ -203,7 +203,7 @@ def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
     return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
 
 
-def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written, Extracted]:
+def _write_shard(writing: Writing, number: int, shard: Shard) -> tuple[Written, Extracted]:
     """Writes a shard's events, each once and by person, with the properties that are to be taken."""
     rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)
@@ -213,10 +213,10 @@ def _write_shard(settling: Settling, number: int, shard: Shard) -> tuple[Written
     took = was_there = none
     if len(earlier):
         events, was_there, took, kept.remembered = r20.remembered(events, earlier)
-        took = none if settling.seen.took_all else took
-    events = _settled(settling, events, took, pc.and_not(was_there, took) if settling.seen.had_set else none, kept)
+        took = none if writing.seen.took_all else took
+    events = _with_person_properties(writing, events, took, pc.and_not(was_there, took) if writing.seen.had_set else none, kept)
     kept.rows = len(events)
-    return settling.writer.write(number, {settling.table: with_facts(events)}), kept
+    return writing.writer.write(number, {writing.table: with_facts(events)}), kept
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -243,18 +243,20 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
     return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
 
 
-def _settled(settling: Settling, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted) -> pa.Table:
+def _with_person_properties(
+    writing: Writing, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted
+) -> pa.Table:
     """The events with the person's properties where they are to be taken, and null elsewhere."""
     lost: pa.ChunkedArray | bool
-    if settling.lost == "of a day":
-        lost = r20.lost_of_a_day(events, took, stays, settling.seen.first, settling.now)
-    elif settling.lost == "of the history":
-        lost = r20.lost_of_the_history(events, settling.now)
+    if writing.lost == "of a day":
+        lost = r20.lost_of_a_day(events, took, stays, writing.seen.first, writing.now)
+    elif writing.lost == "of the history":
+        lost = r20.lost_of_the_history(events, writing.now)
     else:
-        lost = settling.lost == "all"
-    settled = r20.taking(events, lost)
-    kept.from_person = len(settled) - settled["person_properties"].null_count
+        lost = writing.lost == "all"
+    taken = r20.taking(events, lost)
+    kept.from_person = len(taken) - taken["person_properties"].null_count
     kept.without = (len(events) * lost if isinstance(lost, bool) else pc.sum(lost).as_py() or 0) - kept.from_person
     kept.teaching = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    kept.gives = r20.gives_any(settled)
-    return settled
+    kept.gives = r20.gives_any(taken)
+    return taken

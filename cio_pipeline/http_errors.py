@@ -29,7 +29,7 @@ BROKEN = (
 """What requests raises where no whole answer came; the last two come while the body is read, beyond urllib3's own retries."""
 
 
-class Trouble(NamedTuple):
+class Fault(NamedTuple):
     """What went wrong, as the end of a sentence, and how many tries it is worth."""
 
     words: str
@@ -48,31 +48,31 @@ class NotWritten(OSError):
     """The file that a body goes to cannot be written: no fault of the service."""
 
 
-def trouble_of(error: Exception, service: str) -> Trouble:
-    """The trouble that an exception of a request means; of one that is not known, no more than its kind."""
+def fault_of(error: Exception, service: str) -> Fault:
+    """The fault that an exception of a request means; of one that is not known, no more than its kind."""
     setting = ADDRESSES.get(service, service)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
             found = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
             hint = "if a proxy of yours issues certificates, REQUESTS_CA_BUNDLE must name the file of its CA"
-            return Trouble(f"its certificate {found}: is {setting} right? ({hint})", tries=1)
+            return Fault(f"its certificate {found}: is {setting} right? ({hint})", tries=1)
         if _is_ca_bundle(cause):
-            return Trouble("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates that can be read", tries=1)
+            return Fault("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates that can be read", tries=1)
     if _any(causes, requests.exceptions.ProxyError, urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL):
-        return Trouble("the proxy that HTTPS_PROXY or HTTP_PROXY names does not let it through", TRIES_OF_A_PROXY)
+        return Fault("the proxy that HTTPS_PROXY or HTTP_PROXY names does not let it through", TRIES_OF_A_PROXY)
     if _any(causes, socket.gaierror, urllib3.exceptions.NameResolutionError):
-        return Trouble(f"no name server knows that host: is {setting} right?", TRIES_OF_A_NAME)
+        return Fault(f"no name server knows that host: is {setting} right?", TRIES_OF_A_NAME)
     if _any(causes, ConnectionRefusedError):
-        return Trouble(f"it refused the connection: is {setting} right, and does it run?", TRIES_OF_A_REFUSED_CONNECTION)
+        return Fault(f"it refused the connection: is {setting} right, and does it run?", TRIES_OF_A_REFUSED_CONNECTION)
     if isinstance(error, UnusableBody):
-        return Trouble(str(error))
+        return Fault(str(error))
     kind = type(error).__name__
     if isinstance(error, requests.RequestException) and not isinstance(error, BROKEN):
-        return Trouble(f"the request could not be made ({kind}): is {setting} right?", tries=1)
+        return Fault(f"the request could not be made ({kind}): is {setting} right?", tries=1)
     if isinstance(error, urllib3.exceptions.HTTPError | http.client.HTTPException | OSError):
-        return Trouble(f"the connection failed ({kind})")
-    return Trouble(f"the request could not be made ({kind})", tries=1)
+        return Fault(f"the connection failed ({kind})")
+    return Fault(f"the request could not be made ({kind})", tries=1)
 
 
 def _is_ca_bundle(cause: BaseException) -> bool:

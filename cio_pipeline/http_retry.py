@@ -24,10 +24,10 @@ import requests
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_body import read_body
-from cio_pipeline.http_errors import NotWritten, TooLongBody, Trouble, trouble_of
+from cio_pipeline.http_errors import Fault, NotWritten, TooLongBody, fault_of
 from cio_pipeline.http_session import Bearer, new_session
 
-__all__ = ["Bearer", "TooLong", "Trouble", "Unavailable", "Unusable", "new_session", "send"]
+__all__ = ["Bearer", "Fault", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -48,7 +48,7 @@ Pause = Callable[[float, bool], object]
 
 
 class Unavailable(PipelineError):
-    """A service gave no usable answer in the tries it was given; the message says which, its host, and the last trouble."""
+    """A service gave no usable answer in the tries it was given; the message says which, its host, and the last fault."""
 
 
 class Unusable(Unavailable):
@@ -66,7 +66,7 @@ class Failure:
     is_busy: it is no failed try while there is patience left.
     """
 
-    trouble: Trouble
+    fault: Fault
     error: type[Unavailable] = Unavailable
     retry_after: float | None = None
     is_busy: bool = False
@@ -89,11 +89,11 @@ class Tries:
             self._waited += wait
         else:
             self.failed += 1
-        self._kinds[failure.trouble.words] += 1
+        self._kinds[failure.fault.words] += 1
         if (
             self.failed == self._tries
             or self._waited > self._patience
-            or self._kinds[failure.trouble.words] == failure.trouble.tries
+            or self._kinds[failure.fault.words] == failure.fault.tries
         ):
             raise failure.error(self._sentence(failure))
         return wait
@@ -101,8 +101,8 @@ class Tries:
     def _sentence(self, failure: Failure) -> str:
         tried = f"{self._made} {'try' if self._made == 1 else 'tries'}"
         what = "gave no usable answer" if failure.error is Unusable else "could not be reached"
-        end = "" if failure.trouble.words.endswith("?") else "."
-        return f"{self._where} {what} in {tried}: {failure.trouble.words}{end}"
+        end = "" if failure.fault.words.endswith("?") else "."
+        return f"{self._where} {what} in {tried}: {failure.fault.words}{end}"
 
 
 def send(
@@ -117,7 +117,7 @@ def send(
     before_each: Callable[[], None] = lambda: None,
     pause: Pause = lambda seconds, _: time.sleep(seconds),
     say: Callable[[str], None] = logger.info,
-    fault_in: Callable[[requests.Response], Trouble | None] = lambda _: None,
+    fault_in: Callable[[requests.Response], Fault | None] = lambda _: None,
     into: IO[bytes] | None = None,
     most_bytes: int = MOST_BYTES,
     seconds: float = ANSWER_SECONDS,
@@ -131,7 +131,7 @@ def send(
 
     Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
-    a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the trouble is the whole
+    a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the fault is the whole
     service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting, and
     `http_errors.NotWritten`.
     """
@@ -140,7 +140,7 @@ def send(
     while True:
         before_each()
         answer = _ask(session, method, url, service, into, most_bytes, seconds, request)
-        if isinstance(answer, Trouble):
+        if isinstance(answer, Fault):
             failure = Failure(answer)
         elif (found := _failure(answer, retried, patience > 0, fault_in)) is not None:
             failure = found
@@ -148,7 +148,7 @@ def send(
             return answer
         wait = so_far.wait_after(failure)
         if wait >= 10:
-            say(f"{service}: {failure.trouble.words}; trying again in {wait:.0f} s.")
+            say(f"{service}: {failure.fault.words}; trying again in {wait:.0f} s.")
         pause(wait, failure.retry_after is not None or so_far.failed >= FAILURES_OF_THE_SERVICE)
 
 
@@ -156,12 +156,12 @@ def _failure(
     answer: requests.Response,
     retried: Collection[int],
     is_patient: bool,
-    fault_in: Callable[[requests.Response], Trouble | None],
+    fault_in: Callable[[requests.Response], Fault | None],
 ) -> Failure | None:
     """What keeps this from being an answer, if anything does."""
     if answer.status_code in retried:
         is_busy = answer.status_code == 429 and is_patient
-        return Failure(Trouble(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_busy)
+        return Failure(Fault(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_busy)
     fault = fault_in(answer)
     return None if fault is None else Failure(fault, Unusable, _retry_after(answer.headers))
 
@@ -175,7 +175,7 @@ def _ask(
     most_bytes: int,
     seconds: float,
     request: dict[str, Any],
-) -> requests.Response | Trouble:
+) -> requests.Response | Fault:
     """One try, in a thread of its own: a connection's timeouts begin anew with each byte, also within the head of an answer."""
     answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
     end = time.monotonic() + seconds
@@ -200,7 +200,7 @@ def _ask(
         raise answer
     if isinstance(answer, TooLongBody):
         raise TooLong(f"{service} ({_host(url)}) gave no usable answer: {answer}.")
-    return trouble_of(answer, service)
+    return fault_of(answer, service)
 
 
 def _host(url: str) -> str:
@@ -210,8 +210,8 @@ def _host(url: str) -> str:
         return "no host"
 
 
-def _too_slow(seconds: float) -> Trouble:
-    return Trouble(f"its answer did not come to an end in {seconds:.0f} s")
+def _too_slow(seconds: float) -> Fault:
+    return Fault(f"its answer did not come to an end in {seconds:.0f} s")
 
 
 def _backoff(attempt: int) -> float:

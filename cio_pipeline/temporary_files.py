@@ -34,13 +34,13 @@ def spill_folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def no_space(trouble: BaseException) -> str | None:
+def no_space(error: BaseException) -> str | None:
     """A sentence for an error that says that the temporary folder is full or cannot be written to, else None."""
-    if not isinstance(trouble, OSError):
+    if not isinstance(error, OSError):
         return None
-    if trouble.errno in FULL:
+    if error.errno in FULL:
         return f"The temporary folder {_temporary()} is full: free space there, or let TMPDIR name a folder that has some."
-    if trouble.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or "No usable temporary directory" in str(trouble):
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or "No usable temporary directory" in str(error):
         return f"The temporary folder {_temporary()} cannot be written to: let TMPDIR name a folder that can."
     return None
 

@@ -50,12 +50,12 @@ def map_shards(
     """
     in_this_process = workers == 1 or number <= FEW
     results = (_worked(work, shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
-    began = said = time.monotonic()
+    began = logged = time.monotonic()
     with closing(results):
         for done, result in enumerate(results, 1):
             yield result
-            if (now := time.monotonic()) - said >= EVERY_SECONDS:
-                said = now
+            if (now := time.monotonic()) - logged >= EVERY_SECONDS:
+                logged = now
                 logger.info("%s: %d of %d shards, %.1f a second.", what, done, number, done / (now - began))
 
 

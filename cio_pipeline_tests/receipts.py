@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.defs.receipts import SAMPLE, THIS_RUN
+from cio_pipeline.defs.pages.receipts import SAMPLE, THIS_RUN
 
 
 def values(metadata: Mapping[str, dg.MetadataValue[Any]]) -> dict[str, Any]:

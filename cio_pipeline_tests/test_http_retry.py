@@ -24,7 +24,7 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline import http_body
 from cio_pipeline import http_retry as http
-from cio_pipeline.http_errors import Trouble, trouble_of
+from cio_pipeline.http_errors import Fault, fault_of
 from cio_pipeline_tests import raw_server
 
 SECRET = "s3cret"
@@ -138,7 +138,7 @@ def test_an_answer_that_is_not_whole_is_asked_for_again(body: bytes, header: str
 def test_a_fault_in_an_answer_is_tried_again_and_then_said() -> None:
     server = raw_server.serve(lambda connection, _: connection.sendall(raw_server.http()))
     with server as url, pytest.raises(http.Unusable) as failed:
-        ask(url, fault_in=lambda response: Trouble(f"it answered {response.text}"))
+        ask(url, fault_in=lambda response: Fault(f"it answered {response.text}"))
     assert str(failed.value) == "Customer.io (127.0.0.1) gave no usable answer in 2 tries: it answered {}."
 
 
@@ -293,4 +293,4 @@ def test_netrc_takes_over_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_is_not_known_is_said_by_its_kind_alone() -> None:
-    assert trouble_of(ValueError(SECRET), "PostHog") == Trouble("the request could not be made (ValueError)", 1)
+    assert fault_of(ValueError(SECRET), "PostHog") == Fault("the request could not be made (ValueError)", 1)

@@ -117,7 +117,7 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
         workspace, ledger = Workspace(by_time=False), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         listed = parse(f"{line}\n".encode())
         assert listed.names == 1
-        people = listed.tied(product.identities.tied, product.identities.everybody())
+        people = listed.tied(product.identities.tied, product.identities.all_names())
         for day in days_of(stream):
             deliver(
                 day,

@@ -99,7 +99,7 @@ def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(temporary: Pa
 
 
 @pytest.mark.parametrize(
-    ("trouble", "names"),
+    ("error", "names"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), "is full: free space there, or let TMPDIR name"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
@@ -108,7 +108,7 @@ def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(temporary: Pa
         (ValueError("No space left on device"), None),
     ],
 )
-def test_a_full_temporary_folder_is_named_with_what_to_do(temporary: Path, trouble: Exception, names: str | None) -> None:
-    sentence = no_space(trouble)
+def test_a_full_temporary_folder_is_named_with_what_to_do(temporary: Path, error: Exception, names: str | None) -> None:
+    sentence = no_space(error)
     assert (sentence is None) == (names is None)
     assert names is None or (names in str(sentence) and str(temporary) in str(sentence))

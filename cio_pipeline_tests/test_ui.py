@@ -43,7 +43,7 @@ PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["cio", "posthog_events"]}) { 
 
 CATALOG = """{ assetNodes { assetKey { path } description kinds owners { __typename } metadataEntries { label }
   assetMaterializations(limit: 1) { metadataEntries { label } } } }"""
-ENDS, LOOKS = ("posthog_project", "customerio_workspace"), ("dry_run", "explained_person")
+ENDS, REPORTS = ("posthog_project", "customerio_workspace"), ("dry_run", "explained_person")
 ROW_COUNTS = {"dagster/row_count", "dagster/partition_row_count"}
 
 
@@ -151,11 +151,11 @@ def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_firs
 
 def test_every_asset_tells_its_columns_owners_kinds_and_rows(dagster: Dagster, backfilled: dict[str, Any]) -> None:
     nodes = {node["assetKey"]["path"][-1]: node for node in dagster.ask(CATALOG)["assetNodes"]}
-    assert set(nodes) == {*ASSETS, *ENDS, *LOOKS}
+    assert set(nodes) == {*ASSETS, *ENDS, *REPORTS}
     for name, node in nodes.items():
         assert [missing for missing in ("owners", "kinds", "description") if not node[missing]] == [], name
         assert "`" not in node["description"], name
-        assert name in LOOKS or "dagster/column_schema" in {entry["label"] for entry in node["metadataEntries"]}, name
+        assert name in REPORTS or "dagster/column_schema" in {entry["label"] for entry in node["metadataEntries"]}, name
         rows = {entry["label"] for made in node["assetMaterializations"] for entry in made["metadataEntries"]} & ROW_COUNTS
         assert bool(rows) == (name in ASSETS), name
 

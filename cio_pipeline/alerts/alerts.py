@@ -1,4 +1,4 @@
-"""What is told of what happened in Dagster: each trouble once, and once that it is over. Pure: nothing is read or sent here."""
+"""Which alerts the events in Dagster call for: each problem once, and once when it is over. Pure: nothing is read or sent."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Literal
 from pydantic import BaseModel
 
 MOST_OPEN = 100
-"""So many troubles are remembered until they are over; of the oldest beyond, the end is not told."""
+"""So many alerts are kept open until their problem is over; of older ones the end is not reported."""
 
 Kind = Literal["run", "check", "day"]
 
 
 class Alert(BaseModel, frozen=True):
-    """One sentence to tell. `page` is where to look, below the address of Dagster's UI."""
+    """One sentence to send. `page` is the path of a page in Dagster's UI."""
 
     kind: Kind
     is_over: bool
@@ -24,10 +24,11 @@ class Alert(BaseModel, frozen=True):
     page: str = ""
 
 
-class Trouble(BaseModel):
-    """A trouble that has been told, and what to tell when it is over.
+class OpenAlert(BaseModel):
+    """An alert whose problem is not over yet.
 
-    days: those that must be delivered until then. job: without days, the job that must succeed until then.
+    over: the alert to send when it is. days: those that must be delivered until then. job: without days, the job that must
+    succeed until then.
     """
 
     over: Alert
@@ -93,79 +94,80 @@ class DayOverdue:
 Event = RunFailed | RunSucceeded | Delivered | CheckEvaluated | DayOverdue
 
 
-def alerts_of(events: Iterable[Event], troubles: dict[str, Trouble]) -> tuple[list[Alert], dict[str, Trouble]]:
-    """The alerts that the events call for, in their order in time, and the troubles that are open after them.
+def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tuple[list[Alert], dict[str, OpenAlert]]:
+    """The alerts that the events call for, by time, and those that are open after them, by key.
 
-    troubles: those that were open before, by key. A trouble that is open is not told again, but a run that fails is:
-    somebody has started it since.
+    An alert that is open is not sent again, except for a run that fails again: it was started again since.
     """
-    alerts, left = list[Alert](), dict(troubles)
+    alerts, still_open = list[Alert](), dict(open_before)
     for event in sorted(events, key=lambda event: event.at):
-        alerts += _of(event, left)
-    return alerts, dict(list(left.items())[-MOST_OPEN:])
+        alerts += _alerts_for(event, still_open)
+    return alerts, dict(list(still_open.items())[-MOST_OPEN:])
 
 
-def _of(event: Event, left: dict[str, Trouble]) -> list[Alert]:
-    """The event's alerts; `left` gets its trouble, or loses those that it ends."""
+def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:
+    """The event's alerts; `still_open` gets the one that it opens, or loses those that it ends."""
     match event:
         case RunFailed():
-            left.pop(f"run {event.root}", None)
-            return _once(f"run {event.root}", *_failed(event), left)
+            still_open.pop(f"run {event.root}", None)
+            return _once(f"run {event.root}", *_failed(event), still_open)
         case DayOverdue():
-            return _once(f"day {event.day}", *_overdue(event), left)
+            return _once(f"day {event.day}", *_overdue(event), still_open)
         case CheckEvaluated(passed=False):
-            return _once(_key(event), *_check_failed(event), left)
+            return _once(_key(event), *_check_failed(event), still_open)
         case CheckEvaluated():
-            return [left.pop(key).over for key in (_key(event),) if key in left]
+            return [still_open.pop(key).over for key in (_key(event),) if key in still_open]
         case RunSucceeded():
-            return [left.pop(key).over for key, trouble in list(left.items()) if trouble.job == event.job and not trouble.days]
+            return [
+                still_open.pop(key).over for key, alert in list(still_open.items()) if alert.job == event.job and not alert.days
+            ]
         case Delivered():
-            return [left.pop(key).over for key in _ended_by(event.day, left)]
+            return [still_open.pop(key).over for key in _ended_by(event.day, still_open)]
 
 
-def _once(key: str, alert: Alert, trouble: Trouble, left: dict[str, Trouble]) -> list[Alert]:
-    if key in left:
+def _once(key: str, alert: Alert, opened: OpenAlert, still_open: dict[str, OpenAlert]) -> list[Alert]:
+    if key in still_open:
         return []
-    left[key] = trouble
+    still_open[key] = opened
     return [alert]
 
 
-def _ended_by(day: str, left: dict[str, Trouble]) -> list[str]:
-    """The troubles that end with the day's delivery; of those that need others, too, the day is taken off."""
-    ended = [key for key, trouble in left.items() if trouble.days == [day]]
-    for key, trouble in left.items():
-        if key not in ended and day in trouble.days:
-            left[key] = trouble.model_copy(update={"days": [one for one in trouble.days if one != day]})
+def _ended_by(day: str, still_open: dict[str, OpenAlert]) -> list[str]:
+    """The alerts that end with the day's delivery; the day is removed from those that wait for other days, too."""
+    ended = [key for key, alert in still_open.items() if alert.days == [day]]
+    for key, alert in still_open.items():
+        if key not in ended and day in alert.days:
+            still_open[key] = alert.model_copy(update={"days": [one for one in alert.days if one != day]})
     return ended
 
 
-def _failed(event: RunFailed) -> tuple[Alert, Trouble]:
-    days = _named(event.days)
+def _failed(event: RunFailed) -> tuple[Alert, OpenAlert]:
+    days = _days_text(event.days)
     what = f"The run of {days}" if days else f"A run of {event.job}"
     over = f"Over: all of {days} is delivered now" if event.undelivered else f"Over: {event.job} has succeeded"
     alert = Alert(kind="run", is_over=False, text=f"{what} failed: {event.reason}", partitions=event.days, page=event.page)
     end = Alert(kind="run", is_over=True, text=f"{over}; a run had failed.", partitions=event.days, page=event.page)
-    return alert, Trouble(over=end, days=list(event.undelivered), job=event.job)
+    return alert, OpenAlert(over=end, days=list(event.undelivered), job=event.job)
 
 
-def _overdue(event: DayOverdue) -> tuple[Alert, Trouble]:
+def _overdue(event: DayOverdue) -> tuple[Alert, OpenAlert]:
     text = f"{event.day} was not delivered by {event.by} (CIO_DELIVERED_BY): {event.reason}"
     alert = Alert(kind="day", is_over=False, text=text, partitions=(event.day,), page=event.page)
     end = Alert(kind="day", is_over=True, text=f"Over: {event.day} is delivered now.", partitions=(event.day,))
-    return alert, Trouble(over=end, days=[event.day])
+    return alert, OpenAlert(over=end, days=[event.day])
 
 
-def _check_failed(event: CheckEvaluated) -> tuple[Alert, Trouble]:
+def _check_failed(event: CheckEvaluated) -> tuple[Alert, OpenAlert]:
     check = f"check {event.check}{f' of {event.partition}' if event.partition else ''}"
     days, reason = (event.partition,) if event.partition else (), f": {event.reason}" if event.reason else "."
     alert = Alert(kind="check", is_over=False, text=f"The {check} failed{reason}", partitions=days, page=event.page)
     end = Alert(kind="check", is_over=True, text=f"Over: the {check} passes again.", partitions=days, page=event.page)
-    return alert, Trouble(over=end)
+    return alert, OpenAlert(over=end)
 
 
 def _key(event: CheckEvaluated) -> str:
     return f"check {event.check} {event.partition or ''}"
 
 
-def _named(days: tuple[str, ...]) -> str:
+def _days_text(days: tuple[str, ...]) -> str:
     return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" if days else ""

@@ -14,7 +14,7 @@ import requests
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Trouble, Unavailable, new_session, send
+from cio_pipeline.http_retry import Fault, Unavailable, new_session, send
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -28,12 +28,12 @@ class NotSent(PipelineError):
     """The mail server did not take an email; the message says why."""
 
 
-MAY_PASS = (Unavailable, NotSent)
-"""What sending raises, one sentence that names the setting."""
+TRANSIENT = (Unavailable, NotSent)
+"""What sending raises: one sentence that names the setting."""
 
 
-def targets(settings: AlertSettings) -> dict[str, Send]:
-    """What sends an alert to each place that the settings name. Each raises `Unavailable` or `NotSent`."""
+def senders_of(settings: AlertSettings) -> dict[str, Send]:
+    """By target that the settings name, the function that sends an alert there. Each raises `Unavailable` or `NotSent`."""
     found: dict[str, Send] = {}
     if settings.alert_webhook_url is not None:
         url = settings.alert_webhook_url.get_secret_value()
@@ -47,12 +47,12 @@ def targets(settings: AlertSettings) -> dict[str, Send]:
 
 
 def call_heartbeat(url: str) -> None:
-    """Tells a watcher that the schedule's run has delivered. Raises `Unavailable`."""
+    """Tells a monitoring service that the schedule's run has delivered. Raises `Unavailable`."""
     _request("GET", url, "CIO_HEARTBEAT_URL")
 
 
 def _in_slacks_format(alert: Alert, dagster_url: str) -> dict[str, Any]:
-    """Slack's incoming webhooks; `&`, `<` and `>` are all that it wants escaped, and what it reads its own marks by."""
+    """For Slack's incoming webhooks, whose own markup uses `<` and `>`: `&`, `<` and `>` must be escaped."""
     text = alert.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     link = _link(alert, dagster_url).replace("&", "&amp;")
     return {"text": f"{text} <{link}|Open in Dagster>" if link else text}
@@ -82,9 +82,9 @@ def _link(alert: Alert, dagster_url: str) -> str:
 def _request(method: str, url: str, setting: str, **request: Any) -> None:
     """One try: the next tick makes the next one. Any answer but a 2xx is a failure."""
 
-    def fault_in(response: requests.Response) -> Trouble | None:
+    def fault_in(response: requests.Response) -> Fault | None:
         is_taken = 200 <= response.status_code < 300
-        return None if is_taken else Trouble(f"it answered {response.status_code}", tries=1)
+        return None if is_taken else Fault(f"it answered {response.status_code}", tries=1)
 
     request["timeout"] = SECONDS / 2
     with new_session(url=url) as session:
@@ -116,5 +116,5 @@ def _mail(url: str, message: EmailMessage) -> None:
     except smtplib.SMTPRecipientsRefused as refused:
         codes = ", ".join(sorted({str(code) for code, _ in refused.recipients.values()}))
         raise NotSent(f"{where} did not take an email: it refused CIO_ALERT_EMAIL ({codes}).") from None
-    except (smtplib.SMTPException, OSError) as trouble:
-        raise NotSent(f"{where} did not take an email: {type(trouble).__name__}.") from None
+    except (smtplib.SMTPException, OSError) as error:
+        raise NotSent(f"{where} did not take an email: {type(error).__name__}.") from None

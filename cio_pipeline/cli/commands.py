@@ -247,10 +247,10 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
     from cio_pipeline.settings.settings import load_settings
 
     settings = load_settings()
-    from cio_pipeline.cli.explain import explain_person, print_hidden
+    from cio_pipeline.cli.explain import explain_person, print_masked_name
 
     if hashed:
-        print_hidden(who)
+        print_masked_name(who)
     else:
         explain_person(settings, who, first or partition or "30 days ago", last or partition or "yesterday")
     return 0

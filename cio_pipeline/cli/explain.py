@@ -6,9 +6,9 @@ import orjson
 
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.customerio.suppression_list import read_suppressed
-from cio_pipeline.defs.explain import as_rows, hidden
-from cio_pipeline.defs.outlook import days_text
-from cio_pipeline.defs.pages import lines
+from cio_pipeline.defs.jobs.dry_run_report import days_text
+from cio_pipeline.defs.jobs.explain import as_rows, masked_name
+from cio_pipeline.defs.pages.tables import lines
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.explanation import explain, look_up, person
 from cio_pipeline.settings.settings import Settings
@@ -25,7 +25,7 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
     try:
         names = person(who, identities)
         listed = read_suppressed(settings.suppressed_file)
-        listed = listed.tied(identities.tied, identities.everybody()) if listed else listed
+        listed = listed.tied(identities.tied, identities.all_names()) if listed else listed
         tables = Tables(settings.data_dir)
         made = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
     finally:
@@ -43,8 +43,8 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
         show("No event of theirs is in the tables of these days: it was not extracted, or PostHog has none.")
 
 
-def print_hidden(who: str) -> None:
+def print_masked_name(who: str) -> None:
     """Prints how the job `explain_person` takes a person."""
-    masked, hashed = hidden(who)
+    masked, hashed = masked_name(who)
     show(f"{masked}  where that is enough")
     show(f"{hashed}  where several people look like that")

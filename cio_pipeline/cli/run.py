@@ -19,7 +19,7 @@ from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.deliver import customerio_delivery
+from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
@@ -57,8 +57,8 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     """Runs `customerio_sync` for the days, a few a run; gives the exit status.
 
     That is 0 where everything was delivered and no more refused than CIO_REFUSED_SHARE allows, else 1. `chosen` is the run
-    config of the delivery (`defs.deliver.Delivery`). Raises `DaysError`, before anything else, where the days are not
-    partitions, and whatever a run fails of, after its failed checks were printed.
+    config of the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError`, before anything else, where the days are
+    not partitions, and whatever a run fails of, after its failed checks were printed.
     """
     keys = days_between(first, last)
     config = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
@@ -81,7 +81,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
     """Runs `customerio_dry_run` for the days, which logs what would be sent; gives the exit status: 1 where the rules would
     refuse more events of a day than CIO_REFUSED_SHARE allows.
 
-    `chosen` is run config (`defs.dry_run.DryRun`). Raises `DaysError`, before anything else, where the days are no partitions.
+    `chosen` is run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` where the days are not partitions.
     """
     days_between(first, last)
     beyond: list[Any] = []
@@ -100,7 +100,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
     """Runs `redeliver_refused`; gives the exit status: 1 where Customer.io has refused any of the chosen items again.
 
-    `chosen` is the job's config (`defs.redeliver.Redelivery`).
+    `chosen` is the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
     """
     given, summary = _given(chosen), Summary(settings)
     with _instance(settings) as instance:

@@ -12,7 +12,8 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline.cli.terminal import complain, show
-from cio_pipeline.defs.receipts import OPEN_REFUSALS
+from cio_pipeline.defs.pages.receipts import OPEN_REFUSALS
+from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.rules.classify import REFUSED
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.tables.tables import Tables
@@ -33,7 +34,7 @@ class Summary:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._said: set[str] = set()
+        self._days_seen: set[str] = set()
         self._extracted: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
         self._reasons: Counter[str] = Counter()
@@ -53,8 +54,8 @@ class Summary:
         day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
             self._derived(day, facts)
-        elif name == "customerio_delivery" and facts and day not in self._said:
-            self._said.add(day)
+        elif name == "customerio_delivery" and facts and day not in self._days_seen:
+            self._days_seen.add(day)
             self._refused_by_customerio += int(facts.get(OPEN_REFUSALS, 0))
 
     def end(self) -> int:
@@ -102,15 +103,11 @@ class Summary:
     def _refusals(self, beyond: list[str]) -> str:
         total, extracted = self._refused.total(), self._extracted.total()
         why = ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in self._reasons.most_common())
-        allowed = f"CIO_REFUSED_SHARE allows {_percent(self._settings.refused_share)} of a day"
+        allowed = f"CIO_REFUSED_SHARE allows {percent(self._settings.refused_share)} of a day"
         if beyond:
-            most = ", ".join(f"{day} has {_percent(self._refused[day] / self._extracted[day])}" for day in beyond[:3])
+            most = ", ".join(f"{day} has {percent(self._refused[day] / self._extracted[day])}" for day in beyond[:3])
             allowed += f", {most}" + (f", and {len(beyond) - 3} days more" if len(beyond) > 3 else "")
         return (
-            f"The rules refused {total:,} of {extracted:,} events, {_percent(total / extracted)} ({allowed}): {why}."
+            f"The rules refused {total:,} of {extracted:,} events, {percent(total / extracted)} ({allowed}): {why}."
             " The table `rejects` has each of them."
         )
-
-
-def _percent(share: float) -> str:
-    return f"{round(share * 100, 2):g} %"

@@ -14,7 +14,7 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Trouble, Unavailable, Unusable, new_session, send
+from cio_pipeline.http_retry import Fault, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -147,9 +147,9 @@ class TrackClient:
             raise UnnamedRefusal(f"{response.status_code} {reason}", detail, own_faults)
         return errors
 
-    def _without_keys(self, said: tuple[str, str]) -> tuple[str, str]:
+    def _without_keys(self, refusal: tuple[str, str]) -> tuple[str, str]:
         """Reason and detail of an answer, which may quote what it was asked with."""
-        reason, detail = said
+        reason, detail = refusal
         return without_keys(reason, *self._keys), without_keys(detail, *self._keys)
 
     def _refuse_settings(self, response: requests.Response) -> None:
@@ -169,7 +169,7 @@ class TrackClient:
             )
 
     def _send(
-        self, method: str, path: str, body: bytes | None, fault_in: Callable[[requests.Response], Trouble | None]
+        self, method: str, path: str, body: bytes | None, fault_in: Callable[[requests.Response], Fault | None]
     ) -> requests.Response:
         def turn() -> None:
             self.rate_limit.wait()
@@ -203,9 +203,9 @@ def _body(operations: list[bytes]) -> bytes:
     return b",".join(parts)
 
 
-def _fault_in_region(response: requests.Response) -> Trouble | None:
+def _fault_in_region(response: requests.Response) -> Fault | None:
     if response.status_code == 403 and _json(response) is None:
-        return Trouble("a firewall or proxy in between refuses it (status 403): may this machine reach it?", TRIES_OF_THE_CHECK)
+        return Fault("a firewall or proxy in between refuses it (status 403): may this machine reach it?", TRIES_OF_THE_CHECK)
     if response.status_code in (401, 403, *range(300, 400)):
         return None
     if response.status_code == 200 and _serving_host(_json(response)):
@@ -213,7 +213,7 @@ def _fault_in_region(response: requests.Response) -> Trouble | None:
     return _not_the_track_api(response, TRIES_OF_THE_CHECK)
 
 
-def _fault_in_post(response: requests.Response) -> Trouble | None:
+def _fault_in_post(response: requests.Response) -> Fault | None:
     """An acknowledgement is a 200 with nothing in its object, or with errors; what is refused has a status of its own."""
     if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
         return None
@@ -223,10 +223,10 @@ def _fault_in_post(response: requests.Response) -> Trouble | None:
     return _not_the_track_api(response, TRIES)
 
 
-def _not_the_track_api(response: requests.Response, tries: int) -> Trouble:
+def _not_the_track_api(response: requests.Response, tries: int) -> Fault:
     path = urlsplit(response.url).path.partition("/customers/")[0]
-    said = f"it did not answer as the Track API does (status {response.status_code} for {path})"
-    return Trouble(f"{said}: is CUSTOMERIO_TRACKING_ENDPOINT right?", tries)
+    fault = f"it did not answer as the Track API does (status {response.status_code} for {path})"
+    return Fault(f"{fault}: is CUSTOMERIO_TRACKING_ENDPOINT right?", tries)
 
 
 def _json(response: requests.Response) -> dict[str, Any] | None:
@@ -284,8 +284,8 @@ def _own_faults(path: str, status: int, parsed: dict[str, Any] | None) -> int:
 
 def _names_an_item(errors: list[Any]) -> bool:
     """Whether an error has a field, or the number of an item that is alone."""
-    told = [error for error in errors if isinstance(error, dict)]
-    return any(error.get("field") or (type(error.get("batch_index")) is int and error["batch_index"] == 0) for error in told)
+    found = [error for error in errors if isinstance(error, dict)]
+    return any(error.get("field") or (type(error.get("batch_index")) is int and error["batch_index"] == 0) for error in found)
 
 
 def _reason(errors: list[Any]) -> tuple[str, str]:
@@ -293,8 +293,8 @@ def _reason(errors: list[Any]) -> tuple[str, str]:
     error = errors[0] if errors else {}
     if not isinstance(error, dict):
         return IN_DETAIL, _text(error)
-    said = " ".join(str(error[part]) for part in ("reason", "field") if error.get(part))
-    return mask(_text(said))[:REASON_CHARACTERS] or UNKNOWN, _text(error.get("message") or "")
+    reason = " ".join(str(error[part]) for part in ("reason", "field") if error.get(part))
+    return mask(_text(reason))[:REASON_CHARACTERS] or UNKNOWN, _text(error.get("message") or "")
 
 
 def _page(response: requests.Response) -> tuple[str, str]:
@@ -304,6 +304,6 @@ def _page(response: requests.Response) -> tuple[str, str]:
     return (WEB_PAGE if "<" in start else UNKNOWN), _text(words)
 
 
-def _text(said: Any) -> str:
+def _text(value: Any) -> str:
     """A text that was cut within a character is not UTF-8, and could not be kept."""
-    return printable(str(said).encode("utf-8", "replace").decode())
+    return printable(str(value).encode("utf-8", "replace").decode())

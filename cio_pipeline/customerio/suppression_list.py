@@ -72,8 +72,8 @@ def read_suppressed(location: str | None) -> Suppressed:
         why = f"{SETTING} {unusable}: nothing is sent."
     except Unavailable as unavailable:
         why = f"{unavailable} Nothing is sent."
-    except Exception as trouble:  # whatever a file system raises: it may quote the URL, which may hold a password
-        why = f"{SETTING} cannot be read ({type(trouble).__name__}): nothing is sent."
+    except Exception as error:  # whatever a file system raises: it may quote the URL, which may hold a password
+        why = f"{SETTING} cannot be read ({type(error).__name__}): nothing is sent."
     raise NotDelivered(why)
 
 

@@ -1,4 +1,12 @@
-"""What Dagster sees: assets, checks, jobs, the schedule and the resources."""
+"""What Dagster sees, in the order in which one part imports another:
+
+- `keys`, `partitions`, `failures`, `connections`, `resources`: names, days, how a run fails, and what a run is given;
+- `pages`: what the assets' pages show;
+- `checks`: the asset checks;
+- `assets`: extract, derive, deliver;
+- `jobs`: the daily job, the dry run, `explain_person`, `redeliver_refused`, the scheduled checks;
+- `alerts`: the sensor that sends alerts.
+"""
 
 import warnings
 

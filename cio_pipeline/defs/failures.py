@@ -21,7 +21,7 @@ from cio_pipeline.state.ledger import Ledger
 MAX_RETRIES = "dagster/max_retries"
 """The tag that says how often Dagster may run a failed run again (`run_retries` of dagster.yaml)."""
 
-MAY_PASS = (Unavailable, DatabaseError)
+TRANSIENT = (Unavailable, DatabaseError)
 """What may be over when the run is tried again; all else is as it was."""
 
 Arguments = ParamSpec("Arguments")
@@ -29,14 +29,14 @@ Result = TypeVar("Result")
 Self = TypeVar("Self")
 
 
-class NotBegun(dg.DagsterError):
+class RunNotStarted(dg.DagsterError):
     """The run cannot begin; the message is the sentence that says why.
 
     It is an error of Dagster's kind, for any other is wrapped: "Error executing resource_fn on ResourceDefinition".
     """
 
 
-def refusing_in_a_sentence(
+def with_readable_setup_failures(
     setup: Callable[[Self, dg.InitResourceContext], None],
 ) -> Callable[[Self, dg.InitResourceContext], None]:
     """The `setup_for_execution` of a resource, which ends the run by a sentence; for good where another try would end the same.
@@ -48,15 +48,15 @@ def refusing_in_a_sentence(
     def refusing(resource: Self, context: dg.InitResourceContext) -> None:
         try:
             setup(resource, context)
-        except PipelineError as trouble:
-            if not isinstance(trouble, MAY_PASS) and context.run and context.instance:
+        except PipelineError as error:
+            if not isinstance(error, TRANSIENT) and context.run and context.instance:
                 context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES: "0"})
-            raise NotBegun(str(trouble)) from None
+            raise RunNotStarted(str(error)) from None
 
     return refusing
 
 
-def failing_in_a_sentence(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def with_readable_failures(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """The function of an asset or op, whose `PipelineError` becomes a `dagster.Failure` of the same words.
 
     Dagster would say "Error occurred while executing op", and put the words below that.
@@ -82,8 +82,8 @@ def failing_in_a_sentence(step: Callable[Arguments, Result]) -> Callable[Argumen
 def _as_failure() -> Iterator[None]:
     try:
         yield
-    except PipelineError as trouble:
-        raise dg.Failure(str(trouble), allow_retries=False) from None
+    except PipelineError as error:
+        raise dg.Failure(str(error), allow_retries=False) from None
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
@@ -95,7 +95,7 @@ def reason_of(event: dg.DagsterEvent) -> str:
     causes = [error]
     while (cause := causes[-1].cause) is not None:
         causes.append(cause)
-    ours = {kind.__name__ for kind in (dg.Failure, NotBegun, *_kinds(PipelineError))}
+    ours = {kind.__name__ for kind in (dg.Failure, RunNotStarted, *_kinds(PipelineError))}
     for one in causes:
         if one.cls_name in ours:
             return mask(one.message.partition(": ")[2].strip())
@@ -109,10 +109,10 @@ def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
 
 
 @contextmanager
-def saying_what_is_kept(ledger: Ledger, day: str, events: int) -> Iterator[None]:
+def delivered_count_in_errors(ledger: Ledger, day: str, events: int) -> Iterator[None]:
     """A delivery that cannot go on says how much of the day's events is delivered, and that a rerun sends the rest."""
     try:
         yield
-    except (Unavailable, NotDelivered) as trouble:
+    except (Unavailable, NotDelivered) as error:
         kept = f"{len(ledger.delivered(day)):,} of {events:,} events of {day} are delivered and kept"
-        raise type(trouble)(f"{trouble} {kept}: run the day again for the rest.") from None
+        raise type(error)(f"{error} {kept}: run the day again for the rest.") from None

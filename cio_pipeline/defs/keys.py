@@ -8,7 +8,7 @@ OWNERS = ["team:data"]
 TAGS = {"pipeline": "cio_pipeline"}
 """Of each asset. To change them, change them here: they are no settings."""
 
-LOOK = "customerio_look"
+REPORTS = "customerio_reports"
 """The group of what jobs tell that send nothing and write no table: it stands apart in the graph."""
 
 PREFIX = "cio"

@@ -13,7 +13,7 @@ SETTINGS = load_days_settings()
 
 days = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
 
-a_few_days_a_run = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
+backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
 
 LATE_DAYS = SETTINGS.late_days
 

@@ -19,7 +19,7 @@ from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
-from cio_pipeline.defs.failures import refusing_in_a_sentence
+from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
@@ -53,7 +53,7 @@ class PostHog(dg.ConfigurableResource[None]):
     event_source: str = _shown("CIO_EVENT_SOURCE", lambda settings: settings.event_source)
     _source: EventSource = PrivateAttr()
 
-    @refusing_in_a_sentence
+    @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Checks the key and the project."""
         settings = settings_of_the_run(self, context)
@@ -79,7 +79,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
     _client: TrackClient = PrivateAttr()
     _suppressed: Suppressed = PrivateAttr()
 
-    @refusing_in_a_sentence
+    @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads who must not be sent, and checks the keys and the region."""
         settings = settings_of_the_run(self, context)
@@ -116,7 +116,7 @@ class Store(dg.ConfigurableResource[None]):
     _ledger: Ledger = PrivateAttr()
     _identities: Identities = PrivateAttr()
 
-    @refusing_in_a_sentence
+    @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
         self._settings = settings_of_the_run(self, context)
@@ -132,7 +132,7 @@ class Store(dg.ConfigurableResource[None]):
         self._ledger.close()
 
     @contextmanager
-    def overlaid(self, first: str) -> Iterator["Store"]:
+    def overlay(self, first: str) -> Iterator["Store"]:
         """This store with days from `first` on that are gone when the block ends: what is written of them is written to
         temporary files, and nothing here changes. Its ledger is this one's."""
         with temporary_folder() as folder:
@@ -230,8 +230,8 @@ def refuse_closed_bucket(data_dir: str) -> None:
         return
     try:
         UPath(data_dir).exists()
-    except Exception as trouble:  # every file system has its own, and they may hold keys
-        why = cause(trouble)
+    except Exception as error:  # every file system has its own, and they may hold keys
+        why = cause(error)
     else:
         return
     raise StorageError(f"The bucket {shown(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")

@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RETRIED = frozenset({408, 429, *range(500, 600)})
 
 TOO_BIG = frozenset({413, 512, 513})
-"""The query ran out of its time or memory: a smaller one may not. PostHog has told so by 400 and 504, too, in words."""
+"""The query ran out of its time or memory: a smaller one may not. PostHog has content so by 400 and 504, too, in words."""
 
 TOO_BIG_WORDS = re.compile(
     r"memory[ _]limit|exceed\w*[ _]memory|out[ _]of[ _]memory|timeout[ _]exceeded|max(imum)?[ _]execution[ _]time"
@@ -116,18 +116,19 @@ class Api:
         status, body = response.status_code, _json(response)
         if status == 200:
             return _no_json(response) if body is None else Answer(response, body)
-        told = body if isinstance(body, dict) else {}
-        if 400 <= status < 500 and status not in RETRIED and "detail" not in told:
+        content = body if isinstance(body, dict) else {}
+        if 400 <= status < 500 and status not in RETRIED and "detail" not in content:
             return (
                 f"POSTHOG_HOST answers {status}, but not as PostHog does: is it PostHog's own address, and does a proxy or"
                 " firewall before it let its API through?"
             )
-        return Answer(response, None, self.clean(told.get("code", "")), self.clean(told.get("detail") or "no detail given."))
+        return Answer(
+            response, None, self.clean(content.get("code", "")), self.clean(content.get("detail") or "no detail given.")
+        )
 
-    def clean(self, told: Any) -> str:
+    def clean(self, text: Any) -> str:
         """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
-        text = str(told)[:MOST_DETAIL]
-        return mask(without_keys(text, self._key))[:500]
+        return mask(without_keys(str(text)[:MOST_DETAIL], self._key))[:500]
 
 
 def refused(answer: Answer) -> NotExtracted:

@@ -161,12 +161,12 @@ def _places(events: pa.Table, before: pa.Table) -> pa.Array:
         same = pc.and_(same, pc.equal(_day(found["timestamp"]), _day(events["timestamp"])))
         return pc.if_else(pc.fill_null(same, False), at, pa.scalar(None, at.type)).combine_chunks()
     keys = [*IDENTITY, "day"]
-    old = _told_apart(before).assign(row=range(len(before))).drop_duplicates(keys)
-    found_rows = _told_apart(events)[keys].merge(old, on=keys, how="left")["row"]
+    old = _with_identity(before).assign(row=range(len(before))).drop_duplicates(keys)
+    found_rows = _with_identity(events)[keys].merge(old, on=keys, how="left")["row"]
     return pa.array(found_rows.astype("Int64"), pa.int32())
 
 
-def _told_apart(events: pa.Table) -> pd.DataFrame:
+def _with_identity(events: pa.Table) -> pd.DataFrame:
     """`IDENTITY` and each event's day; its time where its uuid is none, and so does not tell it from others of the day."""
     frame = events.select([*IDENTITY, "timestamp"]).to_pandas()
     have_uuids = pd.Series([is_uuid(text) for text in frame["uuid"].tolist()], frame.index, dtype=bool)

@@ -130,10 +130,10 @@ class Reading:
             counts = self.counts(self._start, self._end)
             if min(before, counts.total()) <= rows <= max(before, counts.total()):
                 return
-            trouble = f"PostHog gave {rows:,} events of {self._start:%Y-%m-%d}, but counts {counts.total():,}"
+            error = f"PostHog gave {rows:,} events of {self._start:%Y-%m-%d}, but counts {counts.total():,}"
             if is_last:
-                raise NotExtracted(f"{trouble}: run the partition again.")
-            logger.warning("%s: reading them once more.", trouble)
+                raise NotExtracted(f"{error}: run the partition again.")
+            logger.warning("%s: reading them once more.", error)
             if largest and largest % ROUND == 0:
                 self._queries.clamp = largest
 

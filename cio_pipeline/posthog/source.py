@@ -102,7 +102,7 @@ def duplicates(events: pd.DataFrame) -> Counter[str]:
 def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
     """Whether a row's event has several rows. Few uuids come twice, so the rest is compared for those alone."""
     repeated = events["uuid"].duplicated(keep=False)
-    repeated[repeated] = _told_apart(events[repeated]).duplicated(SAME_EVENT, keep=False)
+    repeated[repeated] = _with_identity(events[repeated]).duplicated(SAME_EVENT, keep=False)
     return repeated
 
 
@@ -110,10 +110,10 @@ def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
     """The rows of events that have several, with `SAME_EVENT`, in the order of ingestion; the text decides between equal
     times."""
     by = ["created_at", "timestamp", "properties", "person_properties"]
-    return _told_apart(events[repeated]).sort_values(by, kind="stable", na_position="first")
+    return _with_identity(events[repeated]).sort_values(by, kind="stable", na_position="first")
 
 
-def _told_apart(events: pd.DataFrame) -> pd.DataFrame:
+def _with_identity(events: pd.DataFrame) -> pd.DataFrame:
     """The events with the columns of `SAME_EVENT`: their day, and the whole row as text where the uuid is none, else ""."""
     rows = zip(*(events[name] for name in EVENT_SCHEMA.names), strict=True)
     texts = ["" if is_uuid(row[0]) else repr(row) for row in rows]

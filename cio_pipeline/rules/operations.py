@@ -81,13 +81,13 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         refused = found.refused | items.refused
         are_sent[[start + row for row in refused]] = False
         rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]
-        for row, said in found.said.items():
+        for row, one in found.findings.items():
             if row not in refused:
-                attributes, left_out = attributes_of(said.given, said.unset, names, options)
+                attributes, left_out = attributes_of(one.given, one.unset, names, options)
                 customer = given.get(key := keys.at(row)) or given.setdefault(key, Attributes({}, {}))
                 customer.set(attributes, int(times[row]))
-                rejects += [(start + row, "attribute", name, reason) for name, reason in said.attributes + left_out]
-                rejects += [(start + row, "data", name, reason) for name, reason in said.data]
+                rejects += [(start + row, "attribute", name, reason) for name, reason in one.attributes + left_out]
+                rejects += [(start + row, "data", name, reason) for name, reason in one.data]
     customers = customers_of(
         sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
     )

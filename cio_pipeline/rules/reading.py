@@ -25,9 +25,9 @@ NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 
 
-class Said(NamedTuple):
-    """What an event's JSON says besides its data: given attributes, what of the attributes to count; `$unset`; what of the data
-    to count."""
+class Findings(NamedTuple):
+    """What an event's JSON holds besides its data: the given attributes, `$unset`, and what of the attributes and the data
+    was left out or repaired."""
 
     given: dict[str, Any]
     attributes: LeftOut
@@ -36,12 +36,12 @@ class Said(NamedTuple):
 
 
 class Read(NamedTuple):
-    """Events' data: an Arrow array of JSON in UTF-8, null where it cannot be sent; by row, why not, and what else is said, if
-    anything."""
+    """Events' data: an Arrow array of JSON in UTF-8, null where it cannot be sent; by row, why not, and what else was
+    found, if anything."""
 
     data: Any
     refused: dict[int, str]
-    said: dict[int, Said]
+    findings: dict[int, Findings]
 
 
 def read(contents: Any, persons: Any, plain: Any, names: NameRule, options: Options) -> Read:
@@ -51,34 +51,34 @@ def read(contents: Any, persons: Any, plain: Any, names: NameRule, options: Opti
     """
     data: list[bytes | None] = []
     refused: dict[int, str] = {}
-    said: dict[int, Said] = {}
+    findings: dict[int, Findings] = {}
     changes = ~plain | matches(contents, NAMED) | persons.is_valid().to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(changes)
     chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
     for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):
         found = _parted(content, person, names) if is_plain else None
         try:
-            written, said[row] = found or _read_with_care(content, person, names, options)
+            written, findings[row] = found or _read_with_care(content, person, names, options)
         except UnusableJson as reason:
             written, refused[row] = None, str(reason)
         data.append(written)
     whole = pc.replace_with_mask(contents, pa.array(changes), pa.array(data, contents.type)) if data else contents
-    return Read(whole, refused, said)
+    return Read(whole, refused, findings)
 
 
-def _parted(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Said] | None:
+def _parted(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Findings] | None:
     """The data of plain JSON, and what else it says; None where it has to be read with care."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:
         return None
     if person is not None:
-        return written, Said(*_of_person(person, names), value_of(members.unset), [])
+        return written, Findings(*_of_person(person, names), value_of(members.unset), [])
     given = value_of(members.given)
-    return written, Said(given if isinstance(given, dict) else {}, [], value_of(members.unset), [])
+    return written, Findings(given if isinstance(given, dict) else {}, [], value_of(members.unset), [])
 
 
-def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Said]:
+def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Findings]:
     found = _sendable(content)
     properties, repaired = repair_surrogates(content or b"", found)
     unset = properties.get("$unset")
@@ -95,7 +95,7 @@ def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule
     overrides = [] if options.allow_delivery_overrides else [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
     data = {name: value for name, value in properties.items() if name not in NOT_DATA and name not in overrides}
     left_out = [(name, REPAIRED) for name in repaired if name not in NOT_DATA] + [(name, REDIRECTS) for name in overrides]
-    return write(data), Said(given, attributes, unset, left_out)
+    return write(data), Findings(given, attributes, unset, left_out)
 
 
 def _of_person(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:

@@ -41,9 +41,9 @@ def empty_folder(folder: Path) -> None:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
-    except OSError as trouble:
+    except OSError as error:
         raise SettingsError(
-            f"The sandbox's folder {folder} cannot be made anew ({trouble.strerror}): run this in a checkout of your own."
+            f"The sandbox's folder {folder} cannot be made anew ({error.strerror}): run this in a checkout of your own."
         ) from None
 
 

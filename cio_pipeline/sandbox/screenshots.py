@@ -15,8 +15,8 @@ from cio_pipeline.sandbox.demo import DAYS, demo
 from cio_pipeline.sandbox.processes import bare_environment, end, local, sandbox_folder
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML
 
-PICTURE = PROJECT / "docs" / "img" / "receipt.png"
-SHOWN = PICTURE.with_suffix(".txt")
+DAY_CHART = PROJECT / "docs" / "img" / "receipt.png"
+SHOWN = DAY_CHART.with_suffix(".txt")
 """The entries of the receipt in the picture: a test compares them with a receipt's, and so tells when the picture is old."""
 
 RECEIPT = """{ assetNodeOrError(assetKey: {path: ["cio", "customerio_delivery"]}) {
@@ -82,9 +82,9 @@ def _take(browser: str, url: str) -> None:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
         view = (f"--user-data-dir={profile}", "--window-size=1400,1400", "--virtual-time-budget=20000")
         subprocess.run(  # noqa: S603
-            [browser, *options, *view, f"--screenshot={PICTURE}", url], check=True, timeout=180, capture_output=True
+            [browser, *options, *view, f"--screenshot={DAY_CHART}", url], check=True, timeout=180, capture_output=True
         )
-    print(f"{PICTURE} is new.")
+    print(f"{DAY_CHART} is new.")
 
 
 if __name__ == "__main__":

@@ -34,10 +34,10 @@ def read_env_file(path: Path) -> dict[str, str]:
     """
     try:
         content = path.read_bytes()
-    except OSError as trouble:
-        if isinstance(trouble, FileNotFoundError) and not path.is_symlink():
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) and not path.is_symlink():
             return {}
-        raise SettingsError(f"{path} cannot be read ({trouble.strerror}).") from None
+        raise SettingsError(f"{path} cannot be read ({error.strerror}).") from None
     values: dict[str, str] = {}
     lines: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):

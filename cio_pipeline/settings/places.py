@@ -115,8 +115,8 @@ def dagster_home(data_dir: str) -> Path:
         refuse_unusable_folder("CIO_DATA_DIR", home)
         try:
             home.mkdir(parents=True, exist_ok=True)
-        except OSError as trouble:
-            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be made ({trouble.strerror}).") from None
+        except OSError as error:
+            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be made ({error.strerror}).") from None
         return home
     try:
         home = Path(given).expanduser()

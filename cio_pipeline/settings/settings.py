@@ -109,7 +109,7 @@ class AlertSettings(DaysSettings):
     sandbox: YesNo = Field(default=False, alias="CIO_SANDBOX")
 
     @property
-    def is_anybody_told(self) -> bool:
+    def is_configured(self) -> bool:
         """Whether there is anywhere to send an alert, or a heartbeat, to."""
         return any((self.alert_webhook_url, self.alert_email, self.heartbeat_url))
 

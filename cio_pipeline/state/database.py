@@ -90,8 +90,8 @@ def connect(
         engine = _engine(url, cut_off_seconds)
         if version is not None:
             _make_tables(engine, metadata, version)
-    except (sa.exc.DBAPIError, OSError) as trouble:
-        raise DatabaseError(_sentence(trouble)) from None
+    except (sa.exc.DBAPIError, OSError) as error:
+        raise DatabaseError(_sentence(error)) from None
     return engine
 
 
@@ -230,13 +230,13 @@ def _speak(engine: sa.Engine) -> None:
             _raise(context.sqlalchemy_exception)
 
 
-def _raise(trouble: sa.exc.DBAPIError) -> NoReturn:
-    raise DatabaseError(_sentence(trouble)) from None
+def _raise(error: sa.exc.DBAPIError) -> NoReturn:
+    raise DatabaseError(_sentence(error)) from None
 
 
-def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
+def _sentence(error: sa.exc.DBAPIError | OSError) -> str:
     """The driver's own words where they name no more than host and user; of other errors, which may quote data, their kind."""
-    original = trouble.orig if isinstance(trouble, sa.exc.DBAPIError) else trouble.strerror
+    original = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror
     words = (str(original).strip().splitlines() or ["no reason given"])[0]
     words = INVALID.sub(r'\1"***"', words)
     if "database is locked" in words or "lock timeout" in words:
@@ -245,6 +245,6 @@ def _sentence(trouble: sa.exc.DBAPIError | OSError) -> str:
             " run this again when that one is done."
         )
     plain = (sa.exc.OperationalError, sa.exc.InterfaceError, sa.exc.InternalError)
-    if isinstance(trouble, sa.exc.DBAPIError) and not isinstance(trouble, plain) and type(trouble) is not sa.exc.DatabaseError:
+    if isinstance(error, sa.exc.DBAPIError) and not isinstance(error, plain) and type(error) is not sa.exc.DatabaseError:
         words = f"{type(original).__name__}"
     return f"The ledger's database (CIO_LEDGER_URL) cannot be used: {with_hint(words.rstrip('.'))}"

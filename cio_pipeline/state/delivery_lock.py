@@ -81,10 +81,10 @@ def _file_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
 
     try:
         yield try_to_lock, is_held
-    except OSError as trouble:
-        if trouble.filename != str(path):
+    except OSError as error:
+        if error.filename != str(path):
             raise
-        raise DatabaseError(f"The ledger's lock file {path} cannot be used: {trouble.strerror}.") from trouble
+        raise DatabaseError(f"The ledger's lock file {path} cannot be used: {error.strerror}.") from error
     finally:
         _close(opened)
 

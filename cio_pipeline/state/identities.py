@@ -93,7 +93,7 @@ class Identities:
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def tied(self, names: Iterable[str]) -> set[str]:
-        """R21: the distinct_ids, and the emails in lower case, of everybody whom these distinct_ids and emails lead to.
+        """R21: the distinct_ids, and the emails in lower case, of all_names whom these distinct_ids and emails lead to.
 
         Each round looks up what the round before has found, so it takes as long as these people are many.
         """
@@ -106,7 +106,7 @@ class Identities:
             found = found | new
         return found
 
-    def everybody(self) -> Iterator[str]:
+    def all_names(self) -> Iterator[str]:
         """Every distinct_id and email that is tied to another, perhaps more than once."""
         with reading(self._engine) as connection:
             for column in (ties.c.name, ties.c.distinct_id, emails.c.email):

@@ -246,7 +246,7 @@ class Ledger:
         """How many items Customer.io has refused and not accepted since, over all days."""
         return {one.reason: one.items for one in self.open_refusals()}
 
-    def forget_before(self, day: str) -> int:
+    def delete_before(self, day: str) -> int:
         """Forgets which events of all earlier days were delivered; gives how many acknowledgements these were.
 
         The newest entry stays, whatever its day: by it a ledger is told from an older copy. Each day is a transaction, so that

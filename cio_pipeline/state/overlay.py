@@ -40,10 +40,10 @@ class OverlayIdentities(Identities):
             before, found = found, super().tied(self._below.tied(found))
         return found
 
-    def everybody(self) -> Iterator[str]:
-        """As `Identities.everybody`, of both."""
-        yield from self._below.everybody()
-        yield from super().everybody()
+    def all_names(self) -> Iterator[str]:
+        """As `Identities.all_names`, of both."""
+        yield from self._below.all_names()
+        yield from super().all_names()
 
     def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """As `Identities.merges_between`."""

@@ -1,4 +1,4 @@
-"""What is told: each trouble once, its end once, whatever the ticks cut the events into."""
+"""Which alerts are sent: each problem once, its end once, however the ticks divide the events."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from cio_pipeline.alerts.alerts import (
     DayOverdue,
     Delivered,
     Event,
+    OpenAlert,
     RunFailed,
     RunSucceeded,
-    Trouble,
     alerts_of,
 )
 
@@ -48,9 +48,9 @@ streams = st.lists(events, max_size=40).map(lambda found: [replace(one, at=at) f
 
 
 def told(chunks: list[list[Event]]) -> list[Alert]:
-    alerts, troubles = list[Alert](), dict[str, Trouble]()
+    alerts, open_alerts = list[Alert](), dict[str, OpenAlert]()
     for chunk in chunks:
-        found, troubles = alerts_of(chunk, troubles)
+        found, open_alerts = alerts_of(chunk, open_alerts)
         alerts += found
     return alerts
 
@@ -109,8 +109,8 @@ def test_a_run_without_days_is_over_when_its_job_succeeds() -> None:
     ]
 
 
-def test_the_oldest_troubles_are_forgotten_beyond_a_bound() -> None:
+def test_only_so_many_alerts_are_kept_open() -> None:
     many: list[Event] = [RunFailed(at, "", str(at), "customerio_sync", (), (), "") for at in range(MOST_OPEN + 5)]
-    alerts, troubles = alerts_of(many, {})
+    alerts, open_alerts = alerts_of(many, {})
     assert len(alerts) == MOST_OPEN + 5
-    assert list(troubles) == [f"run {at}" for at in range(5, MOST_OPEN + 5)]
+    assert list(open_alerts) == [f"run {at}" for at in range(5, MOST_OPEN + 5)]

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from cio_pipeline.alerts.alerts import Alert
-from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, targets
+from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, senders_of
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.settings.settings import load_alert_settings
 from cio_pipeline_tests.alerts.receivers import Webhook, mail_server, webhook
@@ -24,7 +24,7 @@ def hook(monkeypatch: pytest.MonkeyPatch) -> Iterator[Webhook]:
 
 
 def send() -> None:
-    [one] = targets(load_alert_settings()).values()
+    [one] = senders_of(load_alert_settings()).values()
     one(ALERT)
 
 

@@ -29,8 +29,8 @@ from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.before_delivery import is_backfill
-from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.assets.before_delivery import is_backfill
+from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, days_between
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -103,7 +103,7 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
             raise NotDelivered("Customer.io is away.")
         return deliver(day, *given)
 
-    monkeypatch.setattr("cio_pipeline.defs.deliver.deliver", fail_on_the_third)
+    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.deliver", fail_on_the_third)
     assert run(DAY, THIRD_DAY) == 1
     said = capsys.readouterr()
     assert [line.partition(" events sent")[0] for line in said.out.splitlines() if " events sent, " in line] == [
@@ -154,19 +154,19 @@ def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
 def test_days_in_a_runs_tags_are_checked_before_anything_is_read(
     services: Services, tags: dict[str, str], sentence: str
 ) -> None:
-    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(NotBegun, match=sentence):
+    with dg.DagsterInstance.ephemeral() as instance, pytest.raises(RunNotStarted, match=sentence):
         defs.resolve_job_def("customerio_sync").execute_in_process(instance=instance, tags=tags)
     assert services.customerio.requests == []
     assert services.posthog.project.account()["requests"] == {}
     assert not (services.folder / "data" / "posthog_events").exists()
 
 
-DERIVE, OPEN = "cio_pipeline.defs.derive.derive_day", "cio_pipeline.cli.run.dg.DagsterInstance.local_temp"
+DERIVE, OPEN = "cio_pipeline.defs.assets.derive.derive_day", "cio_pipeline.cli.run.dg.DagsterInstance.local_temp"
 FULL = OSError(errno.ENOSPC, "no", "/folder/file")
 
 
 @pytest.mark.parametrize(
-    ("where", "trouble", "status", "sentence"),
+    ("where", "error", "status", "sentence"),
     [
         (DERIVE, FULL, 1, "No space left on device (/folder/file): nothing can be written to CIO_DATA_DIR, "),
         (
@@ -196,13 +196,13 @@ def test_whatever_stops_a_run_is_one_sentence(
     services: Services,
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-    trouble: BaseException,
+    error: BaseException,
     status: int,
     sentence: str,
     where: str,
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        raise trouble
+        raise error
 
     monkeypatch.setattr(where, fail)
     assert run() == status

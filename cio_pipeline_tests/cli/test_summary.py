@@ -13,8 +13,8 @@ import pytest
 
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.defs.keys import key
-from cio_pipeline.defs.metadata import table
-from cio_pipeline.defs.receipts import DELIVERED, OPEN_REFUSALS
+from cio_pipeline.defs.pages.receipts import DELIVERED, OPEN_REFUSALS
+from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.tables.tables import Tables
 

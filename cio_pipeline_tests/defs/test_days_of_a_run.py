@@ -15,13 +15,13 @@ import pytest
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.pages.receipts import DAY_CHART, DELIVERED, MEANING, NEW_CUSTOMERS, OPEN_REFUSALS, YOUNG_EVENTS
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
-from cio_pipeline.defs.receipts import DELIVERED, MEANING, NEW_CUSTOMERS, OPEN_REFUSALS, PICTURE, YOUNG_EVENTS
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline_tests.defs.test_deliver import SINK, refusing
+from cio_pipeline_tests.defs.assets.test_deliver import SINK, refusing
 from cio_pipeline_tests.receipts import values
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
@@ -51,7 +51,7 @@ def stream(days: list[str]) -> list[dict[str, Any]]:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     """Starts a Customer.io beside a PostHog with the events given, and settings that name both."""
-    monkeypatch.setattr("cio_pipeline.defs.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.TRY_AGAIN_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
 
@@ -161,7 +161,7 @@ def test_a_rerun_of_a_delivered_day_changes_no_number_that_is_plotted(start: Sta
     plotted = [{day: {name: receipts[day][name] for name in PLOTTED} for day in days} for receipts in (first, again)]
     assert plotted[0] == plotted[1]
     assert [list(plotted[1][day].values()) for day in days] == [[2, 2, 2, 0], [1, 2, 2, 0]]
-    assert [first[day][PICTURE] for day in days[-1:]] == [again[day][PICTURE] for day in days[-1:]]
+    assert [first[day][DAY_CHART] for day in days[-1:]] == [again[day][DAY_CHART] for day in days[-1:]]
     assert [[name for name in receipts[days[0]] if name in MEANING] for receipts in (first, again)] == [list(MEANING)] * 2
     assert {name for name, value in again[days[0]].items() if name in MEANING and isinstance(value, int)} == set(PLOTTED)
 

@@ -21,7 +21,7 @@ from cio_pipeline_tests.receipts import values
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}
 
-LOOKS = {"dry_run", "explained_person"}
+REPORTS = {"dry_run", "explained_person"}
 """What jobs have seen, without writing a table."""
 
 
@@ -43,7 +43,7 @@ def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()
     assert graph.materializable_asset_keys == {key(name) for name in ASSETS}
-    assert graph.external_asset_keys == {key(name) for name in {"posthog_project", "customerio_workspace", *LOOKS}}
+    assert graph.external_asset_keys == {key(name) for name in {"posthog_project", "customerio_workspace", *REPORTS}}
 
 
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:

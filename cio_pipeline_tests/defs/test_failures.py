@@ -9,7 +9,7 @@ import pytest
 
 from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline_tests.defs.test_deliver import DAY, PARTITION, Workspace, the_job, workspace
+from cio_pipeline_tests.defs.assets.test_deliver import DAY, PARTITION, Workspace, the_job, workspace
 from cio_pipeline_tests.postgres import URL_PASSWORD
 
 __all__ = ["workspace"]
@@ -33,7 +33,7 @@ def sentence_of_the_failure(home: Path) -> tuple[str, bool]:
     assert error.cause is None
     assert not any(words in error.message for words in NOT_IN_A_SENTENCE)
     kind, _, sentence = error.message.strip().partition(": ")
-    assert kind in ("dagster._core.definitions.events.Failure", "cio_pipeline.defs.failures.NotBegun")
+    assert kind in ("dagster._core.definitions.events.Failure", "cio_pipeline.defs.failures.RunNotStarted")
     assert run is not None
     return sentence, run.tags["dagster/will_retry"] == "true"
 
@@ -91,7 +91,7 @@ def test_a_database_that_goes_away_while_a_day_is_learned_is_a_sentence(
     def gone(*_: object) -> None:
         Ledger(f"sqlite:///{tmp_path}", load_settings().ledger_lock_seconds)
 
-    monkeypatch.setattr("cio_pipeline.defs.extract.learn_day", gone)
+    monkeypatch.setattr("cio_pipeline.defs.assets.extract.learn_day", gone)
     sentence, will_retry = sentence_of_the_failure(tmp_path)
     assert sentence == "The ledger's database (CIO_LEDGER_URL) cannot be used: unable to open database file."
     assert not will_retry

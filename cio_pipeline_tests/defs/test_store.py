@@ -24,13 +24,13 @@ from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import connections
-from cio_pipeline.defs.before_delivery import Bounded, _ranges, refuse_missing_days
-from cio_pipeline.defs.deliver import Delivery
-from cio_pipeline.defs.derive import _tell
-from cio_pipeline.defs.derive_checks import _earlier_days_learned, _later_days_up_to_date
-from cio_pipeline.defs.failures import NotBegun
+from cio_pipeline.defs.assets.before_delivery import BoundsConfig, _ranges, refuse_missing_days
+from cio_pipeline.defs.assets.deliver import DeliveryConfig
+from cio_pipeline.defs.assets.derive import _tell
+from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
+from cio_pipeline.defs.failures import RunNotStarted
+from cio_pipeline.defs.jobs.redeliver import _not_suppressed
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
-from cio_pipeline.defs.redeliver import _not_suppressed
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED, Account
@@ -60,13 +60,13 @@ import json
 from datetime import datetime, timezone
 import dagster as dg
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, a_few_days_a_run, days
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, backfill_policy, days
 def tick(*at):
     context = dg.build_schedule_context(scheduled_execution_time=datetime(*at, tzinfo=timezone.utc))
     data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
     requests = [[request.run_key, request.tags[RANGE_START], request.tags[RANGE_END]] for request in data.run_requests]
     return [data.skip_message, *requests]
-print(json.dumps([days.get_first_partition_key(), a_few_days_a_run.max_partitions_per_run,
+print(json.dumps([days.get_first_partition_key(), backfill_policy.max_partitions_per_run,
       tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
 """
 
@@ -163,14 +163,14 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "7")
     monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "8")
     store.setup_for_execution(dg.build_init_resource_context())
-    assert Bounded().bounds(store, is_backfill=True) == Bounds(7, 8)
-    assert Bounded(max_new_customers=0, max_campaign_events=0).bounds(store, is_backfill=True) == Bounds(0, 0)
-    assert Bounded(max_new_customers=9, max_campaign_events=9).bounds(store, is_backfill=False) == Bounds(9, None)
+    assert BoundsConfig().bounds(store, is_backfill=True) == Bounds(7, 8)
+    assert BoundsConfig(max_new_customers=0, max_campaign_events=0).bounds(store, is_backfill=True) == Bounds(0, 0)
+    assert BoundsConfig(max_new_customers=9, max_campaign_events=9).bounds(store, is_backfill=False) == Bounds(9, None)
 
 
 def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:
     listed = Suppressed(frozenset({"u1"}))
-    assert Delivery(resend=True, limit=3).options(listed, "No") == DeliveryOptions(
+    assert DeliveryConfig(resend=True, limit=3).options(listed, "No") == DeliveryOptions(
         listed, resend=True, limit=3, allow_consent="No"
     )
 
@@ -185,7 +185,7 @@ def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_thr
 def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(made: Any) -> None:
     """A run may need but one of them."""
     run = SimpleNamespace(tags={PARTITION: "2024-12-31"})
-    with pytest.raises(NotBegun, match="2024-12-31 is not a partition"):
+    with pytest.raises(RunNotStarted, match="2024-12-31 is not a partition"):
         made().setup_for_execution(SimpleNamespace(run=run, log=None, instance=None))
 
 
@@ -217,7 +217,7 @@ def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pyt
 
 
 def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store) -> None:
-    with pytest.raises(NotBegun, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
+    with pytest.raises(RunNotStarted, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
         PostHog(host="https://eu.posthog.com").setup_for_execution(dg.build_init_resource_context())
 
 

@@ -11,7 +11,7 @@ from cio_pipeline.settings.settings import SettingsError, load_alert_settings
 
 def test_nobody_is_told_unless_somebody_is_named() -> None:
     settings = load_alert_settings()
-    assert not settings.is_anybody_told
+    assert not settings.is_configured
     assert (settings.alert_format, settings.delivered_by, settings.dagster_url) == ("slack", time(9), "")
 
 

@@ -240,7 +240,7 @@ def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Ide
     for names in (["anon"], ["jane@work.example.com"], ["u1", "unheard@example.com"]):
         assert identities.tied(names) == jane | set(names)
     assert identities.tied(["u9"]) == {"u9"}
-    assert {"anon", "u1", "u2", "u3", "Jane@example.com", "jane@example.com"} <= set(identities.everybody())
+    assert {"anon", "u1", "u2", "u3", "Jane@example.com", "jane@example.com"} <= set(identities.all_names())
 
 
 def test_r21_what_was_one_persons_stays_so_when_the_day_is_learned_again(identities: Identities) -> None:

@@ -96,7 +96,7 @@ def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays
     for day, number in ((DAY, 1), (NEXT_DAY, 2), (DAY, 3), (DAY, 4)):
         ledger.acknowledge(day, Acknowledgement(event_ids=pack_ids([as_ulid(number)]).tobytes()))
     newest = ledger.newest()
-    assert ledger.forget_before(NEXT_DAY) == 2
+    assert ledger.delete_before(NEXT_DAY) == 2
     assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
     assert ledger.delivered(NEXT_DAY).tolist() == [(2).to_bytes(16, "big")]
     assert ledger.newest() == newest

@@ -40,7 +40,7 @@ def seen(identities: Identities, day: str) -> Any:
         sorted((row.distinct_id, bool(row.identified), row.email, row.email_set) for row in rows),
         sorted((row.anonymous_id, row.distinct_id, row.timestamp, row.uuid) for row in merges),
         [identities.tied([name]) for name in (*PEOPLE, *EMAILS)],
-        set(identities.everybody()),
+        set(identities.all_names()),
         identities.unlearned([HISTORY, *DAYS], "set"),
     )
 

@@ -21,7 +21,17 @@ from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
 from cio_pipeline.posthog.exports.rows import Wanted, window_of
-from cio_pipeline.posthog.exports.runs import Run, describe_gap, gaps, runs, settled, strange, uncovered, unfinished, unnamed
+from cio_pipeline.posthog.exports.runs import (
+    Run,
+    counted_files,
+    describe_gap,
+    gaps,
+    runs,
+    strange,
+    uncovered,
+    unfinished,
+    unnamed,
+)
 from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
 
@@ -30,7 +40,7 @@ logger = logging.getLogger(__name__)
 EARLY = timedelta(days=1)
 """PostHog exports no event that is dated further ahead of its landing."""
 
-NAMES_TOLD = 5
+NAMES_SHOWN = 5
 
 
 class BatchExportSource:
@@ -50,7 +60,7 @@ class BatchExportSource:
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
         """
         folder, found = self._listed()
-        near = [_settled(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
+        near = [_with_counted_files(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
         far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
@@ -60,7 +70,7 @@ class BatchExportSource:
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""
         folder, found = self._listed()
-        early = [_settled(run, folder) for run in found if run.start < before + self._late]
+        early = [_with_counted_files(run, folder) for run in found if run.start < before + self._late]
         uncovered(early, EVER, before)
         wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
         tables = _read(_finished(early), folder, wanted)
@@ -100,12 +110,12 @@ def _made_of(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
     return sha256(repr((stamps, wanted)).encode()).hexdigest()
 
 
-def _settled(run: Run, folder: Folder) -> Run:
+def _with_counted_files(run: Run, folder: Folder) -> Run:
     """The run with all of its files that count; with a manifest that is not whole it is as if it had none yet.
 
     Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
     """
-    run, left = settled(run, _manifests(run, folder))
+    run, left = counted_files(run, _manifests(run, folder))
     if left:
         logger.info("Ignored, because the manifest of %s does not name them: %s.", run, _names(left, folder))
     if unclear := strange(run):
@@ -125,8 +135,8 @@ def _manifests(run: Run, folder: Folder) -> dict[str, list[str]]:
 def _manifest(path: str, folder: Folder) -> list[str] | None:
     try:
         text = folder.files.cat_file(path)
-    except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"{folder.name(path)} cannot be read: {cause(trouble)}.") from None
+    except Exception as error:  # every file system has its own
+        raise NotExtracted(f"{folder.name(path)} cannot be read: {cause(error)}.") from None
     try:
         names = json.loads(text)["files"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -145,5 +155,5 @@ def _finished(found: list[Run]) -> list[str]:
 def _names(paths: Iterable[str], folder: Folder) -> str:
     """The first few of the files, and how many more there are."""
     names = [folder.name(path) for path in paths]
-    more = f" and {len(names) - NAMES_TOLD} more" if len(names) > NAMES_TOLD else ""
-    return ", ".join(names[:NAMES_TOLD]) + more
+    more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
+    return ", ".join(names[:NAMES_SHOWN]) + more

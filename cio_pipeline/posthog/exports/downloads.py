@@ -50,7 +50,7 @@ class Downloads:
 
         Raises `NotExtracted` where there is no whole file after some tries, and where none can be written.
         """
-        trouble = ""
+        why = ""
         for attempt in range(TRIES):
             pause_before(attempt)
             try:
@@ -60,10 +60,10 @@ class Downloads:
                 with pq.ParquetFile(into) as whole:
                     return int(whole.metadata.num_rows)
             except Unavailable as broken:
-                trouble = str(broken).removesuffix(".")
+                why = str(broken).removesuffix(".")
             except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
-                trouble = f"what came is not a whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
-        raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({trouble}).")
+                why = f"what came is not a whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
+        raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({why}).")
 
     def _link(self, export: Export, file: str) -> str:
         """Where the file is for a while. Raises `Unavailable` where PostHog says that it is not yet."""
@@ -110,9 +110,9 @@ def _keeping() -> Iterator[None]:
     """Raises `NotExtracted` where the file cannot be written; what else goes wrong with a download is no `OSError`."""
     try:
         yield
-    except OSError as trouble:
-        kept = f"A file of PostHog's export cannot be kept: {trouble.strerror}."
-        raise NotExtracted(no_space(trouble) or kept) from None
+    except OSError as error:
+        kept = f"A file of PostHog's export cannot be kept: {error.strerror}."
+        raise NotExtracted(no_space(error) or kept) from None
 
 
 def refused_export(answer: Answer) -> NotExtracted:

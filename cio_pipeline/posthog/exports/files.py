@@ -25,8 +25,8 @@ def events_in(path: str, folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
         yield from _tables(path, folder, wanted)
     except Unreadable as wrong:
         raise NotExtracted(f"{folder.name(path)} cannot be read: {wrong}.") from None
-    except Exception as trouble:  # every file system has its own
-        raise NotExtracted(no_space(trouble) or f"{folder.name(path)} cannot be read: {cause(trouble)}.") from None
+    except Exception as error:  # every file system has its own
+        raise NotExtracted(no_space(error) or f"{folder.name(path)} cannot be read: {cause(error)}.") from None
 
 
 def check_is_parquet(file: IO[bytes]) -> None:

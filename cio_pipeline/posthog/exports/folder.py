@@ -65,8 +65,8 @@ def listed(url: str) -> Folder:
         extra = EXTRAS.get(urlsplit(url).scheme)
         install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
-    except Exception as trouble:  # every file system has its own
-        raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(trouble)}.") from None
+    except Exception as error:  # every file system has its own
+        raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(error)}.") from None
     return Folder(files, root.path, sizes, stamps)
 
 

@@ -1,4 +1,4 @@
-"""The runs of a PostHog batch export, as the names of their files tell them.
+"""The runs of a PostHog batch export, as the names of their files give them.
 
 A file holds what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
 file. Where files have a greatest size, each is a numbered part, and a manifest, written last, names the parts that count; in
@@ -6,9 +6,9 @@ file. Where files have a greatest size, each is a numbered part, and a manifest,
 backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that no manifest of files of
 their own kind names are known to be what a failed run left.
 
-So a missing file may mean an empty hour or a missing run; nothing in the folder tells which, not even later files, which may
-come after a failed run too. What is settled here: a day is read only when runs reach to both of its ends, and a hole inside is
-told by name. A project in which nothing happened that long says so by an empty file of the right name, such as
+So a missing file may mean an empty hour or a missing run; nothing in the folder says which, not even later files, which may
+come after a failed run too. So a day is read only when runs reach to both of its ends, and a gap inside is reported
+by name. A project in which nothing happened that long says so by an empty file of the right name, such as
 `2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
 """
 
@@ -29,7 +29,7 @@ AGAIN = "Copy it again, or backfill it in PostHog."
 class Run:
     """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
 
-    `files` are read; `parts` are numbered and wait to be settled; `others` have names that are not understood.
+    `files` are read; `parts` are numbered and wait to be counted_files; `others` have names that are not understood.
     """
 
     start: datetime
@@ -76,7 +76,7 @@ def unnamed(paths: Iterable[str]) -> list[str]:
     return sorted(path for path in paths if named(path) is None and looks_like_data(path))
 
 
-def settled(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
+def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
     """The run with all of its files that count, and the parts that a failed run left.
 
     `manifests` are those of its manifests that are whole, and the names in each. Raises `NotExtracted` where a file is not

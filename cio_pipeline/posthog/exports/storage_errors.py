@@ -83,9 +83,9 @@ BY_ERRNO = {errno.ENOSPC: NO_SPACE, errno.EDQUOT: NO_SPACE, errno.EACCES: NOT_AL
 BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def cause(trouble: BaseException) -> str:
+def cause(raised: BaseException) -> str:
     """What is wrong and what to do, as the end of the sentence "this file cannot be read: ..."; its code stands in brackets."""
-    chain = list(_chain(trouble))
+    chain = list(_chain(raised))
     for error in chain:
         for code in _codes(error):
             if code in BY_CODE:
@@ -93,15 +93,15 @@ def cause(trouble: BaseException) -> str:
     for error in chain:
         if isinstance(error, OSError) and error.errno in BY_ERRNO:
             return f"{BY_ERRNO[error.errno]} ({type(error).__name__})"
-    name = type(trouble).__name__
-    if isinstance(trouble, PermissionError):
+    name = type(raised).__name__
+    if isinstance(raised, PermissionError):
         return f"{DENIED} ({name})"
-    return f"{GONE if isinstance(trouble, BUILTIN) else DAMAGED} ({name})"
+    return f"{GONE if isinstance(raised, BUILTIN) else DAMAGED} ({name})"
 
 
-def _chain(trouble: BaseException) -> Iterator[BaseException]:
+def _chain(raised: BaseException) -> Iterator[BaseException]:
     seen: set[int] = set()
-    error: BaseException | None = trouble
+    error: BaseException | None = raised
     while error is not None and id(error) not in seen:
         seen.add(id(error))
         yield error

@@ -1,0 +1,249 @@
+"""What has happened in Dagster since the last tick, read from its storage, as the events that alerts are made of."""
+
+import time
+from collections.abc import Iterator, Sequence
+from datetime import date, datetime, timedelta, timezone
+from typing import Literal
+
+import dagster as dg
+from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
+from pydantic import BaseModel
+
+from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delivered, Event, OpenAlert, RunFailed, RunSucceeded
+from cio_pipeline.defs.assets.deliver import customerio_delivery
+from cio_pipeline.defs.failures import reason_of
+from cio_pipeline.defs.jobs.redeliver import redeliver_refused
+from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
+from cio_pipeline.defs.keys import PREFIX
+from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, SETTINGS
+from cio_pipeline.masking import mask
+from cio_pipeline.settings.settings import AlertSettings
+
+RunEnd = Literal[dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS]
+
+MOST_AT_ONCE = 20
+"""The most failed runs that are read, and alerts that wait to be sent, at once; the rest stays in Dagster's storage."""
+
+MOST_RUNS, MOST_DELIVERIES, MOST_EVALUATIONS = 200, 1000, 20
+"""The most that one tick reads; evaluations: of each check. No minute has so many."""
+
+OLDEST_SECONDS = 7 * 86400
+"""Older events, read after the sensor was off, raise no alert."""
+
+UNDECIDED_SECONDS = 600
+"""Dagster runs a failed run again, if at all, before this is over."""
+
+MOST_DAYS = 31
+"""The most overdue days that are reported after the sensor was off."""
+
+JOBS = (customerio_sync.name, redeliver_refused.name)
+ASSET_JOB = "__ASSET_JOB"
+"""Dagster's name for the job of runs that name assets, as its backfills do."""
+
+ENDS = {
+    dg.DagsterRunStatus.QUEUED: "waits in Dagster's queue",
+    dg.DagsterRunStatus.NOT_STARTED: "was not started",
+    dg.DagsterRunStatus.FAILURE: "failed",
+    dg.DagsterRunStatus.CANCELED: "was canceled",
+    dg.DagsterRunStatus.SUCCESS: "ended without delivering it",
+}
+EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
+WILL_RETRY, RETRIED_BY = "dagster/will_retry", "dagster/auto_retry_run_id"
+SCHEDULE = "dagster/schedule_name"
+
+
+class Position(BaseModel):
+    """One target's part of the cursor.
+
+    failures, successes, deliveries: storage ids; checks, since: timestamps; day: the last day asked about. Up to these
+    Dagster's storage was read. open_alerts: by key; unsent: alerts that wait.
+    """
+
+    failures: int
+    successes: int
+    deliveries: int
+    checks: dict[str, float] = {}
+    since: float
+    day: date
+    open_alerts: dict[str, OpenAlert] = {}
+    unsent: list[Alert] = []
+
+
+def now() -> datetime:
+    """The clock that decides whether a day is late."""
+    return datetime.now(timezone.utc)
+
+
+def start(instance: dg.DagsterInstance) -> Position:
+    """Where a new target starts: with what happens from now on, and whether yesterday is delivered."""
+    deliveries = instance.fetch_materializations(customerio_delivery.key, limit=1).records
+    return Position(
+        failures=newest(instance, dg.DagsterEventType.RUN_FAILURE),
+        successes=newest(instance, dg.DagsterEventType.RUN_SUCCESS),
+        deliveries=deliveries[0].storage_id if deliveries else 0,
+        since=time.time(),
+        day=now().date() - timedelta(days=2),
+    )
+
+
+def events_since(
+    instance: dg.DagsterInstance, settings: AlertSettings, position: Position, checks: Sequence[dg.AssetCheckKey]
+) -> list[Event]:
+    """The events after `position`, of these checks and our runs; moves `position` behind them."""
+    events = [
+        *_deliveries(instance, position),
+        *_failures(instance, position),
+        *_successes(instance, position),
+        *_evaluations(instance, position, checks),
+        *_overdue_days(instance, settings, position),
+    ]
+    return [event for event in events if event.at > now().timestamp() - OLDEST_SECONDS]
+
+
+def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
+    """The runs that have failed for good; stops at the first that Dagster may still retry."""
+    limit = MOST_AT_ONCE - len(position.unsent)
+    for record, run in runs_ended(instance, dg.DagsterEventType.RUN_FAILURE, position.failures, limit):
+        if run is not None and _is_undecided(instance, run, record.timestamp):
+            return
+        position.failures = record.storage_id
+        if run is None or run.tags.get(RETRIED_BY):
+            continue
+        days = days_of(run)
+        yield RunFailed(
+            at=record.timestamp,
+            page=f"/runs/{run.run_id}",
+            root=run.root_run_id or run.run_id,
+            job=run.job_name,
+            days=days,
+            undelivered=tuple(day for day in days if not _is_delivered(instance, day, _started(instance, run))),
+            reason=reason_of(record.event_log_entry.get_dagster_event()),
+        )
+
+
+def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, at: float) -> bool:
+    """Whether Dagster will retry the failed run and has not started that yet, or has not decided yet."""
+    will_retry = run.tags.get(WILL_RETRY) == "true" or (instance.run_retries_enabled and WILL_RETRY not in run.tags)
+    return will_retry and not run.tags.get(RETRIED_BY) and at > now().timestamp() - UNDECIDED_SECONDS
+
+
+def _successes(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
+    for record, run in runs_ended(instance, dg.DagsterEventType.RUN_SUCCESS, position.successes):
+        position.successes = record.storage_id
+        if run is not None:
+            yield RunSucceeded(record.timestamp, run.job_name)
+
+
+def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
+    since = dg.AssetRecordsFilter(customerio_delivery.key, after_storage_id=position.deliveries)
+    for record in instance.fetch_materializations(since, limit=MOST_DELIVERIES, ascending=True).records:
+        position.deliveries = record.storage_id
+        if record.partition_key and record.timestamp >= _end_of(record.partition_key):
+            yield Delivered(record.timestamp, record.partition_key)
+
+
+def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Sequence[dg.AssetCheckKey]) -> Iterator[Event]:
+    """Dagster cannot list the evaluations of all checks in order, so each check's newest ones are read."""
+    for key in checks:
+        name = f"{key.name} of {key.asset_key.path[-1]}"
+        since = position.checks.get(name, position.since)
+        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=MOST_EVALUATIONS, status=EVALUATED)
+        for record in reversed(history):
+            if record.event is None or record.event.timestamp <= since or record.event.dagster_event is None:
+                continue
+            found = record.event.dagster_event.asset_check_evaluation_data
+            position.checks[name] = max(record.event.timestamp, position.checks.get(name, 0))
+            page = f"/assets/{'/'.join(key.asset_key.path)}?view=checks"
+            yield CheckEvaluated(
+                record.event.timestamp, name, found.partition, found.passed, mask(found.description or ""), page
+            )
+
+
+def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, position: Position) -> Iterator[Event]:
+    """The days that should be delivered by now and are not, each once."""
+    moment, by = now(), settings.delivered_by
+    last = moment.date() - timedelta(days=1 if moment.time() >= by else 2)
+    first = max(position.day + timedelta(days=1), last - timedelta(days=MOST_DAYS - 1), SETTINGS.start_date)
+    position.day = max(position.day, last)
+    for day in _days(first, last):
+        if _is_delivered(instance, day, _end_of(day)):
+            continue
+        reason, page = _why_not(instance, day)
+        yield DayOverdue(moment.timestamp(), day, f"{by:%H:%M} UTC", reason, page)
+
+
+def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
+    """How the day's last run after its end went, and the page to look at."""
+    since = datetime.fromtimestamp(_end_of(day), timezone.utc)
+    for job in (customerio_sync.name, ASSET_JOB):
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MOST_RUNS):
+            if day in days_of(run) and _is_ours(run):
+                return f"its last run {ENDS.get(run.status, 'is at work')}.", f"/runs/{run.run_id}"
+    page = f"/assets/{'/'.join(customerio_delivery.key.path)}?view=partitions&partition={day}"
+    return f"no run of it was started since: is the schedule {customerio_daily.name} on, and can it start runs?", page
+
+
+def runs_ended(
+    instance: dg.DagsterInstance, end: RunEnd, since: int, limit: int = MOST_RUNS
+) -> list[tuple[dg.EventLogRecord, dg.DagsterRun | None]]:
+    """The runs that have ended so since, in their order; None for one that is not ours, or deleted."""
+    wanted = dg.RunStatusChangeRecordsFilter(end, after_storage_id=since)
+    records = instance.fetch_run_status_changes(wanted, limit=limit, ascending=True).records
+    runs = [(record, instance.get_run_by_id(record.run_id)) for record in records]
+    return [(record, run if run is not None and _is_ours(run) else None) for record, run in runs]
+
+
+def newest(instance: dg.DagsterInstance, end: RunEnd) -> int:
+    """The storage id of the run that has ended so last; 0 where none has."""
+    records = instance.fetch_run_status_changes(end, limit=1).records
+    return records[0].storage_id if records else 0
+
+
+def is_delivered_by_schedule(run: dg.DagsterRun | None) -> bool:
+    """Whether a run that has succeeded is one that the nightly schedule has started."""
+    return run is not None and run.tags.get(SCHEDULE) == customerio_daily.name
+
+
+def checks_of(context: dg.SensorEvaluationContext) -> list[dg.AssetCheckKey]:
+    """The checks of our assets, except the one that says the same as `DayOverdue`."""
+    repository = context.repository_def
+    keys = repository.asset_graph.asset_check_keys if repository else ()
+    return sorted(key for key in keys if _is_our_asset(key.asset_key) and key.name != "yesterday_delivered")
+
+
+def _is_ours(run: dg.DagsterRun) -> bool:
+    """Whether a run is of our jobs, or materializes our assets."""
+    return run.job_name in JOBS or any(map(_is_our_asset, run.asset_selection or ()))
+
+
+def _is_our_asset(key: dg.AssetKey) -> bool:
+    return key.path[0] == PREFIX
+
+
+def _started(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
+    record = instance.get_run_record_by_id(run.run_id)
+    return record.create_timestamp.timestamp() if record else 0.0
+
+
+def _is_delivered(instance: dg.DagsterInstance, day: str, since: float) -> bool:
+    wanted = dg.AssetRecordsFilter(customerio_delivery.key, asset_partitions=[day], after_timestamp=since)
+    return bool(instance.fetch_materializations(wanted, limit=1).records)
+
+
+def days_of(run: dg.DagsterRun) -> tuple[str, ...]:
+    """The days that a run's tags name; none where it has no partition."""
+    tags = run.tags
+    first, last = (tags.get(name) or tags.get(PARTITION) or "" for name in (RANGE_START, RANGE_END))
+    try:
+        return tuple(_days(date.fromisoformat(first), date.fromisoformat(last)))
+    except ValueError:
+        return ()
+
+
+def _days(first: date, last: date) -> Iterator[str]:
+    yield from (str(first + timedelta(days=number)) for number in range((last - first).days + 1))
+
+
+def _end_of(day: str) -> float:
+    """When the day is over."""
+    return (datetime.fromisoformat(day) + timedelta(days=1)).replace(tzinfo=timezone.utc).timestamp()

@@ -1,0 +1,125 @@
+"""What a run makes sure of before its first request: it misses no earlier day that it needs, and stays within its bounds."""
+
+from collections.abc import Mapping
+from datetime import datetime, timedelta
+
+import dagster as dg
+from pydantic import Field
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.forecast import Bounds, Forecast
+from cio_pipeline.customerio.shards import DeliveryOptions, Shards
+from cio_pipeline.defs.assets.ledger_checkpoint import FILE
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.learning import learned_under
+from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.tables.columns import shards_by_column
+from cio_pipeline.tables.tables import Tables
+
+BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
+FEW_DAYS = 2
+"""A range of more days than this is a backfill, unless the schedule has started it."""
+
+Sent = dict[str, Tables]
+"""Where the tables are that are to be sent, by day."""
+
+
+class BoundsConfig(dg.Config):
+    """Allows a run more than the settings do."""
+
+    max_new_customers: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers this run may make."
+    )
+    max_campaign_events: int | None = Field(
+        default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
+    )
+
+    def bounds(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> Bounds:
+        """The bounds of the run. That of young events concerns backfills, and each run by a ledger that has forgotten
+        deliveries: where no bound is set, it may send none."""
+        customers, events = self.max_new_customers, self.max_campaign_events
+        customers = store.bounds.new_customers if customers is None else customers
+        events = store.bounds.campaign_events if events is None else events
+        if is_ledger_stale:
+            return Bounds(customers, events or 0)
+        return Bounds(customers, events if is_backfill else None)
+
+
+STALE_LEDGER = (
+    "The ledger (CIO_LEDGER_URL) lacks what these tables had delivered last: it was lost, or is an older copy, and what it has"
+    " forgotten would be sent once more."
+)
+
+
+def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
+    """Whether a run with these tags and days is a backfill, whose young events `CIO_MAX_CAMPAIGN_EVENTS` bounds."""
+    days = int(tags.get(DAYS_IN_ALL, len(keys)))
+    return BACKFILL in tags or (days > FEW_DAYS and SCHEDULE not in tags)
+
+
+def refuse_missing_days(store: Store, keys: list[str]) -> None:
+    """R1, R18: raises `NotDelivered` where the history or earlier days, which decide what is sent and under which key, were
+    never learned."""
+    if store.allows_missing_days or not store.options.needs_earlier_days:
+        return
+    if store.identities.unlearned([HISTORY]):
+        raise NotDelivered(
+            "What PostHog knew before CIO_START_DATE was never read, and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS it"
+            " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
+            " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
+        )
+    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
+    if missing:
+        raise NotDelivered(
+            f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
+            f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
+            f" {keys[0]}{'' if len(keys) == 1 else f' to {keys[-1]}'}: nothing was sent. Run them first, the oldest"
+            " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+        )
+
+
+def refuse_days_before_ledger(store: Store, keys: list[str], *, resend: bool) -> None:
+    """Raises `NotDelivered` where days are older than the ledger remembers, unless all of them is meant to be sent."""
+    first = store.first_day_of_ledger
+    if first is not None and keys[0] < first and not resend:
+        raise NotDelivered(
+            f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
+            f" {keys[0]}: what was delivered of it would be sent once more, and nothing was sent. If those days were never"
+            " delivered, or all of them shall be sent, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
+        )
+
+
+def _ranges(missing: list[str], shown: int = 3) -> str:
+    """Consecutive days as `first to last`."""
+    ranges: list[list[str]] = []
+    for day in missing:
+        follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
+        ranges[-1].append(day) if follows else ranges.append([day])
+    texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
+    return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
+
+
+def refuse_too_much(
+    store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
+) -> None:
+    """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
+    rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
+    if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
+        return
+    forecast = Forecast()
+    for day, tables in to_send.items():
+        forecast.add_day(day, shards(tables, day), store.ledger, options)
+    try:
+        forecast.refuse_beyond(bounds)
+    except NotDelivered as error:
+        if not is_ledger_stale:
+            raise
+        raise NotDelivered(f"{STALE_LEDGER} {error} {store.tables.root / FILE} is by what this is noticed.") from None
+
+
+def shards(tables: Tables, day: str) -> Shards:
+    """The day's (customers, events), shard by shard. What is long or seldom needed is read when it is asked for."""
+    customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
+    events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
+    return zip(customers, events, strict=True)

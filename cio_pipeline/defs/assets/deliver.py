@@ -1,0 +1,189 @@
+"""The sink: brings Customer.io up to date with the day's tables."""
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timedelta, timezone
+
+import dagster as dg
+from pydantic import Field
+
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.forecast import unsent_events
+from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs.assets import ledger_checkpoint
+from cio_pipeline.defs.assets.before_delivery import (
+    BoundsConfig,
+    is_backfill,
+    refuse_days_before_ledger,
+    refuse_missing_days,
+    refuse_too_much,
+    shards,
+)
+from cio_pipeline.defs.failures import delivered_count_in_errors, with_readable_failures
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
+from cio_pipeline.defs.pages.receipts import (
+    HELD,
+    MEANING,
+    TYPES,
+    in_one_line,
+    last_days,
+    receipt,
+    run_counts,
+)
+from cio_pipeline.defs.pages.schemas import described
+from cio_pipeline.defs.partitions import backfill_policy, days, window
+from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.pipeline import derive_day
+from cio_pipeline.rules.consent import AllowConsent
+from cio_pipeline.state.database import DatabaseError
+from cio_pipeline.tables.files import temporary_folder
+from cio_pipeline.tables.tables import Tables
+
+logger = logging.getLogger(__name__)
+
+TRY_AGAIN_SECONDS = 30
+LONGEST_PAUSE = timedelta(hours=36)
+"""When no run has delivered any day for so long, Dagster shows the asset as overdue. Which day: see `yesterday_delivered`."""
+
+
+class DeliveryConfig(BoundsConfig):
+    """What to do otherwise than usual."""
+
+    resend: bool = Field(
+        default=False,
+        description="Send again what was delivered, is unchanged or was refused. Attributes never go back in time even so.",
+    )
+    limit: int | None = Field(default=None, ge=1, description="Send only each day's first so many customers and their events.")
+    hold_recent_events: float | None = Field(
+        default=None,
+        ge=0,
+        le=1_000_000,
+        description="Keep events younger than so many hours, and all that only they bring, for a later run: those under"
+        " 72 hours can start campaigns.",
+    )
+
+    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
+        """The same for the delivery, with what the settings say of whom and what must not be sent."""
+        return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
+
+    @property
+    def held_from(self) -> datetime | None:
+        """The time from which on events are kept for a later run."""
+        if self.hold_recent_events is None:
+            return None
+        return datetime.now(timezone.utc) - timedelta(hours=self.hold_recent_events)
+
+
+@dg.op(
+    ins={"customers": dg.In(dg.Nothing), "events": dg.In(dg.Nothing)},
+    out=dg.Out(dg.Nothing),
+)
+@with_readable_failures
+def upsert_to_customerio(
+    context: dg.AssetExecutionContext, config: DeliveryConfig, customerio: CustomerIo, store: Store
+) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
+    """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
+
+    A day's receipt stands as soon as the day is delivered, whatever becomes of the days after it; Dagster itself leaves that of
+    the last day, and all of them once more at the end.
+    """
+    keys = list(context.partition_keys)
+    with ExitStack() as stack:
+        stack.enter_context(one_delivery_at_a_time(context.op_execution_context, store))
+        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
+        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), is_ledger_stale=is_ledger_stale)
+        options = config.options(suppressed(customerio, store), store.options.allow_consent)
+        to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
+        refuse_missing_days(store, keys)
+        refuse_days_before_ledger(store, keys, resend=config.resend)
+        refuse_too_much(store, to_send, options, bounds, is_ledger_stale=is_ledger_stale)
+        for day, tables in to_send.items():
+            started, before = time.monotonic(), customerio.traffic()
+            events = tables.version("events", day).rows
+            with delivered_count_in_errors(store.ledger, day, events):
+                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
+            if not is_ledger_stale or config.max_campaign_events is not None:
+                ledger_checkpoint.note(store)
+            sent.counts[HELD] += events_held(store, tables, day, options)
+            run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
+            run["people that the suppression list names"] = options.suppressed.names
+            logger.info("%s: %s.", day, in_one_line(run))
+            made = receipt_of(store, day, run, sent.sample)
+            context.add_asset_metadata(made, partition_key=day)
+            if day != keys[-1]:
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
+        if store.first_day_of_ledger is not None:
+            store.ledger.delete_before(store.first_day_of_ledger)
+    yield dg.Output(None)
+
+
+def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
+    """Where the day's tables are. With held events they are made anew, as if the day had ended before those: an event can bring
+    attributes, customers, and earlier events of an anonymous visitor."""
+    if held_from is None or window(day)[1] <= held_from:
+        return store.tables
+    anew = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=anew, workers=store.workers)
+    return anew
+
+
+def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
+    """How many events the whole day would still send and these tables do not."""
+    if tables.root == store.tables.root:
+        return 0
+    unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (store.tables, tables)]
+    return max(0, unsent[0] - unsent[1])
+
+
+@contextmanager
+def one_delivery_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
+    try:
+        with store.ledger.hold_delivery_lock(
+            lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
+        ):
+            yield
+    except (Unavailable, DatabaseError) as error:
+        if context.retry_number:
+            raise
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from error
+
+
+def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+    """The day's receipt, by what the ledger has of it now, and by what a run did of it (`run_counts`)."""
+    totals = store.ledger.totals(day)
+    return receipt(totals, run, sample, last_days(day, store, totals), store.connected)
+
+
+def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
+    """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
+    listed = customerio.suppressed
+    return listed.tied(store.identities.tied, store.identities.all_names()) if listed else listed
+
+
+@dg.graph_asset(
+    ins={
+        "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
+        "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
+    },
+    partitions_def=days,
+    backfill_policy=backfill_policy,
+    key_prefix=PREFIX,
+    group_name=GROUP,
+    kinds={"customerio"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": described(MEANING, TYPES)},
+)
+def customerio_delivery(customers: None, events: None) -> None:
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did."""
+    return upsert_to_customerio(customers=customers, events=events)
+
+
+customerio_delivery = customerio_delivery.map_asset_specs(
+    lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
+)

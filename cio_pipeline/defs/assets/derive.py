@@ -1,0 +1,115 @@
+"""What will be sent, exactly, and what will not and why."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterator, Set
+
+import dagster as dg
+
+from cio_pipeline.defs.assets.extract import identities, posthog_events
+from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
+from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.failures import with_readable_failures
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
+from cio_pipeline.defs.pages.previews import preview
+from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
+from cio_pipeline.defs.pages.tables import Row, table
+from cio_pipeline.defs.partitions import backfill_policy, days
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline import STITCHED, Account, derive_day
+from cio_pipeline.rules.classify import FILTERED, REFUSED
+from cio_pipeline.tables.tables import Tables
+
+UPSTREAM = (identities,)
+"""The day's `posthog_events` come before its `identities`. They are no parent of their own: of a multi-asset with two parents
+Dagster 1.13 refuses every backfill, or none, by the order in which its webserver happens to walk the graph.
+
+R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
+all later days too; instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
+"""
+
+logger = logging.getLogger(__name__)
+
+DESCRIPTIONS = {
+    "customers": "One row per customer to upsert, and the operation as it will be sent.",
+    "events": "One row per event to send, and the operation as it will be sent.",
+    "rejects": "One row per refused event, attribute or property, and why.",
+}
+
+
+def _spec(name: str, description: str) -> dg.AssetSpec:
+    """A table's place in the graph, and what its page says of its columns."""
+    about = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
+    kinds = {"pandas", "parquet"}
+    return dg.AssetSpec(
+        key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=about
+    )
+
+
+@dg.multi_asset(
+    specs=[_spec(name, text) for name, text in DESCRIPTIONS.items()],
+    partitions_def=days,
+    backfill_policy=backfill_policy,
+    group_name=GROUP,
+    check_specs=SPECS,
+)
+@with_readable_failures
+def customers_events_rejects(
+    context: dg.AssetExecutionContext, store: Store
+) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
+    """Applies the rules to the day's posthog_events, by what the identities so far say."""
+    _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
+    accounts: dict[str, Account] = {}
+    for day in context.partition_keys:
+        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
+        _tell(context, store, day, accounts[day])
+    yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
+    yield few_refused_by_the_rules(accounts, store.refused_share)
+    yield every_event_accounted_for(accounts, store)
+
+
+def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
+    """Dagster puts `posthog_events` before the tables of the same run only by the `identities` between them."""
+    if posthog_events.key in selected and identities.key not in selected:
+        raise dg.Failure(
+            "To extract and derive in one run, select identities, too: it comes between them.", allow_retries=False
+        )
+
+
+def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
+    outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
+    facts: dict[str, dict[str, dg.MetadataValue | int]] = {
+        "customers": {"notes": _table(account.notes)},
+        "events": {
+            "extracted": account.outcomes.total(),
+            "filtered": sum(count for name, count in outcomes.items() if name.startswith(FILTERED)),
+            "refused": sum(count for name, count in outcomes.items() if name.startswith(REFUSED)),
+            "outcomes": _table(outcomes),
+        },
+        "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},
+    }
+    events = facts["events"]
+    logger.info(
+        "%s: %s events, %s filtered, %s refused by the rules.",
+        day,
+        *(f"{events[name]:,}" for name in ("extracted", "filtered", "refused")),
+    )
+    for name, metadata in facts.items():
+        rows = {"dagster/partition_row_count": store.tables.version(name, day).rows}
+        shown = {"first rows, masked": preview(store.tables, name, day)}
+        context.add_asset_metadata({**rows, **metadata, **shown}, asset_key=key(name), partition_key=day)
+
+
+def _table(counts: Counter[str]) -> dg.MetadataValue:
+    """The counts that are not 0, the largest first, and their sum."""
+    rows: list[Row] = [{"what": name, "count": count} for name, count in counts.most_common() if count]
+    return table([*rows, {"what": "in all", "count": counts.total()}])
+
+
+def rejects_by_reason(tables: Tables, day: str) -> Counter[str]:
+    """How many rows of a day's `rejects` there are by what is left out and why."""
+    found = Counter[str]()
+    for shard in tables.read_arrow("rejects", day, ["what", "reason"]):
+        counted = shard.group_by(["what", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        found.update({f"{row['what']}: {row['reason']}": row["count_all"] for row in counted})
+    return found

@@ -1,0 +1,37 @@
+"""The two ends of the lineage, which the pipeline reads and fills but does not keep: nothing materializes them."""
+
+import dagster as dg
+
+from cio_pipeline.defs.connections import link, sink_url, source_url
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
+from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, described
+
+posthog_project = dg.AssetSpec(
+    key("posthog_project"),
+    description="The PostHog project that POSTHOG_HOST and POSTHOG_PROJECT_ID name, or its batch export.",
+    group_name=GROUP,
+    kinds={"posthog"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **link(source_url)},
+)
+
+customerio_workspace = dg.AssetSpec(
+    key("customerio_workspace"),
+    deps=[key("customerio_delivery")],
+    description="The Customer.io workspace that CUSTOMERIO_SITE_ID belongs to, with its people and their events.",
+    group_name=GROUP,
+    kinds={"customerio"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={
+        "dagster/column_schema": described(
+            {
+                "identifiers": "A person's id or email.",
+                "person's attributes": "What is known of them.",
+                "person's events": "What they did.",
+            }
+        ),
+        **link(sink_url),
+    },
+)

@@ -1,0 +1,183 @@
+"""PostHog's events of a day, and what they teach about people."""
+
+import logging
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from datetime import datetime, timezone
+
+import dagster as dg
+
+from cio_pipeline.defs.assets.external import posthog_project
+from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
+from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.failures import with_readable_failures
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS
+from cio_pipeline.defs.pages.previews import preview
+from cio_pipeline.defs.pages.schemas import SCHEMAS
+from cio_pipeline.defs.pages.tables import size, table
+from cio_pipeline.defs.partitions import backfill_policy, days, window
+from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
+from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.posthog.reading import COUNTED
+from cio_pipeline.posthog.source import Window
+from cio_pipeline.progress import Progress
+from cio_pipeline.state.identities import HISTORY
+
+logger = logging.getLogger(__name__)
+
+LEARNED = ("people", "identified", "emails", "anonymous ids named")
+
+
+def now() -> datetime:
+    """When an extraction begins; R20 goes by the events' age then."""
+    return datetime.now(timezone.utc)
+
+
+@dg.asset(
+    partitions_def=days,
+    backfill_policy=backfill_policy,
+    key_prefix=PREFIX,
+    group_name=GROUP,
+    kinds={"posthog", "parquet"},
+    owners=OWNERS,
+    tags=TAGS,
+    deps=[posthog_project],
+    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **uri("posthog_events")},
+    check_specs=SPECS,
+)
+@with_readable_failures
+def posthog_events(
+    context: dg.AssetExecutionContext, posthog: PostHog, store: Store
+) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
+    """The day's events as PostHog stores them, each once; only those that the settings need."""
+    kept: dict[str, Extracted] = {}
+    counted: dict[str, int] = {}
+    for day in context.partition_keys:
+        kept[day], facts = read_day(day, posthog, store)
+        if COUNTED in facts:
+            counted[day] = facts[COUNTED]
+        shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
+        context.add_asset_metadata({**_counts(kept[day], facts), **shown}, partition_key=day)
+    yield dg.MaterializeResult()
+    yield counts_agree(kept, counted)
+    yield attributes_given(kept)
+
+
+def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
+    """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
+    began = now()
+    found = posthog.source.events(*window(day))
+    before = extracted_before(store.tables, day, found.made_of)
+    if before is not None:
+        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{before.rows:,}")
+    kept = before or _extracted(day, found, store, began)
+    if kept.without:
+        logger.warning(
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
+        )
+    return kept, found.facts
+
+
+def _extracted(day: str, found: Window, store: Store, began: datetime) -> Extracted:
+    with Progress(day, "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        return extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
+
+
+def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
+    """The metadata of a day: what was kept of it, and what the reading took."""
+    took = {**facts, "files written": kept.shards}
+    return {
+        "dagster/partition_row_count": kept.rows,
+        "duplicates": kept.duplicates.total(),
+        "events with a $set that PostHog has dropped since": kept.remembered,
+        "events that give the person's properties": kept.from_person,
+        "duplicates by reason": table([{"why": why, "count": count} for why, count in kept.duplicates.most_common()]),
+        "what the reading took": table([{"what": name, "count": _shown(name, count)} for name, count in took.items()]),
+    }
+
+
+def _shown(name: str, count: int) -> str | int:
+    """A number as it is read: of bytes `1.3 GB`."""
+    return size(count) if name.startswith("bytes") else count
+
+
+class HistoryConfig(dg.Config):
+    """How to take the history."""
+
+    again: bool = False
+    """Read it again, though it is known."""
+
+
+@dg.asset(
+    key_prefix=PREFIX,
+    group_name=GROUP,
+    kinds={"posthog", "sql"},
+    owners=OWNERS,
+    tags=TAGS,
+    deps=[posthog_project],
+    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **uri("identity_history")},
+)
+@with_readable_failures
+def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
+    """What all $identify and $set events before the first partition teach (R18); read once, then kept."""
+    is_new = config.again or not history_is_known(store)
+    if is_new:
+        read_history(posthog, store)
+    return dg.MaterializeResult(metadata=_history_counts(store, read_now=is_new))
+
+
+def history_is_known(store: Store) -> bool:
+    """Whether the history was learned, under the settings as they are."""
+    return not store.identities.unlearned([HISTORY], _history_setting(store))
+
+
+def read_history(posthog: PostHog, store: Store) -> None:
+    """Reads the history from PostHog and learns it (R18)."""
+    began = now()
+    found = posthog.source.history(_history_end())
+    with Progress("History", "events read", found.expected) as progress:
+        read = replace(found, frames=progress.rows_of(found.frames))
+        extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
+    learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+
+
+def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
+    """What the history holds and has taught, the same whether it was read now or is known already."""
+    version = store.tables.current("identity_history", HISTORY)
+    counts = store.identities.counts(HISTORY)
+    return {
+        "dagster/row_count": version.rows if version else 0,
+        "duplicates": version.about.get("duplicates", 0) if version else 0,
+        **{name: counts[name] for name in LEARNED},
+        "read by this run": read_now,
+    }
+
+
+def _history_end() -> datetime:
+    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+
+
+def _history_setting(store: Store) -> str:
+    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
+
+
+@dg.asset(
+    partitions_def=days,
+    backfill_policy=backfill_policy,
+    key_prefix=PREFIX,
+    group_name=GROUP,
+    kinds={"pandas", "sql"},
+    owners=OWNERS,
+    tags=TAGS,
+    metadata={"dagster/column_schema": SCHEMAS["identities"]},
+    deps=[posthog_events, identity_history],
+)
+@with_readable_failures
+def identities(context: dg.AssetExecutionContext, store: Store) -> None:
+    """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    for day in context.partition_keys:
+        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
+        taught = {name: counts[name] for name in LEARNED}
+        context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **taught}, partition_key=day)

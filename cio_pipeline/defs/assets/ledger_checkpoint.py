@@ -1,0 +1,45 @@
+"""A file in CIO_DATA_DIR that names the newest entry that the ledger had after the last delivery of these tables.
+
+A ledger without that entry was lost, or is an older copy. It would send once more what it has forgotten, so a run then stops
+before events that can start campaigns (docs/deploy.md says what else is lost with what).
+"""
+
+import json
+import uuid
+
+from upath import UPath
+
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.state.ledger import Entry
+from cio_pipeline.tables.files import StorageError, create, reason, writing
+
+FILE = "ledger_mark.json"
+
+
+def ledger_is_stale(store: Store) -> bool:
+    """Whether the ledger no longer has what it had after the last delivery of these tables. Raises `StorageError`."""
+    mark = _read(store.tables.root / FILE)
+    return mark is not None and not store.ledger.has(mark)
+
+
+def note(store: Store) -> None:
+    """Names the ledger's newest entry. Raises `StorageError` where the file cannot be written."""
+    newest, path = store.ledger.newest(), store.tables.root / FILE
+    if newest is None or newest == _read(path):
+        return
+    with writing(path.parent):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        written = path.with_name(f"{FILE}.{uuid.uuid4().hex}")
+        with create(written) as file:
+            file.write(json.dumps(newest._asdict()).encode())
+        written.rename(path)
+
+
+def _read(path: UPath) -> Entry | None:
+    try:
+        return Entry(**json.loads(path.read_text())) if path.exists() else None
+    except (OSError, TypeError, ValueError) as error:
+        raise StorageError(
+            f"{path} cannot be read ({reason(error)}), by which a lost ledger is noticed: if the ledger (CIO_LEDGER_URL) is"
+            " the one that was used before, remove that file."
+        ) from None

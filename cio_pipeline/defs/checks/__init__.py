@@ -1,0 +1,1 @@
+"""The asset checks, by the asset that they check."""

@@ -1,0 +1,147 @@
+"""The checks of `customerio_delivery`: nothing refused is still open, yesterday is delivered, and no day was passed over."""
+
+from collections.abc import Sequence
+from datetime import datetime, timezone
+
+import dagster as dg
+
+from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.defs.checks.common import how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.yesterday import DELIVERY, DUE, anything_delivered, day_due, delivered_at, is_whole
+from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.json_text import read_object
+from cio_pipeline.masking import mask, without_values
+from cio_pipeline.state.ledger import OpenRefusals, Refusal
+
+SHOWN = 50
+"""So many refused items stand in the check's table."""
+
+REASONS_SHOWN = 5
+
+DAYS_LOOKED_BACK = 30
+
+
+@dg.asset_check(
+    asset=DELIVERY,
+    description="Whether all that Customer.io has refused, of any day, was accepted since, or replaced by newer data.",
+)
+def nothing_refused(store: Store) -> dg.AssetCheckResult:
+    """Goes by the ledger, so it can be run alone; `redeliver_refused` evaluates it again."""
+    return or_warning(lambda: _nothing_refused(store))
+
+
+def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
+    """What `nothing_refused` finds now, for a run of another job to report."""
+    found = or_warning(lambda: _nothing_refused(store))
+    return dg.AssetCheckEvaluation(
+        asset_key=DELIVERY,
+        check_name="nothing_refused",
+        passed=found.passed,
+        metadata=found.metadata,
+        severity=found.severity,
+        description=found.description,
+        blocking=False,
+    )
+
+
+def _nothing_refused(store: Store) -> dg.AssetCheckResult:
+    found = store.ledger.open_refusals()
+    total = sum(one.items for one in found)
+    rows = [dg.TableRecord(masked(day, one)) for day, some in store.ledger.refusals(limit=SHOWN).items() for one in some]
+    reasons = [
+        dg.TableRecord({"reason": mask(one.reason), "refused": one.items, "first day": one.first, "last day": one.last})
+        for one in found
+    ]
+    tables = {"refused, by reason": reasons, f"refused, the first {SHOWN}": rows} if found else {}
+    return dg.AssetCheckResult(
+        passed=not found,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=_description(found, total) if found else None,
+        metadata={
+            "refused, open": total,
+            "reasons": len(found),
+            **{name: dg.MetadataValue.table(records) for name, records in tables.items()},
+        },
+    )
+
+
+def _description(found: Sequence[OpenRefusals], total: int) -> str:
+    """How many were refused for which reason, and what to do."""
+    reasons = "; ".join(
+        f"{one.items:,} for '{mask(one.reason)}' ({one.first}{f' to {one.last}' if one.last != one.first else ''})"
+        for one in found[:REASONS_SHOWN]
+    )
+    more = f"; {sum(one.items for one in found[REASONS_SHOWN:]):,} for other reasons" if len(found) > REASONS_SHOWN else ""
+    return (
+        f"{total:,} {'item that Customer.io refused is' if total == 1 else 'items that Customer.io refused are'} still open:"
+        f" {reasons}{more}. Mend the cause, in PostHog's data or in Customer.io's workspace; then send them again by the job"
+        " redeliver_refused (`make redeliver`), all or by partition and reason."
+    )
+
+
+def masked(day: str, refusal: Refusal) -> dict[str, str]:
+    """A refused item as it may be shown: whose and what it is, the reason, and Customer.io's message without the data."""
+    operation = read_object(refusal.operation)
+    event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
+    words_of_the_api: dict[str, object] = {"type": {}, "action": {}, "name": {}}
+    return {
+        "day": day,
+        "key": mask_key(refusal.key),
+        "event": event or "(attributes)",
+        "reason": mask(refusal.reason),
+        "Customer.io's message": without_values(
+            refusal.detail, {**operation, **words_of_the_api, "key": refusal.key.partition(":")[2]}
+        ),
+    }
+
+
+@dg.asset_check(
+    asset=DELIVERY,
+    description=f"Whether yesterday, from {DUE:%H:%M} UTC on, and till then the day before it, was delivered by a run that"
+    " began when the day was over. It tells of now, whichever days the run has.",
+)
+def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Goes by Dagster's materializations, so it can be run alone; `customerio_checks_daily` does so each day."""
+    return _yesterday_delivered(context.instance, datetime.now(timezone.utc))
+
+
+def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.AssetCheckResult:
+    day = day_due(now)
+    at = delivered_at(instance, day) if day else None
+    passed = day is None or is_whole(day, at) or not anything_delivered(instance)
+    what = "delivered only in part, by a run that began before it was over" if at else "not delivered"
+    return dg.AssetCheckResult(
+        passed=passed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=None
+        if passed or day is None
+        else f"{day} is {what}. See in Runs whether its run failed or waits, and whether the daemon and the schedule"
+        f" customerio_daily are running; then {how_to_run([day])}.",
+        metadata={"day": day or "", "days not delivered": int(not passed)},
+    )
+
+
+@dg.asset_check(
+    asset=DELIVERY,
+    description=f"Whether no day of the last {DAYS_LOOKED_BACK} was passed over, with others before and after it delivered."
+    " After a long outage the schedule does not go back to all of its days.",
+)
+def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
+    """Goes by Dagster's materializations, so it can be run alone."""
+    delivered = context.instance.get_materialized_partitions(DELIVERY)
+    missed = missed_days(delivered, datetime.now(timezone.utc))
+    return dg.AssetCheckResult(
+        passed=not missed,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Never delivered: {listed(missed)}. No schedule goes back to them: {how_to_run(missed)}."
+        if missed
+        else None,
+        metadata={"days missed": len(missed)},
+    )
+
+
+def missed_days(delivered: set[str], now: datetime) -> list[str]:
+    """The days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, but others before and after them."""
+    recent = days_before(str(now.date()))[-DAYS_LOOKED_BACK:] if delivered else []
+    return [day for day in recent if min(delivered) < day < max(delivered) and day not in delivered]

@@ -1,0 +1,189 @@
+"""The checks of what is derived: no event is lost, few are refused, and what earlier days taught is known."""
+
+from collections import Counter
+from collections.abc import Mapping
+
+import dagster as dg
+
+from cio_pipeline.accounting import discrepancies
+from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.defs.checks.common import NAMED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
+from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.pages.tables import percent
+from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.learning import learned_under
+from cio_pipeline.masking import mask
+from cio_pipeline.pipeline import Account
+from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+
+SPECS = [
+    dg.AssetCheckSpec(
+        "every_event_accounted_for",
+        asset=key("events"),
+        blocking=True,
+        description="Whether each extracted event of each day of the run is sent, filtered or refused, once (R15). A run that"
+        " does not add up is not delivered.",
+    ),
+    dg.AssetCheckSpec(
+        "few_refused_by_the_rules",
+        asset=key("rejects"),
+        description="Whether the rules refuse no larger share of the events of a day of the run than CIO_REFUSED_SHARE allows.",
+    ),
+]
+
+
+def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> dg.AssetCheckResult:
+    """R15: extracted = sent + filtered + refused, by what stands in the tables."""
+    off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
+    days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
+    outcomes = sum((account.outcomes for account in accounts.values()), Counter[str]())
+    return dg.AssetCheckResult(
+        asset_key=key("events"),
+        check_name="every_event_accounted_for",
+        passed=not off,
+        description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
+        " if that does not help, report it. Until then they are not delivered."
+        if off
+        else None,
+        metadata={
+            "events extracted": outcomes.total(),
+            "events sent": outcomes[SENT],
+            "events filtered": _count(outcomes, FILTERED),
+            "events refused": _count(outcomes, REFUSED),
+            "days that are off": len(off),
+        },
+    )
+
+
+def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) -> dg.AssetCheckResult:
+    """The check of this name, of the days that were just derived; `allowed` is CIO_REFUSED_SHARE."""
+    extracted = {day: account.outcomes.total() for day, account in accounts.items()}
+    refused = {day: _count(account.outcomes, REFUSED) for day, account in accounts.items()}
+    shares = {day: refused[day] / extracted[day] for day in accounts if extracted[day]}
+    beyond = [day for day, share in shares.items() if share > allowed]
+    details = "; ".join(
+        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(accounts[day])})" for day in beyond[:NAMED]
+    )
+    more = f", and of {len(beyond) - NAMED:,} days more" if len(beyond) > NAMED else ""
+    return dg.AssetCheckResult(
+        asset_key=key("rejects"),
+        check_name="few_refused_by_the_rules",
+        passed=not beyond,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"The rules refused {details}{more}. CIO_REFUSED_SHARE allows {percent(allowed)}. The table rejects has"
+        " each event with the rule: mend what sends such events to PostHog, or raise CIO_REFUSED_SHARE if that is how they are."
+        if beyond
+        else None,
+        metadata={
+            "events extracted": sum(extracted.values()),
+            "events refused": sum(refused.values()),
+            "largest refused share of a day": max(shares.values(), default=0.0),
+            "refused share allowed": float(allowed),
+            "days beyond that": len(beyond),
+        },
+    )
+
+
+def _count(outcomes: Counter[str], kind: str) -> int:
+    return sum(count for name, count in outcomes.items() if name.startswith(kind))
+
+
+def _why(account: Account) -> str:
+    reasons = [(name, count) for name, count in account.outcomes.most_common() if name.startswith(REFUSED) and count]
+    return ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in reasons)
+
+
+@dg.asset_check(
+    asset=key("customers"),
+    additional_deps=[key("identities")],
+    description="Whether all days before the last one that was derived were learned: by what they taught about people R1"
+    " decides who an event is of.",
+)
+def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
+    """Goes by the database, so it can be run alone, as after the days that it listed were run."""
+    return or_warning(lambda: _earlier_days_learned(store))
+
+
+def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
+    last = store.identities.last_derived()
+    missing = store.identities.unlearned(days_before(last), learned_under(store.attributes_from)) if last else []
+    return dg.AssetCheckResult(
+        passed=not missing,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"What these days teach about people is not known: {listed(missing)}. If they matter,"
+        f" {how_to_run(missing)}, then the days that the check later_days_up_to_date names. If you do not want"
+        " them, set CIO_START_DATE later."
+        if missing
+        else None,
+        metadata={
+            "days missing": len(missing),
+            "first": missing[0] if missing else "",
+            "last": missing[-1] if missing else "",
+        },
+    )
+
+
+@dg.asset_check(
+    asset=key("identities"),
+    additional_deps=[key(name) for name in ("customers", "events", "rejects")],
+    description="Whether every day was derived after all days before it were learned, as they are learned now.",
+)
+def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
+    """Goes by the database, so it can be run alone."""
+    return or_warning(lambda: _later_days_up_to_date(store))
+
+
+def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
+    wrong = store.identities.out_of_date(store.options.stitch_anonymous_days)
+    return dg.AssetCheckResult(
+        passed=not wrong,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Earlier days were learned since these were derived: {listed(wrong)}. Materialize customers, events and"
+        " rejects for them again, then customerio_delivery."
+        if wrong
+        else None,
+        metadata={"days to derive again": len(wrong)},
+    )
+
+
+@dg.asset_check(
+    asset=key("identities"),
+    description="Whether each email that was set on a day is of one identified person, where customers have distinct_ids for"
+    f" ids: Customer.io gives an email to one customer only. {WHICH_DAYS}",
+)
+def emails_not_shared(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
+    """Goes by the database, so it can be run alone."""
+    return or_warning(lambda: _emails_not_shared(store, days_of(context.run)))
+
+
+def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
+    """With CIO_IDENTIFY_BY_EMAIL an email is one customer, however many ids have it: nothing is wrong then."""
+    shared: dict[str, list[str]] = {}
+    for day in days:
+        shared.update(store.identities.shared_emails(day))
+    by_email = store.options.identify_by_email
+    ids = sum(map(len, shared.values()))
+    most = sorted(shared.items(), key=lambda item: (-len(item[1]), item[0]))[:NAMED]
+    rows = [dg.TableRecord({"email": mask(email), "ids": len(of), "some of them": _masked(of)}) for email, of in most]
+    what = "1 email is" if len(shared) == 1 else f"{len(shared):,} emails are"
+    return dg.AssetCheckResult(
+        passed=by_email or not shared,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{what} shared by {ids:,} distinct_ids: see the table. Customer.io"
+        " gives an email to one customer only; the others stay without, and nothing but its activity log says so."
+        " Give each person one distinct_id where $identify is called, or set CIO_IDENTIFY_BY_EMAIL=Yes, so that an email is one"
+        " customer."
+        if shared and not by_email
+        else None,
+        metadata={
+            "emails shared": len(shared),
+            "ids that share one": ids,
+            "most ids of one email": len(most[0][1]) if most else 0,
+            **({"shared by most": dg.MetadataValue.table(rows)} if rows else {}),
+        },
+    )
+
+
+def _masked(distinct_ids: list[str], shown: int = 3) -> str:
+    return ", ".join([mask_key(f"id:{who}") for who in distinct_ids[:shown]] + ["…"] * (len(distinct_ids) > shown))

@@ -1,0 +1,134 @@
+"""The checks of `posthog_events`: what PostHog gave is what it has, is as much as usual, and still has its attributes."""
+
+from collections.abc import Mapping
+from datetime import date, timedelta
+from statistics import median
+
+import dagster as dg
+
+from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of, listed, or_warning
+from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.extraction import Extracted
+from cio_pipeline.tables.tables import Tables
+
+EVENTS = key("posthog_events")
+
+USUAL_WEEKS = 8
+"""A day is compared with the same weekday of so many weeks before it."""
+
+FAR_BELOW, FAR_ABOVE = 0.5, 5
+"""Fewer than this share of the usual number of events is said, and more than so many times of it."""
+
+MANY = 100
+"""Fewer events than this are never too many."""
+
+WHAT_GIVES_NONE = (
+    "PostHog keeps $set for 60 days, and no $identify or $set event of these days gives an attribute or email any more. Set"
+    " CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with the"
+    " column person_properties), and run the days again."
+)
+
+SPECS = [
+    dg.AssetCheckSpec(
+        "counts_agree_with_posthog",
+        asset=EVENTS,
+        description="Whether as many events were read of each day of the run as PostHog counted before; later ones may come"
+        " on top. Only CIO_EVENT_SOURCE=query has a count.",
+    ),
+    dg.AssetCheckSpec(
+        "attributes_given",
+        asset=EVENTS,
+        description="Whether the days of the run for which PostHog has dropped $set still give attributes, if they have"
+        " $identify or $set events.",
+    ),
+]
+
+
+def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> dg.AssetCheckResult:
+    """The check of this name, of the days that were just read; `counted`: PostHog's counts, of the days that have one."""
+    short = [day for day, count in counted.items() if kept[day].read < count]
+    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].read:,}" for day in short)
+    return dg.AssetCheckResult(
+        check_name="counts_agree_with_posthog",
+        passed=not short,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"Fewer events were read than PostHog has: {details}. Were events deleted in PostHog meanwhile? If not, run"
+        " these days again."
+        if short
+        else None,
+        metadata={
+            "events counted by PostHog": sum(counted.values()),
+            "events read": sum(one.read for one in kept.values()),
+            "events kept": sum(one.rows for one in kept.values()),
+            "duplicates": sum(one.duplicates.total() for one in kept.values()),
+            "days short of events": len(short),
+            "days without a count": len(kept) - len(counted),
+        },
+    )
+
+
+def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
+    """The check of this name, of the days that were just read.
+
+    A young day may well have but `$identify` events that set nothing; that an old one has is a sign that they are dropped.
+    """
+    bare = [day for day, one in kept.items() if one.is_old and one.teaching and not one.gives]
+    return dg.AssetCheckResult(
+        check_name="attributes_given",
+        passed=not bare,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{listed(bare)}: {WHAT_GIVES_NONE}" if bare else None,
+        metadata={
+            "days without attributes": len(bare),
+            "$identify and $set events": sum(one.teaching for one in kept.values()),
+            "events that have lost their $set": sum(one.without for one in kept.values()),
+        },
+    )
+
+
+@dg.asset_check(
+    asset=EVENTS,
+    description="Whether each day has events, and neither far fewer nor far more than its weekday had in the"
+    f" {USUAL_WEEKS} weeks before. {WHICH_DAYS}",
+)
+def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
+    """Goes by the tables, so it can be run alone."""
+    return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of(context.run)))
+
+
+def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckResult:
+    versions = {day: tables.current("posthog_events", day) for day in days}
+    rows = {day: version.rows for day, version in versions.items() if version is not None}
+    usual = {day: usual_events(tables, day) for day in rows}
+    odd = [day for day in rows if is_unusual(rows[day], usual[day])]
+    details = [f"{day} has {rows[day]:,} events" + (f", {usual[day]:,.0f} are usual" if usual[day] else "") for day in odd]
+    return dg.AssetCheckResult(
+        passed=not odd,
+        severity=dg.AssetCheckSeverity.WARN,
+        description=f"{'; '.join(details)}. See in PostHog whether events are missing, or come from a fault or a bot; if"
+        " PostHog has others by now, run the days again."
+        if odd
+        else None,
+        metadata={
+            "events": sum(rows.values()),
+            "events as usual": round(sum(usual.values())),
+            "days with no events": sum(not count for count in rows.values()),
+            "days far from usual": len(odd),
+            "days looked at": len(rows),
+        },
+    )
+
+
+def is_unusual(events: int, usual: float) -> bool:
+    """Whether a day with so many events has none, or is far from the usual number (0 where none is known)."""
+    is_far_above = bool(usual) and events > usual * FAR_ABOVE and events >= MANY
+    return not events or events < usual * FAR_BELOW or is_far_above
+
+
+def usual_events(tables: Tables, day: str) -> float:
+    """How many events the weekday usually has: the median of the weeks before that were extracted; 0 where none was."""
+    before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
+    versions = [tables.current("posthog_events", one) for one in before]
+    rows = [version.rows for version in versions if version is not None]
+    return median(rows) if rows else 0

@@ -1,0 +1,37 @@
+"""The checks that go by the tables, the database and Dagster's own records: a job for them alone, and its schedule."""
+
+import dagster as dg
+
+from cio_pipeline.defs.checks.deliver import no_day_missed, nothing_refused, yesterday_delivered
+from cio_pipeline.defs.checks.derive import earlier_days_learned, emails_not_shared, later_days_up_to_date
+from cio_pipeline.defs.checks.extract import as_many_events_as_usual
+from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered
+
+CHECKS = [
+    as_many_events_as_usual,
+    emails_not_shared,
+    earlier_days_learned,
+    later_days_up_to_date,
+    nothing_refused,
+    yesterday_delivered,
+    no_day_missed,
+]
+
+customerio_checks = dg.define_asset_job(
+    "customerio_checks",
+    dg.AssetSelection.checks(*CHECKS),
+    description="Evaluates the checks that can be evaluated without a day's run. It reads and sends nothing.",
+)
+
+
+@dg.schedule(
+    job=customerio_checks,
+    cron_schedule=f"{DUE.minute} {DUE.hour} * * *",
+    execution_timezone="UTC",
+    default_status=dg.DefaultScheduleStatus.RUNNING,
+)
+def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """When yesterday has to be delivered, the checks look whether it is, also where no run came that would have told."""
+    if not anything_delivered(context.instance):
+        return dg.SkipReason("Nothing was ever delivered: there is nothing to check.")
+    return dg.RunRequest()

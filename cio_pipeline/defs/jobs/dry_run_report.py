@@ -1,0 +1,171 @@
+"""What a dry run has seen of its days, as tables and as lines."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import dagster as dg
+
+from cio_pipeline.customerio.delivery import Report
+from cio_pipeline.customerio.sender import ONLY_PERSONLESS
+from cio_pipeline.defs.pages.receipts import HELD
+from cio_pipeline.defs.pages.tables import Row, lines, table
+from cio_pipeline.pipeline import Account
+from cio_pipeline.rules.classify import FILTERED, REFUSED
+
+NOTHING_SENT = "Nothing was sent."
+BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
+REFUSED_BEFORE = "refused by Customer.io before"
+CAMPAIGNS = "events under 72 hours"
+ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
+
+ALWAYS = {
+    "events to send": "events to send",
+    "events that can trigger campaigns": CAMPAIGNS,
+    "events delivered before": "events delivered before",
+    "new customers": "new customers",
+    "changed customers": "customers changed",
+    "customers with nothing new": "customers with nothing new",
+}
+"""What the table of days has of a preview's counts, and what it is called there."""
+
+WHERE_ANY = (
+    REFUSED_BEFORE,
+    HELD,
+    ONLY_PERSONLESS,
+    "customers suppressed",
+    "events suppressed",
+    "customers beyond the limit",
+    "events beyond the limit",
+)
+"""What it has besides, where any day has some."""
+
+
+@dataclass(frozen=True)
+class Day:
+    """What was seen of a day: what becomes of its events, what would be sent of them (new customers only on the first day that
+    has them), and how often the rules refuse or leave out something, by what and reason."""
+
+    day: str
+    account: Account
+    report: Report
+    rejects: Counter[tuple[str, str]]
+
+    @property
+    def events(self) -> int:
+        """How many events PostHog has of it."""
+        return self.account.outcomes.total()
+
+    @property
+    def refused(self) -> int:
+        """How many of its events the rules refuse."""
+        return self._of(REFUSED)
+
+    def counts(self) -> Counter[str]:
+        """Its row of the table of days."""
+        counts = self.report.counts
+        return Counter(
+            {
+                "events read": self.events,
+                "filtered": self._of(FILTERED),
+                "refused by the rules": self.refused,
+                **{called: counts[name] for name, called in ALWAYS.items()},
+                **{name: counts[name] for name in WHERE_ANY},
+                REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),
+                "requests": counts["requests"],
+            }
+        )
+
+    def _of(self, outcome: str) -> int:
+        return sum(count for name, count in self.account.outcomes.items() if name.startswith(outcome))
+
+
+@dataclass
+class DryRunReport:
+    """What a run of the days would do.
+
+    refused_share: CIO_REFUSED_SHARE; suppressed: how many people the suppression list names; stops: what would end the run
+    before its first request; unmatched: sentences about names in lists of the settings that nothing has.
+    """
+
+    days: list[Day]
+    refused_share: float
+    suppressed: int = 0
+    stops: list[str] = field(default_factory=list)
+    unmatched: list[str] = field(default_factory=list)
+
+    def total(self) -> Counter[str]:
+        """The counts of all days: a new customer counts once, one that several days change on each."""
+        found = Counter[str]()
+        for day in self.days:
+            found.update(day.counts())
+        return found
+
+    def by_day(self) -> list[Row]:
+        """A row for each day and one for all."""
+        total = self.total()
+        names = [name for name, count in total.items() if count or name not in WHERE_ANY]
+        counts = {day.day: day.counts() for day in self.days} | {"in all": total}
+        return [{"day": day, **{name: of_day[name] for name in names}} for day, of_day in counts.items()]
+
+    def events_by_name(self) -> list[Row]:
+        """How many events would be sent of each (masked) name."""
+        names = sum((day.report.event_names for day in self.days), Counter[str]())
+        return [{"event": name, "events to send": count} for name, count in names.most_common()]
+
+    def rejects(self) -> list[Row]:
+        """How many events, attributes and properties the rules refuse or leave out, by reason."""
+        reasons = sum((day.rejects for day in self.days), Counter[tuple[str, str]]())
+        return [{"what": what, "reason": reason, "count": count} for (what, reason), count in reasons.most_common()]
+
+    def sample(self) -> list[Row]:
+        """Some of what would be sent, with nobody's data."""
+        return [{"day": day.day, "what would be sent, masked": line} for day in self.days for line in day.report.sample]
+
+    def beyond(self) -> list[Day]:
+        """The days of which the rules refuse more than CIO_REFUSED_SHARE."""
+        return [day for day in self.days if day.refused > self.refused_share * day.events]
+
+    def metadata(self) -> dict[str, str | int | dg.MetadataValue]:
+        """For a page of Dagster's."""
+        total = self.total()
+        return {
+            "result": NOTHING_SENT,
+            "days": days_text([day.day for day in self.days]),
+            **{name: total[name] for name in ("new customers", CAMPAIGNS, "events to send", "customers changed")},
+            "what would stop the run": " ".join(self.stops) or "nothing",
+            BEYOND: len(self.beyond()),
+            "by day": table(self.by_day()),
+            "events by name": table(self.events_by_name(), ROWS_SHOWN),
+            "refused or left out by the rules": table(self.rejects(), ROWS_SHOWN),
+            "sample": table(self.sample(), SAMPLE_SHOWN),
+            "people that the suppression list names": self.suppressed,
+            "names in your lists that these days do not have": " ".join(self.unmatched) or "none",
+        }
+
+    def lines(self) -> Iterator[str]:
+        """For the log and the terminal."""
+        yield f"What a run of {days_text([day.day for day in self.days])} would send:"
+        upright = [{"": name, "count": count} for name, count in self.by_day()[0].items() if name != "day"]
+        for title, rows, most in (
+            ("", upright if len(self.days) == 1 else self.by_day(), None),
+            ("Events by name:", self.events_by_name(), ROWS_SHOWN),
+            ("Refused or left out by the rules:", self.rejects(), ROWS_SHOWN),
+            ("A sample, masked:", self.sample(), SAMPLE_SHOWN),
+        ):
+            if title and rows:
+                yield title
+            yield from (f"  {line}" for line in lines(rows, most))
+        if self.suppressed:
+            yield f"The suppression list names {self.suppressed:,} people."
+        yield from self.unmatched
+        for day in self.beyond():
+            share = f"{day.refused / day.events:.1%}, more than the {self.refused_share:.1%} that CIO_REFUSED_SHARE allows"
+            yield f"Of {day.day} the rules refuse {share}."
+        yield from (f"What would stop the run: {one}" for one in self.stops)
+        yield NOTHING_SENT
+
+
+def days_text(keys: list[str]) -> str:
+    """`2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
+    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,} days)"

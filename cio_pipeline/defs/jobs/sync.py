@@ -1,0 +1,24 @@
+"""The job and its schedule."""
+
+import dagster as dg
+
+from cio_pipeline.defs.assets.deliver import customerio_delivery
+from cio_pipeline.defs.assets.derive import customers_events_rejects
+from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
+from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, days
+
+customerio_sync = dg.define_asset_job(
+    "customerio_sync",
+    dg.AssetSelection.assets(posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery),
+    description="Days of PostHog events, from extraction to Customer.io.",
+)
+
+
+@dg.schedule(job=customerio_sync, cron_schedule="15 3 * * *", execution_timezone="UTC")
+def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Yesterday, and the CIO_LATE_DAYS days before it for events that arrived late, in one run at 03:15 UTC."""
+    with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
+        keys = days.get_partition_keys()[-1 - LATE_DAYS :]
+    if not keys:
+        return dg.SkipReason("There is no partition yet: CIO_START_DATE is not over.")
+    return dg.RunRequest(run_key=keys[-1], tags={RANGE_START: keys[0], RANGE_END: keys[-1]})

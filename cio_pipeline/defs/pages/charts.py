@@ -1,0 +1,88 @@
+"""What became of the events of a day, and of the days before it, as small pictures for light and dark pages.
+
+They are SVG within Markdown, and short: Dagster's UI shows no more than `MOST_MARKDOWN` characters.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from datetime import date
+from itertools import accumulate
+
+MOST_MARKDOWN = 999
+"""Dagster's UI hides longer Markdown behind a link (dagster-webserver 1.13)."""
+
+DAYS_SHOWN = 14
+WIDTH, HEIGHT, STEP = 520, 99, 37
+LEAST = 2
+"""Pixels of a part that has any event, so that a single refused one is seen."""
+
+GREY = "#787878"
+"""The texts': on white and on Dagster's dark page the contrast is 4.3 or more to 1."""
+
+COLOURS = {"sent": "#2a6", "not_sent": "#da2", "filtered": "#89b", "refused": "#d45"}
+WORDS = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refused": "refused"}
+
+
+@dataclass(frozen=True)
+class DayEvents:
+    """What became of a day's events: sent, not sent (held, beyond a limit or suppressed), filtered, and refused by the rules
+    or by Customer.io."""
+
+    day: str
+    sent: int = 0
+    not_sent: int = 0
+    filtered: int = 0
+    refused: int = 0
+
+    @property
+    def parts(self) -> dict[str, int]:
+        """The counts by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "day"}
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return sum(self.parts.values())
+
+
+def day_chart(day: DayEvents) -> str:
+    """A day as one bar, with its numbers below: Markdown."""
+    edges = [round(WIDTH * count / (day.total or 1)) for count in accumulate(day.parts.values(), initial=0)]
+    bar = "".join(
+        f"<path stroke='{colour}' d='M{left} 8H{right}'/>"
+        for colour, left, right in zip(COLOURS.values(), edges, edges[1:], strict=False)
+        if left < right
+    )
+    legend = "".join(
+        f"<path stroke='{COLOURS[name]}' d='M{left} 34h10'/><text x='{left + 16}' y='38'>{count:,} {WORDS[name]}</text>"
+        for left, (name, count) in zip(range(0, WIDTH, WIDTH // 4), day.parts.items(), strict=True)
+    )
+    return _markdown(day.day, 42, f" stroke-width='16' fill='{GREY}' font-family='sans-serif' font-size='13'", bar + legend)
+
+
+def last_days_chart(days: Sequence[DayEvents]) -> str:
+    """Each day as a bar, from old to new, in the colours of `day_chart`: Markdown."""
+    most = max(day.total for day in days)
+    bars = ""
+    for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
+        tops = [_tops(day, most).get(name) for day in days]
+        line = "".join(f"M{at * STEP + 16} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
+        bars += f"<path stroke='{colour}' d='{line}'/>" if line else ""
+    first, last = (f"{date.fromisoformat(day.day):%-d %b}" for day in (days[0], days[-1]))
+    caption = f"{first} to {last}; the highest bar is {most:,} event{'s' * (most != 1)}."
+    return _markdown("Events by day", HEIGHT, " stroke-width='24'", bars) + f"\n\n{caption}"
+
+
+def _tops(day: DayEvents, most: int) -> dict[str, int]:
+    """How high each part that has any event reaches, in pixels."""
+    tops, below = dict[str, int](), 0
+    for name, count in day.parts.items():
+        if count:
+            below = tops[name] = below + max(LEAST, round((HEIGHT - 4 * LEAST) * count / most))
+    return tops
+
+
+def _markdown(alt: str, height: int, attributes: str, body: str) -> str:
+    head = f"<svg xmlns='http://www.w3.org/2000/svg' width='{WIDTH}' height='{height}'{attributes}>"
+    escaped = f"{head}{body}</svg>".replace("#", "%23").replace("<", "%3C").replace(">", "%3E")
+    return f"![{alt}](<data:image/svg+xml,{escaped}>)"

@@ -1,0 +1,118 @@
+"""A day's receipt: what all its runs have made together, what this run did, and a picture of the day and those before it."""
+
+from collections import Counter
+from collections.abc import Mapping
+from datetime import date, timedelta
+from typing import Any
+
+import dagster as dg
+
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
+from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
+from cio_pipeline.defs.pages.tables import size, table
+from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline import Account
+from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.state.ledger import DayTotals
+
+NEW_CUSTOMERS, YOUNG_EVENTS = "new customers in all", "events under 72 hours in all"
+DELIVERED, OPEN_REFUSALS = "delivered in all", "refused, open"
+THIS_RUN, SAMPLE, CONNECTED = "this run", "sent by this run", "connected to"
+DAY_CHART, LAST_DAYS = "events of the day", "events of the last 14 days"
+MEANING = {
+    NEW_CUSTOMERS: "Customers that the day's deliveries have made: Customer.io bills them.",
+    YOUNG_EVENTS: "Events that were younger than 72 hours when they were sent: they can start campaigns.",
+    DELIVERED: "Events of the day that Customer.io has accepted, each once.",
+    OPEN_REFUSALS: "What Customer.io has refused of the day and not accepted since.",
+    DAY_CHART: "What became of the events of the day.",
+    LAST_DAYS: "The same of the day and the 13 before it.",
+    THIS_RUN: "What this run sent, and what it did not and why.",
+    SAMPLE: "Some of what this run sent, with nobody's data.",
+    CONNECTED: "Where the events come from and where they go.",
+}
+"""A receipt's entries, always the same. The numbers are the day's, so that a run that sends nothing changes none of them."""
+
+TYPES = {name: "int" if name in (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS) else "string" for name in MEANING}
+
+ALWAYS = (
+    "new customers",
+    CAMPAIGN_EVENTS,
+    "events sent",
+    "customers sent",
+    "events delivered before",
+    "customers with nothing new",
+    "refused",
+)
+HELD = "events held as too recent"
+WHERE_ANY = (HELD, "customers beyond the limit", "events beyond the limit", "customers suppressed", "events suppressed")
+"""What was left out on purpose."""
+
+IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+WORDS = {"refused": "refused by Customer.io"}
+
+
+def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> dict[str, int | float]:
+    """What a run did of a day, by name: the usual counts first, then all others that are not 0, then what it took."""
+    refused = sum(count for name, count in counts.items() if name.startswith("refused"))
+    usual = {**{name: counts[name] for name in ALWAYS}, "refused": refused}
+    others = {name: count for name, count in counts.items() if count and name not in usual}
+    speed = {"seconds": round(seconds, 2), "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0}
+    return {**usual, **others, "requests": traffic["requests"], "bytes": traffic["bytes"], **speed}
+
+
+def receipt(
+    totals: DayTotals, run: Mapping[str, int | float], sample: list[str], days: list[DayEvents], connected: str
+) -> dict[str, dg.MetadataValue | int]:
+    """The receipt as Dagster shows it, by `MEANING`. The last of the `days` is its own; `connected` is Markdown."""
+    shown = {WORDS.get(name, name): size(int(value)) if name == "bytes" else value for name, value in run.items()}
+    return {
+        NEW_CUSTOMERS: totals.new_customers,
+        YOUNG_EVENTS: totals.campaign_events,
+        DELIVERED: totals.events,
+        OPEN_REFUSALS: totals.refused,
+        DAY_CHART: dg.MetadataValue.md(day_chart(days[-1])),
+        LAST_DAYS: dg.MetadataValue.md(last_days_chart(days)),
+        THIS_RUN: table([{"what": name, "count": value} for name, value in shown.items()]),
+        SAMPLE: table([{"sent, masked": line} for line in sample]),
+        CONNECTED: dg.MetadataValue.md(connected),
+        "dagster/partition_row_count": totals.events,
+    }
+
+
+def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
+    """What has become of the events of the day, whose totals are given, and of the days before it."""
+    shown = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(DAYS_SHOWN - 1, -1, -1)]
+    delivered = {**store.ledger.events_delivered(shown[:-1]), day: totals.events}
+    refused = {**store.ledger.events_refused(shown[:-1]), day: totals.refused_events}
+    return [of_a_day(one, _account(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
+
+
+def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEvents:
+    """What has become of a day's events, of which so many were delivered, and refused by Customer.io.
+
+    The ledger may have more than the rules would send now: what was sent twice, or under other settings.
+    """
+    to_send = account.outcomes[SENT] + account.stitched
+    sent = min(delivered, to_send)
+    open_refusals = min(refused, to_send - sent)
+    filtered, refused_by_rules = (
+        sum(count for name, count in account.outcomes.items() if name.startswith(start)) for start in (FILTERED, REFUSED)
+    )
+    return DayEvents(day, sent, to_send - sent - open_refusals, filtered, refused_by_rules + open_refusals)
+
+
+def _account(store: Store, day: str) -> Account:
+    version = store.tables.current("events", day)
+    return Account.of_json(dict(version.about["account"])) if version is not None and "account" in version.about else Account()
+
+
+def in_one_line(run: Mapping[str, Any]) -> str:
+    """`3 events sent, 2 customers sent, ...`, of what `run_counts` gives."""
+    names = [*IN_ONE_LINE, *(name for name in WHERE_ANY if run.get(name))]
+    return ", ".join(f"{run.get(name, 0):,} {_singular(WORDS.get(name, name), run.get(name, 0))}" for name in names)
+
+
+def _singular(words: str, count: int | float) -> str:
+    """`1 event sent`, and not `1 events sent`."""
+    first, _, rest = words.partition(" ")
+    return " ".join(filter(None, (first.removesuffix("s") if count == 1 else first, rest)))

@@ -1,0 +1,222 @@
+"""The checks of the delivery: what is refused is shown without anybody's data until it is accepted, missing days are named."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import date, datetime, timedelta, timezone
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.cli.commands import main
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, masked, missed_days
+from cio_pipeline.defs.checks.yesterday import DELIVERY, day_due, delivered_at, is_whole
+from cio_pipeline.defs.jobs import checks as scheduled_checks
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, refusing
+from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
+
+Workspace = customerio.CustomerioServer
+UTC = timezone.utc
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
+    """A Customer.io, with four events of two people in PostHog, and settings that name both."""
+    with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
+        for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        yield server
+
+
+@pytest.fixture
+def instance() -> Iterator[dg.DagsterInstance]:
+    with dg.DagsterInstance.ephemeral() as instance:
+        yield instance
+
+
+def latest(instance: dg.DagsterInstance, name: str) -> dg.AssetCheckEvaluation:
+    """What Dagster shows of the check."""
+    key = dg.AssetCheckKey(DELIVERY, name)
+    record = instance.event_log_storage.get_latest_asset_check_execution_by_key([key])[key]
+    assert record.event is not None
+    found = record.event.dagster_event
+    assert found is not None
+    return found.asset_check_evaluation_data
+
+
+def numbers(check: dg.AssetCheckEvaluation) -> dict[str, Any]:
+    return {name: value.value for name, value in check.metadata.items() if isinstance(value.value, int | float)}
+
+
+def test_what_was_refused_is_open_until_it_is_redelivered_and_then_the_check_and_the_receipt_say_so(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        deliver(instance)
+        failed = latest(instance, "nothing_refused")
+        assert (failed.passed, failed.severity, numbers(failed)) == (
+            False,
+            dg.AssetCheckSeverity.WARN,
+            {"refused, open": 1, "reasons": 1},
+        )
+        assert failed.description == (
+            f"1 item that Customer.io refused is still open: 1 for 'required name' ({DAY}). Mend the cause, in PostHog's data"
+            " or in Customer.io's workspace; then send them again by the job redeliver_refused (`make redeliver`), all or by"
+            " partition and reason."
+        )
+        table: Any = failed.metadata["refused, the first 50"]
+        [row] = table.records
+        assert {**row.data, "Customer.io's message": ""} == {
+            "day": DAY,
+            "key": "id j***e",
+            "event": "paid",
+            "reason": "required name",
+            "Customer.io's message": "",
+        }
+        redeliver(instance)
+        assert not latest(instance, "nothing_refused").passed
+    redeliver(instance)
+    passed = latest(instance, "nothing_refused")
+    assert (passed.passed, passed.description, numbers(passed)) == (True, None, {"refused, open": 0, "reasons": 0})
+    wanted = dg.AssetRecordsFilter(asset_key=DELIVERY, asset_partitions=[DAY])
+    seen = [record.event_log_entry.asset_observation for record in instance.fetch_observations(wanted, limit=9).records]
+    told = [{name: value.value for name, value in one.metadata.items()} for one in seen if one is not None]
+    assert [(one["redelivery"], one["refused, open"], one["delivered in all"]) for one in told] == [(True, 0, 4), (True, 1, 3)]
+
+
+def test_redelivery_with_nothing_refused_evaluates_the_check_too(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    redeliver(instance)
+    assert latest(instance, "nothing_refused").passed
+
+
+def test_the_command_line_says_what_is_refused_again(
+    workspace: Workspace, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    event = {"type": "person", "action": "event", "name": "paid", "timestamp": 1735725600, "id": "01JGGZ0000000000000000000A"}
+    operation = json.dumps({**event, "identifiers": {"id": "jane"}, "attributes": {}})
+    refused = Refusal(str(event["id"]), "event", "required name", "", operation, "id:jane")
+    ledger = Ledger(load_settings().ledger_url)
+    ledger.acknowledge(DAY, Acknowledgement(refused=[refused]))
+    refusing(workspace, monkeypatch, "paid")
+    assert main(["redeliver"]) == 1
+    said = capsys.readouterr()
+    assert said.out.splitlines()[-1].startswith(
+        "The check nothing_refused of customerio_delivery failed: 1 item that Customer.io refused is still open: 1 for"
+    ), said
+
+
+def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
+    operation = {
+        "type": "person",
+        "action": "event",
+        "name": "joe@example.com paid",
+        "identifiers": {"id": "user-4711"},
+        "attributes": {"plan": "Premium Gold", "city": ["Bonn"], "age": 41, "vip": True},
+    }
+    message = "event paid: attributes.plan 'premium go...' of USER-4711 in bonn (41) is true, at most 5 for plan"
+    refused = Refusal("item", "event", "invalid plan", message, json.dumps(operation), "id:user-4711")
+    assert masked(DAY, refused) == {
+        "day": DAY,
+        "key": "id us***11",
+        "event": "j***@e***.com paid",
+        "reason": "invalid plan",
+        "Customer.io's message": "event paid: attributes.plan '*** ***...' of ***-*** in *** (***) is ***, at most 5 for plan",
+    }
+    upsert = Refusal("item", "customer", "invalid", "", json.dumps(operation), "id:user-4711")
+    assert masked(DAY, upsert)["event"] == "(attributes)"
+
+
+@pytest.mark.parametrize(
+    ("now", "due"),
+    [
+        ("2026-03-10T08:59:59+00:00", "2026-03-08"),
+        ("2026-03-10T09:00:00+00:00", "2026-03-09"),
+        ("2026-03-10T10:30:00+02:00", "2026-03-08"),
+        ("2025-01-02T08:00:00+00:00", None),
+        ("2025-01-02T09:00:00+00:00", "2025-01-01"),
+    ],
+)
+def test_yesterday_is_due_from_a_time_on(now: str, due: str | None) -> None:
+    assert day_due(datetime.fromisoformat(now)) == due
+
+
+def test_a_day_is_delivered_whole_by_a_run_that_began_after_it() -> None:
+    assert not is_whole(DAY, None)
+    assert not is_whole(DAY, datetime(2025, 1, 1, 23, 59, 59, tzinfo=UTC))
+    assert is_whole(DAY, datetime(2025, 1, 2, tzinfo=UTC))
+
+
+def test_days_between_delivered_ones_are_missed() -> None:
+    now = datetime(2026, 3, 10, 12, tzinfo=UTC)
+    assert missed_days(set(), now) == []
+    assert missed_days({"2026-03-01"}, now) == []
+    assert missed_days({"2026-03-05", "2026-03-06", "2026-03-09"}, now) == ["2026-03-07", "2026-03-08"]
+    assert missed_days({"2025-01-01", "2026-03-09"}, now) == [
+        str(date(2026, 3, 10) - timedelta(days=back)) for back in range(DAYS_LOOKED_BACK, 1, -1)
+    ]
+
+
+def materialized(instance: dg.DagsterInstance, day: str) -> None:
+    instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day))
+
+
+def test_a_day_that_is_due_and_not_delivered_is_said_once_anything_ever_was(instance: dg.DagsterInstance) -> None:
+    now = datetime.now(UTC).replace(hour=12)
+    yesterday = str(now.date() - timedelta(days=1))
+    assert _yesterday_delivered(instance, now).passed
+    materialized(instance, DAY)
+    check = _yesterday_delivered(instance, now)
+    assert (check.passed, check.severity, check.metadata["days not delivered"].value) == (False, dg.AssetCheckSeverity.WARN, 1)
+    assert (check.description or "").startswith(f"{yesterday} is not delivered. See in Runs whether ")
+    materialized(instance, yesterday)
+    assert _yesterday_delivered(instance, now).passed
+    tomorrow = now + timedelta(days=1)
+    materialized(instance, str(now.date()))
+    found = _yesterday_delivered(instance, tomorrow)
+    assert not found.passed
+    assert (found.description or "").startswith(f"{now.date()} is delivered only in part, by a run that began before")
+
+
+def test_a_run_delivers_when_it_begins(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    before = datetime.now(UTC)
+    deliver(instance)
+    [run] = instance.get_run_records(limit=1)
+    at = delivered_at(instance, DAY)
+    assert at is not None
+    assert before <= at == datetime.fromtimestamp(run.start_time or 0, UTC)
+    assert delivered_at(instance, "2025-01-02") is None
+
+
+def test_the_schedule_of_the_checks_waits_until_anything_was_delivered(tmp_path: Path) -> None:
+    schedule = defs.resolve_schedule_def("customerio_checks_daily")
+    assert schedule.default_status == dg.DefaultScheduleStatus.RUNNING
+    with dg.DagsterInstance.local_temp(str(tmp_path)) as instance:
+        tick = dg.build_schedule_context(instance, datetime(2026, 3, 10, 9, tzinfo=UTC))
+        assert not schedule.evaluate_tick(tick).run_requests
+        materialized(instance, DAY)
+        assert len(schedule.evaluate_tick(tick).run_requests or []) == 1
+
+
+def test_the_job_of_the_checks_evaluates_all_of_them_and_sends_nothing(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    for back in (6, 3):
+        materialized(instance, str(datetime.now(UTC).date() - timedelta(days=back)))
+    result = defs.resolve_job_def("customerio_checks").execute_in_process(instance=instance)
+    found = {check.check_name for check in result.get_asset_check_evaluations()}
+    assert found == {check.name for one in scheduled_checks.CHECKS for check in one.check_keys}
+    assert not latest(instance, "yesterday_delivered").passed
+    missed = latest(instance, "no_day_missed")
+    assert (missed.passed, missed.metadata["days missed"].value) == (False, 2)
+    assert (missed.description or "").startswith("Never delivered: ")
+    assert workspace.requests == []
