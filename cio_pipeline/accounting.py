@@ -1,17 +1,62 @@
-"""R15: whether a day's tables, as they are on disk, hold every event that was extracted, once and by its reason."""
+"""R15: what became of a day's events, and whether the tables on disk hold each of them once, by its reason."""
 
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.pipeline import Account
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 from cio_pipeline.tables.tables import Tables
 
 EPOCH = pd.Timestamp(0, tz="UTC")
 """Before it is the time of events whose own cannot be read; they are refused, and never stitched."""
+
+
+@dataclass
+class Account:
+    """What became of a day. outcomes: events by outcome; stitched: events of earlier days that are sent with this day's;
+    left_out: attributes and properties by reason; notes: what else to know of what is sent."""
+
+    outcomes: Counter[str] = field(default_factory=Counter)
+    stitched: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def filtered(self) -> int:
+        """How many of the day's events are filtered."""
+        return self._count(FILTERED)
+
+    @property
+    def refused(self) -> int:
+        """How many of the day's events the rules refuse."""
+        return self._count(REFUSED)
+
+    def refused_by_reason(self) -> Counter[str]:
+        """The same by reason."""
+        return Counter({name.removeprefix(REFUSED): n for name, n in self.outcomes.items() if name.startswith(REFUSED)})
+
+    def add(self, other: Account) -> None:
+        """Counts what became of another shard, too."""
+        self.outcomes.update(other.outcomes)
+        self.stitched += other.stitched
+        self.left_out.update(other.left_out)
+        self.notes.update(other.notes)
+
+    def to_json(self) -> dict[str, Any]:
+        """As it is kept with the day's tables."""
+        return dict(vars(self))
+
+    @classmethod
+    def of_json(cls, kept: dict[str, Any]) -> Account:
+        """What `to_json` gave."""
+        return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
+
+    def _count(self, kind: str) -> int:
+        return sum(count for name, count in self.outcomes.items() if name.startswith(kind))
 
 
 def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
@@ -27,10 +72,12 @@ def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
         is_of_the_day = (shard["timestamp"] >= start) | (shard["timestamp"] < EPOCH)
         own = (shard["what"] == "event") & is_of_the_day
         refused.update(shard.loc[own, "reason"].astype(object))
-    counted = Counter({name.removeprefix(REFUSED): n for name, n in account.outcomes.items() if name.startswith(REFUSED)})
-    filtered = sum(count for name, count in account.outcomes.items() if name.startswith(FILTERED))
+    counted = account.refused_by_reason()
     pairs = {
-        "events are extracted, but so many are sent, filtered or refused": (extracted, sent + filtered + refused.total()),
+        "events are extracted, but so many are sent, filtered or refused": (
+            extracted,
+            sent + account.filtered + refused.total(),
+        ),
         "events are sent, but so many were counted": (sent, account.outcomes[SENT]),
         "events of earlier days are sent, but so many were counted": (stitched, account.stitched),
         **{

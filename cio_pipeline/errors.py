@@ -11,14 +11,15 @@ PipelineError
 │   └── TooLong                                     its answer was longer than allowed
 ├── DatabaseError            state.database         the ledger's database cannot be used
 │   └── LockLost             state.delivery_lock    the delivery lock was lost while sending
-├── NotSent                  alerts.send            the mail server did not take an alert
+├── NotSent                  alerts.send            the mail server did not accept an alert
 ├── WorkerDied               worker_pool            a worker process ended before its work did
 └── StorageError             tables.files           the tables cannot be written, or are not as they were written
     └── NotMaterialized      tables.tables          no run has written the partition that is read
 ```
 
-Each is raised and caught by its own name; only the command line catches the root. Exceptions that a module raises for its own
-caller to handle, such as `rules.operations.Refused`, are not part of the tree: their messages are not sentences.
+Each is raised and caught by its own name. Only the command line catches the root, and `defs.failures`, which makes a failure
+of Dagster's of it. Exceptions that a module raises for its own caller to handle, such as `json_text.UnusableJson`, are not part
+of the tree: their messages are not sentences.
 """
 
 from __future__ import annotations

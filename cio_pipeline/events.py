@@ -1,4 +1,4 @@
-"""PostHog's events as the tables `posthog_events` and `identity_history` keep them: with what the rules need of their JSON."""
+"""The tables `posthog_events` and `identity_history`: PostHog's events, with columns for what the rules need of their JSON."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from cio_pipeline.tables.tables import Tables, Version
 KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *FACTS])
 
 READ_BY = "read by"
-"""What says in a version's `about` which code has read its events' JSON."""
+"""The entry of a version's `about` that says which code has read its events' JSON."""
 
 
 def with_facts(events: pa.Table) -> pa.Table:
@@ -44,6 +44,6 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
 def code_hash() -> str:
     """The hash of the code that says what events teach and what the tables hold: where it has changed, they are made again."""
     here = Path(__file__).parent
-    names = ("customer_state", "events", "json_text", "learning", "pipeline")
+    names = ("accounting", "customer_state", "events", "json_text", "learning", "pipeline")
     modules = [*sorted(here.glob("rules/*.py")), *(here / f"{name}.py" for name in names)]
     return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -1,4 +1,4 @@
-"""What became of a person's events and attributes, and why: by the tables, the identities and the ledger."""
+"""What became of a person's events and attributes, and why, according to the tables, the identities and the ledger."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Event(NamedTuple):
     """What became of an event.
 
     outcome: `sent`, `filtered` (R3, R4), `held back` (R5, R21), `refused` (R14) or `not derived yet`; reason: the rule's words;
-    key: the customer's whom it is sent to; acknowledged: by Customer.io: `yes`, `not yet` or `refused: <reason>`.
+    key: of the customer that it is sent to; acknowledged: by Customer.io: `yes`, `not yet` or `refused: <reason>`.
     """
 
     time: str
@@ -112,8 +112,8 @@ class Found:
 def explain(names: Iterable[str], found: Found) -> Explanation:
     """What became of each event, by time, and of each attribute, by key and name.
 
-    What the tables say counts as they say it. Why an event that is in none of them was held back is worked out by the settings
-    of now.
+    What the tables say is taken from them. Why an event that is in none of them was held back is worked out with the current
+    settings.
     """
     return Explanation(sorted(names), _events(found), _attributes(found), _left_out(found))
 
@@ -194,7 +194,7 @@ def _rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def masked(made: Explanation) -> Explanation:
-    """The same with nobody's data: of a value there is only what kind it is."""
+    """The same, masked: of a value only its kind is given."""
     return Explanation(
         [mask_id(name) for name in made.names],
         [
@@ -226,7 +226,7 @@ def _kind(value: Any) -> str:
 
 
 def person(name: str, identities: Identities) -> set[str]:
-    """R21: all distinct_ids and emails (in lower case) of whom a distinct_id or email names."""
+    """R21: all distinct_ids and emails (in lower case) of the person that a distinct_id or email belongs to."""
     found = identities.tied({name.lower() if "@" in name else name})
     return found if len(found) > 1 else {name, *found}
 

@@ -15,6 +15,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.events import KEPT_EVENTS, code_hash, events_of, shard_of_events
 from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT, classify
 from cio_pipeline.rules.customers import CUSTOMERS
@@ -45,33 +46,6 @@ DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
 EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are no email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
-
-
-@dataclass
-class Account:
-    """What became of a day. outcomes: events by outcome; stitched: events of earlier days that are sent with this day's;
-    left_out: attributes and properties by reason; notes: what else to know of what is sent."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    stitched: int = 0
-    left_out: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-
-    def add(self, other: Account) -> None:
-        """Counts what became of another shard, too."""
-        self.outcomes.update(other.outcomes)
-        self.stitched += other.stitched
-        self.left_out.update(other.left_out)
-        self.notes.update(other.notes)
-
-    def to_json(self) -> dict[str, Any]:
-        """As it is kept with the day's tables."""
-        return dict(vars(self))
-
-    @classmethod
-    def of_json(cls, kept: dict[str, Any]) -> Account:
-        """What `to_json` gave."""
-        return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 
 
 def derive_day(

@@ -1,4 +1,4 @@
-"""The names in lists of the settings that nothing of some days has: misspelled, perhaps, and so without effect."""
+"""Names in the settings' lists that do not occur in some days' events: perhaps misspelled, and so without effect."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def unmatched(
     tables: Tables, days: Sequence[str], event_allowlist: Sequence[str], exclude_attributes: Sequence[str]
 ) -> Iterator[str]:
     """A sentence for each of CIO_EVENT_ALLOWLIST and CIO_EXCLUDE_ATTRIBUTES that has such names. Reads the days'
-    `posthog_events`, of which there must be any."""
+    `posthog_events`, which must exist."""
     if names := set(event_allowlist):
         for day in days:
             for shard in tables.read("posthog_events", day, columns=["event"]):

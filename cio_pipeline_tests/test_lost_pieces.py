@@ -145,8 +145,8 @@ def test_tables_restored_from_an_older_copy_send_nothing_once_more(
 
 def test_a_mark_that_cannot_be_read_stops_the_run(world: World) -> None:
     assert world.run() == 1
-    (world.data / "ledger_mark.json").write_text("{")
-    with pytest.raises(NotDelivered, match=r"ledger_mark\.json cannot be read \(JSONDecodeError\)"):
+    (world.data / "ledger_checkpoint.json").write_text("{")
+    with pytest.raises(NotDelivered, match=r"ledger_checkpoint\.json cannot be read \(JSONDecodeError\)"):
         world.run()
 
 

@@ -1,4 +1,4 @@
-"""Prints what happened to a person, and why. Unlike all else that is printed or kept, it shows the person's data."""
+"""Prints what happened to a person, and why. Unlike all other output, it shows the person's data as it is."""
 
 from __future__ import annotations
 
@@ -24,8 +24,7 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
     identities, ledger = Identities(*database), Ledger(*database)
     try:
         names = person(who, identities)
-        listed = read_suppressed(settings.suppressed_file)
-        listed = listed.tied(identities.tied, identities.all_names()) if listed else listed
+        listed = read_suppressed(settings.suppressed_file).tied(identities.tied, identities.all_names())
         tables = Tables(settings.data_dir)
         made = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
     finally:

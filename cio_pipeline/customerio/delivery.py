@@ -25,7 +25,7 @@ SHARDS_AHEAD = 1
 
 @dataclass
 class Report:
-    """What became of a day: counts by name, events to be sent by their masked names, and a few lines with nobody's data."""
+    """What became of a day: counts by name, events to be sent by their masked names, and a few masked lines."""
 
     counts: Counter[str] = field(default_factory=Counter)
     event_names: Counter[str] = field(default_factory=Counter)
@@ -66,7 +66,7 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
 def redeliver(
     day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, options: DeliveryOptions = ORDINARY
 ) -> Report:
-    """Sends a day's refused items again, less what newer data has settled since; what is accepted is closed.
+    """Sends a day's refused items again, without what newer data has replaced since; what is accepted is closed.
 
     Raises as `deliver` does.
     """

@@ -1,4 +1,4 @@
-"""A look at what is sent that shows nobody's data."""
+"""A sample of what is sent, masked."""
 
 from __future__ import annotations
 

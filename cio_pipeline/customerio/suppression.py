@@ -39,10 +39,12 @@ class Suppressed:
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
     def tied(self, tied: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """With all that the facts tie to them: `tied` gives the distinct_ids and emails that some lead to.
+        """With all that the facts tie to them (R21): `tied` gives the distinct_ids and emails that some lead to.
 
-        Only where there are hashes, `all_names` (all that is known) is looked through for whom they mean.
+        `all_names`, all that are known, are searched only where the list has hashes.
         """
+        if not self:
+            return self
         meant = {text for text in all_names if self.has(text)} if self.hashes else set()
         found = frozenset(tied(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
         return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})

@@ -10,7 +10,7 @@ from cio_pipeline.settings.settings import Settings, SettingsError, settings_to_
 
 POSTHOG_CLOUD = ("https://us.posthog.com", "https://eu.posthog.com")
 WORKSPACES = "https://fly.customer.io"
-"""Where the workspaces of both regions are looked at (docs.customer.io, Account Regions)."""
+"""The address of the workspaces of both regions (docs.customer.io, Account Regions)."""
 
 REGIONS = dict(zip((f"https://{host}" for host in TRACKING_HOSTS), ("US", "EU"), strict=True))
 RULES = (
@@ -74,8 +74,8 @@ def _text(value: object) -> str:
 
 
 def loaded() -> Settings | None:
-    """The settings as they are when the definitions are loaded, for pages that stand before any run; None where one is wrong.
-    A run reads them anew, and says what is wrong."""
+    """The settings when the definitions are loaded, for pages that are shown before any run; None where one is wrong.
+    A run reads them again, and says what is wrong."""
     try:
         return settings_to_show()
     except SettingsError:

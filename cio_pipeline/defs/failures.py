@@ -1,4 +1,4 @@
-"""How a run fails: by one sentence that says what is wrong and what to do, as Dagster's RUN_FAILURE shows it."""
+"""How a run fails: with one sentence that says what is wrong and what to do, which Dagster's RUN_FAILURE shows."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ MAX_RETRIES = "dagster/max_retries"
 """The tag that says how often Dagster may run a failed run again (`run_retries` of dagster.yaml)."""
 
 TRANSIENT = (Unavailable, DatabaseError)
-"""What may be over when the run is tried again; all else is as it was."""
+"""What a retry may get past; any other error would come again."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
@@ -30,18 +30,19 @@ Self = TypeVar("Self")
 
 
 class RunNotStarted(dg.DagsterError):
-    """The run cannot begin; the message is the sentence that says why.
+    """The run cannot start; the message is the sentence that says why.
 
-    It is an error of Dagster's kind, for any other is wrapped: "Error executing resource_fn on ResourceDefinition".
+    It is a subclass of Dagster's error, because any other is wrapped: "Error executing resource_fn on ResourceDefinition".
     """
 
 
 def with_readable_setup_failures(
     setup: Callable[[Self, dg.InitResourceContext], None],
 ) -> Callable[[Self, dg.InitResourceContext], None]:
-    """The `setup_for_execution` of a resource, which ends the run by a sentence; for good where another try would end the same.
+    """Decorates the `setup_for_execution` of a resource: a `PipelineError` ends the run with its sentence, without retries
+    unless one may help.
 
-    A run that ends here has no failed step, so Dagster would run it again, whatever `retry_on_asset_or_op_failure` says.
+    A run that ends here has no failed step, so Dagster would retry it, whatever `retry_on_asset_or_op_failure` says.
     """
 
     @wraps(setup)
@@ -57,9 +58,9 @@ def with_readable_setup_failures(
 
 
 def with_readable_failures(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
-    """The function of an asset or op, whose `PipelineError` becomes a `dagster.Failure` of the same words.
+    """Decorates the function of an asset or op: a `PipelineError` becomes a `dagster.Failure` with the same message.
 
-    Dagster would say "Error occurred while executing op", and put the words below that.
+    Dagster would say "Error occurred while executing op", and put the message below that.
     """
     if inspect.isgeneratorfunction(step):
 
@@ -87,7 +88,7 @@ def _as_failure() -> Iterator[None]:
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Why a run failed, of its RUN_FAILURE: our own sentence; of any other error its kind, for its words may quote data."""
+    """Why a run failed, from its RUN_FAILURE: our own sentence; of any other error only its class, as it may quote data."""
     found = event.event_specific_data
     error = found.error if isinstance(found, JobFailureData) else None
     if error is None:
@@ -110,7 +111,7 @@ def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
 
 @contextmanager
 def delivered_count_in_errors(ledger: Ledger, day: str, events: int) -> Iterator[None]:
-    """A delivery that cannot go on says how much of the day's events is delivered, and that a rerun sends the rest."""
+    """Adds to the error of a delivery how many of the day's events are delivered, and that a rerun sends the rest."""
     try:
         yield
     except (Unavailable, NotDelivered) as error:

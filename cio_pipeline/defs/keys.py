@@ -1,4 +1,4 @@
-"""The assets' keys: all begin with `cio`, so that they are none of a team's own `events` and `customers`."""
+"""The assets' keys: all begin with `cio`, so that they do not clash with a team's own `events` and `customers`."""
 
 import dagster as dg
 
@@ -6,10 +6,10 @@ GROUP = "customerio_sync"
 
 OWNERS = ["team:data"]
 TAGS = {"pipeline": "cio_pipeline"}
-"""Of each asset. To change them, change them here: they are no settings."""
+"""Of each asset. They are not settings: change them here."""
 
 REPORTS = "customerio_reports"
-"""The group of what jobs tell that send nothing and write no table: it stands apart in the graph."""
+"""The group of the assets to which jobs that send nothing write their reports; shown apart from the others in the graph."""
 
 PREFIX = "cio"
 

@@ -62,12 +62,17 @@ def days_asked_for(first: str, last: str) -> list[str]:
     return days_between(day(first), day(last))
 
 
+def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
+    """The first and the last day that a run's tags name; empty where they name none."""
+    one = tags.get(PARTITION, "")
+    return tags.get(RANGE_START) or one, tags.get(RANGE_END) or one
+
+
 def refuse_wrong_days(tags: Mapping[str, str]) -> None:
     """Raises `DaysError` where a run's tags name a day that is not over, or no days: Dagster takes any text in them."""
-    first = tags.get(RANGE_START) or tags.get(PARTITION)
-    last = tags.get(RANGE_END) or tags.get(PARTITION)
+    first, last = days_in_tags(tags)
     if first or last:
-        days_between(first or str(last), last or str(first))
+        days_between(first or last, last or first)
 
 
 def window(day: str) -> tuple[datetime, datetime]:

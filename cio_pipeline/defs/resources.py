@@ -1,4 +1,4 @@
-"""What the assets are given: PostHog, Customer.io, and what the pipeline keeps. All of it is set by the environment.
+"""The resources: PostHog, Customer.io, and what the pipeline stores. All of it is set by the environment.
 
 A run's resources are made before its first step, so a wrong setting or key ends the run before anything is read or sent.
 """
@@ -81,7 +81,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
 
     @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads who must not be sent, and checks the keys and the region."""
+        """Reads the suppression list, and checks the keys and the region."""
         settings = settings_of_the_run(self, context)
         tag(context, customerio=connections.sink(settings))
         self._suppressed = read_suppressed(settings.suppressed_file)
@@ -106,7 +106,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
 
 
 class Store(dg.ConfigurableResource[None]):
-    """What the pipeline keeps: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
+    """What the pipeline stores: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
 
     tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
     ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger)
@@ -133,15 +133,15 @@ class Store(dg.ConfigurableResource[None]):
 
     @contextmanager
     def overlay(self, first: str) -> Iterator["Store"]:
-        """This store with days from `first` on that are gone when the block ends: what is written of them is written to
-        temporary files, and nothing here changes. Its ledger is this one's."""
+        """A copy of this store for the block: what is written of days from `first` on goes to temporary files, and nothing here
+        changes. It has the same ledger."""
         with temporary_folder() as folder:
-            over = Store()
-            over._settings, over._ledger = self._settings, self._ledger
-            over._tables = OverlayTables(str(folder), self._tables)
-            over._identities = identities = OverlayIdentities(f"sqlite:///{folder / 'identities.db'}", self._identities, first)
+            copy = Store()
+            copy._settings, copy._ledger = self._settings, self._ledger
+            copy._tables = OverlayTables(str(folder), self._tables)
+            copy._identities = identities = OverlayIdentities(f"sqlite:///{folder / 'identities.db'}", self._identities, first)
             try:
-                yield over
+                yield copy
             finally:
                 identities.close()
 
@@ -218,7 +218,7 @@ def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.Ini
 
 
 def tag(context: dg.InitResourceContext, **values: str) -> None:
-    """Tags the run, so that the list of runs tells where each has read and sent."""
+    """Tags the run, so that the list of runs shows where each has read and sent."""
     if context.run is not None and context.instance is not None:
         tags = {f"cio_pipeline/{name}": value for name, value in values.items()}
         context.instance.add_run_tags(context.run.run_id, tags)

@@ -1,7 +1,7 @@
 """What the rules need of an event's JSON, read once: when the event is extracted.
 
-Most JSON is only looked through: msgspec finds the members that matter and makes sure that the rest is JSON, without making
-values of it, which takes a sixth of the time. What it may not read as orjson does is read with care, to the same end.
+Most JSON is only scanned: msgspec finds the members that matter and validates the rest without building values, which takes a
+sixth of the time. What msgspec might read differently from orjson is parsed in full, with the same result.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ FACTS = pa.schema(
 JSON as orjson writes it, with nothing that R13 may leave out: what R12 leaves is then sent as it stands."""
 
 SPACE = r'(?:\A|[{\[,:])[ \t\r\n]+(?:["{}\[\]0-9-]|true|false|null)|[ \t\r\n](?:[}\],:]|\z)'
-"""Spaces around what JSON consists of. In texts there are such, too: all that is found here is read with care."""
+"""Spaces around JSON's tokens. Strings may contain such, too; all that matches is parsed in full."""
 
 NUMBER = r"[:,\[]-?(?:[0-9]+(?:\.[0-9]+0[,}\]]|[.0-9]*[eE])|[0-9.]{17}|0\.0000)|-0[,}\]]"
-"""Numbers that orjson may write otherwise than they stand: with an exponent, zeros at the end, or more than 15 digits."""
+"""Numbers that orjson may write differently: with an exponent, zeros at the end, or more than 15 digits."""
 
 ESCAPE = r"\\[/u]"
 """Escapes of characters that need none, and halves of surrogate pairs."""
@@ -45,7 +45,7 @@ ABSENT = msgspec.Raw()
 COMMA = ord(",")
 
 NAMED = r'"\$(?:set|set_once|unset)"'
-"""The names of what is no data (R12), which few events have."""
+"""Members that are not sent as event data (R12); few events have them."""
 
 
 class Members(msgspec.Struct):

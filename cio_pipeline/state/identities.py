@@ -93,7 +93,7 @@ class Identities:
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def tied(self, names: Iterable[str]) -> set[str]:
-        """R21: the distinct_ids, and the emails in lower case, of all_names whom these distinct_ids and emails lead to.
+        """R21: the distinct_ids, and the emails in lower case, of everyone that these distinct_ids and emails lead to.
 
         Each round looks up what the round before has found, so it takes as long as these people are many.
         """

@@ -1,4 +1,4 @@
-"""What a few days teach about people, beside what is kept: it goes into its own database; the rest is read below it."""
+"""Identities for a dry run: what its days teach is written to a database of their own, over the stored ones."""
 
 from __future__ import annotations
 
@@ -10,15 +10,14 @@ from cio_pipeline.state.identities import Identities
 
 
 class OverlayIdentities(Identities):
-    """Identities in a database of their own, over others that stay as they are.
+    """Identities in a database of their own, over a base that does not change.
 
-    The days from `first` on are known only as they are learned here; all days before it as they are there. What was read here
-    of the history counts beside what is known there.
+    Days from `first` on are read from here alone, days before it from the base. The history counts from both.
     """
 
-    def __init__(self, url: str, below: Identities, first: str) -> None:
+    def __init__(self, url: str, base: Identities, first: str) -> None:
         super().__init__(url)
-        self._below, self._first = below, first
+        self._base, self._first = base, first
 
     def close(self) -> None:
         """Closes the database, whose file may go then."""
@@ -26,7 +25,7 @@ class OverlayIdentities(Identities):
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """As `Identities.before`: an event belongs to the day of its time, so the last email is that of the latest time."""
-        parts = [self._below.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
+        parts = [self._base.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
         found = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
         people = found.groupby("distinct_id", sort=False)
         known = people[["email", "email_set"]].last().astype(object)
@@ -37,19 +36,19 @@ class OverlayIdentities(Identities):
         """As `Identities.tied`, by the ties of both."""
         found, before = set(names), set[str]()
         while found != before:
-            before, found = found, super().tied(self._below.tied(found))
+            before, found = found, super().tied(self._base.tied(found))
         return found
 
     def all_names(self) -> Iterator[str]:
         """As `Identities.all_names`, of both."""
-        yield from self._below.all_names()
+        yield from self._base.all_names()
         yield from super().all_names()
 
     def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """As `Identities.merges_between`."""
-        below = self._below.merges_between(first, min(day, self._first), anonymous_ids)
-        return pd.concat([below, super().merges_between(first, day, anonymous_ids)], ignore_index=True)
+        of_base = self._base.merges_between(first, min(day, self._first), anonymous_ids)
+        return pd.concat([of_base, super().merges_between(first, day, anonymous_ids)], ignore_index=True)
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
         """As `Identities.unlearned`: those of the days that neither has learned."""
-        return super().unlearned(self._below.unlearned(days, setting), setting)
+        return super().unlearned(self._base.unlearned(days, setting), setting)

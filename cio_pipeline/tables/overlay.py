@@ -1,4 +1,4 @@
-"""Tables of a few days beside those that are kept: what is written goes into a temporary folder, all else is read below it."""
+"""Tables for a dry run: what it writes goes to a temporary folder, over the stored tables."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from cio_pipeline.tables.tables import Tables
 
 
 class OverlayTables(Tables):
-    """Tables in a temporary folder, over others that stay as they are: a partition that is not written here is read there."""
+    """Tables in a temporary folder, over a base that does not change: a partition that was not written here is read there."""
 
-    def __init__(self, root: str, below: Tables) -> None:
+    def __init__(self, root: str, base: Tables) -> None:
         super().__init__(root, temporary=True)
-        self._below = below
+        self._base = base
 
     def _read_from(self, table: str, partition: str) -> UPath:
         folder = self._folder(table, partition)
-        return folder if (folder / "current.json").exists() else self._below._read_from(table, partition)
+        return folder if (folder / "current.json").exists() else self._base._read_from(table, partition)

@@ -18,6 +18,7 @@ import dagster as dg
 import pandas as pd
 import pytest
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.shards import DeliveryOptions
@@ -26,14 +27,14 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.assets.before_delivery import BoundsConfig, _ranges, refuse_missing_days
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
-from cio_pipeline.defs.assets.derive import _tell
+from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.jobs.redeliver import _not_suppressed
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
 from cio_pipeline.learning import learned_under
-from cio_pipeline.pipeline import DERIVED, Account
+from cio_pipeline.pipeline import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
@@ -245,7 +246,7 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
         told[asset_key.path[-1]] = {name: getattr(value, "value", value) for name, value in metadata.items()}
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
-    _tell(context, store, "2025-01-01", account)
+    _add_metadata(context, store, "2025-01-01", account)
     events = told["events"]
     assert (events["extracted"], events["filtered"], events["refused"]) == (10, 3, 4)
     assert list(rows(events["outcomes"]).values()) == [5, 4, 3, 2, 1, 15]

@@ -15,7 +15,7 @@ from cio_pipeline.defs.failures import reason_of
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.keys import PREFIX
-from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, SETTINGS
+from cio_pipeline.defs.partitions import SETTINGS, days_in_tags
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -232,8 +232,7 @@ def _is_delivered(instance: dg.DagsterInstance, day: str, since: float) -> bool:
 
 def days_of(run: dg.DagsterRun) -> tuple[str, ...]:
     """The days that a run's tags name; none where it has no partition."""
-    tags = run.tags
-    first, last = (tags.get(name) or tags.get(PARTITION) or "" for name in (RANGE_START, RANGE_END))
+    first, last = days_in_tags(run.tags)
     try:
         return tuple(_days(date.fromisoformat(first), date.fromisoformat(last)))
     except ValueError:

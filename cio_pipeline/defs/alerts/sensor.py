@@ -28,8 +28,8 @@ from cio_pipeline.settings.settings import AlertSettings, load_alert_settings
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
-    "Alerts CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL to failed runs, failed checks and days that are not delivered by"
-    " CIO_DELIVERED_BY, and when each is over; calls CIO_HEARTBEAT_URL when the schedule has delivered. On by default where one"
+    "Sends alerts to CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL: failed runs, failed checks, days that are not delivered by"
+    " CIO_DELIVERED_BY, and when each is over. Calls CIO_HEARTBEAT_URL when the schedule has delivered. On by default where one"
     " of them is set."
 )
 EVERY_SECONDS = 60

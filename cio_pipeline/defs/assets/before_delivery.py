@@ -1,4 +1,4 @@
-"""What a run makes sure of before its first request: it misses no earlier day that it needs, and stays within its bounds."""
+"""What a run checks before its first request: that no earlier day it needs is missing, and that it stays within its bounds."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -21,8 +21,8 @@ BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
 FEW_DAYS = 2
 """A range of more days than this is a backfill, unless the schedule has started it."""
 
-Sent = dict[str, Tables]
-"""Where the tables are that are to be sent, by day."""
+TablesByDay = dict[str, Tables]
+"""Where each day's tables are."""
 
 
 class BoundsConfig(dg.Config):
@@ -36,8 +36,8 @@ class BoundsConfig(dg.Config):
     )
 
     def bounds(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> Bounds:
-        """The bounds of the run. That of young events concerns backfills, and each run by a ledger that has forgotten
-        deliveries: where no bound is set, it may send none."""
+        """The bounds of the run. The one on young events holds for backfills, and for each run with a stale ledger: where it
+        is not set, such a run may send none."""
         customers, events = self.max_new_customers, self.max_campaign_events
         customers = store.bounds.new_customers if customers is None else customers
         events = store.bounds.campaign_events if events is None else events
@@ -47,8 +47,8 @@ class BoundsConfig(dg.Config):
 
 
 STALE_LEDGER = (
-    "The ledger (CIO_LEDGER_URL) lacks what these tables had delivered last: it was lost, or is an older copy, and what it has"
-    " forgotten would be sent once more."
+    "The ledger (CIO_LEDGER_URL) lacks the last deliveries of these tables: it was lost, or is an older copy, and what it lacks"
+    " would be sent again."
 )
 
 
@@ -80,12 +80,12 @@ def refuse_missing_days(store: Store, keys: list[str]) -> None:
 
 
 def refuse_days_before_ledger(store: Store, keys: list[str], *, resend: bool) -> None:
-    """Raises `NotDelivered` where days are older than the ledger remembers, unless all of them is meant to be sent."""
+    """Raises `NotDelivered` where days are older than CIO_LEDGER_DAYS, unless `resend` says that all of them shall be sent."""
     first = store.first_day_of_ledger
     if first is not None and keys[0] < first and not resend:
         raise NotDelivered(
             f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
-            f" {keys[0]}: what was delivered of it would be sent once more, and nothing was sent. If those days were never"
+            f" {keys[0]}: what was delivered of it would be sent again, so nothing was sent. If those days were never"
             " delivered, or all of them shall be sent, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
         )
 
@@ -101,9 +101,9 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
 
 
 def refuse_too_much(
-    store: Store, to_send: Sent, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
+    store: Store, to_send: TablesByDay, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
 ) -> None:
-    """Raises `NotDelivered` where the run would go beyond its bounds. Few rows need no counting."""
+    """Raises `NotDelivered` where the run would exceed its bounds. Where there are few rows, nothing is counted."""
     rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
     if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
         return
@@ -115,11 +115,11 @@ def refuse_too_much(
     except NotDelivered as error:
         if not is_ledger_stale:
             raise
-        raise NotDelivered(f"{STALE_LEDGER} {error} {store.tables.root / FILE} is by what this is noticed.") from None
+        raise NotDelivered(f"{STALE_LEDGER} {error} This is known from {store.tables.root / FILE}.") from None
 
 
 def shards(tables: Tables, day: str) -> Shards:
-    """The day's (customers, events), shard by shard. What is long or seldom needed is read when it is asked for."""
+    """The day's (customers, events), shard by shard. Large or rarely needed columns are read on demand."""
     customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
     events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
     return zip(customers, events, strict=True)

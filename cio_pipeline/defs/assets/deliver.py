@@ -1,4 +1,4 @@
-"""The sink: brings Customer.io up to date with the day's tables."""
+"""The asset `customerio_delivery`: brings Customer.io up to date with the day's tables."""
 
 import logging
 import time
@@ -47,11 +47,11 @@ logger = logging.getLogger(__name__)
 
 TRY_AGAIN_SECONDS = 30
 LONGEST_PAUSE = timedelta(hours=36)
-"""When no run has delivered any day for so long, Dagster shows the asset as overdue. Which day: see `yesterday_delivered`."""
+"""Dagster shows the asset as overdue when no run has delivered any day for so long. See also `yesterday_delivered`."""
 
 
 class DeliveryConfig(BoundsConfig):
-    """What to do otherwise than usual."""
+    """How this run shall differ from a usual one."""
 
     resend: bool = Field(
         default=False,
@@ -67,7 +67,7 @@ class DeliveryConfig(BoundsConfig):
     )
 
     def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
-        """The same for the delivery, with what the settings say of whom and what must not be sent."""
+        """The delivery's options, with what the settings say must not be sent."""
         return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
@@ -107,7 +107,7 @@ def upsert_to_customerio(
             with delivered_count_in_errors(store.ledger, day, events):
                 sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
             if not is_ledger_stale or config.max_campaign_events is not None:
-                ledger_checkpoint.note(store)
+                ledger_checkpoint.save(store)
             sent.counts[HELD] += events_held(store, tables, day, options)
             run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
             run["people that the suppression list names"] = options.suppressed.names
@@ -122,13 +122,13 @@ def upsert_to_customerio(
 
 
 def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
-    """Where the day's tables are. With held events they are made anew, as if the day had ended before those: an event can bring
+    """Where the day's tables are. Where events are held, they are derived again without those: an event can bring
     attributes, customers, and earlier events of an anonymous visitor."""
     if held_from is None or window(day)[1] <= held_from:
         return store.tables
-    anew = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=anew, workers=store.workers)
-    return anew
+    without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
+    return without_held
 
 
 def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
@@ -141,7 +141,7 @@ def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions
 
 @contextmanager
 def one_delivery_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger. What may pass by itself gets one more try of the step."""
+    """Waits until no other run delivers by the same ledger. A transient error gets one retry of the step."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
@@ -161,8 +161,7 @@ def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list
 
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
-    listed = customerio.suppressed
-    return listed.tied(store.identities.tied, store.identities.all_names()) if listed else listed
+    return customerio.suppressed.tied(store.identities.tied, store.identities.all_names())
 
 
 @dg.graph_asset(

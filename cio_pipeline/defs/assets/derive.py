@@ -1,4 +1,4 @@
-"""What will be sent, exactly, and what will not and why."""
+"""The assets `customers`, `events` and `rejects`: exactly what will be sent, and what will not and why."""
 
 import logging
 from collections import Counter
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Set
 
 import dagster as dg
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.connections import uri
@@ -16,8 +17,7 @@ from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, days
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import STITCHED, Account, derive_day
-from cio_pipeline.rules.classify import FILTERED, REFUSED
+from cio_pipeline.pipeline import STITCHED, derive_day
 from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
@@ -62,7 +62,7 @@ def customers_events_rejects(
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
         accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
-        _tell(context, store, day, accounts[day])
+        _add_metadata(context, store, day, accounts[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
     yield few_refused_by_the_rules(accounts, store.refused_share)
     yield every_event_accounted_for(accounts, store)
@@ -76,14 +76,14 @@ def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
         )
 
 
-def _tell(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
+def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
     outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
     facts: dict[str, dict[str, dg.MetadataValue | int]] = {
         "customers": {"notes": _table(account.notes)},
         "events": {
             "extracted": account.outcomes.total(),
-            "filtered": sum(count for name, count in outcomes.items() if name.startswith(FILTERED)),
-            "refused": sum(count for name, count in outcomes.items() if name.startswith(REFUSED)),
+            "filtered": account.filtered,
+            "refused": account.refused,
             "outcomes": _table(outcomes),
         },
         "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},

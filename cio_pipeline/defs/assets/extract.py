@@ -1,4 +1,4 @@
-"""PostHog's events of a day, and what they teach about people."""
+"""The assets `posthog_events`, `identity_history` and `identities`: PostHog's events, and what they teach about people."""
 
 import logging
 from collections.abc import Iterator, Mapping

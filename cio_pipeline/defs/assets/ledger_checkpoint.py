@@ -1,7 +1,7 @@
-"""A file in CIO_DATA_DIR that names the newest entry that the ledger had after the last delivery of these tables.
+"""A file in CIO_DATA_DIR that names the ledger's newest entry after the last delivery of these tables.
 
-A ledger without that entry was lost, or is an older copy. It would send once more what it has forgotten, so a run then stops
-before events that can start campaigns (docs/deploy.md says what else is lost with what).
+A ledger without that entry is stale: it was lost, or is an older copy. Deliveries that it lacks would be sent again, so a run
+then stops before events that can start campaigns (docs/deploy.md, When a piece is lost).
 """
 
 import json
@@ -13,17 +13,17 @@ from cio_pipeline.defs.resources import Store
 from cio_pipeline.state.ledger import Entry
 from cio_pipeline.tables.files import StorageError, create, reason, writing
 
-FILE = "ledger_mark.json"
+FILE = "ledger_checkpoint.json"
 
 
 def ledger_is_stale(store: Store) -> bool:
-    """Whether the ledger no longer has what it had after the last delivery of these tables. Raises `StorageError`."""
-    mark = _read(store.tables.root / FILE)
-    return mark is not None and not store.ledger.has(mark)
+    """Whether the ledger lacks the entry that the checkpoint names. Raises `StorageError`."""
+    entry = _read(store.tables.root / FILE)
+    return entry is not None and not store.ledger.has(entry)
 
 
-def note(store: Store) -> None:
-    """Names the ledger's newest entry. Raises `StorageError` where the file cannot be written."""
+def save(store: Store) -> None:
+    """Writes the ledger's newest entry to the file. Raises `StorageError` where the file cannot be written."""
     newest, path = store.ledger.newest(), store.tables.root / FILE
     if newest is None or newest == _read(path):
         return
@@ -40,6 +40,6 @@ def _read(path: UPath) -> Entry | None:
         return Entry(**json.loads(path.read_text())) if path.exists() else None
     except (OSError, TypeError, ValueError) as error:
         raise StorageError(
-            f"{path} cannot be read ({reason(error)}), by which a lost ledger is noticed: if the ledger (CIO_LEDGER_URL) is"
+            f"{path} cannot be read ({reason(error)}): it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is"
             " the one that was used before, remove that file."
         ) from None

@@ -1,10 +1,10 @@
-"""What the checks of all assets share: a check tells, and does not end a run that may go on without it."""
+"""What all checks share."""
 
 from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, days
+from cio_pipeline.defs.partitions import days, days_in_tags
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.tables.files import StorageError
 
@@ -15,7 +15,7 @@ WHICH_DAYS = f"Looks at the days of the run; run alone, at the last {RECENT_DAYS
 
 
 def or_warning(check: Callable[[], dg.AssetCheckResult]) -> dg.AssetCheckResult:
-    """The check's result; a failed one that says why where the database or the tables cannot be asked."""
+    """The check's result; a warning where the database or the tables cannot be read, so that a check does not end a run."""
     try:
         return check()
     except (DatabaseError, StorageError) as error:
@@ -25,14 +25,14 @@ def or_warning(check: Callable[[], dg.AssetCheckResult]) -> dg.AssetCheckResult:
 
 
 def days_of(run: dg.DagsterRun) -> list[str]:
-    """The partitions of the run; where it has none, for it evaluates checks alone, the last `RECENT_DAYS` that there are."""
-    first, last = run.tags.get(RANGE_START) or run.tags.get(PARTITION), run.tags.get(RANGE_END) or run.tags.get(PARTITION)
+    """The partitions of the run; the last `RECENT_DAYS` where it has none because it only evaluates checks."""
+    first, last = days_in_tags(run.tags)
     known = list(days.get_partition_keys())
     return [day for day in known if first <= day <= last] if first and last else known[-RECENT_DAYS:]
 
 
 def listed(days: Sequence[str]) -> str:
-    """The days by name, or the first of them."""
+    """The days, or the first `NAMED` of them, as text."""
     more = f" and {len(days) - NAMED:,} more, to {days[-1]}" if len(days) > NAMED else ""
     return ", ".join(days[:NAMED]) + more
 

@@ -15,7 +15,7 @@ from cio_pipeline.masking import mask, without_values
 from cio_pipeline.state.ledger import OpenRefusals, Refusal
 
 SHOWN = 50
-"""So many refused items stand in the check's table."""
+"""The most refused items in the check's table."""
 
 REASONS_SHOWN = 5
 
@@ -84,14 +84,14 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
     """A refused item as it may be shown: whose and what it is, the reason, and Customer.io's message without the data."""
     operation = read_object(refusal.operation)
     event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
-    words_of_the_api: dict[str, object] = {"type": {}, "action": {}, "name": {}}
+    api_words: dict[str, object] = {"type": {}, "action": {}, "name": {}}
     return {
         "day": day,
         "key": mask_key(refusal.key),
         "event": event or "(attributes)",
         "reason": mask(refusal.reason),
         "Customer.io's message": without_values(
-            refusal.detail, {**operation, **words_of_the_api, "key": refusal.key.partition(":")[2]}
+            refusal.detail, {**operation, **api_words, "key": refusal.key.partition(":")[2]}
         ),
     }
 
@@ -99,7 +99,7 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
 @dg.asset_check(
     asset=DELIVERY,
     description=f"Whether yesterday, from {DUE:%H:%M} UTC on, and till then the day before it, was delivered by a run that"
-    " began when the day was over. It tells of now, whichever days the run has.",
+    " began when the day was over. It is about now, whichever days the run has.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Goes by Dagster's materializations, so it can be run alone; `customerio_checks_daily` does so each day."""

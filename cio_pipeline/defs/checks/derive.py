@@ -1,11 +1,10 @@
 """The checks of what is derived: no event is lost, few are refused, and what earlier days taught is known."""
 
-from collections import Counter
 from collections.abc import Mapping
 
 import dagster as dg
 
-from cio_pipeline.accounting import discrepancies
+from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.checks.common import NAMED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
 from cio_pipeline.defs.keys import key
@@ -14,8 +13,7 @@ from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
 from cio_pipeline.masking import mask
-from cio_pipeline.pipeline import Account
-from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.rules.classify import SENT
 
 SPECS = [
     dg.AssetCheckSpec(
@@ -37,7 +35,9 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
     """R15: extracted = sent + filtered + refused, by what stands in the tables."""
     off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
     days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
-    outcomes = sum((account.outcomes for account in accounts.values()), Counter[str]())
+    total = Account()
+    for account in accounts.values():
+        total.add(account)
     return dg.AssetCheckResult(
         asset_key=key("events"),
         check_name="every_event_accounted_for",
@@ -47,10 +47,10 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
         if off
         else None,
         metadata={
-            "events extracted": outcomes.total(),
-            "events sent": outcomes[SENT],
-            "events filtered": _count(outcomes, FILTERED),
-            "events refused": _count(outcomes, REFUSED),
+            "events extracted": total.outcomes.total(),
+            "events sent": total.outcomes[SENT],
+            "events filtered": total.filtered,
+            "events refused": total.refused,
             "days that are off": len(off),
         },
     )
@@ -59,7 +59,7 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
 def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) -> dg.AssetCheckResult:
     """The check of this name, of the days that were just derived; `allowed` is CIO_REFUSED_SHARE."""
     extracted = {day: account.outcomes.total() for day, account in accounts.items()}
-    refused = {day: _count(account.outcomes, REFUSED) for day, account in accounts.items()}
+    refused = {day: account.refused for day, account in accounts.items()}
     shares = {day: refused[day] / extracted[day] for day in accounts if extracted[day]}
     beyond = [day for day, share in shares.items() if share > allowed]
     details = "; ".join(
@@ -85,13 +85,8 @@ def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) ->
     )
 
 
-def _count(outcomes: Counter[str], kind: str) -> int:
-    return sum(count for name, count in outcomes.items() if name.startswith(kind))
-
-
 def _why(account: Account) -> str:
-    reasons = [(name, count) for name, count in account.outcomes.most_common() if name.startswith(REFUSED) and count]
-    return ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in reasons)
+    return ", ".join(f"{count:,} because {reason}" for reason, count in account.refused_by_reason().most_common() if count)
 
 
 @dg.asset_check(

@@ -18,7 +18,7 @@ USUAL_WEEKS = 8
 """A day is compared with the same weekday of so many weeks before it."""
 
 FAR_BELOW, FAR_ABOVE = 0.5, 5
-"""Fewer than this share of the usual number of events is said, and more than so many times of it."""
+"""The check warns of fewer events than this share of the usual number, and of more than so many times of it."""
 
 MANY = 100
 """Fewer events than this are never too many."""

@@ -1,4 +1,4 @@
-"""Whether the day that has to be delivered by now is delivered: one answer for the check, the alerts and whoever else asks."""
+"""Whether the day that has to be delivered by now is delivered."""
 
 from __future__ import annotations
 

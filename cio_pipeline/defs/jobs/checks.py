@@ -1,4 +1,4 @@
-"""The checks that go by the tables, the database and Dagster's own records: a job for them alone, and its schedule."""
+"""The job `customerio_checks`: the checks that need no run of a day, and the schedule that evaluates them."""
 
 import dagster as dg
 
@@ -31,7 +31,7 @@ customerio_checks = dg.define_asset_job(
     default_status=dg.DefaultScheduleStatus.RUNNING,
 )
 def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """When yesterday has to be delivered, the checks look whether it is, also where no run came that would have told."""
+    """Evaluates the checks at CIO_DELIVERED_BY, also where no run was started."""
     if not anything_delivered(context.instance):
         return dg.SkipReason("Nothing was ever delivered: there is nothing to check.")
     return dg.RunRequest()

@@ -1,4 +1,4 @@
-"""What a run of some days would send: all is done but the sending, in temporary files, and nothing that is kept changes."""
+"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files; nothing stored changes."""
 
 import logging
 from collections import Counter
@@ -23,7 +23,7 @@ from cio_pipeline.defs.assets.deliver import DeliveryConfig, events_held, suppre
 from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
 from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.jobs.dry_run_report import Day, DryRunReport, days_text
+from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import OWNERS, REPORTS, TAGS, key
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
@@ -40,13 +40,13 @@ dry_run = dg.AssetSpec(
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What runs of some days would send: an observation each time that the job customerio_dry_run looks. It sends"
-    " nothing, and changes nothing that is kept.",
+    description="What a run of some days would send: an observation for each run of the job customerio_dry_run, which sends"
+    " nothing and changes nothing that is stored.",
 )
 
 
 class DryRunConfig(DeliveryConfig):
-    """Of which days, and what to do otherwise than usual."""
+    """The days, and how the run shall differ from a usual one."""
 
     first: str = Field(default="yesterday", alias="from", description="The first day, YYYY-MM-DD, or yesterday (UTC).")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
@@ -57,24 +57,26 @@ class DryRunConfig(DeliveryConfig):
 def preview_delivery(
     context: dg.OpExecutionContext, config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store
 ) -> None:
-    """Reads the days from PostHog, derives them, and tells what would be sent: here, and on the page of the asset `dry_run`."""
+    """Reads the days from PostHog, derives them, and reports what would be sent: in the log and on the page of `dry_run`."""
     keys = days_asked_for(config.first, config.last)
-    with store.overlay(keys[0]) as over:
-        options = _read(keys, config, posthog, customerio, over)
-        outlook = DryRunReport(list(_seen(keys, config, over, options)), store.refused_share, options.suppressed.names)
+    with store.overlay(keys[0]) as overlay:
+        options = _read(keys, config, posthog, customerio, overlay)
+        report = DryRunReport(
+            list(_days_previewed(keys, config, overlay, options)), store.refused_share, options.suppressed.names
+        )
         is_ledger_stale = ledger_is_stale(store)
-        outlook.stops = list(_what_would_stop(keys, config, over, outlook.days, is_ledger_stale=is_ledger_stale))
+        report.stops = list(_stops(keys, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
         lists = (store.options.event_allowlist, store.options.exclude_attributes)
-        outlook.unmatched = list(unmatched(over.tables, keys, *lists))
-    context.log_event(dg.AssetObservation(dry_run.key, metadata=outlook.metadata()))
-    for line in outlook.lines():
+        report.unmatched = list(unmatched(overlay.tables, keys, *lists))
+    context.log_event(dg.AssetObservation(dry_run.key, metadata=report.metadata()))
+    for line in report.lines():
         logger.info("%s", line)
 
 
 def _read(keys: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
-    """Reads and learns the days, and the history where that was never read; gives how they would be delivered."""
+    """Reads and learns the days, and the history if that was never read; gives the options of the delivery."""
     if not history_is_known(store):
-        logger.info("identity_history was never read: it is read for this dry run alone. Materialize it, and it is kept.")
+        logger.info("identity_history was never read: it is read for this dry run only. Materialize it to keep it.")
         read_history(posthog, store)
     for day in keys:
         read_day(day, posthog, store)
@@ -82,43 +84,43 @@ def _read(keys: list[str], config: DryRunConfig, posthog: PostHog, customerio: C
     return config.options(suppressed(customerio, store), store.options.allow_consent)
 
 
-def _seen(keys: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[Day]:
-    """Each day, derived, and what would be sent of it."""
+def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
+    """Derives each day, and reports what would be sent of it."""
     new_customers: set[str] = set()
     for day in keys:
         account = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.held_from)
-            report = preview(day, shards(tables, day), store.ledger, options, new_customers)
-            report.counts[HELD] += events_held(store, tables, day, options)
+            delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
+            delivery.counts[HELD] += events_held(store, tables, day, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))
-        yield Day(day, account, report, rejects)
+        yield DayReport(day, account, delivery, rejects)
 
 
-def _what_would_stop(
-    keys: list[str], config: DryRunConfig, store: Store, seen: list[Day], *, is_ledger_stale: bool
+def _stops(
+    keys: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
-    """What would end a run of the days before its first request. They would go a few a run, each within the bounds."""
+    """What would stop a run before its first request. The bounds hold for each run, which has a few of the days."""
     for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
         try:
             refuse(store, keys)
         except NotDelivered as error:
             yield str(error)
     bounds = config.bounds(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
-    for start in range(0, len(seen), SETTINGS.days_per_run):
-        run = seen[start : start + SETTINGS.days_per_run]
-        counts = sum((day.report.counts for day in run), Counter[str]())
+    for start in range(0, len(previewed), SETTINGS.days_per_run):
+        run = previewed[start : start + SETTINGS.days_per_run]
+        counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
             bounds.refuse(counts["new customers"], counts["events that can trigger campaigns"])
         except NotDelivered as error:
-            why = f"{STALE_LEDGER} " if is_ledger_stale else ""
-            yield f"{days_text([day.day for day in run])}: {why}{error}"
+            prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
+            yield f"{days_text([day.day for day in run])}: {prefix}{error}"
             return
 
 
 @dg.job(tags={"dry_run": "true"}, executor_def=dg.in_process_executor)
 def customerio_dry_run() -> None:
-    """Tells what a run of some days would send. It sends nothing, and changes nothing that is kept."""
+    """Reports what a run of some days would send. It sends nothing, and changes nothing that is stored."""
     preview_delivery()

@@ -1,4 +1,4 @@
-"""What a dry run has seen of its days, as tables and as lines."""
+"""The report of a dry run, as tables and as lines."""
 
 from collections import Counter
 from collections.abc import Iterator
@@ -6,15 +6,14 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.tables import Row, lines, table
-from cio_pipeline.pipeline import Account
-from cio_pipeline.rules.classify import FILTERED, REFUSED
 
 NOTHING_SENT = "Nothing was sent."
-BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
+DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
 REFUSED_BEFORE = "refused by Customer.io before"
 CAMPAIGNS = "events under 72 hours"
 ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
@@ -27,7 +26,7 @@ ALWAYS = {
     "changed customers": "customers changed",
     "customers with nothing new": "customers with nothing new",
 }
-"""What the table of days has of a preview's counts, and what it is called there."""
+"""The counts of a preview that the table of days always has, and their names there."""
 
 WHERE_ANY = (
     REFUSED_BEFORE,
@@ -38,17 +37,20 @@ WHERE_ANY = (
     "customers beyond the limit",
     "events beyond the limit",
 )
-"""What it has besides, where any day has some."""
+"""Further counts, shown only where one is not 0."""
 
 
 @dataclass(frozen=True)
-class Day:
-    """What was seen of a day: what becomes of its events, what would be sent of them (new customers only on the first day that
-    has them), and how often the rules refuse or leave out something, by what and reason."""
+class DayReport:
+    """One day of a dry run.
+
+    account: what becomes of its events; delivery: what would be sent (a new customer counts on the first day that has them);
+    rejects: how often the rules refuse or leave out something, by what it is and the reason.
+    """
 
     day: str
     account: Account
-    report: Report
+    delivery: Report
     rejects: Counter[tuple[str, str]]
 
     @property
@@ -59,15 +61,15 @@ class Day:
     @property
     def refused(self) -> int:
         """How many of its events the rules refuse."""
-        return self._of(REFUSED)
+        return self.account.refused
 
     def counts(self) -> Counter[str]:
         """Its row of the table of days."""
-        counts = self.report.counts
+        counts = self.delivery.counts
         return Counter(
             {
                 "events read": self.events,
-                "filtered": self._of(FILTERED),
+                "filtered": self.account.filtered,
                 "refused by the rules": self.refused,
                 **{called: counts[name] for name, called in ALWAYS.items()},
                 **{name: counts[name] for name in WHERE_ANY},
@@ -76,26 +78,23 @@ class Day:
             }
         )
 
-    def _of(self, outcome: str) -> int:
-        return sum(count for name, count in self.account.outcomes.items() if name.startswith(outcome))
-
 
 @dataclass
 class DryRunReport:
-    """What a run of the days would do.
+    """What a run of the days would send.
 
     refused_share: CIO_REFUSED_SHARE; suppressed: how many people the suppression list names; stops: what would end the run
-    before its first request; unmatched: sentences about names in lists of the settings that nothing has.
+    before its first request; unmatched: sentences about names in the settings' lists that did not occur.
     """
 
-    days: list[Day]
+    days: list[DayReport]
     refused_share: float
     suppressed: int = 0
     stops: list[str] = field(default_factory=list)
     unmatched: list[str] = field(default_factory=list)
 
     def total(self) -> Counter[str]:
-        """The counts of all days: a new customer counts once, one that several days change on each."""
+        """The sums of all days. A new customer counts once, a changed one on each day that changes them."""
         found = Counter[str]()
         for day in self.days:
             found.update(day.counts())
@@ -110,7 +109,7 @@ class DryRunReport:
 
     def events_by_name(self) -> list[Row]:
         """How many events would be sent of each (masked) name."""
-        names = sum((day.report.event_names for day in self.days), Counter[str]())
+        names = sum((day.delivery.event_names for day in self.days), Counter[str]())
         return [{"event": name, "events to send": count} for name, count in names.most_common()]
 
     def rejects(self) -> list[Row]:
@@ -119,22 +118,22 @@ class DryRunReport:
         return [{"what": what, "reason": reason, "count": count} for (what, reason), count in reasons.most_common()]
 
     def sample(self) -> list[Row]:
-        """Some of what would be sent, with nobody's data."""
-        return [{"day": day.day, "what would be sent, masked": line} for day in self.days for line in day.report.sample]
+        """Some of what would be sent, masked."""
+        return [{"day": day.day, "what would be sent, masked": line} for day in self.days for line in day.delivery.sample]
 
-    def beyond(self) -> list[Day]:
+    def beyond(self) -> list[DayReport]:
         """The days of which the rules refuse more than CIO_REFUSED_SHARE."""
         return [day for day in self.days if day.refused > self.refused_share * day.events]
 
     def metadata(self) -> dict[str, str | int | dg.MetadataValue]:
-        """For a page of Dagster's."""
+        """As metadata of an observation."""
         total = self.total()
         return {
             "result": NOTHING_SENT,
             "days": days_text([day.day for day in self.days]),
             **{name: total[name] for name in ("new customers", CAMPAIGNS, "events to send", "customers changed")},
             "what would stop the run": " ".join(self.stops) or "nothing",
-            BEYOND: len(self.beyond()),
+            DAYS_BEYOND: len(self.beyond()),
             "by day": table(self.by_day()),
             "events by name": table(self.events_by_name(), ROWS_SHOWN),
             "refused or left out by the rules": table(self.rejects(), ROWS_SHOWN),
@@ -146,9 +145,9 @@ class DryRunReport:
     def lines(self) -> Iterator[str]:
         """For the log and the terminal."""
         yield f"What a run of {days_text([day.day for day in self.days])} would send:"
-        upright = [{"": name, "count": count} for name, count in self.by_day()[0].items() if name != "day"]
+        transposed = [{"": name, "count": count} for name, count in self.by_day()[0].items() if name != "day"]
         for title, rows, most in (
-            ("", upright if len(self.days) == 1 else self.by_day(), None),
+            ("", transposed if len(self.days) == 1 else self.by_day(), None),
             ("Events by name:", self.events_by_name(), ROWS_SHOWN),
             ("Refused or left out by the rules:", self.rejects(), ROWS_SHOWN),
             ("A sample, masked:", self.sample(), SAMPLE_SHOWN),

@@ -1,4 +1,4 @@
-"""What happened to a person, and why, from Dagster's UI: nothing that Dagster keeps of it tells whom or what."""
+"""The job `explain_person`: what happened to a person's events and attributes, and why. Dagster stores it masked only."""
 
 import logging
 import re
@@ -36,18 +36,18 @@ explained_person = dg.AssetSpec(
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What happened to a person's events and attributes, and why: an observation each time that the job"
-    " explain_person is asked. Ids and emails are masked, and values are left out.",
+    description="What happened to a person's events and attributes, and why: an observation for each person that the job"
+    " explain_person explains. Ids and emails are masked, and values are left out.",
 )
 
 
 class ExplainConfig(dg.Config):
-    """Whom to explain, of which days."""
+    """The person, and the days."""
 
     person: str = Field(
         default="us***017",
         description="A distinct_id or email as this UI masks it, us***017 for user-000017 and j***@e***.com for"
-        " jane@example.com, or its SHA-256. A launch with the plain one is refused, and tells these two.",
+        " jane@example.com, or its SHA-256. A launch with the plain one is refused, and the refusal names both.",
     )
     first: str = Field(
         default="30 days ago", alias="from", description="The first day, YYYY-MM-DD, yesterday or 30 days ago (UTC)."
@@ -56,7 +56,7 @@ class ExplainConfig(dg.Config):
 
 
 class MaskedName(NamedTuple):
-    """How a distinct_id or email may stand in what Dagster keeps."""
+    """A distinct_id or email as Dagster may store it."""
 
     masked: str
     sha256: str
@@ -69,7 +69,7 @@ def masked_name(who: str) -> MaskedName:
 
 @dg.config_mapping
 def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
-    """Refuses a person who is named plainly before Dagster has kept the run's config, which it does for ever.
+    """Refuses a plain distinct_id or email before Dagster stores the run's config, which it does forever.
 
     Raises `dagster.DagsterInvalidConfigError`.
     """
@@ -89,17 +89,15 @@ def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store: Store) -> None:
-    """Explains each person who is meant, masked, in an observation of the asset `explained_person`."""
+    """Explains each person who matches, masked, in an observation of the asset `explained_person`."""
     days = days_asked_for(config.first, config.last)
     people = list(_people(config.person, days, store.tables, store.identities))
     if not people:
         raise dg.Failure(
-            f"Nobody who looks like {config.person} is known: neither to the identities nor by an event in the tables of"
-            f" {days_text(days)}.",
+            f"No person matches {config.person}: neither in the identities nor in the events of {days_text(days)}.",
             allow_retries=False,
         )
-    listed = read_suppressed(store.suppressed_file)
-    listed = listed.tied(store.identities.tied, store.identities.all_names()) if listed else listed
+    listed = read_suppressed(store.suppressed_file).tied(store.identities.tied, store.identities.all_names())
     for number, names in enumerate(people[:MOST_PEOPLE], 1):
         found = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
         made = masked(explain(names, found))
@@ -112,7 +110,7 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
 
 
 def _people(who: str, days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[set[str]]:
-    """The names of each person who is meant, once each."""
+    """The distinct_ids and emails of each person who matches `who`, masked or hashed."""
     seen = set[str]()
     hashes = Suppressed(hashes=frozenset([who.lower()]))
     for name in _all_names(days, tables, identities):
@@ -123,7 +121,7 @@ def _people(who: str, days: Sequence[str], tables: Tables, identities: Identitie
 
 
 def _all_names(days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[str]:
-    """All distinct_ids and emails of whom anything is known, perhaps several times."""
+    """All distinct_ids and emails that are known, some of them several times."""
     yield from identities.all_names()
     for day in days:
         if tables.current("posthog_events", day) is not None:
@@ -157,5 +155,5 @@ def as_rows(made: Explanation) -> dict[str, list[dict[str, Any]]]:
 
 @dg.job(config=refuse_plain_name, tags={"explain": "true"}, executor_def=dg.in_process_executor)
 def explain_person() -> None:
-    """Tells what happened to a person's events and attributes, and why."""
+    """Reports what happened to a person's events and attributes, and why."""
     explain_to_log()

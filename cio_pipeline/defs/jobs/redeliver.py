@@ -1,4 +1,4 @@
-"""What Customer.io refused, sent again after the cause was fixed."""
+"""The job `redeliver_refused`: sends again what Customer.io refused, after the cause was fixed."""
 
 import logging
 import time
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class RedeliveryConfig(BoundsConfig):
-    """Which refusals to send again; all, unless something is said."""
+    """Which refusals to send again; by default all."""
 
     partition: str | None = Field(default=None, description="Only those of this day, YYYY-MM-DD.")
     reason: str | None = Field(
@@ -41,7 +41,7 @@ def send_refused_again(
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed.
 
     As soon as a day is done, an observation of it says what was sent again and what is still open of it, and the check
-    `nothing_refused` is evaluated anew.
+    `nothing_refused` is evaluated again.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_delivery_at_a_time(context, store):
@@ -80,7 +80,7 @@ def _to_send(config: RedeliveryConfig, store: Store) -> dict[str, list[Refusal]]
 
 
 def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
-    """The day's tables know people by an email or a distinct_id that a refused event does not tell."""
+    """Without who is suppressed: the day's tables know emails and distinct_ids of people that a refused event does not hold."""
     if not listed:
         return refused
     written = store.tables.current("customers", day) is not None

@@ -1,4 +1,4 @@
-"""The job and its schedule."""
+"""The job `customerio_sync`, and the schedule that runs it each day."""
 
 import dagster as dg
 

@@ -1,4 +1,4 @@
-"""What became of the events of a day, and of the days before it, as small pictures for light and dark pages.
+"""What became of the events of a day, and of the days before it, as small charts for light and dark pages.
 
 They are SVG within Markdown, and short: Dagster's UI shows no more than `MOST_MARKDOWN` characters.
 """

@@ -20,7 +20,7 @@ MORE = "…"
 HIDDEN = "***"
 
 AS_IT_IS = ("type", "action", "timestamp", "id")
-"""What of an operation is nobody's data: `id` is the event's."""
+"""The members of an operation that are no personal data: `id` is the event's."""
 
 CUSTOMERS = ("key", "attributes", "timestamp", "operation")
 EVENTS = ("key", "name", "timestamp", "operation")
@@ -48,7 +48,7 @@ def masked_operation(text: str) -> str:
 
 
 def masked(value: Any, deep: int = 0) -> Any:
-    """A JSON value of somebody's data: names and structure as they are, texts and numbers cut to their first character."""
+    """A JSON value, masked: names and structure as they are, texts and numbers cut to their first character."""
     if value is None or isinstance(value, bool):
         return value
     if deep == DEEP and isinstance(value, dict | list):

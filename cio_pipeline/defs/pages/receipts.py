@@ -1,4 +1,4 @@
-"""A day's receipt: what all its runs have made together, what this run did, and a picture of the day and those before it."""
+"""A day's receipt: the totals of all its runs, what this run did, and charts of the day and those before it."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -7,12 +7,12 @@ from typing import Any
 
 import dagster as dg
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import Account
-from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.rules.classify import SENT
 from cio_pipeline.state.ledger import DayTotals
 
 NEW_CUSTOMERS, YOUNG_EVENTS = "new customers in all", "events under 72 hours in all"
@@ -27,7 +27,7 @@ MEANING = {
     DAY_CHART: "What became of the events of the day.",
     LAST_DAYS: "The same of the day and the 13 before it.",
     THIS_RUN: "What this run sent, and what it did not and why.",
-    SAMPLE: "Some of what this run sent, with nobody's data.",
+    SAMPLE: "Some of what this run sent, masked.",
     CONNECTED: "Where the events come from and where they go.",
 }
 """A receipt's entries, always the same. The numbers are the day's, so that a run that sends nothing changes none of them."""
@@ -45,7 +45,7 @@ ALWAYS = (
 )
 HELD = "events held as too recent"
 WHERE_ANY = (HELD, "customers beyond the limit", "events beyond the limit", "customers suppressed", "events suppressed")
-"""What was left out on purpose."""
+"""What was left out on purpose; shown only where it is not 0."""
 
 IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
 WORDS = {"refused": "refused by Customer.io"}
@@ -95,10 +95,7 @@ def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEve
     to_send = account.outcomes[SENT] + account.stitched
     sent = min(delivered, to_send)
     open_refusals = min(refused, to_send - sent)
-    filtered, refused_by_rules = (
-        sum(count for name, count in account.outcomes.items() if name.startswith(start)) for start in (FILTERED, REFUSED)
-    )
-    return DayEvents(day, sent, to_send - sent - open_refusals, filtered, refused_by_rules + open_refusals)
+    return DayEvents(day, sent, to_send - sent - open_refusals, account.filtered, account.refused + open_refusals)
 
 
 def _account(store: Store, day: str) -> Account:

@@ -265,8 +265,8 @@ def test_a_cursor_that_cannot_be_read_begins_anew(daemon: Daemon, hook: Webhook)
     assert hook.texts == []
 
 
-def test_the_sensor_is_on_where_somebody_is_to_be_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_sensor_is_on_where_an_alert_setting_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     assert customerio_alerts.default_status == dg.DefaultSensorStatus.STOPPED
-    assert (customerio_alerts.description or "").startswith("Tells CIO_ALERT_WEBHOOK_URL")
+    assert (customerio_alerts.description or "").startswith("Sends alerts to CIO_ALERT_WEBHOOK_URL")
     with dg.DagsterInstance.ephemeral() as instance:
         assert Daemon(instance).tick().startswith("No alerts are sent: CIO_ALERT_WEBHOOK_URL,")

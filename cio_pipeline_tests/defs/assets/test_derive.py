@@ -11,14 +11,14 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cio_pipeline.accounting import discrepancies
+from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks.common import listed, or_warning
 from cio_pipeline.defs.checks.derive import few_refused_by_the_rules
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import DERIVED, Account, derive_day
+from cio_pipeline.pipeline import DERIVED, derive_day
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog

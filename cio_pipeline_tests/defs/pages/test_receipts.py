@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cio_pipeline.accounting import Account
 from cio_pipeline.defs.pages.charts import DayEvents
 from cio_pipeline.defs.pages.receipts import MEANING, WHERE_ANY, in_one_line, of_a_day, receipt
-from cio_pipeline.pipeline import Account
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.ledger import DayTotals
 
