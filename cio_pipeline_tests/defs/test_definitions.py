@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from collections.abc import Iterator
 from datetime import date, datetime, timezone
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 
 import dagster as dg
 import pytest
+import yaml
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
@@ -18,6 +20,8 @@ from cio_pipeline.sandbox.posthog import product
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline_tests.receipts import values
+
+HERE = Path(__file__).parents[2]
 
 ASSETS = {"posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"}
 
@@ -98,3 +102,10 @@ def test_days_that_were_never_learned_are_shown(services: customerio.CustomerioS
     assert not check.passed
     assert check.metadata["days missing"].value == 2
     assert check.severity == dg.AssetCheckSeverity.WARN
+
+
+def test_dg_and_the_workspace_load_the_same_code_location_by_the_same_name() -> None:
+    project = tomllib.loads((HERE / "pyproject.toml").read_text())["tool"]["dg"]["project"]
+    [location] = yaml.safe_load((HERE / "workspace.yaml").read_text())["load_from"]
+    names = (location["python_module"]["location_name"], location["python_module"]["module_name"])
+    assert names == (project["code_location_name"], project["code_location_target_module"])
