@@ -162,8 +162,8 @@ def test_every_asset_tells_its_columns_owners_kinds_and_rows(dagster: Dagster, b
 
 def test_a_run_is_tagged_with_where_it_read_and_where_it_sent(dagster: Dagster, backfilled: dict[str, Any]) -> None:
     tags = {tag["key"]: tag["value"] for run in backfilled["runs"] for tag in run["tags"]}
-    assert tags["cio_pipeline/posthog"] == f"{dagster.services.posthog.partition('://')[2]}, project 1"
-    assert tags["cio_pipeline/customerio"] == dagster.services.customerio.partition("://")[2]
+    assert tags["posthog"] == f"{dagster.services.posthog.partition('://')[2]}, project 1"
+    assert tags["customerio"] == dagster.services.customerio.partition("://")[2]
 
 
 def test_the_pages_show_the_receipt_and_the_people_in_a_browser(

@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Tells CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL of failed runs, failed checks, days that are not delivered by"
-    " CIO_DELIVERED_BY, and when each is over; calls CIO_HEARTBEAT_URL when the schedule has delivered. On where one is set."
+    " CIO_DELIVERED_BY, and when each is over; calls CIO_HEARTBEAT_URL when the schedule has delivered. It is on where"
+    " one of the three is set."
 )
 EVERY_SECONDS = 60
 SENDING_SECONDS = 12.0

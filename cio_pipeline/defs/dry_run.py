@@ -16,7 +16,7 @@ from cio_pipeline.defs.before_delivery import FORGOTTEN, is_backfill, refuse_for
 from cio_pipeline.defs.deliver import Delivery, events_held, suppressed, tables_to_send
 from cio_pipeline.defs.extract import history_is_known, read_day, read_history
 from cio_pipeline.defs.failures import failing_in_a_sentence
-from cio_pipeline.defs.keys import LOOK, OWNERS, TAGS, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.ledger_mark import ledger_has_forgotten
 from cio_pipeline.defs.outlook import Day, Outlook, days_text
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
@@ -30,12 +30,12 @@ logger = logging.getLogger(__name__)
 
 dry_run = dg.AssetSpec(
     key("dry_run"),
-    group_name=LOOK,
+    group_name=GROUP,
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What runs of some days would send: an observation each time that the job customerio_dry_run looks. It sends"
-    " nothing, and changes nothing that is kept.",
+    description="What runs of some days would send: an observation each time that the job customerio_dry_run is launched (Jobs,"
+    " customerio_dry_run, Launchpad; from and to are the days). It sends nothing, and changes nothing that is kept.",
 )
 
 

@@ -29,9 +29,11 @@ customerio_checks = dg.define_asset_job(
     cron_schedule=f"{DUE.minute} {DUE.hour} * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Evaluates the checks that need no run of a day (the job customerio_checks) at CIO_DELIVERED_BY, once anything"
+    " was ever delivered. It reads and sends nothing.",
 )
 def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """When yesterday has to be delivered, the checks look whether it is, also where no run came that would have told."""
+    """So the checks are up to date although no run came that would have told."""
     if not anything_delivered(context.instance):
         return dg.SkipReason("Nothing was ever delivered: there is nothing to check.")
     return dg.RunRequest()
