@@ -106,7 +106,7 @@ def dagster(tmp_path_factory: pytest.TempPathFactory, poison: Poison) -> Iterato
 def _addresses(child: subprocess.Popen[bytes], log: Path) -> list[str]:
     """What `make dev` says of where everything is."""
     deadline = time.monotonic() + START_SECONDS
-    pattern = r"PostHog: +(\S+)\nPeople page: (\S+), the local Customer\.io\n.*\nDagster UI: +(\S+)\n"
+    pattern = r"PostHog: +(\S+)\nPeople page: (\S+), the local Customer\.io\n(?s:.*)\nDagster UI: +(\S+)\n"
     while not (found := re.search(pattern, log.read_text())):
         if time.monotonic() > deadline or child.poll() is not None:
             raise RuntimeError(f"make dev did not start: {log.read_text()[-2000:]}")

@@ -70,9 +70,11 @@ def test_a_previewed_tick_in_the_future_asks_for_no_day_that_is_not_over() -> No
 
 def test_every_job_schedule_and_sensor_says_what_it_does() -> None:
     repository = defs.get_repository_def()
-    automations = [*repository.schedule_defs, *repository.sensor_defs]
-    jobs = [job for job in repository.get_all_jobs() if not job.name.startswith("__")]
-    assert [one.name for one in [*automations, *jobs] if not one.description] == []
+    told = {one.name: one.description for one in repository.get_all_jobs() if not one.name.startswith("__")}
+    told |= {one.name: one.description for one in repository.schedule_defs}
+    told |= {one.name: one.description for one in repository.sensor_defs}
+    assert len(told) == 8
+    assert [name for name, description in told.items() if not description] == []
 
 
 def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
