@@ -103,6 +103,11 @@ class Acknowledgement:
     refused: list[Refusal] = field(default_factory=list)
 
 
+OF_EVENTS = sa.func.length(deliveries.c.event_uuids) > 0
+NEWEST = sa.select(deliveries.c.id).where(OF_EVENTS).order_by(deliveries.c.id.desc()).limit(1).scalar_subquery()
+"""The last acknowledgement of events: others bring new customers alone."""
+
+
 @dataclass(frozen=True)
 class DayTotals:
     """What all runs together have made of a day: events that were delivered, each once; customers that were new; events that
@@ -167,7 +172,7 @@ class Ledger:
 
     def newest(self) -> Entry | None:
         """The last acknowledgement of events; None where there is none."""
-        return self._entry(sa.select(sa.func.max(deliveries.c.id)).scalar_subquery())
+        return self._entry(NEWEST)
 
     def has(self, entry: Entry) -> bool:
         """Whether it is in this ledger."""
@@ -177,7 +182,7 @@ class Ledger:
         found = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
         with reading(self._engine) as connection:
             row = connection.execute(sa.select(*found).where(deliveries.c.id == number)).first()
-        return None if row is None else Entry(row[0], row[1], bytes(row[2]).hex())
+        return None if row is None else Entry(row[0], row[1], bytes(row[2] or b"").hex())
 
     def totals(self, day: str) -> DayTotals:
         """What all runs together have made of the day."""
@@ -252,13 +257,12 @@ class Ledger:
         The newest entry stays, whatever its day: by it a ledger is told from an older copy. Each day is a transaction, so that
         no writer waits for long.
         """
-        newest = sa.select(sa.func.max(deliveries.c.id)).scalar_subquery()
         with reading(self._engine) as connection:
             days = connection.execute(sa.select(deliveries.c.day).where(deliveries.c.day < day).distinct()).scalars().all()
         gone = 0
         for one in days:
             with writing(self._engine) as transaction:
-                old = sa.delete(deliveries).where(deliveries.c.day == one, deliveries.c.id < newest)
+                old = sa.delete(deliveries).where(deliveries.c.day == one, deliveries.c.id < NEWEST)
                 gone += transaction.execute(old).rowcount
         return gone
 

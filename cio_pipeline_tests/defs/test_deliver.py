@@ -18,7 +18,7 @@ from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.metadata import size
-from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -220,7 +220,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
         [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
     )
     ties = frozenset({("joe@new.example.com", "joe")})
-    store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=EVENT_SCHEMA.names)), ties)])
+    store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=KEPT_EVENTS.names)), ties)])
     (tmp_path / "list").write_text("joe@new.example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     assert run(instance)["customers suppressed"] == 1

@@ -80,6 +80,8 @@ def test_the_queries_of_the_deployment_guide_say_what_was_delivered_and_refused(
 
 def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger) -> None:
     assert ledger.newest() is None
+    ledger.acknowledge(DAY, Acknowledgement(customers={"id:a": pack(state(plan=("pro", 20)))}))
+    assert ledger.newest() is None, "of events"
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(1)]).tobytes()))
     first = ledger.newest()
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([as_ulid(2)]).tobytes()))
@@ -89,7 +91,7 @@ def test_a_ledger_is_told_from_an_older_copy_by_its_newest_entry(ledger: Ledger)
     assert ledger.has(first)
     assert ledger.has(second)
     assert not ledger.has(second._replace(first_id=first.first_id)), "another one of the same number"
-    assert not ledger.has(second._replace(number=3))
+    assert not ledger.has(second._replace(number=4))
 
 
 def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays(ledger: Ledger) -> None:
