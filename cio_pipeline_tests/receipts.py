@@ -20,6 +20,6 @@ def values(metadata: Mapping[str, dg.MetadataValue[Any]]) -> dict[str, Any]:
 
 
 def rows(table: Any) -> dict[Any, Any]:
-    """A table's last column by its first."""
+    """A table's first column by its last."""
     names = [column.name for column in table.schema.columns]
-    return {record.data[names[0]]: record.data[names[-1]] for record in table.records}
+    return {record.data[names[-1]]: record.data[names[0]] for record in table.records}

@@ -43,6 +43,9 @@ PARTITIONS = '{ assetNodeOrError(assetKey: {path: ["cio", "posthog_events"]}) { 
 
 CATALOG = """{ assetNodes { assetKey { path } description kinds owners { __typename } metadataEntries { label }
   assetMaterializations(limit: 1) { metadataEntries { label } } } }"""
+DESCRIBED = """{ assetNodes { assetChecksOrError { ... on AssetChecks { checks { name description } } } }
+  repositoriesOrError { ... on RepositoryConnection { nodes { jobs { name description } schedules { name description }
+    sensors { name description } allTopLevelResourceDetails { name description } } } } }"""
 ENDS, REPORTS = ("posthog_project", "customerio_workspace"), ("dry_run", "explained_person")
 ROW_COUNTS = {"dagster/row_count", "dagster/partition_row_count"}
 
@@ -106,7 +109,7 @@ def dagster(tmp_path_factory: pytest.TempPathFactory, poison: Poison) -> Iterato
 def _addresses(child: subprocess.Popen[bytes], log: Path) -> list[str]:
     """What `make dev` says of where everything is."""
     deadline = time.monotonic() + START_SECONDS
-    pattern = r"PostHog: +(\S+)\nPeople page: (\S+), the local Customer\.io\n.*\nDagster UI: +(\S+)\n"
+    pattern = r"PostHog: +(\S+)\nPeople page: (\S+), the local Customer\.io\n(?s:.*)\nDagster UI: +(\S+)\n"
     while not (found := re.search(pattern, log.read_text())):
         if time.monotonic() > deadline or child.poll() is not None:
             raise RuntimeError(f"make dev did not start: {log.read_text()[-2000:]}")
@@ -162,8 +165,23 @@ def test_every_asset_tells_its_columns_owners_kinds_and_rows(dagster: Dagster, b
 
 def test_a_run_is_tagged_with_where_it_read_and_where_it_sent(dagster: Dagster, backfilled: dict[str, Any]) -> None:
     tags = {tag["key"]: tag["value"] for run in backfilled["runs"] for tag in run["tags"]}
-    assert tags["cio_pipeline/posthog"] == f"{dagster.services.posthog.partition('://')[2]}, project 1"
-    assert tags["cio_pipeline/customerio"] == dagster.services.customerio.partition("://")[2]
+    assert tags["posthog"] == f"{dagster.services.posthog.partition('://')[2]}, project 1"
+    assert tags["customerio"] == dagster.services.customerio.partition("://")[2]
+
+
+def test_the_runs_list_shows_the_days_of_each_run(dagster: Dagster, backfilled: dict[str, Any]) -> None:
+    shown = [tag["value"] for run in backfilled["runs"] for tag in run["tags"] if tag["key"] == "days"]
+    assert sorted(shown) == sorted([*dagster.days(), *dagster.days()])
+
+
+def test_what_the_ui_lists_says_what_it_is(dagster: Dagster) -> None:
+    found = dagster.ask(DESCRIBED)
+    [repository] = found["repositoriesOrError"]["nodes"]
+    checks = [check for node in found["assetNodes"] for check in node["assetChecksOrError"].get("checks", [])]
+    jobs = [job for job in repository["jobs"] if not job["name"].startswith("__")]
+    listed = [*checks, *jobs, *repository["schedules"], *repository["sensors"], *repository["allTopLevelResourceDetails"]]
+    assert len(listed) > 20
+    assert [one["name"] for one in listed if not one["description"]] == []
 
 
 def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
@@ -174,6 +192,8 @@ def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
     wanted = ("new customers in all", "delivered in all", "customers sent", "requests", "data:image/svg+xml")
     assert [shown for shown in wanted if shown not in receipt] == []
     assert "[Show " not in receipt
+    schedule = dom(f"{dagster.url}/locations/cio_pipeline/schedules/customerio_daily", tmp_path)
+    assert "Extracts and delivers yesterday" in schedule
     people = dom(dagster.services.customerio, tmp_path)
     assert "@" in people
 

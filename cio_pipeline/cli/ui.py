@@ -8,15 +8,21 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
+import requests
+
 from cio_pipeline.cli.terminal import show
-from cio_pipeline.sandbox.processes import end
+from cio_pipeline.sandbox.processes import end, local
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
 from cio_pipeline.settings.settings import SettingsError, load_settings
 
 FIRST_PORT, PORTS = 3000, 100
+
+SUPERSEDED = "ignore:Function `dev_command` is superseded"
+"""For Python: Dagster's advice to use `dg dev` instead, which needs a project of its own layout."""
 
 
 def ui() -> int:
@@ -40,18 +46,31 @@ def ui() -> int:
 def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     """`dagster dev`, in a working directory where it finds no `.env`; what it writes is its owner's alone.
 
+    Of itself it tells warnings only. When the UI answers, one line says where.
+
     Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended, and `SettingsError` where no port is free.
     """
     interruptible()
     port = str(free_port())
-    show(f"Dagster UI:  http://127.0.0.1:{port}")
-    command = [sys.executable, "-m", "dagster", "dev", "-w", str(WORKSPACE_YAML), "-h", "127.0.0.1", "-p", port]
+    python = [sys.executable, "-W", SUPERSEDED, "-m", "dagster"]
+    command = [*python, "dev", "-w", str(WORKSPACE_YAML), "-h", "127.0.0.1", "-p", port, "--log-level", "warning"]
     os.umask(0o077)
     child = subprocess.Popen(command, env=environment, cwd=home, text=True, start_new_session=True)  # noqa: S603
     try:
+        while child.poll() is None and not _answers(f"http://127.0.0.1:{port}/server_info"):
+            time.sleep(0.5)
+        if child.poll() is None:
+            show(f"Dagster UI:  http://127.0.0.1:{port}")
         return child.wait()
     finally:
         end(child)
+
+
+def _answers(url: str) -> bool:
+    try:
+        return local().get(url, timeout=5).ok
+    except requests.RequestException:
+        return False
 
 
 def interruptible() -> None:

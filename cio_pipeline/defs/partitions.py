@@ -75,6 +75,12 @@ def refuse_wrong_days(tags: Mapping[str, str]) -> None:
         days_between(first or last, last or first)
 
 
+def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
+    """The tag by which the list of runs shows the days of a run with these tags: Dagster hides its own for a range of days."""
+    first, last = tags.get(RANGE_START), tags.get(RANGE_END)
+    return {"days": first if first == last else f"{first} to {last}"} if first and last else {}
+
+
 def window(day: str) -> tuple[datetime, datetime]:
     """The day's start, and its end, which is the next day's start."""
     found = days.time_window_for_partition_key(day)

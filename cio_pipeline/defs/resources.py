@@ -20,7 +20,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.failures import with_readable_setup_failures
-from cio_pipeline.defs.partitions import refuse_wrong_days
+from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
@@ -120,6 +120,7 @@ class Store(dg.ConfigurableResource[None]):
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and opens the ledger."""
         self._settings = settings_of_the_run(self, context)
+        tag(context, **days_tag(context.run.tags if context.run else {}))
         keep_private()
         allow_open_files()
         refuse_closed_bucket(self._settings.data_dir)
@@ -213,15 +214,16 @@ def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.Ini
     refuse_wrong_days(context.run.tags if context.run else {})
     for name, field in type(resource).model_fields.items():
         if getattr(resource, name) != field.default:
-            raise SettingsError(f"The run config cannot set {name}: {field.description}")
+            raise SettingsError(
+                f"The run config cannot set {name}: {field.description} Remove resources from the run config, and launch again."
+            )
     return load_settings()
 
 
 def tag(context: dg.InitResourceContext, **values: str) -> None:
-    """Tags the run, so that the list of runs shows where each has read and sent."""
+    """Tags the run, so that the list of runs shows of which days each is, and where it has read and sent."""
     if context.run is not None and context.instance is not None:
-        tags = {f"cio_pipeline/{name}": value for name, value in values.items()}
-        context.instance.add_run_tags(context.run.run_id, tags)
+        context.instance.add_run_tags(context.run.run_id, values)
 
 
 def refuse_closed_bucket(data_dir: str) -> None:

@@ -29,7 +29,8 @@ def dev(folder: Path | None = None, days: int = DAYS, **settings: str) -> int:
         with sandbox(start, days) as services:
             print(
                 f"PostHog:     {services.posthog}\nPeople page: {services.customerio}, the local Customer.io\n"
-                "Events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.",
+                "Events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.\n"
+                f"What they write is in {folder}, which is emptied at each start. Dagster is starting ...",
                 flush=True,
             )
             return dagster_dev(home, services.environment(folder, start, DAGSTER_HOME=str(home), **settings))

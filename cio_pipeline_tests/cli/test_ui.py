@@ -30,6 +30,9 @@ class Started:
     def __init__(self, command: list[str], **given: Any) -> None:
         self.command, self.given = command, given
 
+    def poll(self) -> int:
+        return 0
+
     def wait(self) -> int:
         return 0
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from datetime import date, datetime, timezone
+from datetime import date, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +61,20 @@ def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
     tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=timezone.utc))
     [request] = defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests or []
     assert (request.tags[RANGE_START], request.tags[RANGE_END]) == ("2026-03-07", "2026-03-09")
+
+
+def test_a_previewed_tick_in_the_future_asks_for_no_day_that_is_not_over() -> None:
+    tick = dg.build_schedule_context(scheduled_execution_time=datetime.now(timezone.utc) + timedelta(days=2))
+    assert not defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests
+
+
+def test_every_job_schedule_and_sensor_says_what_it_does() -> None:
+    repository = defs.get_repository_def()
+    told = {one.name: one.description for one in repository.get_all_jobs() if not one.name.startswith("__")}
+    told |= {one.name: one.description for one in repository.schedule_defs}
+    told |= {one.name: one.description for one in repository.sensor_defs}
+    assert len(told) == 8
+    assert [name for name, description in told.items() if not description] == []
 
 
 def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(

@@ -102,8 +102,8 @@ def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, acc
 
 def _table(counts: Counter[str]) -> dg.MetadataValue:
     """The counts that are not 0, the largest first, and their sum."""
-    rows: list[Row] = [{"what": name, "count": count} for name, count in counts.most_common() if count]
-    return table([*rows, {"what": "in all", "count": counts.total()}])
+    rows: list[Row] = [{"count": count, "what": name} for name, count in counts.most_common() if count]
+    return table([*rows, {"count": counts.total(), "what": "in all"}])
 
 
 def rejects_by_reason(tables: Tables, day: str) -> Counter[str]:

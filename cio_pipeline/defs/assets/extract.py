@@ -93,8 +93,8 @@ def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.Met
         "duplicates": kept.duplicates.total(),
         "events with a $set that PostHog has dropped since": kept.remembered,
         "events that give the person's properties": kept.from_person,
-        "duplicates by reason": table([{"why": why, "count": count} for why, count in kept.duplicates.most_common()]),
-        "what the reading took": table([{"what": name, "count": _shown(name, count)} for name, count in took.items()]),
+        "duplicates by reason": table([{"count": count, "why": why} for why, count in kept.duplicates.most_common()]),
+        "what the reading took": table([{"count": _shown(name, count), "what": name} for name, count in took.items()]),
     }
 
 

@@ -29,6 +29,8 @@ customerio_checks = dg.define_asset_job(
     cron_schedule=f"{DUE.minute} {DUE.hour} * * *",
     execution_timezone="UTC",
     default_status=dg.DefaultScheduleStatus.RUNNING,
+    description="Evaluates the checks that need no run of a day (the job customerio_checks) at CIO_DELIVERED_BY, once anything"
+    " was ever delivered. It reads and sends nothing.",
 )
 def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Evaluates the checks at CIO_DELIVERED_BY, also where no run was started."""

@@ -24,7 +24,7 @@ from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_hi
 from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
-from cio_pipeline.defs.keys import OWNERS, REPORTS, TAGS, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -36,12 +36,12 @@ logger = logging.getLogger(__name__)
 
 dry_run = dg.AssetSpec(
     key("dry_run"),
-    group_name=REPORTS,
+    group_name=GROUP,
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What a run of some days would send: an observation for each run of the job customerio_dry_run, which sends"
-    " nothing and changes nothing that is stored.",
+    description="What a run of some days would send: an observation for each run of the job customerio_dry_run (Jobs,"
+    " customerio_dry_run, Launchpad; from and to are the days). It sends nothing and changes nothing that is stored.",
 )
 
 

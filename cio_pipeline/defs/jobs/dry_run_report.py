@@ -20,10 +20,10 @@ ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
 
 ALWAYS = {
     "events to send": "events to send",
-    "events that can trigger campaigns": CAMPAIGNS,
-    "events delivered before": "events delivered before",
     "new customers": "new customers",
+    "events that can trigger campaigns": CAMPAIGNS,
     "changed customers": "customers changed",
+    "events delivered before": "events delivered before",
     "customers with nothing new": "customers with nothing new",
 }
 """The counts of a preview that the table of days always has, and their names there."""
@@ -68,10 +68,10 @@ class DayReport:
         counts = self.delivery.counts
         return Counter(
             {
+                **{called: counts[name] for name, called in ALWAYS.items()},
                 "events read": self.events,
                 "filtered": self.account.filtered,
                 "refused by the rules": self.refused,
-                **{called: counts[name] for name, called in ALWAYS.items()},
                 **{name: counts[name] for name in WHERE_ANY},
                 REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),
                 "requests": counts["requests"],
@@ -110,12 +110,12 @@ class DryRunReport:
     def events_by_name(self) -> list[Row]:
         """How many events would be sent of each (masked) name."""
         names = sum((day.delivery.event_names for day in self.days), Counter[str]())
-        return [{"event": name, "events to send": count} for name, count in names.most_common()]
+        return [{"events to send": count, "event": name} for name, count in names.most_common()]
 
     def rejects(self) -> list[Row]:
         """How many events, attributes and properties the rules refuse or leave out, by reason."""
         reasons = sum((day.rejects for day in self.days), Counter[tuple[str, str]]())
-        return [{"what": what, "reason": reason, "count": count} for (what, reason), count in reasons.most_common()]
+        return [{"count": count, "what": what, "reason": reason} for (what, reason), count in reasons.most_common()]
 
     def sample(self) -> list[Row]:
         """Some of what would be sent, masked."""

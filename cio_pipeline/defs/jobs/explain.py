@@ -15,7 +15,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import days_text
-from cio_pipeline.defs.keys import OWNERS, REPORTS, TAGS, key
+from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.resources import Store
@@ -32,12 +32,12 @@ ROWS_SHOWN = 300
 
 explained_person = dg.AssetSpec(
     key("explained_person"),
-    group_name=REPORTS,
+    group_name=GROUP,
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What happened to a person's events and attributes, and why: an observation for each person that the job"
-    " explain_person explains. Ids and emails are masked, and values are left out.",
+    description="What happened to a person's events and attributes, and why: an observation each time that the job"
+    " explain_person is launched (Jobs, explain_person, Launchpad). Ids and emails are masked, and values are left out.",
 )
 
 
@@ -102,7 +102,8 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
         found = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
         made = masked(explain(names, found))
         which = f"{number} of {len(people):,} who look like {config.person}"
-        facts = {"person": which, "days": days_text(days), **_metadata(made)}
+        others = "" if len(people) == 1 else "; the tab Events has the others"
+        facts = {"person": which + others, "days": days_text(days), **_metadata(made)}
         context.log_event(dg.AssetObservation(explained_person.key, metadata=facts))
         logger.info("Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(made.events):,}")
     if len(people) > MOST_PEOPLE:

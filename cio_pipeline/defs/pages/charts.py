@@ -6,13 +6,15 @@ They are SVG within Markdown, and short: Dagster's UI shows no more than `MOST_M
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from datetime import date
-from itertools import accumulate
+from itertools import accumulate, product
 
 MOST_MARKDOWN = 999
 """Dagster's UI hides longer Markdown behind a link (dagster-webserver 1.13)."""
 
 DAYS_SHOWN = 14
-WIDTH, HEIGHT, STEP = 520, 99, 37
+WIDTH, HEIGHT, STEP = 340, 99, 24
+"""Pixels. A wider picture would be cut off on the page of the asset in a window of 1,400."""
+
 LEAST = 2
 """Pixels of a part that has any event, so that a single refused one is seen."""
 
@@ -54,10 +56,11 @@ def day_chart(day: DayEvents) -> str:
         if left < right
     )
     legend = "".join(
-        f"<path stroke='{COLOURS[name]}' d='M{left} 34h10'/><text x='{left + 16}' y='38'>{count:,} {WORDS[name]}</text>"
-        for left, (name, count) in zip(range(0, WIDTH, WIDTH // 4), day.parts.items(), strict=True)
+        f"<path stroke='{COLOURS[name]}' d='M{left} {top}h10'/>"
+        f"<text x='{left + 16}' y='{top + 4}'>{count:,} {WORDS[name]}</text>"
+        for (top, left), (name, count) in zip(product((34, 56), (0, WIDTH // 2)), day.parts.items(), strict=True)
     )
-    return _markdown(day.day, 42, f" stroke-width='16' fill='{GREY}' font-family='sans-serif' font-size='13'", bar + legend)
+    return _markdown(day.day, 66, f" stroke-width='16' fill='{GREY}' font-family='sans-serif' font-size='13'", bar + legend)
 
 
 def last_days_chart(days: Sequence[DayEvents]) -> str:
@@ -66,11 +69,11 @@ def last_days_chart(days: Sequence[DayEvents]) -> str:
     bars = ""
     for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
         tops = [_tops(day, most).get(name) for day in days]
-        line = "".join(f"M{at * STEP + 16} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
+        line = "".join(f"M{at * STEP + 14} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
         bars += f"<path stroke='{colour}' d='{line}'/>" if line else ""
     first, last = (f"{date.fromisoformat(day.day):%-d %b}" for day in (days[0], days[-1]))
     caption = f"{first} to {last}; the highest bar is {most:,} event{'s' * (most != 1)}."
-    return _markdown("Events by day", HEIGHT, " stroke-width='24'", bars) + f"\n\n{caption}"
+    return _markdown("Events by day", HEIGHT, " stroke-width='16'", bars) + f"\n\n{caption}"
 
 
 def _tops(day: DayEvents, most: int) -> dict[str, int]:

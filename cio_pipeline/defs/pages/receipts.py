@@ -24,7 +24,8 @@ MEANING = {
     YOUNG_EVENTS: "Events that were younger than 72 hours when they were sent: they can start campaigns.",
     DELIVERED: "Events of the day that Customer.io has accepted, each once.",
     OPEN_REFUSALS: "What Customer.io has refused of the day and not accepted since.",
-    DAY_CHART: "What became of the events of the day.",
+    DAY_CHART: "What became of the events of the day. Refused: by the rules (see the table rejects) or by Customer.io (see the"
+    " check nothing_refused).",
     LAST_DAYS: "The same of the day and the 13 before it.",
     THIS_RUN: "What this run sent, and what it did not and why.",
     SAMPLE: "Some of what this run sent, masked.",
@@ -72,7 +73,7 @@ def receipt(
         OPEN_REFUSALS: totals.refused,
         DAY_CHART: dg.MetadataValue.md(day_chart(days[-1])),
         LAST_DAYS: dg.MetadataValue.md(last_days_chart(days)),
-        THIS_RUN: table([{"what": name, "count": value} for name, value in shown.items()]),
+        THIS_RUN: table([{"count": value, "what": name} for name, value in shown.items()]),
         SAMPLE: table([{"sent, masked": line} for line in sample]),
         CONNECTED: dg.MetadataValue.md(connected),
         "dagster/partition_row_count": totals.events,

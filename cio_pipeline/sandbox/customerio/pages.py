@@ -31,7 +31,9 @@ def people_page(people: list[Person], totals: dict[str, int], *, query: str, pag
     elif totals["people"]:
         listing = _empty(f"Nobody here matches “{escape(query)}”", "The search looks at ids, emails and names.")
     else:
-        listing = _empty("No people yet", "Run <code>make run PARTITION=…</code> and watch them arrive.")
+        listing = _empty(
+            "No people yet", "Materialize days in the Dagster UI that <code>make dev</code> has opened, and watch them arrive."
+        )
     field = 'type="search" name="q" placeholder="Search people" aria-label="Search people" autocomplete="off"'
     search = f'<form><input {field} value="{escape(query)}"></form>'
     body = f"""<section class="card"><div class="bar"><h1>People</h1>{search}</div>

@@ -25,13 +25,13 @@ def test_the_pictures_of_the_largest_days_are_not_folded() -> None:
 
 def test_one_refused_event_of_a_million_is_seen_and_what_there_is_none_of_is_not() -> None:
     days = [DayEvents(DAYS[0]), DayEvents(DAYS[1], 1_000_000, refused=1)]
-    assert paths(last_days_chart(days)) == {COLOURS["refused"]: "M53 99v-93", COLOURS["sent"]: "M53 99v-91"}
+    assert paths(last_days_chart(days)) == {COLOURS["refused"]: "M38 99v-93", COLOURS["sent"]: "M38 99v-91"}
 
 
 def test_a_days_bar_has_its_parts_side_by_side_with_their_numbers() -> None:
     picture = unquote(day_chart(DayEvents(DAYS[0], 3000, 0, 1000, 0)))
-    assert "d='M0 8H390'" in picture
-    assert "d='M390 8H520'" in picture
+    assert "d='M0 8H255'" in picture
+    assert "d='M255 8H340'" in picture
     assert re.findall(r">([\d,]+ [a-z ]+)<", picture) == ["3,000 sent", "0 not sent", "1,000 filtered", "0 refused"]
 
 
