@@ -22,8 +22,8 @@ from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
 from cio_pipeline.posthog.exports.rows import Wanted, window_of
 from cio_pipeline.posthog.exports.runs import Run, describe_gap, gaps, runs, settled, strange, uncovered, unfinished, unnamed
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
+from cio_pipeline.storage_errors import cause
 
 logger = logging.getLogger(__name__)
 

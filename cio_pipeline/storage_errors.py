@@ -16,7 +16,8 @@ NO_KEY = (
 )
 DENIED = (
     "the storage refuses access: let the credentials list the bucket and read its objects (in Amazon's words s3:ListBucket and"
-    " s3:GetObject, and kms:Decrypt where it is encrypted)"
+    " s3:GetObject, and kms:Decrypt where it is encrypted), and in CIO_DATA_DIR also write and delete them (s3:PutObject and"
+    " s3:DeleteObject)"
 )
 ARCHIVED = "it is archived (such as in Glacier): restore it first"
 NO_BUCKET = "there is no such bucket: check its name in the setting"
@@ -71,6 +72,7 @@ CAUSES = {
             "ConnectionRefusedError",
             "ConnectionResetError",
             "TimeoutError",
+            "FSTimeoutError",
             "ServerTimeoutError",
             "gaierror",
             "ClientPayloadError",
@@ -85,18 +87,25 @@ BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryE
 
 def cause(trouble: BaseException) -> str:
     """What is wrong and what to do, as the end of the sentence "this file cannot be read: ..."; its code stands in brackets."""
-    chain = list(_chain(trouble))
-    for error in chain:
-        for code in _codes(error):
-            if code in BY_CODE:
-                return f"{BY_CODE[code]} ({code})"
-    for error in chain:
+    if (code := _known_code(trouble)) is not None:
+        return f"{BY_CODE[code]} ({code})"
+    for error in _chain(trouble):
         if isinstance(error, OSError) and error.errno in BY_ERRNO:
             return f"{BY_ERRNO[error.errno]} ({type(error).__name__})"
     name = type(trouble).__name__
     if isinstance(trouble, PermissionError):
         return f"{DENIED} ({name})"
     return f"{GONE if isinstance(trouble, BUILTIN) else DAMAGED} ({name})"
+
+
+def refusal(trouble: BaseException) -> str | None:
+    """The same where the storage as a whole cannot be used as it is; None where it may be the file alone."""
+    code = _known_code(trouble)
+    return None if code is None or BY_CODE[code] in (GONE, NOT_SUPPORTED) else f"{BY_CODE[code]} ({code})"
+
+
+def _known_code(trouble: BaseException) -> str | None:
+    return next((code for error in _chain(trouble) for code in _codes(error) if code in BY_CODE), None)
 
 
 def _chain(trouble: BaseException) -> Iterator[BaseException]:
