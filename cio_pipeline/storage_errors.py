@@ -24,6 +24,10 @@ NO_BUCKET = "there is no such bucket: check its name in the setting"
 GONE = "it is gone since the folder was listed: run the day again"
 BUSY = "the storage is too busy or has a fault: run the day again later"
 REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to the bucket's"
+UNSAID = (
+    "the storage refuses the request and does not say why: are the credentials expired, or is the bucket in another region than"
+    " AWS_DEFAULT_REGION?"
+)
 CLOCK = "this machine's clock is wrong, and the storage refuses what it signs"
 UNREACHABLE = "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL where it is set"
 CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or an own CA that AWS_CA_BUNDLE must name?"
@@ -58,6 +62,7 @@ CAUSES = {
         *("TemporaryRedirect", "InvalidRegionError"),
     ),
     CLOCK: ("RequestTimeTooSkewed",),
+    UNSAID: ("400",),
     CERTIFICATE: ("SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"),
     UNREACHABLE: (
         *(

@@ -38,14 +38,21 @@ DAY = "2024-05-01"
 NAME = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 SECRET = "AKIASECRETKEY"
 CLOSED = "closed"
-STATUS = {"NoSuchKey": 404, "NoSuchBucket": 404, "PermanentRedirect": 301, "AuthorizationHeaderMalformed": 400, "SlowDown": 503}
+STATUS = {
+    "ExpiredToken": 400,
+    "NoSuchKey": 404,
+    "NoSuchBucket": 404,
+    "PermanentRedirect": 301,
+    "AuthorizationHeaderMalformed": 400,
+    "SlowDown": 503,
+}
 
 
 class Storage(BaseHTTPRequestHandler):
     """Lists one file, and answers with `code` when it is asked for it, or closes the connection where that is CLOSED; with
     `listing` already when it is to list. The objects in `whole` it gives, by the ends of their names."""
 
-    code = listing = ""
+    code = listing = head = ""
     whole: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
@@ -56,7 +63,7 @@ class Storage(BaseHTTPRequestHandler):
         elif failing == CLOSED:
             self.close_connection = True
         elif failing:
-            status = STATUS.get(failing, 403 if failing != "ExpiredToken" else 400)
+            status = STATUS.get(failing, 403)
             self._answer(status, f"<Error><Code>{failing}</Code><Message>{SECRET}?X-Amz-Signature=1</Message></Error>")
         elif "list-type" in query:
             file = f"<Key>{NAME}.jsonl</Key><Size>9</Size><LastModified>2024-05-02T00:00:00.000Z</LastModified>"
@@ -68,7 +75,7 @@ class Storage(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         found = self._whole()
-        self.send_response(200)
+        self.send_response(STATUS[self.head] if self.head else 200)
         self.send_header("Content-Length", "9" if found is None else str(len(found)))
         self.end_headers()
 
@@ -199,6 +206,12 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
     assert str(written.value).startswith(f"The folder s3://tables/data/numbers/{DAY} (CIO_DATA_DIR) cannot be written: {told}")
     for refused in (pointer, forgotten, written, shard):
         assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_refusal_without_words_as_answers_without_a_body_are_is_not_taken_for_a_damaged_file(storage: type[Storage]) -> None:
+    storage.head = "ExpiredToken"
+    with pytest.raises(StorageError, match=r"^events of .+ are the credentials expired, .+ \(400\)\.$"):
+        Tables("s3://tables/data").current("events", DAY)
 
 
 def test_a_file_that_is_gone_from_a_bucket_is_to_be_made_again(storage: type[Storage]) -> None:
