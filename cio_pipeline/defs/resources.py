@@ -24,7 +24,6 @@ from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
@@ -33,6 +32,7 @@ from cio_pipeline.settings.settings import Settings, SettingsError, load_setting
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
+from cio_pipeline.storage_errors import cause
 from cio_pipeline.tables.files import StorageError, temporary_folder
 from cio_pipeline.tables.overlay import OverlayTables
 from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private

@@ -12,6 +12,7 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.storage_errors import refusal
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 
@@ -45,8 +46,22 @@ def writing(folder: UPath) -> Iterator[None]:
     """Raises `StorageError` where a folder of CIO_DATA_DIR cannot be written."""
     try:
         yield
-    except (OSError, pa.ArrowException) as error:
-        raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {reason(error)}.") from None
+    except errors_of(folder) as error:
+        why = refusal(error) or reason(error)
+        raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {why}.") from None
+
+
+def errors_of(path: UPath, *others: type[Exception]) -> tuple[type[Exception], ...]:
+    """What it raises to read or write there, and others: the clients of buckets have errors of no common kind."""
+    return (OSError, pa.ArrowException, *others) if path.protocol in ("", "file") else (Exception,)
+
+
+def unreadable(what: str, error: BaseException, where: str, remedy: str) -> StorageError:
+    """The error that says why `what` of CIO_DATA_DIR cannot be read. To make a file anew is the remedy only where the storage
+    itself can be used."""
+    if (why := refusal(error)) is not None:
+        return StorageError(f"{what} (CIO_DATA_DIR) cannot be read: {why}.")
+    return StorageError(f"{what} cannot be read ({where}{reason(error)}){remedy}")
 
 
 def create(path: UPath) -> IO[bytes]:

@@ -30,7 +30,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.tables.files import StorageError, create, keeping_temporary_rows, reason, writing
+from cio_pipeline.tables.files import StorageError, create, errors_of, keeping_temporary_rows, unreadable, writing
 
 GROUPS = {"customers": "derived", "events": "derived", "rejects": "derived"}
 
@@ -218,7 +218,7 @@ class Tables:
         folder = self._read_from(table, partition) / version.name
         try:
             found = [sha256((folder / file_name(table, shard)).read_bytes()).hexdigest() for shard in range(version.shards)]
-        except OSError:
+        except errors_of(folder):
             return False
         return found == list(version.hashes)
 
@@ -247,9 +247,9 @@ class Tables:
         path = self._read_from(table, partition) / "current.json"
         try:
             return _read_pointer(path)
-        except (OSError, TypeError, ValueError) as error:
-            again = self._remedy(table, partition)
-            raise StorageError(f"{table} of {partition} cannot be read ({path}: {reason(error)}): {again}") from None
+        except errors_of(path, TypeError, ValueError) as error:
+            again = f": {self._remedy(table, partition)}"
+            raise unreadable(f"{table} of {partition}", error, f"{path}: ", again) from None
 
     def _remedy(self, table: str, partition: str) -> str:
         if self._temporary:
@@ -260,25 +260,22 @@ class Tables:
     def _opened(self, table: str, partition: str, version: Version, shard: int) -> Iterator[pq.ParquetFile]:
         """The file of a shard. Raises `StorageError` where it cannot be read, also in the block, or has not the rows that were
         written."""
-        again = self._remedy(table, partition)
+        again, what = f": {self._remedy(table, partition)}", f"Shard {shard} of {table} of {partition}"
+        path = self._read_from(table, partition) / version.name / file_name(table, shard)
         try:
-            path = self._read_from(table, partition) / version.name / file_name(table, shard)
             with path.open("rb") as opened, pq.ParquetFile(opened) as file:
                 rows = file.metadata.num_rows
                 if rows == version.shard_rows[shard]:
                     yield file
                     return
-        except (OSError, pa.ArrowException) as error:
-            raise StorageError(f"Shard {shard} of {table} of {partition} cannot be read ({reason(error)}): {again}") from None
-        raise StorageError(
-            f"Shard {shard} of {table} of {partition} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were"
-            f" written: {again}"
-        )
+        except errors_of(path) as error:
+            raise unreadable(what, error, "", again) from None
+        raise StorageError(f"{what} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were written{again}")
 
     def _publish(self, folder: UPath, new: Pointer) -> None:
         """Points to the new version, notes when the one before it was replaced, and removes what nobody reads any more."""
         path, written = folder / "current.json", folder / f"{new.version}.json"
-        with suppress(OSError, TypeError, ValueError):
+        with suppress(*errors_of(folder, TypeError, ValueError)):
             if (before := _read_pointer(path)) is not None:
                 new.replaced = {**before.replaced, before.version: f"{_now():{TIME_FORMAT}}"}
         kept = f"{_now() - KEPT_REPLACED:{TIME_FORMAT}}"
@@ -299,11 +296,13 @@ def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
     try:
         yield
     except BaseException:
-        with suppress(OSError, TypeError, ValueError):
-            if (current := _read_pointer(folder / "current.json")) is not None and current.version == version:
-                raise
+        current = None
+        with suppress(*errors_of(folder, TypeError, ValueError)):
+            current = _read_pointer(folder / "current.json")
+        if current is not None and current.version == version:
+            raise
         for left in (folder / version, folder / f"{version}.json"):
-            with suppress(OSError):
+            with suppress(*errors_of(folder)):
                 left.rmdir(recursive=True) if left.is_dir() else left.unlink()
         raise
 
@@ -311,7 +310,7 @@ def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
 def _prune(folder: UPath, current: Pointer, gone: set[str]) -> None:
     """Removes versions that were replaced long ago, and those of killed runs. What cannot be removed stays."""
     unfinished = f"{_now() - KEPT_UNFINISHED:{TIME_FORMAT}}"
-    with suppress(OSError):
+    with suppress(*errors_of(folder)):
         for found in folder.iterdir():
             name = found.name
             left = name not in (current.version, *current.replaced) and name < unfinished

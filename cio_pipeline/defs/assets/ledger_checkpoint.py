@@ -11,7 +11,7 @@ from upath import UPath
 
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.state.ledger import Entry
-from cio_pipeline.tables.files import StorageError, create, reason, writing
+from cio_pipeline.tables.files import create, errors_of, unreadable, writing
 
 FILE = "ledger_checkpoint.json"
 
@@ -38,8 +38,9 @@ def save(store: Store) -> None:
 def _read(path: UPath) -> Entry | None:
     try:
         return Entry(**json.loads(path.read_text())) if path.exists() else None
-    except (OSError, TypeError, ValueError) as error:
-        raise StorageError(
-            f"{path} cannot be read ({reason(error)}): it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is"
-            " the one that was used before, remove that file."
-        ) from None
+    except errors_of(path, TypeError, ValueError) as error:
+        remedy = (
+            ": it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is the one that was used before, remove"
+            " that file."
+        )
+        raise unreadable(str(path), error, "", remedy) from None

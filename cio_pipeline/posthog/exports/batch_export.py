@@ -32,8 +32,8 @@ from cio_pipeline.posthog.exports.runs import (
     unfinished,
     unnamed,
 )
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
+from cio_pipeline.storage_errors import cause
 
 logger = logging.getLogger(__name__)
 

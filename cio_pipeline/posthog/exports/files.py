@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.exports.folder import Folder
 from cio_pipeline.posthog.exports.names import named
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_jsonlines, read_parquet, row_groups
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.storage_errors import cause
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 PACKED = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}

@@ -19,8 +19,8 @@ from fsspec.implementations.local import LocalFileSystem
 from upath import UPath
 
 from cio_pipeline.posthog.exports.names import named
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.storage_errors import cause
 
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "adl": "az"}
 FIRST_LINE_BYTES = 1 << 20

@@ -199,14 +199,16 @@ def _leaf(metadata: pq.FileMetaData, column: Column) -> int:
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
     """The same rows in pieces that are not small: late events come by ones and twos."""
-    piece = EVENT_SCHEMA.empty_table()
-    for table in tables:
-        piece = pa.concat_tables([piece, table])
-        if len(piece) >= PIECE_ROWS or piece.nbytes >= PIECE_BYTES:
-            yield piece
-            piece = EVENT_SCHEMA.empty_table()
-    if len(piece):
-        yield piece
+    piece: list[pa.Table] = []
+    rows = size = 0
+    for table in filter(len, tables):
+        piece.append(table)
+        rows, size = rows + len(table), size + table.nbytes
+        if rows >= PIECE_ROWS or size >= PIECE_BYTES:
+            yield pa.concat_tables(piece)
+            piece, rows, size = [], 0, 0
+    if rows:
+        yield pa.concat_tables(piece)
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 import zlib
 from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
@@ -15,7 +16,7 @@ import pytest
 
 from cio_pipeline.posthog.exports import rows as exported_rows
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
+from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, window_of
 from cio_pipeline.posthog.source import NotExtracted
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
@@ -122,3 +123,12 @@ def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path:
     pq.write_table(table, tmp_path / f"{DAY}.parquet")
     with pytest.raises(NotExtracted, match="its column properties has a value of more than 10,000 bytes"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+def test_a_file_of_many_small_row_groups_costs_no_more_with_each(tmp_path: Path) -> None:
+    pq.write_table(rows(1, "{}"), tmp_path / "file.parquet")
+    [small] = [piece for piece in read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")) if len(piece)]
+    began = time.process_time()
+    pieces = list(window_of([small] * 2000).frames)
+    assert sum(map(len, pieces)) == 2000
+    assert time.process_time() - began < 3

@@ -16,13 +16,18 @@ NO_KEY = (
 )
 DENIED = (
     "the storage refuses access: let the credentials list the bucket and read its objects (in Amazon's words s3:ListBucket and"
-    " s3:GetObject, and kms:Decrypt where it is encrypted)"
+    " s3:GetObject, and kms:Decrypt where it is encrypted), and in CIO_DATA_DIR also write and delete them (s3:PutObject and"
+    " s3:DeleteObject)"
 )
 ARCHIVED = "it is archived (such as in Glacier): restore it first"
 NO_BUCKET = "there is no such bucket: check its name in the setting"
 GONE = "it is gone since the folder was listed: run the day again"
 BUSY = "the storage is too busy or has a fault: run the day again later"
 REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to the bucket's"
+UNSAID = (
+    "the storage refuses the request and does not say why: are the credentials expired, or is the bucket in another region than"
+    " AWS_DEFAULT_REGION?"
+)
 CLOCK = "this machine's clock is wrong, and the storage refuses what it signs"
 UNREACHABLE = "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL where it is set"
 CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or an own CA that AWS_CA_BUNDLE must name?"
@@ -57,6 +62,7 @@ CAUSES = {
         *("TemporaryRedirect", "InvalidRegionError"),
     ),
     CLOCK: ("RequestTimeTooSkewed",),
+    UNSAID: ("400",),
     CERTIFICATE: ("SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"),
     UNREACHABLE: (
         *(
@@ -71,6 +77,7 @@ CAUSES = {
             "ConnectionRefusedError",
             "ConnectionResetError",
             "TimeoutError",
+            "FSTimeoutError",
             "ServerTimeoutError",
             "gaierror",
             "ClientPayloadError",
@@ -85,18 +92,25 @@ BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryE
 
 def cause(raised: BaseException) -> str:
     """What is wrong and what to do, as the end of the sentence "this file cannot be read: ..."; its code stands in brackets."""
-    chain = list(_chain(raised))
-    for error in chain:
-        for code in _codes(error):
-            if code in BY_CODE:
-                return f"{BY_CODE[code]} ({code})"
-    for error in chain:
+    if (code := _known_code(raised)) is not None:
+        return f"{BY_CODE[code]} ({code})"
+    for error in _chain(raised):
         if isinstance(error, OSError) and error.errno in BY_ERRNO:
             return f"{BY_ERRNO[error.errno]} ({type(error).__name__})"
     name = type(raised).__name__
     if isinstance(raised, PermissionError):
         return f"{DENIED} ({name})"
     return f"{GONE if isinstance(raised, BUILTIN) else DAMAGED} ({name})"
+
+
+def refusal(raised: BaseException) -> str | None:
+    """The same where the storage as a whole cannot be used as it is; None where it may be the file alone."""
+    code = _known_code(raised)
+    return None if code is None or BY_CODE[code] in (GONE, NOT_SUPPORTED) else f"{BY_CODE[code]} ({code})"
+
+
+def _known_code(raised: BaseException) -> str | None:
+    return next((code for error in _chain(raised) for code in _codes(error) if code in BY_CODE), None)
 
 
 def _chain(raised: BaseException) -> Iterator[BaseException]:

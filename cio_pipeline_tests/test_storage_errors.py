@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from datetime import datetime, timedelta, timezone
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import ClassVar, cast
 from urllib.parse import parse_qs, urlsplit
 
 import botocore.exceptions
@@ -19,41 +21,66 @@ from botocore.exceptions import ClientError
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
+from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
+from cio_pipeline.defs.resources import Store
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed
 from cio_pipeline.posthog.exports.rows import Wanted
-from cio_pipeline.posthog.exports.storage_errors import cause
 from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.storage_errors import cause
+from cio_pipeline.tables.files import StorageError
+from cio_pipeline.tables.tables import Tables
 
 START = datetime(2024, 5, 1, tzinfo=timezone.utc)
 END = START + timedelta(days=1)
-DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
+DAY = "2024-05-01"
+NAME = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 SECRET = "AKIASECRETKEY"
-STATUS = {"NoSuchKey": 404, "NoSuchBucket": 404, "PermanentRedirect": 301, "AuthorizationHeaderMalformed": 400, "SlowDown": 503}
+CLOSED = "closed"
+STATUS = {
+    "ExpiredToken": 400,
+    "NoSuchKey": 404,
+    "NoSuchBucket": 404,
+    "PermanentRedirect": 301,
+    "AuthorizationHeaderMalformed": 400,
+    "SlowDown": 503,
+}
 
 
 class Storage(BaseHTTPRequestHandler):
-    """Lists one file, and answers with `code` when it is asked for it; with `listing` already when it is to list."""
+    """Lists one file, and answers with `code` when it is asked for it, or closes the connection where that is CLOSED; with
+    `listing` already when it is to list. The objects in `whole` it gives, by the ends of their names."""
 
-    code = listing = ""
+    code = listing = head = ""
+    whole: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         failing = self.listing if "list-type" in query else self.code
-        if failing:
-            status = STATUS.get(failing, 403 if failing != "ExpiredToken" else 400)
+        if (found := self._whole()) is not None:
+            self._answer(200, found.decode())
+        elif failing == CLOSED:
+            self.close_connection = True
+        elif failing:
+            status = STATUS.get(failing, 403)
             self._answer(status, f"<Error><Code>{failing}</Code><Message>{SECRET}?X-Amz-Signature=1</Message></Error>")
         elif "list-type" in query:
-            file = f"<Key>{DAY}.jsonl</Key><Size>9</Size><LastModified>2024-05-02T00:00:00.000Z</LastModified>"
+            file = f"<Key>{NAME}.jsonl</Key><Size>9</Size><LastModified>2024-05-02T00:00:00.000Z</LastModified>"
             self._answer(200, f"<ListBucketResult><KeyCount>1</KeyCount><Contents>{file}</Contents></ListBucketResult>")
         else:
             self._answer(200, "{}")
 
+    do_PUT = do_GET  # noqa: N815
+
     def do_HEAD(self) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", "9")
+        found = self._whole()
+        self.send_response(STATUS[self.head] if self.head else 200)
+        self.send_header("Content-Length", "9" if found is None else str(len(found)))
         self.end_headers()
+
+    def _whole(self) -> bytes | None:
+        return next((content for end, content in self.whole.items() if self.path.endswith(end)), None)
 
     def _answer(self, status: int, body: str) -> None:
         self.send_response(status)
@@ -100,7 +127,7 @@ CODES = {
 def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: str) -> None:
     storage.code = code
     with pytest.raises(
-        NotExtracted, match=rf"^{DAY.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
+        NotExtracted, match=rf"^{NAME.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
     ) as refused:
         list(BatchExportSource("s3://exports", 2, (), "set").events(START, END).frames)
     assert SECRET not in "".join(traceback.format_exception(refused.value))
@@ -141,6 +168,56 @@ def test_missing_credentials_and_an_absent_server_are_told(
     S3FileSystem.clear_instance_cache()
     with pytest.raises(NotExtracted, match="the storage cannot be reached: check the network"):
         BatchExportSource("s3://exports-three", 2, (), "set").check()
+
+
+TABLES = {
+    "ExpiredToken": "the credentials for the storage have expired: renew them (ExpiredToken).",
+    "AccessDenied": "the storage refuses access: let the credentials",
+    "NoSuchBucket": "there is no such bucket: check its name in the setting (NoSuchBucket).",
+    "InvalidObjectState": "it is archived (such as in Glacier): restore it first (InvalidObjectState).",
+    "SlowDown": "the storage is too busy or has a fault: run the day again later (SlowDown).",
+    CLOSED: "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL",
+}
+POINTER = b'{"version":"v","rows":{"events":[1]},"hashes":{"events":["x"]},"about":{}}'
+EVENTS = f"events of {DAY} (CIO_DATA_DIR) cannot be read: "
+NUMBERS = pa.schema([("n", pa.int64())])
+
+
+@pytest.mark.parametrize("code", TABLES)
+def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_made_again(
+    storage: type[Storage], code: str
+) -> None:
+    storage.code = code
+    tables = Tables("s3://tables/data")
+    with pytest.raises(StorageError) as pointer:
+        tables.current("events", DAY)
+    mark = cast("Store", SimpleNamespace(tables=tables))
+    with pytest.raises(StorageError) as forgotten:
+        ledger_is_stale(mark)
+    with pytest.raises(StorageError) as written, tables.replace(DAY, {"numbers": NUMBERS}) as new:
+        new.shards.append(new.writer.write(0, {"numbers": pa.table({"n": [1]})}))
+    storage.whole = {"current.json": POINTER}
+    with pytest.raises(StorageError) as shard:
+        list(tables.read("events", DAY))
+    told = TABLES[code]
+    assert str(pointer.value).startswith(f"{EVENTS}{told}")
+    assert str(shard.value).startswith(f"Shard 0 of {EVENTS}{told}")
+    assert str(forgotten.value).startswith(f"s3://tables/data/ledger_checkpoint.json (CIO_DATA_DIR) cannot be read: {told}")
+    assert str(written.value).startswith(f"The folder s3://tables/data/numbers/{DAY} (CIO_DATA_DIR) cannot be written: {told}")
+    for refused in (pointer, forgotten, written, shard):
+        assert SECRET not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_refusal_without_words_as_answers_without_a_body_are_is_not_taken_for_a_damaged_file(storage: type[Storage]) -> None:
+    storage.head = "ExpiredToken"
+    with pytest.raises(StorageError, match=r"^events of .+ are the credentials expired, .+ \(400\)\.$"):
+        Tables("s3://tables/data").current("events", DAY)
+
+
+def test_a_file_that_is_gone_from_a_bucket_is_to_be_made_again(storage: type[Storage]) -> None:
+    storage.code, storage.whole = "NoSuchKey", {"current.json": POINTER}
+    with pytest.raises(StorageError, match=r"^Shard 0 of events of .+ \(FileNotFoundError\): materialize events for"):
+        list(Tables("s3://tables/data").read("events", DAY))
 
 
 @pytest.mark.parametrize("code", [*CODES, "TokenRefreshRequired", "NoSuchBucket", "403", "404", "503", "KMS.DisabledException"])
@@ -191,11 +268,11 @@ def test_other_errors_are_told_by_their_kind(error: Exception, names: str) -> No
     ],
 )
 def test_what_is_saved_as_parquet_and_is_none_says_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
-    (tmp_path / f"{DAY}.parquet").write_bytes(content)
+    (tmp_path / f"{NAME}.parquet").write_bytes(content)
     folder = listed(str(tmp_path))
     with pytest.raises(NotExtracted) as refused:
-        list(events_in(f"{tmp_path}/{DAY}.parquet", folder, Wanted(START, END, (), "set")))
-    assert str(refused.value).startswith(f"{DAY}.parquet cannot be read: ")
+        list(events_in(f"{tmp_path}/{NAME}.parquet", folder, Wanted(START, END, (), "set")))
+    assert str(refused.value).startswith(f"{NAME}.parquet cannot be read: ")
     assert names in str(refused.value)
 
 
