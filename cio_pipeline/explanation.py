@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -173,7 +173,7 @@ def _attributes(found: Found) -> list[Attribute]:
                 acknowledged = ACKNOWLEDGED
             elif there is not None and there[1] > time:
                 acknowledged = NEWER
-            attribute = Attribute(row.key, name, value, _time(datetime.fromtimestamp(time, timezone.utc)), acknowledged)
+            attribute = Attribute(row.key, name, value, _time(datetime.fromtimestamp(time, UTC)), acknowledged)
             before = last.get((row.key, name), attribute)
             last[row.key, name] = max(before, attribute, key=lambda one: one.set_at)
     return [last[where] for where in sorted(last)]

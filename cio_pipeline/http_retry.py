@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import IO, Any
 from urllib.parse import urlsplit
@@ -227,7 +227,7 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     until = _moment(asked)
     if until is None:
         return None
-    now = _moment(headers.get("Date", "")) or datetime.now(timezone.utc)
+    now = _moment(headers.get("Date", "")) or datetime.now(UTC)
     return min(max((until - now).total_seconds(), 0.0), LONGEST_RETRY_AFTER_SECONDS)
 
 
@@ -236,4 +236,4 @@ def _moment(text: str) -> datetime | None:
         moment = parsedate_to_datetime(text)
     except (ValueError, TypeError, OverflowError, IndexError):
         return None
-    return moment if moment.tzinfo else moment.replace(tzinfo=timezone.utc)
+    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import Window
 from cio_pipeline.tables.tables import Tables
 
-START = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=3)
+START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=3)
 END = START + timedelta(days=1)
 DAY = f"{START:%Y-%m-%d}"
 FILE = f"{START.isoformat()}-{END.isoformat()}.jsonl"
@@ -57,7 +57,7 @@ def window(folder: Path, start: datetime = START, **options: Any) -> Window:
 
 
 def extract(folder: Path, tables: Tables, **options: Any) -> Extracted:
-    return extract_day(tables, DAY, START, window(folder, **options), "auto", datetime.now(timezone.utc))
+    return extract_day(tables, DAY, START, window(folder, **options), "auto", datetime.now(UTC))
 
 
 def is_known(folder: Path, tables: Tables, **options: Any) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import random
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 
 DAY = "2026-03-02"
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 YOUNG, OLD = START + timedelta(days=2), START + timedelta(days=90)
 PERSON = '{"email":"ada@example.com","plan":"pro"}'
 
@@ -269,6 +269,6 @@ def test_different_events_without_a_valid_uuid_are_all_kept_and_so_is_what_each_
 
 
 def test_an_event_whose_time_could_not_be_read_does_not_show_that_posthog_drops_nothing(tables: Tables) -> None:
-    odd = {**event(1, set_={"plan": "free"}), "timestamp": datetime(1, 1, 2, tzinfo=timezone.utc)}
+    odd = {**event(1, set_={"plan": "free"}), "timestamp": datetime(1, 1, 2, tzinfo=UTC)}
     extract(tables, OLD, odd, event(2))
     assert persons(tables)["2"] == PERSON

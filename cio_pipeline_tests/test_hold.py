@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from hypothesis import given
@@ -28,7 +28,7 @@ def shards(tables: Tables, day: str) -> Any:
 def held(product: Days, day: str, cut: int) -> Tables:
     """The day's tables as a run sends them that holds the events from a time on (microseconds)."""
     into = Tables(f"{product.tables.root}/until-{cut}")
-    until = datetime.fromtimestamp(cut / 1_000_000, timezone.utc)
+    until = datetime.fromtimestamp(cut / 1_000_000, UTC)
     derive_day(day, product.tables, product.identities, product.options, until=until, into=into)
     return into
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 
-TODAY = datetime.now(timezone.utc).date()
+TODAY = datetime.now(UTC).date()
 YESTERDAY, LONG_AGO = str(TODAY - timedelta(days=1)), str(TODAY - timedelta(days=30))
 SINK = "cio__customerio_delivery"
 

@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import shutil
 import signal
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -386,7 +386,7 @@ def test_r6_distinct_ids_that_are_one_email_in_several_cases_are_one_customer(tm
     table = pa.Table.from_pandas(events.assign(created_at=events["timestamp"]), EVENT_SCHEMA)
     product = Days(str(tmp_path), Options())
     window = Window(3, iter([table]))
-    now = datetime(2026, 3, 3, tzinfo=timezone.utc)
-    extract_day(product.tables, MONDAY, datetime(2026, 3, 2, tzinfo=timezone.utc), window, "auto", now)
+    now = datetime(2026, 3, 3, tzinfo=UTC)
+    extract_day(product.tables, MONDAY, datetime(2026, 3, 2, tzinfo=UTC), window, "auto", now)
     product.derive(MONDAY)
     assert [row.key for row in product.rows("customers", MONDAY)] == ["email:łada@example.com"]

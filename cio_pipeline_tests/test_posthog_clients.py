@@ -9,7 +9,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def delivered(server: posthog.PostHog, folder: Path, monkeypatch: pytest.MonkeyP
     for name, value in {**SETTINGS, "POSTHOG_HOST": server.url}.items():
         monkeypatch.setenv(name, value)
     source, days = event_source(load_settings()), Days(str(folder / "data"), Options(**options))
-    today = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0)
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
     with customerio.serve() as workspace:
         client = TrackClient(workspace.url, "sandbox", "sandbox-key", requests_per_second=1000)

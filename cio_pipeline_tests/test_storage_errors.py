@@ -7,7 +7,7 @@ import socket
 import threading
 import traceback
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +32,7 @@ from cio_pipeline.storage_errors import cause
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import Tables
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 DAY = "2024-05-01"
 NAME = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"

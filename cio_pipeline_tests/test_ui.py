@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +149,7 @@ def test_a_backfill_from_the_ui_extracts_all_days_then_delivers_them_oldest_firs
     assert [found[RANGE_START] for found in tags if RANGE_START in found] == [*days, *days]
     people = requests.get(f"{dagster.services.customerio}/sandbox/people", timeout=30).json()
     sent = {event["timestamp"] for person in people for event in person["events"]}
-    assert {str(datetime.fromtimestamp(time, timezone.utc).date()) for time in sent} == set(days)
+    assert {str(datetime.fromtimestamp(time, UTC).date()) for time in sent} == set(days)
 
 
 def test_every_asset_tells_its_columns_owners_kinds_and_rows(dagster: Dagster, backfilled: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import numpy as np
 
@@ -42,7 +42,7 @@ def sample(made: Plan) -> list[str]:
 
 def _line(item: Item) -> str:
     operation = read_object(item.operation.decode())
-    at = datetime.fromtimestamp(operation["timestamp"], timezone.utc)
+    at = datetime.fromtimestamp(operation["timestamp"], UTC)
     names = list(operation.get("attributes", operation.get("data", {})))
     shown = ", ".join(mask(name) for name in names[:SAMPLE_NAMES]) + (", …" if len(names) > SAMPLE_NAMES else "")
     what = "upsert" if item.is_customer else mask(operation["name"])

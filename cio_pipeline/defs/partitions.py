@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -84,7 +84,7 @@ def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
 def window(day: str) -> tuple[datetime, datetime]:
     """The day's start, and its end, which is the next day's start."""
     found = days.time_window_for_partition_key(day)
-    return found.start.astimezone(timezone.utc), found.end.astimezone(timezone.utc)
+    return found.start.astimezone(UTC), found.end.astimezone(UTC)
 
 
 def days_before(day: str) -> list[str]:

@@ -7,7 +7,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import dagster as dg
@@ -175,7 +175,7 @@ class Store(dg.ConfigurableResource[None]):
     def first_day_of_ledger(self) -> str | None:
         """The first day of which the ledger keeps what was delivered; None where it keeps all."""
         days = self._settings.ledger_days
-        return None if days is None else str(datetime.now(timezone.utc).date() - timedelta(days=days))
+        return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
 
     @property
     def suppressed_file(self) -> str | None:

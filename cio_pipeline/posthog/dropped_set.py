@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from bisect import bisect_right
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -49,7 +49,7 @@ def may_teach(attributes_from: AttributesFrom, start: datetime) -> tuple[str, ..
     """
     if attributes_from == "person":
         return ("person_properties",)
-    return ("properties", "person_properties") if reaches_back(start, datetime.now(timezone.utc)) else ("properties",)
+    return ("properties", "person_properties") if reaches_back(start, datetime.now(UTC)) else ("properties",)
 
 
 def first_with_set(events: pa.Table, before: Moment | None = None) -> Moment | None:

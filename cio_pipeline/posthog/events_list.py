@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -65,7 +65,7 @@ class EventsApiSource:
 
     def check(self) -> None:
         """Raises `NotExtracted` where PostHog does not take the key or the project, or persons' properties are asked for."""
-        now = datetime.now(timezone.utc)
+        now = datetime.now(UTC)
         self._page(Rest(now - DAY, now, limit=1))
         if self._attributes_from == "person":
             raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")

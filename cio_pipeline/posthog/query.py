@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
@@ -101,6 +101,6 @@ def _windows(months: Counter[str], before: datetime) -> Iterator[tuple[datetime,
 
 def _first_of(month: str) -> datetime:
     try:
-        return datetime.strptime(month, "%Y%m").replace(tzinfo=timezone.utc)
+        return datetime.strptime(month, "%Y%m").replace(tzinfo=UTC)
     except ValueError:
         raise NotExtracted("PostHog's months are none: is POSTHOG_HOST the address of PostHog itself?") from None

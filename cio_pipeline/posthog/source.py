@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, Literal, Protocol
 
 import pandas as pd
@@ -34,7 +34,7 @@ In the tables that the extraction writes, `person_properties` is null but where 
 AttributesFrom = Literal["auto", "set", "person"]
 """CIO_ATTRIBUTES_FROM (R20)."""
 
-EVER = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EVER = datetime(1970, 1, 1, tzinfo=UTC)
 HISTORY_EVENTS = ("$identify", "$set")
 """What teaches R1's facts before the first day (R18)."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -28,7 +28,7 @@ DIGITS = re.compile(r"[0-9]{9,13}")
 SHORTEST_NUMBER, LONGEST_NUMBER, MILLISECONDS_ABOVE = 10**8, 10**13, 10**11
 """R9: at least 9 digits before the fraction, fewer than 14; milliseconds above."""
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
@@ -75,7 +75,7 @@ def _iso_seconds(text: str) -> int | None:
         return None
     year, month, day, hour, minute, second, offset_hours, offset_minutes = (int(match[part] or 0) for part in ISO_NUMBERS)
     try:
-        moment = datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc)
+        moment = datetime(year, month, day, hour, minute, second, tzinfo=UTC)
     except ValueError:
         return None
     offset = timedelta(hours=offset_hours, minutes=offset_minutes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from cio_pipeline.cli.ui import dagster_dev, interruptible
@@ -24,7 +24,7 @@ def dev(folder: Path | None = None, days: int = DAYS, **settings: str) -> int:
     empty_folder(folder)
     home.mkdir()
     shutil.copy(DAGSTER_YAML, home)
-    start = datetime.now(timezone.utc).date() - timedelta(days=days)
+    start = datetime.now(UTC).date() - timedelta(days=days)
     try:
         with sandbox(start, days) as services:
             print(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from types import NoneType
 from typing import Any, Literal, get_args, get_origin
 
@@ -156,7 +156,7 @@ def day(text: Any) -> Any:
         given = None
     if given is None:
         raise ValueError("must be a day of the calendar, YYYY-MM-DD, such as 2025-01-01")
-    if not EARLIEST <= given <= datetime.now(timezone.utc).date():
+    if not EARLIEST <= given <= datetime.now(UTC).date():
         raise ValueError(f"must be a day from {EARLIEST} to today, such as 2025-01-01")
     return given
 

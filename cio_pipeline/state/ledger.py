@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -317,7 +317,7 @@ class Ledger:
         return states, len(states) - len(known)
 
     def _keep_refused(self, transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
-        now = datetime.now(timezone.utc).replace(tzinfo=None)
+        now = datetime.now(UTC).replace(tzinfo=None)
         rows = [
             {**vars(refusal), "day": day, "customer": customer_id(refusal.key), "state": pack(refusal.state), "refused_at": now}
             for refusal in refused

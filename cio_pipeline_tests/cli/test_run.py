@@ -14,7 +14,7 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -40,7 +40,7 @@ from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
-YESTERDAY, TODAY = (str(datetime.now(timezone.utc).date() - timedelta(days=back)) for back in (1, 0))
+YESTERDAY, TODAY = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1, 0))
 
 
 def event(number: int, name: str = "paid", who: str = "jane", day: str = DAY) -> dict[str, Any]:

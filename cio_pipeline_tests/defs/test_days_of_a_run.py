@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cio_pipeline_tests.defs.assets.test_deliver import SINK, refusing
 from cio_pipeline_tests.receipts import values
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
-TODAY = datetime.now(timezone.utc).date()
+TODAY = datetime.now(UTC).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
 SINK_KEY = key("customerio_delivery")
 PLOTTED = (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS)
@@ -296,7 +296,7 @@ def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
 
 def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:
     """An attribute, a customer, and the earlier events of an anonymous visitor that a held `$identify` names."""
-    at = datetime.now(timezone.utc).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
+    at = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
     day, cut = str(at.date()), at.replace(hour=12)
     set_ = {"$set": {"plan": "free"}}
     workspace = start(
@@ -311,7 +311,7 @@ def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.Dagste
         CIO_STITCH_ANONYMOUS_DAYS="30",
         CIO_MISSING_DAYS="allow",
     )
-    hours = (datetime.now(timezone.utc) - cut) / timedelta(hours=1)
+    hours = (datetime.now(UTC) - cut) / timedelta(hours=1)
     receipt = run(instance, [day], hold_recent_events=hours)[day]
     assert (receipt["events sent"], receipt["customers sent"], receipt["events held as too recent"]) == (1, 1, 4)
     assert plan_of(workspace, "jane") == "free"

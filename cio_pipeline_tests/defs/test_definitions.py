@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,13 @@ def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_
 
 
 def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
-    tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=timezone.utc))
+    tick = dg.build_schedule_context(scheduled_execution_time=datetime(2026, 3, 10, 3, 15, tzinfo=UTC))
     [request] = defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests or []
     assert (request.tags[RANGE_START], request.tags[RANGE_END]) == ("2026-03-07", "2026-03-09")
 
 
 def test_a_previewed_tick_in_the_future_asks_for_no_day_that_is_not_over() -> None:
-    tick = dg.build_schedule_context(scheduled_execution_time=datetime.now(timezone.utc) + timedelta(days=2))
+    tick = dg.build_schedule_context(scheduled_execution_time=datetime.now(UTC) + timedelta(days=2))
     assert not defs.resolve_schedule_def("customerio_daily").evaluate_tick(tick).run_requests
 
 

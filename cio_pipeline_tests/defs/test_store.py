@@ -9,7 +9,7 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -266,7 +266,7 @@ def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) 
 
 
 def test_a_day_is_from_midnight_to_midnight_and_not_before_itself() -> None:
-    assert window("2025-01-02") == (datetime(2025, 1, 2, tzinfo=timezone.utc), datetime(2025, 1, 3, tzinfo=timezone.utc))
+    assert window("2025-01-02") == (datetime(2025, 1, 2, tzinfo=UTC), datetime(2025, 1, 3, tzinfo=UTC))
     assert days_before("2025-01-03") == ["2025-01-01", "2025-01-02"]
 
 

@@ -11,7 +11,7 @@ import json
 import os
 import re
 import threading
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.clickhouse
 
 ROWS = int(os.environ.get("CLICKHOUSE_ROWS", "300000"))
 NAMES = 40
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 END = START + timedelta(days=1)
 FIRST = int((START - timedelta(days=1)).timestamp()) * 1_000_000
 

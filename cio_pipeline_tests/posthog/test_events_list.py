@@ -7,7 +7,7 @@ import random
 import time
 import uuid
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pandas as pd
@@ -26,7 +26,7 @@ from cio_pipeline.sandbox.posthog.legacy import EventsList
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings.settings import Settings
 
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 END = START + timedelta(days=1)
 
 

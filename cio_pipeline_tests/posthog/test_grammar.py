@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 import sys
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -23,7 +23,7 @@ from cio_pipeline_tests.grammar import parsed
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="hogql-parser has wheels for all Linux, but not for all macOS")
 
 MODES: tuple[AttributesFrom, ...] = ("set", "person", "auto")
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ import random
 import uuid
 from collections import Counter
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -22,7 +22,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.project import Project
 
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 END = START + timedelta(days=1)
 
 
@@ -169,7 +169,7 @@ def test_the_emails_of_old_events_are_looked_for_in_the_person_too(
 
 
 def test_with_auto_young_events_are_read_without_the_person(server: posthog.PostHog) -> None:
-    young = datetime.now(timezone.utc).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=5)
+    young = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=5)
     server.add([stored(1, at=young.isoformat())])
     [frame] = source(server, attributes_from="auto").events(young, young + timedelta(days=1)).frames
     assert frame["person_properties"].isna().all()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -24,7 +24,7 @@ from cio_pipeline.sandbox.posthog import hogql
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.project import DAILY_BYTES, Project
 
-START = datetime(2026, 3, 2, tzinfo=timezone.utc)
+START = datetime(2026, 3, 2, tzinfo=UTC)
 END = START + timedelta(days=1)
 
 Fault = Callable[[str, dict[str, Any], int], "Answer | None"]

@@ -10,7 +10,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
@@ -23,7 +23,7 @@ NOBODYS_IN_ANY_CASE = ["anonymous", "guest", "distinctid", "distinct_id", "id", 
 NOBODYS_IN_ANY_CASE += ["true", "false"]
 NOBODYS = ["[object Object]", "NaN", "None", "none", "null", "0"]
 
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 YEAR_10000 = 253_402_300_800_000_000
 ATOM = r'[^<>()\[\]\\.,;:\s\ufeff@"]+'
 LOCAL = rf'({ATOM}(\.{ATOM})*|"[^\n\r\u2028\u2029]+")'

@@ -7,7 +7,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO
 
@@ -248,7 +248,7 @@ def test_a_version_stays_for_a_day_from_when_it_was_replaced(tmp_path: Path, mon
     tables, folder = Tables(str(tmp_path)), tmp_path / "numbers" / DAY
 
     def at(day: int, hour: int) -> None:
-        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, hour, tzinfo=timezone.utc))
+        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, hour, tzinfo=UTC))
 
     def kept() -> list[str]:
         return sorted(path.name[:11] for path in folder.iterdir() if path.is_dir())
@@ -272,7 +272,7 @@ def test_what_stands_or_was_just_replaced_is_no_killed_runs_however_old_it_is(
     tables = Tables(str(tmp_path))
 
     def at(day: int) -> None:
-        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, tzinfo=timezone.utc))
+        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, tzinfo=UTC))
 
     at(1)
     write(tables, [("a", 1)], [("b", 1)])
@@ -313,7 +313,7 @@ def test_what_a_killed_run_left_goes_after_a_week_and_what_may_be_at_work_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables, folder = Tables(str(tmp_path)), tmp_path / "numbers" / DAY
-    monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, 9, tzinfo=timezone.utc))
+    monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, 9, tzinfo=UTC))
     for name in ("20260301T235959-killed", "20260302T000001-at-work"):
         (folder / name).mkdir(parents=True)
     write(tables, [("a", 1)])

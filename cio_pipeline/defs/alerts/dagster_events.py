@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Literal
 
 import dagster as dg
@@ -71,7 +71,7 @@ class Position(BaseModel):
 
 def now() -> datetime:
     """The clock that decides whether a day is late."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 def start(instance: dg.DagsterInstance) -> Position:
@@ -174,7 +174,7 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, positio
 
 def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
     """How the day's last run after its end went, and the page to look at."""
-    since = datetime.fromtimestamp(_end_of(day), timezone.utc)
+    since = datetime.fromtimestamp(_end_of(day), UTC)
     for job in (customerio_sync.name, ASSET_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MOST_RUNS):
             if day in days_of(run) and _is_ours(run):
@@ -245,4 +245,4 @@ def _days(first: date, last: date) -> Iterator[str]:
 
 def _end_of(day: str) -> float:
     """When the day is over."""
-    return (datetime.fromisoformat(day) + timedelta(days=1)).replace(tzinfo=timezone.utc).timestamp()
+    return (datetime.fromisoformat(day) + timedelta(days=1)).replace(tzinfo=UTC).timestamp()

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 from pydantic import Field
@@ -75,7 +75,7 @@ class DeliveryConfig(BoundsConfig):
         """The time from which on events are kept for a later run."""
         if self.hold_recent_events is None:
             return None
-        return datetime.now(timezone.utc) - timedelta(hours=self.hold_recent_events)
+        return datetime.now(UTC) - timedelta(hours=self.hold_recent_events)
 
 
 @dg.op(

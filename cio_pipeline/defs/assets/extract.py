@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -31,7 +31,7 @@ LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
 def now() -> datetime:
     """When an extraction begins; R20 goes by the events' age then."""
-    return datetime.now(timezone.utc)
+    return datetime.now(UTC)
 
 
 @dg.asset(

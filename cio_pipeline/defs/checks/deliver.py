@@ -1,7 +1,7 @@
 """The checks of `customerio_delivery`: nothing refused is still open, yesterday is delivered, and no day was passed over."""
 
 from collections.abc import Sequence
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -103,7 +103,7 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Goes by Dagster's materializations, so it can be run alone; `customerio_checks_daily` does so each day."""
-    return _yesterday_delivered(context.instance, datetime.now(timezone.utc))
+    return _yesterday_delivered(context.instance, datetime.now(UTC))
 
 
 def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.AssetCheckResult:
@@ -130,7 +130,7 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
 def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Goes by Dagster's materializations, so it can be run alone."""
     delivered = context.instance.get_materialized_partitions(DELIVERY)
-    missed = missed_days(delivered, datetime.now(timezone.utc))
+    missed = missed_days(delivered, datetime.now(UTC))
     return dg.AssetCheckResult(
         passed=not missed,
         severity=dg.AssetCheckSeverity.WARN,

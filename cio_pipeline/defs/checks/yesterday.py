@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from datetime import datetime, time, timedelta, timezone
+from datetime import UTC, datetime, time, timedelta
 
 import dagster as dg
 
@@ -20,7 +20,7 @@ def day_due(now: datetime, due: time = DUE) -> str | None:
 
     None where that lies before the first partition.
     """
-    utc = now.astimezone(timezone.utc)
+    utc = now.astimezone(UTC)
     day = str(utc.date() - timedelta(days=1 if utc.time() >= due else 2))
     return day if day >= str(days.start.date()) else None
 
@@ -36,7 +36,7 @@ def delivered_at(instance: dg.DagsterInstance, day: str) -> datetime | None:
     for record in instance.fetch_materializations(wanted, limit=1).records:
         run = instance.get_run_record_by_id(record.run_id)
         began = run.start_time if run is not None and run.start_time is not None else record.timestamp
-        return datetime.fromtimestamp(began, timezone.utc)
+        return datetime.fromtimestamp(began, UTC)
     return None
 
 

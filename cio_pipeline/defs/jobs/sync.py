@@ -1,6 +1,6 @@
 """The job `customerio_sync`, and the schedule that runs it each day."""
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 
@@ -25,7 +25,7 @@ DESCRIPTION = (
 @dg.schedule(job=customerio_sync, cron_schedule="15 3 * * *", execution_timezone="UTC", description=DESCRIPTION)
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """By the time of the tick, which *Preview tick result* lets one choose: of days to come nothing is asked for."""
-    if context.scheduled_execution_time > datetime.now(timezone.utc):
+    if context.scheduled_execution_time > datetime.now(UTC):
         return dg.SkipReason("This tick lies in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
         keys = days.get_partition_keys()[-1 - LATE_DAYS :]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
 import pyarrow as pa
@@ -105,7 +105,7 @@ def _made_of(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
     """What stands for the files and what is wanted of them. None where a file may change unseen, or where what is read depends
     on today (R20)."""
     stamps = [(path, folder.stamps.get(path)) for path in files]
-    if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(timezone.utc)):
+    if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(UTC)):
         return None
     return sha256(repr((stamps, wanted)).encode()).hexdigest()
 

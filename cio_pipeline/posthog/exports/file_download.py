@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 from upath import UPath
@@ -70,7 +70,7 @@ class FileDownloadSource:
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
-        now = datetime.now(timezone.utc).replace(microsecond=0) - CLOCKS_DIFFER
+        now = datetime.now(UTC).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)

@@ -7,7 +7,7 @@ an interval. What saved the file may have put `_` or `%3A` for the colons, ` (1)
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import NamedTuple
@@ -122,4 +122,4 @@ def _time(text: str) -> datetime | None:
 
 
 def _utc(year: int, month: int, day: int, hour: int = 0, minute: int = 0, second: int = 0, micro: int = 0) -> datetime:
-    return datetime(year, month, day, hour, minute, second, micro, timezone.utc)
+    return datetime(year, month, day, hour, minute, second, micro, UTC)

@@ -8,7 +8,7 @@ which R14 refuses. Where none of several events has a uuid, all of them are refu
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import IO, Any, NamedTuple
 
 import pyarrow as pa
@@ -57,7 +57,7 @@ class Wanted(NamedTuple):
     @property
     def reads_person(self) -> bool:
         """Whether the person's properties are looked at where a file has them: by `auto` if the window reaches back (R20)."""
-        looks = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(timezone.utc))
+        looks = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(UTC))
         return self.needs_person or looks or bool(self.allowlist)
 
 
@@ -222,4 +222,4 @@ def _may_hold(statistics: Any, wanted: Wanted) -> bool:
 
 
 def _utc(time: datetime) -> datetime:
-    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)
+    return time if time.tzinfo else time.replace(tzinfo=UTC)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from cio_pipeline.posthog.exports.names import Named, is_temporary, looks_like_data, named
@@ -182,4 +182,4 @@ def _moment(time: datetime) -> str:
 
 
 def _iso(time: datetime) -> str:
-    return time.astimezone(timezone.utc).isoformat()
+    return time.astimezone(UTC).isoformat()

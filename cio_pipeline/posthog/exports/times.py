@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
@@ -18,14 +18,14 @@ USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(
 """Of what `ISO` takes, what most files have, and Python reads by itself."""
 
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
-EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
 """Numbers below the first are in units of so many microseconds (s, ms, us); larger ones are nanoseconds."""
 
-FIRST = (datetime(1, 1, 2, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
-LAST = (datetime(9999, 12, 30, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+FIRST = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // MICROSECOND
+LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
 """What a `datetime` of any zone can hold."""
 
 
@@ -70,6 +70,6 @@ def _of_text(text: str) -> int:
     year, month, day, hour, minute, second, hours, minutes = (
         int(match[part] or 0) for part in ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
     )
-    at = (datetime(year, month, day, hour, minute, second, tzinfo=timezone.utc) - EPOCH) // MICROSECOND
+    at = (datetime(year, month, day, hour, minute, second, tzinfo=UTC) - EPOCH) // MICROSECOND
     offset = timedelta(hours=hours, minutes=minutes) // MICROSECOND
     return at + int(f"{match['fraction'] or 0:0<6}"[:6]) - (-offset if match["sign"] == "-" else offset)

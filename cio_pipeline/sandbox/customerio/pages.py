@@ -3,7 +3,7 @@
 Whatever comes from the workspace is hostile text: it reaches a page only through ``escape``.
 """
 
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 from urllib.parse import quote
@@ -144,5 +144,5 @@ def _text(value: Any) -> str:
 def _time(seconds: int | None) -> str:
     if seconds is None:
         return ""
-    moment = datetime.fromtimestamp(seconds, timezone.utc)
+    moment = datetime.fromtimestamp(seconds, UTC)
     return f'<time datetime="{moment:%Y-%m-%dT%H:%M:%SZ}">{moment:%Y-%m-%d %H:%M:%S}</time>'

@@ -3,7 +3,7 @@
 import io
 import json
 from collections.abc import Iterable, Mapping
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import orjson
@@ -14,7 +14,7 @@ from upath import UPath
 from cio_pipeline.sandbox.posthog.capture import Event
 
 EXTENSIONS = {"zstd": ".zst", "lz4": ".lz4", "snappy": ".sz", "gzip": ".gz", "brotli": ".br", None: ""}
-MIDNIGHT = datetime(2020, 1, 1, tzinfo=timezone.utc)
+MIDNIGHT = datetime(2020, 1, 1, tzinfo=UTC)
 SCHEMA = pa.schema(
     [
         *((name, pa.string()) for name in ("uuid", "event", "properties", "distinct_id")),
@@ -102,4 +102,4 @@ def _landed(event: Event) -> datetime:
 
 def _time(value: str | datetime) -> datetime:
     time = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
-    return time.replace(tzinfo=time.tzinfo or timezone.utc)
+    return time.replace(tzinfo=time.tzinfo or UTC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import uuid4
 
@@ -79,7 +79,7 @@ class FileDownloads:
     def _create(self, body: Any) -> Answer:
         start, end = (_time(body, name) for name in ("data_interval_start", "data_interval_end"))
         known = body.get("model") == "events" and body.get("file", {}).get("format") == "Parquet"
-        if not known or start > end or end - start > LONGEST or end > datetime.now(timezone.utc):
+        if not known or start > end or end - start > LONGEST or end > datetime.now(UTC):
             raise Refused(
                 400, "validation_error", "invalid_input", "No such export, or its interval is too long or in the future."
             )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import sqlglot
@@ -219,5 +219,5 @@ def _moment(call: exp.Expr, zone: str) -> exp.Expr:
         raise HogQLError(f"Unknown time zone: {rest[-1].name}") from error
     except ValueError:
         return exp.null()
-    utc = (moment if moment.tzinfo else moment.replace(tzinfo=local)).astimezone(timezone.utc)
+    utc = (moment if moment.tzinfo else moment.replace(tzinfo=local)).astimezone(UTC)
     return exp.cast(exp.Literal.string(f"{utc:%Y-%m-%d %H:%M:%S.%f}"), "TIMESTAMP")

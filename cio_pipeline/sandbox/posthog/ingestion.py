@@ -4,7 +4,7 @@ import gzip
 import json
 import threading
 import uuid
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 
 from cio_pipeline.sandbox.posthog.capture import Event, Properties
@@ -22,7 +22,7 @@ class Ingestion:
     def stored(self, body: bytes) -> list[Event]:
         """The events of a request's body, a batch or a single one, as PostHog stores them. Raises `ValueError` for others."""
         sent = json.loads(gzip.decompress(body) if body.startswith(GZIP) else body)
-        now = datetime.now(timezone.utc).isoformat()
+        now = datetime.now(UTC).isoformat()
         with self._lock:
             return [self._store(event, now) for event in sent.get("batch", [sent])]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlencode
 
@@ -30,7 +30,7 @@ class EventsList:
         limit = min(int(parameters.get("limit", DEFAULT_ROWS)), self.most_rows)
         is_ascending = self.knows_order and parameters.get("orderBy") == '["timestamp"]'
         bounds = {name: datetime.fromisoformat(parameters[name].replace("Z", "+00:00")) for name in ("after", "before")}
-        naive = {name: bound.astimezone(timezone.utc).replace(tzinfo=None) for name, bound in bounds.items()}
+        naive = {name: bound.astimezone(UTC).replace(tzinfo=None) for name, bound in bounds.items()}
         asked = {**naive, "event": parameters.get("event")}
         order = "ASC" if is_ascending else "DESC"
         rows = database.execute(SELECT.format(order=order, limit=limit + 1), asked).fetchall()
@@ -49,7 +49,7 @@ def _result(uuid: str, event: str, distinct_id: str, timestamp: datetime, proper
         "distinct_id": distinct_id,
         "properties": {name: value.strip('"') if isinstance(value, str) else value for name, value in parsed.items()},
         "event": event,
-        "timestamp": timestamp.replace(tzinfo=timezone.utc).isoformat(timespec="microseconds"),
+        "timestamp": timestamp.replace(tzinfo=UTC).isoformat(timespec="microseconds"),
         "person": None,
         "elements": [],
         "elements_chain": "",

@@ -3,7 +3,7 @@
 import random
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import date, datetime, time, timedelta, timezone
+from datetime import UTC, date, datetime, time, timedelta
 from uuid import UUID
 
 from cio_pipeline.sandbox.posthog.capture import Event, Person, Properties, Session, stored_event
@@ -33,7 +33,7 @@ def days(seed: int, start: date, count: int, visitors_per_day: int = VISITORS_PE
     people: list[Person] = []
     for day in range(count):
         rng = random.Random(f"{seed}/{day}")
-        midnight = datetime.combine(start + timedelta(days=day), time(), timezone.utc)
+        midnight = datetime.combine(start + timedelta(days=day), time(), UTC)
         events = [event for person in people for event in _later_day(person, day, midnight, rng)]
         newcomers = [_person(rng, len(people) + number, day) for number in range(visitors_per_day)]
         events += [event for person in newcomers for event in _first_visit(person, day, midnight, rng)]

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -104,7 +104,7 @@ class Project:
         payload = self._answers.get(cache_key) if refresh == "blocking" else None
         cached = payload is not None
         if payload is None:
-            payload = self._run(query) | {"cache_key": cache_key, "last_refresh": datetime.now(timezone.utc)}
+            payload = self._run(query) | {"cache_key": cache_key, "last_refresh": datetime.now(UTC)}
             self._keep(cache_key, payload)
         headers = self._budget(0 if cached else len(payload["results"]))
         shown = {"results": orjson.Fragment(payload["results"]), "is_cached": cached}

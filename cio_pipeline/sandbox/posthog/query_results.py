@@ -1,7 +1,7 @@
 """What DuckDB found, as PostHog's query API writes it: JSON values, ClickHouse's types, and whether there is more."""
 
 from collections.abc import Sequence
-from datetime import timezone
+from datetime import UTC
 from typing import Any
 from uuid import UUID
 from zoneinfo import ZoneInfo
@@ -45,6 +45,6 @@ def _json_values(column: Sequence[Any], kind: str, zone: str) -> Sequence[Any]:
         return [None if value is None else int(value) for value in column]
     if kind != "TIMESTAMP":
         return column
-    utc, local = timezone.utc, ZoneInfo(zone)
+    utc, local = UTC, ZoneInfo(zone)
     moments = (value and value.replace(tzinfo=utc).astimezone(local).isoformat() for value in column)
     return [text and text.replace("+00:00", "Z") for text in moments]

@@ -8,7 +8,7 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import date, datetime, timezone
+from datetime import UTC, date, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
@@ -141,10 +141,10 @@ def _json_body(body: bytes) -> Any:
 
 def _now(body: Any) -> datetime:
     try:
-        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(timezone.utc)
+        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(UTC)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
-    return now if now.tzinfo else now.replace(tzinfo=timezone.utc)
+    return now if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def _captured(ingestion: Ingestion, body: bytes) -> list[Event]:
@@ -178,7 +178,7 @@ def main() -> None:
     legacy = EventsList(options.legacy) if options.legacy else None
     with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
         if options.drop_old_sets:
-            posthog.project.drop_old_sets(datetime.now(timezone.utc))
+            posthog.project.drop_old_sets(datetime.now(UTC))
         print(f"PostHog sandbox on {posthog.url}", flush=True)
         threading.Event().wait()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
@@ -17,7 +17,7 @@ from cio_pipeline.defs.checks.deliver import nothing_refused
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 
-NOW = datetime(2025, 3, 3, 12, tzinfo=timezone.utc)
+NOW = datetime(2025, 3, 3, 12, tzinfo=UTC)
 YESTERDAY = "2025-03-02"
 [CHECK] = nothing_refused.check_keys
 SYNC = "customerio_sync"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 def at(monkeypatch: pytest.MonkeyPatch, day: str, days: int) -> None:
     """The time of the extraction."""
-    now = datetime.fromisoformat(day).replace(tzinfo=timezone.utc) + timedelta(days=days)
+    now = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)
     monkeypatch.setattr(extract, "now", lambda: now)
 
 
@@ -141,7 +141,7 @@ def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
 ) -> None:
     server.add([{**event(1, "2024-12-31", "$set", **{"$set": {"email": "a@example.com"}}), "person_properties": {}}])
     assert metadata(run(instance), "identity_history")["emails"] == 1
-    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=timezone.utc))
+    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=UTC))
     at(monkeypatch, DAY, days=200)
     assert metadata(run(instance, again=True), "identity_history")["emails"] == 1
 
@@ -262,7 +262,7 @@ def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
 ) -> None:
     server.add([{**event(1), "properties": {"$set": {"plan": "pro"}}}])
     run(instance)
-    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=timezone.utc))
+    server.project.drop_old_sets(datetime(2026, 1, 1, tzinfo=UTC))
     server.add([event(2, "2025-02-25")])
     at(monkeypatch, DAY, days=90)
     run(instance, "2025-02-25")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, 
 from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
 
 Workspace = customerio.CustomerioServer
-UTC = timezone.utc
+UTC = UTC
 
 
 @pytest.fixture

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
 from cio_pipeline_tests.posthog.exports.stored import stored
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 DAY_FILE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import uuid
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -19,11 +19,11 @@ from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted
 from cio_pipeline_tests.posthog.exports.stored import stored
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 FILE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet"
 UUIDS = [uuid.UUID(f"018f3173-7000-7421-831e-00000000000{number}") for number in range(3)]
-TIMES = [datetime(2024, 5, 1, 10, number, 0, 123000 if number else 0, tzinfo=timezone.utc) for number in range(3)]
+TIMES = [datetime(2024, 5, 1, 10, number, 0, 123000 if number else 0, tzinfo=UTC) for number in range(3)]
 MOMENTS = [int(time.timestamp()) * 1_000_000 + time.microsecond for time in TIMES]
 TEXTS = ["order", "sign up", "Łódź"]
 PROPERTIES = ['{"n":0}', '{"n":1,"$set":{"email":"a@example.com"}}', '{"n":2}']
@@ -273,7 +273,7 @@ def test_what_duckdb_writes_is_read(tmp_path: Path) -> None:
 def test_r20_the_persons_properties_are_read_where_they_may_be_taken(
     tmp_path: Path, days_ago: int, attributes_from: AttributesFrom, read: bool
 ) -> None:
-    at = datetime.now(timezone.utc).replace(microsecond=0) - timedelta(days=days_ago)
+    at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days_ago)
     event = {**stored(1, at.isoformat()), "properties": "{}", "person_properties": '{"plan":"pro"}'}
     pq.write_table(pa.Table.from_pylist([event]), tmp_path / "file.parquet")
     [events] = read_parquet(str(tmp_path / "file.parquet"), Wanted(at, at + timedelta(hours=1), (), attributes_from))

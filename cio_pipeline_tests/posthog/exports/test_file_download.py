@@ -7,7 +7,7 @@ import resource
 import traceback
 from collections.abc import Iterator
 from contextlib import nullcontext
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
 from cio_pipeline_tests.posthog.exports.stored import stored
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 
 
@@ -107,13 +107,13 @@ def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads:
 
 
 def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
-    today = datetime.now(timezone.utc)
+    today = datetime.now(UTC)
     with pytest.raises(NotExtracted, match="is not over yet"):
         source(server).events(today - timedelta(hours=1), today + timedelta(hours=1))
 
 
 def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
-    now = datetime.now(timezone.utc)
+    now = datetime.now(UTC)
     list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1)).frames)
     assert [now - run.end < timedelta(minutes=3) for run in downloads.runs.values()] == [True]
 

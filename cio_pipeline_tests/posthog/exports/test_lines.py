@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from cio_pipeline.posthog.exports.lines import raw_fields
 from cio_pipeline.posthog.exports.times import microseconds
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 FILE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl"
 UUID = "018f3173-7000-7421-831e-000000000001"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from cio_pipeline.json_text import read_leniently
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline_tests.examples import examples
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 FIELDS = ("uuid", "event", "distinct_id", "properties", "person_properties", "created_at")
 GOOD: dict[str, Any] = {

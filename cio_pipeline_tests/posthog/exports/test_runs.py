@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog.exports import pack
 from cio_pipeline_tests.posthog.exports.stored import stored
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 NEXT = "2024-05-02T00:00:00+00:00-2024-05-03T00:00:00+00:00"

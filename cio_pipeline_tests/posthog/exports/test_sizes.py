@@ -7,7 +7,7 @@ import sys
 import time
 import zlib
 from collections.abc import Iterator
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pyarrow as pa
@@ -19,7 +19,7 @@ from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, window_of
 from cio_pipeline.posthog.source import NotExtracted
 
-START = datetime(2024, 5, 1, tzinfo=timezone.utc)
+START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 MEMORY = 500_000_000

@@ -146,7 +146,7 @@ def test_faults_are_made_to_order() -> None:
 def test_an_empty_workspace_says_what_to_do(sandbox: CustomerioServer) -> None:
     page = requests.get(sandbox.url, timeout=5).text
     assert "No people yet" in page
-    assert "make run" in page
+    assert "Materialize days" in page
 
 
 def test_the_people_page_searches_and_pages(sandbox: CustomerioServer, session: requests.Session) -> None:

@@ -1,14 +1,14 @@
 """Protects what the generated events hold beside what the product sent: what PostHog's ingestion adds and knows by then."""
 
 import random
-from datetime import datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
 
 from cio_pipeline.sandbox.posthog.capture import Person, Session
 
-NOON = datetime(2026, 3, 1, 12, tzinfo=timezone.utc)
+NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @pytest.fixture

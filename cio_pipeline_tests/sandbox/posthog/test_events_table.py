@@ -1,7 +1,7 @@
 """Protects the stand-in's events in DuckDB: what is stored of them, and which of them an export has."""
 
 from collections.abc import Iterator
-from datetime import date, datetime, timedelta, timezone
+from datetime import UTC, date, datetime, timedelta
 from typing import Any
 
 import duckdb
@@ -10,8 +10,8 @@ import pytest
 from cio_pipeline.sandbox.posthog.events_table import count_by_day, drop_old_sets, exported, insert, to_table
 from cio_pipeline.sandbox.posthog.hogql import SCHEMA
 
-NOON = datetime(2026, 3, 10, 12, tzinfo=timezone.utc)
-DAY = (datetime(2026, 3, 10, tzinfo=timezone.utc), datetime(2026, 3, 11, tzinfo=timezone.utc))
+NOON = datetime(2026, 3, 10, 12, tzinfo=UTC)
+DAY = (datetime(2026, 3, 10, tzinfo=UTC), datetime(2026, 3, 11, tzinfo=UTC))
 
 
 @pytest.fixture
