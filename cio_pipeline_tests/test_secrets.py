@@ -8,6 +8,7 @@ from datetime import date
 from pathlib import Path
 
 import pytest
+from s3fs import S3FileSystem
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -163,6 +164,7 @@ def test_a_bucket_for_the_tables_without_credentials_is_one_sentence(
     for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_PROFILE", "AWS_ENDPOINT_URL"):
         settings.delenv(name, raising=False)
     settings.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    S3FileSystem.clear_instance_cache()  # another test's has its credentials and its server
     settings.delenv("CIO_SANDBOX")
     settings.setenv("CIO_DATA_DIR", "s3://nobodys-bucket/tables")
     settings.setenv("CIO_LEDGER_URL", f"sqlite:///{tmp_path / 'ledger.db'}")
