@@ -40,10 +40,14 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
         yield rows if is_read else with_facts(rows.select(EVENT_SCHEMA.names))
 
 
-@cache
 def code_hash() -> str:
     """The hash of the code that says what events teach and what the tables hold: where it has changed, they are made again."""
+    return hash_of_code("rules", "accounting", "customer_state", "events", "json_text", "learning", "pipeline")
+
+
+@cache
+def hash_of_code(*names: str) -> str:
+    """The hash of the package's modules, and of its rooms with all their modules, of these names."""
     here = Path(__file__).parent
-    names = ("accounting", "customer_state", "events", "json_text", "learning", "pipeline")
-    modules = [*sorted(here.glob("rules/*.py")), *(here / f"{name}.py" for name in names)]
+    modules = [path for name in names for path in (here / f"{name}.py", *sorted(here.glob(f"{name}/**/*.py"))) if path.exists()]
     return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -7,16 +7,13 @@ from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, field, fields, replace
 from datetime import datetime
-from functools import cache
-from hashlib import sha256
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, with_facts
+from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_facts
 from cio_pipeline.posthog import dropped_set as r20
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
@@ -162,13 +159,9 @@ def _made_of(window: str) -> str:
     return f"{window} {_code_hash()}"
 
 
-@cache
 def _code_hash() -> str:
     """What stands for the code that reads and keeps events: other code reads them again."""
-    here = Path(__file__).parent
-    modules = sorted(path for room in ("posthog", "tables", "rules") for path in here.glob(f"{room}/**/*.py"))
-    code = b"".join(module.read_bytes() for module in (*modules, Path(__file__), here / "events.py", here / "json_text.py"))
-    return sha256(pa.__version__.encode() + code).hexdigest()
+    return f"{hash_of_code('posthog', 'tables', 'rules', 'extraction', 'events', 'json_text')} {pa.__version__}"
 
 
 def _spilled(found: Window, seen: Seen, lost: Lost, workers: int, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:

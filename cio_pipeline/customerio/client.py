@@ -270,7 +270,7 @@ def _errors(body: dict[str, Any] | None) -> list[Any]:
 
 
 def _own_faults(path: str, status: int, parsed: dict[str, Any] | None) -> int:
-    """Of how many items the answer may be the own fault, where all that there are of their kind are refused by it.
+    """The most items that this answer may refuse for good, where it refuses all of their kind; 0: the fault is the service's.
 
     A page is a firewall's or a proxy's, and the v1 call has but one event. Neither holds of a 401, which is about keys, or of a
     207 without errors.

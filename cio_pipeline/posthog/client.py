@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RETRIED = frozenset({408, 429, *range(500, 600)})
 
 TOO_BIG = frozenset({413, 512, 513})
-"""The query ran out of its time or memory: a smaller one may not. PostHog has content so by 400 and 504, too, in words."""
+"""The query ran out of its time or memory: a smaller one may not. PostHog says that by 400 and 504, too, in words."""
 
 TOO_BIG_WORDS = re.compile(
     r"memory[ _]limit|exceed\w*[ _]memory|out[ _]of[ _]memory|timeout[ _]exceeded|max(imum)?[ _]execution[ _]time"

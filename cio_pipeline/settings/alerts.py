@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from datetime import time
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from cio_pipeline.settings import addresses
 from cio_pipeline.settings.values import names
@@ -18,12 +18,7 @@ def url(text: Any) -> Any:
     """A URL to call, with a host and whatever its service puts behind that."""
     if not isinstance(text, str) or not text:
         return text
-    try:
-        parts = urlsplit(text)
-        is_url = parts.scheme in ("http", "https") and addresses.is_host(parts.hostname or "") and parts.port != 0
-    except ValueError:
-        is_url = False
-    if not is_url or re.search(r"[\s<>|]", text):
+    if _parts(text, "http", "https") is None or re.search(r"[\s<>|]", text):
         raise ValueError("must be a URL, https://host/path, as the service shows it")
     return text
 
@@ -40,14 +35,19 @@ def smtp_url(text: Any) -> Any:
     """A mail server, and the login that it wants."""
     if not isinstance(text, str):
         return text
-    try:
-        parts = urlsplit(text)
-        is_url = parts.scheme in ("smtp", "smtps") and addresses.is_host(parts.hostname or "") and parts.port != 0
-    except ValueError:
-        is_url = False
-    if not is_url or parts.path.strip("/") or parts.query or parts.fragment or bool(parts.username) != bool(parts.password):
+    parts = _parts(text, "smtp", "smtps")
+    if parts is None or parts.path.strip("/") or parts.query or parts.fragment or bool(parts.username) != bool(parts.password):
         raise ValueError(SMTP)
     return text
+
+
+def _parts(text: str, *schemes: str) -> SplitResult | None:
+    """The parts of a URL of one of these schemes; None where it is none, or its host or port cannot be one."""
+    try:
+        parts = urlsplit(text)
+        return parts if parts.scheme in schemes and addresses.is_host(parts.hostname or "") and parts.port != 0 else None
+    except ValueError:
+        return None
 
 
 def hour(text: Any) -> Any:

@@ -76,12 +76,6 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
             one.__exit__(None, None, None)
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
 def execute(
     instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any
 ) -> dg.ExecuteInProcessResult:

@@ -37,12 +37,6 @@ def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[custom
         yield workspace
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
 def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()

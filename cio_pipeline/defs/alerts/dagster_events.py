@@ -12,6 +12,7 @@ from pydantic import BaseModel
 from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delivered, Event, OpenAlert, RunFailed, RunSucceeded
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.failures import reason_of
+from cio_pipeline.defs.jobs.checks import customerio_checks
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.keys import PREFIX
@@ -36,7 +37,7 @@ UNDECIDED_SECONDS = 600
 MOST_DAYS = 31
 """The most overdue days that are reported after the sensor was off."""
 
-JOBS = (customerio_sync.name, redeliver_refused.name)
+JOBS = (customerio_sync.name, customerio_checks.name, redeliver_refused.name)
 ASSET_JOB = "__ASSET_JOB"
 """Dagster's name for the job of runs that name assets, as its backfills do."""
 

@@ -61,12 +61,6 @@ def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Works
         yield server
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
 def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
     """Runs the day; gives the sink's receipt."""
     result = defs.resolve_job_def("customerio_sync").execute_in_process(

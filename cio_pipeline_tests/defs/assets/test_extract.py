@@ -52,12 +52,6 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[posthog.
         yield running
 
 
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
-
-
 def at(monkeypatch: pytest.MonkeyPatch, day: str, days: int) -> None:
     """The time of the extraction."""
     now = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)

@@ -25,7 +25,6 @@ from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, 
 from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
 
 Workspace = customerio.CustomerioServer
-UTC = UTC
 
 
 @pytest.fixture
@@ -35,12 +34,6 @@ def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Works
         for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
             monkeypatch.setenv(name, value)
         yield server
-
-
-@pytest.fixture
-def instance() -> Iterator[dg.DagsterInstance]:
-    with dg.DagsterInstance.ephemeral() as instance:
-        yield instance
 
 
 def latest(instance: dg.DagsterInstance, name: str) -> dg.AssetCheckEvaluation:

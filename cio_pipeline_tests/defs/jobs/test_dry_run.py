@@ -24,7 +24,6 @@ from cio_pipeline_tests.defs.test_days_of_a_run import (
     execute,
     stream,
 )
-from cio_pipeline_tests.defs.test_days_of_a_run import instance as instance
 from cio_pipeline_tests.defs.test_days_of_a_run import start as start
 
 BLANK = event(9, "paid", " ", f"{DAYS[0]}T11:00:00Z")

@@ -16,7 +16,6 @@ from cio_pipeline.defs.jobs.explain import MASK, explained_person, masked_name
 from cio_pipeline_tests.defs.assets.test_deliver import refusing
 from cio_pipeline_tests.defs.jobs.test_dry_run import rows
 from cio_pipeline_tests.defs.test_days_of_a_run import DAYS, Start, event, execute
-from cio_pipeline_tests.defs.test_days_of_a_run import instance as instance
 from cio_pipeline_tests.defs.test_days_of_a_run import start as start
 
 FIRST, SECOND, THIRD = DAYS
