@@ -15,10 +15,10 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline import progress
-from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_tags
 from cio_pipeline.defs.partitions import days_between
 from cio_pipeline.settings.places import dagster_home, shown
