@@ -20,7 +20,7 @@ from cio_pipeline.defs.assets.deliver import DeliveryConfig, customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import EVENTS, identities, identity_history
 from cio_pipeline.defs.dagster_storage import keep_engines
-from cio_pipeline.defs.failures import IN_A_ROW, DaysFailed, RunNotStarted, with_readable_failures
+from cio_pipeline.defs.failures import IN_A_ROW, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, SETTINGS, days_asked_for, days_tag
 from cio_pipeline.errors import PipelineError
@@ -152,8 +152,8 @@ def run_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def run_tags(days: list[str], of: list[str]) -> dict[str, str]:
-    """The tags of a run of these days, out of all that were asked for."""
-    return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(of))}
+    """The tags of a run of these days, out of all that were asked for. Dagster does not retry it: who started it goes on."""
+    return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(of)), MAX_RETRIES: "0"}
 
 
 @dg.op(out=dg.Out(dg.Nothing), required_resource_keys={"store"})
