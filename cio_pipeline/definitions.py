@@ -14,6 +14,7 @@ from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.checks import CHECKS, customerio_checks, customerio_checks_daily
 from cio_pipeline.defs.jobs.dry_run import customerio_dry_run, dry_run
 from cio_pipeline.defs.jobs.explain import explain_person, explained_person
+from cio_pipeline.defs.jobs.hourly import customerio_hourly, customerio_hourly_schedule
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -34,8 +35,16 @@ defs = dg.Definitions(
         explained_person,
     ],
     asset_checks=CHECKS,
-    jobs=[customerio_sync, customerio_backfill, customerio_checks, customerio_dry_run, explain_person, redeliver_refused],
-    schedules=[customerio_daily, customerio_checks_daily],
+    jobs=[
+        customerio_sync,
+        customerio_hourly,
+        customerio_backfill,
+        customerio_checks,
+        customerio_dry_run,
+        explain_person,
+        redeliver_refused,
+    ],
+    schedules=[customerio_daily, customerio_hourly_schedule, customerio_checks_daily],
     sensors=[customerio_alerts, customerio_dead_runs],
     resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
     executor=dg.in_process_executor,

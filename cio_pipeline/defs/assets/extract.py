@@ -85,10 +85,11 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
 
-def read_day(day: str, posthog: PostHog, store: Store) -> tuple[Extracted, dict[str, int]]:
-    """Reads a day's events from PostHog into the store's table; gives what was kept, and what the reading took."""
-    began = now()
-    found = posthog.source.events(*window(day))
+def read_day(day: str, posthog: PostHog, store: Store, until: datetime | None = None) -> tuple[Extracted, dict[str, int]]:
+    """Reads a day's events, or those before `until`, from PostHog into the store's table; gives what was kept, and what the
+    reading took."""
+    began, (start, end) = now(), window(day)
+    found = posthog.source.events(start, until or end)
     before = extracted_before(store.tables, day, found.made_of)
     if before is not None:
         logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{before.rows:,}")
