@@ -14,7 +14,7 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Fault, Unavailable, Unusable, new_session, send
+from cio_pipeline.http_retry import Fault, FewUrls, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -73,9 +73,10 @@ class TrackClient:
         self.rate_limit = RateLimit(requests_per_second)
         self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind: a copy is ignored, by its id
         self._keys = (api_key, site_id)
-        self._session = new_session(HTTPBasicAuth(site_id, api_key), url)
-        self._session.headers["User-Agent"] = "cio_pipeline"
-        self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
+        session = new_session(HTTPBasicAuth(site_id, api_key), url)
+        session.headers["User-Agent"] = "cio_pipeline"
+        session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
+        self._session = FewUrls(session)
         self._counting = threading.Lock()
 
     def check(self) -> None:
