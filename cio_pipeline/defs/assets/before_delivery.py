@@ -104,7 +104,7 @@ def refuse_too_much(
     store: Store, to_send: TablesByDay, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
 ) -> None:
     """Raises `NotDelivered` where the run would exceed its bounds. Where there are few rows, nothing is counted."""
-    rows = sum(tables.version("customers", day).rows for day, tables in to_send.items())
+    rows = bounds.made_before + sum(tables.version("customers", day).rows for day, tables in to_send.items())
     if bounds.campaign_events is None and (bounds.new_customers is None or rows <= bounds.new_customers):
         return
     forecast = Forecast()
