@@ -21,6 +21,7 @@ from typing import Any
 
 import orjson
 import pytest
+from dagster._core.storage.tags import ROOT_RUN_ID_TAG
 
 from cio_pipeline.defs.partitions import days_in_tags
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -37,7 +38,7 @@ DAYS = [str(START + timedelta(days=day)) for day in range(30)]
 ASSETS = ["posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"]
 RUN_SECONDS = 1800
 MOST_BACKFILLS = 2
-MOST_CONNECTIONS = 3
+MOST_CONNECTIONS = 2
 """The most that a run has to the ledger's database at once: docs/deploy.md."""
 
 RULES = {"CIO_IDENTIFY_BY_EMAIL": "Yes", "CIO_ANONYMOUS_USERS": "identified", "CIO_STITCH_ANONYMOUS_DAYS": "7"}
@@ -121,13 +122,15 @@ def on_one_machine(source: posthog.PostHog, folder: Path, rules: dict[str, str],
         return people(server, in_order=in_order)
 
 
-def first_day(run: Any) -> str:
-    """The first day of a run, by its tags."""
-    return days_in_tags({tag["key"]: tag["value"] for tag in run["tags"]})[0]
+def days_as_begun(runs: list[Any]) -> list[str]:
+    """The first day of each run of days, in the order in which these began; one that is tried again, as it did first."""
+    tags = [(run["startTime"], {tag["key"]: tag["value"] for tag in run["tags"]}) for run in runs if run["startTime"]]
+    first = sorted((began, days_in_tags(of)[0]) for began, of in tags if ROOT_RUN_ID_TAG not in of)
+    return [day for _, day in first if day]
 
 
 def in_two_layers(days: list[str]) -> bool:
-    """Whether the days, in the order in which their runs began, go from the oldest on twice: extraction, then delivery."""
+    """Whether the days go from the oldest on twice: extraction, then delivery."""
     return days == sorted(set(days)) * 2
 
 
@@ -212,5 +215,4 @@ def test_a_month_over_machines_that_are_lost_is_the_month_of_one_machine(seed: i
     assert not left
     assert seen.most_of_a_machine["ledger"] <= MOST_CONNECTIONS
     if one_after_another and backfills == 1:
-        started_days = [(run["startTime"], first_day(run)) for run in runs if run["status"] == "SUCCESS"]
-        assert in_two_layers([day for _, day in sorted(started_days) if day])
+        assert in_two_layers(days_as_begun(runs))
