@@ -40,7 +40,8 @@ class OpenAlert(BaseModel):
 class RunFailed:
     """A run has failed, and Dagster will not run it again.
 
-    root: the first run of those that were run again. undelivered: those of its days that it has not delivered.
+    root: the first run of those that were run again. undelivered: those of its days that it has not delivered. is_repeated:
+    whether the job runs again by itself, so that one alert says all until one of its runs has succeeded.
     """
 
     at: float
@@ -50,6 +51,7 @@ class RunFailed:
     days: tuple[str, ...]
     undelivered: tuple[str, ...]
     reason: str
+    is_repeated: bool = False
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,7 @@ Event = RunFailed | RunSucceeded | Delivered | CheckEvaluated | DayOverdue
 def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tuple[list[Alert], dict[str, OpenAlert]]:
     """The alerts that the events call for, by time, and those that are open after them, by key.
 
-    An alert that is open is not sent again, except for a run that fails again: it was started again since.
+    An alert that is open is not sent again, except for a run that fails again: somebody has started it again since.
     """
     alerts, still_open = list[Alert](), dict(open_before)
     for event in sorted(events, key=lambda event: event.at):
@@ -108,6 +110,8 @@ def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tup
 def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:
     """The event's alerts; `still_open` gets the one that it opens, or loses those that it ends."""
     match event:
+        case RunFailed(is_repeated=True):
+            return _once(f"job {event.job}", *_failed(event), still_open)
         case RunFailed():
             still_open.pop(f"run {event.root}", None)
             return _once(f"run {event.root}", *_failed(event), still_open)

@@ -23,15 +23,20 @@ from cio_pipeline.state.ledger_tables import customer_item
 
 @dataclass(frozen=True)
 class Bounds:
-    """The most new customers a run may make, and the most events that can start campaigns; None: as many as there are."""
+    """The most new customers a run may make, and the most events that can start campaigns; None: as many as there are.
+
+    made_before: new customers that count, too, for earlier runs have made them of the same day.
+    """
 
     new_customers: int | None = None
     campaign_events: int | None = None
+    made_before: int = 0
 
     def refuse(self, new_customers: int, campaign_events: int) -> None:
         """Raises `NotDelivered` where these are more."""
+        with_them = f", with the {self.made_before:,} of earlier runs of the day" if self.made_before else ""
         for count, most, what, setting in (
-            (new_customers, self.new_customers, "make {} new customers", "MAX_NEW_CUSTOMERS"),
+            (new_customers + self.made_before, self.new_customers, f"make {{}} new customers{with_them}", "MAX_NEW_CUSTOMERS"),
             (campaign_events, self.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
         ):
             if most is not None and count > most:

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping
-from datetime import UTC, datetime
+from datetime import UTC, datetime, time
 
 import dagster as dg
 
@@ -79,6 +79,11 @@ def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
     """The tag by which the list of runs shows the days of a run with these tags: Dagster hides its own for a range of days."""
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
     return {"days": first if first == last else f"{first} to {last}"} if first and last else {}
+
+
+def daily_at(hour: time) -> str:
+    """The cron schedule of each day at that hour."""
+    return f"{hour.minute} {hour.hour} * * *"
 
 
 def window(day: str) -> tuple[datetime, datetime]:

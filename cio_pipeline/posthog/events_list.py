@@ -76,6 +76,10 @@ class EventsApiSource:
         pages = (page for day in days for page in self._pages(day, min(day + DAY, end)))
         return _counted(f"{start:%Y-%m-%d}", map(self._only_needed, pages))
 
+    def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
+        """The moment: PostHog gives what it has."""
+        return moment
+
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time."""
         pages = (page for event in HISTORY_EVENTS for page in self._pages(EVER, before, event=event))

@@ -53,6 +53,10 @@ class QuerySource:
         reading.facts[COUNTED] = counts.total()
         return Window(counts.total(), reading.frames(counts), reading.facts)
 
+    def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
+        """The moment: PostHog gives what it has."""
+        return moment
+
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
         selection = Selection(self._columns(EVER), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})

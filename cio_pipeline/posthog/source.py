@@ -46,6 +46,10 @@ class NotExtracted(PipelineError):
     """PostHog's events cannot be read; the message is one sentence that says what to fix."""
 
 
+class NothingSoFar(NotExtracted):
+    """Nothing of a day that is not over can be had yet, which is no fault; the message says why."""
+
+
 @dataclass(frozen=True)
 class Window:
     """The events of a window: about how many where that is known, and the frames they come in, in any order, perhaps with
@@ -71,6 +75,10 @@ class EventSource(Protocol):
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The events of `start` <= timestamp < `end` that the settings need."""
+
+    def readable_until(self, start: datetime, moment: datetime) -> datetime:
+        """Up to when, at most that moment, the events from `start` on can be had of a day that is not over. Raises
+        `NothingSoFar`."""
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time (R18)."""

@@ -1,4 +1,4 @@
-"""R3 to R6 and R14: which events are sent, which are held back or refused and why, and whose they are."""
+"""R3 to R6, R14 and R22: which events are sent, which are held back or refused and why, and whose they are."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ FILTERED = "filtered: "
 NOT_IDENTIFIED = FILTERED + "not identified yet (R5)"
 NO_EMAIL = FILTERED + "no email yet (R5)"
 PERSONLESS = FILTERED + "PostHog keeps no person for it (R5)"
+KEY_NOT_SETTLED = FILTERED + "its email may still come today (R22)"
 HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL, PERSONLESS)
 
 
@@ -81,6 +82,7 @@ def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: 
         NOT_IDENTIFIED: _held_back(facts.identified, options, "identified"),
         NO_EMAIL: _held_back(has_email[facts.emails], options, "emails"),
         PERSONLESS: _held_back(~events["personless"].to_numpy(bool), options, "profiles"),
+        KEY_NOT_SETTLED: ~has_email[facts.emails] & (options.day_is_open and options.identify_by_email),
     }
     first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
     return _chosen([*reasons, SENT], first)

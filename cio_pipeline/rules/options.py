@@ -23,11 +23,13 @@ class Options:
     allow_delivery_overrides: bool = False
     allow_consent: AllowConsent = "unsubscribe"
     stitch_anonymous_days: int = 0
+    day_is_open: bool = False
+    """R22: whether the day is not over. No setting, but the hourly run's."""
 
     @property
     def stitches(self) -> bool:
         """R16: whether held-back events are sent once their person is known."""
-        return self.stitch_anonymous_days > 0 and self.anonymous_users != "all"
+        return self.stitch_anonymous_days > 0 and self.anonymous_users != "all" and not self.day_is_open
 
     @property
     def needs_earlier_days(self) -> bool:

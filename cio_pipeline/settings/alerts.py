@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from datetime import time
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
@@ -48,12 +47,3 @@ def _parts(text: str, *schemes: str) -> SplitResult | None:
         return parts if parts.scheme in schemes and addresses.is_host(parts.hostname or "") and parts.port != 0 else None
     except ValueError:
         return None
-
-
-def hour(text: Any) -> Any:
-    """An hour of the day, `HH:MM`."""
-    if not isinstance(text, str):
-        return text
-    if not re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
-        raise ValueError("must be an hour of the day in UTC, such as 09:00")
-    return time.fromisoformat(text.zfill(5))

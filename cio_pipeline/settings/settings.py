@@ -17,7 +17,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.rules.options import Options
-from cio_pipeline.settings import addresses, alerts, values
+from cio_pipeline.settings import addresses, alerts, clock, values
 from cio_pipeline.settings.envfile import SettingsError as SettingsError
 from cio_pipeline.settings.environment import load_environment
 from cio_pipeline.settings.places import (
@@ -65,7 +65,7 @@ Key = Annotated[SecretStr, BeforeValidator(values.key)]
 
 
 class DaysSettings(BaseSettings):
-    """What Dagster's partitions and schedule are made of: needed as soon as the definitions are loaded, before any key.
+    """What Dagster's partitions and schedules are made of: needed as soon as the definitions are loaded, before any key.
 
     Each field's alias is its name in the environment.
     """
@@ -73,9 +73,12 @@ class DaysSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
-    days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
+    days_per_run: int = Field(default=31, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
-    delivered_by: Annotated[time, BeforeValidator(alerts.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
+    nightly_at: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(3, 15), alias="CIO_NIGHTLY_AT")
+    hourly_cron: Annotated[str, BeforeValidator(clock.cron)] = Field(default="30 * * * *", alias="CIO_HOURLY_CRON")
+    delivered_by: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
+    time_zone: Annotated[str, BeforeValidator(clock.zone)] = Field(default="UTC", alias="CIO_TIME_ZONE")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
     @field_validator("*", mode="before")

@@ -135,6 +135,8 @@ def classify(
         elif not known.passes(event, event.distinct_id):
             outcome = "filtered"
             held_back[event.distinct_id].append(event)
+        elif options.day_is_open and options.identify_by_email and known.email_of(event.distinct_id) is None:  # R22
+            outcome = "filtered"
         else:
             sendings.append(known.sending(event, event.day, event.distinct_id))
         outcomes[event.identity] = (outcome, event.day)
@@ -191,7 +193,7 @@ def stitched(event: Event, known: Known, held_back: dict[str, list[Event]], opti
         return []
     since = event.at - options.stitch_anonymous_days * 86_400_000_000
     waiting = [earlier for earlier in held_back.pop(anonymous_id, []) if earlier.at >= since]
-    may = options.stitch_anonymous_days > 0 and known.passes(event, who)
+    may = options.stitch_anonymous_days > 0 and not options.day_is_open and known.passes(event, who)
     return [known.sending(earlier, event.day, who) for earlier in waiting if may]
 
 

@@ -11,12 +11,14 @@ from pydantic import BaseModel
 
 from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delivered, Event, OpenAlert, RunFailed, RunSucceeded
 from cio_pipeline.defs.assets.deliver import customerio_delivery
+from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
 from cio_pipeline.defs.failures import reason_of
 from cio_pipeline.defs.jobs.checks import customerio_checks
+from cio_pipeline.defs.jobs.hourly import SKIPPED, customerio_hourly
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.keys import PREFIX
-from cio_pipeline.defs.partitions import SETTINGS, days_in_tags
+from cio_pipeline.defs.partitions import SETTINGS, days_in_tags, window
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -37,7 +39,7 @@ UNDECIDED_SECONDS = 600
 MOST_DAYS = 31
 """The most overdue days that are reported after the sensor was off."""
 
-JOBS = (customerio_sync.name, customerio_checks.name, redeliver_refused.name)
+JOBS = (customerio_sync.name, customerio_hourly.name, customerio_checks.name, redeliver_refused.name)
 ASSET_JOB = "__ASSET_JOB"
 """Dagster's name for the job of runs that name assets, as its backfills do."""
 
@@ -117,8 +119,9 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
             root=run.root_run_id or run.run_id,
             job=run.job_name,
             days=days,
-            undelivered=tuple(day for day in days if not _is_delivered(instance, day, _started(instance, run))),
+            undelivered=tuple(day for day in days if not _is_delivered_since(instance, day, _started(instance, run))),
             reason=reason_of(record.event_log_entry.get_dagster_event()),
+            is_repeated=run.job_name == customerio_hourly.name,
         )
 
 
@@ -131,7 +134,7 @@ def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, at: float) -
 def _successes(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
     for record, run in runs_ended(instance, dg.DagsterEventType.RUN_SUCCESS, position.successes):
         position.successes = record.storage_id
-        if run is not None:
+        if run is not None and SKIPPED not in run.tags:
             yield RunSucceeded(record.timestamp, run.job_name)
 
 
@@ -139,7 +142,7 @@ def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Ev
     since = dg.AssetRecordsFilter(customerio_delivery.key, after_storage_id=position.deliveries)
     for record in instance.fetch_materializations(since, limit=MOST_DELIVERIES, ascending=True).records:
         position.deliveries = record.storage_id
-        if record.partition_key and record.timestamp >= _end_of(record.partition_key):
+        if record.partition_key and is_whole(record.partition_key, began_at(instance, record)):
             yield Delivered(record.timestamp, record.partition_key)
 
 
@@ -162,20 +165,22 @@ def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Seque
 
 def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, position: Position) -> Iterator[Event]:
     """The days that should be delivered by now and are not, each once."""
-    moment, by = now(), settings.delivered_by
-    last = moment.date() - timedelta(days=1 if moment.time() >= by else 2)
+    moment, by = now(), f"{settings.delivered_by:%H:%M} {settings.time_zone}"
+    if (due := day_due(moment, settings)) is None:
+        return
+    last = date.fromisoformat(due)
     first = max(position.day + timedelta(days=1), last - timedelta(days=MOST_DAYS - 1), SETTINGS.start_date)
     position.day = max(position.day, last)
     for day in _days(first, last):
-        if _is_delivered(instance, day, _end_of(day)):
+        if is_delivered(instance, day):
             continue
         reason, page = _why_not(instance, day)
-        yield DayOverdue(moment.timestamp(), day, f"{by:%H:%M} UTC", reason, page)
+        yield DayOverdue(moment.timestamp(), day, by, reason, page)
 
 
 def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
     """How the day's last run after its end went, and the page to look at."""
-    since = datetime.fromtimestamp(_end_of(day), UTC)
+    since = window(day)[1]
     for job in (customerio_sync.name, ASSET_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MOST_RUNS):
             if day in days_of(run) and _is_ours(run):
@@ -226,7 +231,7 @@ def _started(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
     return record.create_timestamp.timestamp() if record else 0.0
 
 
-def _is_delivered(instance: dg.DagsterInstance, day: str, since: float) -> bool:
+def _is_delivered_since(instance: dg.DagsterInstance, day: str, since: float) -> bool:
     wanted = dg.AssetRecordsFilter(customerio_delivery.key, asset_partitions=[day], after_timestamp=since)
     return bool(instance.fetch_materializations(wanted, limit=1).records)
 
@@ -242,8 +247,3 @@ def days_of(run: dg.DagsterRun) -> tuple[str, ...]:
 
 def _days(first: date, last: date) -> Iterator[str]:
     yield from (str(first + timedelta(days=number)) for number in range((last - first).days + 1))
-
-
-def _end_of(day: str) -> float:
-    """When the day is over."""
-    return (datetime.fromisoformat(day) + timedelta(days=1)).replace(tzinfo=UTC).timestamp()

@@ -55,7 +55,6 @@ STALE_LEDGER = (
     " would be sent again."
 )
 
-
 EMPTY_LEDGER = (
     "The ledger (CIO_LEDGER_URL) is empty: this is its first delivery, or it was lost, and with it what shows that"
     " (ledger_checkpoint.json in CIO_DATA_DIR)."
@@ -114,10 +113,11 @@ def refuse_too_much(
     store: Store, to_send: TablesByDay, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
 ) -> None:
     """Raises `NotDelivered` where the run would exceed its bounds. Where there are few rows, nothing is counted."""
-    if all(
-        most is None or sum(tables.version(table, day).rows for day, tables in to_send.items()) <= most
-        for table, most in (("customers", bounds.new_customers), ("events", bounds.campaign_events))
-    ):
+    customers, events = (
+        sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
+    )
+    are_few = bounds.new_customers is None or customers + bounds.made_before <= bounds.new_customers
+    if are_few and (bounds.campaign_events is None or events <= bounds.campaign_events):
         return
     forecast = Forecast()
     for day, tables in to_send.items():

@@ -98,8 +98,8 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether yesterday, from {DUE:%H:%M} UTC on, and till then the day before it, was delivered by a run that"
-    " began when the day was over. It is about now, whichever days the run has.",
+    description=f"Whether the last night's day is delivered from {DUE} on (CIO_DELIVERED_BY), and till then the one before it,"
+    " by a run that began when the day was over. It is about now, whichever days the run has.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Goes by Dagster's materializations, so it can be run alone; `customerio_checks_daily` does so each day."""

@@ -1,43 +1,64 @@
-"""Whether the day that has to be delivered by now is delivered."""
+"""Which day has to be delivered by now, and whether it is: for the check `yesterday_delivered` and the alert of a late day."""
 
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from cio_pipeline.defs.keys import key
-from cio_pipeline.defs.partitions import SETTINGS, days, window
+from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.settings.settings import DaysSettings
 
 DELIVERY = key("customerio_delivery")
 
-DUE = SETTINGS.delivered_by
-"""CIO_DELIVERED_BY: from then on, UTC, yesterday has to be delivered."""
+DUE = f"{SETTINGS.delivered_by:%H:%M} {SETTINGS.time_zone}"
+"""CIO_DELIVERED_BY: from then on the day of the last nightly run has to be delivered."""
 
 
-def day_due(now: datetime, due: time = DUE) -> str | None:
-    """The last partition that has to be delivered by now: from the time `due` on, UTC, yesterday, till then the day before it.
+def day_due(now: datetime, settings: DaysSettings = SETTINGS) -> str | None:
+    """The last partition that has to be delivered by now: the day before the nightly run (CIO_NIGHTLY_AT) that was the last
+    before the last CIO_DELIVERED_BY. None where that lies before the first partition.
 
-    None where that lies before the first partition.
+    Where CIO_DELIVERED_BY is earlier in the day than CIO_NIGHTLY_AT, a night's day is thus due on the next day.
     """
-    utc = now.astimezone(UTC)
-    day = str(utc.date() - timedelta(days=1 if utc.time() >= due else 2))
-    return day if day >= str(days.start.date()) else None
+    zone = ZoneInfo(settings.time_zone)
+    due = _last(settings.delivered_by, zone, now)
+    nightly = _last(settings.nightly_at, zone, due - timedelta(microseconds=1))
+    day = nightly.date() - timedelta(days=1)
+    return str(day) if day >= settings.start_date else None
+
+
+def _last(at: time, zone: ZoneInfo, moment: datetime) -> datetime:
+    """The last time that a clock in the zone showed `at`, up to the moment (UTC)."""
+    today = moment.astimezone(zone).date()
+    shown = (datetime.combine(today - timedelta(days=back), at, zone).astimezone(UTC) for back in (0, 1))
+    return next(one for one in shown if one <= moment)
+
+
+def is_delivered(instance: dg.DagsterInstance, day: str) -> bool:
+    """Whether the day's last delivery had all of it."""
+    return is_whole(day, delivered_at(instance, day))
 
 
 def is_whole(day: str, began: datetime | None) -> bool:
-    """Whether a delivery of the day that began then had all of it: an hourly run of a day that is not over has not."""
+    """Whether a delivery of the day by a run that began then had all of it: the day was over."""
     return began is not None and began >= window(day)[1]
 
 
 def delivered_at(instance: dg.DagsterInstance, day: str) -> datetime | None:
     """When the run began that delivered the day last, as Dagster's instance has it; None where none has."""
     wanted = dg.AssetRecordsFilter(asset_key=DELIVERY, asset_partitions=[day])
-    for record in instance.fetch_materializations(wanted, limit=1).records:
-        run = instance.get_run_record_by_id(record.run_id)
-        began = run.start_time if run is not None and run.start_time is not None else record.timestamp
-        return datetime.fromtimestamp(began, UTC)
-    return None
+    records = instance.fetch_materializations(wanted, limit=1).records
+    return began_at(instance, records[0]) if records else None
+
+
+def began_at(instance: dg.DagsterInstance, delivery: dg.EventLogRecord) -> datetime:
+    """When the run began that has left this materialization."""
+    run = instance.get_run_record_by_id(delivery.run_id)
+    began = run.start_time if run is not None and run.start_time is not None else delivery.timestamp
+    return datetime.fromtimestamp(began, UTC)
 
 
 def anything_delivered(instance: dg.DagsterInstance) -> bool:

@@ -7,7 +7,7 @@ import dagster as dg
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, days
+from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, SETTINGS, daily_at, days
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
@@ -17,12 +17,17 @@ customerio_sync = dg.define_asset_job(
 
 
 DESCRIPTION = (
-    "Extracts and delivers yesterday, and the CIO_LATE_DAYS days before it for events that arrived late, in one run of the job"
-    " customerio_sync. It is off until it is switched on."
+    "Extracts and delivers yesterday (UTC), and the CIO_LATE_DAYS days before it for events that arrived late, in one run of"
+    " the job customerio_sync at CIO_NIGHTLY_AT. It is off until it is switched on."
 )
 
 
-@dg.schedule(job=customerio_sync, cron_schedule="15 3 * * *", execution_timezone="UTC", description=DESCRIPTION)
+@dg.schedule(
+    job=customerio_sync,
+    cron_schedule=daily_at(SETTINGS.nightly_at),
+    execution_timezone=SETTINGS.time_zone,
+    description=DESCRIPTION,
+)
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """By the time of the tick, which *Preview tick result* lets one choose: of days to come nothing is asked for."""
     if context.scheduled_execution_time > datetime.now(UTC):

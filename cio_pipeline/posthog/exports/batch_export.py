@@ -32,7 +32,7 @@ from cio_pipeline.posthog.exports.runs import (
     unfinished,
     unnamed,
 )
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
+from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, NothingSoFar, Window
 from cio_pipeline.storage_errors import cause
 
 logger = logging.getLogger(__name__)
@@ -66,6 +66,18 @@ class BatchExportSource:
             logger.warning("%s", describe_gap(gap))
         wanted, files = Wanted(start, end, self._allowlist, self._attributes_from), _finished(near)
         return window_of(_read(files, folder, wanted), _made_of(files, folder, wanted))
+
+    def readable_until(self, start: datetime, moment: datetime) -> datetime:
+        """The end of the newest finished run. Raises `NothingSoFar` where that is not after `start`, as in a daily export."""
+        folder, found = self._listed()
+        near = (_with_counted_files(run, folder) for run in found if run.overlaps(start, moment))
+        reach = max((run.end for run in near if run.finished), default=start)
+        if reach <= start:
+            raise NothingSoFar(
+                f"The batch export has nothing of {start:%Y-%m-%d} yet, which is not over: only one that runs every hour, or"
+                " more often, has."
+            )
+        return min(reach, moment)
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time that were exported."""

@@ -18,7 +18,7 @@ from cio_pipeline.posthog.exports.downloads import refused_export
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, Window
+from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, NothingSoFar, Window
 from cio_pipeline.storage_errors import cause
 from cio_pipeline.temporary_files import no_space, spill_folder
 
@@ -67,6 +67,13 @@ class FileDownloadSource:
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
         return self._queries.history(before)
+
+    def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
+        """Raises `NothingSoFar`: each time, PostHog would bill all that has landed since a day before."""
+        raise NothingSoFar(
+            f"PostHog bills each export of a file_download, so none is asked for of {start:%Y-%m-%d}, which is not over:"
+            " CIO_EVENT_SOURCE=query, or a batch export of every hour, gives today's events."
+        )
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""

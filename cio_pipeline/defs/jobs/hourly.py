@@ -1,0 +1,216 @@
+"""The job `customerio_hourly`: delivers what today, which is not over, has so far (R22), and the schedule that runs it.
+
+It works on temporary tables and identities over the stored ones, as a dry run does, and keeps what Customer.io has acknowledged
+in the ledger, and nothing else. So no partition, table or fact is there of half a day, and the nightly run does the day as if
+there had been no hourly one, but for what is delivered already. It leaves an observation: a materialization would show the day
+as complete, and a partition of today would be asked for by backfills.
+"""
+
+import logging
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+
+import dagster as dg
+
+from cio_pipeline.accounting import Account, discrepancies
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.defs.assets import ledger_checkpoint
+from cio_pipeline.defs.assets.before_delivery import BoundsConfig, refuse_missing_days, refuse_too_much, shards
+from cio_pipeline.defs.assets.deliver import DeliveryConfig, receipt_of, suppressed
+from cio_pipeline.defs.assets.extract import history_is_known, read_day
+from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
+from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
+from cio_pipeline.defs.pages.tables import table
+from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.errors import PipelineError
+from cio_pipeline.learning import learn_day, learned_under
+from cio_pipeline.pipeline import derive_day
+from cio_pipeline.posthog.source import NothingSoFar
+from cio_pipeline.rules.classify import SENT
+from cio_pipeline.tables.files import temporary_folder
+from cio_pipeline.tables.tables import Tables
+
+logger = logging.getLogger(__name__)
+
+SETTLED = timedelta(minutes=5)
+"""Younger events are left to the next run: PostHog takes in those of the same minutes in any order, and an email that comes
+after events of its person would leave these with another customer (R22)."""
+
+DAYS, SKIPPED = "days", "skipped"
+"""The tags that show in the runs list of what a run is, and why it has sent nothing."""
+
+LONGEST_SECONDS = 6 * 3600
+"""So long a run may take. The schedule starts no other meanwhile, nor while Dagster waits for a run whose machine is gone."""
+
+QUERIES_AN_HOUR = 2400
+"""What PostHog allows a project (posthog.com/docs/api)."""
+
+UNFINISHED = [
+    dg.DagsterRunStatus.QUEUED,
+    dg.DagsterRunStatus.NOT_STARTED,
+    dg.DagsterRunStatus.STARTING,
+    dg.DagsterRunStatus.STARTED,
+    dg.DagsterRunStatus.CANCELING,
+]
+
+
+class NotNow(PipelineError):
+    """A run leaves what there is to another one, which is no failure; the message says why."""
+
+
+def now() -> datetime:
+    """When the run begins."""
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True)
+class SoFar:
+    """What an open day has until a moment. reading: what it took to read; waiting: the events that wait for the whole day."""
+
+    until: datetime
+    account: Account
+    reading: Mapping[str, int]
+    waiting: int
+
+
+@dg.op(out=dg.Out(dg.Nothing))
+@with_readable_failures
+def deliver_so_far(
+    context: dg.OpExecutionContext, config: BoundsConfig, posthog: PostHog, customerio: CustomerIo, store: Store
+) -> None:
+    """Sends what today (UTC) has so far, up to five minutes ago, and Customer.io has not acknowledged yet."""
+    began = now()
+    day = str(began.date())
+    try:
+        refuse_to_begin(store, day, began)
+        until = posthog.source.readable_until(window(day)[0], began - SETTLED)
+        context.instance.add_run_tags(context.run_id, {DAYS: f"{day} until {until:%H:%M} UTC (open)"})
+        with store.overlay(day) as today:
+            so_far = derive_so_far(day, until, posthog, today)
+            metadata = deliver_part(day, so_far, config, customerio, store, today)
+    except (NotNow, NothingSoFar) as why:
+        logger.info("%s", why)
+        context.instance.add_run_tags(context.run_id, {SKIPPED: str(why)})
+    else:
+        context.log_event(dg.AssetObservation(DELIVERY, partition=day, metadata=metadata))
+
+
+def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
+    """Raises `NotNow` where the day has but begun, what comes before it is not known yet, or another run delivers."""
+    if began - SETTLED <= window(day)[0]:
+        raise NotNow(f"{day} has only begun: nothing was sent.")
+    if not history_is_known(store):
+        raise NotNow("identity_history was never read, and a run of customerio_sync reads it: nothing was sent.")
+    try:
+        refuse_missing_days(store, [day])
+    except NotDelivered as missing:
+        raise NotNow(str(missing)) from None
+    with no_other_delivery(store):
+        pass
+
+
+@contextmanager
+def no_other_delivery(store: Store) -> Iterator[None]:
+    """Holds the delivery lock during the block. Raises `NotNow` where another run holds it."""
+
+    def leave() -> None:
+        raise NotNow("Another run is delivering by this ledger: nothing was sent, the next run sends it.")
+
+    with store.ledger.hold_delivery_lock(leave):
+        yield
+
+
+def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> SoFar:
+    """Extracts, learns and derives the events of the open day before `until`, in `today`, an overlay that begins with it."""
+    _, reading = read_day(day, posthog, today, until)
+    learn_day(day, learned_under(today.attributes_from), today.tables, today.identities, today.workers)
+    options = replace(today.options, day_is_open=True)
+    account = derive_day(day, today.tables, today.identities, options, workers=today.workers)
+    if wrong := discrepancies(day, account, today.tables):
+        raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
+    return SoFar(until, account, reading, _waiting(day, account, today))
+
+
+def _waiting(day: str, account: Account, today: Store) -> int:
+    """How many events more would be sent if the day had ended now (R22)."""
+    if not (today.options.identify_by_email or today.options.stitches):
+        return 0
+    with temporary_folder() as folder:
+        into = Tables(str(folder), temporary=True)
+        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.workers)
+    return max(0, whole.outcomes[SENT] + whole.stitched - account.outcomes[SENT])
+
+
+def deliver_part(
+    day: str, so_far: SoFar, config: BoundsConfig, customerio: CustomerIo, store: Store, today: Store
+) -> dict[str, dg.MetadataValue | int | str]:
+    """Sends what `today` holds of the day, and gives what to tell of it.
+
+    New customers of the day's earlier runs count for the bound, or many small runs would pass it. Raises `NotNow` where the day
+    is over and was extracted as a whole meanwhile: what that has sent is newer.
+    """
+    started, before = time.monotonic(), customerio.traffic()
+    with no_other_delivery(store):
+        if not store.identities.unlearned([day]):
+            raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
+        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
+        bounds = config.bounds(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
+        bounds = replace(bounds, made_before=store.ledger.totals(day).new_customers)
+        options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
+        refuse_too_much(store, {day: today.tables}, options, bounds, is_ledger_stale=is_ledger_stale)
+        events = today.tables.version("events", day).rows
+        sent = deliver(day, shards(today.tables, day), store.ledger, customerio.client, options, events)
+        if not is_ledger_stale or config.max_campaign_events is not None:
+            ledger_checkpoint.save(store)
+    run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
+    logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(run))
+    logger.info("%s events wait for the whole day (R22).", f"{so_far.waiting:,}")
+    return _observation(so_far, dict(receipt_of(today, day, run, sent.sample)))
+
+
+def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> dict[str, dg.MetadataValue | int | str]:
+    """The receipt, which says first that the day is open."""
+    receipt.pop("dagster/partition_row_count")
+    outcomes = so_far.account.outcomes.most_common()
+    return {
+        "so far": f"Until {so_far.until:%H:%M} UTC. The day is open: its whole is delivered by the run of the night after it.",
+        **receipt,
+        "events so far": so_far.account.outcomes.total(),
+        "events that wait for the whole day": so_far.waiting,
+        "outcomes": table([{"count": count, "what": name} for name, count in outcomes if count]),
+        "queries to PostHog": so_far.reading.get("queries", 0),
+        "queries that PostHog allows an hour": QUERIES_AN_HOUR,
+        "what the reading took": table([{"count": count, "what": name} for name, count in so_far.reading.items()]),
+    }
+
+
+@dg.job(
+    tags={MAX_RETRIES: "0", "dagster/max_runtime": str(LONGEST_SECONDS)},
+    executor_def=dg.in_process_executor,
+)
+def customerio_hourly() -> None:
+    """Delivers what today has so far; the nightly run delivers the whole. It stores no table and completes no partition."""
+    deliver_so_far()
+
+
+@dg.schedule(
+    job=customerio_hourly,
+    cron_schedule=SETTINGS.hourly_cron,
+    execution_timezone=SETTINGS.time_zone,
+    description="Delivers what today (UTC) has so far, at CIO_HOURLY_CRON. It is off until it is switched on. Each run reads"
+    " all of today, so 24 runs read about 12 times the bytes of a day; PostHog allows API queries 20 GB an hour, and lets 24"
+    " hours of that be saved up. Of the 2,400 queries that it allows in an hour, a run takes about four, and one more for"
+    " each 40,000 events.",
+)
+def customerio_hourly_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
+    """Starts a run, unless one is not finished."""
+    unfinished = context.instance.get_runs(dg.RunsFilter(job_name=customerio_hourly.name, statuses=UNFINISHED), limit=1)
+    if unfinished:
+        return dg.SkipReason(f"The run {unfinished[0].run_id} of customerio_hourly is not finished: no other is started.")
+    return dg.RunRequest()

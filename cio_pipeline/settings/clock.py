@@ -1,0 +1,35 @@
+"""When the schedules run: each function gives a setting's value, or raises `ValueError` with what is wrong with it."""
+
+from __future__ import annotations
+
+import re
+from datetime import time
+from typing import Any
+from zoneinfo import ZoneInfo
+
+
+def hour(text: Any) -> Any:
+    """An hour of the day, `HH:MM`, in CIO_TIME_ZONE."""
+    if not isinstance(text, str):
+        return text
+    if not re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
+        raise ValueError("must be an hour of the day, such as 09:00")
+    return time.fromisoformat(text.zfill(5))
+
+
+def zone(text: Any) -> Any:
+    """A time zone's name."""
+    try:
+        ZoneInfo(text)
+    except (KeyError, ValueError, OSError):  # not there, no name, a folder
+        raise ValueError("must be a time zone of the IANA database, such as UTC or Europe/Berlin") from None
+    return text
+
+
+def cron(text: Any) -> Any:
+    """A schedule as Dagster takes it: five fields, such as `30 * * * *`."""
+    from dagster._utils.schedules import is_valid_cron_string  # loads for long, and is seldom needed
+
+    if not is_valid_cron_string(str(text)):
+        raise ValueError("must be a cron schedule of five fields, such as 30 * * * *")
+    return text
