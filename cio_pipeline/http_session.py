@@ -34,12 +34,19 @@ def new_session(auth: AuthBase | None = None, url: str | None = None) -> request
     each URL, or none. With a URL, the session is for that one alone, and the environment is read now, instead of before each
     request.
     """
-    session = requests.Session()
+    session = _Session()
     session.auth = auth or _login_of_the_url
     if url is not None:
         found = session.merge_environment_settings(url, {}, None, None, None)
         session.proxies, session.verify, session.trust_env = found["proxies"], found["verify"], False
     return session
+
+
+class _Session(requests.Session):
+    """A session that follows no redirect, nor looks where one leads: before that, requests would read the whole body."""
+
+    def get_redirect_target(self, resp: requests.Response) -> None:
+        """Nowhere."""
 
 
 def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedRequest:

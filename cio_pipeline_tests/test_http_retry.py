@@ -95,7 +95,14 @@ def endless(head: bytes, block: bytes) -> raw_server.Answer:
     return answer
 
 
-@pytest.mark.parametrize("head", [b"HTTP/1.0 200 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n"])
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.0 200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999\r\n\r\n",
+        b"HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n",
+    ],
+)
 def test_an_answer_without_an_end_is_left_at_its_limit(head: bytes) -> None:
     with raw_server.serve(endless(head, b"x" * 65536)) as url, pytest.raises(http.TooLong, match="is over 1,000,000 bytes"):
         ask(url, most_bytes=1_000_000)

@@ -82,7 +82,10 @@ class Downloads:
         location = answer.response.headers.get("Location")
         if not 300 <= answer.status < 400 or not location:
             raise refused_export(answer)
-        return urljoin(answer.response.url, location)
+        try:
+            return urljoin(answer.response.url, location)
+        except ValueError:
+            raise _NoWholeFile("PostHog's link to it is no address") from None
 
     def _fetch(self, link: str, into: Path) -> None:
         """Writes the file. The link leads to another service, so neither the key nor our headers are sent."""
