@@ -1,7 +1,7 @@
 """A backfill of 30 days over several machines, one of which is lost in the middle, as is PostgreSQL for a moment: the workspace
 is that of one machine that nothing happened to.
 
-Each seed is another month, other moments and another way to be lost. It takes minutes a seed: `make test-fleet`.
+Each seed is another month, other moments and another way to be lost. It takes six minutes a seed or more: `make test-fleet`.
 """
 
 from __future__ import annotations
