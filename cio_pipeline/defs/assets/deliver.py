@@ -189,7 +189,10 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     metadata={"dagster/column_schema": described(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
-    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did."""
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did.
+
+    The dialog of partitions shows the last 90 days only: for older ones take the job customerio_backfill.
+    """
     return upsert_to_customerio(customers=customers, events=events)
 
 
