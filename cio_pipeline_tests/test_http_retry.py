@@ -30,9 +30,20 @@ from cio_pipeline_tests import raw_server
 SECRET = "s3cret"
 
 
-def ask(url: str, session: requests.Session | None = None, tries: int = 2, **how: Any) -> requests.Response:
-    how = {"pause": lambda *_: None, "timeout": (5, 5), "retried": {503}, **how}
-    return http.send(session or http.new_session(), "GET", url, service="Customer.io", tries=tries, **how)
+def ask(url: str, session: requests.Session | http.FewUrls | None = None, tries: int = 2, **how: Any) -> requests.Response:
+    how = {"pause": lambda *_: None, "timeout": (5, 5), "retried": {503}, "data": None, **how}
+    return http.send(session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", tries=tries, **how)
+
+
+def few_urls(url: str) -> http.FewUrls:
+    return http.FewUrls(http.new_session(url=url))
+
+
+def any_session(url: str) -> requests.Session:
+    return http.new_session()
+
+
+SESSIONS = pytest.mark.parametrize("session_for", [any_session, few_urls])
 
 
 def said_of(url: str, **how: Any) -> str:
@@ -181,19 +192,24 @@ def test_without_a_date_the_wait_is_by_our_clock() -> None:
         assert 98 <= asked <= 100
 
 
-def test_a_host_that_no_name_server_knows_is_said_after_three_tries() -> None:
-    said = said_of(f"https://{SECRET}@nowhere.invalid/?token={SECRET}", tries=9)
+@SESSIONS
+def test_a_host_that_no_name_server_knows_is_said_after_three_tries(session_for: Any) -> None:
+    url = f"https://{SECRET}@nowhere.invalid/?token={SECRET}"
+    said = said_of(url, session=session_for(url), tries=9)
     assert said == (
         "Customer.io (nowhere.invalid) could not be reached in 3 tries:"
         " no name server knows that host: is CUSTOMERIO_TRACKING_ENDPOINT right?"
     )
 
 
-def test_a_refused_connection_is_said_in_words() -> None:
+@SESSIONS
+def test_a_refused_connection_is_said_in_words(session_for: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/{SECRET}"
-        assert "in 5 tries: it refused the connection: is CUSTOMERIO_TRACKING_ENDPOINT right" in said_of(url, tries=9)
+        assert "in 5 tries: it refused the connection: is CUSTOMERIO_TRACKING_ENDPOINT right" in said_of(
+            url, session=session_for(url), tries=9
+        )
 
 
 def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
@@ -211,6 +227,7 @@ def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
     return context
 
 
+@SESSIONS
 @pytest.mark.parametrize(
     ("is_trusted", "host", "until", "said"),
     [
@@ -221,7 +238,13 @@ def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
     ],
 )
 def test_a_certificate_is_said_at_once_and_an_own_ca_is_trusted(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, is_trusted: bool, host: str, until: datetime, said: str | None
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    session_for: Any,
+    is_trusted: bool,
+    host: str,
+    until: datetime,
+    said: str | None,
 ) -> None:
     context = certificate(tmp_path, host, until)
     if is_trusted:
@@ -229,21 +252,25 @@ def test_a_certificate_is_said_at_once_and_an_own_ca_is_trusted(
     with raw_server.serve(lambda connection, _: connection.sendall(raw_server.http()), context) as url:
         url = url.replace("http://127.0.0.1", "https://localhost")
         if said is None:
-            assert ask(url).content == b"{}"
+            assert ask(url, session_for(url)).content == b"{}"
         else:
-            assert f"in 1 try: its certificate {said}: is CUSTOMERIO_TRACKING_ENDPOINT right?" in said_of(url, tries=9)
+            sentence = said_of(url, session=session_for(url), tries=9)
+            assert f"in 1 try: its certificate {said}: is CUSTOMERIO_TRACKING_ENDPOINT right?" in sentence
 
 
-def test_a_ca_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@SESSIONS
+def test_a_ca_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_for: Any) -> None:
     (tmp_path / "empty.pem").write_text("no certificate")
     with raw_server.serve(lambda connection, _: None) as url:
         for name in ("nowhere.pem", "empty.pem"):
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
-            said = said_of(url.replace("http:", "https:"), tries=9)
+            secure = url.replace("http:", "https:")
+            said = said_of(secure, session=session_for(secure), tries=9)
             assert "in 1 try: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file" in said
 
 
-def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+@SESSIONS
+def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pytest.MonkeyPatch, session_for: Any) -> None:
     asked: list[bytes] = []
 
     def answer(connection: socket.socket, request: bytes) -> None:
@@ -252,8 +279,34 @@ def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pyt
 
     with raw_server.serve(answer) as url:
         monkeypatch.setenv("HTTPS_PROXY", url.replace("//", f"//user:{SECRET}@"))
-        assert "in 3 tries: the proxy that HTTPS_PROXY" in said_of("https://track.customer.io", tries=9)
+        track = "https://track.customer.io"
+        assert "in 3 tries: the proxy that HTTPS_PROXY" in said_of(track, session=session_for(track), tries=9)
     assert asked[0].startswith(b"CONNECT track.customer.io:443")
+
+
+@pytest.mark.parametrize("is_by_a_proxy", [False, True])
+def test_a_few_urls_are_asked_as_by_a_session_but_without_cookies(monkeypatch: pytest.MonkeyPatch, is_by_a_proxy: bool) -> None:
+    asked: list[list[bytes]] = []
+
+    def answer(connection: socket.socket, request: bytes) -> None:
+        head, _, body = request.partition(b"\r\n\r\n")
+        first, *headers = head.splitlines()
+        asked.append([first, *sorted(headers), body])
+        connection.sendall(raw_server.http(b"{}", "207 Multi-Status", "X-Kind: odd", "Set-Cookie: a=b"))
+
+    with raw_server.serve(answer) as url:
+        if is_by_a_proxy:
+            monkeypatch.setenv("HTTP_PROXY", url.replace("//", f"//user:{SECRET}@"))
+            monkeypatch.setenv("NO_PROXY", "")
+            url = "http://track.customer.io"
+        auth = HTTPBasicAuth("site", "key")
+        quick = http.FewUrls(http.new_session(auth, url))
+        for method, path, body in (("POST", "/batch", b"{}"), ("GET", "/region", None), ("POST", "/a%7Eb/Z%C3%BC/", b"")):
+            given: dict[str, Any] = {"method": method, "data": body, "headers": {"Content-Type": "application/json"}}
+            answers = [ask(url + path, one, **given) for one in (http.new_session(auth, url), quick, quick)]
+            assert {(one.status_code, one.headers["x-kind"], one.content) for one in answers} == {(207, "odd", b"{}")}
+            assert asked[0] == asked[1] == asked[2]
+            asked.clear()
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\u201d", f"a\r\nb: {SECRET}"])

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,12 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline import progress
-from cio_pipeline.cli.dagster_storage import keep_engines
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.assets.deliver import customerio_delivery
-from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, days_between
+from cio_pipeline.defs.dagster_storage import keep_engines
+from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_tags
+from cio_pipeline.defs.partitions import days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
@@ -38,9 +38,6 @@ RECORDED = {
 """What of a run's events is looked at when it has ended."""
 
 See = Callable[[dg.DagsterEvent], None]
-
-SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
-"""Dagster's own console would print each of its events."""
 
 
 class Lines(logging.Handler):
@@ -61,15 +58,15 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     not partitions, and whatever a run fails of, after its failed checks were printed.
     """
     keys = days_between(first, last)
-    config = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": _given(chosen)}}}}
     keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:
+
+        def run_some(run_id: str, days: list[str], assets: Sequence[dg.AssetKey] | None) -> None:
+            _run("customerio_sync", instance, run_config(chosen), run_tags(days, keys), summary.see, run_id, assets)
+
         try:
-            for start in range(0, len(keys), settings.days_per_run):
-                chunk = keys[start : start + settings.days_per_run]
-                tags = {RANGE_START: chunk[0], RANGE_END: chunk[-1], DAYS_IN_ALL: str(len(keys))}
-                _run("customerio_sync", instance, config, tags, summary.see)
+            run_range(instance, keys, run_some, settings.days_per_run)
         except Exception:
             for line in summary.failed_checks():
                 show(line)
@@ -103,7 +100,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
     with _instance(settings) as instance:
         config = {"preview_delivery": {"config": {**_given(chosen), "from": first, "to": last}}}
-        _run("customerio_dry_run", instance, config, {}, see)
+        _run("customerio_dry_run", instance, {**SILENT, "ops": config}, {}, see)
     return 1 if any(beyond) else 0
 
 
@@ -114,7 +111,7 @@ def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
     """
     given, summary = _given(chosen), Summary(settings)
     with _instance(settings) as instance:
-        _run("redeliver_refused", instance, {"send_refused_again": {"config": given}}, {}, summary.see)
+        _run("redeliver_refused", instance, {**SILENT, "ops": {"send_refused_again": {"config": given}}}, {}, summary.see)
     for line in summary.failed_checks():
         show(line)
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
@@ -153,16 +150,24 @@ def _places(settings: Settings, home: Path) -> str:
     )
 
 
-def _run(job: str, instance: dg.DagsterInstance, config: dict[str, Any], tags: dict[str, str], see: See) -> None:
-    """Runs the job, prints what it logs, and shows `see` what Dagster has recorded of it, also where it fails.
+def _run(
+    job: str,
+    instance: dg.DagsterInstance,
+    config: dict[str, Any],
+    tags: dict[str, str],
+    see: See,
+    run_id: str = "",
+    assets: Sequence[dg.AssetKey] | None = None,
+) -> None:
+    """Runs the job, or these assets of it, prints what it logs, and shows `see` what Dagster has recorded, also where it fails.
 
     Raises what the run failed of, and `KeyboardInterrupt` after Ctrl-C.
     """
-    run_id = str(uuid.uuid4())
+    run_id = run_id or str(uuid.uuid4())
     with _printed():
         try:
             defs.resolve_job_def(job).execute_in_process(
-                instance=instance, run_id=run_id, tags=tags, run_config={**SILENT, "ops": config}
+                instance=instance, run_id=run_id, tags=tags, run_config=config, asset_selection=assets
             )
         except dg.DagsterExecutionInterruptedError:
             raise KeyboardInterrupt from None

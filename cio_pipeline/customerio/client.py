@@ -14,7 +14,7 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Fault, Unavailable, Unusable, new_session, send
+from cio_pipeline.http_retry import Fault, FewUrls, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, printable, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -73,9 +73,10 @@ class TrackClient:
         self.rate_limit = RateLimit(requests_per_second)
         self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind: a copy is ignored, by its id
         self._keys = (api_key, site_id)
-        self._session = new_session(HTTPBasicAuth(site_id, api_key), url)
-        self._session.headers["User-Agent"] = "cio_pipeline"
-        self._session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
+        session = new_session(HTTPBasicAuth(site_id, api_key), url)
+        session.headers["User-Agent"] = "cio_pipeline"
+        session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
+        self._session = FewUrls(session)
         self._counting = threading.Lock()
 
     def check(self) -> None:
@@ -272,14 +273,15 @@ def _errors(body: dict[str, Any] | None) -> list[Any]:
 def _own_faults(path: str, status: int, parsed: dict[str, Any] | None) -> int:
     """The most items that this answer may refuse for good, where it refuses all of their kind; 0: the fault is the service's.
 
-    A page is a firewall's or a proxy's, and the v1 call has but one event. Neither holds of a 401, which is about keys, or of a
-    207 without errors.
+    413 is about an item's size, and a page with 403 is a firewall's, about what is in it; no other page is about an item. The
+    v1 call has but one event, which words of the Track API are about, unless the status says otherwise (401: keys).
     """
     if status in (401, 207):
         return 0
-    if parsed is None or status == 413:
-        return A_FEW
-    return int(path != BATCH or _names_an_item(_errors(parsed)))
+    if status == 413 or (status == 403 and parsed is None):
+        return A_FEW if status == 413 or path == BATCH else 1
+    errors = _errors(parsed)
+    return int(_names_an_item(errors) or (path != BATCH and bool(errors)))
 
 
 def _names_an_item(errors: list[Any]) -> bool:

@@ -25,6 +25,10 @@ CAMPAIGN_EVENTS = "events under 72 hours"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
+class Undecided(Unavailable):
+    """A few items were refused alone, none of their kind was accepted, and no answer tells whose fault that is."""
+
+
 class Sender:
     """Sends the requests of one lane, each answered and acknowledged before the next."""
 
@@ -80,7 +84,7 @@ class Sender:
         kind = _kind(request)
         if not self._was_accepted(kind):
             self._unnamed.append((request, why))
-            self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1)
+            self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1, Unavailable)
             return
         if kind != CUSTOMER:
             self._client.try_harmless(*self._client.accepted[kind], "even an event that it has accepted before")
@@ -99,14 +103,14 @@ class Sender:
             if self._was_accepted(_kind(request)):
                 self._send_alone(request, why)
             else:
-                self._stop_where_refused_alike(_kind(request), why, why.own_faults)
+                self._stop_where_refused_alike(_kind(request), why, why.own_faults, Undecided)
                 self._refuse(request, why)
 
-    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, own_faults: int) -> None:
-        """Raises `http.Unavailable` where more of the kind were refused in the same words than may be at fault themselves."""
+    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, own_faults: int, error: type[Unavailable]) -> None:
+        """Raises the error where more of the kind were refused in the same words than may be at fault themselves."""
         said = (kind, why.reason, why.detail)
         if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > own_faults:
-            raise Unavailable(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
+            raise error(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
 
     def _refuse(self, request: Request, why: UnnamedRefusal) -> None:
         self._acknowledge(request, {0: (why.reason, why.detail)})

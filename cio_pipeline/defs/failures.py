@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -27,6 +27,14 @@ TRANSIENT = (Unavailable, DatabaseError)
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Self = TypeVar("Self")
+
+
+IN_A_ROW = 3
+"""When so many days fail one after another, the fault is not theirs, and the days after them are not tried."""
+
+
+class DaysFailed(PipelineError):
+    """Some of several days failed; the message names each, and why."""
 
 
 class RunNotStarted(dg.DagsterError):
@@ -85,6 +93,22 @@ def _as_failure() -> Iterator[None]:
         yield
     except PipelineError as error:
         raise dg.Failure(str(error), allow_retries=False) from None
+
+
+def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[str, PipelineError]:
+    """Does the work of each day, also where that of others fails; gives the errors of those that failed.
+
+    Stops after `IN_A_ROW` failures in a row: then the last days' entries are missing, as if they had not been asked for.
+    """
+    errors: dict[str, PipelineError] = {}
+    for number, day in enumerate(days):
+        try:
+            work(day)
+        except PipelineError as error:
+            errors[day] = error
+            if number + 1 >= IN_A_ROW and all(one in errors for one in days[number + 1 - IN_A_ROW : number + 1]):
+                break
+    return errors
 
 
 def reason_of(event: dg.DagsterEvent) -> str:

@@ -19,6 +19,7 @@ from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
+from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
 from cio_pipeline.posthog.events_list import EventsApiSource
@@ -112,6 +113,7 @@ class Store(dg.ConfigurableResource[None]):
     ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger)
     rules: str = _shown("What is sent", connections.rules)
     _settings: Settings = PrivateAttr()
+    _lock: RunLock | None = PrivateAttr(default=None)
     _tables: Tables = PrivateAttr()
     _ledger: Ledger = PrivateAttr()
     _identities: Identities = PrivateAttr()
@@ -122,6 +124,7 @@ class Store(dg.ConfigurableResource[None]):
         self._settings = settings_of_the_run(self, context)
         tag(context, **days_tag(context.run.tags if context.run else {}))
         keep_private()
+        self._lock = RunLock(self._settings.data_dir, context.run.run_id) if context.run else None
         allow_open_files()
         refuse_closed_bucket(self._settings.data_dir)
         self._tables = Tables(self._settings.data_dir)
@@ -131,6 +134,8 @@ class Store(dg.ConfigurableResource[None]):
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
         """Closes the connections to the database."""
         self._ledger.close()
+        if self._lock is not None:
+            self._lock.release()
 
     @contextmanager
     def overlay(self, first: str) -> Iterator["Store"]:

@@ -80,6 +80,7 @@ class Api:
         sleep: Callable[[float], object] = lambda seconds: time.sleep(seconds),
         may_be_too_big: bool = False,
         tries: int = TRIES,
+        patience: float = PATIENCE_SECONDS,
         **request: Any,
     ) -> Answer:
         """The answer, after as many tries as may help: also of what is no answer of PostHog's, but of something before it.
@@ -95,7 +96,7 @@ class Api:
                 service="PostHog",
                 retried={429} if may_be_too_big else RETRIED,
                 tries=tries,
-                patience=PATIENCE_SECONDS,
+                patience=patience,
                 pause=lambda seconds, _: sleep(seconds),
                 timeout=TIMEOUT_SECONDS,
                 **request,

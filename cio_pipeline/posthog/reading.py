@@ -252,7 +252,7 @@ class Reading:
 def _number(value: Any) -> int:
     try:
         return int(value)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise NotExtracted("PostHog's count is not a number: is POSTHOG_HOST the address of PostHog itself?") from None
 
 

@@ -73,7 +73,7 @@ class DaysSettings(BaseSettings):
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
     start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
-    days_per_run: int = Field(default=7, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
+    days_per_run: int = Field(default=31, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
     nightly_at: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(3, 15), alias="CIO_NIGHTLY_AT")
     hourly_cron: Annotated[str, BeforeValidator(clock.cron)] = Field(default="30 * * * *", alias="CIO_HOURLY_CRON")

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -51,9 +52,21 @@ def writing(folder: UPath) -> Iterator[None]:
         raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {why}.") from None
 
 
+def is_local(path: UPath) -> bool:
+    """Whether it is on this machine's file system, rather than in a bucket."""
+    return path.protocol in ("", "file")
+
+
+def place(url: str) -> UPath:
+    """The folder or bucket of CIO_DATA_DIR. What is in a bucket is asked each time: other machines write there, too, and what
+    fsspec remembers of a listing would have a file the size that it had then."""
+    path = UPath(url)
+    return path if is_local(path) else UPath(url, use_listings_cache=False)
+
+
 def errors_of(path: UPath, *others: type[Exception]) -> tuple[type[Exception], ...]:
     """What it raises to read or write there, and others: the clients of buckets have errors of no common kind."""
-    return (OSError, pa.ArrowException, *others) if path.protocol in ("", "file") else (Exception,)
+    return (OSError, pa.ArrowException, *others) if is_local(path) else (Exception,)
 
 
 def unreadable(what: str, error: BaseException, where: str, remedy: str) -> StorageError:
@@ -66,10 +79,46 @@ def unreadable(what: str, error: BaseException, where: str, remedy: str) -> Stor
 
 def create(path: UPath) -> IO[bytes]:
     """A new file, on a local disk readable by its owner only, whatever the umask."""
-    if path.protocol in ("", "file"):
+    if is_local(path):
         return os.fdopen(os.open(path.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     opened: IO[bytes] = path.open("wb")
     return opened
+
+
+def make_folder(path: UPath) -> None:
+    """Makes the folder and those above it where they are not there; a bucket has none."""
+    if is_local(path):
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)
+
+
+def read_file(path: UPath) -> bytes | None:
+    """What a small file holds, as one state of it; None where there is none. Raises where there is no bucket."""
+    try:
+        content: bytes = path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
+    except FileNotFoundError as error:
+        if refusal(error) is not None:
+            raise
+        return None
+    return content
+
+
+def replace_file(path: UPath, content: bytes) -> None:
+    """Puts a small file in the place of one: whoever reads it meanwhile finds the one or the other, whole.
+
+    A bucket takes a file as a whole or not at all; on a disk a finished file is renamed.
+    """
+    if not is_local(path):
+        path.fs.pipe_file(path.path, content)
+        return
+    written = path.with_name(f"{path.name}.{uuid.uuid4().hex}")
+    try:
+        with create(written) as file:
+            file.write(content)
+        written.rename(path)
+    except BaseException:
+        with suppress(OSError):
+            written.unlink()
+        raise
 
 
 def reason(error: BaseException) -> str:

@@ -22,6 +22,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
+from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
 import pandas as pd
@@ -30,7 +31,18 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.tables.files import StorageError, create, errors_of, keeping_temporary_rows, unreadable, writing
+from cio_pipeline.tables.files import (
+    StorageError,
+    create,
+    errors_of,
+    keeping_temporary_rows,
+    make_folder,
+    place,
+    read_file,
+    replace_file,
+    unreadable,
+    writing,
+)
 
 GROUPS = {"customers": "derived", "events": "derived", "rejects": "derived"}
 
@@ -117,7 +129,7 @@ class ShardWriter:
             rows[table], content = found.num_rows, _parquet(found)
             hashes[table] = sha256(content).hexdigest()
             with self.writing(self.folder.parent):
-                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+                make_folder(self.folder)
                 with create(self.folder / file_name(table, shard)) as file:
                     file.write(content)
         pa.default_memory_pool().release_unused()
@@ -152,7 +164,7 @@ class Tables:
 
     def __init__(self, root: str, *, temporary: bool = False) -> None:
         """temporary: the tables last no longer than a run, which errors then advise to start again."""
-        self.root, self._temporary = UPath(root), temporary
+        self.root, self._temporary = place(root), temporary
         self._writing = keeping_temporary_rows if temporary else writing
 
     def current(self, table: str, partition: str) -> Version | None:
@@ -274,16 +286,14 @@ class Tables:
 
     def _publish(self, folder: UPath, new: Pointer) -> None:
         """Points to the new version, notes when the one before it was replaced, and removes what nobody reads any more."""
-        path, written = folder / "current.json", folder / f"{new.version}.json"
+        path = folder / "current.json"
         with suppress(*errors_of(folder, TypeError, ValueError)):
             if (before := _read_pointer(path)) is not None:
                 new.replaced = {**before.replaced, before.version: f"{_now():{TIME_FORMAT}}"}
         kept = f"{_now() - KEPT_REPLACED:{TIME_FORMAT}}"
         gone = {name for name, when in new.replaced.items() if when < kept}
         new.replaced = {name: when for name, when in new.replaced.items() if name not in gone}
-        with create(written) as file:
-            file.write(json.dumps(vars(new)).encode())
-        written.rename(path)
+        replace_file(path, json.dumps(vars(new)).encode())
         _prune(folder, new, gone)
 
 
@@ -301,9 +311,8 @@ def _removed_on_failure(folder: UPath, version: str) -> Iterator[None]:
             current = _read_pointer(folder / "current.json")
         if current is not None and current.version == version:
             raise
-        for left in (folder / version, folder / f"{version}.json"):
-            with suppress(*errors_of(folder)):
-                left.rmdir(recursive=True) if left.is_dir() else left.unlink()
+        with suppress(*errors_of(folder)):
+            (folder / version).rmdir(recursive=True)
         raise
 
 
@@ -311,17 +320,17 @@ def _prune(folder: UPath, current: Pointer, gone: set[str]) -> None:
     """Removes versions that were replaced long ago, and those of killed runs. What cannot be removed stays."""
     unfinished = f"{_now() - KEPT_UNFINISHED:{TIME_FORMAT}}"
     with suppress(*errors_of(folder)):
-        for found in folder.iterdir():
-            name = found.name
+        for found in folder.fs.ls(folder.path, detail=True):
+            name = PurePosixPath(found["name"]).name
             left = name not in (current.version, *current.replaced) and name < unfinished
-            if found.is_dir() and (name in gone or left):
-                found.rmdir(recursive=True)
+            if found["type"] == "directory" and (name in gone or left):
+                folder.fs.rm(str(found["name"]), recursive=True)
 
 
 def _read_pointer(path: UPath) -> Pointer | None:
-    if not path.exists():
+    if (content := read_file(path)) is None:
         return None
-    found = json.loads(path.read_text())
+    found = json.loads(content)
     if not isinstance(found, dict) or not isinstance(found.get("rows"), dict) or not found.get("hashes"):
         raise ValueError("it names no version")
     return Pointer(**found)

@@ -24,7 +24,6 @@ import pytest
 
 from cio_pipeline.cli import run as headless
 from cio_pipeline.cli.commands import main
-from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
@@ -118,7 +117,7 @@ def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, mon
     """Its last run may have but the youngest day, which by itself would be no backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
     runs: list[tuple[list[str], bool]] = []
 
-    def note(job: str, instance: dg.DagsterInstance, config: Any, tags: dict[str, str], summary: Summary) -> None:
+    def note(job: str, instance: dg.DagsterInstance, config: Any, tags: dict[str, str], *_: Any) -> None:
         chunk = days_between(tags[RANGE_START], tags[RANGE_END])
         runs.append((chunk, is_backfill(tags, chunk)))
 

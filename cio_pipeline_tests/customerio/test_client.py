@@ -8,7 +8,6 @@ import time
 from typing import Any
 
 import pytest
-import requests
 import urllib3
 
 from cio_pipeline import http_retry as http
@@ -25,14 +24,13 @@ def client(url: str, requests_per_second: float = 1000) -> TrackClient:
 def answering(monkeypatch: pytest.MonkeyPatch, status: int, body: str, **headers: str) -> None:
     """Any request gets this answer, whatever host it was for."""
 
-    def request(session: requests.Session, method: str, url: str, **_: Any) -> requests.Response:
-        response = requests.Response()
-        response.status_code, response.url = status, url
-        response.raw = urllib3.HTTPResponse(io.BytesIO(body.encode()), preload_content=False)
-        response.headers.update({name.replace("_", "-"): value for name, value in headers.items()})
-        return response
+    def urlopen(*_: Any, **__: Any) -> urllib3.HTTPResponse:
+        given = {name.replace("_", "-"): value for name, value in headers.items()}
+        answer = urllib3.HTTPResponse(io.BytesIO(body.encode()), given, preload_content=False)
+        answer.status = status
+        return answer
 
-    monkeypatch.setattr(requests.Session, "request", request)
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", urlopen)
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.customerio.sender import MANY_ALIKE
+from cio_pipeline.customerio.sender import MANY_ALIKE, Undecided
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
@@ -131,6 +131,16 @@ def test_a_large_event_is_not_refused_for_what_the_v1_call_never_says_of_an_even
     answer_where(workspace, lambda path, _: path.endswith("/events"), given)
     with pytest.raises(Unavailable, match=r"^Customer\.io refuses every large event in the same words, with \d+ .+\.$"):
         send(workspace, ledger, tables(event("e", d="x" * 40_000)))
+    assert ledger.refusals() == {}
+
+
+@pytest.mark.parametrize(("given", "count"), [((400, FIREWALL), 1), ((422, None), 1), ((400, {}), 1), ((403, FIREWALL), 2)])
+def test_large_events_are_not_refused_for_a_page_that_is_about_none_of_them(
+    workspace: Workspace, ledger: Ledger, given: Any, count: int
+) -> None:
+    answer_where(workspace, lambda path, _: path.endswith("/events"), given)
+    with pytest.raises(Undecided, match=r"^Customer\.io refuses every large event in the same words, with \d+ .+\.$"):
+        send(workspace, ledger, tables(event("small"), *(event(f"e{n}", d="x" * 40_000) for n in range(count))))
     assert ledger.refusals() == {}
 
 

@@ -21,6 +21,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
+from cio_pipeline_tests.customerio.test_refusals import INACTIVE, answer_where
 from cio_pipeline_tests.defs.assets.test_deliver import SINK, refusing
 from cio_pipeline_tests.receipts import values
 
@@ -135,6 +136,31 @@ def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start,
     assert [receipts[day]["events sent"] for day in DAYS] == [0, 0, 2]
     assert [receipts[day][DELIVERED] for day in DAYS] == [2, 2, 2]
     assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS)
+
+
+def test_an_event_refused_in_words_that_name_nothing_holds_up_no_other_day_and_is_decided_by_what_those_send(
+    start: Start, instance: dg.DagsterInstance
+) -> None:
+    events = [one for one in stream(DAYS) if one["distinct_id"] == "jane"]
+    workspace = start([{**events[0], "event": "odd"}, *events[1:]])
+    answer_where(workspace, lambda _, body: b'"name":"odd"' in body, INACTIVE)
+    receipts = run(instance, DAYS)
+    assert [receipts[day][DELIVERED] for day in DAYS] == [0, 1, 1]
+    assert [receipts[day][OPEN_REFUSALS] for day in DAYS] == [1, 0, 0]
+    assert instance.get_materialized_partitions(SINK_KEY) == set(DAYS)
+
+
+def test_a_service_that_refuses_all_events_of_all_days_has_refused_none_for_good(
+    start: Start, instance: dg.DagsterInstance
+) -> None:
+    workspace = start(stream(DAYS))
+    answer = workspace.answer
+    answer_where(workspace, lambda _, body: b'"action":"event"' in body, INACTIVE)
+    with pytest.raises(dg.Failure, match="refuses every event in the same words"):
+        execute(instance, DAYS)
+    workspace.answer = answer  # type: ignore[method-assign]
+    receipts = run(instance, DAYS)
+    assert [(receipts[day][DELIVERED], receipts[day][OPEN_REFUSALS]) for day in DAYS] == [(2, 0)] * 3
 
 
 def test_a_receipt_tells_what_is_refused_and_open_also_on_a_rerun(

@@ -67,7 +67,7 @@ def test_every_job_schedule_and_sensor_says_what_it_does() -> None:
     told = {one.name: one.description for one in repository.get_all_jobs() if not one.name.startswith("__")}
     told |= {one.name: one.description for one in repository.schedule_defs}
     told |= {one.name: one.description for one in repository.sensor_defs}
-    assert len(told) == 10
+    assert len(told) == 12
     assert [name for name, description in told.items() if not description] == []
 
 

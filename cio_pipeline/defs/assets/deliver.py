@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
-from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.customerio.delivery import Report, deliver
 from cio_pipeline.customerio.forecast import unsent_events
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.customerio.undecided import undecided_last
 from cio_pipeline.defs.assets import ledger_checkpoint
 from cio_pipeline.defs.assets.before_delivery import (
     BoundsConfig,
@@ -101,20 +102,24 @@ def upsert_to_customerio(
         refuse_missing_days(store, keys)
         refuse_days_before_ledger(store, keys, resend=config.resend)
         refuse_too_much(store, to_send, options, bounds, is_ledger_stale=is_ledger_stale)
-        for day, tables in to_send.items():
+
+        def deliver_day(day: str) -> tuple[Report, dict[str, int | float]]:
             started, before = time.monotonic(), customerio.traffic()
-            events = tables.version("events", day).rows
+            events = to_send[day].version("events", day).rows
             with delivered_count_in_errors(store.ledger, day, events):
-                sent = deliver(day, shards(tables, day), store.ledger, customerio.client, options, events)
+                sent = deliver(day, shards(to_send[day], day), store.ledger, customerio.client, options, events)
             if not is_ledger_stale or config.max_campaign_events is not None:
                 ledger_checkpoint.save(store)
-            sent.counts[HELD] += events_held(store, tables, day, options)
+            sent.counts[HELD] += events_held(store, to_send[day], day, options)
             run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
             run["people that the suppression list names"] = options.suppressed.names
+            return sent, run
+
+        for day, (sent, run), more_follow in undecided_last(keys, deliver_day):
             logger.info("%s: %s.", day, in_one_line(run))
             made = receipt_of(store, day, run, sent.sample)
             context.add_asset_metadata(made, partition_key=day)
-            if day != keys[-1]:
+            if more_follow:
                 yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
         if store.first_day_of_ledger is not None:
             store.ledger.delete_before(store.first_day_of_ledger)

@@ -10,13 +10,14 @@ import dagster as dg
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
 from cio_pipeline.defs.connections import uri
-from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS
+from cio_pipeline.defs.failures import DaysFailed, failures_of_days, with_readable_failures
+from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.partitions import backfill_policy, days, window
 from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
 from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
@@ -25,6 +26,8 @@ from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 
 logger = logging.getLogger(__name__)
+
+EVENTS = key("posthog_events")
 
 LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
@@ -49,19 +52,37 @@ def now() -> datetime:
 @with_readable_failures
 def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
-) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
+) -> Iterator["dg.AssetMaterialization | dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     kept: dict[str, Extracted] = {}
     counted: dict[str, int] = {}
-    for day in context.partition_keys:
+    made: dict[str, dict[str, int | dg.MetadataValue]] = {}
+
+    def read(day: str) -> None:
         kept[day], facts = read_day(day, posthog, store)
         if COUNTED in facts:
             counted[day] = facts[COUNTED]
         shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
-        context.add_asset_metadata({**_counts(kept[day], facts), **shown}, partition_key=day)
+        made[day] = {**_counts(kept[day], facts), **shown}
+
+    if errors := failures_of_days(context.partition_keys, read):
+        yield from (dg.AssetMaterialization(EVENTS, partition=day, metadata=facts) for day, facts in made.items())
+        raise _failure(errors, [day for day in context.partition_keys if day not in made.keys() | errors.keys()], len(made))
+    for day, facts in made.items():
+        context.add_asset_metadata(facts, partition_key=day)
     yield dg.MaterializeResult()
     yield counts_agree(kept, counted)
     yield attributes_given(kept)
+
+
+def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracted: int) -> PipelineError:
+    """What a run fails of where some of its days cannot be extracted."""
+    if len(errors) + len(not_tried) + extracted == 1:
+        return next(iter(errors.values()))
+    named = " ".join(f"{day}: {error}" for day, error in errors.items())
+    rest = f" So many in a row failed that the days from {not_tried[0]} on were not tried." if not_tried else ""
+    others = f" The other {extracted} are extracted." if extracted > 1 else ""
+    return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
 
 def read_day(day: str, posthog: PostHog, store: Store, until: datetime | None = None) -> tuple[Extracted, dict[str, int]]:

@@ -5,13 +5,12 @@ then stops before events that can start campaigns (docs/deploy.md, When a piece 
 """
 
 import json
-import uuid
 
 from upath import UPath
 
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.state.ledger import Entry
-from cio_pipeline.tables.files import create, errors_of, unreadable, writing
+from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace_file, unreadable, writing
 
 FILE = "ledger_checkpoint.json"
 
@@ -28,16 +27,14 @@ def save(store: Store) -> None:
     if newest is None or newest == _read(path):
         return
     with writing(path.parent):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        written = path.with_name(f"{FILE}.{uuid.uuid4().hex}")
-        with create(written) as file:
-            file.write(json.dumps(newest._asdict()).encode())
-        written.rename(path)
+        make_folder(path.parent)
+        replace_file(path, json.dumps(newest._asdict()).encode())
 
 
 def _read(path: UPath) -> Entry | None:
     try:
-        return Entry(**json.loads(path.read_text())) if path.exists() else None
+        content = read_file(path)
+        return None if content is None else Entry(**json.loads(content))
     except errors_of(path, TypeError, ValueError) as error:
         remedy = (
             ": it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is the one that was used before, remove"

@@ -8,10 +8,11 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
-from cio_pipeline.customerio.delivery import redeliver
+from cio_pipeline.customerio.delivery import Report, redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.customerio.undecided import undecided_last
 from cio_pipeline.defs.assets.before_delivery import BoundsConfig, shards
 from cio_pipeline.defs.assets.deliver import one_delivery_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
@@ -51,12 +52,15 @@ def send_refused_again(
         for refused in allowed.values():
             forecast.add_refusals(refused, store.ledger)
         forecast.refuse_beyond(config.bounds(store, is_backfill=True))
-        for day, refused in allowed.items():
+
+        def redeliver_day(day: str) -> tuple[Report, dict[str, int | float]]:
             started, sent_before = time.monotonic(), customerio.traffic()
-            report = redeliver(day, refused, store.ledger, customerio.client, options)
-            report.counts["refusals suppressed"] += len(to_send[day]) - len(refused)
+            report = redeliver(day, allowed[day], store.ledger, customerio.client, options)
+            report.counts["refusals suppressed"] += len(to_send[day]) - len(allowed[day])
+            return report, run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
+
+        for day, (report, run), _ in undecided_last(allowed, redeliver_day):
             counts += report.counts
-            run = run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
             logger.info("%s: %s.", day, in_one_line(run))
             receipt = receipt_of(store, day, run, report.sample)
             yield dg.AssetObservation(DELIVERY, partition=day, metadata={**receipt, "redelivery": True})

@@ -23,6 +23,9 @@ DOWNLOAD_SECONDS = 3600.0
 MOST_FILE_BYTES = 4 << 30
 """PostHog is asked for files of 100 MB."""
 
+GONE = frozenset({403, 404, 410})
+"""What the store answers where a file was removed: Amazon's says 403 to who may not list its files."""
+
 NO_EXPORT = "PostHog's answer is not an export: is POSTHOG_HOST the address of PostHog itself?"
 STORE = "The store of PostHog's exports"
 
@@ -37,6 +40,14 @@ class Export(NamedTuple):
     error: str
 
 
+class NotFound(NotExtracted):
+    """PostHog knows no such export or file."""
+
+
+class _NoWholeFile(Exception):
+    """A try that gave no whole file; the message says why."""
+
+
 class Downloads:
     """The files of a project's exports, by an API that knows the project."""
 
@@ -48,7 +59,8 @@ class Downloads:
     def download(self, export: Export, file: str, into: Path) -> int:
         """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
 
-        Raises `NotExtracted` where there is no whole file after some tries, and where none can be written.
+        Raises `NotExtracted` where there is no whole file after some tries, and where none can be written; and what
+        `Api.ask` raises, which has been tried again enough.
         """
         why = ""
         for attempt in range(TRIES):
@@ -57,19 +69,16 @@ class Downloads:
                 link = self._link(export, file)
                 with _keeping():
                     self._fetch(link, into)
-                with pq.ParquetFile(into) as whole:
-                    return int(whole.metadata.num_rows)
-            except Unavailable as broken:
+                return _rows(into)
+            except _NoWholeFile as broken:
                 why = str(broken).removesuffix(".")
-            except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
-                why = f"what came is not a whole Parquet file, {into.stat().st_size:,} bytes, {type(broken).__name__}"
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({why}).")
 
     def _link(self, export: Export, file: str) -> str:
-        """Where the file is for a while. Raises `Unavailable` where PostHog says that it is not yet."""
+        """Where the file is for a while."""
         answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
         if answer.status == 400:  # "still in progress", although it was told to be completed
-            raise Unavailable(str(refused(answer)))
+            raise _NoWholeFile(str(refused(answer)))
         location = answer.response.headers.get("Location")
         if not 300 <= answer.status < 400 or not location:
             raise refused_export(answer)
@@ -77,32 +86,45 @@ class Downloads:
 
     def _fetch(self, link: str, into: Path) -> None:
         """Writes the file. The link leads to another service, so neither the key nor our headers are sent."""
-        with into.open("wb") as file:
-            answer = send(
-                self._store,
-                "GET",
-                link,
-                service=STORE,
-                retried=(),
-                tries=1,
-                into=file,
-                most_bytes=MOST_FILE_BYTES,
-                seconds=DOWNLOAD_SECONDS,
-                timeout=TIMEOUT_SECONDS,
-            )
+        try:
+            with into.open("wb") as file:
+                answer = send(
+                    self._store,
+                    "GET",
+                    link,
+                    service=STORE,
+                    retried=(),
+                    tries=1,
+                    into=file,
+                    most_bytes=MOST_FILE_BYTES,
+                    seconds=DOWNLOAD_SECONDS,
+                    timeout=TIMEOUT_SECONDS,
+                )
+        except Unavailable as broken:
+            raise _NoWholeFile(str(broken)) from None
         if answer.status_code != 200:
-            raise Unavailable(f"its link answered {answer.status_code}")
-        size = answer.headers.get("Content-Length", "")
-        if size.isdigit() and "Content-Encoding" not in answer.headers and int(size) != into.stat().st_size:
-            raise Unavailable(f"it has {int(size):,} bytes, and {into.stat().st_size:,} came")
+            raise _NoWholeFile(f"its link answered {answer.status_code}")
 
-    def is_there(self, export: Export, file: str) -> bool:
+    def is_gone(self, export: Export, file: str) -> bool:
+        """Whether PostHog or its store says that there is no such file any more. Anything else may pass."""
         try:
             link = self._link(export, file)
             with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
-                return answer.status_code == 200
-        except (Unavailable, NotExtracted, requests.RequestException, ValueError):
+                return answer.status_code in GONE
+        except NotFound:
+            return True
+        except (_NoWholeFile, requests.RequestException, ValueError):
             return False
+
+
+def _rows(file: Path) -> int:
+    """The rows of a whole Parquet file."""
+    try:
+        with pq.ParquetFile(file) as whole:
+            return int(whole.metadata.num_rows)
+    except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
+        size = f"{file.stat().st_size:,}" if file.exists() else "no"
+        raise _NoWholeFile(f"what came is not a whole Parquet file, {size} bytes, {type(broken).__name__}") from None
 
 
 @contextmanager
@@ -121,7 +143,7 @@ def refused_export(answer: Answer) -> NotExtracted:
         needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
         return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
     if answer.status == 404:
-        return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
+        return NotFound("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
     return NotExtracted(NO_EXPORT) if answer.status < 400 else refused(answer)
 
 

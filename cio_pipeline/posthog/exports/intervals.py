@@ -11,11 +11,21 @@ from datetime import datetime
 from typing import Any
 from urllib.parse import quote
 
+import requests
 from upath import UPath
 
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.http_retry import Unavailable
-from cio_pipeline.posthog.client import Api
-from cio_pipeline.posthog.exports.downloads import NO_EXPORT, TRIES, Downloads, Export, pause_before, refused_export
+from cio_pipeline.posthog.client import PATIENCE_SECONDS, Api
+from cio_pipeline.posthog.exports.downloads import (
+    NO_EXPORT,
+    TRIES,
+    Downloads,
+    Export,
+    NotFound,
+    pause_before,
+    refused_export,
+)
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
@@ -29,6 +39,11 @@ LIST_SECONDS = 600.0
 
 EMPTY_LIST_SECONDS = 30.0
 """So long where the list is empty, and PostHog does not say how many events there are: an export may well have none."""
+
+PAUSES_OF_A_CREATION = (0.0, 15.0, 90.0)
+"""Seconds before each try. An export may have been made, and is billed, though the answer says otherwise or is lost."""
+
+PATIENCE = PATIENCE_SECONDS / len(PAUSES_OF_A_CREATION)
 
 UNDER_WAY = ("Starting", "Running")
 
@@ -68,7 +83,7 @@ class FileExports:
         return []
 
     def _earlier(self, first: datetime, last: datetime) -> Export | None:
-        """An export of this interval that is completed or under way, with files that can be had."""
+        """An export of this interval that is completed or under way, and whose files are not known to be gone."""
         for path in dict.fromkeys((*self._kept_paths(first, last), *self._listed(first, last))):
             if (export := self._usable(path)) is not None:
                 return export
@@ -77,40 +92,54 @@ class FileExports:
     def _usable(self, path: str) -> Export | None:
         try:
             export = self._look(path)
-            export = self._awaited(path) if export.status in UNDER_WAY else self._with_files(export)
-        except NotExtracted:
+        except NotFound:
             return None
-        is_there = export.status == "Completed" and all(self.downloads.is_there(export, file) for file in export.files or [])
-        return export if is_there else None
+        export = self._awaited(path) if export.status in UNDER_WAY else self._with_files(export)
+        is_gone = export.status != "Completed" or any(self.downloads.is_gone(export, file) for file in export.files or [])
+        return None if is_gone else export
 
     def _create(self, first: datetime, last: datetime) -> str:
         """The path of a new export. Where too many are under way in the project (429), it is waited for."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
-        for attempt in range(2):  # each one that was made is billed, and few may be under way at once
-            pause_before(attempt)
-            answer = self._api.ask("POST", PATH, json={"model": "events", "file": FILE, **interval})
-            if answer.status not in (200, 201, 202):
-                raise refused_export(answer)
-            with suppress(ValueError, KeyError, TypeError):
-                return f"{PATH}/{quote(str(answer.response.json()['id']), safe='')}"
+        why: PipelineError = NotExtracted(NO_EXPORT)
+        for seconds in PAUSES_OF_A_CREATION:
+            if seconds:
+                time.sleep(seconds)
+            try:
+                answer = self._api.ask(
+                    "POST", PATH, tries=1, patience=PATIENCE, json={"model": "events", "file": FILE, **interval}
+                )
+            except (Unavailable, NotExtracted) as broken:
+                why = broken
+            else:
+                if answer.status not in (200, 201, 202):
+                    raise refused_export(answer)
+                if (name := _id(answer.response)) is not None:
+                    return f"{PATH}/{quote(name, safe='')}"
             if listed := next(self._listed(first, last), None):
                 return listed
-        raise NotExtracted(NO_EXPORT)
+        raise why
 
     def _awaited(self, path: str) -> Export:
-        """The export when it has ended, with its files. It is cancelled where we do not see its end."""
+        """The export when it has ended, with its files. It is cancelled where this run is: a rerun takes up any other one."""
         try:
             return self._with_files(self._ended(path))
-        except BaseException:
-            with suppress(Unavailable, NotExtracted):
-                self._api.ask("POST", f"{path}/cancel", tries=1)
+        except PipelineError:
             raise
+        except BaseException:
+            self._cancel(path)
+            raise
+
+    def _cancel(self, path: str) -> None:
+        with suppress(Unavailable, NotExtracted):
+            self._api.ask("POST", f"{path}/cancel", tries=1, patience=0)
 
     def _ended(self, path: str) -> Export:
         began = time.monotonic()
         export = self._look(path)
         while export.status in UNDER_WAY:
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
+                self._cancel(path)
                 raise NotExtracted(f"PostHog's export was still under way ({export.status}) after six hours.")
             time.sleep(POLL_SECONDS)
             export = self._look(path)
@@ -119,7 +148,7 @@ class FileExports:
     def _with_files(self, export: Export) -> Export:
         """The export with the list of its files, which may come some time after it is completed."""
         began = time.monotonic()
-        while export.status == "Completed" and not export.files and export.records != 0:
+        while export.status == "Completed" and not export.files and (export.files is None or export.records != 0):
             is_sure = export.files is None or bool(export.records)
             if time.monotonic() - began > (LIST_SECONDS if is_sure else EMPTY_LIST_SECONDS):
                 if not is_sure:
@@ -144,11 +173,8 @@ class FileExports:
 
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
         """The exports of this interval in PostHog's list, as far as that tells of what they are."""
-        try:
-            answer = self._api.ask("GET", PATH, tries=1)
-            found = answer.body["results"] if answer.status == 200 else []
-        except (Unavailable, NotExtracted, KeyError, TypeError):
-            return
+        body = self._api.ask("GET", PATH, patience=LIST_SECONDS).body
+        found = body.get("results") if isinstance(body, dict) else None
         for one in found if isinstance(found, list) else []:
             if isinstance(one, dict) and one.get("model", "events") == "events" and _interval(one) == (first, last):
                 yield f"{PATH}/{quote(str(one.get('id')), safe='')}"
@@ -172,10 +198,27 @@ def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
     """The export that PostHog tells of; None where its answer is none."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
-    files, records = body.get("files"), body.get("records_completed")
-    known = [str(file) for file in files] if isinstance(files, list) else None
+    files = body.get("files")
+    known = list(dict.fromkeys(map(str, files))) if isinstance(files, list) else None
     error = clean(body.get("error") or "no reason given.")[:300]
-    return Export(path, clean(body["status"]), known, records if isinstance(records, int) else None, error)
+    return Export(path, clean(body["status"]), known, _count(body.get("records_completed")), error)
+
+
+def _count(value: Any) -> int | None:
+    """A number of records, also as text or with a fraction of 0; None where it is none."""
+    try:
+        return None if isinstance(value, bool) else int(value)
+    except (TypeError, ValueError, OverflowError):
+        return None
+
+
+def _id(response: requests.Response) -> str | None:
+    """The id of the export that was made; None where the answer does not tell it."""
+    try:
+        name = response.json()["id"]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return str(name) if name and isinstance(name, str | int) and name is not True else None
 
 
 def _interval(one: dict[str, Any]) -> tuple[datetime, datetime] | None:

@@ -56,7 +56,7 @@ def _of_number(number: Decimal) -> int:
     if not number.is_finite():
         raise ValueError("no time")
     for below, unit in UNITS:
-        if abs(number) < below:
+        if number < below:
             return int(number * unit // 1)
     return int(number // 1000)
 

@@ -21,6 +21,7 @@ from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.events import KEPT_EVENTS
 from cio_pipeline.extraction import Extracted
 from cio_pipeline.posthog.reading import Reading
+from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.settings import load_settings
@@ -275,3 +276,51 @@ def test_a_key_that_posthog_does_not_take_ends_a_run_before_its_first_step(
     monkeypatch.setenv("POSTHOG_PERSONAL_API_KEY", "phx_another")
     with pytest.raises(RunNotStarted, match="POSTHOG_PERSONAL_API_KEY"):
         PostHog().setup_for_execution(dg.build_init_resource_context())
+
+
+DAYS = ["2025-02-22", "2025-02-23", "2025-02-24", "2025-02-25", DAY]
+
+
+def failing_on(monkeypatch: pytest.MonkeyPatch, *failing: str) -> list[str]:
+    """These days cannot be read; gives the list of those that were tried."""
+    read_day, tried = extract.read_day, list[str]()
+
+    def read(day: str, *given: Any) -> Any:
+        tried.append(day)
+        if day in failing:
+            raise NotExtracted("PostHog gave 1 of 2 events.")
+        return read_day(day, *given)
+
+    monkeypatch.setattr(extract, "read_day", read)
+    return tried
+
+
+def failure_of(instance: dg.DagsterInstance, first: str, last: str) -> str:
+    with pytest.raises(dg.Failure) as failure:
+        run(instance, first, last)
+    return str(failure.value.description)
+
+
+def test_a_day_that_cannot_be_read_is_named_and_the_run_extracts_the_others(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.project.add([event(1, DAYS[0]), event(2)])
+    failing_on(monkeypatch, DAYS[1])
+    assert failure_of(instance, DAYS[0], DAY) == (
+        f"1 of the run's days could not be extracted. {DAYS[1]}: PostHog gave 1 of 2 events. The other 4 are extracted."
+    )
+    assert instance.get_materialized_partitions(key("posthog_events")) == {DAYS[0], *DAYS[2:]}
+    [made] = instance.fetch_materializations(
+        dg.AssetRecordsFilter(key("posthog_events"), asset_partitions=[DAY]), limit=9
+    ).records
+    assert made.asset_materialization is not None
+    assert made.asset_materialization.metadata["dagster/partition_row_count"].value == 1
+
+
+def test_after_three_days_in_a_row_that_cannot_be_read_the_others_are_not_tried(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried = failing_on(monkeypatch, *DAYS[:3])
+    assert f"the days from {DAYS[3]} on were not tried." in failure_of(instance, DAYS[0], DAY)
+    assert tried == DAYS[:3]
+    assert failure_of(instance, DAYS[0], DAYS[0]) == "PostHog gave 1 of 2 events."

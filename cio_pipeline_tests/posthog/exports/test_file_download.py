@@ -17,6 +17,8 @@ import pytest
 import requests
 
 from cio_pipeline import http_retry as http
+from cio_pipeline.errors import PipelineError
+from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
@@ -35,10 +37,12 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     for module, names in (
         (file_exports, ("POLL_SECONDS", "EMPTY_LIST_SECONDS")),
         (downloads_module, ("PAUSE_SECONDS",)),
-        (http, ("BACKOFF_SECONDS",)),
+        (http, ("BACKOFF_SECONDS", "LONGEST_BACKOFF_SECONDS")),
     ):
         for name in names:
             monkeypatch.setattr(module, name, 0.01)
+    monkeypatch.setattr(file_exports, "PAUSES_OF_A_CREATION", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(client, "pause", lambda _: 0.0)
 
 
 @pytest.fixture
@@ -370,7 +374,16 @@ def test_a_list_of_files_that_comes_late_is_waited_for(
     assert len(downloads.runs) == 1
 
 
-@pytest.mark.parametrize("body", [DONE, DONE | {"files": None}, DONE | {"files": [], "records_completed": 2}])
+@pytest.mark.parametrize(
+    "body",
+    [
+        DONE,
+        DONE | {"files": None},
+        DONE | {"files": None, "records_completed": 0},
+        DONE | {"files": [], "records_completed": 2},
+        DONE | {"files": [], "records_completed": "2"},
+    ],
+)
 def test_a_list_of_files_that_never_comes_is_refused(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, body: Any
 ) -> None:
@@ -424,6 +437,125 @@ def test_a_finished_export_is_read_again_and_not_billed_again(
     assert len(downloads.runs) == 2
 
 
+PASSING = [("502", 502, {}), ("a page", 200, b"<html>maintenance</html>"), ("cut", 202, b'{"id": "0')]
+
+
+@pytest.mark.parametrize("is_listed", [True, False])
+@pytest.mark.parametrize(("status", "content"), [fault[1:] for fault in PASSING], ids=[fault[0] for fault in PASSING])
+def test_an_export_that_was_made_though_the_answer_was_lost_is_taken_from_the_list_or_made_at_most_three_times(
+    server: posthog.PostHog,
+    downloads: FileDownloads,
+    monkeypatch: pytest.MonkeyPatch,
+    status: int,
+    content: Any,
+    is_listed: bool,
+) -> None:
+    server.add([stored(1)])
+    answer = downloads.answer
+
+    def lost(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        if (method, path) == ("GET", []) and is_listed:
+            return listing(downloads)
+        return Answer(content or orjson.dumps({}), status) if (method, path) == ("POST", []) else given
+
+    monkeypatch.setattr(downloads, "answer", lost)
+    if is_listed:
+        assert numbers(read(source(server))) == [1]
+    else:
+        with pytest.raises(PipelineError):
+            read(source(server))
+    assert len(downloads.runs) == (1 if is_listed else 3)
+
+
+@pytest.mark.parametrize(
+    ("where", "status", "content"),
+    [
+        ("look", 500, b"{}"),
+        ("look", 403, b'{"detail": "No permission."}'),
+        ("look", 200, b"<html>maintenance</html>"),
+        ("look", 200, b'{"status": "Completed"}'),
+        ("download", 503, b"{}"),
+        ("download", 400, b'{"detail": "Batch export run is still in progress"}'),
+        ("store", 503, b""),
+        ("store", 200, b"<html>maintenance</html>"),
+    ],
+)
+def test_a_finished_export_is_not_made_anew_for_a_fault_that_may_pass(
+    server: posthog.PostHog,
+    downloads: FileDownloads,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    where: str,
+    status: int,
+    content: bytes,
+) -> None:
+    monkeypatch.setattr(file_exports, "LIST_SECONDS", 0.05)
+    server.add([stored(1)])
+    again = source(server, data_dir=str(tmp_path))
+    read(again)
+    answer, file = downloads.answer, downloads.file
+
+    def faulty(method: str, path: list[str], *rest: Any) -> Answer:
+        is_meant = "download" in path if where == "download" else where == "look" and len(path) == 1 and method == "GET"
+        return Answer(content, status) if is_meant else answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", faulty)
+    monkeypatch.setattr(downloads, "file", lambda *given: Answer(content, status) if where == "store" else file(*given))
+    with pytest.raises(PipelineError):
+        read(again)
+    monkeypatch.setattr(downloads, "answer", answer)
+    monkeypatch.setattr(downloads, "file", file)
+    assert numbers(read(again)) == [1]
+    assert [run.cancelled for run in downloads.runs.values()] == [False]
+
+
+@pytest.mark.parametrize("records", [20, "20", 20.0])
+def test_a_file_that_is_listed_twice_is_read_once_and_the_missing_one_is_missed(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, records: Any
+) -> None:
+    server.add(stored(number) for number in range(20))
+    downloads.file_rows = 10
+    answer = downloads.answer
+
+    def twice(method: str, path: list[str], *rest: Any) -> Answer:
+        given = answer(method, path, *rest)
+        body = orjson.loads(given.content or b"{}")
+        if body.get("status") != "Completed":
+            return given
+        return Answer(orjson.dumps(body | {"files": body["files"][:1] * 2, "records_completed": records}))
+
+    monkeypatch.setattr(downloads, "answer", twice)
+    with pytest.raises(NotExtracted, match="export has 20 events, but its files only 10"):
+        read(source(server))
+
+
+def test_a_link_that_posthog_never_gives_is_not_asked_for_in_each_try_of_a_download_as_often_again(
+    server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.add([stored(1)])
+    answer, asked = downloads.answer, 0
+
+    def no_link(method: str, path: list[str], *rest: Any) -> Answer:
+        nonlocal asked
+        asked += "download" in path
+        return Answer(b"{}", 500) if "download" in path else answer(method, path, *rest)
+
+    monkeypatch.setattr(downloads, "answer", no_link)
+    with pytest.raises(http.Unavailable, match="in 9 tries: it answered 500"):
+        read(source(server))
+    assert asked == 9
+
+
+def listing(downloads: FileDownloads) -> Answer:
+    """A list of the exports that tells of which interval each is."""
+    found = [
+        {"id": name, "data_interval_start": run.start.isoformat(), "data_interval_end": f"{run.end:%Y-%m-%dT%H:%M:%SZ}"}
+        for name, run in downloads.runs.items()
+    ]
+    return Answer(orjson.dumps({"results": found}))
+
+
 def test_an_export_whose_files_have_expired_or_that_failed_or_is_unknown_is_made_anew(
     server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
 ) -> None:
@@ -450,13 +582,7 @@ def test_an_export_that_posthog_lists_with_its_interval_is_read_again(
     answer = downloads.answer
 
     def answers(method: str, path: list[str], *rest: Any) -> Answer:
-        if (method, path) != ("GET", []):
-            return answer(method, path, *rest)
-        found = [
-            {"id": name, "data_interval_start": run.start.isoformat(), "data_interval_end": f"{run.end:%Y-%m-%dT%H:%M:%SZ}"}
-            for name, run in downloads.runs.items()
-        ]
-        return Answer(orjson.dumps({"results": found}))
+        return listing(downloads) if (method, path) == ("GET", []) else answer(method, path, *rest)
 
     monkeypatch.setattr(downloads, "answer", answers)
     for _ in range(2):
@@ -476,6 +602,6 @@ def test_no_error_of_a_download_holds_its_link(
             return Answer(b"", 302, {"Location": where}) if "download" in path else given
 
         monkeypatch.setattr(downloads, "answer", elsewhere)
-        with pytest.raises(NotExtracted) as refused:
+        with pytest.raises(PipelineError) as refused:
             read(source(server))
         assert "secret" not in "".join(traceback.format_exception(refused.value))

@@ -14,7 +14,7 @@ from dagster._core.storage.event_log.sqlite import sqlite_event_log
 from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
-from cio_pipeline.cli import dagster_storage
+from cio_pipeline.defs import dagster_storage
 
 FEW_CONNECTIONS = 3
 

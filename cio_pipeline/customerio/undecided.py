@@ -1,0 +1,35 @@
+"""The order of a run's days where Customer.io refuses something of one, and no answer tells whose fault that is."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
+
+from cio_pipeline.customerio.sender import Undecided
+
+logger = logging.getLogger(__name__)
+
+Done = TypeVar("Done")
+
+
+def undecided_last(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
+    """Delivers the days: each when it is done, what `deliver` gave, and whether more days follow.
+
+    A day that ends as `Undecided` comes once more, after all others, so that it does not hold them up; and if something of
+    the same kind was accepted of them, that decides. Raises `Undecided` where nothing is left that could.
+    """
+    todo, postponed = deque(days), set[str]()
+    while todo:
+        day = todo.popleft()
+        try:
+            done = deliver(day)
+        except Undecided as error:
+            if day in postponed or not todo:
+                raise
+            postponed.add(day)
+            todo.append(day)
+            logger.warning("%s: %s It is delivered after the other days.", day, error)
+        else:
+            yield day, done, bool(todo)

@@ -1,0 +1,101 @@
+"""Runs whose process is gone, killed or ended with its machine: Dagster's own launcher does not notice them.
+
+Dagster takes such a run for one at work until `max_runtime_seconds` is over, a day. A backfill's runs go one after another, so
+all wait for it. So each run holds a lock on a file, which ends with its process however that ends, and a sensor looks for files
+that nobody locks.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import dagster as dg
+
+from cio_pipeline.errors import PipelineError
+from cio_pipeline.settings.places import is_url
+from cio_pipeline.settings.settings import load_settings
+
+FOLDER = "running"
+"""The folder in CIO_DATA_DIR; in a bucket there is none, and no run is found dead."""
+
+GONE = (
+    "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
+    " is kept; a rerun sends the rest."
+)
+DESCRIPTION = (
+    "Ends each run of this code location whose process is gone, which Dagster itself takes for one at work for a day, so that"
+    " the runs behind it can go on. It looks for the locks of the runs of this machine, in CIO_DATA_DIR, and starts nothing."
+)
+
+
+class RunLock:
+    """The file that a run locks while its process lives; it holds the name of its machine."""
+
+    def __init__(self, data_dir: str, run_id: str) -> None:
+        self._file: Path | None = None
+        if is_url(data_dir):
+            return
+        folder = Path(data_dir) / FOLDER
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = folder / f"{run_id}.new"
+        self._opened = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        os.write(self._opened, socket.gethostname().encode())
+        fcntl.flock(self._opened, fcntl.LOCK_EX)
+        self._file = new.rename(folder / run_id)  # from now on the sensor sees it
+
+    def release(self) -> None:
+        """The run has ended."""
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+            os.close(self._opened)
+            self._file = None
+
+
+@dg.sensor(description=DESCRIPTION, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
+def customerio_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
+    """One tick: ends the runs whose process is gone."""
+    try:
+        data_dir = load_settings().data_dir
+    except PipelineError as error:
+        return dg.SkipReason(str(error))
+    if is_url(data_dir):
+        return dg.SkipReason("CIO_DATA_DIR is in a bucket, where runs have no locks: no run can be found dead.")
+    ended = [file.name for file in _unlocked(Path(data_dir) / FOLDER) if _end(context.instance, file)]
+    return dg.SkipReason(f"Ended, as their processes are gone: {', '.join(ended)}." if ended else "No run's process is gone.")
+
+
+def _unlocked(folder: Path) -> Iterator[Path]:
+    """The files that no process locks; each is locked while it is looked at."""
+    for file in sorted(folder.glob("*-*")) if folder.is_dir() else ():
+        with suppress(OSError), _locked(file):  # it is locked, or has just gone
+            yield file
+
+
+@contextmanager
+def _locked(file: Path) -> Iterator[None]:
+    opened = os.open(file, os.O_RDONLY)
+    try:
+        fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(opened)
+
+
+def _end(instance: dg.DagsterInstance, file: Path) -> bool:
+    """Ends the run in Dagster; whether it was at work. Another machine's is left, whose locks may not show here."""
+    run = instance.get_run_by_id(file.name)
+    at_work = run is not None and not run.is_finished
+    if at_work and file.read_text() != socket.gethostname():
+        return False
+    if run is not None and at_work:
+        if run.status == dg.DagsterRunStatus.CANCELING:
+            instance.report_run_canceled(run, GONE)
+        else:
+            instance.report_run_failed(run, GONE)
+    file.unlink(missing_ok=True)
+    return at_work
