@@ -18,6 +18,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings import environment
 from cio_pipeline_tests import examples as examples  # Hypothesis' profile
+from cio_pipeline_tests.bucket import s3
 from cio_pipeline_tests.grammar import parsed
 from cio_pipeline_tests.postgres import database, postgres
 
@@ -78,6 +79,13 @@ def workspace() -> Iterator[customerio.CustomerioServer]:
 def postgres_server() -> Iterator[str]:
     """A PostgreSQL server's URL."""
     with postgres() as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def s3_server() -> Iterator[str]:
+    """An S3 server's URL; it has the buckets `exports` and `tables`."""
+    with s3("exports", "tables") as url:
         yield url
 
 

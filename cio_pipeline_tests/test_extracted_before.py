@@ -7,11 +7,13 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from cio_pipeline import extraction
+from cio_pipeline.defs.assets import extract as asset
 from cio_pipeline.extraction import Extracted, extract_day, extracted_before
 from cio_pipeline.posthog.exports import folder as exports
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
@@ -136,3 +138,14 @@ def test_an_old_day_of_which_posthog_may_have_dropped_attributes_is_always_read(
     (export / f"{old.isoformat()}-{END.isoformat()}.jsonl").write_text("")
     assert window(export, old).made_of is None
     assert window(export).made_of is not None
+
+
+def test_the_asset_extracts_a_day_of_unchanged_files_once(
+    export: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = BatchExportSource(str(export), 1, (), "auto")
+    posthog: Any = SimpleNamespace(source=source)
+    store: Any = SimpleNamespace(tables=tables, attributes_from="auto", workers=1)
+    first, _ = asset.read_day(DAY, posthog, store)
+    monkeypatch.setattr(asset, "extract_day", None)
+    assert asset.read_day(DAY, posthog, store)[0] == first

@@ -143,6 +143,42 @@ def test_tables_restored_from_an_older_copy_send_nothing_once_more(
     assert (world.run(LONG_AGO), world.run()) == (0, 0)
 
 
+LOST = (
+    r"^The ledger \(CIO_LEDGER_URL\) is empty: .+ send 2 events that can start campaigns, .+ allows \(1\): nothing was sent\..+"
+)
+
+
+def test_a_ledger_and_tables_that_are_both_lost_send_no_flood_of_what_can_start_campaigns(
+    world: World, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    world.source.add([event(3, YESTERDAY)])
+    monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "2")
+    assert world.run() == 2, "as many young events as new customers are allowed"
+    shutil.rmtree(world.data)
+    world.data.mkdir()
+    monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "1")
+    with dg.DagsterInstance.ephemeral() as instance:
+        assert defs.resolve_job_def("customerio_dry_run").execute_in_process(instance=instance).success
+    assert "send 2 events that can start campaigns" in caplog.text
+    with pytest.raises(NotDelivered, match=LOST):
+        world.run()
+    assert world.run(max_campaign_events=2) == 2, "somebody has said that it is meant"
+    assert world.customerio.totals()["events"] == 2
+    monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "0")
+    world.source.add([event(4, YESTERDAY)])
+    assert world.run() == 1, "a ledger with deliveries is as ever"
+
+
+def test_a_first_run_sends_no_more_young_events_than_new_customers_are_allowed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    again = event(3, YESTERDAY) | {"distinct_id": "u1"}
+    world.source.add([again])
+    monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
+    with pytest.raises(NotDelivered, match=LOST):
+        world.run()
+
+
 def test_a_mark_that_cannot_be_read_stops_the_run(world: World) -> None:
     assert world.run() == 1
     (world.data / "ledger_checkpoint.json").write_text("{")

@@ -276,7 +276,7 @@ def _own_faults(path: str, status: int, parsed: dict[str, Any] | None) -> int:
     413 is about an item's size, and a page with 403 is a firewall's, about what is in it; no other page is about an item. The
     v1 call has but one event, which words of the Track API are about, unless the status says otherwise (401: keys).
     """
-    if status in (401, 207):
+    if status == 401:
         return 0
     if status == 413 or (status == 403 and parsed is None):
         return A_FEW if status == 413 or path == BATCH else 1

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import CROCKFORD, ULID
+from cio_pipeline.customer_state import CROCKFORD, DIGIT_BITS, HALF, ULID
 from cio_pipeline.rules.columns import Coded, offsets_and_data, to_list
 
 DAY = 86_400_000_000
@@ -20,8 +20,11 @@ HEX_VALUES = np.zeros(256, dtype=np.uint8)
 HEX_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, dtype=np.uint8)
 HASH_BYTES = 10
 
-DIGITS = np.frombuffer(CROCKFORD.encode(), dtype="S1")
-FIVE_BITS = np.array([16, 8, 4, 2, 1], dtype=np.uint8)
+CHARACTERS = np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)
+SHIFTS = np.arange(DIGIT_BITS * (HALF - 1), -1, -DIGIT_BITS, dtype=np.uint64)
+"""How far each of a number's last 13 digits is from its end, in bits."""
+
+DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
 
 
 def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
@@ -39,8 +42,18 @@ def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
     identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))
     hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
     content = np.hstack([_first_48_bits(lower), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
-    digits = np.pad(np.unpackbits(content, axis=1), ((0, 0), (2, 0))).reshape(-1, ULID, 5) @ FIVE_BITS
-    return pa.array(DIGITS[digits].view(f"S{ULID}").ravel(), pa.large_binary())
+    return pa.array(CHARACTERS.take(_digits(content)).view(f"S{ULID}").ravel(), pa.large_binary())
+
+
+def _digits(content: Any) -> Any:
+    """Of 128 bits, given as an array of 16 bytes each, the 26 digits of five bits; the first digit has but three."""
+    first, last = content.view(">u8").astype(np.uint64).T
+    digits = np.empty((len(content), ULID), dtype=np.uint8)
+    for place, shift in enumerate(SHIFTS):
+        digits[:, place] = first >> np.uint64(1) >> shift & DIGIT
+        digits[:, HALF + place] = last >> shift & DIGIT
+    digits[:, HALF] |= (first & np.uint64(1)).astype(np.uint8) << (DIGIT_BITS - 1)  # a digit of both halves
+    return digits
 
 
 def _first_48_bits(uuids: Any) -> Any:

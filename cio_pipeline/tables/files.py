@@ -58,8 +58,8 @@ def is_local(path: UPath) -> bool:
 
 
 def place(url: str) -> UPath:
-    """The folder or bucket of CIO_DATA_DIR. What is in a bucket is asked each time: other machines write there, too, and what
-    fsspec remembers of a listing would have a file the size that it had then."""
+    """The folder or bucket of CIO_DATA_DIR. What is in a bucket is asked each time: other machines write there, too, and a
+    listing that fsspec remembers does not show it."""
     path = UPath(url)
     return path if is_local(path) else UPath(url, use_listings_cache=False)
 

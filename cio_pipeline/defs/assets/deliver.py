@@ -96,7 +96,12 @@ def upsert_to_customerio(
     with ExitStack() as stack:
         stack.enter_context(one_delivery_at_a_time(context.op_execution_context, store))
         is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
-        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), is_ledger_stale=is_ledger_stale)
+        bounds = config.bounds(
+            store,
+            is_backfill=is_backfill(context.run.tags, keys),
+            is_ledger_stale=is_ledger_stale,
+            is_ledger_empty=store.ledger.newest() is None,
+        )
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)
@@ -184,7 +189,10 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     metadata={"dagster/column_schema": described(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
-    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did."""
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did.
+
+    The dialog of partitions shows the last 90 days only: for older ones take the job customerio_backfill.
+    """
     return upsert_to_customerio(customers=customers, events=events)
 
 

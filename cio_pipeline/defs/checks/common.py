@@ -41,4 +41,4 @@ def how_to_run(days: Sequence[str]) -> str:
     """How to run these days, from the first to the last."""
     if len(days) == 1:
         return f"run the job customerio_sync for it (`make run PARTITION={days[0]}`)"
-    return f"run the job customerio_sync for them (`make run FROM={days[0]} TO={days[-1]}`)"
+    return f"run the job customerio_backfill for them (`make run FROM={days[0]} TO={days[-1]}`)"

@@ -140,7 +140,7 @@ def _is_the_machines(error: BaseException) -> bool:
 class BackfillConfig(DeliveryConfig):
     """The days, and how their runs shall differ from usual ones."""
 
-    first: str = Field(alias="from", description="The first day, YYYY-MM-DD.")
+    first: str = Field(default="YYYY-MM-DD", alias="from", description="The first day.")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
 
 

@@ -160,7 +160,12 @@ def deliver_part(
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
         is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
-        bounds = config.bounds(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
+        bounds = config.bounds(
+            store,
+            is_backfill=False,
+            is_ledger_stale=is_ledger_stale,
+            is_ledger_empty=store.ledger.newest() is None,
+        )
         bounds = replace(bounds, made_before=store.ledger.totals(day).new_customers)
         options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
         refuse_too_much(store, {day: today.tables}, options, bounds, is_ledger_stale=is_ledger_stale)

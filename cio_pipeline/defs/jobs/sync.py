@@ -12,7 +12,8 @@ from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, SETT
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
     dg.AssetSelection.assets(posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery),
-    description="Days of PostHog events, from extraction to Customer.io.",
+    description="Days of PostHog events, from extraction to Customer.io. The dialog of partitions shows the last 90 days only:"
+    " for older ones, and long ranges, take the job customerio_backfill.",
 )
 
 

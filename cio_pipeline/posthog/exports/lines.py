@@ -24,6 +24,12 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA
 LINE_BYTES = 32_000_000
 """PostHog takes no event of more than 1 MB, and no person of more."""
 
+BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
+"""What grows to more than so many bytes, by more than so many times, is none of real events."""
+
+MOST_BLANK_LINES = 1_000_000
+"""So many more blank lines than others no export has; packed, billions of them are a small file."""
+
 MOST_MISSING = 2
 """Of an event's essential fields; a line without more of them is something else's."""
 
@@ -40,6 +46,7 @@ TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[{}\[\]:,]', re.DOTALL)
 
 def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
     """The file's lines that are not blank, and their numbers. Raises `Unreadable`, or what Arrow raises."""
+    size, blank = 0, 0
     with _unpacked(file, codec) as stream:
         for number in itertools.count(1):
             line = stream.readline(LINE_BYTES + 1)
@@ -47,8 +54,15 @@ def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
                 raise Unreadable(f"its line {number} has more than {LINE_BYTES:,} bytes, and no event has")
             if not line:
                 return
+            size += len(line)
+            if size > BOMB_BYTES and size > BOMB_RATIO * file.tell():
+                raise Unreadable(f"{file.tell():,} bytes of it grow to {size:,}, as no real events do")
             if line := (line.removeprefix(BOM) if number == 1 else line).strip():
                 yield number, line
+                continue
+            blank += 1
+            if blank > MOST_BLANK_LINES + number // 2:
+                raise Unreadable(f"{blank:,} of its first {number:,} lines are blank: it is no export")
 
 
 def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool) -> dict[str, Any] | None:

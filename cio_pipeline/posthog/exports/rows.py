@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.dropped_set import may_teach, reaches_back
 from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
-from cio_pipeline.posthog.exports.lines import LINE_BYTES, event_in, lines
+from cio_pipeline.posthog.exports.lines import BOMB_BYTES, BOMB_RATIO, LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
 from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
 
@@ -29,9 +29,6 @@ PIECE_BYTES = 8_000_000
 
 BATCH_BYTES = 32_000_000
 """What a batch of Parquet rows may take at most, should each have the longest text of its column's dictionary."""
-
-BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
-"""Columns of a row group that grow to more than so many bytes, by more than so many times, are none of real events."""
 
 UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
 EMAIL = r'"email"|\\u00'

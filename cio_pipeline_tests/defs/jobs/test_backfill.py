@@ -160,3 +160,9 @@ def test_what_would_stop_every_day_stops_at_once(instance: dg.DagsterInstance, f
     assert f"{DAYS[0]}: PostHog is away." in said
     assert "Then the backfill stopped" in said
     assert runs.made[-1] == (DAYS[1], DAYS[1])
+
+
+def test_a_launch_without_days_is_refused_and_says_which_there_are(
+    workspace: customerio.CustomerioServer, instance: dg.DagsterInstance
+) -> None:
+    assert backfill(instance, **{"from": "YYYY-MM-DD"}).startswith("YYYY-MM-DD is not a partition: days go from 2025-01-01")

@@ -4,11 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -17,7 +12,6 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import requests
 from s3fs import S3FileSystem
 
 from cio_pipeline.posthog import dropped_set
@@ -27,6 +21,7 @@ from cio_pipeline.posthog.exports.folder import listed
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, in_order
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
+from cio_pipeline_tests.bucket import CREDENTIALS
 from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -376,33 +371,11 @@ def test_a_folder_that_leads_to_no_export_is_named(url: str, names: str) -> None
         source(url).check()
 
 
-@pytest.fixture(scope="module")
-def s3() -> Iterator[str]:
-    """An S3 server in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(300):
-            try:
-                requests.put(f"http://127.0.0.1:{port}/exports", timeout=5).raise_for_status()
-                break
-            except requests.ConnectionError:
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        server.terminate()
-        server.wait(10)
-
-
-def test_a_bucket_is_read_as_a_folder_is(s3: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_bucket_is_read_as_a_folder_is(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     S3FileSystem.clear_instance_cache()
-    monkeypatch.setenv("AWS_ENDPOINT_URL", s3)
-    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(name, "sandbox")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
     with pytest.raises(NotExtracted, match="holds no file"):
         source("s3://exports/posthog").check()
     rows = [stored(number, at=f"2024-05-01T{number % 24:02d}:00:00Z") for number in range(480)]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import sys
 import time
@@ -9,11 +11,14 @@ import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from cio_pipeline.posthog.exports import files as exported_files
+from cio_pipeline.posthog.exports import lines as exported_lines
 from cio_pipeline.posthog.exports import rows as exported_rows
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, window_of
@@ -22,6 +27,10 @@ from cio_pipeline.posthog.source import NotExtracted
 START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
 DAY = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
+LINE = (
+    b'{"uuid":"018f3173-7000-7421-831e-000000000001","event":"e","distinct_id":"u","timestamp":"2024-05-01T01:00:00Z",'
+    b'"properties":{}}\n'
+)
 MEMORY = 500_000_000
 """Python with its libraries takes 150 MB of it, a piece of 32 MB stands in memory a few times while it is converted."""
 
@@ -102,6 +111,70 @@ def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch:
     pq.write_table(rows(100, "a" * 1_000_000), path, compression="zstd", use_dictionary=False)
     with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, as no real events do"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+@pytest.mark.parametrize(
+    ("name", "codec", "limits", "why"),
+    [
+        (f"{DAY}.jsonl.gz", "gzip", {"MOST_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
+        (f"{DAY}.jsonl", None, {"MOST_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
+        (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, as no real events do"),
+    ],
+)
+def test_lines_without_end_are_refused_in_bounded_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str | None, limits: dict[str, int], why: str
+) -> None:
+    for limit, value in limits.items():
+        monkeypatch.setattr(exported_lines, limit, value)
+    with pa.output_stream(str(tmp_path / name), compression=codec) as file:
+        file.write(LINE * 600 + b"\r\n" * 1700 + b"\n" * 5_000_000)
+    with pytest.raises(NotExtracted, match=rf"^{re.escape(name)} cannot be read: {why}"):
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+def test_a_blank_line_behind_each_event_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_lines, "MOST_BLANK_LINES", 10)
+    (tmp_path / f"{DAY}.jsonl").write_bytes((LINE + b"\r\n") * 600)
+    assert sum(map(len, BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)) == 600
+
+
+def test_lines_that_are_cut_off_while_they_are_read_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / f"{DAY}.jsonl", exported_rows.read_jsonlines
+    path.write_bytes(LINE * 600)
+
+    def cut(*given: Any) -> Iterator[pa.Table]:
+        os.truncate(path, len(LINE) * 300)
+        yield from read(*given)
+
+    monkeypatch.setattr(exported_files, "read_jsonlines", cut)
+    with pytest.raises(NotExtracted, match="run the day again when it is whole"):
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+def test_parquet_rows_that_do_not_come_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pq.write_table(rows(6, "{}"), tmp_path / f"{DAY}.parquet")
+    batches = pq.ParquetFile.iter_batches
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *given, **how: (one[:4] for one in batches(*given, **how)))
+    with pytest.raises(NotExtracted, match="it gave 4 rows of 6"):
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+def test_a_changed_byte_in_a_page_is_seen_by_its_checksum(tmp_path: Path) -> None:
+    path = tmp_path / f"{DAY}.parquet"
+    pq.write_table(rows(6, '{"a":"bcdefgh"}'), path, compression="none", use_dictionary=False, write_page_checksum=True)
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"bcdefgh", b"bcdefgX", 4))  # in the page, whatever its header has
+    with pytest.raises(NotExtracted, match="is damaged or cut short"):
+        list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
+
+
+def test_a_row_group_of_other_days_is_read_for_events_without_a_time(tmp_path: Path) -> None:
+    table = rows(2, "{}")
+    times = pa.array([START + timedelta(days=9), None], pa.timestamp("us", "UTC"))
+    landed = pa.array([START + timedelta(hours=1)] * 2, pa.timestamp("us", "UTC"))
+    at = table.schema.get_field_index("timestamp")
+    pq.write_table(table.set_column(at, "timestamp", times).append_column("created_at", landed), tmp_path / "file.parquet")
+    assert sum(map(len, read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))) == 1
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
