@@ -263,7 +263,11 @@ def test_it_delivers_no_more_than_the_suppression_list_allows(
     """Also by what only the open day teaches (R21)."""
     (tmp_path / "suppressed.txt").write_text("jane@example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "suppressed.txt"))
-    services.happens(visit(1, "jane", "10:00", {"$set": {"email": "jane@example.com"}}), visit(2, "joe", "10:00"))
+    services.happens(
+        visit(1, "jane", "10:00", {"$set": {"email": "jane@example.com"}}),
+        visit(2, "jane", "11:00", {"$set": {"email": "new@example.com"}}),
+        visit(3, "joe", "10:00"),
+    )
     learned(BEFORE)
     run(instance)
     assert services.workspace.workspace.person("jane") is None
