@@ -53,7 +53,7 @@ def derived_so_far(folder: str, day: str, arrived: list[Event], chosen: Options)
     return product
 
 
-@examples(6)
+@examples(3)
 @given(data=st.data())
 def test_r22_parts_of_days_and_whole_days_in_any_order_leave_what_the_whole_days_leave(data: Draw) -> None:
     """A part has any of the events of its day and the days before it; the whole day has all, and comes after its parts."""
