@@ -19,6 +19,7 @@ from cio_pipeline.customerio.forecast import Bounds
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
+from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
@@ -124,6 +125,7 @@ class Store(dg.ConfigurableResource[None]):
         self._settings = settings_of_the_run(self, context)
         tag(context, **days_tag(context.run.tags if context.run else {}))
         keep_private()
+        keep_engines()
         self._lock = RunLock(self._settings.data_dir, context.run.run_id) if context.run else None
         allow_open_files()
         refuse_closed_bucket(self._settings.data_dir)

@@ -19,7 +19,6 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.deliver import DeliveryConfig, customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import EVENTS, identities, identity_history
-from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.failures import IN_A_ROW, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, SETTINGS, days_asked_for, days_tag
@@ -162,7 +161,6 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
     """Runs the days in this process, some a run: the list of runs has each of these runs, and the assets have its days."""
     from cio_pipeline.definitions import defs  # which loads this module
 
-    keep_engines()
     keys = days_asked_for(config.first, config.last)
     context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: keys[0], RANGE_END: keys[-1]}))
     job = defs.resolve_job_def(customerio_sync.name)

@@ -101,9 +101,11 @@ class DryRunReport:
         return found
 
     def by_day(self) -> list[Row]:
-        """A row for each day and one for all."""
+        """A row for each day and one for all; of a single day, a row for each count."""
         total = self.total()
         names = [name for name, count in total.items() if count or name not in WHERE_ANY]
+        if len(self.days) == 1:
+            return [{"": name, "count": total[name]} for name in names]
         counts = {day.day: day.counts() for day in self.days} | {"in all": total}
         return [{"day": day, **{name: of_day[name] for name in names}} for day, of_day in counts.items()]
 
@@ -145,9 +147,8 @@ class DryRunReport:
     def lines(self) -> Iterator[str]:
         """For the log and the terminal."""
         yield f"What a run of {days_text([day.day for day in self.days])} would send:"
-        transposed = [{"": name, "count": count} for name, count in self.by_day()[0].items() if name != "day"]
         for title, rows, most in (
-            ("", transposed if len(self.days) == 1 else self.by_day(), None),
+            ("", self.by_day(), None),
             ("Events by name:", self.events_by_name(), ROWS_SHOWN),
             ("Refused or left out by the rules:", self.rejects(), ROWS_SHOWN),
             ("A sample, masked:", self.sample(), SAMPLE_SHOWN),
