@@ -24,8 +24,8 @@ dev: $(READY) ## the Dagster UI on the same sandbox, until Ctrl-C
 DAYS = $(if $(PARTITION),--partition "$(PARTITION)") $(if $(FROM),--from "$(FROM)") $(if $(TO),--to "$(TO)")
 CHOICES = $(if $(LIMIT),--limit "$(LIMIT)") $(if $(HOLD_RECENT_EVENTS),--hold-recent-events "$(HOLD_RECENT_EVENTS)") $(if $(RESEND),--resend)
 
-run: $(READY) ## days from PostHog to Customer.io: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04
-	@$(PY) -m cio_pipeline $(if $(DRY_RUN),dry-run,run) $(DAYS) $(CHOICES)
+run: $(READY) ## days from PostHog to Customer.io: PARTITION=2026-03-02, or FROM=2026-03-02 TO=2026-03-04, or TODAY=1
+	@$(PY) -m cio_pipeline $(if $(DRY_RUN),dry-run,run) $(if $(TODAY),--today) $(DAYS) $(CHOICES)
 
 dry-run: $(READY) ## the same, but nothing is sent: what would be is printed
 	@$(PY) -m cio_pipeline dry-run $(DAYS) $(CHOICES)

@@ -10,6 +10,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
 
@@ -78,7 +79,7 @@ def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str],
 @examples(22)
 @given(data=st.data())
 def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
-    stream, chosen = data.draw(streams(hostile)), data.draw(options)
+    stream, chosen = data.draw(streams(hostile)), replace(data.draw(options), day_is_open=data.draw(st.booleans(), "open"))
     wanted = expected(stream.events, START, chosen)
     with derived(stream, chosen, data) as product:
         for day in days_of(stream):

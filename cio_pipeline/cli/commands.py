@@ -106,8 +106,13 @@ def cli() -> None:
 @cli.command()
 @_days
 @click.option("--dry-run", is_flag=True, help="The same as the command dry-run.")
+@click.option(
+    "--today",
+    is_flag=True,
+    help="Instead of days: what today (UTC), which is not over, has so far. A run of the day after it delivers the whole.",
+)
 @_narrowed
-def run(partition: str | None, first: str | None, last: str | None, **chosen: Any) -> int:
+def run(partition: str | None, first: str | None, last: str | None, *, today: bool, **chosen: Any) -> int:
     """Extract days from PostHog and deliver them to Customer.io.
 
     What Customer.io has acknowledged before is not sent again, so a day can be run at any time.
@@ -117,6 +122,7 @@ def run(partition: str | None, first: str | None, last: str | None, **chosen: An
       python -m cio_pipeline run --partition 2026-03-02
       python -m cio_pipeline run --from 2026-03-02 --to 2026-03-04
       python -m cio_pipeline run --partition 2026-03-02 --limit 10
+      python -m cio_pipeline run --today
 
     \b
     Exit status:
@@ -126,6 +132,8 @@ def run(partition: str | None, first: str | None, last: str | None, **chosen: An
       2    a setting, a day or an option is wrong
       130  Ctrl-C; a rerun sends the rest
     """
+    if today:
+        return _today(partition, first, last, *chosen.values())
     if chosen.pop("dry_run"):
         return _dry_run(partition, first, last, chosen)
     settings, start, end = _settings_and_days(partition, first, last)
@@ -322,6 +330,17 @@ def _dry_run(partition: str | None, first: str | None, last: str | None, chosen:
     from cio_pipeline.cli.run import dry_run
 
     return dry_run(start, end, settings, chosen)
+
+
+def _today(*other_options: object) -> int:
+    if any(other_options):
+        raise click.UsageError("--today goes with no other option.")
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.run import run_today
+
+    return run_today(settings)
 
 
 def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:

@@ -74,6 +74,16 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
         return summary.end()
 
 
+def run_today(settings: Settings) -> int:
+    """Runs `customerio_hourly`, which delivers what today has so far, or logs why it sends nothing; gives the exit status, 0.
+
+    Raises whatever the run fails of.
+    """
+    with _instance(settings) as instance:
+        _run("customerio_hourly", instance, {}, {}, lambda _: None)
+    return 0
+
+
 def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
     """Runs `customerio_dry_run` for the days, which logs what would be sent; gives the exit status: 1 where the rules would
     refuse more events of a day than CIO_REFUSED_SHARE allows.

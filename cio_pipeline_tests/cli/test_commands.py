@@ -53,6 +53,12 @@ def test_a_wrong_option_ends_with_status_2(options: list[str], capsys: pytest.Ca
     assert "Error: " in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("other", [["--partition", "2026-03-02"], ["--limit", "1"], ["--dry-run"], ["--resend"]])
+def test_today_goes_with_no_other_option(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", "--today", *other]) == 2
+    assert "--today goes with no other option." in capsys.readouterr().err
+
+
 def test_make_passes_its_variables_on_to_the_commands() -> None:
     def made(*words: str) -> list[str]:
         told = subprocess.run(["make", "-n", *words], cwd=PROJECT, capture_output=True, text=True, check=True).stdout
@@ -64,5 +70,6 @@ def test_make_passes_its_variables_on_to_the_commands() -> None:
     assert made("run", "FROM=a", "TO=b", "DRY_RUN=1", "HOLD_RECENT_EVENTS=72") == [
         *("dry-run", "--from", '"a"', "--to", '"b"', "--hold-recent-events", '"72"')
     ]
+    assert made("run", "TODAY=1") == ["run", "--today"]
     assert made("explain", "WHO=user-17", "FROM=a") == ["explain", '"user-17"', "--from", '"a"']
     assert made("redeliver", "PARTITION=a", "REASON=b") == ["redeliver", "--partition", '"a"', "--reason", '"b"']

@@ -128,6 +128,13 @@ def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, mon
     assert runs == [([DAY, "2025-01-02"], True), ([THIRD_DAY], True), ([DAY, "2025-01-02"], False)]
 
 
+def test_today_is_run_by_the_hourly_job(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    runs: list[Any] = []
+    monkeypatch.setattr(headless, "_run", lambda job, *_: runs.append(job))
+    assert main(["run", "--today"]) == 0
+    assert runs == ["customerio_hourly"]
+
+
 def test_failed_checks_and_lists_without_effect_are_in_the_last_lines(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,7 +67,11 @@ def tick(*at):
     data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
     requests = [[request.run_key, request.tags[RANGE_START], request.tags[RANGE_END]] for request in data.run_requests]
     return [data.skip_message, *requests]
+def when(name):
+    schedule = defs.resolve_schedule_def(name)
+    return [schedule.cron_schedule, schedule.execution_timezone]
 print(json.dumps([days.get_first_partition_key(), backfill_policy.max_partitions_per_run,
+      *map(when, ["customerio_daily", "customerio_hourly_schedule", "customerio_checks_daily"]),
       tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
 """
 
@@ -270,14 +274,19 @@ def test_a_day_is_from_midnight_to_midnight_and_not_before_itself() -> None:
     assert days_before("2025-01-03") == ["2025-01-01", "2025-01-02"]
 
 
-def test_the_settings_of_the_days_are_those_of_partitions_backfills_and_the_schedule() -> None:
+def test_the_settings_of_the_days_are_those_of_partitions_backfills_and_the_schedules() -> None:
     settings = {**KEYS, "CIO_START_DATE": "2026-03-01", "CIO_DAYS_PER_RUN": "3", "CIO_LATE_DAYS": "1"}
+    settings |= {"CIO_NIGHTLY_AT": "01:30", "CIO_HOURLY_CRON": "*/20 * * * *", "CIO_DELIVERED_BY": "08:00"}
+    settings["CIO_TIME_ZONE"] = "Europe/Berlin"
     said = subprocess.run(
         [sys.executable, "-c", LOADED], env={**os.environ, **settings}, check=True, capture_output=True, text=True
     ).stdout
     assert json.loads(said.splitlines()[-1]) == [
         "2026-03-01",
         3,
+        ["30 1 * * *", "Europe/Berlin"],
+        ["*/20 * * * *", "Europe/Berlin"],
+        ["0 8 * * *", "Europe/Berlin"],
         [None, ["2026-03-09", "2026-03-08", "2026-03-09"]],
         [None, ["2026-03-01", "2026-03-01", "2026-03-01"]],
         ["There is no partition yet: CIO_START_DATE is not over."],

@@ -219,3 +219,15 @@ def test_events_are_in_the_order_of_time_and_then_of_their_texts(rows: list[tupl
     events = pd.DataFrame(rows, columns=ORDER).astype(dict.fromkeys(ORDER[1:], "str"))
     events = events.assign(timestamp=pd.to_datetime(events["timestamp"].astype("int64"), unit="us", utc=True))
     assert [rows[row] for row in in_order(events)] == sorted(rows)
+
+
+def test_r22_of_an_open_day_events_of_nobody_with_an_email_wait_where_emails_are_keys() -> None:
+    stream = [
+        event(at="2026-03-02T09:00Z"),
+        event(at="2026-03-02T09:01Z", set_={"email": "one@example.com"}),
+        event(distinct_id="two@example.com", at="2026-03-02T09:02Z"),
+    ]
+    waits = "filtered: its email may still come today (R22)"
+    assert outcomes(*stream, day_is_open=True, identify_by_email=True) == [waits, "sent", "sent"]
+    assert outcomes(*stream, day_is_open=True) == ["sent"] * 3
+    assert outcomes(*stream, identify_by_email=True) == ["sent"] * 3

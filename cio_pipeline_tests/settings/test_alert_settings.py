@@ -31,6 +31,11 @@ def test_nobody_is_told_unless_somebody_is_named() -> None:
         ("CIO_SMTP_URL", "smtp://user:secret@mail.example.com/path"),
         ("CIO_DELIVERED_BY", "24:00"),
         ("CIO_DELIVERED_BY", "9"),
+        ("CIO_NIGHTLY_AT", "3"),
+        ("CIO_TIME_ZONE", "Berlin"),
+        ("CIO_TIME_ZONE", "Europe"),
+        ("CIO_HOURLY_CRON", "30 * * *"),
+        ("CIO_HOURLY_CRON", "hourly"),
         ("CIO_DAGSTER_URL", "dagster"),
     ],
 )

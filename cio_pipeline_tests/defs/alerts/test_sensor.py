@@ -8,12 +8,15 @@ from datetime import UTC, datetime
 
 import dagster as dg
 import pytest
+from dagster._core.events import StepMaterializationData
+from dagster._core.events.log import EventLogEntry
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
+from cio_pipeline.defs.checks.yesterday import is_delivered
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 
@@ -188,6 +191,51 @@ def test_a_late_day_says_what_became_of_its_run(hook: Webhook, job: str, tags: d
         Daemon(instance).tick()
     [text] = hook.texts
     assert f"(CIO_DELIVERED_BY): {why}" in text
+
+
+def test_the_alert_of_a_late_day_goes_by_what_the_check_goes_by(hook: Webhook) -> None:
+    """A run that began before the day was over has delivered but a part of it, whenever it ended."""
+    with dg.DagsterInstance.ephemeral() as instance:
+        run = create_run_for_test(instance, job_name=SYNC)
+        started = dg.DagsterEvent(dg.DagsterEventType.RUN_START.value, SYNC, message="")
+        early = datetime(2025, 3, 2, 23, 59, tzinfo=UTC).timestamp()
+        entry = EventLogEntry(None, "info", "", run.run_id, early, job_name=SYNC, dagster_event=started)  # type: ignore[no-untyped-call]
+        instance.handle_new_event(entry)
+        made = dg.AssetMaterialization(customerio_delivery.key, partition=YESTERDAY)
+        data = StepMaterializationData(made)
+        event = dg.DagsterEvent(dg.DagsterEventType.ASSET_MATERIALIZATION.value, SYNC, event_specific_data=data)
+        instance.report_dagster_event(event, run_id=run.run_id)
+        assert not is_delivered(instance, YESTERDAY)
+        daemon = Daemon(instance)
+        daemon.tick()
+        assert [text.split(" (")[0] for text in hook.texts] == [f"{YESTERDAY} was not delivered by 09:00 UTC"]
+        instance.report_dagster_event(event, run_id=run.run_id)
+        daemon.tick()
+        assert len(hook.texts) == 1
+        deliver(instance, YESTERDAY)
+        assert is_delivered(instance, YESTERDAY)
+        daemon.tick()
+        assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
+
+
+def test_hourly_runs_that_fail_one_after_another_are_told_once_and_a_skipped_one_is_no_end(
+    daemon: Daemon, hook: Webhook
+) -> None:
+    for skipped in (False, True):
+        fail(daemon.instance, job="customerio_hourly")
+        daemon.tick()
+        if skipped:
+            succeed(daemon.instance, job="customerio_hourly", skipped="Another run is delivering.")
+            daemon.tick()
+    fail(daemon.instance, job="customerio_hourly")
+    daemon.tick()
+    assert hook.texts == ["A run of customerio_hourly failed: The reason."]
+    succeed(daemon.instance, job="customerio_hourly")
+    daemon.tick()
+    assert hook.texts[1:] == ["Over: customerio_hourly has succeeded; a run had failed."]
+    fail(daemon.instance, job="customerio_hourly")
+    daemon.tick()
+    assert len(hook.texts) == 3
 
 
 def test_days_that_went_by_while_the_daemon_was_down_are_told(

@@ -19,7 +19,7 @@ from cio_pipeline.defs.jobs import checks as scheduled_checks
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.settings import load_days_settings, load_settings
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, refusing
 from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
@@ -141,6 +141,26 @@ def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
 )
 def test_yesterday_is_due_from_a_time_on(now: str, due: str | None) -> None:
     assert day_due(datetime.fromisoformat(now)) == due
+
+
+@pytest.mark.parametrize(
+    ("nightly", "by", "zone", "now", "due"),
+    [
+        ("00:30", "06:00", "America/New_York", "2026-03-10T09:59:00+00:00", "2026-03-08"),
+        ("00:30", "06:00", "America/New_York", "2026-03-10T10:00:00+00:00", "2026-03-09"),
+        ("03:15", "09:00", "Asia/Tokyo", "2026-03-10T00:00:00+00:00", "2026-03-08"),
+        ("10:00", "09:00", "UTC", "2026-03-10T12:00:00+00:00", "2026-03-08"),
+        ("09:00", "09:00", "UTC", "2026-03-10T12:00:00+00:00", "2026-03-08"),
+        ("02:30", "08:00", "Europe/Berlin", "2026-03-29T06:00:00+00:00", "2026-03-28"),
+    ],
+)
+def test_a_nights_day_is_due_at_the_next_hour_of_delivery_in_the_zone(
+    nightly: str, by: str, zone: str, now: str, due: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokyo's night of 10 March is 9 March in UTC, and its day is the one before; on 29 March Berlin has no 02:30."""
+    for name, value in {"CIO_NIGHTLY_AT": nightly, "CIO_DELIVERED_BY": by, "CIO_TIME_ZONE": zone}.items():
+        monkeypatch.setenv(name, value)
+    assert day_due(datetime.fromisoformat(now), load_days_settings()) == due
 
 
 def test_a_day_is_delivered_whole_by_a_run_that_began_after_it() -> None:

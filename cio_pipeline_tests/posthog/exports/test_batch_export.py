@@ -19,7 +19,7 @@ from cio_pipeline.posthog.exports import rows as exported_rows
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.folder import listed
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, in_order
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
 from cio_pipeline_tests.bucket import CREDENTIALS
 from cio_pipeline_tests.posthog.exports.stored import stored
@@ -74,6 +74,23 @@ def test_a_day_is_read_to_the_microsecond_and_ties_are_kept(tmp_path: Path) -> N
     times = ["2024-05-01T00:00:00Z", "2024-05-01T23:59:59.999999Z", "2024-04-30T23:59:59.999999Z", "2024-05-02T00:00:00Z"]
     export((stored(number, at=times[number % 4]) for number in range(40)), str(tmp_path))
     assert sorted(numbers(read(source(tmp_path)))) == sorted(number for number in range(40) if number % 4 < 2)
+
+
+def test_an_open_day_is_readable_up_to_the_last_finished_run_of_an_hourly_export(tmp_path: Path) -> None:
+    rows = [stored(number, at=f"2024-05-01T{number:02d}:30:00Z") for number in range(12)]
+    export([stored(20, at="2024-04-30T10:00:00Z"), *rows], str(tmp_path), HOUR)
+    noon, later = START + 12 * HOUR, START + 12 * HOUR + timedelta(minutes=25)
+    (tmp_path / "2024-05-01T12:00:00+00:00-2024-05-01T13:00:00+00:00-0.parquet").touch()
+    assert source(tmp_path).readable_until(START, later) == noon
+    assert source(tmp_path).readable_until(START, noon - HOUR / 2) == noon - HOUR / 2
+    found = source(tmp_path).events(START, noon)
+    assert sum(len(table) for table in found.frames) == 12
+
+
+def test_a_daily_export_has_nothing_of_an_open_day(tmp_path: Path) -> None:
+    export([stored(1, at="2024-04-30T10:00:00Z")], str(tmp_path), DAY)
+    with pytest.raises(NothingSoFar, match="has nothing of 2024-05-01 yet, which is not over: only one that runs every hour"):
+        source(tmp_path).readable_until(START, START + 12 * HOUR)
 
 
 def test_events_are_found_in_the_runs_they_landed_in(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import NotExtracted, in_order
+from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, in_order
 from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
@@ -114,6 +114,14 @@ def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
     today = datetime.now(UTC)
     with pytest.raises(NotExtracted, match="is not over yet"):
         source(server).events(today - timedelta(hours=1), today + timedelta(hours=1))
+
+
+def test_an_open_day_is_not_asked_for_because_it_would_be_billed_each_time(
+    server: posthog.PostHog, downloads: FileDownloads
+) -> None:
+    with pytest.raises(NothingSoFar, match="PostHog bills each export"):
+        source(server).readable_until(START, START + timedelta(hours=12))
+    assert not downloads.runs
 
 
 def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
