@@ -18,6 +18,7 @@ import botocore.exceptions
 import pyarrow as pa
 import pytest
 from botocore.exceptions import ClientError
+from dagster import DagsterInstance
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
@@ -193,7 +194,7 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
         tables.current("events", DAY)
     mark = cast("Store", SimpleNamespace(tables=tables))
     with pytest.raises(StorageError) as forgotten:
-        ledger_is_stale(mark)
+        ledger_is_stale(mark, cast("DagsterInstance", None))
     with pytest.raises(StorageError) as written, tables.replace(DAY, {"numbers": NUMBERS}) as new:
         new.shards.append(new.writer.write(0, {"numbers": pa.table({"n": [1]})}))
     storage.whole = {"current.json": POINTER}

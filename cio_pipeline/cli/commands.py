@@ -68,8 +68,20 @@ def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float
 
 
 def _narrowed(command: Command) -> Command:
-    """The options that leave some of the days' data for another run, or send more than is new."""
+    """The options that leave some of the days' data for another run, send more than is new, or allow more than the settings."""
     for option in (
+        click.option(
+            "--max-campaign-events",
+            type=click.IntRange(min=0),
+            metavar="EVENTS",
+            help="Instead of CIO_MAX_CAMPAIGN_EVENTS; after a ledger was lost, it also says that the new one counts.",
+        ),
+        click.option(
+            "--max-new-customers",
+            type=click.IntRange(min=0),
+            metavar="CUSTOMERS",
+            help="Instead of CIO_MAX_NEW_CUSTOMERS.",
+        ),
         click.option(
             "--resend",
             is_flag=True,
@@ -333,7 +345,7 @@ def _dry_run(partition: str | None, first: str | None, last: str | None, chosen:
 
 
 def _today(*other_options: object) -> int:
-    if any(other_options):
+    if any(option is not None and option is not False for option in other_options):
         raise click.UsageError("--today goes with no other option.")
     from cio_pipeline.settings.settings import load_settings
 

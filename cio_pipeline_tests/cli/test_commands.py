@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -47,13 +48,38 @@ def test_without_days_a_run_asks_for_them(
     assert capsys.readouterr().err == ("Name the days to run: --partition 2026-03-02, or --from 2026-03-02 --to 2026-03-04.\n")
 
 
+@pytest.mark.parametrize("command", ["run", "dry-run"])
+def test_a_run_is_given_the_bounds_that_were_chosen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"):
+        monkeypatch.setenv(name, "1")
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(
+        f"cio_pipeline.cli.run.{'run_days' if command == 'run' else 'dry_run'}", lambda *rest: given.append(rest[-1])
+    )
+    main([command, "--partition", "2026-03-02", "--max-campaign-events", "0", "--max-new-customers", "7"])
+    assert {name: given[0][name] for name in ("max_campaign_events", "max_new_customers")} == {
+        "max_campaign_events": 0,
+        "max_new_customers": 7,
+    }
+
+
 @pytest.mark.parametrize("options", [["--limit", "0"], ["--hold-recent-events", "nan"], ["--hold-recent-events", "-1"], ["x"]])
 def test_a_wrong_option_ends_with_status_2(options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--partition", "2026-03-02", *options]) == 2
     assert "Error: " in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("other", [["--partition", "2026-03-02"], ["--limit", "1"], ["--dry-run"], ["--resend"]])
+@pytest.mark.parametrize(
+    "other",
+    [
+        ["--partition", "2026-03-02"],
+        ["--limit", "1"],
+        ["--hold-recent-events", "0"],
+        ["--max-campaign-events", "0"],
+        ["--dry-run"],
+        ["--resend"],
+    ],
+)
 def test_today_goes_with_no_other_option(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--today", *other]) == 2
     assert "--today goes with no other option." in capsys.readouterr().err

@@ -35,29 +35,20 @@ class BoundsConfig(dg.Config):
         default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
     )
 
-    def bounds(
-        self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False, is_ledger_empty: bool = False
-    ) -> Bounds:
-        """The bounds of the run. The one on young events holds for backfills; for each run with a stale ledger, which may send
-        none where it is not set; and with an empty ledger, where it then is that on new customers."""
+    def bounds(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> Bounds:
+        """The bounds of the run. The one on young events holds for backfills, and for each run with a stale ledger, which may
+        send none where it is not set."""
         customers, events = self.max_new_customers, self.max_campaign_events
         customers = store.bounds.new_customers if customers is None else customers
         events = store.bounds.campaign_events if events is None else events
         if is_ledger_stale:
             return Bounds(customers, events or 0)
-        if is_ledger_empty:
-            return Bounds(customers, customers if events is None else events)
         return Bounds(customers, events if is_backfill else None)
 
 
 STALE_LEDGER = (
-    "The ledger (CIO_LEDGER_URL) lacks the last deliveries of these tables: it was lost, or is an older copy, and what it lacks"
-    " would be sent again."
-)
-
-EMPTY_LEDGER = (
-    "The ledger (CIO_LEDGER_URL) is empty: this is its first delivery, or it was lost, and with it what shows that"
-    " (ledger_checkpoint.json in CIO_DATA_DIR)."
+    f"The ledger (CIO_LEDGER_URL) lacks deliveries that {FILE} in CIO_DATA_DIR, or Dagster's receipts, tell of: it was lost, or"
+    " is an older copy, and what it lacks would be sent again."
 )
 
 
@@ -126,9 +117,7 @@ def refuse_too_much(
         forecast.refuse_beyond(bounds)
     except NotDelivered as error:
         if is_ledger_stale:
-            raise NotDelivered(f"{STALE_LEDGER} {error} This is known from {store.tables.root / FILE}.") from None
-        if store.ledger.newest() is None:
-            raise NotDelivered(f"{EMPTY_LEDGER} {error}") from None
+            raise NotDelivered(f"{STALE_LEDGER} {error}") from None
         raise
 
 

@@ -95,13 +95,8 @@ def upsert_to_customerio(
     keys = list(context.partition_keys)
     with ExitStack() as stack:
         stack.enter_context(one_delivery_at_a_time(context.op_execution_context, store))
-        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
-        bounds = config.bounds(
-            store,
-            is_backfill=is_backfill(context.run.tags, keys),
-            is_ledger_stale=is_ledger_stale,
-            is_ledger_empty=store.ledger.newest() is None,
-        )
+        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, context.instance)
+        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), is_ledger_stale=is_ledger_stale)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)

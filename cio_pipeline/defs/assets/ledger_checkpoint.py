@@ -1,24 +1,44 @@
 """A file in CIO_DATA_DIR that names the ledger's newest entry after the last delivery of these tables.
 
-A ledger without that entry is stale: it was lost, or is an older copy. Deliveries that it lacks would be sent again, so a run
-then stops before events that can start campaigns (docs/deploy.md, When a piece is lost).
+A ledger without that entry is stale: it was lost, or is an older copy. Where the file was lost with it, Dagster's receipts show
+that. Deliveries that the ledger lacks would be sent again, so a run then stops before events that can start campaigns
+(docs/deploy.md, When a piece is lost).
 """
 
 import json
 
+import dagster as dg
 from upath import UPath
 
+from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.pages.receipts import DELIVERED
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.state.ledger import Entry
 from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace_file, unreadable, writing
 
 FILE = "ledger_checkpoint.json"
 
+RECEIPTS_READ = 100
+"""So many of the newest receipts are looked at."""
 
-def ledger_is_stale(store: Store) -> bool:
-    """Whether the ledger lacks the entry that the checkpoint names. Raises `StorageError`."""
+
+def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
+    """Whether the ledger lacks the entry that the checkpoint names, or, without a checkpoint, all events of a day of which
+    Dagster's receipts say that some were delivered. Raises `StorageError`."""
     entry = _read(store.tables.root / FILE)
-    return entry is not None and not store.ledger.has(entry)
+    if entry is not None:
+        return not store.ledger.has(entry)
+    days = [day for day in _days_delivered(instance) if day >= (store.first_day_of_ledger or "")]
+    return bool(set(days) - store.ledger.events_delivered(days).keys())
+
+
+def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
+    """The days of the newest receipts, without those of which no event was delivered."""
+    records = instance.fetch_materializations(key("customerio_delivery"), limit=RECEIPTS_READ).records
+    receipts = {record.partition_key: record.asset_materialization for record in reversed(records)}
+    return [
+        day for day, made in receipts.items() if day and made and DELIVERED in made.metadata and made.metadata[DELIVERED].value
+    ]
 
 
 def save(store: Store) -> None:

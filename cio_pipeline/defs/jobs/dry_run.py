@@ -13,7 +13,6 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.assets.before_delivery import (
-    EMPTY_LEDGER,
     STALE_LEDGER,
     is_backfill,
     refuse_days_before_ledger,
@@ -65,7 +64,7 @@ def preview_delivery(
         report = DryRunReport(
             list(_days_previewed(keys, config, overlay, options)), store.refused_share, options.suppressed.names
         )
-        is_ledger_stale = ledger_is_stale(store)
+        is_ledger_stale = ledger_is_stale(store, context.instance)
         report.stops = list(_stops(keys, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
         lists = (store.options.event_allowlist, store.options.exclude_attributes)
         report.unmatched = list(unmatched(overlay.tables, keys, *lists))
@@ -109,20 +108,14 @@ def _stops(
             refuse(store, keys)
         except NotDelivered as error:
             yield str(error)
-    is_ledger_empty = store.ledger.newest() is None
     for start in range(0, len(previewed), SETTINGS.days_per_run):
         run = previewed[start : start + SETTINGS.days_per_run]
-        bounds = config.bounds(
-            store,
-            is_backfill=is_backfill({}, keys),
-            is_ledger_stale=is_ledger_stale,
-            is_ledger_empty=is_ledger_empty and start == 0,
-        )
+        bounds = config.bounds(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
             bounds.refuse(counts["new customers"], counts["events that can trigger campaigns"])
         except NotDelivered as error:
-            prefix = f"{STALE_LEDGER} " if is_ledger_stale else f"{EMPTY_LEDGER} " if is_ledger_empty else ""
+            prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
             yield f"{days_text([day.day for day in run])}: {prefix}{error}"
             return
 

@@ -93,7 +93,7 @@ def deliver_so_far(
         context.instance.add_run_tags(context.run_id, {DAYS: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
             so_far = derive_so_far(day, until, posthog, today)
-            metadata = deliver_part(day, so_far, config, customerio, store, today)
+            metadata = deliver_part(day, so_far, config, customerio, store, today, context.instance)
     except (NotNow, NothingSoFar) as why:
         logger.info("%s", why)
         context.instance.add_run_tags(context.run_id, {SKIPPED: str(why)})
@@ -148,7 +148,13 @@ def _waiting(day: str, account: Account, today: Store) -> int:
 
 
 def deliver_part(
-    day: str, so_far: SoFar, config: BoundsConfig, customerio: CustomerIo, store: Store, today: Store
+    day: str,
+    so_far: SoFar,
+    config: BoundsConfig,
+    customerio: CustomerIo,
+    store: Store,
+    today: Store,
+    instance: dg.DagsterInstance,
 ) -> dict[str, dg.MetadataValue | int | str]:
     """Sends what `today` holds of the day, and gives what to tell of it.
 
@@ -159,9 +165,8 @@ def deliver_part(
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
-        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store)
-        is_empty = store.ledger.newest() is None
-        bounds = config.bounds(store, is_backfill=False, is_ledger_stale=is_ledger_stale, is_ledger_empty=is_empty)
+        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, instance)
+        bounds = config.bounds(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
         bounds = replace(bounds, made_before=store.ledger.totals(day).new_customers)
         options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
         refuse_too_much(store, {day: today.tables}, options, bounds, is_ledger_stale=is_ledger_stale)
