@@ -4,11 +4,16 @@
 PipelineError
 ├── SettingsError            settings.envfile       a setting is missing or wrong
 ├── DaysError                defs.partitions        the days asked for are not partitions
+├── DaysFailed               defs.failures          some of several days failed
+├── NotNow                   defs.jobs.hourly       an hourly run leaves what there is to another run
 ├── NotExtracted             posthog.source         PostHog's events cannot be read
+│   ├── NothingSoFar                                of a day that is not over nothing can be had yet
+│   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
 ├── Unavailable              http_retry             a service gave no usable answer in several tries
 │   ├── Unusable                                    it answered, but not as itself
-│   └── TooLong                                     its answer was longer than allowed
+│   ├── TooLong                                     its answer was longer than allowed
+│   └── Undecided            customerio.sender      no answer tells whether an item or the service is at fault
 ├── DatabaseError            state.database         the ledger's database cannot be used
 │   └── LockLost             state.delivery_lock    the delivery lock was lost while sending
 ├── NotSent                  alerts.send            the mail server did not accept an alert

@@ -12,6 +12,7 @@ from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.overlay import OverlayIdentities
+from cio_pipeline_tests.examples import examples
 
 DAYS = [f"2026-03-0{number}" for number in range(1, 6)]
 PEOPLE, EMAILS = ["u1", "u2", "u3"], ["one@example.com", "two@example.com"]
@@ -45,6 +46,7 @@ def seen(identities: Identities, day: str) -> Any:
     )
 
 
+@examples(12)
 @given(
     taught=st.dictionaries(st.sampled_from([HISTORY, *DAYS]), st.lists(FACT, max_size=4, unique_by=lambda fact: fact[0])),
     first=st.sampled_from(DAYS),
