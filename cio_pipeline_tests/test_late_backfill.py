@@ -114,7 +114,7 @@ def test_days_that_are_delivered_when_they_are_old_differ_only_in_what_posthog_n
     assert len(differ) <= 1
 
 
-@pytest.mark.parametrize("chosen", [CHOICES["by id"], CHOICES["stitched by email"], CHOICES["allowlist"]])
+@pytest.mark.parametrize("chosen", [CHOICES["stitched by email"], CHOICES["allowlist"]])
 def test_days_that_are_run_again_when_they_are_old_change_nothing(
     server: posthog.PostHog, tmp_path: Path, chosen: dict[str, Any]
 ) -> None:

@@ -15,6 +15,7 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
+from cio_pipeline_tests.examples import TIMES
 from cio_pipeline_tests.rules.streams import event, tables
 
 DAYS = [f"2026-03-{day:02d}" for day in range(1, 15)]
@@ -88,7 +89,7 @@ def older_upserts_dropped() -> Taken:
 
 
 @pytest.mark.parametrize("model", [by_time, by_arrival, older_upserts_dropped])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(TIMES))
 def test_days_in_any_order_with_events_that_come_late_end_up_the_same(
     seed: int, model: Callable[[], Taken], tmp_path: Path
 ) -> None:

@@ -36,7 +36,7 @@ facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinc
 nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}
-for turn in range(5):
+for turn in range(3):
     identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned.of(facts.astype({"identified": bool}), nobody)])
     assert identities.before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
     ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": pack(state)}))
@@ -66,8 +66,8 @@ def test_many_processes_make_the_tables_learn_look_up_and_acknowledge_at_once(da
         for number in range(4)
     ]
     assert [run.communicate()[0] for run in runs] == ["done\n"] * 4
-    keys = [f"id:{number}-{turn}" for number in range(4) for turn in range(5)]
-    assert len(Ledger(database_url).states(keys)) == 20
+    keys = [f"id:{number}-{turn}" for number in range(4) for turn in range(3)]
+    assert len(Ledger(database_url).states(keys)) == 12
     assert Identities(database_url).unlearned([f"2026-03-{number:02d}" for number in range(1, 6)]) == ["2026-03-05"]
 
 
