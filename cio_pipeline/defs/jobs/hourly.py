@@ -185,7 +185,7 @@ def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> d
     receipt.pop("dagster/partition_row_count")
     outcomes = so_far.account.outcomes.most_common()
     return {
-        "so far": f"Until {so_far.until:%H:%M} UTC. The day is open: its whole is delivered by the run of the night after it.",
+        "so far": f"Until {so_far.until:%H:%M} UTC. The day is open: the nightly run delivers the rest.",
         **receipt,
         "events so far": so_far.account.outcomes.total(),
         "events that wait for the whole day": so_far.waiting,
