@@ -15,13 +15,18 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import dagster as dg
+from upath import UPath
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.places import is_url
 from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.tables.files import writing
 
 FOLDER = "running"
 """The folder in CIO_DATA_DIR; in a bucket there is none, and no run is found dead."""
+
+NEW = ".new"
+"""The suffix of a file that is not locked yet."""
 
 GONE = (
     "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
@@ -37,16 +42,18 @@ class RunLock:
     """The file that a run locks while its process lives; it holds the name of its machine."""
 
     def __init__(self, data_dir: str, run_id: str) -> None:
+        """Raises `StorageError` where the file cannot be written."""
         self._file: Path | None = None
         if is_url(data_dir):
             return
         folder = Path(data_dir) / FOLDER
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        new = folder / f"{run_id}.new"
-        self._opened = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        os.write(self._opened, socket.gethostname().encode())
-        fcntl.flock(self._opened, fcntl.LOCK_EX)
-        self._file = new.rename(folder / run_id)  # from now on the sensor sees it
+        with writing(UPath(folder)):
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            new = folder / f"{run_id}{NEW}"
+            self._opened = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+            os.write(self._opened, socket.gethostname().encode())
+            fcntl.flock(self._opened, fcntl.LOCK_EX)
+            self._file = new.rename(folder / run_id)  # from now on the sensor sees it
 
     def release(self) -> None:
         """The run has ended."""
@@ -72,6 +79,8 @@ def customerio_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 def _unlocked(folder: Path) -> Iterator[Path]:
     """The files that no process locks; each is locked while it is looked at."""
     for file in sorted(folder.glob("*-*")) if folder.is_dir() else ():
+        if file.suffix == NEW:
+            continue
         with suppress(OSError), _locked(file):  # it is locked, or has just gone
             yield file
 

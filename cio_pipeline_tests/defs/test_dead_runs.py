@@ -13,6 +13,7 @@ from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.defs.dead_runs import FOLDER, GONE, RunLock, customerio_dead_runs
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.tables.files import StorageError
 
 
 @pytest.fixture
@@ -90,3 +91,17 @@ def test_a_lock_goes_when_its_run_ends(tmp_path: Path) -> None:
 
 def test_settings_that_are_missing_are_said(instance: dg.DagsterInstance) -> None:
     assert "CUSTOMERIO" in tick(instance)
+
+
+def test_a_folder_that_cannot_be_written_is_said_by_its_name(data_dir: Path) -> None:
+    (data_dir / FOLDER).write_text("")
+    with pytest.raises(StorageError, match=rf"^The folder .*{FOLDER} \(CIO_DATA_DIR\) cannot be written: "):
+        RunLock(str(data_dir), "a-b")
+
+
+def test_a_file_that_a_run_is_about_to_lock_is_left(data_dir: Path, instance: dg.DagsterInstance) -> None:
+    (data_dir / FOLDER).mkdir()
+    new = data_dir / FOLDER / "a-b.new"
+    new.write_text("")
+    tick(instance)
+    assert new.exists()
