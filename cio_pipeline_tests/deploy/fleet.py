@@ -184,9 +184,8 @@ def session_of(port: int) -> int:
 
 
 @contextmanager
-def fleet(folder: Path, settings: dict[str, str], one_after_another: bool) -> Iterator[Fleet]:
-    """All services and two machines, with these settings of the pipeline. one_after_another: the runs of a backfill; otherwise
-    up to `MOST_RUNS` at once."""
+def services(folder: Path, settings: dict[str, str]) -> Iterator[Fleet]:
+    """PostgreSQL with a database for Dagster and one for the ledger, and no machine yet."""
     with server() as database, ExitStack() as running:
         found = Fleet(folder, database, {**settings, "CIO_SANDBOX": ""}, running)  # the sandbox allows no bucket
         address = sa.make_url(database.url).set(drivername="postgresql+psycopg")
@@ -196,6 +195,14 @@ def fleet(folder: Path, settings: dict[str, str], one_after_another: bool) -> It
         dagsters = address.set(drivername="postgresql+psycopg2", database="dagster")
         found.settings["DAGSTER_POSTGRES_URL"] = dagsters.render_as_string(hide_password=False)
         found.settings["CIO_LEDGER_URL"] = database.url.removesuffix("postgres") + "ledger"
+        yield found
+
+
+@contextmanager
+def fleet(folder: Path, settings: dict[str, str], one_after_another: bool) -> Iterator[Fleet]:
+    """All services and two machines, with these settings of the pipeline. one_after_another: the runs of a backfill; otherwise
+    up to `MOST_RUNS` at once."""
+    with services(folder, settings) as found:
         redis = _redis(found)
         found.settings["AWS_ENDPOINT_URL"] = _bucket(found)
         found.settings["CIO_DATA_DIR"] = f"s3://{BUCKET}/cio_pipeline"
@@ -236,9 +243,7 @@ def _bucket(fleet: Fleet) -> str:
 
 
 def _dagster(fleet: Fleet, redis: str, one_after_another: bool) -> None:
-    """The webserver and the daemon, on deploy/dagster.yaml with Celery and short waits."""
-    home = fleet.folder / "dagster"
-    home.mkdir()
+    """Dagster, on deploy/dagster.yaml with Celery and short waits."""
     instance = read("dagster.yaml")
     worker = {"broker_url": redis, "result_backend": redis, "worker_prefetch_multiplier": 1}
     (fleet.folder / "dagster_celery_config.py").write_text("".join(f"{name} = {value!r}\n" for name, value in worker.items()))
@@ -252,6 +257,13 @@ def _dagster(fleet: Fleet, redis: str, one_after_another: bool) -> None:
     instance["run_monitoring"] |= {"poll_interval_seconds": 5, "max_runtime_seconds": 90, "start_timeout_seconds": 90}
     if not one_after_another:
         instance["concurrency"] = {"runs": {"max_concurrent_runs": MOST_RUNS}}
+    start_dagster(fleet, instance)
+
+
+def start_dagster(fleet: Fleet, instance: dict[str, Any]) -> None:
+    """The code location, the webserver and the daemon, on this dagster.yaml."""
+    home = fleet.folder / "dagster"
+    home.mkdir()
     (home / "dagster.yaml").write_text(yaml.safe_dump(instance))
     port, code = free_port(), free_port()
     fleet.ui = f"http://127.0.0.1:{port}"
