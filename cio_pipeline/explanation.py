@@ -227,7 +227,7 @@ def _kind(value: Any) -> str:
 
 def person(name: str, identities: Identities) -> set[str]:
     """R21: all distinct_ids and emails (in lower case) of the person that a distinct_id or email belongs to."""
-    found = identities.tied({name.lower() if "@" in name else name})
+    found = identities.linked({name.lower() if "@" in name else name})
     return found if len(found) > 1 else {name, *found}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cio_pipeline.events import code_hash, shard_of_events
-from cio_pipeline.rules.facts import learn_with_ties
+from cio_pipeline.rules.facts import learn_with_links
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.state.learned import Learned
@@ -43,5 +43,5 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
     events = shard_of_events(tables, table, day, version, shard, TEACHING).to_pandas()
-    facts, ties = learn_with_ties(events)
-    return Learned.of(facts, merges(events)[MERGE_COLUMNS], ties)
+    facts, links = learn_with_links(events)
+    return Learned.of(facts, merges(events)[MERGE_COLUMNS], links)

@@ -21,7 +21,7 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 NEVER = 2**62
 """A time after all others, in microseconds."""
 
-Ties = set[tuple[str, str]]
+Links = set[tuple[str, str]]
 """R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
 
 
@@ -30,9 +30,9 @@ def in_order(events: pd.DataFrame) -> Any:
     times = microseconds(events["timestamp"])
     order = np.argsort(times, kind="stable")
     same = times[order][1:] == times[order][:-1]
-    tied = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
-    rows = events[ORDER].take(order[tied]).set_axis(order[tied])
-    order[tied] = rows.sort_values(ORDER).index.to_numpy()
+    equal = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
+    rows = events[ORDER].take(order[equal]).set_axis(order[equal])
+    order[equal] = rows.sort_values(ORDER).index.to_numpy()
     return order
 
 
@@ -42,11 +42,11 @@ def learn(events: pd.DataFrame) -> pd.DataFrame:
     Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
     email_set (its time in microseconds since 1970, or None).
     """
-    return learn_with_ties(events)[0]
+    return learn_with_links(events)[0]
 
 
-def learn_with_ties(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
-    """What `learn` gives, and the ties of the day: also by emails that were set again later in the day, by a distinct_id that
+def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
+    """What `learn` gives, and the links of the day: also by emails that were set again later in the day, by a distinct_id that
     is an email, and by a `$identify` that is refused."""
     taught = _taught(events)
     ids, emails = taught.distinct_ids, taught.emails.different
@@ -61,15 +61,15 @@ def learn_with_ties(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
         for who in people.tolist()
     ]
     columns = ["distinct_id", "identified", "email", "email_set"]
-    ties = {(who.lower(), who) for who in ids if "@" in who and _is_own(who)}
+    links = {(who.lower(), who) for who in ids if "@" in who and _is_own(who)}
     pairs = np.unique(taught.codes[taught.setting] * max(1, len(emails)) + taught.emails.codes)
-    ties.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
+    links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
     for who, anonymous_id in zip(texts(identifies["distinct_id"]), merged_ids(identifies), strict=True):
         if anonymous_id is not None:
-            ties.add((anonymous_id, who))
-            ties.update({(anonymous_id.lower(), anonymous_id)} if is_email(anonymous_id) else ())
-    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), ties
+            links.add((anonymous_id, who))
+            links.update({(anonymous_id.lower(), anonymous_id)} if is_email(anonymous_id) else ())
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), links
 
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:

@@ -27,9 +27,9 @@ from cio_pipeline.state.identity_tables import (
     emails,
     identified,
     learned_days,
+    links,
     merges,
     metadata,
-    ties,
 )
 from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
@@ -92,7 +92,7 @@ class Identities:
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def tied(self, names: Iterable[str]) -> set[str]:
+    def linked(self, names: Iterable[str]) -> set[str]:
         """R21: the distinct_ids, and the emails in lower case, of everyone that these distinct_ids and emails lead to.
 
         Each round looks up what the round before has found, so it takes as long as these people are many.
@@ -100,16 +100,16 @@ class Identities:
         found = new = set(names)
         while new:
             with reading(self._engine) as connection:
-                partners = _partners(connection, ties.c.name, ties.c.distinct_id, new)
-                partners |= _partners(connection, ties.c.distinct_id, ties.c.name, new)
+                partners = _partners(connection, links.c.name, links.c.distinct_id, new)
+                partners |= _partners(connection, links.c.distinct_id, links.c.name, new)
             new = partners - found
             found = found | new
         return found
 
     def all_names(self) -> Iterator[str]:
-        """Every distinct_id and email that is tied to another, perhaps more than once."""
+        """Every distinct_id and email that is linked to another, perhaps more than once."""
         with reading(self._engine) as connection:
-            for column in (ties.c.name, ties.c.distinct_id, emails.c.email):
+            for column in (links.c.name, links.c.distinct_id, emails.c.email):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
                 yield from rows.scalars()
 
@@ -125,7 +125,7 @@ class Identities:
         """The emails, in lower case, that were set on the day and that several identified distinct_ids have as their last one;
         and these distinct_ids, sorted.
 
-        `ties` gives those that ever had such an email, so only their own last ones are looked up.
+        `links` gives those that ever had such an email, so only their own last ones are looked up.
         """
         with reading(self._engine) as connection:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
@@ -173,14 +173,14 @@ class Identities:
         return [day for day, known in derived if known != _fingerprint(learned, day, stitched_days)]
 
     def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
-        """Writes the rows by the driver itself, which takes half the time. A tie that is known already stays."""
+        """Writes the rows by the driver itself, which takes half the time. A link that is known already stays."""
         columns = [bound(rows[name]) for name in rows.schema.names]
         names = list(rows.schema.names)
         if "day" in table.c:
             names, columns = [*names, "day"], [*columns, [day] * len(rows)]
         mark = "%s" if self._engine.dialect.name == "postgresql" else "?"
         sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - our names
-        if table is ties:
+        if table is links:
             sql += " ON CONFLICT DO NOTHING"
         transaction.exec_driver_sql(sql, list(zip(*columns, strict=True)))
 
@@ -237,9 +237,9 @@ def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
 
 
 def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each wanted email with the identified distinct_ids that are tied to it."""
-    is_identified = sa.exists().where(identified.c.distinct_id == ties.c.distinct_id)
-    return sa.select(ties.c.name, ties.c.distinct_id).where(ties.c.name == wanted, is_identified)
+    """Each wanted email with the identified distinct_ids that are linked to it."""
+    is_identified = sa.exists().where(identified.c.distinct_id == links.c.distinct_id)
+    return sa.select(links.c.name, links.c.distinct_id).where(links.c.name == wanted, is_identified)
 
 
 def _last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
