@@ -41,8 +41,9 @@ A_FEW = 9
 HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 REGION, BATCH = "/api/v1/accounts/region", "/api/v2/batch"
 
-HARMLESS = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.cio_pipeline"},"attributes":{"_update":true}}'
-"""An upsert that sets nothing, of nobody (`_update`: "If no person matches the identifiers, the request does nothing")."""
+PROBE = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.cio_pipeline"},"attributes":{"_update":true}}'
+"""A request that changes nothing, to see whether Customer.io accepts any: an upsert of nobody
+(`_update`: "If no person matches the identifiers, the request does nothing")."""
 
 
 class NotDelivered(PipelineError):
@@ -63,7 +64,7 @@ class UnnamedRefusal(Exception):
 class TrackClient:
     """The calls the sink needs. It may be shared by threads.
 
-    Only what the Track API answers counts: anything else is tried again, and `http.Unusable` at last.
+    Only what the Track API answers counts: anything else is tried again, and `http_retry.Unusable` is raised at last.
     """
 
     def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
@@ -97,7 +98,7 @@ class TrackClient:
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`; gives those refused, by index: (reason, detail). The rest is accepted.
 
-        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.Unavailable`.
+        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http_retry.Unavailable`.
         """
         errors = self._post(BATCH, _body(operations))
         refused: dict[int, tuple[str, str]] = {}
@@ -113,12 +114,10 @@ class TrackClient:
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
             raise UnnamedRefusal(*self._without_keys(_reason(errors)), own_faults=1)
 
-    def try_harmless(
-        self, operation: bytes = HARMLESS, identifier: str | None = None, what: str = "whatever it is sent"
-    ) -> None:
-        """Posts what changes nothing: that, or what was accepted before, by the v1 call if there is an `identifier`.
+    def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
+        """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
 
-        Raises `http.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
+        Raises `http_retry.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
         """
         refused: dict[int, tuple[str, str]] = {}
         try:

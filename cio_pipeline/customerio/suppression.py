@@ -39,7 +39,7 @@ class Suppressed:
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
     def with_linked(self, linked: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """These people, with every distinct_id and email of theirs (R21): `linked` gives all that belong to the people it is given.
+        """These people, with each distinct_id and email of theirs (R21): `linked` gives all that are linked to some names.
 
         `all_names`, all that are known, are searched only where the list has hashes.
         """
