@@ -206,7 +206,7 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def identities(self) -> Identities:
-        """What each day taught about each distinct_id."""
+        """What each day said about each distinct_id."""
         return self._identities
 
     @property

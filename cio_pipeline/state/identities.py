@@ -1,6 +1,6 @@
-"""What each day taught about people (R1, R16, R18), kept so that a day looks up just its own people.
+"""What each day said about people (R1, R16, R18), kept so that a day looks up just its own people.
 
-A row says what one day taught, so days may be learned in any order, and a day that is learned again replaces its rows. The
+A row says what one day said, so days may be learned in any order, and a day that is learned again replaces its rows. The
 history before the first partition is kept as a day of its own that sorts before all others.
 """
 
@@ -62,7 +62,7 @@ class Identities:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], made_of: str = "") -> Counter[str]:
-        """Keeps what a day of so many events taught under a setting, instead of what was kept of it; gives how many people,
+        """Replaces what is kept of a day of that many events, learned under a setting; gives how many people,
         identified ones, emails and merges.
 
         All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
@@ -86,7 +86,7 @@ class Identities:
         return counts
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` taught about these distinct_ids: columns as `facts.learn` gives them, a row for each of
+        """What all days before `day` said about these distinct_ids: columns as `facts.learn` gives them, a row for each of
         whom anything is known."""
         rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
@@ -155,7 +155,7 @@ class Identities:
     def fingerprint_before(self, day: str, stitched_days: int) -> str:
         """What stands for all that is known of earlier days: asked before a day's look-ups, for `mark_derived` after them.
 
-        `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
+        `stitched_days`: of how many days before it the events count too (R16), not only what they say.
         """
         return _fingerprint(self._learned(), day, stitched_days)
 
@@ -229,7 +229,7 @@ def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[
 
 
 def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
-    """What stands for all that is known before a day: what was taught, and the events of the days that R16 looks at."""
+    """What stands for all that is known before a day: what was learned, and the events of the days that R16 looks at."""
     before = learned[learned["day"] < day]
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()

@@ -1,4 +1,4 @@
-"""The database tables of what each day taught about people, and their columns in memory."""
+"""The database tables of what each day said about people, and their columns in memory."""
 
 from __future__ import annotations
 
@@ -82,4 +82,4 @@ COLUMNS = {
     ),
     links: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
 }
-"""The columns of each table that a day teaches, besides the day."""
+"""The columns of each table that a day fills, besides the day."""

@@ -1,4 +1,4 @@
-"""What events taught about people on its way to the database: made by workers, kept in files, read in the order of its keys."""
+"""What events say about people on its way to the database: made by workers, kept in files, read in the order of its keys."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ SORTED_BATCHES = 50
 
 
 class Learned(NamedTuple):
-    """What some events of a day taught: its rows by the name of their table, its counts as `Identities.replace` gives them, and
-    the sum of the hashes of what later days look up of it."""
+    """What some events of a day say about people: its rows by the name of their table, its counts as `Identities.replace` gives
+    them, and the sum of the hashes of what later days look up of it."""
 
     rows: dict[str, pa.Table]
     counts: dict[str, int]

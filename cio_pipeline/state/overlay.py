@@ -1,4 +1,4 @@
-"""Identities for a dry run: what its days teach is written to a database of their own, over the stored ones."""
+"""Identities for a dry run: what its days say is written to a database of their own, over the stored ones."""
 
 from __future__ import annotations
 

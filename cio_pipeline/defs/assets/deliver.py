@@ -165,7 +165,7 @@ def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list
 
 
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
-    """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
+    """Who must not be sent: those on the list, with all that any day has shown to be the same person (R21)."""
     return customerio.suppressed.with_linked(store.identities.linked, store.identities.all_names())
 
 
