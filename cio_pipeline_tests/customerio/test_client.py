@@ -110,9 +110,11 @@ def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
         '{"errors": [{"batch_index": 0}], "errors": [{"batch_index": 1}]}',
         '{"errors": [{"batch_index": 0, "batch_index": 1}]}',
         '{"errors": [{"batch_index": 0}], "\\u0065rrors": []}',
+        '{"errors": [{"batch_index": -1}]}',
+        '{"errors": [{"batch_index": 2}]}',
     ],
 )
-def test_an_answer_that_has_a_name_twice_tells_of_no_item_whether_it_was_taken(
+def test_an_answer_that_has_a_name_twice_or_names_no_item_tells_of_none_whether_it_was_taken(
     monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     answering(monkeypatch, 207, body)
