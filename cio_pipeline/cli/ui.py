@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import signal
@@ -9,6 +10,8 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,10 +40,22 @@ def ui() -> int:
     named = {"DAGSTER_HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
     show(f"Sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)}, Dagster's runs in {home}.")
     try:
-        return dagster_dev(home, {**os.environ, **settings.places, **named})
+        with only_one(home):
+            return dagster_dev(home, {**os.environ, **settings.places, **named})
     except KeyboardInterrupt:
         show("Dagster has ended.")
         return 0
+
+
+@contextmanager
+def only_one(home: Path) -> Iterator[None]:
+    """Locks Dagster's home for the block. Raises `SettingsError` where another UI has it: its daemon would run all twice."""
+    with (home / "ui.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SettingsError(f"Dagster's UI and daemon run already on {home}: end them first (Ctrl-C).") from None
+        yield
 
 
 def dagster_dev(home: Path, environment: dict[str, str]) -> int:

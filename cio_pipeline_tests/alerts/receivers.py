@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socketserver
+import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -57,27 +58,45 @@ def webhook() -> Iterator[Webhook]:
 
 
 @contextmanager
-def mail_server(answers: dict[str, str] | None = None) -> Iterator[tuple[str, list[str]]]:
-    """A mail server on loopback: its `host:port`, and the lines it was given. `answers`: to a command, if not yes."""
+def mail_server(
+    answers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, *, starttls: bool = False
+) -> Iterator[tuple[str, list[str]]]:
+    """A mail server on loopback: its `host:port`, and the lines it was given. `answers`: to a command, if not yes. With `tls`
+    it speaks TLS from the first byte, or with `starttls` from that command on, and takes nothing before it."""
     lines: list[str] = []
     said = {"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "235 yes", "DATA": "354 go on", "QUIT": "221 bye", **(answers or {})}
 
     class Handler(socketserver.StreamRequestHandler):
         def handle(self) -> None:
+            if tls and not starttls:
+                self.begin_tls(tls)
             self.wfile.write(b"220 here\r\n")
-            in_data = False
-            for received in self.rfile:
+            in_data, is_plain = False, starttls
+            while received := self.rfile.readline():
                 line = received.decode().rstrip("\r\n")
                 lines.append(line)
                 in_data = in_data and line != "."
                 if in_data:
                     continue
                 command = line.split(" ")[0].upper()
-                self.wfile.write(f"{said.get(command, '250 yes')}\r\n".encode())
-                in_data = command == "DATA" and said["DATA"].startswith("354")
+                answer = said.get(command, "250 yes")
+                if is_plain:
+                    answer = {"EHLO": "250-here\r\n250 STARTTLS", "STARTTLS": "220 go on"}.get(command, "530 TLS first")
+                self.wfile.write(f"{answer}\r\n".encode())
+                in_data = command == "DATA" and answer.startswith("354")
+                if command == "STARTTLS" and is_plain and tls:
+                    self.begin_tls(tls)
+                    is_plain = False
+
+        def begin_tls(self, context: ssl.SSLContext) -> None:
+            self.connection = context.wrap_socket(self.connection, server_side=True)
+            self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
 
     class Server(socketserver.ThreadingTCPServer):
         daemon_threads = True
+
+        def handle_error(self, *_: object) -> None:
+            """A client that does not trust the certificate hangs up."""
 
     server = Server(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()

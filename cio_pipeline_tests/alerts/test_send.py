@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, senders_of
@@ -117,6 +124,40 @@ def test_a_public_mail_server_without_tls_is_sent_nothing(monkeypatch: pytest.Mo
         with pytest.raises(NotSent, match="offers no TLS: the email was not sent"):
             send()
     assert not any(line.upper().startswith(("AUTH", "MAIL")) for line in lines)
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A PEM file with the key and the certificate that it has signed for 127.0.0.1."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
+    alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    now = datetime.now(UTC)
+    builder = x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(now - timedelta(days=1)).not_valid_after(now + timedelta(days=1))
+    signed = builder.add_extension(alternative, critical=True).sign(key, hashes.SHA256())
+    pem = serialization.Encoding.PEM
+    secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    file = tmp_path_factory.mktemp("tls") / "server.pem"
+    file.write_bytes(secret + signed.public_bytes(pem))
+    return file
+
+
+@pytest.mark.parametrize(("scheme", "starttls"), [("smtp", True), ("smtps", False)])
+def test_an_email_goes_by_tls_to_a_server_whose_certificate_is_trusted_and_to_no_other(
+    certificate: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, *, starttls: bool
+) -> None:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate)
+    with mail_server(tls=context, starttls=starttls) as (host, lines):
+        monkeypatch.setenv("CIO_SMTP_URL", f"{scheme}://user:secret@{host}")
+        monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
+        with pytest.raises(NotSent, match="did not take an email: SSLCertVerificationError"):
+            send()
+        assert not any(line.upper().startswith(("AUTH", "MAIL")) for line in lines)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        send()
+    assert any(line.startswith("AUTH PLAIN") for line in lines)
+    assert ALERT.text in lines
 
 
 def test_a_long_sentence_has_a_short_subject() -> None:

@@ -6,6 +6,7 @@ import re
 import socket
 import subprocess
 from contextlib import nullcontext
+from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -41,6 +42,7 @@ class Started:
 def started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[Started]:
     """What `make ui` starts, beside a `.env` and with another value of one of its names in the environment."""
     found: list[Started] = []
+    import_module("cio_pipeline.defs.partitions")  # what it imports starts processes, which cannot be replaced
 
     def start(*given: Any, **more: Any) -> Started:
         found.append(Started(*given, **more))
@@ -77,6 +79,18 @@ def test_a_wrong_setting_is_one_sentence_and_nothing_is_started(
     assert main(["ui"]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert started == []
+
+
+def test_a_second_ui_on_the_same_runs_says_that_one_runs_already(
+    started: list[Started], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    home = tmp_path / "data" / "dagster"
+    home.mkdir(parents=True)
+    with ui.only_one(home):
+        assert main(["ui"]) == 2
+    assert capsys.readouterr().err == f"Dagster's UI and daemon run already on {home}: end them first (Ctrl-C).\n"
+    assert started == []
+    assert main(["ui"]) == 0
 
 
 @pytest.mark.parametrize("command", ["ui", "dev"])

@@ -13,6 +13,7 @@ from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delive
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
 from cio_pipeline.defs.failures import reason_of
+from cio_pipeline.defs.jobs.backfill import STARTED_BY, customerio_backfill
 from cio_pipeline.defs.jobs.checks import customerio_checks
 from cio_pipeline.defs.jobs.hourly import SKIPPED, customerio_hourly
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
@@ -39,7 +40,13 @@ UNDECIDED_SECONDS = 600
 MOST_DAYS = 31
 """The most overdue days that are reported after the sensor was off."""
 
-JOBS = (customerio_sync.name, customerio_hourly.name, customerio_checks.name, redeliver_refused.name)
+JOBS = (
+    customerio_sync.name,
+    customerio_hourly.name,
+    customerio_backfill.name,
+    customerio_checks.name,
+    redeliver_refused.name,
+)
 ASSET_JOB = "__ASSET_JOB"
 """Dagster's name for the job of runs that name assets, as its backfills do."""
 
@@ -110,7 +117,7 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
         if run is not None and _is_undecided(instance, run, record.timestamp):
             return
         position.failures = record.storage_id
-        if run is None or run.tags.get(RETRIED_BY):
+        if run is None or run.tags.get(RETRIED_BY) or STARTED_BY in run.tags:  # customerio_backfill goes on, and tells of it
             continue
         days = days_of(run)
         yield RunFailed(

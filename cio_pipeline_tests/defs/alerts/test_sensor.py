@@ -238,6 +238,17 @@ def test_hourly_runs_that_fail_one_after_another_are_told_once_and_a_skipped_one
     assert len(hook.texts) == 3
 
 
+def test_a_backfill_that_fails_is_told_once_with_its_days_and_not_each_of_its_runs(daemon: Daemon, hook: Webhook) -> None:
+    for _ in range(3):
+        fail(daemon.instance, message="Some.", cio_pipeline__started_by="1")
+        daemon.tick()
+    assert hook.texts == []
+    fail(daemon.instance, job="customerio_backfill", message="2 of 6 days failed (2025-01-02, 2025-01-05).")
+    daemon.tick()
+    daemon.tick()
+    assert hook.texts == ["A run of customerio_backfill failed: 2 of 6 days failed (2025-01-02, 2025-01-05)."]
+
+
 def test_days_that_went_by_while_the_daemon_was_down_are_told(
     daemon: Daemon, hook: Webhook, monkeypatch: pytest.MonkeyPatch
 ) -> None:
