@@ -10,7 +10,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
+.PHONY: help demo dev run dry-run explain refusals metrics redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -35,6 +35,9 @@ explain: $(READY) ## what happened to a person, and why: WHO=user-000017, and da
 
 refusals: $(READY) ## what Customer.io has refused; PARTITION=, REASON= only some of it
 	@$(PY) -m cio_pipeline refusals $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")
+
+metrics: $(READY) ## how far the deliveries are, in Prometheus' text format
+	@$(PY) -m cio_pipeline metrics
 
 redeliver: $(READY) ## send that again; PARTITION=, REASON= only some of it
 	@$(PY) -m cio_pipeline redeliver $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")

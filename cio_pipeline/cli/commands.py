@@ -238,6 +238,28 @@ def refusals(partition: str | None, reason: str | None) -> int:
 
 
 @cli.command()
+def metrics() -> int:
+    """Print how far the deliveries are, in Prometheus' text format.
+
+    The newest day that is delivered, its age and what came of it, days that were passed over, what Customer.io has refused by
+    reason, and each job's last run. For the textfile collector of node_exporter, or to push: docs/deploy.md.
+
+    \b
+    Exit status:
+      0    they are printed
+      1    the ledger or Dagster's storage cannot be read; nothing is printed
+      2    a setting is wrong
+    """
+    from cio_pipeline.settings.settings import load_settings
+
+    settings = load_settings()
+    from cio_pipeline.cli.metrics import print_metrics
+
+    print_metrics(settings)
+    return 0
+
+
+@cli.command()
 @click.argument("who")
 @_days
 @click.option("--hash", "hashed", is_flag=True, help="Print how the job explain_person in Dagster's UI takes this person.")

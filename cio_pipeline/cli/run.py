@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import fcntl
 import logging
-import os
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -15,6 +13,7 @@ from typing import Any
 import dagster as dg
 
 from cio_pipeline import progress
+from cio_pipeline.cli.instance import dagster_instance
 from cio_pipeline.cli.summary import Summary
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
@@ -23,12 +22,7 @@ from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_t
 from cio_pipeline.defs.partitions import days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
-from cio_pipeline.settings.values import clean
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.tables.files import keep_private
-
-INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
-"""Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""
 
 RECORDED = {
     dg.DagsterEventType.ASSET_MATERIALIZATION,
@@ -127,18 +121,9 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir.
-
-    It is made under a lock: two processes that make Dagster's databases at once leave them broken.
-    """
-    given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
-    keep_private()
-    home = dagster_home(settings.data_dir)
-    show(_places(settings, home))
-    with (home / ".cio_pipeline.lock").open("a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = dg.DagsterInstance.get() if given else dg.DagsterInstance.local_temp(str(home), overrides=INSTANCE)
-    with instance:
+    """Prints what is read and written where, and gives Dagster's instance."""
+    show(_places(settings, dagster_home(settings.data_dir)))
+    with dagster_instance(settings) as instance:
         yield instance
 
 

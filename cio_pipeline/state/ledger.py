@@ -202,6 +202,12 @@ class Ledger:
         with reading(self._engine) as connection:
             return {row[0]: int(row[1]) // ULID_BYTES for row in connection.execute(wanted)}
 
+    def new_customers(self, day: str) -> int:
+        """How many customers the day's deliveries have made."""
+        made = sa.select(sa.func.coalesce(sa.func.sum(deliveries.c.new_customers), 0)).where(deliveries.c.day == day)
+        with reading(self._engine) as connection:
+            return int(connection.execute(made).scalar_one())
+
     def events_refused(self, days: list[str]) -> dict[str, int]:
         """How many events of each of the days Customer.io has refused and not accepted since."""
         wanted = sa.select(refusals.c.day, sa.func.count()).where(refusals.c.day.in_(days), refusals.c.kind == "event")

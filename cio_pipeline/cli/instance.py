@@ -1,0 +1,34 @@
+"""Dagster's instance, for the commands that run something or look at runs."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import dagster as dg
+
+from cio_pipeline.settings.places import dagster_home
+from cio_pipeline.settings.settings import Settings
+from cio_pipeline.settings.values import clean
+from cio_pipeline.tables.files import keep_private
+
+INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
+"""Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""
+
+
+@contextmanager
+def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
+    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir.
+
+    It is made under a lock: two processes that make Dagster's databases at once leave them broken.
+    """
+    given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
+    keep_private()
+    home = dagster_home(settings.data_dir)
+    with (home / ".cio_pipeline.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        instance = dg.DagsterInstance.get() if given else dg.DagsterInstance.local_temp(str(home), overrides=INSTANCE)
+    with instance:
+        yield instance
