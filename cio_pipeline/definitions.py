@@ -4,6 +4,7 @@ import logging
 
 import dagster as dg
 
+from cio_pipeline.defs import json_logs
 from cio_pipeline.defs.alerts.sensor import customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
@@ -17,10 +18,14 @@ from cio_pipeline.defs.jobs.explain import explain_person, explained_person
 from cio_pipeline.defs.jobs.hourly import customerio_hourly, customerio_hourly_schedule
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
+from cio_pipeline.defs.partitions import SETTINGS
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 """So that messages of this level reach the runs' logs: Dagster takes them from this logger by `python_logs` in dagster.yaml."""
+
+if SETTINGS.json_logs:
+    json_logs.begin()
 
 defs = dg.Definitions(
     assets=[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import subprocess
@@ -84,8 +85,15 @@ def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
         for number in range(10)
     ]
     requests.post(f"{run.services.posthog}/sandbox/events", json=late, timeout=30).raise_for_status()
-    assert run("--partition", LAST).returncode == 0
+    with_lines = run("--partition", LAST, CIO_JSON_LOGS="Yes")
+    assert with_lines.returncode == 0
     assert run.events() == delivered + 10
+    logged = [json.loads(line) for line in with_lines.stderr.splitlines()]
+    assert [line["message"] for line in logged] == [
+        line.strip() for line in with_lines.stdout.splitlines()[1 : 1 + len(logged)]
+    ]
+    assert {line["day"] for line in logged} == {LAST}
+    assert len({line["run_id"] for line in logged}) == 1
 
 
 def test_the_ledger_may_be_on_postgresql(run: Run, postgres_server: str) -> None:

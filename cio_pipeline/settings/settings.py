@@ -79,6 +79,7 @@ class DaysSettings(BaseSettings):
     hourly_cron: Annotated[str, BeforeValidator(clock.cron)] = Field(default="30 * * * *", alias="CIO_HOURLY_CRON")
     delivered_by: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
     time_zone: Annotated[str, BeforeValidator(clock.zone)] = Field(default="UTC", alias="CIO_TIME_ZONE")
+    json_logs: YesNo = Field(default=False, alias="CIO_JSON_LOGS")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
     @field_validator("*", mode="before")
