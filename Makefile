@@ -33,8 +33,8 @@ dry-run: $(READY) ## the same, but nothing is sent: what would be is printed
 explain: $(READY) ## what happened to a person, and why: WHO=user-000017, and days
 	@$(PY) -m cio_pipeline explain $(if $(WHO),"$(WHO)") $(DAYS)
 
-refusals: $(READY) ## what Customer.io has refused; PARTITION=, REASON= only some of it
-	@$(PY) -m cio_pipeline refusals $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)")
+refusals: $(READY) ## what Customer.io has refused; PARTITION=, REASON= only some of it, LIMIT= how many
+	@$(PY) -m cio_pipeline refusals $(if $(PARTITION),--partition "$(PARTITION)") $(if $(REASON),--reason "$(REASON)") $(if $(LIMIT),--limit "$(LIMIT)")
 
 metrics: $(READY) ## how far the deliveries are, in Prometheus' text format
 	@$(PY) -m cio_pipeline metrics

@@ -211,7 +211,10 @@ def redeliver(**chosen: str | None) -> int:
 @cli.command()
 @click.option("--partition", metavar="DAY", help="Only what was refused of this day, YYYY-MM-DD.")
 @click.option("--reason", help="Only what was refused for this reason.")
-def refusals(partition: str | None, reason: str | None) -> int:
+@click.option(
+    "--limit", type=click.IntRange(min=1), default=1000, show_default=True, help="The most items to list; all are counted."
+)
+def refusals(partition: str | None, reason: str | None, limit: int) -> int:
     """List what Customer.io has refused and not accepted since.
 
     Each line is an event or a customer: its day, its masked id, and Customer.io's reason. The ledger's table refusals has each
@@ -233,7 +236,7 @@ def refusals(partition: str | None, reason: str | None) -> int:
     settings = load_settings()
     from cio_pipeline.cli.refusals import list_refusals
 
-    list_refusals(settings, partition, reason)
+    list_refusals(settings, partition, reason, limit)
     return 0
 
 

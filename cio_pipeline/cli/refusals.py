@@ -11,17 +11,21 @@ from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.ledger import Ledger
 
 
-def list_refusals(settings: Settings, partition: str | None, reason: str | None) -> None:
-    """Prints a line for each refused item, without anybody's data, and last how many there are for which reason."""
+def list_refusals(settings: Settings, partition: str | None, reason: str | None, limit: int) -> None:
+    """Prints a line for each of the first so many refused items, without anybody's data; last how many there are in all, by
+    reason."""
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
-        refused = ledger.refusals(partition, reason)
+        refused, counted = ledger.refusals(partition, reason, limit), ledger.open_refusals(partition, reason)
     finally:
         ledger.close()
-    reasons = Counter[str]()
-    for day, items in sorted(refused.items()):
+    for day, items in refused.items():
         for item in items:
             show(f"{day}: {item.kind} of {mask_key(item.key)}: {mask(item.reason)}")
-            reasons[mask(item.reason)] += 1
+    reasons = Counter[str]()
+    for one in counted:
+        reasons[mask(one.reason)] += one.items
+    if reasons.total() > limit:
+        show(f"Not listed: {reasons.total() - limit:,} more. Choose a day or a reason, or give a --limit.")
     total = f"{reasons.total():,} refused: " + ", ".join(f"{count:,} for {reason}" for reason, count in reasons.most_common())
     show(f"{total}." if reasons else "Nothing is refused.")

@@ -110,7 +110,7 @@ def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
         show(line)
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
-        return 1 if ledger.refusals(given.get("partition"), given.get("reason")) else 0
+        return 1 if ledger.refusals(given.get("partition"), given.get("reason"), limit=1) else 0
     finally:
         ledger.close()
 

@@ -240,11 +240,7 @@ class Ledger:
     def refusals(self, day: str | None = None, reason: str | None = None, limit: int | None = None) -> dict[str, list[Refusal]]:
         """What Customer.io refused and has not accepted since, by day: of one day, for one reason, or all, as they came; the
         first so many of them."""
-        wanted = sa.select(refusals).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
-        if day is not None:
-            wanted = wanted.where(refusals.c.day == day)
-        if reason is not None:
-            wanted = wanted.where(refusals.c.reason == reason)
+        wanted = sa.select(refusals).where(*_meant(day, reason)).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
         found: dict[str, list[Refusal]] = defaultdict(list)
         with reading(self._engine) as connection:
             for row in connection.execute(wanted):
@@ -272,10 +268,11 @@ class Ledger:
                 gone += transaction.execute(old).rowcount
         return gone
 
-    def open_refusals(self) -> list[OpenRefusals]:
-        """The same with the days, the most first."""
+    def open_refusals(self, day: str | None = None, reason: str | None = None) -> list[OpenRefusals]:
+        """The same with the days, the most first; of one day, for one reason, or all."""
         count = sa.func.count()
-        counted = sa.select(refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+        columns = (refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+        counted = sa.select(*columns).where(*_meant(day, reason))
         with reading(self._engine) as connection:
             found = connection.execute(counted.group_by(refusals.c.reason).order_by(count.desc(), refusals.c.reason))
             return [OpenRefusals(*row) for row in found]
@@ -336,6 +333,11 @@ class Ledger:
         dialect = postgresql if self._engine.dialect.name == "postgresql" else sqlite
         insert: postgresql.Insert = dialect.insert(table)
         return insert
+
+
+def _meant(day: str | None, reason: str | None) -> list[sa.ColumnElement[bool]]:
+    """The conditions of refusals of a day, for a reason; None is any."""
+    return [column == value for column, value in ((refusals.c.day, day), (refusals.c.reason, reason)) if value is not None]
 
 
 def _joined(customers: Iterable[bytes]) -> dict[str, bytes | int]:

@@ -266,6 +266,9 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
     assert len(items) == 3
     assert all(line.startswith(f"{DAY}: customer of id ***: ") for line in items)
     reason = total.removeprefix("3 refused: 3 for ").removesuffix(".")
+    assert main(["refusals", "--limit", "2"]) == 0
+    more = "Not listed: 1 more. Choose a day or a reason, or give a --limit."
+    assert capsys.readouterr().out.splitlines() == [*items[:2], more, total]
     assert main(["refusals", "--reason", "another"]) == 0
     assert capsys.readouterr().out == "Nothing is refused.\n"
     assert main(["redeliver", "--reason", reason]) == 0

@@ -169,6 +169,8 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     assert ledger.refusals(reason="invalid name") == {DAY: [refusal("a")], NEXT_DAY: [refusal("c")]}
     assert ledger.refusals(DAY, "too large") == {DAY: [other]}
     assert ledger.refusals(NEXT_DAY) == {NEXT_DAY: [refusal("c")]}
+    assert ledger.open_refusals(reason="invalid name") == [("invalid name", 2, DAY, NEXT_DAY)]
+    assert ledger.open_refusals(DAY, "too large") == [("too large", 1, DAY, DAY)]
 
 
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
