@@ -96,10 +96,10 @@ $(PY):
 
 $(READY): requirements.lock | $(PY)
 	@echo "Installing what requirements.lock names into $(VENV) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --no-compile --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $(READY)
 
 $(READY_TO_TEST): requirements-dev.lock | $(PY)
 	@echo "Installing what requirements-dev.lock names into $(VENV) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(PY) -m pip install --no-compile --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $(READY) $(READY_TO_TEST)
