@@ -70,16 +70,16 @@ def state_time(seconds: int) -> int:
     return min(max(seconds, 0), 2**32 - 1)
 
 
-def merge(standing: State, newer: State) -> State:
+def merge(stored: State, newer: State) -> State:
     """R17: each attribute as it was last set; at the same time, as `newer` says."""
-    merged = dict(standing)
-    merged.update({name: entry for name, entry in newer.items() if name not in standing or entry[1] >= standing[name][1]})
+    merged = dict(stored)
+    merged.update({name: entry for name, entry in newer.items() if name not in stored or entry[1] >= stored[name][1]})
     return merged
 
 
-def is_superseded(refused: State, standing: State) -> bool:
+def is_superseded(refused: State, stored: State) -> bool:
     """Whether each attribute of an upsert that was refused has been set since, at its own time or later."""
-    return all(name in standing and standing[name][1] >= time for name, (_, time) in refused.items())
+    return all(name in stored and stored[name][1] >= time for name, (_, time) in refused.items())
 
 
 def pack(state: State) -> bytes:

@@ -41,7 +41,7 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
 
 
 def code_hash() -> str:
-    """The hash of the code that says what events teach and what the tables hold: where it has changed, they are made again."""
+    """The hash of the code that decides what is learned and derived: where it has changed, both are done again."""
     return hash_of_code("rules", "accounting", "customer_state", "events", "json_text", "learning", "pipeline")
 
 

@@ -163,11 +163,11 @@ def _not_sent(event: Event, day: str, found: Found) -> Event:
 def _attributes(found: Found) -> list[Attribute]:
     last: dict[tuple[str, str], Attribute] = {}
     for row in _rows(found.upserts.sort_values("day", kind="stable")):
-        state, standing = unpack(row.state), found.states.get(row.key, {})
+        state, stored = unpack(row.state), found.states.get(row.key, {})
         refusal = found.refused.get(customer_item(row.key, row.part))
         for name, value in read_object(row.operation)["attributes"].items():
             hashed, time = state[name_hash(name)]
-            there = standing.get(name_hash(name))
+            there = stored.get(name_hash(name))
             acknowledged = f"refused: {refusal}" if refusal else NOT_YET
             if there is not None and there[0] == hashed:
                 acknowledged = ACKNOWLEDGED
@@ -227,7 +227,7 @@ def _kind(value: Any) -> str:
 
 def person(name: str, identities: Identities) -> set[str]:
     """R21: all distinct_ids and emails (in lower case) of the person that a distinct_id or email belongs to."""
-    found = identities.tied({name.lower() if "@" in name else name})
+    found = identities.linked({name.lower() if "@" in name else name})
     return found if len(found) > 1 else {name, *found}
 
 

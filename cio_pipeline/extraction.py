@@ -45,7 +45,8 @@ class Extracted:
     """What was kept of a window: rows that came and that stand in the table, duplicates by reason, and how R20 took the events.
 
     remembered: events whose `$set` only an earlier extraction had; from_person: those that give the person's properties;
-    without: those that should, but have none; teaching: `$identify` and `$set` events; gives: whether any gives an attribute;
+    without: those that should, but have none; identity_events: the `$identify` and `$set` events; gives: whether any gives an
+    attribute;
     is_old: whether PostHog may have dropped any `$set` of the window.
     """
 
@@ -56,7 +57,7 @@ class Extracted:
     remembered: int = 0
     from_person: int = 0
     without: int = 0
-    teaching: int = 0
+    identity_events: int = 0
     gives: bool = False
     is_old: bool = False
 
@@ -250,6 +251,6 @@ def _with_person_properties(
     taken = r20.taking(events, lost)
     kept.from_person = len(taken) - taken["person_properties"].null_count
     kept.without = (len(events) * lost if isinstance(lost, bool) else pc.sum(lost).as_py() or 0) - kept.from_person
-    kept.teaching = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
+    kept.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
     kept.gives = r20.gives_any(taken)
     return taken

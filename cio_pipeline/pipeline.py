@@ -63,27 +63,31 @@ def derive_day(
     what a delivery sends that holds recent events.
     """
     known = identities.fingerprint_before(day, options.stitch_anonymous_days)
-    made_of = _made_of(day, tables, known, options)
-    account = _derived_before(day, tables, made_of) if into is None else None
+    fingerprint = _fingerprint(day, tables, known, options)
+    account = _derived_before(day, tables, fingerprint) if into is None else None
     if account is None:
-        account = _derive(day, tables, identities, options, until, into or tables, workers, made_of)
+        account = _derive(day, tables, identities, options, until, into or tables, workers, fingerprint)
     if into is None:
         identities.mark_derived(day, known)
     return account
 
 
-def _made_of(day: str, tables: Tables, known: str, options: Options) -> str:
-    """What stands for all that the day's tables are made of."""
+def _fingerprint(day: str, tables: Tables, known: str, options: Options) -> str:
+    """The hash of all that the day's tables are made of: events, identities, options and code."""
     events = [tables.version("posthog_events", day)]
     if options.stitches:
         events += [found for one in _days_stitched(day, options)[:-1] if (found := tables.current("posthog_events", one))]
     return sha256(repr(([version.content for version in events], known, options, code_hash())).encode()).hexdigest()
 
 
-def _derived_before(day: str, tables: Tables, made_of: str) -> Account | None:
+def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | None:
     """What became of the day's events, where its tables were made of the same and are whole."""
     version = tables.current("customers", day)
-    if version is None or version.about.get("made_of") != made_of or not all(tables.is_whole(name, day) for name in DERIVED):
+    if (
+        version is None
+        or version.about.get("made_of") != fingerprint
+        or not all(tables.is_whole(name, day) for name in DERIVED)
+    ):
         return None
     return Account.of_json(version.about["account"])
 
@@ -108,36 +112,36 @@ def _derive(
     until: datetime | None,
     into: Tables,
     workers: int,
-    made_of: str,
+    fingerprint: str,
 ) -> Account:
     account, version = Account(), tables.version("posthog_events", day)
     with into.replace(day, DERIVED) as new, temporary_folder() as folder:
         derivation = Derivation(day, tables, version, options, until, new.writer)
         known = ((derivation, shard, _known_in(derivation, shard, identities)) for shard in range(version.shards))
         if options.identify_by_email or options.stitches:
-            shards = _by_key(derivation, known, identities, account, folder, workers)
+            shards = _shuffle_by_key(derivation, known, identities, account, folder, workers)
             by_number = ((derivation, *shard) for shard in enumerate(shards))
-            made = map_shards(_build_shard, by_number, len(shards), workers, f"{day}: derived")
+            made = map_shards(_write_shuffled_shard, by_number, len(shards), workers, f"{day}: derived")
         else:
-            made = map_shards(_derive_shard, known, version.shards, workers, f"{day}: derived")
+            made = map_shards(_write_whole_shard, known, version.shards, workers, f"{day}: derived")
         with closing(made):
             for written, of_shard in made:
                 new.shards.append(written)
                 account.add(of_shard)
         account.notes = +account.notes
-        new.about = {"made_of": made_of, "account": account.to_json()}
+        new.about = {"made_of": fingerprint, "account": account.to_json()}
     return account
 
 
 def _known_in(derivation: Derivation, shard: int, identities: Identities) -> pd.DataFrame:
-    """What earlier days taught of whom the shard's events are."""
+    """What was learned on earlier days about the people of a shard's events."""
     events = derivation.tables.shard("posthog_events", derivation.day, derivation.version, shard, ["distinct_id"])
     return _known(derivation.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
 
 
 def _known(day: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
-    """What earlier days taught of these distinct_ids. Of those that R14 refuses there is nothing, and they may be too long for
-    an index of the database."""
+    """What was learned on earlier days about these distinct_ids. Those that R14 refuses are not looked up: nothing is learned
+    about them, and they may be too long for the database's index."""
     return identities.before(day, [who for who in distinct_ids if usable(who)])
 
 
@@ -149,12 +153,12 @@ def _classified(derivation: Derivation, shard: int, known: pd.DataFrame) -> pd.D
     return classify(events.to_pandas(), known, derivation.options)
 
 
-def _derive_shard(derivation: Derivation, shard: int, known: pd.DataFrame) -> tuple[Written, Account]:
+def _write_whole_shard(derivation: Derivation, shard: int, known: pd.DataFrame) -> tuple[Written, Account]:
     """Writes the tables of a shard whose events' keys follow from their distinct_ids, so that it holds whole customers."""
     return _write(derivation, shard, lambda: _classified(derivation, shard, known), are_counted=False)
 
 
-def _build_shard(derivation: Derivation, number: int, shard: Shard) -> tuple[Written, Account]:
+def _write_shuffled_shard(derivation: Derivation, number: int, shard: Shard) -> tuple[Written, Account]:
     """Writes the tables of a shard by key, whose outcomes are counted already."""
     return _write(derivation, number, lambda: shard.read().to_pandas(), are_counted=True)
 
@@ -185,8 +189,9 @@ def _sent(classified: pd.DataFrame) -> pd.DataFrame:
     return classified.take(order[are_sent]).reset_index(drop=True)
 
 
-class Spilled(NamedTuple):
-    """A shard's events that are sent or refused, spilled by key; all of its outcomes; and what R16 asks of it."""
+class ClassifiedShard(NamedTuple):
+    """A shard whose events are classified: those sent or refused, spilled to disk by key; the outcomes of all; and for R16 the
+    anonymous ids that each `$identify` names, and the first `$identify` of each distinct_id."""
 
     spilled: shuffle.Spilled
     outcomes: Counter[str]
@@ -194,7 +199,7 @@ class Spilled(NamedTuple):
     identified: pd.DataFrame
 
 
-def _by_key(
+def _shuffle_by_key(
     derivation: Derivation,
     known: Iterable[tuple[Any, ...]],
     identities: Identities,
@@ -206,7 +211,7 @@ def _by_key(
     number = derivation.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
     tasks = ((*shard, folder, buckets) for shard in known)
-    found = list(map_shards(_spill_shard, tasks, number, workers, f"{derivation.day}: classified"))
+    found = list(map_shards(_classify_shard, tasks, number, workers, f"{derivation.day}: classified"))
     spilled = [shard.spilled for shard in found]
     for shard in found:
         account.outcomes.update(shard.outcomes)
@@ -218,7 +223,7 @@ def _by_key(
     return shuffle.shards(spilled, TO_SEND)
 
 
-def _spill_shard(derivation: Derivation, shard: int, known: pd.DataFrame, folder: Path, buckets: int) -> Spilled:
+def _classify_shard(derivation: Derivation, shard: int, known: pd.DataFrame, folder: Path, buckets: int) -> ClassifiedShard:
     classified = _classified(derivation, shard, known)
     outcomes = Counter(classified["outcome"].tolist())
     named = identified = pd.DataFrame()
@@ -227,7 +232,7 @@ def _spill_shard(derivation: Derivation, shard: int, known: pd.DataFrame, folder
         identified = classified.loc[classified["event"] == "$identify", ORDER].drop_duplicates("distinct_id")
     kept = classified[~classified["outcome"].str.startswith(FILTERED).to_numpy(bool)]
     spilled = shuffle.spill(_to_send(kept), "key", folder / f"{shard:05d}.arrow", buckets)
-    return Spilled(spilled, outcomes, named, identified)
+    return ClassifiedShard(spilled, outcomes, named, identified)
 
 
 def _to_send(rows: pd.DataFrame) -> pa.Table:
@@ -245,7 +250,7 @@ def _stitched(
     known = identities.before(day, anonymous_ids)
     before = set(known.loc[known["identified"], "distinct_id"])
     found = merge_windows(named, earlier, before, identified.drop_duplicates("distinct_id"), options)
-    for one in _there(days, tables, identities) if len(found) else []:
+    for one in _days_with_events(days, tables, identities) if len(found) else []:
         for table in events_of(tables, one, found["anonymous_id"].unique().tolist()):
             events = table.to_pandas()
             rows = stitched(events, _known(one, events["distinct_id"].unique().tolist(), identities), found, options)
@@ -262,7 +267,7 @@ def _days_stitched(day: str, options: Options) -> list[str]:
     return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
 
 
-def _there(days: list[str], tables: Tables, identities: Identities) -> list[str]:
+def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
     """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
     absent = {day for day in days if tables.current("posthog_events", day) is None}
     gone = absent - set(identities.unlearned(sorted(absent)))

@@ -70,7 +70,7 @@ def test_a_day_whose_files_are_as_they_were_is_known_with_the_same_counts(export
     assert not is_known(export, tables)
     kept = extract(export, tables)
     assert extracted_before(tables, DAY, window(export).made_of) == kept
-    assert (kept.read, kept.rows, kept.duplicates.total(), kept.teaching, kept.gives) == (3, 2, 1, 2, True)
+    assert (kept.read, kept.rows, kept.duplicates.total(), kept.identity_events, kept.gives) == (3, 2, 1, 2, True)
 
 
 def rewritten_with_the_size_and_the_time_that_it_had(folder: Path) -> None:

@@ -119,7 +119,7 @@ def test_an_empty_set_or_one_that_is_no_object_is_none(tables: Tables, value: st
 def test_where_the_source_has_no_persons_there_is_nothing_to_take_and_it_is_counted(tables: Tables) -> None:
     found = extract(tables, OLD, event(1, person=None), event(2, "$identify", person=None))
     assert persons(tables) == {"1": None, "2": None}
-    assert (found.without, found.from_person, found.teaching, found.gives) == (2, 0, 1, False)
+    assert (found.without, found.from_person, found.identity_events, found.gives) == (2, 0, 1, False)
 
 
 @pytest.mark.parametrize("expected", [[1, 300_000], [300_000, 1], [1, 1]], ids=["more-shards", "fewer-shards", "as-many"])

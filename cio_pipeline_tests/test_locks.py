@@ -54,6 +54,6 @@ def test_a_lock_names_no_index_and_pins_each_by_hash(lock: str) -> None:
 
 
 def test_the_readme_gives_the_reason_of_each_dependency() -> None:
-    table = (PROJECT / "README.md").read_text().partition("## What it stands on")[2].partition("\n## ")[0]
+    table = (PROJECT / "README.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
     unexplained = names(PROJECT_FILE["dependencies"] + [text for extra in EXTRAS.values() for text in extra])
     assert sorted(name for name in unexplained if not re.search(rf"\b{re.escape(name)}\b", table, re.IGNORECASE)) == []

@@ -26,8 +26,8 @@ DAY_ONE = 1_772_409_600_000_000
 """2026-03-02, in microseconds."""
 
 
-def ties(event: Event) -> list[tuple[Node, Node]]:
-    """What an event ties together, as R21 has it, one event at a time: distinct_ids, and emails in lower case."""
+def links(event: Event) -> list[tuple[Node, Node]]:
+    """What an event links together, as R21 has it, one event at a time: distinct_ids, and emails in lower case."""
     who = event.distinct_id
     if not is_usable(who):
         return []
@@ -48,8 +48,8 @@ def ties(event: Event) -> list[tuple[Node, Node]]:
 
 
 def person(stream: Stream, start: Node) -> set[Node]:
-    """All that is tied to a distinct_id or email."""
-    pairs = [pair for event in stream.events for pair in ties(event)]
+    """All that is linked to a distinct_id or email."""
+    pairs = [pair for event in stream.events for pair in links(event)]
     found = {start} | ({("email", start[1].lower())} if is_email(start[1]) else set())
     while more := {node for pair in pairs if found.intersection(pair) for node in pair} - found:
         found |= more
@@ -77,7 +77,7 @@ UUIDS = [lambda number: str(uuid.UUID(int=number + 1)), lambda number: f"urn:uui
 
 @st.composite
 def loose(draw: st.DrawFn) -> Stream:
-    """Few events that tie few people, so that most chains are short and a missing link shows."""
+    """Few events that link few people, so that most chains are short and a missing link shows."""
     ids = st.sampled_from(IDS)
     names = st.sampled_from(["visit", "visit", "$identify"])
     drawn = draw(
@@ -107,7 +107,7 @@ def test_nothing_of_a_listed_person_is_sent_and_everything_else_is(kind: str, co
 
 def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
     chosen = data.draw(options)
-    nodes = sorted({node for event in stream.events for pair in ties(event) for node in pair} | {("id", "u1")})
+    nodes = sorted({node for event in stream.events for pair in links(event) for node in pair} | {("id", "u1")})
     name = data.draw(st.sampled_from([value for _, value in nodes if value.isprintable() and '"' not in value]), "name")
     line = data.draw(lines(name), "line")
     persons = person(stream, ("email" if ("email", name) in nodes else "id", name))
@@ -117,7 +117,7 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
         workspace, ledger = Workspace(by_time=False), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         listed = parse(f"{line}\n".encode())
         assert listed.names == 1
-        people = listed.tied(product.identities.tied, product.identities.all_names())
+        people = listed.with_linked(product.identities.linked, product.identities.all_names())
         for day in days_of(stream):
             deliver(
                 day,
@@ -137,7 +137,7 @@ def shards(product: Days, day: str) -> Any:
 
 
 def test_a_person_is_found_through_days_before_and_after() -> None:
-    """The reference itself: an email that another id had later ties both, and the anonymous id of the first."""
+    """The reference itself: an email that another id had later links both, and the anonymous id of the first."""
     at = DAY_ONE
     events = [
         Event(at, "1", "visit", "anon"),

@@ -24,7 +24,7 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
     identities, ledger = Identities(*database), Ledger(*database)
     try:
         names = person(who, identities)
-        listed = read_suppressed(settings.suppressed_file).tied(identities.tied, identities.all_names())
+        listed = read_suppressed(settings.suppressed_file).with_linked(identities.linked, identities.all_names())
         tables = Tables(settings.data_dir)
         made = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
     finally:

@@ -25,7 +25,7 @@ from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.tables.tables import keep_private
+from cio_pipeline.tables.files import keep_private
 
 INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
 """Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""

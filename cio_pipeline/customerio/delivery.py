@@ -1,4 +1,4 @@
-"""The delivery of a day: what is still to be sent goes out over a few lanes, and each answer is kept at once."""
+"""The delivery of a day: what is still to be sent goes out over a few lanes, and each answer is recorded at once."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 from cio_pipeline.customerio.batches import MOST_LANES, Item, requests
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, Known, Plan, plan, plan_again
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
 from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.sender import ONLY_PERSONLESS, Sender
-from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, Shards, texts, to_deliver
+from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
@@ -37,13 +37,13 @@ def deliver(
     shards: Shards,
     ledger: Ledger,
     client: TrackClient,
-    options: DeliveryOptions = ORDINARY,
+    options: DeliveryOptions = DEFAULTS,
     events: int | None = None,
 ) -> Report:
     """Sends what the ledger does not know yet of a day's (customers, events), shard by shard.
 
-    events: how many the day has, for the log. Raises what the client and the ledger raise (`NotDelivered`, `http.Unavailable`,
-    `database.DatabaseError`) when it cannot go on; all that was acknowledged by then is kept, and a rerun sends the rest.
+    events: how many the day has, for the log. Raises what the client and the ledger raise (`NotDelivered`, `Unavailable`,
+    `DatabaseError`) when it cannot go on; all that was acknowledged by then is kept, and a rerun sends the rest.
     """
     report, refused = Report(), ledger.refused(day)
     plans = _plans(day, shards, ledger, refused, options, report)
@@ -55,28 +55,28 @@ def deliver(
 def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
     """What `deliver` would send; nothing is sent or kept. `seen` has the days' new customers so far, and gets this one's."""
     report = Report()
-    for made in _plans(day, shards, ledger, ledger.refused(day), options, report):
-        sizes = [request.size for lane in requests(made.upserts, made.events) for request in lane]
+    for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
+        sizes = [request.size for lane in requests(plan.upserts, plan.events) for request in lane]
         report.counts += Counter({"requests": len(sizes), "bytes": sum(sizes)})
-        report.counts += _customers_to_send(made.upserts, seen)
-        report.counts += _events_to_send(made.events.items(), report.event_names)
+        report.counts += _customers_to_send(plan.upserts, seen)
+        report.counts += _events_to_send(plan.events.items(), report.event_names)
     return report
 
 
 def redeliver(
-    day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, options: DeliveryOptions = ORDINARY
+    day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, options: DeliveryOptions = DEFAULTS
 ) -> Report:
     """Sends a day's refused items again, without what newer data has replaced since; what is accepted is closed.
 
     Raises as `deliver` does.
     """
     by_item = {refusal.item: refusal for refusal in refused}
-    known = Known(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
-    made = plan_again(refused, known, options)
-    report = Report(made.counts, sample=sample(made))
-    report.counts["refusals mended by newer data"] += len(made.closed)
-    with Progress(day, "refused events sent again", len(made.events)) as progress:
-        _send(day, [made], ledger, client, report, progress)
+    known = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
+    plan = plan_redelivery(refused, known, options)
+    report = Report(plan.counts, sample=sample(plan))
+    report.counts["refusals mended by newer data"] += len(plan.closed)
+    with Progress(day, "refused events sent again", len(plan.events)) as progress:
+        _send(day, [plan], ledger, client, report, progress)
     return report
 
 
@@ -86,11 +86,11 @@ def _plans(
     """A plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
     for customers, events in to_deliver(shards, options, report.counts):
-        known = Known(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
-        made = plan(customers, events, known, options)
-        report.counts += made.counts
-        report.sample = report.sample or sample(made)
-        yield made
+        known = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
+        plan = plan_shard(customers, events, known, options)
+        report.counts += plan.counts
+        report.sample = report.sample or sample(plan)
+        yield plan
 
 
 def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
@@ -113,7 +113,7 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
 
 
 def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress) -> None:
-    """Sends each plan over its lanes while the next one is made. What fails first, wherever that is, stops everything else.
+    """Sends each plan over its lanes while the next one is plan. What fails first, wherever that is, stops everything else.
 
     Lanes of different plans may go at once: they have no customer in common.
     """
@@ -121,10 +121,10 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
     client.rate_limit.start()
     with ThreadPoolExecutor(MOST_LANES, "lane") as threads:
         try:
-            for made in plans:
-                _note(day, made, ledger)
-                progress.add(made.counts["events delivered before"])
-                lanes = requests(made.upserts, made.events)
+            for plan in plans:
+                _record_unsent(day, plan, ledger)
+                progress.add(plan.counts["events delivered before"])
+                lanes = requests(plan.upserts, plan.events)
                 sent.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
                 while len(sent) > SHARDS_AHEAD:
                     report.counts += _counts(sent.popleft())
@@ -134,10 +134,10 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
             client.rate_limit.stop()
 
 
-def _note(day: str, made: Plan, ledger: Ledger) -> None:
+def _record_unsent(day: str, plan: Plan, ledger: Ledger) -> None:
     """Keeps what needs no sending."""
-    if made.unsent or made.closed:
-        ledger.acknowledge(day, Acknowledgement(customers=made.unsent, accepted=lambda: made.closed))
+    if plan.unsent or plan.closed:
+        ledger.acknowledge(day, Acknowledgement(customers=plan.unsent, accepted=lambda: plan.closed))
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:

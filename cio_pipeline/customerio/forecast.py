@@ -15,7 +15,7 @@ from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.customerio.batches import packed, values
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, among, is_young
-from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Kept, Shards, array, column, texts, to_deliver
+from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.state.ledger import Ledger, Refusal
 from cio_pipeline.state.ledger_tables import customer_item
@@ -67,7 +67,7 @@ class Forecast:
             self._add_new(list(dict.fromkeys(keys)), ledger)
             young = is_young(events)
             if young.any():
-                unsent = _unsent(Kept(events, young), delivered)
+                unsent = _unsent(FilteredRows(events, young), delivered)
                 self.campaign_events += len(_less_refused(unsent, _ids, refused))
 
     def add_refusals(self, refused: list[Refusal], ledger: Ledger) -> None:
@@ -94,7 +94,7 @@ def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOpt
 
 
 def _unsent(events: Columns, delivered: Any) -> Columns:
-    return Kept(events, ~among(delivered, packed(column(events, "ulid"))))
+    return FilteredRows(events, ~among(delivered, packed(column(events, "ulid"))))
 
 
 def _upserts(customers: Columns) -> list[str]:
@@ -112,4 +112,4 @@ def _less_refused(rows: Columns, items: Callable[[Columns], list[str]], refused:
     if not refused:
         return rows
     pairs = zip(items(rows), texts(rows, "operation"), strict=True)
-    return Kept(rows, np.fromiter((refused.get(item) != operation for item, operation in pairs), bool, len(rows)))
+    return FilteredRows(rows, np.fromiter((refused.get(item) != operation for item, operation in pairs), bool, len(rows)))

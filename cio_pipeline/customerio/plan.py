@@ -27,8 +27,8 @@ TRIGGER_SECONDS = 72 * 3600
 
 
 @dataclass(frozen=True)
-class Known:
-    """What the ledger knows: the packed states of these customers, by key; the ids of the day's delivered events, as
+class LedgerView:
+    """What the ledger has recorded: the packed states of these customers, by key; the ids of the day's delivered events, as
     `Ledger.delivered` gives them; and the day's refusals, by item."""
 
     states: Mapping[str, bytes]
@@ -38,7 +38,7 @@ class Known:
 
 @dataclass
 class Plan:
-    """Upserts and events to send; packed states to note, by key, and refusals to close, by item, without sending; a count of
+    """Upserts and events to send; packed states to record, by key, and refusals to close, by item, without sending; a count of
     what needs no sending, by reason; and the latest time of each customer's upserts so far (Unix seconds)."""
 
     upserts: list[Item] = field(default_factory=list)
@@ -54,43 +54,43 @@ class Plan:
         return self.upserts + self.events.items()
 
 
-def plan(customers: Columns, events: Columns, known: Known, options: DeliveryOptions) -> Plan:
+def plan_shard(customers: Columns, events: Columns, known: LedgerView, options: DeliveryOptions) -> Plan:
     """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was.
 
     The columns of operations are not read where nothing is to be sent.
     """
-    made = Plan()
-    _plan_customers(customers, events, known, options, made)
-    made.events = _new_events(events, known, options, made)
-    return made
+    plan = Plan()
+    _plan_customers(customers, events, known, options, plan)
+    plan.events = _new_events(events, known, options, plan)
+    return plan
 
 
-def plan_again(refused: list[Refusal], known: Known, options: DeliveryOptions) -> Plan:
+def plan_redelivery(refused: list[Refusal], known: LedgerView, options: DeliveryOptions) -> Plan:
     """What Customer.io refused, less what has been set or delivered since, or R19 leaves out: upserts, then events by time."""
-    made, events = Plan(), list[Refusal]()
+    plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
             upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
             consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
-            planned = _upsert(upsert, consent, known, made, options)
-            made.upserts += [] if planned is None else [planned]
+            planned = _upsert(upsert, consent, known, plan, options)
+            plan.upserts += [] if planned is None else [planned]
         elif among(known.delivered, pack_ids([refusal.item]))[0]:
-            made.closed.append(refusal.item)
+            plan.closed.append(refusal.item)
         else:
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(values, TEXT) for values in columns)
     is_large, since = np.array([one.call == "event" for one in events], bool), time.time() - TRIGGER_SECONDS
     is_young = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
-    made.events = Events(ids, keys, operations.cast(BYTES), is_large, is_young)
-    return made
+    plan.events = Events(ids, keys, operations.cast(BYTES), is_large, is_young)
+    return plan
 
 
 def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
     return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
-def _plan_customers(customers: Columns, events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> None:
+def _plan_customers(customers: Columns, events: Columns, known: LedgerView, options: DeliveryOptions, plan: Plan) -> None:
     """Of most customers the ledger knows nothing, or just what the table says: then no operation is parsed."""
     keys, parts, states = texts(customers, "key"), _list(customers, "part", pa.int32()), _list(customers, "state", BYTES)
     consents = _list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
@@ -98,16 +98,16 @@ def _plan_customers(customers: Columns, events: Columns, known: Known, options: 
     with_person = _with_person(events)
     operations = cache(lambda: _list(customers, "operation", BYTES))
     for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
-        standing = known.states.get(key, b"")
-        if state == standing and not consent and not options.resend:
-            _nothing_new(customer_item(key, part) if known.refused else "", known, made)
+        stored = known.states.get(key, b"")
+        if state == stored and not consent and not options.resend:
+            _nothing_new(customer_item(key, part) if known.refused else "", known, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
         planned: Item | None = Item(customer_item(key, part), key, operation, "batch", state, True, personless)
-        if planned is not None and (standing or consent or key in in_parts):
-            planned = _upsert(planned, consent, known, made, options)
-        if planned is not None and not (known.refused and _is_refused_before(planned, known, options, made)):
-            made.upserts.append(planned)
+        if planned is not None and (stored or consent or key in in_parts):
+            planned = _upsert(planned, consent, known, plan, options)
+        if planned is not None and not (known.refused and _is_refused_before(planned, known, options, plan)):
+            plan.upserts.append(planned)
 
 
 def _with_person(events: Columns) -> set[str]:
@@ -120,31 +120,31 @@ def _list(rows: Columns, name: str, kind: pa.DataType) -> Any:
     return values(column(rows, name, kind))
 
 
-def _upsert(upsert: Item, consent: bool, known: Known, made: Plan, options: DeliveryOptions) -> Item | None:
+def _upsert(upsert: Item, consent: bool, known: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
     """R17: attributes that a later event has set are left out; nothing goes where nothing would change.
 
     An upsert has one time for all that it holds. It is as late as any that was sent for the customer before, for else
     Customer.io might drop what it changes, or all of it. `consent`: whether R19 has to be applied to it.
     """
-    standing, state = unpack(known.states.get(upsert.key, b"")), unpack(upsert.state)
+    stored, state = unpack(known.states.get(upsert.key, b"")), unpack(upsert.state)
     own = max(time for _, time in state.values())
     operation = read_object(upsert.operation.decode()) if consent else None
     if operation is not None:
-        operation, state = _without_consent(operation, state, options, made)
-    current = {name: entry for name, entry in state.items() if name not in standing or standing[name][1] <= entry[1]}
-    made.counts["attributes newer in Customer.io"] += len(state) - len(current)
+        operation, state = _without_consent(operation, state, options, plan)
+    current = {name: entry for name, entry in state.items() if name not in stored or stored[name][1] <= entry[1]}
+    plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
-        made.counts["customers older than in Customer.io"] += 1
-        _close(upsert.name, known, made)
+        plan.counts["customers older than in Customer.io"] += 1
+        _close(upsert.name, known, plan)
         return None
-    if not options.resend and all(name in standing and standing[name][0] == value for name, (value, _) in current.items()):
-        _nothing_new(upsert.name, known, made)
-        if any(standing[name] != entry for name, entry in current.items()):
-            made.unsent[upsert.key] = made.unsent.get(upsert.key, b"") + pack(current)
+    if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
+        _nothing_new(upsert.name, known, plan)
+        if any(stored[name] != entry for name, entry in current.items()):
+            plan.unsent[upsert.key] = plan.unsent.get(upsert.key, b"") + pack(current)
         return None
-    is_new = not standing and upsert.key not in made.latest
-    newest = max(made.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *standing.values()]))
-    made.latest[upsert.key] = newest
+    is_new = not stored and upsert.key not in plan.latest
+    newest = max(plan.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *stored.values()]))
+    plan.latest[upsert.key] = newest
     upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
     if operation is None and len(current) == len(state) and newest == own:
         return upsert
@@ -153,7 +153,7 @@ def _upsert(upsert: Item, consent: bool, known: Known, made: Plan, options: Deli
 
 
 def _without_consent(
-    operation: dict[str, Any], state: State, options: DeliveryOptions, made: Plan
+    operation: dict[str, Any], state: State, options: DeliveryOptions, plan: Plan
 ) -> tuple[dict[str, Any], State]:
     """R19: an upsert that was made under another setting, with no more about consent than this one lets pass.
 
@@ -162,7 +162,7 @@ def _without_consent(
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
     passed, left_out = consents(given, options.allow_consent)
-    made.counts["attributes about consent left out (R19)"] += len(left_out)
+    plan.counts["attributes about consent left out (R19)"] += len(left_out)
     times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
     return {**operation, "attributes": passed}, {
         name_hash(name): (value_hash(write(value)), times[name]) for name, value in passed.items()
@@ -176,34 +176,34 @@ def _with(operation: dict[str, Any], current: State, newest: int) -> bytes:
     return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
 
 
-def _nothing_new(item: str, known: Known, made: Plan) -> None:
-    made.counts["customers with nothing new"] += 1
-    _close(item, known, made)
+def _nothing_new(item: str, known: LedgerView, plan: Plan) -> None:
+    plan.counts["customers with nothing new"] += 1
+    _close(item, known, plan)
 
 
-def _close(item: str, known: Known, made: Plan) -> None:
+def _close(item: str, known: LedgerView, plan: Plan) -> None:
     if item in known.refused:
-        made.closed.append(item)
+        plan.closed.append(item)
 
 
-def _is_refused_before(item: Item, known: Known, options: DeliveryOptions, made: Plan) -> bool:
+def _is_refused_before(item: Item, known: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
     """Whether Customer.io has refused just this operation."""
     before = known.refused.get(item.name)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
-    made.counts[f"refused before: {before.reason}"] += 1
+    plan.counts[f"refused before: {before.reason}"] += 1
     return True
 
 
-def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: Plan) -> Events:
+def _new_events(events: Columns, known: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
     """The events that are neither delivered nor refused as they are."""
     ids = column(events, "ulid")
     before = among(known.delivered, packed(ids)) if len(known.delivered) else np.zeros(len(events), bool)
     if options.resend:
         return _all(events, before)
-    made.counts["events delivered before"] += int(before.sum())
+    plan.counts["events delivered before"] += int(before.sum())
     if known.refused:
-        made.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]
+        plan.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]
     if before.all():
         return Events()
     unsent = _all(events, before)
@@ -211,7 +211,7 @@ def _new_events(events: Columns, known: Known, options: DeliveryOptions, made: P
         unsent = unsent.take(np.flatnonzero(~before))
     if not known.refused:
         return unsent
-    kept = [not _is_refused_before(item, known, options, made) for item in unsent.items()]
+    kept = [not _is_refused_before(item, known, options, plan) for item in unsent.items()]
     return unsent.take(np.flatnonzero(kept))
 
 

@@ -6,19 +6,19 @@ from collections import Counter
 
 from cio_pipeline.customer_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
-from cio_pipeline.customerio.client import HARMLESS, TrackClient, UnnamedRefusal
+from cio_pipeline.customerio.client import PROBE, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
-HARMLESS_BETWEEN_TRIES = (2, 1, 3, 1, 2)
-"""Requests between the six tries of an item alone. No fault that comes and goes evenly hits just these, and one that comes by
-chance, whatever its odds, does so in less than one of 20,000 cases."""
+PROBES_BETWEEN_TRIES = (2, 1, 3, 1, 2)
+"""How many probes go out between the six tries of a single item. No fault at regular intervals hits all six tries and no probe;
+one at random, whatever its odds, does so in fewer than one of 20,000 cases."""
 
 MANY_ALIKE = 10
-"""So many refused in the same words, and none of their kind accepted, is no accident of these."""
+"""When this many items of a kind are refused in the same words and none is accepted, the items are not at fault."""
 
 CUSTOMER = "customer"
 CAMPAIGN_EVENTS = "events under 72 hours"
@@ -26,7 +26,7 @@ ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
 class Undecided(Unavailable):
-    """A few items were refused alone, none of their kind was accepted, and no answer tells whose fault that is."""
+    """A few items were refused, each sent by itself, and none of their kind accepted: no answer shows whose fault that is."""
 
 
 class Sender:
@@ -35,7 +35,7 @@ class Sender:
     def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
-        self._harmless = HARMLESS
+        self._probe = PROBE
         self._unnamed: list[tuple[Request, UnnamedRefusal]] = []
 
     def run(self) -> Counter[str]:
@@ -54,7 +54,7 @@ class Sender:
     def _send(self, request: Request) -> None:
         """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
 
-        Raises `http.Unavailable` where it refuses all of them, and a harmless one, too.
+        Raises `http_retry.Unavailable` where it refuses all of them, and a probe, too.
         """
         try:
             refused = self._post(request)
@@ -66,18 +66,18 @@ class Sender:
                 self._send(half)
         else:
             if len(refused) == len(request):
-                self._client.try_harmless(self._harmless)
+                self._client.probe(self._probe)
             self._acknowledge(request, refused)
 
     def _send_alone(self, request: Request, why: UnnamedRefusal) -> None:
-        """An item that was refused alone, but not by name: the fault is its own if Customer.io takes a harmless one meanwhile.
+        """An item sent by itself was refused, but not by name: the item is at fault if Customer.io accepts probes meanwhile.
 
-        By turns, and not evenly, for a fault that comes and goes must not look like the item's. Raises `http.Unavailable` where
-        Customer.io refuses the harmless one, too: then it would refuse all.
+        Probes and the item alternate unevenly, so that a fault that comes and goes is not taken for the item's. Raises
+        `http_retry.Unavailable` where a probe is refused, too: then Customer.io would refuse anything.
         """
-        for harmless in HARMLESS_BETWEEN_TRIES:
-            for _ in range(harmless):
-                self._client.try_harmless(self._harmless)
+        for probes in PROBES_BETWEEN_TRIES:
+            for _ in range(probes):
+                self._client.probe(self._probe)
             if (again := self._why_refused(request)) is None:
                 return
             why = again
@@ -87,7 +87,7 @@ class Sender:
             self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1, Unavailable)
             return
         if kind != CUSTOMER:
-            self._client.try_harmless(*self._client.accepted[kind], "even an event that it has accepted before")
+            self._client.probe(*self._client.accepted[kind], "even an event that it has accepted before")
             if (again := self._why_refused(request)) is None:
                 return
             why = again
@@ -95,7 +95,7 @@ class Sender:
 
     def _was_accepted(self, kind: str) -> bool:
         """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
-        return self._harmless is not HARMLESS if kind == CUSTOMER else kind in self._client.accepted
+        return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
 
     def _send_unnamed_again(self) -> None:
         """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
@@ -144,7 +144,7 @@ class Sender:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
         self._ledger.acknowledge(self._day, answer)
         if accepted.upserts:
-            self._harmless = accepted.upserts[-1].operation  # sent once more, it changes nothing
+            self._probe = accepted.upserts[-1].operation  # sent once more, it changes nothing
         if answer.event_ids:
             kind = "large event" if accepted.is_large else "event"
             self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))

@@ -16,7 +16,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.consent import AllowConsent
 
 Columns = Any
-"""What has a length and gives a column by its name: a dataframe, `tables.columns.ShardColumns`, or `Kept`."""
+"""What has a length and gives a column by its name: a dataframe, `tables.columns.ShardColumns`, or `FilteredRows`."""
 
 Shards = Iterable[tuple[Columns, Columns]]
 """A day's customers and events. A customer and their events are in one shard, so that each is known by what the other tells."""
@@ -24,7 +24,7 @@ Shards = Iterable[tuple[Columns, Columns]]
 
 @dataclass(frozen=True)
 class DeliveryOptions:
-    """How a delivery departs from the ordinary one.
+    """What a run may choose about its delivery.
 
     suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
     first so many customers of the day, with their events; allow_consent: R19, for what was made under another setting.
@@ -36,10 +36,10 @@ class DeliveryOptions:
     allow_consent: AllowConsent = "unsubscribe"
 
 
-ORDINARY = DeliveryOptions()
+DEFAULTS = DeliveryOptions()
 
 
-class Kept:
+class FilteredRows:
     """Some rows of a shard, by column."""
 
     def __init__(self, rows: Columns, keep: Any) -> None:
@@ -90,7 +90,7 @@ def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Sh
         theirs, gone = _among(customers, keys), _among(events, keys)
         counts["customers suppressed"] += len(keys)
         counts["events suppressed"] += int(gone.sum())
-        yield Kept(customers, ~theirs), Kept(events, ~gone)
+        yield FilteredRows(customers, ~theirs), FilteredRows(events, ~gone)
 
 
 def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
@@ -104,7 +104,7 @@ def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
         left -= len(first)
         counts["customers beyond the limit"] += len(beyond)
         counts["events beyond the limit"] += int(_among(events, beyond).sum())
-        yield Kept(customers, _among(customers, first)), Kept(events, _among(events, first))
+        yield FilteredRows(customers, _among(customers, first)), FilteredRows(events, _among(events, first))
 
 
 def _among(rows: Columns, keys: set[str]) -> Any:

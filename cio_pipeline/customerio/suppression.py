@@ -38,15 +38,15 @@ class Suppressed:
             return True
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
-    def tied(self, tied: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """With all that the facts tie to them (R21): `tied` gives the distinct_ids and emails that some lead to.
+    def with_linked(self, linked: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
+        """These people, with each distinct_id and email of theirs (R21): `linked` gives all that are linked to some names.
 
         `all_names`, all that are known, are searched only where the list has hashes.
         """
         if not self:
             return self
         meant = {text for text in all_names if self.has(text)} if self.hashes else set()
-        found = frozenset(tied(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
+        found = frozenset(linked(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
         return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})
 
     def keys(self, keys: list[str], identifiers: list[Any], emails: list[Any], pairs: Iterable[tuple[str, str]]) -> set[str]:

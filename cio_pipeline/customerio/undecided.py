@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 Done = TypeVar("Done")
 
 
-def undecided_last(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
+def retry_undecided(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
     """Delivers the days: each when it is done, what `deliver` gave, and whether more days follow.
 
     A day that ends as `Undecided` comes once more, after all others, so that it does not hold them up; and if something of

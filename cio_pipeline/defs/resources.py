@@ -35,9 +35,9 @@ from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
 from cio_pipeline.storage_errors import cause
-from cio_pipeline.tables.files import StorageError, temporary_folder
+from cio_pipeline.tables.files import StorageError, allow_open_files, keep_private, temporary_folder
 from cio_pipeline.tables.overlay import OverlayTables
-from cio_pipeline.tables.tables import Tables, allow_open_files, keep_private
+from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def identities(self) -> Identities:
-        """What each day taught about each distinct_id."""
+        """What each day said about each distinct_id."""
         return self._identities
 
     @property

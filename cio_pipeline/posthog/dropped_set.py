@@ -42,7 +42,7 @@ def reaches_back(start: datetime, now: datetime) -> bool:
     return start < now - KEPT
 
 
-def may_teach(attributes_from: AttributesFrom, start: datetime) -> tuple[str, ...]:
+def columns_with_emails(attributes_from: AttributesFrom, start: datetime) -> tuple[str, ...]:
     """The columns of a window's events that may hold an email to learn (R1): for an old window, the person's properties, too.
 
     So it is with `set` as well: an event that had its `$set` when the day was extracted before is to be found again.

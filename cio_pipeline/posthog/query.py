@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
-from cio_pipeline.posthog.dropped_set import may_teach
+from cio_pipeline.posthog.dropped_set import columns_with_emails
 from cio_pipeline.posthog.reading import COUNTED, Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
@@ -47,7 +47,7 @@ class QuerySource:
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
-        needed = _needed(self._allowlist, may_teach(self._attributes_from, start))
+        needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
         reading.facts[COUNTED] = counts.total()
@@ -68,7 +68,9 @@ class QuerySource:
         )
 
     def _columns(self, start: datetime) -> tuple[str, ...]:
-        takes_person = self._attributes_from != "set" and "person_properties" in may_teach(self._attributes_from, start)
+        takes_person = self._attributes_from != "set" and "person_properties" in columns_with_emails(
+            self._attributes_from, start
+        )
         return (*COLUMNS, f"{PERSON} AS person_properties") if takes_person else COLUMNS
 
 
@@ -79,7 +81,7 @@ def _has_no_queries(answer: Answer) -> bool:
 
 
 def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """A condition for the events that the settings need (R1, R3): listed ones, and those that teach facts.
+    """A condition for the events that the settings need (R1, R3): listed ones, and those that give facts.
 
     `LIKE` asks for a few events too many, but misses none: ClickHouse's JSON functions find nothing in text with half a
     surrogate pair.

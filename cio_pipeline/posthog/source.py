@@ -36,7 +36,7 @@ AttributesFrom = Literal["auto", "set", "person"]
 
 EVER = datetime(1970, 1, 1, tzinfo=UTC)
 HISTORY_EVENTS = ("$identify", "$set")
-"""What teaches R1's facts before the first day (R18)."""
+"""What gives R1's facts before the first day (R18)."""
 
 SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
 """What tells events apart."""

@@ -37,7 +37,7 @@ def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts by it); key: `id:<distinct_id>` or
     `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email that is known then or null, and
-    when it was set (R1), as `facts.Known` has it. `known` is what earlier days taught (`facts`).
+    when it was set (R1), as `facts.Known` has it. `known` is what earlier days said (`facts`).
     """
     facts = known_at_each_event(events, known)
     codes, distinct_ids = codes_of(events["distinct_id"])

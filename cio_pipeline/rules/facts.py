@@ -1,4 +1,4 @@
-"""R1: what events teach about a distinct_id, and what is known of it at each event.
+"""R1: what events say about a distinct_id, and what is known of it at each event.
 
 An events frame has the columns uuid, event, distinct_id, timestamp (UTC, microseconds) and, of what `properties.FACTS` has,
 given_email and anonymous_id. It holds all of a distinct_id's events of the day, in their order: `ORDER`.
@@ -21,7 +21,7 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 NEVER = 2**62
 """A time after all others, in microseconds."""
 
-Ties = set[tuple[str, str]]
+Links = set[tuple[str, str]]
 """R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
 
 
@@ -30,46 +30,50 @@ def in_order(events: pd.DataFrame) -> Any:
     times = microseconds(events["timestamp"])
     order = np.argsort(times, kind="stable")
     same = times[order][1:] == times[order][:-1]
-    tied = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
-    rows = events[ORDER].take(order[tied]).set_axis(order[tied])
-    order[tied] = rows.sort_values(ORDER).index.to_numpy()
+    equal = np.flatnonzero(np.append(same, False) | np.append(False, same)) if len(order) else order
+    rows = events[ORDER].take(order[equal]).set_axis(order[equal])
+    order[equal] = rows.sort_values(ORDER).index.to_numpy()
     return order
 
 
 def learn(events: pd.DataFrame) -> pd.DataFrame:
-    """What the day teaches, one row per distinct_id that it teaches something about.
+    """What the day says, one row per distinct_id that it says something about.
 
     Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
     email_set (its time in microseconds since 1970, or None).
     """
-    return learn_with_ties(events)[0]
+    return learn_with_links(events)[0]
 
 
-def learn_with_ties(events: pd.DataFrame) -> tuple[pd.DataFrame, Ties]:
-    """What `learn` gives, and the ties of the day: also by emails that were set again later in the day, by a distinct_id that
+def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
+    """What `learn` gives, and the links of the day: also by emails that were set again later in the day, by a distinct_id that
     is an email, and by a `$identify` that is refused."""
-    taught = _taught(events)
-    ids, emails = taught.distinct_ids, taught.emails.different
+    observed = _observe(events)
+    ids, emails = observed.distinct_ids, observed.emails.different
     identified = np.zeros(len(ids), dtype=bool)
-    identified[taught.codes[taught.identifies]] = True
+    identified[observed.codes[observed.identifies]] = True
     last = np.full(len(ids), -1)
-    last[taught.codes[taught.setting]] = np.arange(len(taught.setting))
-    people = pd.unique(taught.codes[np.union1d(np.flatnonzero(taught.identifies), taught.setting)])
-    times = microseconds(events["timestamp"])[taught.setting]
+    last[observed.codes[observed.setting]] = np.arange(len(observed.setting))
+    people = pd.unique(observed.codes[np.union1d(np.flatnonzero(observed.identifies), observed.setting)])
+    times = microseconds(events["timestamp"])[observed.setting]
     rows = [
-        (ids[who], bool(identified[who]), *((taught.emails.at(at), int(times[at])) if (at := last[who]) >= 0 else (None, None)))
+        (
+            ids[who],
+            bool(identified[who]),
+            *((observed.emails.at(at), int(times[at])) if (at := last[who]) >= 0 else (None, None)),
+        )
         for who in people.tolist()
     ]
     columns = ["distinct_id", "identified", "email", "email_set"]
-    ties = {(who.lower(), who) for who in ids if "@" in who and _is_own(who)}
-    pairs = np.unique(taught.codes[taught.setting] * max(1, len(emails)) + taught.emails.codes)
-    ties.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
+    links = {(who.lower(), who) for who in ids if "@" in who and _is_own(who)}
+    pairs = np.unique(observed.codes[observed.setting] * max(1, len(emails)) + observed.emails.codes)
+    links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
     for who, anonymous_id in zip(texts(identifies["distinct_id"]), merged_ids(identifies), strict=True):
         if anonymous_id is not None:
-            ties.add((anonymous_id, who))
-            ties.update({(anonymous_id.lower(), anonymous_id)} if is_email(anonymous_id) else ())
-    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), ties
+            links.add((anonymous_id, who))
+            links.update({(anonymous_id.lower(), anonymous_id)} if is_email(anonymous_id) else ())
+    return pd.DataFrame(rows, columns=columns, dtype=object).astype({"identified": bool}), links
 
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
@@ -96,24 +100,24 @@ class Known(NamedTuple):
 
 
 def known_at_each_event(events: pd.DataFrame, known: pd.DataFrame) -> Known:
-    """What is known at each event. `known` is what all earlier days taught: columns as `learn` gives them, one row per
+    """What is known at each event. `known` is what all earlier days said: columns as `learn` gives them, one row per
     distinct_id."""
-    taught = _taught(events)
-    codes, ids, rows = taught.codes, taught.distinct_ids, np.arange(len(events))
+    observed = _observe(events)
+    codes, ids, rows = observed.codes, observed.distinct_ids, np.arange(len(events))
     before = set(known.loc[known["identified"], "distinct_id"])
     first_identify = np.full(len(ids), len(events))
-    np.minimum.at(first_identify, codes[taught.identifies], rows[taught.identifies])
+    np.minimum.at(first_identify, codes[observed.identifies], rows[observed.identifies])
     identified = np.array([who in before for who in ids], dtype=bool)[codes] | (rows >= first_identify[codes])
     with_email = known[known["email"].notna()]
     emails = dict(zip(with_email["distinct_id"], zip(with_email["email"], with_email["email_set"], strict=True), strict=True))
     at_first = [emails.get(who, (who if is_email(who) else None, NEVER)) for who in ids]
     set_at_first = np.array([NEVER if time is None else time for _, time in at_first], dtype=np.int64)
-    last = _last_set(codes, taught.setting)
+    last = _last_set(codes, observed.setting)
     is_set = last >= 0
     email, email_set = codes.copy(), set_at_first[codes]
-    email[is_set] = len(ids) + taught.emails.codes[last[is_set]]
-    email_set[is_set] = microseconds(events["timestamp"])[taught.setting[last[is_set]]]
-    return Known(identified, [*(one for one, _ in at_first), *taught.emails.different], email, email_set)
+    email[is_set] = len(ids) + observed.emails.codes[last[is_set]]
+    email_set[is_set] = microseconds(events["timestamp"])[observed.setting[last[is_set]]]
+    return Known(identified, [*(one for one, _ in at_first), *observed.emails.different], email, email_set)
 
 
 def _last_set(codes: Any, setting: Any) -> Any:
@@ -130,8 +134,8 @@ def _last_set(codes: Any, setting: Any) -> Any:
     return found
 
 
-class _Taught(NamedTuple):
-    """What events teach by themselves.
+class _Observed(NamedTuple):
+    """What events say by themselves.
 
     codes: each event's place in `distinct_ids`; identifies: whether it identifies (bool); setting: the rows of the events that
     set an email, and emails: these, row by row.
@@ -144,9 +148,9 @@ class _Taught(NamedTuple):
     emails: Coded
 
 
-def _taught(events: pd.DataFrame) -> _Taught:
+def _observe(events: pd.DataFrame) -> _Observed:
     codes, ids = codes_of(events["distinct_id"])
     are_usable = np.array([usable(who) for who in ids], dtype=bool)[codes]
     identifies = are_usable & (events["event"] == "$identify").to_numpy(bool)
     setting = np.flatnonzero(are_usable & events["given_email"].notna().to_numpy(bool))
-    return _Taught(codes, ids, identifies, setting, codes_of(events["given_email"].take(setting)))
+    return _Observed(codes, ids, identifies, setting, codes_of(events["given_email"].take(setting)))

@@ -37,7 +37,7 @@ REJECTS = pa.schema(
     ]
 )
 
-PIECE = 20_000
+CHUNK = 20_000
 """So many events are worked on at once: their JSON is in memory several times meanwhile."""
 
 
@@ -70,14 +70,14 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     events: list[pa.Table] = [EVENTS.empty_table()]
     given: dict[str, Attributes] = {}
     rejects: list[Reject] = []
-    for start in range(0, len(sent), PIECE):
-        piece = sent.iloc[start : start + PIECE]
-        keys, event_names, times = codes_of(piece["key"]), codes_of(piece["event"]), microseconds(piece["timestamp"])
-        contents = (utf8(piece["properties"]), utf8(piece["person_properties"]), piece["plain"].to_numpy(bool))
+    for start in range(0, len(sent), CHUNK):
+        chunk = sent.iloc[start : start + CHUNK]
+        keys, event_names, times = codes_of(chunk["key"]), codes_of(chunk["event"]), microseconds(chunk["timestamp"])
+        contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
         found = read(*contents, names, options)
-        ids = ulids(times, event_names, utf8(piece["distinct_id"]), utf8(piece["uuid"]))
+        ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
         items = event_items(keys, event_names, ids, times // SECOND, found.data)
-        events.append(_events(piece, event_names, ids, items))
+        events.append(_events(chunk, event_names, ids, items))
         refused = found.refused | items.refused
         are_sent[[start + row for row in refused]] = False
         rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]

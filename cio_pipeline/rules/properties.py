@@ -38,7 +38,7 @@ OVERRIDE = '(?i:"(?:recipient|from_address|reply_to)")'
 
 NEEDS_CARE = "|".join((SPACE, NUMBER, ESCAPE, OVERRIDE))
 
-PIECE = 20_000
+CHUNK = 20_000
 """So many events' JSON is taken out of Arrow at once."""
 
 ABSENT = msgspec.Raw()
@@ -66,9 +66,9 @@ def facts_of(names: Any, properties: Any, persons: Any) -> pa.Table:
     their persons' properties. Arrow arrays of UTF-8; the JSON may be absent."""
     identifies = pc.equal(names, pa.scalar(b"$identify", names.type)).to_numpy(zero_copy_only=False)
     pieces = [FACTS.empty_table()]
-    for start in range(0, len(names), PIECE):
-        contents, persons_contents = properties.slice(start, PIECE), persons.slice(start, PIECE)
-        pieces.append(_facts(identifies[start : start + PIECE], contents, persons_contents))
+    for start in range(0, len(names), CHUNK):
+        contents, persons_contents = properties.slice(start, CHUNK), persons.slice(start, CHUNK)
+        pieces.append(_facts(identifies[start : start + CHUNK], contents, persons_contents))
     return pa.concat_tables(pieces)
 
 

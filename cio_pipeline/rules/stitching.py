@@ -58,7 +58,7 @@ def merge_windows(
 def stitched(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, options: Options) -> pd.DataFrame:
     """The events of one day that the merge_windows take, as the person's: with its identifier, key and email.
 
-    `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it taught about them.
+    `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it said about them.
     """
     classified = classify(events, known, options)
     held_back = classified[classified["outcome"].isin(HELD_BACK)].drop(

@@ -1,6 +1,6 @@
-"""What each day taught about people (R1, R16, R18), kept so that a day looks up just its own people.
+"""What each day said about people (R1, R16, R18), kept so that a day looks up just its own people.
 
-A row says what one day taught, so days may be learned in any order, and a day that is learned again replaces its rows. The
+A row says what one day said, so days may be learned in any order, and a day that is learned again replaces its rows. The
 history before the first partition is kept as a day of its own that sorts before all others.
 """
 
@@ -27,9 +27,9 @@ from cio_pipeline.state.identity_tables import (
     emails,
     identified,
     learned_days,
+    links,
     merges,
     metadata,
-    ties,
 )
 from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
@@ -62,7 +62,7 @@ class Identities:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], made_of: str = "") -> Counter[str]:
-        """Keeps what a day of so many events taught under a setting, instead of what was kept of it; gives how many people,
+        """Replaces what is kept of a day of that many events, learned under a setting; gives how many people,
         identified ones, emails and merges.
 
         All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
@@ -86,13 +86,13 @@ class Identities:
         return counts
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` taught about these distinct_ids: columns as `facts.learn` gives them, a row for each of
+        """What all days before `day` said about these distinct_ids: columns as `facts.learn` gives them, a row for each of
         whom anything is known."""
         rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
-    def tied(self, names: Iterable[str]) -> set[str]:
+    def linked(self, names: Iterable[str]) -> set[str]:
         """R21: the distinct_ids, and the emails in lower case, of everyone that these distinct_ids and emails lead to.
 
         Each round looks up what the round before has found, so it takes as long as these people are many.
@@ -100,16 +100,16 @@ class Identities:
         found = new = set(names)
         while new:
             with reading(self._engine) as connection:
-                partners = _partners(connection, ties.c.name, ties.c.distinct_id, new)
-                partners |= _partners(connection, ties.c.distinct_id, ties.c.name, new)
+                partners = _partners(connection, links.c.name, links.c.distinct_id, new)
+                partners |= _partners(connection, links.c.distinct_id, links.c.name, new)
             new = partners - found
             found = found | new
         return found
 
     def all_names(self) -> Iterator[str]:
-        """Every distinct_id and email that is tied to another, perhaps more than once."""
+        """Every distinct_id and email that is linked to another, perhaps more than once."""
         with reading(self._engine) as connection:
-            for column in (ties.c.name, ties.c.distinct_id, emails.c.email):
+            for column in (links.c.name, links.c.distinct_id, emails.c.email):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
                 yield from rows.scalars()
 
@@ -125,7 +125,7 @@ class Identities:
         """The emails, in lower case, that were set on the day and that several identified distinct_ids have as their last one;
         and these distinct_ids, sorted.
 
-        `ties` gives those that ever had such an email, so only their own last ones are looked up.
+        `links` gives those that ever had such an email, so only their own last ones are looked up.
         """
         with reading(self._engine) as connection:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
@@ -155,7 +155,7 @@ class Identities:
     def fingerprint_before(self, day: str, stitched_days: int) -> str:
         """What stands for all that is known of earlier days: asked before a day's look-ups, for `mark_derived` after them.
 
-        `stitched_days`: of how many days before it the events count too (R16), not only what they taught.
+        `stitched_days`: of how many days before it the events count too (R16), not only what they say.
         """
         return _fingerprint(self._learned(), day, stitched_days)
 
@@ -173,14 +173,14 @@ class Identities:
         return [day for day, known in derived if known != _fingerprint(learned, day, stitched_days)]
 
     def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
-        """Writes the rows by the driver itself, which takes half the time. A tie that is known already stays."""
+        """Writes the rows by the driver itself, which takes half the time. A link that is known already stays."""
         columns = [bound(rows[name]) for name in rows.schema.names]
         names = list(rows.schema.names)
         if "day" in table.c:
             names, columns = [*names, "day"], [*columns, [day] * len(rows)]
         mark = "%s" if self._engine.dialect.name == "postgresql" else "?"
         sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - our names
-        if table is ties:
+        if table is links:
             sql += " ON CONFLICT DO NOTHING"
         transaction.exec_driver_sql(sql, list(zip(*columns, strict=True)))
 
@@ -229,7 +229,7 @@ def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[
 
 
 def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
-    """What stands for all that is known before a day: what was taught, and the events of the days that R16 looks at."""
+    """What stands for all that is known before a day: what was learned, and the events of the days that R16 looks at."""
     before = learned[learned["day"] < day]
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
@@ -237,9 +237,9 @@ def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
 
 
 def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each wanted email with the identified distinct_ids that are tied to it."""
-    is_identified = sa.exists().where(identified.c.distinct_id == ties.c.distinct_id)
-    return sa.select(ties.c.name, ties.c.distinct_id).where(ties.c.name == wanted, is_identified)
+    """Each wanted email with the identified distinct_ids that are linked to it."""
+    is_identified = sa.exists().where(identified.c.distinct_id == links.c.distinct_id)
+    return sa.select(links.c.name, links.c.distinct_id).where(links.c.name == wanted, is_identified)
 
 
 def _last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:

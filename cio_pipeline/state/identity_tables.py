@@ -1,4 +1,4 @@
-"""The database tables of what each day taught about people, and their columns in memory."""
+"""The database tables of what each day said about people, and their columns in memory."""
 
 from __future__ import annotations
 
@@ -61,14 +61,14 @@ merges = sa.Table(
 )
 """The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
 
-ties = sa.Table(
+links = sa.Table(
     "ties",
     metadata,
     sa.Column("name", Text, primary_key=True),
     sa.Column("distinct_id", Text, primary_key=True, index=True),
     sqlite_with_rowid=False,
 )
-"""`facts.Ties` of all days (R21). No day that is learned again makes one forget any."""
+"""`facts.Links` of all days (R21). No day that is learned again makes one forget any."""
 
 
 LOOKED_UP = (identified, emails, merges)
@@ -80,6 +80,6 @@ COLUMNS = {
     merges: pa.schema(
         [("anonymous_id", pa.string()), ("uuid", pa.string()), ("microseconds", pa.int64()), ("distinct_id", pa.string())]
     ),
-    ties: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
+    links: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
 }
-"""The columns of each table that a day teaches, besides the day."""
+"""The columns of each table that a day fills, besides the day."""

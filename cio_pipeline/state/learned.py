@@ -1,4 +1,4 @@
-"""What events taught about people on its way to the database: made by workers, kept in files, read in the order of its keys."""
+"""What events say about people on its way to the database: made by workers, kept in files, read in the order of its keys."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import sqlalchemy as sa
 
 from cio_pipeline.state.database import chunks
-from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, merges, ties
+from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, links, merges
 from cio_pipeline.tables.files import StorageError, keeping_temporary_rows
 
 BATCH_ROWS = 10_000
@@ -23,17 +23,17 @@ SORTED_BATCHES = 50
 
 
 class Learned(NamedTuple):
-    """What some events of a day taught: its rows by the name of their table, its counts as `Identities.replace` gives them, and
-    the sum of the hashes of what later days look up of it."""
+    """What some events of a day say about people: its rows by the name of their table, its counts as `Identities.replace` gives
+    them, and the sum of the hashes of what later days look up of it."""
 
     rows: dict[str, pa.Table]
     counts: dict[str, int]
     content: int
 
     @classmethod
-    def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, ties: Set[tuple[str, str]] = frozenset()) -> Learned:
-        """Of frames as `facts.learn` and `stitching.merges` give them, and the ties."""
-        rows = _rows(facts, merges, ties)
+    def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:
+        """Of frames as `facts.learn` and `stitching.merges` give them, and the links."""
+        rows = _rows(facts, merges, links)
         content = sum(_hash(table, rows[table]) for table in LOOKED_UP)
         return cls({table.name: found for table, found in rows.items()}, _counts(rows, len(facts)), content)
 
@@ -94,12 +94,12 @@ def _hash(table: sa.Table, rows: pa.Table) -> int:
     return sum(int.from_bytes(hashed, "big") for hashed in hashes)
 
 
-def _rows(facts: pd.DataFrame, merged: pd.DataFrame, tied: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
+def _rows(facts: pd.DataFrame, merged: pd.DataFrame, linked: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
     """The rows of a part of a day, by table, without the day."""
     with_email = facts[facts["email"].notna()].rename(columns={"email_set": "microseconds"})
     named = merged.assign(microseconds=merged["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
-    names = pd.DataFrame(sorted(tied), columns=["name", "distinct_id"], dtype=object)
-    frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: with_email, merges: named, ties: names}
+    names = pd.DataFrame(sorted(linked), columns=["name", "distinct_id"], dtype=object)
+    frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: with_email, merges: named, links: names}
     return {
         table: pa.Table.from_pandas(frame[COLUMNS[table].names], COLUMNS[table], preserve_index=False)
         for table, frame in frames.items()

@@ -91,7 +91,7 @@ class OpenRefusals(NamedTuple):
 class Acknowledgement:
     """What one answer of Customer.io says: the events and the customers' attributes it took, the items taken and refused.
 
-    event_ids: as `customer_state.pack_ids` packs them, one after another; customers: by key, a state as `customer_state.pack`
+    event_ids: as `pack_ids` packs them, one after another; customers: by key, a state as `customer_state.pack`
     packs it, or several of different attributes, joined; campaign_events: how many of the events were new to Customer.io and
     young enough to start campaigns; accepted: gives the names of the items taken, where they are needed.
     """
@@ -135,7 +135,7 @@ class Ledger:
     def hold_delivery_lock(self, waiting: Callable[[], None]) -> Iterator[None]:
         """One delivery at a time: what the ledger knows does not change between reading it and sending, and one rate holds.
 
-        The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `lock.LockLost`: the
+        The lock may be lost with its session or file. From then on `acknowledge` and `check_lock` raise `LockLost`: the
         delivery that took the lock after this one has written its own name where this one's stood.
         """
         with hold_delivery_lock(self._engine, waiting) as is_held:
@@ -152,7 +152,7 @@ class Ledger:
                 self._lock = None
 
     def check_lock(self) -> None:
-        """To be called before a request: raises `lock.LockLost` where the delivery has lost its lock.
+        """To be called before a request: raises `delivery_lock.LockLost` where the delivery has lost its lock.
 
         Whoever has taken it since is left to `acknowledge` to find: nobody could while it is held.
         """
@@ -161,7 +161,7 @@ class Ledger:
             _check(is_held(None))
 
     def delivered(self, day: str) -> Any:
-        """The day's events that Customer.io has acknowledged: their ids as `state.pack_ids` packs them, sorted, each once."""
+        """The day's events that Customer.io has acknowledged: their ids as `pack_ids` packs them, sorted, each once."""
         with reading(self._engine) as connection:
             packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
             ids = np.frombuffer(b"".join(packed), dtype="S16")
@@ -277,7 +277,7 @@ class Ledger:
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer said. A refusal is closed when its item is accepted, or newer data in its place.
 
-        Raises `lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
+        Raises `delivery_lock.LockLost`, and keeps nothing, where the delivery has lost its lock.
         """
         with writing(self._engine) as transaction:
             any_refusal = self._check_lock(transaction)
@@ -293,10 +293,10 @@ class Ledger:
         """Keeps the row as it is until the transaction ends: who takes the lock next waits for that. Gives whether there is any
         refusal."""
         for_share = " FOR SHARE" if self._engine.dialect.name == "postgresql" else ""
-        standing, any_refusal = transaction.exec_driver_sql(HOLDER.format(for_share)).one()
+        stored, any_refusal = transaction.exec_driver_sql(HOLDER.format(for_share)).one()
         if self._lock is not None:
             holder, is_held = self._lock
-            _check(standing == holder and is_held(transaction))
+            _check(stored == holder and is_held(transaction))
         return bool(any_refusal)
 
     def _execute(self, transaction: sa.Connection, statement: str, values: tuple[Any, ...] | list[tuple[Any, ...]]) -> None:
@@ -309,10 +309,10 @@ class Ledger:
         if not customers:
             return {}, 0
         states = {customer_id(key): state for key, state in customers.items()}
-        standing_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
-        known = transaction.execute(standing_states, _joined(states)).all()
-        for customer, standing in known:
-            states[customer] = pack(merge(unpack(standing), unpack(states[customer])))
+        stored_states = STATES_TO_CHANGE if self._engine.dialect.name == "postgresql" else STATES
+        known = transaction.execute(stored_states, _joined(states)).all()
+        for customer, stored in known:
+            states[customer] = pack(merge(unpack(stored), unpack(states[customer])))
         self._execute(transaction, KEEP_STATE, sorted(states.items()))
         return states, len(states) - len(known)
 

@@ -1,4 +1,4 @@
-"""Identities for a dry run: what its days teach is written to a database of their own, over the stored ones."""
+"""Identities for a dry run: what its days say is written to a database of their own, over the stored ones."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ class OverlayIdentities(Identities):
         known = known.where(known.notna(), None)
         return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
 
-    def tied(self, names: Iterable[str]) -> set[str]:
-        """As `Identities.tied`, by the ties of both."""
+    def linked(self, names: Iterable[str]) -> set[str]:
+        """As `Identities.linked`, by the links of both."""
         found, before = set(names), set[str]()
         while found != before:
-            before, found = found, super().tied(self._base.tied(found))
+            before, found = found, super().linked(self._base.linked(found))
         return found
 
     def all_names(self) -> Iterator[str]:

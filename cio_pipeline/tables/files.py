@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -15,6 +16,8 @@ from upath import UPath
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.storage_errors import refusal
 from cio_pipeline.temporary_files import no_space, spill_folder
+
+OPEN_FILES = 10_000
 
 
 class StorageError(PipelineError):
@@ -126,3 +129,17 @@ def reason(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return type(error).__name__
+
+
+def keep_private() -> None:
+    """What this process writes from here on is readable by its owner only."""
+    os.umask(0o077)
+
+
+def allow_open_files() -> None:
+    """Lets this process have a file open for each shard of a large day's tables: often only 1,024 may be."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        with suppress(OSError, ValueError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))

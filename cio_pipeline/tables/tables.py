@@ -13,10 +13,7 @@ What is absent, short or unreadable is an error, never an empty table: rows are 
 from __future__ import annotations
 
 import json
-import os
-import resource
 import uuid
-from bisect import bisect_left
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
@@ -43,19 +40,10 @@ from cio_pipeline.tables.files import (
     unreadable,
     writing,
 )
+from cio_pipeline.tables.parquet import as_schema, encoded, may_hold
 
 GROUPS = {"customers": "derived", "events": "derived", "rejects": "derived"}
 
-ROW_GROUP = 10_000
-"""Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
-
-REPEATED = ("event", "distinct_id", "key", "name", "type", "call", "what", "reason")
-"""The columns whose texts come again and again: a dictionary makes them smaller, and all others larger or slower."""
-
-SOUGHT = ("distinct_id",)
-"""The columns by which rows are sought: their row groups keep the first and the last text."""
-
-OPEN_FILES = 10_000
 KEPT_REPLACED = timedelta(days=1)
 KEPT_UNFINISHED = timedelta(days=7)
 """A version that no `current.json` has named may be at work still; after so long it is a killed run's."""
@@ -125,8 +113,8 @@ class ShardWriter:
         """Writes a shard of each table. Raises `StorageError` where the folder cannot be written."""
         rows, hashes = {}, {}
         for table, schema in self.schemas.items():
-            found = _arrow(tables[table], schema)
-            rows[table], content = found.num_rows, _parquet(found)
+            found = as_schema(tables[table], schema)
+            rows[table], content = found.num_rows, encoded(found)
             hashes[table] = sha256(content).hexdigest()
             with self.writing(self.folder.parent):
                 make_folder(self.folder)
@@ -143,20 +131,6 @@ class NewVersion:
     writer: ShardWriter
     shards: list[Written] = field(default_factory=list)
     about: dict[str, Any] = field(default_factory=dict)
-
-
-def keep_private() -> None:
-    """What this process writes from here on is readable by its owner only."""
-    os.umask(0o077)
-
-
-def allow_open_files() -> None:
-    """Lets this process have a file open for each shard of a large day's tables: often only 1,024 may be."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
-    if soft != resource.RLIM_INFINITY and soft < wanted:
-        with suppress(OSError, ValueError):
-            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 class Tables:
@@ -207,9 +181,7 @@ class Tables:
         version, wanted = self.version(table, partition), sorted(set(values))
         for shard in range(version.shards):
             with self._opened(table, partition, version, shard) as file:
-                groups = [
-                    group for group in range(file.num_row_groups) if _may_hold(file.metadata.row_group(group), by, wanted)
-                ]
+                groups = [group for group in range(file.num_row_groups) if may_hold(file.metadata.row_group(group), by, wanted)]
                 found = file.read_row_groups(groups)
             found = found.filter(pc.is_in(found[by], pa.array(wanted, pa.string())))
             if len(found):
@@ -343,33 +315,3 @@ def _now() -> datetime:
 def file_name(table: str, shard: int) -> str:
     """What the file of a shard is called."""
     return f"{table}-{shard:04d}.parquet"
-
-
-def _arrow(rows: pa.Table | pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    if isinstance(rows, pa.Table):
-        return rows.select(schema.names).cast(schema)
-    return pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
-
-
-def _parquet(rows: pa.Table) -> pa.Buffer:
-    """The rows as a Parquet file. LZ4 is written and read in less than half the time of zstd, and takes twice the space."""
-    content = pa.BufferOutputStream()
-    pq.write_table(
-        rows,
-        content,
-        compression="lz4",
-        row_group_size=ROW_GROUP,
-        use_dictionary=[name for name in REPEATED if name in rows.schema.names],
-        write_statistics=[name for name in SOUGHT if name in rows.schema.names],
-    )
-    return content.getvalue()
-
-
-def _may_hold(group: pq.RowGroupMetaData, column: str, wanted: list[str]) -> bool:
-    """Whether a row group may have a row with one of the wanted texts, which are sorted."""
-    found = next(group.column(number) for number in range(group.num_columns) if group.column(number).path_in_schema == column)
-    statistics = found.statistics
-    if statistics is None or not statistics.has_min_max:
-        return bool(wanted)
-    at = bisect_left(wanted, statistics.min)
-    return at < len(wanted) and wanted[at] <= statistics.max

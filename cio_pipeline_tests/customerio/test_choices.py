@@ -12,12 +12,12 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.customer_state import name_hash, pack
-from cio_pipeline.customerio.client import HARMLESS, TrackClient
+from cio_pipeline.customerio.client import PROBE, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
-from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions
+from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
@@ -34,12 +34,12 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
-def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY, options: DeliveryOptions = ORDINARY) -> Report:
+def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY, options: DeliveryOptions = DEFAULTS) -> Report:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     return deliver(day, [(made.customers, made.events)], ledger, client, options=options)
 
 
-def look(ledger: Ledger, made: Frames, options: DeliveryOptions = ORDINARY, seen: set[str] | None = None) -> Report:
+def look(ledger: Ledger, made: Frames, options: DeliveryOptions = DEFAULTS, seen: set[str] | None = None) -> Report:
     return preview(DAY, [(made.customers, made.events)], ledger, options, set() if seen is None else seen)
 
 
@@ -58,7 +58,7 @@ def broken(made: Frames, what: str, by: str) -> Frames:
 def refuse_all(workspace: Workspace, status: int, said: Any = None) -> None:
     """Refuses what a delivery sends, but not what is sent to see whether just anything is refused."""
     answer, given = workspace.answer, (status, said or {})
-    workspace.answer = lambda *request: answer(*request) if HARMLESS in request[3] else given  # type: ignore[method-assign]
+    workspace.answer = lambda *request: answer(*request) if PROBE in request[3] else given  # type: ignore[method-assign]
 
 
 def people(workspace: Workspace) -> dict[str, int]:

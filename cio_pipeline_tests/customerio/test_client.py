@@ -11,7 +11,7 @@ import pytest
 import urllib3
 
 from cio_pipeline import http_retry as http
-from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient, UnnamedRefusal
+from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import RateLimit, Stopped
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline_tests.customerio.clock import Clock
@@ -101,7 +101,7 @@ def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
         workspace.answer = lambda *request: odd.pop() if odd else answer(*request)  # type: ignore[method-assign, assignment]
         client(workspace.url).check()
         odd += [(200, "Back soon"), (404, {}), (204, "")]
-        assert client(workspace.url).batch([HARMLESS]) == {}
+        assert client(workspace.url).batch([PROBE]) == {}
 
 
 @pytest.mark.parametrize(
@@ -110,9 +110,11 @@ def test_a_maintenance_page_in_between_is_waited_out(clock: Clock) -> None:
         '{"errors": [{"batch_index": 0}], "errors": [{"batch_index": 1}]}',
         '{"errors": [{"batch_index": 0, "batch_index": 1}]}',
         '{"errors": [{"batch_index": 0}], "\\u0065rrors": []}',
+        '{"errors": [{"batch_index": -1}]}',
+        '{"errors": [{"batch_index": 2}]}',
     ],
 )
-def test_an_answer_that_has_a_name_twice_tells_of_no_item_whether_it_was_taken(
+def test_an_answer_that_has_a_name_twice_or_names_no_item_tells_of_none_whether_it_was_taken(
     monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     answering(monkeypatch, 207, body)

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from cio_pipeline.customer_state import State, name_hash, pack, pack_ids, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import Known, among, plan, plan_again
-from cio_pipeline.customerio.shards import ORDINARY, DeliveryOptions, texts, to_deliver
+from cio_pipeline.customerio.plan import LedgerView, among, plan_redelivery, plan_shard
+from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
@@ -43,8 +43,8 @@ def planned(
     **options: Any,
 ) -> Any:
     packed = {key: pack(state) for key, state in (states or {}).items()}
-    known = Known(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
-    return plan(made.customers, made.events, known, DeliveryOptions(**options))
+    known = LedgerView(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
+    return plan_shard(made.customers, made.events, known, DeliveryOptions(**options))
 
 
 def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
@@ -58,7 +58,7 @@ def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     [ulid] = made.events["ulid"]
     refused = refusal(made)
     assert planned(made, delivered=(ulid,), refused=(refused,)).closed == [ulid]
-    again = plan_again([refused], Known({}, pack_ids([ulid]), {ulid: refused}), ORDINARY)
+    again = plan_redelivery([refused], LedgerView({}, pack_ids([ulid]), {ulid: refused}), DEFAULTS)
     assert (again.items, again.closed) == ([], [ulid])
 
 
@@ -88,7 +88,7 @@ def test_what_was_refused_goes_out_upserts_before_events() -> None:
     made = tables(event(set_={"plan": "pro"}))
     [upsert] = [item for item in planned(made).items if item.is_customer]
     again = [refusal(made), refused_upsert(upsert)]
-    items = plan_again(again, Known({}, pack_ids([]), {}), ORDINARY).items
+    items = plan_redelivery(again, LedgerView({}, pack_ids([]), {}), DEFAULTS).items
     assert [item.is_customer for item in items] == [True, False]
 
 
@@ -115,7 +115,7 @@ def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:
     return event(name, who, at=str(pd.Timestamp.now(tz="UTC").floor("s")))
 
 
-def counted(made: Frames, ledger: Ledger, options: DeliveryOptions = ORDINARY, days: int = 1) -> tuple[int, int]:
+def counted(made: Frames, ledger: Ledger, options: DeliveryOptions = DEFAULTS, days: int = 1) -> tuple[int, int]:
     """The new customers and the events that can start campaigns of so many days, all with these tables."""
     forecast = Forecast()
     for _ in range(days):
@@ -150,7 +150,7 @@ def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) 
 
 def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
-    forecast.add_day(DAY, [(made.customers, made.events)], ledger, ORDINARY)
+    forecast.add_day(DAY, [(made.customers, made.events)], ledger, DEFAULTS)
     forecast.refuse_beyond(Bounds(1, 1))
     for bounds in (Bounds(0, None), Bounds(None, 0)):
         with pytest.raises(NotDelivered, match="1 or more"):

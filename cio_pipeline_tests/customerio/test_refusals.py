@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from cio_pipeline.customerio import batches as items
-from cio_pipeline.customerio.client import HARMLESS, NotDelivered, TrackClient
+from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.sender import MANY_ALIKE, Undecided
 from cio_pipeline.http_retry import Unavailable
@@ -239,7 +239,7 @@ def test_what_is_sent_between_tries_of_a_lone_item_is_an_upsert_that_was_accepte
     answer_where(workspace, is_bad, INACTIVE)
     send(workspace, ledger, day())
     assert (len(ledger.refused(DAY)), len(ledger.delivered(DAY))) == (1, 11)
-    assert not [body for body in bodies if HARMLESS in body]
+    assert not [body for body in bodies if PROBE in body]
     person = workspace.workspace.person("u4")
     assert person is not None
     assert (person.values, len(workspace.workspace.people())) == ({"n": 9, "identifier": "u4"}, 5)
@@ -382,7 +382,7 @@ def test_any_answer_at_any_point_of_a_run_acknowledges_and_refuses_nothing_wrong
 
 def test_what_is_sent_to_see_whether_all_is_refused_changes_nothing(workspace: Workspace) -> None:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    client.try_harmless()
+    client.probe()
     assert [request.path for request in workspace.requests] == ["/api/v2/batch"]
     assert workspace.workspace.totals() == {"people": 0, "events": 0}
-    assert HARMLESS.startswith(b'{"type":"person","action":"identify"')
+    assert PROBE.startswith(b'{"type":"person","action":"identify"')

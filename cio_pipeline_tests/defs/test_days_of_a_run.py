@@ -300,6 +300,21 @@ def test_redelivery_sends_and_counts_what_was_refused_on_all_days(
     assert sent(workspace)["events"] == 2
 
 
+def test_a_refusal_that_names_nothing_holds_up_no_other_day_of_a_redelivery(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = zip(DAYS, ["odd", "paid", "paid"], strict=True)
+    workspace = start([event(number, name, "jane", f"{day}T11:00:00Z") for number, (day, name) in enumerate(names)])
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "odd")
+        refusing(workspace, broken, "paid")
+        run(instance, DAYS)
+    answer_where(workspace, lambda _, body: b'"name":"odd"' in body, INACTIVE)
+    again = defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance)
+    receipts = {one.partition: values(one.metadata) for one in again.asset_observations_for_node("send_refused_again")}
+    assert [(receipts[day][DELIVERED], receipts[day][OPEN_REFUSALS]) for day in DAYS] == [(0, 1), (1, 0), (1, 0)]
+
+
 def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
     start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:

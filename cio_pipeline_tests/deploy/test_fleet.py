@@ -125,6 +125,11 @@ def days_as_begun(runs: list[Any]) -> list[str]:
     return [day for _, day in first if day]
 
 
+def is_retry(run: Any) -> bool:
+    """Whether it does again what another run began: its days are delivered after later ones."""
+    return any(tag["key"] == ROOT_RUN_ID_TAG for tag in run["tags"])
+
+
 def in_two_layers(days: list[str]) -> bool:
     """Whether the days go from the oldest on twice: extraction, then delivery."""
     return days == sorted(set(days)) * 2
@@ -204,8 +209,9 @@ def test_a_month_over_machines_that_are_lost_is_the_month_of_one_machine(seed: i
         print(f"seed {seed}: {time.monotonic() - started:.0f} s, {mishaps.done}, {rules=}, {one_after_another=},")
         print(f"  {len(sent.events)} events, {sum(sent.events.values()) - len(sent.events)} sent again, {seen}")
         assert status == "COMPLETED_SUCCESS"
-        alone = on_one_machine(source, tmp_path / "one", rules, in_order=one_after_another)
-        assert different(people(server, in_order=one_after_another), alone) == []
+        in_order = one_after_another and backfills == 1 and not any(is_retry(run) for run in runs)
+        alone = on_one_machine(source, tmp_path / "one", rules, in_order=in_order)
+        assert different(people(server, in_order=in_order), alone) == []
     assert len(mishaps.done) == 2
     assert not sent.at_once
     assert not left

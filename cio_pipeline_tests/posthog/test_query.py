@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 
 from cio_pipeline.posthog import query, reading
+from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.rows import event_frame, found_in
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
@@ -92,6 +93,12 @@ def test_a_day_is_read_to_the_microsecond_whatever_the_projects_time_zone(server
     assert [str(time) for time in events["timestamp"]] == ["2026-03-02 00:00:00+00:00", "2026-03-02 23:59:59.999999+00:00"]
     assert events["properties"].tolist() == ["{}", "{}"]
     assert events["person_properties"].isna().all()
+
+
+def test_a_query_compares_the_times_as_they_are_stored_instead_of_in_the_projects_zone(server: posthog.PostHog) -> None:
+    server.add([stored(1)])
+    answer = reading.Queries(Api(server.url, "1", "phx_sandbox")).ask("SELECT timestamp FROM events", {})
+    assert answer.body["results"] == [["2026-03-02T10:00:00Z"]]
 
 
 def test_full_slices_are_split_by_name_then_distinct_id_then_uuid(

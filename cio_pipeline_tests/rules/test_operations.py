@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,23 +15,16 @@ from cio_pipeline.rules.reading import REPAIRED
 from cio_pipeline_tests.rules.streams import customers, event, known, reasons, sent, tables
 
 
-def test_the_worked_case_of_the_documented_connector() -> None:
+def test_the_worked_case_in_the_docs_is_what_goes_out() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
     stream = event(
-        "some event",
-        event_property="this will not get sent",
-        set_={"email": "test@example.com", "userProperty": "value"},
+        "some event", event_property="stays on the event", set_={"email": "test@example.com", "userProperty": "value"}
     )
-    assert customers(stream) == {"id:u1": {"email": "test@example.com", "userProperty": "value", "identifier": "u1"}}
-    [operation] = sent(stream)
-    assert operation == {
-        "type": "person",
-        "action": "event",
-        "identifiers": {"id": "u1"},
-        "id": operation["id"],
-        "name": "some event",
-        "timestamp": 1772445600,
-        "attributes": {"event_property": "this will not get sent"},
-    }
+    made = tables({**stream, "uuid": "019cadd9-8c00-7b1a-9c55-3f2f5a7d0e11"})
+    assert page.partition("```json\n")[2].partition("```")[0].splitlines() == [
+        *made.customers["operation"],
+        *made.events["operation"],
+    ]
 
 
 def test_r7_the_last_value_by_time_wins_name_by_name() -> None:

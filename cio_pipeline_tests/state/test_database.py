@@ -129,7 +129,7 @@ def test_look_ups_on_sqlite_neither_wait_for_a_writer_nor_write(tmp_path: Path, 
     with engine_of(url).begin():
         assert known.before(DAY, ["u1"]).empty
         assert known.merges_between(DAY, DAY, ["u1"]).empty
-        assert known.tied({"u1"}) == {"u1"}
+        assert known.linked({"u1"}) == {"u1"}
         assert (known.unlearned([DAY]), known.out_of_date(0)) == ([DAY], [])
         assert known.fingerprint_before(DAY, 0)
         assert (ledger.refused_by_reason(), ledger.states(["id:u1"]), len(ledger.delivered(DAY))) == ({}, {}, 0)

@@ -234,12 +234,12 @@ def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Ide
     keep(identities, "2026-03-01", learned(("u1", False, "Jane@example.com"), ("u3", False, "joe@example.com")))
     keep(identities, "2026-03-02", [merge("anon", "u2"), *learned(("u2", False, "JANE@example.com"))])
     nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"])
-    ties = {("jane@work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
-    keep(identities, HISTORY, [Learned.of(nobody, NOBODY_NAMED, ties)])
+    links = {("jane@work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
+    keep(identities, HISTORY, [Learned.of(nobody, NOBODY_NAMED, links)])
     jane = {"u1", "u2", "anon", "Jane@Work.example.com", "jane@example.com", "jane@work.example.com"}
     for names in (["anon"], ["jane@work.example.com"], ["u1", "unheard@example.com"]):
-        assert identities.tied(names) == jane | set(names)
-    assert identities.tied(["u9"]) == {"u9"}
+        assert identities.linked(names) == jane | set(names)
+    assert identities.linked(["u9"]) == {"u9"}
     assert {"anon", "u1", "u2", "u3", "Jane@example.com", "jane@example.com"} <= set(identities.all_names())
 
 
@@ -247,7 +247,7 @@ def test_r21_what_was_one_persons_stays_so_when_the_day_is_learned_again(identit
     """PostHog may have deleted the person since."""
     keep(identities, "2026-03-01", [*learned(("u1", False, "jane@example.com")), merge("anon", "u1")])
     keep(identities, "2026-03-01", learned(("u1", False, "other@example.com")))
-    assert identities.tied(["jane@example.com"]) == {"u1", "anon", "jane@example.com", "other@example.com"}
+    assert identities.linked(["jane@example.com"]) == {"u1", "anon", "jane@example.com", "other@example.com"}
 
 
 def test_an_email_is_shared_by_those_identified_whose_last_one_it_is(identities: Identities) -> None:

@@ -30,8 +30,8 @@ def learn(identities: Identities, day: str, taught: list[Any]) -> None:
     )
     named = [(anonymous, who, pd.Timestamp(day, tz="UTC"), "u") for who, _, _, anonymous in taught if anonymous and at]
     merges = pd.DataFrame(named, columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"})
-    ties = {(name, who) for who, _, email, anonymous in taught for name in (email, anonymous) if name}
-    identities.replace(day, "set", 1, [Learned.of(facts.astype({"identified": bool}), merges, ties)])
+    links = {(name, who) for who, _, email, anonymous in taught for name in (email, anonymous) if name}
+    identities.replace(day, "set", 1, [Learned.of(facts.astype({"identified": bool}), merges, links)])
 
 
 def seen(identities: Identities, day: str) -> Any:
@@ -40,7 +40,7 @@ def seen(identities: Identities, day: str) -> Any:
     return (
         sorted((row.distinct_id, bool(row.identified), row.email, row.email_set) for row in rows),
         sorted((row.anonymous_id, row.distinct_id, row.timestamp, row.uuid) for row in merges),
-        [identities.tied([name]) for name in (*PEOPLE, *EMAILS)],
+        [identities.linked([name]) for name in (*PEOPLE, *EMAILS)],
         set(identities.all_names()),
         identities.unlearned([HISTORY, *DAYS], "set"),
     )

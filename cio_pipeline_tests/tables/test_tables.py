@@ -202,7 +202,7 @@ def test_a_pointer_that_is_broken_or_another_versions_is_named_and_can_be_replac
 
 
 def test_rows_are_found_by_their_text_in_whatever_shard_and_row_group(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cio_pipeline.tables.tables.ROW_GROUP", 2)
+    monkeypatch.setattr("cio_pipeline.tables.parquet.ROW_GROUP", 2)
     people = pa.schema([("distinct_id", pa.string()), ("n", pa.int64())])
     tables = Tables(str(tmp_path))
     with tables.replace(DAY, {"people": people}) as new:
@@ -353,7 +353,7 @@ def test_who_reads_while_another_run_replaces_reads_one_version(tmp_path: Path) 
 
 def test_a_process_that_may_open_few_files_allows_itself_more() -> None:
     code = (
-        "import resource; from cio_pipeline.tables.tables import allow_open_files;"
+        "import resource; from cio_pipeline.tables.files import allow_open_files;"
         "hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]; resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard));"
         "allow_open_files(); print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])"
     )

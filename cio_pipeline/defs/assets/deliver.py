@@ -13,7 +13,7 @@ from cio_pipeline.customerio.delivery import Report, deliver
 from cio_pipeline.customerio.forecast import unsent_events
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.customerio.undecided import undecided_last
+from cio_pipeline.customerio.undecided import retry_undecided
 from cio_pipeline.defs.assets import ledger_checkpoint
 from cio_pipeline.defs.assets.before_delivery import (
     BoundsConfig,
@@ -115,7 +115,7 @@ def upsert_to_customerio(
             run["people that the suppression list names"] = options.suppressed.names
             return sent, run
 
-        for day, (sent, run), more_follow in undecided_last(keys, deliver_day):
+        for day, (sent, run), more_follow in retry_undecided(keys, deliver_day):
             logger.info("%s: %s.", day, in_one_line(run))
             made = receipt_of(store, day, run, sent.sample)
             context.add_asset_metadata(made, partition_key=day)
@@ -165,8 +165,8 @@ def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list
 
 
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
-    """Who must not be sent: those on the list, with all that any day has taught to be the same person (R21)."""
-    return customerio.suppressed.tied(store.identities.tied, store.identities.all_names())
+    """Who must not be sent: those on the list, with all that any day has shown to be the same person (R21)."""
+    return customerio.suppressed.with_linked(store.identities.linked, store.identities.all_names())
 
 
 @dg.graph_asset(

@@ -1,4 +1,4 @@
-"""The assets `posthog_events`, `identity_history` and `identities`: PostHog's events, and what they teach about people."""
+"""The assets `posthog_events`, `identity_history` and `identities`: PostHog's events, and what they say about people."""
 
 import logging
 from collections.abc import Iterator, Mapping
@@ -143,7 +143,7 @@ class HistoryConfig(dg.Config):
 )
 @with_readable_failures
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
-    """What all $identify and $set events before the first partition teach (R18); read once, then kept."""
+    """What all $identify and $set events before the first partition say (R18); read once, then kept."""
     is_new = config.again or not history_is_known(store)
     if is_new:
         read_history(posthog, store)
@@ -166,7 +166,7 @@ def read_history(posthog: PostHog, store: Store) -> None:
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
-    """What the history holds and has taught, the same whether it was read now or is known already."""
+    """What the history holds and has shown, the same whether it was read now or is known already."""
     version = store.tables.current("identity_history", HISTORY)
     counts = store.identities.counts(HISTORY)
     return {
@@ -198,8 +198,8 @@ def _history_setting(store: Store) -> str:
 )
 @with_readable_failures
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
-    """What the day teaches about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    """What the day says about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
     for day in context.partition_keys:
         counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
-        taught = {name: counts[name] for name in LEARNED}
-        context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **taught}, partition_key=day)
+        learned = {name: counts[name] for name in LEARNED}
+        context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **learned}, partition_key=day)

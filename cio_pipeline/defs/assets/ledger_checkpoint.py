@@ -44,7 +44,7 @@ def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
 def save(store: Store) -> None:
     """Writes the ledger's newest entry to the file. Raises `StorageError` where the file cannot be written."""
     newest, path = store.ledger.newest(), store.tables.root / FILE
-    if newest is None or newest == _read(path):
+    if newest is None:
         return
     with writing(path.parent):
         make_folder(path.parent)

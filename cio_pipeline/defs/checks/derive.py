@@ -1,4 +1,4 @@
-"""The checks of what is derived: no event is lost, few are refused, and what earlier days taught is known."""
+"""The checks of what is derived: no event is lost, few are refused, and what earlier days said is known."""
 
 from collections.abc import Mapping
 
@@ -92,7 +92,7 @@ def _why(account: Account) -> str:
 @dg.asset_check(
     asset=key("customers"),
     additional_deps=[key("identities")],
-    description="Whether all days before the last one that was derived were learned: by what they taught about people R1"
+    description="Whether all days before the last one that was derived were learned: by what they say about people R1"
     " decides who an event is of.",
 )
 def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
@@ -106,7 +106,7 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"What these days teach about people is not known: {listed(missing)}. If they matter,"
+        description=f"What these days say about people is not known: {listed(missing)}. If they matter,"
         f" {how_to_run(missing)}, then the days that the check later_days_up_to_date names. If you do not want"
         " them, set CIO_START_DATE later."
         if missing

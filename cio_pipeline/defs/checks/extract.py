@@ -73,7 +73,7 @@ def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
 
     A young day may well have but `$identify` events that set nothing; that an old one has is a sign that they are dropped.
     """
-    bare = [day for day, one in kept.items() if one.is_old and one.teaching and not one.gives]
+    bare = [day for day, one in kept.items() if one.is_old and one.identity_events and not one.gives]
     return dg.AssetCheckResult(
         check_name="attributes_given",
         passed=not bare,
@@ -81,7 +81,7 @@ def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
         description=f"{listed(bare)}: {WHAT_GIVES_NONE}" if bare else None,
         metadata={
             "days without attributes": len(bare),
-            "$identify and $set events": sum(one.teaching for one in kept.values()),
+            "$identify and $set events": sum(one.identity_events for one in kept.values()),
             "events that have lost their $set": sum(one.without for one in kept.values()),
         },
     )

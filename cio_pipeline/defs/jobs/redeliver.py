@@ -12,7 +12,7 @@ from cio_pipeline.customerio.delivery import Report, redeliver
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.customerio.undecided import undecided_last
+from cio_pipeline.customerio.undecided import retry_undecided
 from cio_pipeline.defs.assets.before_delivery import BoundsConfig, shards
 from cio_pipeline.defs.assets.deliver import one_delivery_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
@@ -59,7 +59,7 @@ def send_refused_again(
             report.counts["refusals suppressed"] += len(to_send[day]) - len(allowed[day])
             return report, run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
 
-        for day, (report, run), _ in undecided_last(allowed, redeliver_day):
+        for day, (report, run), _ in retry_undecided(allowed, redeliver_day):
             counts += report.counts
             logger.info("%s: %s.", day, in_one_line(run))
             receipt = receipt_of(store, day, run, report.sample)

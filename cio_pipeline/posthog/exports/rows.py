@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cio_pipeline.posthog.dropped_set import may_teach, reaches_back
+from cio_pipeline.posthog.dropped_set import columns_with_emails, reaches_back
 from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exports.lines import BOMB_BYTES, BOMB_RATIO, LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
@@ -32,7 +32,7 @@ BATCH_BYTES = 32_000_000
 
 UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
 EMAIL = r'"email"|\\u00'
-"""What the text of properties has that may teach an email (R1); names may have escapes in them."""
+"""What the text of properties has that may give an email (R1); names may have escapes in them."""
 
 
 class Wanted(NamedTuple):
@@ -135,7 +135,7 @@ def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
     """Those of the events that the settings need."""
     if wanted.allowlist:
         needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
-        by = JSON if wanted.attributes_from == "auto" else may_teach(wanted.attributes_from, wanted.start)
+        by = JSON if wanted.attributes_from == "auto" else columns_with_emails(wanted.attributes_from, wanted.start)
         for name in by:
             needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
         events = events.filter(needed)

@@ -29,7 +29,7 @@ AGAIN = "Copy it again, or backfill it in PostHog."
 class Run:
     """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
 
-    `files` are read; `parts` are numbered and wait to be counted_files; `others` have names that are not understood.
+    `files` are read; `parts` are numbered and wait until a manifest names them; `others` have names that are not understood.
     """
 
     start: datetime

@@ -39,7 +39,7 @@ class Session:
     events: list[Event] = field(default_factory=list)
 
     def capture(self, event: str, /, **properties: Any) -> None:
-        """Store an event as PostHog does, and let it teach the person's properties."""
+        """Store an event as PostHog does, and update the person's properties."""
         self.clock += timedelta(milliseconds=self.rng.randrange(400, 90_000))
         stored = _with_person_properties({**self.client, **properties})
         person = self.person

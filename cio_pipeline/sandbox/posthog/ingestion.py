@@ -38,10 +38,10 @@ class Ingestion:
             "timestamp": event.get("timestamp", now),
             "created_at": now,
             "properties": properties,
-            "person_properties": self._teach(event["event"], distinct_id, properties) if has_person else {},
+            "person_properties": self._update_person(event["event"], distinct_id, properties) if has_person else {},
         }
 
-    def _teach(self, name: str, distinct_id: str, properties: Properties) -> Properties:
+    def _update_person(self, name: str, distinct_id: str, properties: Properties) -> Properties:
         """What is known of the person after this event."""
         person = self._persons.setdefault(distinct_id, {})
         other = properties.get({"$identify": "$anon_distinct_id", "$create_alias": "alias"}.get(name, ""))

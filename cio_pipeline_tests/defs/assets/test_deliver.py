@@ -213,8 +213,8 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
     facts = pd.DataFrame(
         [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
     )
-    ties = frozenset({("joe@new.example.com", "joe")})
-    store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=KEPT_EVENTS.names)), ties)])
+    links = frozenset({("joe@new.example.com", "joe")})
+    store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=KEPT_EVENTS.names)), links)])
     (tmp_path / "list").write_text("joe@new.example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     assert run(instance)["customers suppressed"] == 1

@@ -125,7 +125,7 @@ def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to
         [check] = [one for one in result.get_asset_check_evaluations() if one.check_name == "earlier_days_learned"]
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
         assert check.description == (
-            "What these days teach about people is not known: 2025-01-01, 2025-01-02. If they matter, run the job"
+            "What these days say about people is not known: 2025-01-01, 2025-01-02. If they matter, run the job"
             " customerio_backfill for them (`make run FROM=2025-01-01 TO=2025-01-02`), then the days that the check"
             " later_days_up_to_date names. If you do not want them, set CIO_START_DATE later."
         )
