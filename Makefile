@@ -6,6 +6,9 @@ READY_TO_TEST := $(VENV)/ready-to-test
 TESTS := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 UV_COMPILE := uv pip compile --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
+# Each process compiles all of the code anew where this is set, as container images do, and the tests start many.
+unexport PYTHONDONTWRITEBYTECODE
+
 EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
@@ -100,10 +103,10 @@ $(PY):
 
 $(READY): requirements.lock | $(PY)
 	@echo "Installing what requirements.lock names into $(VENV) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock
+	@$(PY) -m pip install --no-compile --quiet --disable-pip-version-check --require-hashes -r requirements.lock
 	@touch $(READY)
 
 $(READY_TO_TEST): requirements-dev.lock | $(PY)
 	@echo "Installing what requirements-dev.lock names into $(VENV) ..."
-	@$(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(PY) -m pip install --no-compile --quiet --disable-pip-version-check --require-hashes -r requirements-dev.lock
 	@touch $(READY) $(READY_TO_TEST)

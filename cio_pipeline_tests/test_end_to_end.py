@@ -1,4 +1,7 @@
-"""The whole way, as a user runs it: `make run`'s command against a local PostHog and a local Customer.io."""
+"""The whole way, as a user runs it: `make run`'s command against a local PostHog and a local Customer.io.
+
+It is a process of its own where that shows something: in the first test, in that of `.env`, and in test_isolation.py.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 import pytest
 import requests
 
+from cio_pipeline.cli.commands import main
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment, sandbox
 from cio_pipeline_tests.postgres import URL_PASSWORD, database
 
@@ -22,20 +26,50 @@ FIRST, LAST = "2026-03-01", "2026-03-02"
 
 
 @dataclass
+class Ran:
+    """What became of a command."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@dataclass
 class Run:
-    """Runs the command with settings of its own."""
+    """Runs the command with settings of its own: as a process, or with `in_process` in this one, without its imports."""
 
     services: Sandbox
     folder: Path
+    monkeypatch: pytest.MonkeyPatch
+    capsys: pytest.CaptureFixture[str]
     settings: dict[str, str] = field(default_factory=dict)
 
-    def __call__(self, *arguments: str, **settings: str) -> subprocess.CompletedProcess[str]:
-        environment = self.services.environment(self.folder / "data", date(2026, 3, 1), **{**self.settings, **settings})
+    def __call__(self, *arguments: str, **settings: str) -> Ran:
         command = [sys.executable, "-m", "cio_pipeline", "run", *arguments]
         self.folder.mkdir(exist_ok=True)
-        return subprocess.run(
-            command, env=environment, cwd=self.folder, capture_output=True, text=True, check=False, timeout=240
+        ran = subprocess.run(
+            command,
+            env=self._environment(date(2026, 3, 1), settings),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=240,
         )
+        return Ran(ran.returncode, ran.stdout, ran.stderr)
+
+    def in_process(self, *arguments: str, **settings: str) -> Ran:
+        """With the partitions that this process has, from 2025 on."""
+        with self.monkeypatch.context() as changed:
+            for name, value in self._environment(date(2025, 1, 1), settings).items():
+                changed.setenv(name, value)
+            self.capsys.readouterr()
+            status = main(["run", *arguments])
+        said = self.capsys.readouterr()
+        return Ran(status, said.out, said.err)
+
+    def _environment(self, start: date, settings: dict[str, str]) -> dict[str, str]:
+        return self.services.environment(self.folder / "data", start, **{**self.settings, **settings})
 
     def requests(self) -> int:
         return int(requests.get(f"{self.services.customerio}/sandbox/requests", timeout=30).json()["requests"])
@@ -46,9 +80,9 @@ class Run:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Iterator[Run]:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Run]:
     with sandbox(date(2026, 3, 1), days=2) as services:
-        yield Run(services, tmp_path)
+        yield Run(services, tmp_path, monkeypatch, capsys)
 
 
 def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
@@ -69,6 +103,9 @@ def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
     delivered = run.events()
     assert delivered > 1000
     assert run.requests() == 3
+    written = [path for path in (run.folder / "data").rglob("*") if path.is_file()]
+    assert len(written) > 5
+    assert not [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077], "all of it is the owner's alone"
 
     again = run("--from", FIRST, "--to", LAST)
     assert again.returncode == 0
@@ -99,25 +136,18 @@ def test_days_arrive_once_and_late_events_after_them(run: Run) -> None:
 def test_the_ledger_may_be_on_postgresql(run: Run, postgres_server: str) -> None:
     with database(postgres_server, "end_to_end") as url:
         run.settings["CIO_LEDGER_URL"] = url
-        first = run("--from", FIRST, "--to", LAST)
+        first = run.in_process("--from", FIRST, "--to", LAST)
         assert (first.returncode, first.stderr) == (0, "")
         delivered = run.events()
         assert delivered > 1000
-        assert run("--from", FIRST, "--to", LAST).returncode == 0
+        assert run.in_process("--from", FIRST, "--to", LAST).returncode == 0
         assert (run.requests(), run.events()) == (4, delivered), "the second run checked the credentials only"
-    gone = run("--partition", FIRST)
+    gone = run.in_process("--partition", FIRST)
     assert gone.returncode == 1
     assert gone.stderr.startswith("The ledger's database (CIO_LEDGER_URL) cannot be used")
     written = [path for path in run.folder.rglob("*") if path.is_file()]
     assert not [path for path in written if path.name == "ledger.db" or URL_PASSWORD.encode() in path.read_bytes()]
     assert URL_PASSWORD not in first.stdout + gone.stdout + gone.stderr
-
-
-def test_what_is_written_is_the_owners_alone(run: Run) -> None:
-    assert run("--partition", FIRST).returncode == 0
-    written = [path for path in (run.folder / "data").rglob("*") if path.is_file()]
-    assert len(written) > 5
-    assert not [path for path in written if stat.S_IMODE(path.stat().st_mode) & 0o077]
 
 
 @pytest.mark.parametrize(
@@ -132,7 +162,7 @@ def test_what_is_written_is_the_owners_alone(run: Run) -> None:
     ],
 )
 def test_a_wrong_key_is_one_sentence_and_nothing_is_sent(run: Run, setting: str, value: str, sentence: str) -> None:
-    refused = run("--partition", FIRST, **{setting: value})
+    refused = run.in_process("--partition", FIRST, **{setting: value})
     assert refused.returncode != 0
     assert refused.stderr.startswith(sentence)
     assert len(refused.stderr.splitlines()) == 1
@@ -147,15 +177,20 @@ def test_a_wrong_key_is_one_sentence_and_nothing_is_sent(run: Run, setting: str,
     ("arguments", "settings", "sentence"),
     [
         (["--partition", FIRST], {"CIO_ANONYMOUS_USERS": "some"}, "CIO_ANONYMOUS_USERS is wrong"),
-        (["--partition", "2026-02-28"], {}, "2026-02-28 is not a partition: days go from 2026-03-01 (CIO_START_DATE)"),
+        (["--partition", "2024-12-31"], {}, "2024-12-31 is not a partition: days go from 2025-01-01 (CIO_START_DATE)"),
         (["--from", LAST, "--to", FIRST], {}, "FROM (2026-03-02) comes after TO (2026-03-01)"),
     ],
 )
 def test_a_wrong_setting_or_day_is_one_sentence_and_exit_2(
-    tmp_path: Path, arguments: list[str], settings: dict[str, str], sentence: str
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    settings: dict[str, str],
+    sentence: str,
 ) -> None:
     nowhere = Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1")
-    refused = Run(nowhere, tmp_path)(*arguments, **settings)
+    refused = Run(nowhere, tmp_path, monkeypatch, capsys).in_process(*arguments, **settings)
     assert refused.returncode == 2
     assert refused.stderr.startswith(sentence)
     assert len(refused.stderr.splitlines()) == 1

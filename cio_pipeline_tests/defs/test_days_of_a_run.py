@@ -23,6 +23,7 @@ from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.test_refusals import INACTIVE, answer_where
 from cio_pipeline_tests.defs.assets.test_deliver import SINK, refusing
+from cio_pipeline_tests.jobs import without_checks
 from cio_pipeline_tests.receipts import values
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
@@ -80,7 +81,13 @@ def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
 def execute(
     instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any
 ) -> dg.ExecuteInProcessResult:
-    return defs.resolve_job_def("customerio_sync").execute_in_process(
+    return _execute(without_checks(), instance, days, tags, **config)
+
+
+def _execute(
+    job: dg.JobDefinition, instance: dg.DagsterInstance, days: list[str], tags: dict[str, str] | None = None, **config: Any
+) -> dg.ExecuteInProcessResult:
+    return job.execute_in_process(
         instance=instance,
         tags={RANGE_START: days[0], RANGE_END: days[-1], **(tags or {})},
         run_config={"ops": {"cio__customerio_delivery": {"ops": {"upsert_to_customerio": {"config": config}}}}},
@@ -191,7 +198,8 @@ def test_nothing_refused_fails_while_something_is(
 ) -> None:
     workspace = start([*stream(DAYS[:1]), event(9, "paid", "jane", f"{DAYS[0]}T11:00:00Z")])
     refusing(workspace, monkeypatch, "paid")
-    checks = {one.check_name: one for one in execute(instance, DAYS[:1]).get_asset_check_evaluations()}
+    job = defs.resolve_job_def("customerio_sync")
+    checks = {one.check_name: one for one in _execute(job, instance, DAYS[:1]).get_asset_check_evaluations()}
     assert not checks["nothing_refused"].passed
     assert checks["nothing_refused"].severity == dg.AssetCheckSeverity.WARN
     assert checks["nothing_refused"].metadata["refused, open"].value == 1

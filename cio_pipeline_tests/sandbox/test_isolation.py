@@ -19,7 +19,7 @@ from cio_pipeline_tests.poison import Poison, poisoned
 
 DEMO = "import pathlib, sys; from cio_pipeline.sandbox.demo import demo; sys.exit(demo(pathlib.Path(sys.argv[1])))"
 TESTS = (
-    "test_end_to_end.py::test_what_is_written_is_the_owners_alone",
+    "test_end_to_end.py::test_a_wrong_key_is_one_sentence_and_nothing_is_sent",
     "defs/assets/test_deliver.py::test_the_receipt_shows_counts_traffic_and_a_sample_without_data",
     "settings/test_settings.py::test_the_defaults_are_the_documented_ones",
 )

@@ -26,6 +26,7 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import HELD
+from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, described
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.learning import learn_day, learned_under
@@ -42,6 +43,7 @@ dry_run = dg.AssetSpec(
     kinds={"customerio"},
     description="What a run of some days would send: an observation for each run of the job customerio_dry_run (Jobs,"
     " customerio_dry_run, Launchpad; from and to are the days). It sends nothing and changes nothing that is stored.",
+    metadata={"dagster/column_schema": described(DRY_RUN_COLUMNS)},
 )
 
 

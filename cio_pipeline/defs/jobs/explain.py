@@ -16,6 +16,7 @@ from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
+from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, described
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.resources import Store
@@ -38,6 +39,7 @@ explained_person = dg.AssetSpec(
     kinds={"customerio"},
     description="What happened to a person's events and attributes, and why: an observation each time that the job"
     " explain_person is launched (Jobs, explain_person, Launchpad). Ids and emails are masked, and values are left out.",
+    metadata={"dagster/column_schema": described(EXPLAINED_COLUMNS)},
 )
 
 

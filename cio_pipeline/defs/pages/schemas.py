@@ -61,6 +61,27 @@ IDENTITY_COLUMNS = {
     "email_set": "When, in microseconds since 1970.",
     "anonymous_id": "An anonymous id that was theirs before they were identified (R16).",
 }
+DRY_RUN_COLUMNS = {
+    "day": "The day, or all of them together.",
+    "events read": "How many events PostHog has of it.",
+    "filtered": "How many of them the settings leave out.",
+    "refused by the rules": "How many the rules refuse.",
+    "events to send": "How many would be sent.",
+    "new customers": "How many customers Customer.io would have more.",
+    "events under 72 hours": "How many of the events can start campaigns.",
+    "customers changed": "How many customers have attributes to send.",
+    "events delivered before": "How many events Customer.io has already.",
+    "requests": "How many requests that takes.",
+}
+EXPLAINED_COLUMNS = {
+    "time": "When the event happened, in UTC.",
+    "event": "Its name.",
+    "distinct_id": "Who did it, masked.",
+    "outcome": "Sent, filtered, refused, held back or not derived yet.",
+    "reason": "Why, with the rule's number in docs/rules.md.",
+    "key": "The customer that it went to, masked.",
+    "acknowledged": "Whether Customer.io has accepted it.",
+}
 PERSONAL_COLUMNS = {
     *("distinct_id", "anonymous_id", "properties", "person_properties", "key", "operation", "identifier", "email"),
     *("identifiers", "person's attributes", "person's events"),
