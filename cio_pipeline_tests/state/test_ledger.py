@@ -109,7 +109,8 @@ def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once
     for day, keys in given:
         states = {key: pack(state(plan=("pro", 20))) for key in keys}
         ledger.acknowledge(day, Acknowledgement(customers=states, event_ids=b"" if keys else pack_ids([new_id()]).tobytes()))
-    assert [ledger.totals(day).new_customers for day in (DAY, NEXT_DAY, "2026-03-04")] == [3, 1, 0]
+    days = (DAY, NEXT_DAY, "2026-03-04")
+    assert [ledger.totals(day).new_customers for day in days] == [ledger.new_customers(day) for day in days] == [3, 1, 0]
     assert len(ledger.states([f"id:u{number}" for number in range(9)])) == 4
 
 
