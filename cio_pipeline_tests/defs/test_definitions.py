@@ -117,3 +117,11 @@ def test_dg_and_the_workspace_load_the_same_code_location_by_the_same_name() -> 
     [location] = yaml.safe_load((HERE / "workspace.yaml").read_text())["load_from"]
     names = (location["python_module"]["location_name"], location["python_module"]["module_name"])
     assert names == (project["code_location_name"], project["code_location_target_module"])
+
+
+@pytest.mark.parametrize("job", ["customerio_dry_run", "customerio_backfill", "redeliver_refused"])
+def test_a_launchpad_begins_with_what_is_to_be_filled_in_and_nothing_else(job: str) -> None:
+    found = defs.resolve_job_def(job)
+    assert found.run_config is not None
+    assert [name for name, given in found.run_config.items() if given] == ["ops"]
+    assert dg.validate_run_config(found, found.run_config)

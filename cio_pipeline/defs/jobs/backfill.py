@@ -174,7 +174,11 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
     logger.info("%s to %s: %d days are delivered.", keys[0], keys[-1], len(keys))
 
 
-@dg.job(executor_def=dg.in_process_executor, tags={"dagster/max_runtime": "0"})
+@dg.job(
+    config={"ops": {"run_days": {"config": {"from": "YYYY-MM-DD", "to": "yesterday"}}}},
+    executor_def=dg.in_process_executor,
+    tags={"dagster/max_runtime": "0"},
+)
 def customerio_backfill() -> None:
     """Takes any range of days from PostHog to Customer.io. Launchpad: from, to. The dialog of partitions shows 90 days only."""
     run_days()

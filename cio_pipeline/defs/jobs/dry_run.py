@@ -122,7 +122,11 @@ def _stops(
             return
 
 
-@dg.job(tags={"dry_run": "true"}, executor_def=dg.in_process_executor)
+@dg.job(
+    config={"ops": {"preview_delivery": {"config": {"from": "yesterday", "to": "yesterday"}}}},
+    tags={"dry_run": "true"},
+    executor_def=dg.in_process_executor,
+)
 def customerio_dry_run() -> None:
     """Reports what a run of some days would send. It sends nothing, and changes nothing that is stored."""
     preview_delivery()

@@ -92,7 +92,7 @@ def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
     return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 
 
-@dg.job(executor_def=dg.in_process_executor)
+@dg.job(config={"ops": {"send_refused_again": {"config": {}}}}, executor_def=dg.in_process_executor)
 def redeliver_refused() -> None:
     """Sends again what Customer.io refused, chosen by partition and reason."""
     send_refused_again()
