@@ -17,6 +17,7 @@ from pathlib import Path
 import dagster as dg
 from upath import UPath
 
+from cio_pipeline.defs.failures import GONE
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.places import is_url
 from cio_pipeline.settings.settings import load_settings
@@ -28,10 +29,6 @@ FOLDER = "running"
 NEW = ".new"
 """The suffix of a file that is not locked yet."""
 
-GONE = (
-    "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
-    " is kept; a rerun sends the rest."
-)
 DESCRIPTION = (
     "Ends each run of this code location whose process is gone, which Dagster itself takes for one at work for a day, so that"
     " the runs behind it can go on. It looks for the locks of the runs of this machine, in CIO_DATA_DIR, and starts nothing."

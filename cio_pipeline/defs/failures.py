@@ -24,6 +24,15 @@ MAX_RETRIES = "dagster/max_retries"
 TRANSIENT = (Unavailable, DatabaseError)
 """What a retry may get past; any other error would come again."""
 
+GONE = (
+    "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
+    " is kept; a rerun sends the rest."
+)
+"""What the failure of such a run says."""
+
+ENDED_BY_DAGSTER = "This run has been marked as failed from outside the execution context."
+"""What Dagster's code server says of a run whose process it has found gone."""
+
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Self = TypeVar("Self")
@@ -115,6 +124,8 @@ def reason_of(event: dg.DagsterEvent) -> str:
     """Why a run failed, from its RUN_FAILURE: our own sentence; of any other error only its class, as it may quote data."""
     found = event.event_specific_data
     error = found.error if isinstance(found, JobFailureData) else None
+    if error is None and event.message == ENDED_BY_DAGSTER:
+        return GONE
     if error is None:
         return mask((event.message or "no reason given").partition('" failed. ')[2] or event.message or "")
     causes = [error]

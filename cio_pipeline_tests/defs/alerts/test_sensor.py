@@ -72,7 +72,7 @@ def evaluate(instance: dg.DagsterInstance, *, passed: bool, description: str = "
     )
 
 
-def fail(instance: dg.DagsterInstance, job: str = SYNC, message: str = "The reason.", **tags: str) -> str:
+def fail(instance: dg.DagsterInstance, job: str = SYNC, message: str | None = "The reason.", **tags: str) -> str:
     run = create_run_for_test(instance, job_name=job, tags={name.replace("__", "/"): value for name, value in tags.items()})
     instance.report_run_failed(run, message)
     return run.run_id
@@ -137,6 +137,14 @@ def test_a_run_of_another_team_is_not_told(daemon: Daemon, hook: Webhook) -> Non
     fail(daemon.instance, job="their_job")
     daemon.tick()
     assert hook.texts == []
+
+
+def test_a_run_that_dagster_has_ended_without_a_reason_is_one_whose_process_is_gone(daemon: Daemon, hook: Webhook) -> None:
+    fail(daemon.instance, message=None)
+    daemon.tick()
+    daemon.tick()
+    [text] = hook.texts
+    assert "failed: The process of this run is gone: it was killed" in text
 
 
 def test_a_failed_check_is_told_once_and_that_it_passes_again_once(daemon: Daemon, hook: Webhook) -> None:
