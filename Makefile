@@ -3,7 +3,8 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 READY_TO_TEST := $(VENV)/ready-to-test
-TESTS := $(PY) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
+TEST_PROCESSES = $(shell $(PY) -c "import os; print(max(3, os.cpu_count() or 1))")
+TESTS = $(PY) -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 UV_COMPILE := uv pip compile --universal --generate-hashes --no-header --no-strip-extras --python-version 3.11
 
 # Each process compiles all of the code anew where this is set, as container images do, and the tests start many.

@@ -76,7 +76,7 @@ def accounted(day: str, wanted: Expected, stream: Stream) -> tuple[Counter[str],
 
 
 @pytest.mark.parametrize("hostile", [False, True], ids=["plain", "hostile"])
-@examples(10)
+@examples(7)
 @given(data=st.data())
 def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
     stream, chosen = data.draw(streams(hostile)), replace(data.draw(options), day_is_open=data.draw(st.booleans(), "open"))
