@@ -6,7 +6,6 @@ import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Protocol
 
 import dagster as dg
 from prometheus_client import CollectorRegistry, generate_latest
@@ -34,19 +33,6 @@ JOBS = (customerio_sync.name, customerio_hourly.name, customerio_backfill.name)
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
-class Delivered(Protocol):
-    """What is asked of the ledger."""
-
-    def events_delivered(self, days: list[str]) -> dict[str, int]:
-        """How many events were delivered on each of the days."""
-
-    def new_customers(self, day: str) -> int:
-        """How many customers the day's deliveries have made."""
-
-    def open_refusals(self) -> list[OpenRefusals]:
-        """What Customer.io has refused and not accepted since, by reason, the most first."""
-
-
 def print_metrics(settings: Settings) -> None:
     """Prints them all, or raises before anything is printed where the ledger or Dagster's storage cannot be read."""
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
@@ -70,7 +56,7 @@ def in_text(families: Iterable[GaugeMetricFamily]) -> str:
     return generate_latest(registry).decode()
 
 
-def metrics(instance: dg.DagsterInstance, ledger: Delivered, now: datetime) -> Iterator[GaugeMetricFamily]:
+def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """The metrics at this moment (UTC). Those of the newest day, and of the last run of a job, are left out where there is
     none."""
     delivered = instance.get_materialized_partitions(DELIVERY)
@@ -87,7 +73,7 @@ def metrics(instance: dg.DagsterInstance, ledger: Delivered, now: datetime) -> I
     yield from _last_runs(instance)
 
 
-def _events(ledger: Delivered, day: str) -> int:
+def _events(ledger: Ledger, day: str) -> int:
     return ledger.events_delivered([day]).get(day, 0)
 
 

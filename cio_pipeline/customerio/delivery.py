@@ -20,11 +20,11 @@ from cio_pipeline.progress import Progress
 from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
 
 SHARDS_AHEAD = 3
-"""So many shards are read and planned while the one before them is sent: that bounds the memory."""
+"""So many shards may be planned, or under way, behind the oldest one whose answers are awaited: that bounds the memory."""
 
 LANES_AT_ONCE = 8
-"""So many requests are under way at once: of four shards of two lanes each, as large ones have. At Customer.io's tenth of a
-second a request that is 80 a second, where it takes 100."""
+"""So many requests are under way at once, of four shards of two lanes each, as large ones have. If each takes a tenth of a
+second, that is 80 a second; Customer.io allows 100."""
 
 
 @dataclass

@@ -57,51 +57,66 @@ def webhook() -> Iterator[Webhook]:
         server.server_close()
 
 
+class MailServer(socketserver.ThreadingTCPServer):
+    """Takes what it is told, and gives the answers; by TLS from the first byte, or with `starttls` from that command on."""
+
+    daemon_threads = True
+
+    def __init__(self, answers: dict[str, str], tls: ssl.SSLContext | None, *, starttls: bool) -> None:
+        self.answers = {
+            "EHLO": "250-here\r\n250 AUTH PLAIN",
+            "AUTH": "235 yes",
+            "DATA": "354 go on",
+            "QUIT": "221 bye",
+        } | answers
+        self.tls, self.starttls, self.lines = tls, starttls, list[str]()
+        super().__init__(("127.0.0.1", 0), MailHandler)
+
+    def handle_error(self, *_: object) -> None:
+        """A client that does not trust the certificate hangs up."""
+
+
+class MailHandler(socketserver.StreamRequestHandler):
+    """One connection to a `MailServer`."""
+
+    server: MailServer
+
+    def handle(self) -> None:
+        """Reads lines to the end."""
+        if self.server.tls and not self.server.starttls:
+            self._begin_tls(self.server.tls)
+        self.wfile.write(b"220 here\r\n")
+        in_data, is_plain = False, self.server.starttls
+        while received := self.rfile.readline():
+            line = received.decode().rstrip("\r\n")
+            self.server.lines.append(line)
+            in_data = in_data and line != "."
+            if in_data:
+                continue
+            command = line.split(" ")[0].upper()
+            answer = self.server.answers.get(command, "250 yes")
+            if is_plain:
+                answer = {"EHLO": "250-here\r\n250 STARTTLS", "STARTTLS": "220 go on"}.get(command, "530 TLS first")
+            self.wfile.write(f"{answer}\r\n".encode())
+            in_data = command == "DATA" and answer.startswith("354")
+            if command == "STARTTLS" and is_plain and self.server.tls:
+                self._begin_tls(self.server.tls)
+                is_plain = False
+
+    def _begin_tls(self, context: ssl.SSLContext) -> None:
+        self.connection = context.wrap_socket(self.connection, server_side=True)
+        self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
+
+
 @contextmanager
 def mail_server(
     answers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, *, starttls: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
-    """A mail server on loopback: its `host:port`, and the lines it was given. `answers`: to a command, if not yes. With `tls`
-    it speaks TLS from the first byte, or with `starttls` from that command on, and takes nothing before it."""
-    lines: list[str] = []
-    said = {"EHLO": "250-here\r\n250 AUTH PLAIN", "AUTH": "235 yes", "DATA": "354 go on", "QUIT": "221 bye", **(answers or {})}
-
-    class Handler(socketserver.StreamRequestHandler):
-        def handle(self) -> None:
-            if tls and not starttls:
-                self.begin_tls(tls)
-            self.wfile.write(b"220 here\r\n")
-            in_data, is_plain = False, starttls
-            while received := self.rfile.readline():
-                line = received.decode().rstrip("\r\n")
-                lines.append(line)
-                in_data = in_data and line != "."
-                if in_data:
-                    continue
-                command = line.split(" ")[0].upper()
-                answer = said.get(command, "250 yes")
-                if is_plain:
-                    answer = {"EHLO": "250-here\r\n250 STARTTLS", "STARTTLS": "220 go on"}.get(command, "530 TLS first")
-                self.wfile.write(f"{answer}\r\n".encode())
-                in_data = command == "DATA" and answer.startswith("354")
-                if command == "STARTTLS" and is_plain and tls:
-                    self.begin_tls(tls)
-                    is_plain = False
-
-        def begin_tls(self, context: ssl.SSLContext) -> None:
-            self.connection = context.wrap_socket(self.connection, server_side=True)
-            self.rfile, self.wfile = self.connection.makefile("rb"), self.connection.makefile("wb", 0)
-
-    class Server(socketserver.ThreadingTCPServer):
-        daemon_threads = True
-
-        def handle_error(self, *_: object) -> None:
-            """A client that does not trust the certificate hangs up."""
-
-    server = Server(("127.0.0.1", 0), Handler)
+    """A mail server on loopback: its `host:port`, and the lines it was given. `answers`: to a command, if not yes."""
+    server = MailServer(answers or {}, tls, starttls=starttls)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:
-        yield f"127.0.0.1:{server.server_address[1]}", lines
+        yield f"127.0.0.1:{server.server_address[1]}", server.lines
     finally:
         server.shutdown()
         server.server_close()

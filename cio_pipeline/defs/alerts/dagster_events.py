@@ -117,7 +117,7 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
         if run is not None and _is_undecided(instance, run, record.timestamp):
             return
         position.failures = record.storage_id
-        if run is None or run.tags.get(RETRIED_BY) or STARTED_BY in run.tags:  # customerio_backfill goes on, and tells of it
+        if run is None or run.tags.get(RETRIED_BY) or _is_of_a_backfill(run):
             continue
         days = days_of(run)
         yield RunFailed(
@@ -130,6 +130,12 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
             reason=reason_of(record.event_log_entry.get_dagster_event()),
             is_repeated=run.job_name == customerio_hourly.name,
         )
+
+
+def _is_of_a_backfill(run: dg.DagsterRun) -> bool:
+    """Whether `customerio_backfill` runs it, which goes on and names the days that failed; not a re-execution by hand of such a
+    run, which has its tags."""
+    return STARTED_BY in run.tags and run.parent_run_id is None
 
 
 def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, at: float) -> bool:

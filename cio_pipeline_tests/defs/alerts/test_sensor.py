@@ -10,6 +10,7 @@ import dagster as dg
 import pytest
 from dagster._core.events import StepMaterializationData
 from dagster._core.events.log import EventLogEntry
+from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
@@ -17,6 +18,7 @@ from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
 from cio_pipeline.defs.checks.yesterday import is_delivered
+from cio_pipeline.defs.jobs.backfill import STARTED_BY
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 
@@ -255,6 +257,16 @@ def test_a_backfill_that_fails_is_told_once_with_its_days_and_not_each_of_its_ru
     daemon.tick()
     daemon.tick()
     assert hook.texts == ["A run of customerio_backfill failed: 2 of 6 days failed (2025-01-02, 2025-01-05)."]
+
+
+def test_a_run_of_a_backfill_that_somebody_runs_again_and_that_fails_is_told(daemon: Daemon, hook: Webhook) -> None:
+    first = fail(daemon.instance, cio_pipeline__started_by="1")
+    tags = {STARTED_BY: "1", PARENT_RUN_ID_TAG: first, ROOT_RUN_ID_TAG: first}
+    again = create_run_for_test(daemon.instance, job_name=SYNC, tags=tags, parent_run_id=first, root_run_id=first)
+    daemon.instance.report_run_failed(again, "The reason.")
+    daemon.tick()
+    daemon.tick()
+    assert [text.partition(":")[2].strip() for text in hook.texts] == ["The reason."]
 
 
 def test_days_that_went_by_while_the_daemon_was_down_are_told(
