@@ -18,7 +18,7 @@ from cio_pipeline.rules.limits import REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
 
-MOST_LANES = 4
+MAX_LANES = 4
 LANE_BYTES = 16_000_000
 """A lane is a line of requests, one after another. There is one for each 16 MB or so: lanes cost a half-filled request each,
 and a small day needs but one."""
@@ -151,7 +151,7 @@ class Request:
 def requests(upserts: list[Item], events: Events) -> list[list[Request]]:
     """The requests of each lane: a customer's items are all in one lane, upserts first."""
     lengths, sizes = _sizes(upserts), pc.binary_length(events.operations).to_numpy(zero_copy_only=False)
-    count = min(MOST_LANES, 1 + int(lengths.sum() + sizes.sum()) // LANE_BYTES)
+    count = min(MAX_LANES, 1 + int(lengths.sum() + sizes.sum()) // LANE_BYTES)
     keys = events.keys.dictionary_encode()
     lane_of_event = _lanes(values(keys.dictionary), count)[keys.indices.to_numpy()]
     lanes, lane_of_upsert = [], _lanes([upsert.key for upsert in upserts], count)

@@ -18,7 +18,7 @@ from cio_pipeline.http_retry import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
-from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
+from cio_pipeline.posthog.slices import MAX_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ class Reading:
             return event_frame(found.columns, self._start, self._end)
         if found is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # in turn, for many may have one uuid
             counted = self._query_slice("count() AS events", part)
-            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MOST_ROWS
+            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MAX_ROWS
             smaller = part.by_uuid(rows, self._target) or smaller
         if not smaller:
             raise NotExtracted(
@@ -184,7 +184,7 @@ class Reading:
         is asked for as long as the window's patience lasts.
         """
         needed, needed_values = self._selection.needed, self._selection.values
-        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
+        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MAX_ROWS}"  # noqa: S608
         for attempt in itertools.count(1):
             try:
                 answer = self._queries.ask(hogql, {**values, **needed_values}, sleep=self._sleep, may_be_too_big=True)
@@ -193,7 +193,7 @@ class Reading:
             self._note(answer.response)
             if answer.status == 200:
                 self._busy = 0
-                return found_in(answer.body, self._queries.clamp or MOST_ROWS)
+                return found_in(answer.body, self._queries.clamp or MAX_ROWS)
             if answer.is_too_big:
                 return None
             if not answer.may_pass:

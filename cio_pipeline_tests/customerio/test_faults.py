@@ -236,4 +236,4 @@ def test_killed_at_any_moment_a_rerun_goes_on_where_it_stopped(tmp_path: Path) -
             assert running[-1].wait(120) == outcome
         assert held(workspace) == people
         assert known(Ledger(url), made) == remembered
-        assert len(workspace.requests) <= 1.3 * requests + 3 * items.MOST_LANES
+        assert len(workspace.requests) <= 1.3 * requests + 3 * items.MAX_LANES

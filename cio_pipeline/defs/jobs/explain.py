@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 MASK = re.compile(r"[^*@]{0,3}\*{3}[^*@]{0,3}|[^*@]\*{3}@[^*@.]\*{3}\.[\w-]+")
 HASH = re.compile(r"[0-9a-fA-F]{64}")
-MOST_PEOPLE = 10
+MAX_PEOPLE = 10
 ROWS_SHOWN = 300
 
 explained_person = dg.AssetSpec(
@@ -100,7 +100,7 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
             allow_retries=False,
         )
     listed = read_suppressed(store.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
-    for number, names in enumerate(people[:MOST_PEOPLE], 1):
+    for number, names in enumerate(people[:MAX_PEOPLE], 1):
         found = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
         made = masked(explain(names, found))
         which = f"{number} of {len(people):,} who look like {config.person}"
@@ -108,8 +108,8 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
         facts = {"person": which + others, "days": days_text(days), **_metadata(made)}
         context.log_event(dg.AssetObservation(explained_person.key, metadata=facts))
         logger.info("Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(made.events):,}")
-    if len(people) > MOST_PEOPLE:
-        logger.warning("Only the first %s are explained: name the person by the SHA-256.", MOST_PEOPLE)
+    if len(people) > MAX_PEOPLE:
+        logger.warning("Only the first %s are explained: name the person by the SHA-256.", MAX_PEOPLE)
 
 
 def _people(who: str, days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[set[str]]:
