@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import pack_joined
 from cio_pipeline.rules.columns import offsets_and_data
-from cio_pipeline.rules.limits import REQUEST_BYTES
+from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
 
@@ -177,7 +177,7 @@ def pack(sizes: Any, is_large: Any) -> Iterator[tuple[int, int]]:
             end, next_large = start + 1, next_large + 1
         else:
             before = ends[start - 1] if start else 0
-            end = int(np.searchsorted(ends, before + REQUEST_BYTES - FRAME_BYTES + 1, "right"))
+            end = int(np.searchsorted(ends, before + MAX_REQUEST_BYTES - FRAME_BYTES + 1, "right"))
             end = min(max(end, start + 1), int(large[next_large]))
         yield start, end
         start = end

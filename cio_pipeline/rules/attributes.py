@@ -9,7 +9,7 @@ from typing import Any
 
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.consent import consents, is_consent
-from cio_pipeline.rules.limits import ATTRIBUTE_NAME_BYTES, ATTRIBUTE_VALUE_BYTES, ATTRIBUTES
+from cio_pipeline.rules.limits import MAX_ATTRIBUTE_NAME_BYTES, MAX_ATTRIBUTE_VALUE_BYTES, MAX_ATTRIBUTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import cut, is_email, unix_seconds
 
@@ -36,8 +36,8 @@ def name_rule(options: Options) -> NameRule:
             return EXCLUDED
         if name in ACTS_ON_THE_PROFILE:
             return "would act on the profile (R8)"
-        if len(name.encode()) > ATTRIBUTE_NAME_BYTES:
-            return f"name is over {ATTRIBUTE_NAME_BYTES} bytes (R10)"
+        if len(name.encode()) > MAX_ATTRIBUTE_NAME_BYTES:
+            return f"name is over {MAX_ATTRIBUTE_NAME_BYTES} bytes (R10)"
         return None
 
     return reason
@@ -76,15 +76,15 @@ def _passing(given: dict[str, Any], names: NameRule, options: Options) -> tuple[
     return consents(given, options.allow_consent)
 
 
-def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
+def limit_attributes(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
     """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
     first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
     ordered = {name: attributes[name] for name in first} | attributes
-    if len(ordered) <= ATTRIBUTES:
+    if len(ordered) <= MAX_ATTRIBUTES:
         return ordered, []
     names = list(ordered)
-    beyond = [(name, f"beyond {ATTRIBUTES} attributes (R10)") for name in names[ATTRIBUTES:]]
-    return {name: attributes[name] for name in names[:ATTRIBUTES]}, beyond
+    beyond = [(name, f"beyond {MAX_ATTRIBUTES} attributes (R10)") for name in names[MAX_ATTRIBUTES:]]
+    return {name: attributes[name] for name in names[:MAX_ATTRIBUTES]}, beyond
 
 
 def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:
@@ -94,11 +94,11 @@ def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -
             left_out.append((name, "is no time (R9)"))
             return
     if isinstance(value, str):
-        if len(value) * 4 > ATTRIBUTE_VALUE_BYTES and len(value.encode()) > ATTRIBUTE_VALUE_BYTES:
-            value = cut(value, ATTRIBUTE_VALUE_BYTES)
-            left_out.append((name, f"text cut to {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
-    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > ATTRIBUTE_VALUE_BYTES:
-        left_out.append((name, f"value is over {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
+        if len(value) * 4 > MAX_ATTRIBUTE_VALUE_BYTES and len(value.encode()) > MAX_ATTRIBUTE_VALUE_BYTES:
+            value = cut(value, MAX_ATTRIBUTE_VALUE_BYTES)
+            left_out.append((name, f"text cut to {MAX_ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
+    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > MAX_ATTRIBUTE_VALUE_BYTES:
+        left_out.append((name, f"value is over {MAX_ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
         return
     attributes[name] = value
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cio_pipeline.rules.columns import codes_of, matches, microseconds, utf8
 from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
 from cio_pipeline.rules.facts import Known, known_at_each_event
-from cio_pipeline.rules.limits import EVENT_NAME_BYTES, ID_BYTES
+from cio_pipeline.rules.limits import MAX_EVENT_NAME_BYTES, MAX_ID_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import UUID, is_email
 
@@ -71,11 +71,11 @@ def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: 
         **{FILTERED + f"{never} is never sent (R4)": of_names(never.__eq__) for never in NEVER_SENT},
         FILTERED + "not on the allowlist (R3)": of_names(lambda name: bool(allowed) and name not in allowed),
         REFUSED + "distinct_id is blank (R14)": of_ids(is_blank),
-        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": of_ids(lambda value: len(value.encode()) > ID_BYTES),
+        REFUSED + f"distinct_id is over {MAX_ID_BYTES} bytes (R14)": of_ids(lambda value: len(value.encode()) > MAX_ID_BYTES),
         REFUSED + "distinct_id is a placeholder (R14)": of_ids(is_placeholder),
         REFUSED + "name is blank (R14)": of_names(lambda name: not name.strip()),
-        REFUSED + f"name is over {EVENT_NAME_BYTES} bytes (R14)": of_names(
-            lambda name: len(name.strip().encode()) > EVENT_NAME_BYTES
+        REFUSED + f"name is over {MAX_EVENT_NAME_BYTES} bytes (R14)": of_names(
+            lambda name: len(name.strip().encode()) > MAX_EVENT_NAME_BYTES
         ),
         REFUSED + "uuid is no UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),

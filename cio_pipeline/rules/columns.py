@@ -71,6 +71,9 @@ def codes_of(column: pd.Series[Any]) -> Coded:
     return Coded(codes, different.tolist())
 
 
+MICROSECONDS_PER_SECOND = 1_000_000
+
+
 def microseconds(times: pd.Series[Any]) -> Any:
     """Moments as microseconds since 1970: a numpy array of int64."""
     return times.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.int64)

@@ -14,16 +14,15 @@ import pyarrow as pa
 
 from cio_pipeline.customer_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
-from cio_pipeline.rules.attributes import LeftOut, within_most
-from cio_pipeline.rules.columns import Coded, codes_of, microseconds, texts
+from cio_pipeline.rules.attributes import LeftOut, limit_attributes
+from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Coded, codes_of, microseconds, texts
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
-from cio_pipeline.rules.limits import ITEM_BYTES
+from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 
-SECOND = 1_000_000
 ANY_CASE = re.compile("email", re.IGNORECASE)
-ROOM = ITEM_BYTES - 500
-"""What an upsert has for its attributes."""
+MAX_ATTRIBUTES_BYTES = MAX_ITEM_BYTES - 500
+"""What the rest of an upsert leaves for its attributes."""
 
 CUSTOMERS = pa.schema(
     [
@@ -80,7 +79,7 @@ def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customer
     in_another_case = 0
     for key, own in _own(events):
         whole = _with(own, given[key]) if key in given else own
-        attributes, left_out = within_most(whole.values)
+        attributes, left_out = limit_attributes(whole.values)
         if left_out:
             beyond[key] = left_out
         for part, members in enumerate(_parts(attributes, names)):
@@ -146,8 +145,8 @@ def _row(key: str, part: int, members: list[Member], whole: Attributes) -> tuple
     records: dict[int, list[bytes]] = {}
     newest = max(whole.times[name] for name, _, _ in members)
     for name, known, value in members:
-        records.setdefault(state_time(whole.times[name] // SECOND), []).append(known.hash + value_hash(value))
-    operation = upsert(key, newest // SECOND, [known.member + value for _, known, value in members])
+        records.setdefault(state_time(whole.times[name] // MICROSECONDS_PER_SECOND), []).append(known.hash + value_hash(value))
+    operation = upsert(key, newest // MICROSECONDS_PER_SECOND, [known.member + value for _, known, value in members])
     whose = (whole.values["identifier"], whole.values.get("email"))
     consent = any(known.is_consent for _, known, _ in members)
     return (key, part, len(members), newest, operation, pack_records(records), *whose, consent)
@@ -161,7 +160,7 @@ def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[li
         known, text = names(name), write(value)
         bytes_of_member = len(known.member) + len(text) + 1
         size += bytes_of_member
-        if size > ROOM and parts[-1]:
+        if size > MAX_ATTRIBUTES_BYTES and parts[-1]:
             parts.append([])
             size = bytes_of_member
         parts[-1].append((name, known, text))

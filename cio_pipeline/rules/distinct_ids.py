@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cio_pipeline.rules.limits import ID_BYTES
+from cio_pipeline.rules.limits import MAX_ID_BYTES
 
 
 def _quoted_too(*names: str) -> frozenset[str]:
@@ -28,4 +28,4 @@ def is_blank(distinct_id: str) -> bool:
 
 def usable(distinct_id: str) -> bool:
     """Whether R14 takes this id: neither blank, nor over 150 bytes, nor a placeholder."""
-    return not is_blank(distinct_id) and len(distinct_id.encode()) <= ID_BYTES and not is_placeholder(distinct_id)
+    return not is_blank(distinct_id) and len(distinct_id.encode()) <= MAX_ID_BYTES and not is_placeholder(distinct_id)

@@ -14,13 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.rules.columns import Coded
-from cio_pipeline.rules.limits import DATA_BYTES, ITEM_BYTES
+from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
-DATA_IS_LARGE = f"data is over {DATA_BYTES} bytes (R14)"
-NO_PATH = f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
+DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
+NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
 
 
 def identifiers(key: str) -> dict[str, str]:
@@ -58,12 +58,12 @@ def event_items(keys: Coded, names: Coded, ids: Any, seconds: Any, data: Any) ->
         pa.scalar(b"}", pa.large_binary()),
     ]
     operations = pc.binary_join_element_wise(*joined, pa.scalar(b"", pa.large_binary()))
-    is_large = pc.greater(pc.binary_length(operations), ITEM_BYTES).fill_null(False).to_numpy(zero_copy_only=False)
+    is_large = pc.greater(pc.binary_length(operations), MAX_ITEM_BYTES).fill_null(False).to_numpy(zero_copy_only=False)
     refused: dict[int, str] = {}
     by_v1: list[bytes | None] = []
     for row in np.flatnonzero(is_large).tolist():
         key, name, content = keys.at(row), names.at(row), data[row].as_py()
-        if len(content) > DATA_BYTES:
+        if len(content) > MAX_DATA_BYTES:
             refused[row] = DATA_IS_LARGE
         elif not _can_stand_in_a_path(key):
             refused[row] = NO_PATH

@@ -13,8 +13,8 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.rules.attributes import attributes_of, name_rule
-from cio_pipeline.rules.columns import Coded, as_text, codes_of, microseconds, text_array, texts, utf8
-from cio_pipeline.rules.customers import SECOND, Attributes, customers_of
+from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Coded, as_text, codes_of, microseconds, text_array, texts, utf8
+from cio_pipeline.rules.customers import Attributes, customers_of
 from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
@@ -76,7 +76,7 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
         found = read(*contents, names, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
-        items = event_items(keys, event_names, ids, times // SECOND, found.data)
+        items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, found.data)
         events.append(_events(chunk, event_names, ids, items))
         refused = found.refused | items.refused
         are_sent[[start + row for row in refused]] = False

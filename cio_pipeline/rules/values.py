@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from cio_pipeline.rules.limits import ATTRIBUTE_VALUE_BYTES
+from cio_pipeline.rules.limits import MAX_ATTRIBUTE_VALUE_BYTES
 
 EMAIL = re.compile(
     r"""(?: [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ )*
@@ -41,7 +41,7 @@ def is_email(value: Any) -> bool:
 @lru_cache(maxsize=100_000)
 def _is_email(text: str) -> bool:
     """A shard asks for the same few thousand again and again."""
-    return EMAIL.fullmatch(text.lower()) is not None and len(text.encode()) <= ATTRIBUTE_VALUE_BYTES
+    return EMAIL.fullmatch(text.lower()) is not None and len(text.encode()) <= MAX_ATTRIBUTE_VALUE_BYTES
 
 
 def unix_seconds(value: Any) -> int | None:

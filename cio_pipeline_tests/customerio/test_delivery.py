@@ -21,7 +21,7 @@ from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.rules.limits import REQUEST_BYTES
+from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
@@ -182,7 +182,7 @@ def packed_one_by_one(items: list[tuple[int, bool]]) -> list[list[tuple[int, boo
     batch: list[tuple[int, bool]] = []
     for item in items:
         body = FRAME_BYTES + sum(size for size, _ in [*batch, item]) + len(batch)
-        if batch and (item[1] or body > REQUEST_BYTES):
+        if batch and (item[1] or body > MAX_REQUEST_BYTES):
             made.append(batch)
             batch = []
         batch.append(item)

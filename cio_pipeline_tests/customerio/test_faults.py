@@ -41,7 +41,7 @@ def many_small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small(put: Any) -> None:
     """Four lanes and some 60 requests, of a day that is small all the same."""
-    put(items, "REQUEST_BYTES", 4_000)
+    put(items, "MAX_REQUEST_BYTES", 4_000)
     put(items, "LANE_BYTES", 40_000)
 
 

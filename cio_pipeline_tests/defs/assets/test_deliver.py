@@ -142,7 +142,7 @@ def test_a_service_that_is_away_for_a_while_is_tried_once_more(workspace: Worksp
 def test_reexecution_from_failure_sends_the_rest_and_extracts_nothing_anew(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 400)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 400)
     workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
     sync = dg.reconstructable(the_job)
     with dg.DagsterInstance.local_temp(str(tmp_path)) as home:
