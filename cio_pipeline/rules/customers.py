@@ -15,7 +15,7 @@ import pyarrow as pa
 from cio_pipeline.customer_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, limit_attributes
-from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Coded, codes_of, microseconds, texts
+from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Factorized, factorize, microseconds, texts
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
@@ -105,14 +105,14 @@ def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
     was set: an event that only carries it along must not pass for a newer one (R17). It counts as set no later than the event:
     one that R16 sends may be older than the email it brings, which its person had at the merge.
     """
-    keys, times = codes_of(events["key"]), microseconds(events["timestamp"])
+    keys, times = factorize(events["key"]), microseconds(events["timestamp"])
     last = _last_rows(keys, np.arange(len(events)))
     with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
     set_at = times.copy()
     set_at[with_email] = np.minimum(times[with_email], events["email_set"].to_numpy(np.int64)[with_email])
     newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
     columns = (
-        keys.different,
+        keys.uniques,
         texts(events["identifier"].take(last)),
         times[last].tolist(),
         (newest >= 0).tolist(),
@@ -133,9 +133,9 @@ def _with(own: Attributes, given: Attributes) -> Attributes:
     return Attributes({**own.values, **given.values, **own.values}, {**own.times, **given.times, **own.times})
 
 
-def _last_rows(keys: Coded, rows: Any) -> Any:
+def _last_rows(keys: Factorized, rows: Any) -> Any:
     """The last of these rows that each key has, by the keys' numbers; -1 where it has none."""
-    last = np.full(len(keys.different), -1)
+    last = np.full(len(keys.uniques), -1)
     last[keys.codes[rows]] = rows
     return last
 

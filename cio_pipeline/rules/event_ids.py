@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import CROCKFORD, DIGIT_BITS, HALF, ULID
-from cio_pipeline.rules.columns import Coded, offsets_and_data, to_list
+from cio_pipeline.rules.columns import Factorized, offsets_and_data, to_list
 
 DAY = 86_400_000_000
 """Microseconds."""
@@ -27,7 +27,7 @@ SHIFTS = np.arange(DIGIT_BITS * (HALF - 1), -1, -DIGIT_BITS, dtype=np.uint64)
 DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
 
 
-def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
+def ulids(times: Any, names: Factorized, distinct_ids: Any, uuids: Any) -> Any:
     """The events' ids, in ASCII: an Arrow array of bytes.
 
     `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids`, such that `is_uuid` takes, are Arrow
@@ -37,7 +37,7 @@ def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
     days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
     # not ascii_lower: pyarrow 26 takes wrong bytes where an array's offsets do not begin at 0
     lower = pc.utf8_lower(uuids.view(pa.large_string())).view(pa.large_binary())
-    counted = names.each(lambda name: f" {len(name)} {name}".encode())
+    counted = names.map(lambda name: f" {len(name)} {name}".encode())
     space, nothing = (pa.scalar(text, pa.large_binary()) for text in (b" ", b""))
     identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))
     hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])

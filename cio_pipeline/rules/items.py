@@ -13,7 +13,7 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.rules.columns import Coded
+from cio_pipeline.rules.columns import Factorized
 from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
@@ -42,16 +42,16 @@ class Items(NamedTuple):
     refused: dict[int, str]
 
 
-def event_items(keys: Coded, names: Coded, ids: Any, seconds: Any, data: Any) -> Items:
+def event_items(keys: Factorized, names: Factorized, ids: Any, seconds: Any, data: Any) -> Items:
     """The events' operations: `ids` and `data` are Arrow arrays of ASCII and of JSON in UTF-8, `seconds` a numpy array.
 
     Where `data` is null, there is no operation.
     """
     joined = [
-        names.each(_before),
-        keys.each(lambda key: orjson.dumps(identifiers(key)) + b',"id":"'),
+        names.map(_before),
+        keys.map(lambda key: orjson.dumps(identifiers(key)) + b',"id":"'),
         ids,
-        names.each(_between),
+        names.map(_between),
         pa.array(seconds).cast(pa.large_string()).cast(pa.large_binary()),
         pa.scalar(b',"attributes":', pa.large_binary()),
         data,

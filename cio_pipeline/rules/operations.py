@@ -13,7 +13,16 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.rules.attributes import attributes_of, name_rule
-from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Coded, as_text, codes_of, microseconds, text_array, texts, utf8
+from cio_pipeline.rules.columns import (
+    MICROSECONDS_PER_SECOND,
+    Factorized,
+    as_text,
+    factorize,
+    microseconds,
+    text_array,
+    texts,
+    utf8,
+)
 from cio_pipeline.rules.customers import Attributes, customers_of
 from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
@@ -72,7 +81,7 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     rejects: list[Reject] = []
     for start in range(0, len(sent), CHUNK):
         chunk = sent.iloc[start : start + CHUNK]
-        keys, event_names, times = codes_of(chunk["key"]), codes_of(chunk["event"]), microseconds(chunk["timestamp"])
+        keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
         contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
         found = read(*contents, names, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
@@ -99,13 +108,13 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     return Tables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
 
 
-def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Table:
+def _events(sent: pd.DataFrame, names: Factorized, ids: Any, items: Items) -> pa.Table:
     """The rows of the events table: those of the events that have an operation."""
     columns = {
         **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},
         "ulid": as_text(ids),
-        "name": as_text(names.each(lambda name: name.strip().encode())),
-        "type": as_text(names.each(lambda name: event_type(name).encode())),
+        "name": as_text(names.map(lambda name: name.strip().encode())),
+        "type": as_text(names.map(lambda name: event_type(name).encode())),
         "timestamp": pa.array(microseconds(sent["timestamp"])).cast(EVENTS.field("timestamp").type),
         "call": items.calls,
         "operation": as_text(items.operations),
