@@ -124,16 +124,16 @@ class EventsApiSource:
 
 def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
     """The pages' rows, which PostHog cannot count: they are read into a temporary file first."""
-    facts = {"pages": 0}
+    stats = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
     with Progress(what, "events listed", None) as progress, pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
         for page in pages:
-            facts["pages"] += 1
+            stats["pages"] += 1
             progress.add(len(page))
             spool.write_table(pa.Table.from_pandas(page, EVENT_SCHEMA, preserve_index=False))
     spooled = pq.ParquetFile(file)
     frames = (batch.to_pandas() for batch in spooled.iter_batches(FRAME_ROWS))
-    return Window(spooled.metadata.num_rows, frames, facts)
+    return Window(spooled.metadata.num_rows, frames, stats)
 
 
 @dataclass

@@ -44,7 +44,7 @@ IN_SLICE = (
 )
 LEFT = "bytes left to read"
 COUNTED = "events counted by PostHog"
-"""What a window's facts call PostHog's own count, of before the reading."""
+"""PostHog's own count of a window's events, made before they are read: an entry of `Window.stats`."""
 
 
 class Selection(NamedTuple):
@@ -74,7 +74,7 @@ class Reading:
     """One window's reading: how many events there are by name, and all of them, in slices."""
 
     def __init__(self, queries: Queries, selection: Selection, start: datetime, end: datetime) -> None:
-        self.facts: dict[str, int] = {"queries": 0}
+        self.stats: dict[str, int] = {"queries": 0}
         self._queries, self._selection, self._start, self._end = queries, selection, start, end
         self._account = threading.Lock()
         self._stopped = threading.Event()
@@ -89,11 +89,11 @@ class Reading:
         month = "toYYYYMM(timestamp) AS month"
         return self._counted("month", month, start, end) or self._counted("month", month, start, end)
 
-    def all_frames(self, facts: dict[str, int]) -> Iterator[pd.DataFrame]:
-        """The window's rows, counted first; what the reading took is added to `facts` in the end."""
+    def all_frames(self, stats: dict[str, int]) -> Iterator[pd.DataFrame]:
+        """The window's rows, counted first. What the reading took is added to `stats` at the end."""
         yield from self.frames(self.counts(self._start, self._end))
-        for name, count in self.facts.items():
-            facts[name] = count if name == LEFT else facts.get(name, 0) + count
+        for name, count in self.stats.items():
+            stats[name] = count if name == LEFT else stats.get(name, 0) + count
 
     def _counted(self, name: str, column: str, start: datetime, end: datetime) -> Counter[str]:
         is_smallest = end - start <= SHORTEST_COUNT
@@ -237,11 +237,11 @@ class Reading:
     def _note(self, response: requests.Response) -> None:
         """Adds up what PostHog says each query read of the bytes that an organisation may read in an hour."""
         with self._account:
-            self.facts["queries"] += 1
+            self.stats["queries"] += 1
             if (read := response.headers.get("X-PostHog-Query-Bytes-Read", "")).isdecimal():
-                self.facts["bytes PostHog read"] = self.facts.get("bytes PostHog read", 0) + int(read)
+                self.stats["bytes PostHog read"] = self.stats.get("bytes PostHog read", 0) + int(read)
             if (left := response.headers.get("X-PostHog-Query-Budget-Remaining-Bytes", "")).isdecimal():
-                self.facts[LEFT] = int(left)
+                self.stats[LEFT] = int(left)
 
     def _sleep(self, seconds: float) -> None:
         """Sleeps, unless another query failed: nobody waits an hour for a day that is lost."""

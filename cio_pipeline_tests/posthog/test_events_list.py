@@ -232,7 +232,7 @@ def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Pr
     server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
     found = source(server).events(START, START + timedelta(hours=60))
     assert len(read(found)) == 60
-    assert found.facts["pages"] == 6
+    assert found.stats["pages"] == 6
 
 
 @pytest.mark.parametrize("knows_order", [True, False])

@@ -148,7 +148,7 @@ def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, pr
     found = source(server).history(START)
     assert len(pd.concat(found.frames)) == found.expected == 2
     assert project.account()["requests"] == {"200": 3}
-    assert found.facts["queries"] == 3
+    assert found.stats["queries"] == 3
 
 
 def test_months_are_merged_into_windows_that_leave_no_time_out() -> None:

@@ -565,8 +565,8 @@ def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(sourc
 def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(10))
     found = source.events(START, END)
-    counted = found.facts["bytes PostHog read"]
+    counted = found.stats["bytes PostHog read"]
     assert len(list(found.frames)) == 1
-    assert found.facts["queries"] == 2
-    assert found.facts["bytes PostHog read"] > counted > 0
-    assert found.facts["bytes left to read"] == DAILY_BYTES - found.facts["bytes PostHog read"]
+    assert found.stats["queries"] == 2
+    assert found.stats["bytes PostHog read"] > counted > 0
+    assert found.stats["bytes left to read"] == DAILY_BYTES - found.stats["bytes PostHog read"]

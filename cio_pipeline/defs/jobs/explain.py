@@ -105,8 +105,8 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
         made = masked(explain(names, found))
         which = f"{number} of {len(people):,} who look like {config.person}"
         others = "" if len(people) == 1 else "; the tab Events has the others"
-        facts = {"person": which + others, "days": days_text(days), **_metadata(made)}
-        context.log_event(dg.AssetObservation(explained_person.key, metadata=facts))
+        metadata = {"person": which + others, "days": days_text(days), **_metadata(made)}
+        context.log_event(dg.AssetObservation(explained_person.key, metadata=metadata))
         logger.info("Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(made.events):,}")
     if len(people) > MAX_PEOPLE:
         logger.warning("Only the first %s are explained: name the person by the SHA-256.", MAX_PEOPLE)
