@@ -10,8 +10,8 @@ import pytest
 
 from cio_pipeline.customer_state import name_hash, unpack
 from cio_pipeline.json_text import TOO_DEEP
+from cio_pipeline.rules.event_data import REPAIRED
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
-from cio_pipeline.rules.reading import REPAIRED
 from cio_pipeline_tests.rules.streams import customers, event, known, reasons, sent, tables
 
 
