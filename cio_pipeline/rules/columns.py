@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.json_text import LEVELS
+from cio_pipeline.json_text import MAX_LEVELS
 
 MICROSECONDS_PER_SECOND = 1_000_000
 
@@ -95,7 +95,7 @@ def are_deep(array: Any) -> Any:
 
 def _have_many_brackets(offsets: Any, data: Any) -> Any:
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
-    return np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
+    return np.diff(np.searchsorted(are_opening, offsets)) > MAX_LEVELS
 
 
 def offsets_and_data(array: Any) -> tuple[Any, Any]:
