@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import State, name_hash, pack_ids, unpack
-from cio_pipeline.customerio.plan import among
+from cio_pipeline.customerio.plan import are_delivered
 from cio_pipeline.customerio.sample import mask_id, mask_key
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.events import KEPT_EVENTS, events_of
@@ -286,5 +286,5 @@ def _acknowledged(day: str, sent: pd.DataFrame, ledger: Ledger) -> list[str]:
     ulids: list[str] = sent["ulid"].tolist()
     if not ulids:
         return []
-    taken = among(ledger.delivered(day), pack_ids(ulids))
+    taken = are_delivered(ledger.delivered(day), pack_ids(ulids))
     return [ulid for ulid, is_taken in zip(ulids, taken, strict=True) if is_taken]

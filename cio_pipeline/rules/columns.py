@@ -32,7 +32,7 @@ def utf8(column: pd.Series[Any]) -> Any:
 
 
 def to_list(array: Any) -> list[Any]:
-    """An Arrow array's values, None where there is none."""
+    """An Arrow array's values, None for nulls: much faster than its own `to_pylist`."""
     values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
     return values
 

@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline import http_retry as http
-from cio_pipeline.customerio.batches import FRAME_BYTES, pack
+from cio_pipeline.customerio.batches import FRAME_BYTES, request_ranges
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.shards import DeliveryOptions
@@ -195,7 +195,7 @@ def packed_one_by_one(items: list[tuple[int, bool]]) -> list[list[tuple[int, boo
 @given(sizes)
 def test_packing_keeps_every_item_in_order_within_475000_bytes(items: list[tuple[int, bool]]) -> None:
     lengths = np.array([size for size, _ in items], int), np.array([large for _, large in items], bool)
-    assert [items[start:end] for start, end in pack(*lengths)] == packed_one_by_one(items)
+    assert [items[start:end] for start, end in request_ranges(*lengths)] == packed_one_by_one(items)
 
 
 def test_every_event_uuid_is_sent_once_over_several_lanes(
