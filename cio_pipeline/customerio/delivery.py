@@ -17,7 +17,8 @@ from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, te
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 SHARDS_AHEAD = 3
 """How many shards may be planned or being sent beyond the oldest whose answers are awaited, which limits the memory."""

@@ -18,8 +18,9 @@ from cio_pipeline.customerio.plan import TRIGGER_SECONDS, are_delivered, is_youn
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.rules.columns import to_list
-from cio_pipeline.state.ledger import Ledger, Refusal
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.refusals import Refusal
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, tex
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import consents, is_consent
-from cio_pipeline.state.ledger import Refusal
 from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.refusals import Refusal
 
 TIME = pa.timestamp("us", "UTC")
 TRIGGER_SECONDS = 72 * 3600

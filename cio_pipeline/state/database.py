@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.sqlite import sqlite_engine, with_hint
@@ -118,6 +118,13 @@ def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
         array = sa.cast(sa.bindparam("texts", kept, unique=True), postgresql.ARRAY(sa.Text()))
         return sa.func.unnest(array).table_valued(column).render_derived().c.value
     return sa.func.json_each(json.dumps(kept)).table_valued(column).c.value
+
+
+def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
+    """An INSERT with `on_conflict_do_update`, which both dialects have, in modules of their own."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement: postgresql.Insert = dialect.insert(table)
+    return statement
 
 
 def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

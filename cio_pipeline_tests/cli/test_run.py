@@ -36,7 +36,8 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
 from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1, 0))

@@ -22,7 +22,8 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask
 from cio_pipeline.sandbox.customerio import server as customerio
-from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"

@@ -19,7 +19,8 @@ from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.plan import LedgerView, are_delivered, plan_redelivery, plan_shard
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"

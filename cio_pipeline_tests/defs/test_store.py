@@ -39,7 +39,7 @@ from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.settings import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.learned import Learned
-from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.postgres import URL_PASSWORD
 from cio_pipeline_tests.receipts import rows
 from cio_pipeline_tests.rules.streams import event, tables

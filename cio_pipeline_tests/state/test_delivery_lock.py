@@ -44,7 +44,7 @@ def lose(database_url: str) -> Callable[[], None]:
             Path(f"{engine.url.database}.lock").unlink()
             return
         with engine.begin() as transaction:
-            killed = sa.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+            killed = sa.text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'")
             assert transaction.execute(killed).scalars().all() == [True]
 
     return lose

@@ -20,7 +20,7 @@ from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
