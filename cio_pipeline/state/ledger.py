@@ -284,5 +284,5 @@ def _refuse_lost(is_held: bool) -> None:
     if not is_held:
         raise LockLost(
             "This delivery has lost its lock on the ledger (CIO_LEDGER_URL), with its database session or its lock file, and"
-            " has stopped: what was sent last and not recorded is sent again by the next run, and Customer.io knows it by its id."
+            " has stopped: what was sent last and not recorded is sent again by the next run, and Customer.io ignores the copy."
         )
