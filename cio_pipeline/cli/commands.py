@@ -200,7 +200,7 @@ def redeliver(**chosen: str | None) -> int:
       2    a setting, a day or an option is wrong
       130  Ctrl-C; a rerun sends the rest
     """
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.cli.run import redeliver
@@ -231,7 +231,7 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
       1    the ledger cannot be read
       2    a setting or an option is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.cli.refusals import list_refusals
@@ -253,7 +253,7 @@ def metrics() -> int:
       1    the ledger or Dagster's storage cannot be read; nothing is printed
       2    a setting is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.cli.metrics import print_metrics
@@ -289,7 +289,7 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
       1    the tables or the ledger cannot be read
       2    a setting, a day or an option is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.cli.explain import explain_person, print_masked_name
@@ -372,7 +372,7 @@ def _dry_run(partition: str | None, first: str | None, last: str | None, chosen:
 def _today(*other_options: object) -> int:
     if any(option is not None and option is not False for option in other_options):
         raise click.UsageError("--today goes with no other option.")
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.cli.run import run_today
@@ -382,7 +382,7 @@ def _today(*other_options: object) -> int:
 
 def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:
     """The settings are read before anything that Dagster loads is imported."""
-    from cio_pipeline.settings.settings import load_settings
+    from cio_pipeline.settings.load import load_settings
 
     settings = load_settings()
     from cio_pipeline.defs.partitions import DaysError

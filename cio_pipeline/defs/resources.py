@@ -29,8 +29,9 @@ from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown
-from cio_pipeline.settings.settings import Settings, SettingsError, load_settings
+from cio_pipeline.settings.settings import Settings, SettingsError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities

@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.assets.test_deliver import DAY, PARTITION, Workspace, the_job, workspace
 from cio_pipeline_tests.postgres import URL_PASSWORD

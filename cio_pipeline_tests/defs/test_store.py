@@ -36,7 +36,7 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.settings.settings import load_settings, settings_to_show
+from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.refusals import Refusal

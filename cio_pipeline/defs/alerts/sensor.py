@@ -23,7 +23,8 @@ from cio_pipeline.defs.alerts.dagster_events import (
     runs_ended,
     start,
 )
-from cio_pipeline.settings.settings import AlertSettings, load_alert_settings
+from cio_pipeline.settings.load import load_alert_settings
+from cio_pipeline.settings.settings import AlertSettings
 
 logger = logging.getLogger(__name__)
 

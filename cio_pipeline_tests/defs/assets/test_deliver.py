@@ -23,7 +23,7 @@ from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned
