@@ -249,6 +249,12 @@ class Ledger:
                 found[row.day].append(Refusal(*texts, state=state))
         return dict(found)
 
+    def days_refused(self, day: str | None = None, reason: str | None = None) -> list[str]:
+        """The days that have such refusals, in order."""
+        wanted = sa.select(refusals.c.day).where(*_meant(day, reason)).distinct().order_by(refusals.c.day)
+        with reading(self._engine) as connection:
+            return list(connection.execute(wanted).scalars())
+
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days."""
         return {one.reason: one.items for one in self.open_refusals()}
