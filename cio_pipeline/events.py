@@ -15,6 +15,19 @@ from cio_pipeline.tables.tables import Tables, Version
 
 KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
 
+DECIDING = (
+    "rules",
+    "accounting",
+    "by_customer",
+    "classification",
+    "customer_state",
+    "events",
+    "json_text",
+    "learning",
+    "pipeline",
+)
+"""The modules, and rooms of modules, that decide what is learned and derived."""
+
 READ_BY = "read by"
 """The entry of a version's `about` that says which code has parsed its events' JSON (`code_hash`)."""
 
@@ -42,7 +55,7 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
 
 def code_hash() -> str:
     """The hash of the code that decides what is learned and derived. When it changes, both are done again."""
-    return hash_of_code("rules", "accounting", "customer_state", "events", "json_text", "learning", "pipeline")
+    return hash_of_code(*DECIDING)
 
 
 @cache

@@ -68,7 +68,7 @@ class Extracted:
         self.gives, self.is_old = bool(self.gives), bool(self.is_old)
 
     @classmethod
-    def of_json(cls, kept: dict[str, Any]) -> Extracted:
+    def from_json(cls, kept: dict[str, Any]) -> Extracted:
         """What the table's version keeps of it."""
         return cls(**{**kept, "duplicates": Counter(kept["duplicates"])})
 
@@ -106,7 +106,7 @@ def extracted_before(tables: Tables, day: str, made_of: str | None) -> Extracted
     version = tables.current(DAY, day)
     if made_of is None or version is None or version.about.get("made_of") != _made_of(made_of):
         return None
-    return Extracted.of_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
+    return Extracted.from_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
 
 
 def extract_day(

@@ -212,6 +212,11 @@ class Ledger:
         with reading(self._engine) as connection:
             return refusals.count_by_reason(connection, day, reason)
 
+    def days_refused(self, day: str | None = None, reason: str | None = None) -> list[str]:
+        """The days that have such refusals, in order."""
+        with reading(self._engine) as connection:
+            return refusals.days(connection, day, reason)
+
     def refused_by_reason(self) -> dict[str, int]:
         """How many items Customer.io has refused and not accepted since, over all days, by reason."""
         return {one.reason: one.items for one in self.open_refusals()}

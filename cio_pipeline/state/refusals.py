@@ -65,6 +65,12 @@ def count_by_reason(connection: sa.Connection, day: str | None, reason: str | No
     return [OpenRefusals(*row) for row in connection.execute(counted.order_by(count.desc(), refusals.c.reason))]
 
 
+def days(connection: sa.Connection, day: str | None, reason: str | None) -> list[str]:
+    """The days that have open refusals, in order; that one day, those for one reason, or all (None)."""
+    selected = sa.select(refusals.c.day).where(*_conditions(day, reason)).distinct().order_by(refusals.c.day)
+    return list(connection.execute(selected).scalars())
+
+
 def count_by_kind(connection: sa.Connection, day: str) -> Mapping[str, int]:
     """How many items of the day are refused, by kind: `event` and `customer`."""
     counted = sa.select(refusals.c.kind, sa.func.count()).where(refusals.c.day == day).group_by(refusals.c.kind)

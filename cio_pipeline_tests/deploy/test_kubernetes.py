@@ -36,6 +36,9 @@ pytestmark = pytest.mark.kubernetes
 
 DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 RUN_SECONDS = 180
+KUBERNETES = "1.33"
+"""The version by whose schema a Job is checked."""
+
 VALUES = read("values.yaml")
 [DEPLOYMENT] = VALUES["dagster-user-deployments"]["deployments"]
 IMAGE = f"{DEPLOYMENT['image']['repository']}:{DEPLOYMENT['image']['tag']}"
@@ -193,9 +196,12 @@ def kubernetes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Kubernetes]
 
 
 def test_a_run_is_one_pod_with_what_the_values_say_and_delivers_its_day_once(kubernetes: Kubernetes) -> None:
+    import kubernetes_validate
+
     run = kubernetes.ended(kubernetes.launch(DAYS[0]))
     assert run.status == DagsterRunStatus.SUCCESS
     [job] = [job for job in kubernetes.cluster.jobs.values() if job["metadata"]["labels"]["dagster/run-id"] == run.run_id]
+    kubernetes_validate.validate(job, KUBERNETES, strict=True)
     labels = {name: job["metadata"]["labels"][f"dagster/{name}"] for name in ("job", "code-location")}
     assert labels == {"job": "customerio_sync", "code-location": "cio_pipeline"}
     spec, pod = job["spec"], job["spec"]["template"]["spec"]

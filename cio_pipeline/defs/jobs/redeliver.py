@@ -20,6 +20,7 @@ from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.refusals import Refusal
 
 logger = logging.getLogger(__name__)
@@ -41,32 +42,35 @@ def send_refused_again(
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
     """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed.
 
-    As soon as a day is done, an observation of it says what was sent again and what is still open of it, and the check
-    `nothing_refused` is evaluated again.
+    Refusals are read a day at a time: once to count what they would make, and again when the day is sent. As soon as a day is
+    done, an observation of it says what was sent again and what is still open of it; the check `nothing_refused` is evaluated
+    at the end, also where a day fails.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_delivery_at_a_time(context, store):
         options = DeliveryOptions(suppressed(customerio, store), allow_consent=store.options.allow_consent)
-        to_send, forecast = _to_send(config, store), Forecast()
-        allowed = {day: _not_suppressed(refused, options.suppressed, store, day) for day, refused in to_send.items()}
-        for refused in allowed.values():
-            forecast.add_refusals(refused, store.ledger)
+        days, forecast = _days_to_send(config, store), Forecast()
+        for day in days:
+            forecast.add_refusals(_to_send(day, config, options, store)[0], store.ledger)
         forecast.refuse_beyond(config.run_limits(store, is_backfill=True))
 
         def redeliver_day(day: str) -> tuple[Report, dict[str, int | float]]:
             started, sent_before = time.monotonic(), customerio.traffic()
-            report = redeliver(day, allowed[day], store.ledger, customerio.client, options)
-            report.counts["refusals suppressed"] += len(to_send[day]) - len(allowed[day])
+            refused, suppressed_items = _to_send(day, config, options, store)
+            report = redeliver(day, refused, store.ledger, customerio.client, options)
+            report.counts["refusals suppressed"] += suppressed_items
             return report, run_counts(report.counts, customerio.traffic() - sent_before, time.monotonic() - started)
 
-        for day, (report, run), _ in retry_undecided(allowed, redeliver_day):
-            counts += report.counts
-            logger.info("%s: %s.", day, in_one_line(run))
-            receipt = receipt_of(store, day, run, report.sample)
-            yield dg.AssetObservation(DELIVERY, partition=day, metadata={**receipt, "redelivery": True})
+        try:
+            for day, (report, run), _ in retry_undecided(days, redeliver_day):
+                counts += report.counts
+                logger.info("%s: %s.", day, in_one_line(run))
+                receipt = receipt_of(store, day, run, report.sample)
+                yield dg.AssetObservation(DELIVERY, partition=day, metadata={**receipt, "redelivery": True})
+        except PipelineError:
             yield refusals_evaluated(store)
-        if not allowed:
-            yield refusals_evaluated(store)
+            raise
+        yield refusals_evaluated(store)
     total = run_counts(counts, customerio.traffic() - before, time.monotonic() - began)
     still = sum(store.ledger.refused_by_reason().values())
     logger.info("%s; %s refused still, of all days.", in_one_line(total), f"{still:,}")
@@ -74,13 +78,21 @@ def send_refused_again(
     yield dg.Output(None)
 
 
-def _to_send(config: RedeliveryConfig, store: Store) -> dict[str, list[Refusal]]:
-    """The refusals to send again, by day. Raises `dagster.Failure` where some are open, but none of those that are meant."""
-    meant = store.ledger.refusals(config.partition, config.reason)
+def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
+    """The days that have refusals to send again. Raises `dagster.Failure` where some are open, but none of those that are
+    meant."""
+    meant = store.ledger.days_refused(config.partition, config.reason)
     if not meant and (others := store.ledger.open_refusals()):
         still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
         raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
     return meant
+
+
+def _to_send(day: str, config: RedeliveryConfig, options: DeliveryOptions, store: Store) -> tuple[list[Refusal], int]:
+    """The day's refusals to send again, and how many are left out as of somebody who is suppressed."""
+    refused = store.ledger.refusals(day, config.reason).get(day, [])
+    allowed = _not_suppressed(refused, options.suppressed, store, day)
+    return allowed, len(refused) - len(allowed)
 
 
 def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:

@@ -1,0 +1,80 @@
+"""The job redeliver_refused on refusals of several days: what it reads of them at once, and what it says when a day fails."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from datetime import UTC, date, datetime
+from pathlib import Path
+from typing import Any
+
+import dagster as dg
+import pytest
+
+from cio_pipeline.definitions import defs
+from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings.load import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
+from cio_pipeline_tests.customerio.test_refusals import answer_where
+
+DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
+Workspace = customerio.CustomerioServer
+
+
+def refused_event(number: int, day: str) -> Refusal:
+    seconds = int(datetime.fromisoformat(day).replace(tzinfo=UTC).timestamp())
+    ulid = f"01JGGZ{number:020d}"
+    of = {"type": "person", "action": "event", "name": "paid", "timestamp": seconds, "id": ulid}
+    operation = json.dumps({**of, "identifiers": {"id": "jane"}, "attributes": {"number": number}})
+    return Refusal(ulid, "event", "required name", "", operation, "id:jane")
+
+
+@pytest.fixture
+def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
+    """A Customer.io, settings that name it, and a ledger with two refused events of each day."""
+    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
+    with customerio.serve() as server:
+        for name, value in Sandbox("http://127.0.0.1:9", server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
+            monkeypatch.setenv(name, value)
+        ledger = Ledger(load_settings().ledger_url)
+        for at, day in enumerate(DAYS):
+            ledger.acknowledge(day, Acknowledgement(refused=[refused_event(2 * at + which, day) for which in range(2)]))
+        yield server
+
+
+def redeliver(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
+    return defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance, raise_on_error=False)
+
+
+def still_open(result: dg.ExecuteInProcessResult) -> list[Any]:
+    """What each evaluation of the check nothing_refused has found."""
+    return [one.metadata["refused, open"].value for one in result.get_asset_check_evaluations()]
+
+
+def test_refusals_are_read_a_day_at_a_time_and_the_check_once(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read, refusals = list[tuple[str | None, int | None]](), Ledger.refusals
+
+    def noted(self: Ledger, day: str | None = None, reason: str | None = None, limit: int | None = None) -> Any:
+        read.append((day, limit))
+        return refusals(self, day, reason, limit)
+
+    monkeypatch.setattr(Ledger, "refusals", noted)
+    result = redeliver(instance)
+    assert result.success
+    assert [one for one in read if one[1] is None] == [(day, None) for day in DAYS * 2]
+    assert still_open(result) == [0]
+    assert workspace.totals()["events"] == 6
+
+
+def test_a_day_that_fails_leaves_the_check_with_what_is_open_then(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+    answer_where(workspace, lambda path, body: b'"number": 2' in body, (503, {}))
+    result = redeliver(instance)
+    assert not result.success
+    assert still_open(result) == [4, 4], "once for each try of the step"
+    assert len(instance.fetch_observations(dg.AssetRecordsFilter(asset_key=DELIVERY), limit=9).records) == 1
