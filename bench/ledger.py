@@ -28,26 +28,31 @@ START = date(2026, 1, 1)
 TO_A_REQUEST = 600
 CUSTOMERS_AT_ONCE, ATTRIBUTES = 1_000, 8
 LOOKED_UP = 10_000
+MAKE = "make"
 OF_A_DAY, OF_CUSTOMERS, FORGET = "a day's events", "customers' states", "requests of a day that is deleted"
+STEPS = (MAKE, OF_A_DAY, OF_CUSTOMERS, FORGET)
+"""Each in a process of its own."""
 
 
 def main() -> int:
-    """Makes the ledger, prints its size, and measures each look-up in a process of its own."""
+    """Makes the ledger, prints its size, and measures each look-up."""
     parser = argparse.ArgumentParser(prog="python -m bench.ledger")
     parser.add_argument("--days", type=int, default=100)
     parser.add_argument("--events", type=int, default=10_000_000, help="of a day")
     parser.add_argument("--customers", type=int, default=1_000_000)
     parser.add_argument("--url", help="the database; by default a SQLite file")
-    parser.add_argument("--look-up", choices=(OF_A_DAY, OF_CUSTOMERS, FORGET), help=argparse.SUPPRESS)
+    parser.add_argument("--step", choices=STEPS, help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.look_up:
-        return _look_up(given.look_up, Ledger(given.url), _day(given.days // 2), given.customers)
-    with tempfile.TemporaryDirectory(prefix="cio_pipeline_bench_") as folder:
-        url = given.url or f"sqlite:///{folder}/ledger.db"
-        _make(Ledger(url), given.days, given.events, given.customers, url)
-        for name in (OF_A_DAY, OF_CUSTOMERS, FORGET):
-            of = ["--url", url, "--days", str(given.days), "--customers", str(given.customers), "--look-up", name]
-            subprocess.run([sys.executable, "-m", "bench.ledger", *of], check=True)
+    if given.step == MAKE:
+        _make(Ledger(given.url), given.days, given.events, given.customers, given.url)
+    elif given.step:
+        _look_up(given.step, Ledger(given.url), _day(given.days // 2), given.customers)
+    else:
+        with tempfile.TemporaryDirectory(prefix="cio_pipeline_bench_") as folder:
+            sizes = [f"--{name}={getattr(given, name)}" for name in ("days", "events", "customers")]
+            of = [*sizes, f"--url={given.url or f'sqlite:///{folder}/ledger.db'}"]
+            for step in STEPS:
+                subprocess.run([sys.executable, "-m", "bench.ledger", *of, f"--step={step}"], check=True)
     return 0
 
 
@@ -75,7 +80,7 @@ def _make(ledger: Ledger, days: int, events: int, customers: int, url: str) -> N
     print(f"The last day's ids would be, packed by zlib: {packed}")
 
 
-def _look_up(name: str, ledger: Ledger, day: str, customers: int) -> int:
+def _look_up(name: str, ledger: Ledger, day: str, customers: int) -> None:
     keys = _keys(0, customers)[:: max(1, customers // LOOKED_UP)][:LOOKED_UP]
     before, began, cpu = _peak(), time.monotonic(), time.process_time()
     if name == OF_A_DAY:
@@ -86,7 +91,6 @@ def _look_up(name: str, ledger: Ledger, day: str, customers: int) -> int:
         count = ledger.delete_before(_day(1))
     seconds, used = time.monotonic() - began, time.process_time() - cpu
     print(f"{name}: {count:,} in {seconds:.1f} s, {used:.1f} s of CPU, {_gigabytes(_peak() - before)} more memory")
-    return 0
 
 
 def _peak() -> int:

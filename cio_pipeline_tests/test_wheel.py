@@ -25,13 +25,20 @@ BUILD = "import sys; from setuptools import build_meta; build_meta.build_wheel(s
 DIST_INFO = f"cio_pipeline-{__version__}.dist-info"
 
 RUN = """
-import sys
+import os, sys
+written = open(os.environ["WRITTEN"], "w", buffering=1)
+def note(event, given):
+    opened = event == "open" and isinstance(given[0], str) and given[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
+    if opened or event == "os.mkdir":
+        print(os.path.abspath(given[0]), file=written)
+sys.addaudithook(note)
 from cio_pipeline import __file__ as found
 from cio_pipeline.__main__ import main
 print(found)
 sys.argv = ["cio_pipeline", "run", "--partition", "2026-03-01"]
 sys.exit(main())
 """
+"""A day by the command line. Which folders are made, and which files opened for writing by Python, goes to a file."""
 
 
 @pytest.fixture(scope="module")
@@ -49,16 +56,23 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_the_wheel_delivers_a_day_and_loads_into_dagster_from_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+def test_the_wheel_delivers_a_day_and_loads_into_dagster_from_an_empty_folder(
+    installed: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    scratch, written = tmp_path_factory.mktemp("scratch"), tmp_path_factory.mktemp("written") / "files"
     about = {"distinct_id": "jane", "timestamp": "2026-03-01T10:00:00Z", "properties": {"$set": {"plan": "pro"}}}
     event = {"uuid": "00000000-0000-4000-8000-000000000001", "event": "paid", **about}
     with posthog.serve([event]) as source, customerio.serve() as workspace:
         environment = Sandbox(source.url, workspace.url).environment(tmp_path, date(2026, 3, 1))
         environment |= {"PYTHONPATH": str(installed), "CIO_DATA_DIR": "tables", "CIO_WORKERS": "1"}
+        environment |= {"TMPDIR": str(scratch), "WRITTEN": str(written)}
         ran = subprocess.run([sys.executable, "-c", RUN], cwd=tmp_path, env=environment, capture_output=True, text=True)
         assert (ran.returncode, ran.stderr) == (0, "")
         assert ran.stdout.startswith(str(installed))
         assert workspace.totals()["events"] == 1
+    files = {file for file in map(Path, written.read_text().splitlines()) if "__pycache__" not in file.parts}
+    assert {file for file in files if not {scratch, tmp_path / "tables", Path("/dev")} & {file, *file.parents}} == set()
+    assert {file for file in files if scratch in file.parents}, "what does not fit in memory goes where TMPDIR says"
     assert {path.name for path in tmp_path.iterdir()} == {"tables"}, "a relative path counts from the working directory"
     validate = ["-m", "dagster", "definitions", "validate", "-w", str(installed / "cio_pipeline" / "workspace.yaml")]
     validated = subprocess.run([sys.executable, *validate], cwd=tmp_path, env=environment, capture_output=True, text=True)

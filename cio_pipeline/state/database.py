@@ -27,6 +27,12 @@ CUT_OFF_SECONDS = 60
 KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 """libpq's parameters: a PostgreSQL that is gone is noticed, and a firewall does not drop a connection that waits."""
 
+MAX_CONNECTIONS = 4
+"""The most that a process has to a PostgreSQL: one holds the delivery lock, the others are what its lanes take turns with."""
+
+POOL = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": 3600}
+"""Who waits for a connection waits for those that have one, and what these wait for has its own, shorter limits."""
+
 SCHEMA_LOCK = 0x63696F01
 """A key of PostgreSQL's advisory locks, which hold within one database."""
 
@@ -202,7 +208,7 @@ def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
     """By psycopg 3, whatever driver the URL names: SQLAlchemy's own choice has changed with 2.1."""
     location = sa.make_url(url).set(drivername="postgresql+psycopg")
     try:
-        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True)
+        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True, **POOL)
     except ModuleNotFoundError as missing:
         raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
 

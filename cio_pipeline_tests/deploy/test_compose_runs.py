@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import date
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -69,13 +70,30 @@ class Compose:
         service = read("compose.yaml")["services"][name]
         given = {key: self.here(value) for key, value in {**image_environment(), **service["environment"]}.items()}
         secrets = self.folder / "secrets" / name
-        secrets.mkdir(parents=True)
+        secrets.mkdir(parents=True, exist_ok=True)
         for secret in service["secrets"]:
             shutil.copy(self.folder / "secret" / secret, secrets)
         kept = {key: os.environ[key] for key in ("PATH", "LD_LIBRARY_PATH") if key in os.environ}
         kept["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{kept['PATH']}"
         settings = self.settings if "env_file" in service else {}
         return {**kept, "HOME": str(self.folder / "data"), "SECRETS": str(secrets), **given, **settings}
+
+    def said(self, name: str, *command: str) -> str:
+        """What a command prints in the service's container. Raises where it fails."""
+        entrypoint = ["sh", str(DEPLOY / "entrypoint.sh"), *map(self.here, command)]
+        folder = self.folder / "dagster"
+        return subprocess.run(
+            entrypoint, env=self.environment(name), cwd=folder, check=True, capture_output=True, text=True
+        ).stdout
+
+    def is_healthy(self, name: str) -> bool:
+        """What the service's health check finds."""
+        [_, *test] = read("compose.yaml")["services"][name]["healthcheck"]["test"]
+        try:
+            self.said(name, *(word for word in test if word != "entrypoint"))
+        except subprocess.CalledProcessError:
+            return False
+        return True
 
     def command(self, name: str) -> list[str]:
         command = [self.here(word) for word in read("compose.yaml")["services"][name].get("command", image_command())]
@@ -174,6 +192,8 @@ def test_a_backfill_on_the_services_of_compose_delivers_its_days_one_after_anoth
         until(lambda: ask(url, LOCATIONS) == loaded, START_SECONDS, compose.folder)
         health = ["dagster", "api", "grpc-health-check", "-p", compose.hosts["4000"]]
         assert subprocess.run([sys.executable, "-m", *health], check=False).returncode == 0
+        for name in ("webserver", "daemon"):
+            until(partial(compose.is_healthy, name), START_SECONDS, compose.folder)
         params = {"assetSelection": [{"path": ["cio", asset]} for asset in ASSETS], "partitionNames": list(DAYS), "tags": [TAG]}
         launched = ask(url, LAUNCH, backfill=params)["launchPartitionBackfill"]
         assert launched["__typename"] == "LaunchBackfillSuccess", launched
@@ -183,6 +203,8 @@ def test_a_backfill_on_the_services_of_compose_delivers_its_days_one_after_anoth
             return found if found["status"].startswith(("COMPLETED", "FAILED", "CANCELED")) else None
 
         backfill = until(finished, RUN_SECONDS, compose.folder)
+        assert "cio_pipeline_newest_day_events 1.0" in compose.said("code", "python", "-m", "cio_pipeline", "metrics")
+        assert compose.said("code", "python", "-m", "cio_pipeline", "refusals") == "Nothing is refused.\n"
     assert backfill["status"] == "COMPLETED_SUCCESS"
     runs = sorted(backfill["runs"], key=lambda run: run["startTime"])
     assert not [run for before, run in pairwise(runs) if run["startTime"] < before["endTime"]]

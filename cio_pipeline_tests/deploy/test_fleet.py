@@ -28,6 +28,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.product import days as product_days
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.state.database import MAX_CONNECTIONS
 from cio_pipeline_tests.deploy.fleet import FOUND, Connections, Fleet, fleet, open_connections, session_of
 
 pytestmark = pytest.mark.fleet
@@ -37,9 +38,6 @@ DAYS = [str(START + timedelta(days=day)) for day in range(30)]
 ASSETS = ["posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"]
 RUN_SECONDS = 1800
 MAX_BACKFILLS = 2
-MAX_CONNECTIONS = 2
-"""The most that a run has to the ledger's database at once: docs/deploy.md."""
-
 RULES = {"CIO_IDENTIFY_BY_EMAIL": "Yes", "CIO_ANONYMOUS_USERS": "identified", "CIO_STITCH_ANONYMOUS_DAYS": "7"}
 """Settings under which what is sent of a day depends on other days."""
 

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.customer_state import name_hash, pack, pack_ids
 from cio_pipeline.state import identity_tables
-from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
+from cio_pipeline.state.database import MAX_CONNECTIONS, DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline_tests.postgres import PASSWORD, URL_PASSWORD, database
@@ -104,6 +104,24 @@ def test_a_process_has_one_engine_for_a_database_and_closing_it_closes_its_files
     Ledger(database_url).close()
     assert open_files() < once
     assert Ledger(database_url).refused_by_reason() == {}
+
+
+def test_many_threads_take_turns_with_few_connections_to_postgresql(postgres_server: str) -> None:
+    at_work, most = list[int](), list[int]()
+
+    def look(number: int) -> None:
+        with reading(engine) as connection:
+            at_work.append(number)
+            connection.exec_driver_sql("SELECT pg_sleep(0.05)")
+            most.append(len(at_work))
+            at_work.remove(number)
+
+    with database(postgres_server, "turns") as url:
+        engine = engine_of(url)
+        with ThreadPoolExecutor(12) as threads:
+            list(threads.map(look, range(12)))
+        engine.dispose()
+    assert max(most) == MAX_CONNECTIONS
 
 
 def open_files() -> int:

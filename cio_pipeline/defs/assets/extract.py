@@ -90,7 +90,7 @@ def read_day(day: str, posthog: PostHog, store: Store, until: datetime | None = 
     and what the reading took (`Window.stats`)."""
     began, (start, end) = now(), window(day)
     events = posthog.source.events(start, until or end)
-    extracted = extracted_before(store.tables, day, events.made_of)
+    extracted = extracted_before(store.tables, day, events.fingerprint)
     if extracted is not None:
         logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{extracted.rows:,}")
     else:
