@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.properties import PARSED_COLUMNS, parse_properties
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
 

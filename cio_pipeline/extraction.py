@@ -26,7 +26,8 @@ from cio_pipeline.posthog.source import (
 )
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
-from cio_pipeline.tables.tables import ShardWriter, Tables, Written
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import FEW, load_workers, map_shards
 
 KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
@@ -208,7 +209,7 @@ def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
     return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
 
 
-def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Written, Extracted]:
+def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, Extracted]:
     """Writes a shard's events, each once and by person, with the properties that are to be taken."""
     rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)

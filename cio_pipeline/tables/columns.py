@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 
 class ShardColumns:
