@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_facts
+from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
 from cio_pipeline.posthog import dropped_set
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
@@ -223,7 +223,7 @@ def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writ
     stays = pc.and_not(was_there, took) if context.overview.had_set else none
     events = _with_person_properties(context, events, took, stays, kept)
     kept.rows = len(events)
-    return context.writer.write(number, {context.table: with_facts(events)}), kept
+    return context.writer.write(number, {context.table: with_parsed_columns(events)}), kept
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
