@@ -15,7 +15,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.state.database import chunks
 from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, links, merges
-from cio_pipeline.tables.files import StorageError, keeping_temporary_rows
+from cio_pipeline.tables.files import StorageError, temporary_file_errors
 
 BATCH_ROWS = 10_000
 SORTED_BATCHES = 50
@@ -48,7 +48,7 @@ class RowFile:
         self._path, self._schema, self._rows = folder / f"{table.name}.arrows", schema, 0
 
     def __enter__(self) -> RowFile:
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer = pa.ipc.new_stream(str(self._path), self._schema)
         return self
 
@@ -59,13 +59,13 @@ class RowFile:
     def add(self, rows: pa.Table) -> None:
         """Adds rows."""
         self._rows += len(rows)
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer.write_table(rows, BATCH_ROWS)
 
     def read(self) -> Iterator[pa.RecordBatch]:
         """All rows in batches; every `SORTED_BATCHES` of them are sorted."""
         rows = 0
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer.close()
             with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
                 for batches in chunks(iter(stream), SORTED_BATCHES):

@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.tables.files import StorageError, errors_of, keeping_temporary_rows, place, unreadable, writing
+from cio_pipeline.tables.files import StorageError, errors_of, place, temporary_file_errors, unreadable, writing
 from cio_pipeline.tables.parquet import may_hold
 from cio_pipeline.tables.versions import (
     NewVersion,
@@ -50,7 +50,7 @@ class Tables:
     def __init__(self, root: str, *, temporary: bool = False) -> None:
         """temporary: the tables last no longer than a run, so errors advise to start the run again."""
         self.root, self._temporary = place(root), temporary
-        self._writing = keeping_temporary_rows if temporary else writing
+        self._writing = temporary_file_errors if temporary else writing
 
     def current(self, table: str, partition: str) -> Version | None:
         """The current version, or None where no run has written this partition."""

@@ -18,7 +18,7 @@ import pytest
 from upath import UPath
 
 from cio_pipeline.tables import files
-from cio_pipeline.tables.files import StorageError, create, keeping_temporary_rows
+from cio_pipeline.tables.files import StorageError, create, temporary_file_errors
 from cio_pipeline.tables.tables import NotMaterialized, Tables
 
 SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64())])
@@ -110,7 +110,7 @@ def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
-    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, keeping_temporary_rows("there"):
+    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, temporary_file_errors("there"):
         raise pa.ArrowInvalid("jane@example.com")
     assert "jane" not in str(said.value)
 
