@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from bench.clock import Clock
 
-REQUEST_BYTES = 475_000
+MAX_REQUEST_BYTES = 475_000
 """As the pipeline's: Customer.io takes batches of less than 500 KB."""
 
 COLUMNS = ["uuid", "event", "distinct_id", "timestamp", "properties"]
@@ -30,7 +30,7 @@ def batches(folder: Path) -> Iterator[bytes]:
         for rows in pq.ParquetFile(path).iter_batches(10_000, columns=COLUMNS):
             for properties in rows["properties"].to_pylist():
                 operation = orjson.dumps(orjson.loads(properties))
-                if size + len(operation) > REQUEST_BYTES:
+                if size + len(operation) > MAX_REQUEST_BYTES:
                     yield b'{"batch":[' + b",".join(body) + b"]}"
                     body, size = [], 0
                 body.append(operation)

@@ -51,7 +51,7 @@ class Account:
         return dict(vars(self))
 
     @classmethod
-    def of_json(cls, kept: dict[str, Any]) -> Account:
+    def from_json(cls, kept: dict[str, Any]) -> Account:
         """What `to_json` gave."""
         return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 

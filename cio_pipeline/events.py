@@ -1,4 +1,4 @@
-"""The tables `posthog_events` and `identity_history`: PostHog's events, with columns for what the rules need of their JSON."""
+"""The tables `posthog_events` and `identity_history`: PostHog's events, and what the rules need from their JSON as columns."""
 
 from __future__ import annotations
 
@@ -10,24 +10,37 @@ from pathlib import Path
 import pyarrow as pa
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA
-from cio_pipeline.rules.properties import FACTS, facts_of
+from cio_pipeline.rules.properties import PARSED_COLUMNS, parse_properties
 from cio_pipeline.tables.tables import Tables, Version
 
-KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *FACTS])
+KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
+
+DECIDING = (
+    "rules",
+    "accounting",
+    "by_customer",
+    "classification",
+    "customer_state",
+    "events",
+    "json_text",
+    "learning",
+    "pipeline",
+)
+"""The modules, and rooms of modules, that decide what is learned and derived."""
 
 READ_BY = "read by"
-"""The entry of a version's `about` that says which code has read its events' JSON."""
+"""The entry of a version's `about` that says which code has parsed its events' JSON (`code_hash`)."""
 
 
 def with_facts(events: pa.Table) -> pa.Table:
-    """The events with the columns of `FACTS`."""
+    """The events with the columns `PARSED_COLUMNS` added."""
     columns = (events[name].combine_chunks().cast(pa.large_string()) for name in ("event", "properties", "person_properties"))
-    facts = facts_of(*(column.cast(pa.large_binary()) for column in columns))
-    return pa.table([*events.columns, *facts.columns], schema=KEPT_EVENTS)
+    parsed = parse_properties(*(column.cast(pa.large_binary()) for column in columns))
+    return pa.table([*events.columns, *parsed.columns], schema=KEPT_EVENTS)
 
 
 def shard_of_events(tables: Tables, table: str, day: str, version: Version, shard: int, columns: list[str]) -> pa.Table:
-    """Some columns of `KEPT_EVENTS` of a shard. JSON that other code has read is read again. Raises `StorageError`."""
+    """Some of the columns `KEPT_EVENTS` of a shard. JSON that other code has parsed is parsed again. Raises `StorageError`."""
     if version.about.get(READ_BY) == code_hash():
         return tables.shard(table, day, version, shard, columns)
     return with_facts(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
@@ -41,13 +54,13 @@ def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.
 
 
 def code_hash() -> str:
-    """The hash of the code that decides what is learned and derived: where it has changed, both are done again."""
-    return hash_of_code("rules", "accounting", "customer_state", "events", "json_text", "learning", "pipeline")
+    """The hash of the code that decides what is learned and derived. When it changes, both are done again."""
+    return hash_of_code(*DECIDING)
 
 
 @cache
 def hash_of_code(*names: str) -> str:
-    """The hash of the package's modules, and of its rooms with all their modules, of these names."""
+    """The hash of these modules and subpackages of `cio_pipeline`."""
     here = Path(__file__).parent
     modules = [path for name in names for path in (here / f"{name}.py", *sorted(here.glob(f"{name}/**/*.py"))) if path.exists()]
     return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_facts
-from cio_pipeline.posthog import dropped_set as r20
+from cio_pipeline.posthog import dropped_set
 from cio_pipeline.posthog.source import (
     EVENT_SCHEMA,
     HISTORY_EVENTS,
@@ -29,14 +29,14 @@ from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import ShardWriter, Tables, Written
 from cio_pipeline.worker_pool import FEW, load_workers, map_shards
 
-KNOWN = (*r20.IDENTITY, "timestamp", "properties", "person_properties")
+KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction kept."""
 
 BY_PERSON = [(name, "ascending") for name in ("distinct_id", "timestamp", "uuid", "event")]
 DAY, HISTORY = "posthog_events", "identity_history"
 
-Lost = Literal["none", "all", "of a day", "of the history"]
+SetDropped = Literal["none", "all", "of a day", "of the history"]
 """Which events have lost their `$set`, so that the person's properties are taken (R20)."""
 
 
@@ -68,96 +68,105 @@ class Extracted:
         self.gives, self.is_old = bool(self.gives), bool(self.is_old)
 
     @classmethod
-    def of_json(cls, kept: dict[str, Any]) -> Extracted:
+    def from_json(cls, kept: dict[str, Any]) -> Extracted:
         """What the table's version keeps of it."""
         return cls(**{**kept, "duplicates": Counter(kept["duplicates"])})
 
 
 @dataclass
-class Seen:
-    """What the events of a window show as a whole, once all of them are spilled, of which R20 makes what each has lost.
+class Overview:
+    """What only the events of a whole window show, once all of them are spilled: R20 tells by it which have lost their `$set`.
 
     first: the place of the first that has a `$set`, as PostHog gives them now; took_all, had_set: whether the earlier
     extraction took the person's properties whatever `$set` said, and whether any event had one.
     """
 
     read: int = 0
-    first: r20.Moment | None = None
+    first: dropped_set.Moment | None = None
     took_all: bool = False
     had_set: bool = False
 
 
 @dataclass(frozen=True)
-class Writing:
+class WriteContext:
     """How the shards of a window are written, the same for all of them."""
 
     writer: ShardWriter
     table: str
-    lost: Lost
+    dropped: SetDropped
     now: datetime
-    seen: Seen
+    overview: Overview
 
 
-def extracted_before(tables: Tables, day: str, made_of: str | None) -> Extracted | None:
-    """What was kept of a day whose `posthog_events` were made of just this (`Window.made_of`) by this code, and are whole.
+def extracted_before(tables: Tables, day: str, fingerprint: str | None) -> Extracted | None:
+    """What was kept of a day whose `posthog_events` were made of just this (`Window.fingerprint`) by this code, and are whole.
 
     None where that is not certain: then they are to be extracted.
     """
     version = tables.current(DAY, day)
-    if made_of is None or version is None or version.about.get("made_of") != _made_of(made_of):
+    if fingerprint is None or version is None or version.about.get("fingerprint") != _with_code(fingerprint):
         return None
-    return Extracted.of_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
+    return Extracted.from_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
 
 
 def extract_day(
-    tables: Tables, day: str, start: datetime, found: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables, day: str, start: datetime, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> Extracted:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
     Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
     """
-    reaches_back = r20.reaches_back(start, now)
-    lost: Lost = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
-    kept = _extract(tables, DAY, day, found, lost, now, workers, remembers=reaches_back)
+    reaches_back = dropped_set.reaches_back(start, now)
+    dropped: SetDropped = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
+    kept = _extract(tables, DAY, day, window, dropped, now, workers, remembers=reaches_back)
     return replace(kept, is_old=reaches_back)
 
 
 def extract_history(
-    tables: Tables, partition: str, found: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables, partition: str, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> Extracted:
     """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
-    lost: Lost = "all" if attributes == "person" else "of the history" if attributes == "auto" else "none"
-    return _extract(tables, HISTORY, partition, found, lost, now, workers, remembers=True)
+    dropped: SetDropped = "all" if attributes == "person" else "of the history" if attributes == "auto" else "none"
+    return _extract(tables, HISTORY, partition, window, dropped, now, workers, remembers=True)
 
 
 def _extract(
-    tables: Tables, table: str, partition: str, found: Window, lost: Lost, now: datetime, workers: int, *, remembers: bool
+    tables: Tables,
+    table: str,
+    partition: str,
+    window: Window,
+    dropped: SetDropped,
+    now: datetime,
+    workers: int,
+    *,
+    remembers: bool,
 ) -> Extracted:
     """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
-    seen, kept = Seen(), Extracted()
+    overview, kept = Overview(), Extracted()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
         new.about = {READ_BY: code_hash()}
-        rows = _spilled(found, seen, lost, workers, _kept_before(tables, table, partition, seen) if remembers else iter(()))
+        earlier = _kept_before(tables, table, partition, overview) if remembers else iter(())
+        rows = _spilled(window, overview, dropped, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
-        writing = Writing(new.writer, table, lost, now, seen)
-        work = ((writing, number, shard) for number, shard in enumerate(shards))
+        context = WriteContext(new.writer, table, dropped, now, overview)
+        work = ((context, number, shard) for number, shard in enumerate(shards))
         with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
             for written, of_shard in results:
                 new.shards.append(written)
                 kept.add(of_shard)
         new.about["duplicates"] = kept.duplicates.total()
-        if kept.read != seen.read or kept.rows + kept.duplicates.total() != kept.read:
+        if kept.read != overview.read or kept.rows + kept.duplicates.total() != kept.read:
             raise NotExtracted(
-                f"Of {partition}, {seen.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
+                f"Of {partition}, {overview.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
-        if found.made_of is not None and not remembers:
-            new.about |= {"made_of": _made_of(found.made_of), "extracted": vars(kept)}
+        if window.fingerprint is not None and not remembers:
+            new.about |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(kept)}
     return kept
 
 
-def _made_of(window: str) -> str:
-    return f"{window} {_code_hash()}"
+def _with_code(fingerprint: str) -> str:
+    return f"{fingerprint} {_code_hash()}"
 
 
 def _code_hash() -> str:
@@ -165,30 +174,32 @@ def _code_hash() -> str:
     return f"{hash_of_code('posthog', 'tables', 'rules', 'extraction', 'events', 'json_text')} {pa.__version__}"
 
 
-def _spilled(found: Window, seen: Seen, lost: Lost, workers: int, earlier: Iterator[pa.Table]) -> Iterator[pa.Table]:
-    """The window's events and those kept before, as `SPILLED` has them; `seen` takes note of them."""
-    for frame in found.frames:
+def _spilled(
+    window: Window, overview: Overview, dropped: SetDropped, workers: int, earlier: Iterator[pa.Table]
+) -> Iterator[pa.Table]:
+    """The window's events and those kept before, as `SPILLED` has them; `overview` takes note of them."""
+    for frame in window.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
-        seen.read += len(rows)
-        if seen.read > FEW * SHARD_ROWS:
+        overview.read += len(rows)
+        if overview.read > FEW * SHARD_ROWS:
             load_workers(workers)
-        if lost == "of a day":
-            seen.first = r20.first_with_set(rows, seen.first)
-        if lost == "none":
-            rows = r20.taking(rows, False)
+        if dropped == "of a day":
+            overview.first = dropped_set.first_with_set(rows, overview.first)
+        if dropped == "none":
+            rows = dropped_set.taking(rows, False)
         yield _marked(rows, False)
     for rows in earlier:
         yield _marked(rows, True)
 
 
-def _kept_before(tables: Tables, table: str, partition: str, seen: Seen) -> Iterator[pa.Table]:
+def _kept_before(tables: Tables, table: str, partition: str, overview: Overview) -> Iterator[pa.Table]:
     """The events of the partition's version so far, if there is one."""
     if tables.current(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
-        seen.took_all = seen.took_all or r20.took_all(rows)
-        seen.had_set = seen.had_set or r20.any_has_set(rows["properties"])
-        known = r20.known(rows)
+        overview.took_all = overview.took_all or dropped_set.took_all(rows)
+        overview.had_set = overview.had_set or dropped_set.any_has_set(rows["properties"])
+        known = dropped_set.known(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
@@ -197,7 +208,7 @@ def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
     return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
 
 
-def _write_shard(writing: Writing, number: int, shard: Shard) -> tuple[Written, Extracted]:
+def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Written, Extracted]:
     """Writes a shard's events, each once and by person, with the properties that are to be taken."""
     rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)
@@ -206,11 +217,12 @@ def _write_shard(writing: Writing, number: int, shard: Shard) -> tuple[Written, 
     none = pa.array(np.full(len(events), False))
     took = was_there = none
     if len(earlier):
-        events, was_there, took, kept.remembered = r20.remembered(events, earlier)
-        took = none if writing.seen.took_all else took
-    events = _with_person_properties(writing, events, took, pc.and_not(was_there, took) if writing.seen.had_set else none, kept)
+        events, was_there, took, kept.remembered = dropped_set.remembered(events, earlier)
+        took = none if context.overview.took_all else took
+    stays = pc.and_not(was_there, took) if context.overview.had_set else none
+    events = _with_person_properties(context, events, took, stays, kept)
     kept.rows = len(events)
-    return writing.writer.write(number, {writing.table: with_facts(events)}), kept
+    return context.writer.write(number, {context.table: with_facts(events)}), kept
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -238,19 +250,19 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
 
 
 def _with_person_properties(
-    writing: Writing, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted
+    context: WriteContext, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted
 ) -> pa.Table:
     """The events with the person's properties where they are to be taken, and null elsewhere."""
-    lost: pa.ChunkedArray | bool
-    if writing.lost == "of a day":
-        lost = r20.lost_of_a_day(events, took, stays, writing.seen.first, writing.now)
-    elif writing.lost == "of the history":
-        lost = r20.lost_of_the_history(events, writing.now)
+    dropped: pa.ChunkedArray | bool
+    if context.dropped == "of a day":
+        dropped = dropped_set.lost_of_a_day(events, took, stays, context.overview.first, context.now)
+    elif context.dropped == "of the history":
+        dropped = dropped_set.lost_of_the_history(events, context.now)
     else:
-        lost = writing.lost == "all"
-    taken = r20.taking(events, lost)
+        dropped = context.dropped == "all"
+    taken = dropped_set.taking(events, dropped)
     kept.from_person = len(taken) - taken["person_properties"].null_count
-    kept.without = (len(events) * lost if isinstance(lost, bool) else pc.sum(lost).as_py() or 0) - kept.from_person
+    kept.without = (len(events) * dropped if isinstance(dropped, bool) else pc.sum(dropped).as_py() or 0) - kept.from_person
     kept.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    kept.gives = r20.gives_any(taken)
+    kept.gives = dropped_set.gives_any(taken)
     return taken

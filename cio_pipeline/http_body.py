@@ -17,10 +17,10 @@ GZIP_OR_ZLIB = 47
 """zlib's number for either."""
 
 
-def read_body(response: requests.Response, into: IO[bytes] | None, most_bytes: int, end: float) -> None:
+def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: int, end: float) -> None:
     """Reads the body into the response, or that of a 200 into the file, where there is one.
 
-    Raises `UnusableBody` where it has more than `most_bytes`, cannot be unpacked or comes later than `end` (by the clock
+    Raises `UnusableBody` where it has more than `max_bytes`, cannot be unpacked or comes later than `end` (by the clock
     `time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None
@@ -31,8 +31,8 @@ def read_body(response: requests.Response, into: IO[bytes] | None, most_bytes: i
     content, length = bytearray(), 0
     for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
         length += len(block)
-        if length > most_bytes:
-            raise TooLongBody(f"its answer is over {most_bytes:,} bytes")
+        if length > max_bytes:
+            raise TooLongBody(f"its answer is over {max_bytes:,} bytes")
         if file is None:
             content += block
         else:

@@ -35,7 +35,7 @@ LONGEST_RETRY_AFTER_SECONDS = 3600.0
 FAILURES_OF_THE_SERVICE = 3
 """So many failures in a row are no accident of one connection."""
 
-MOST_BYTES = 256 << 20
+MAX_BYTES = 256 << 20
 ANSWER_SECONDS = 600.0
 """The most that an answer may have, unpacked, and the longest that a request may take to the last byte of its answer."""
 
@@ -119,13 +119,13 @@ def send(
     say: Callable[[str], None] = logger.info,
     fault_in: Callable[[requests.Response], Fault | None] = lambda _: None,
     into: IO[bytes] | None = None,
-    most_bytes: int = MOST_BYTES,
+    max_bytes: int = MAX_BYTES,
     seconds: float = ANSWER_SECONDS,
     **request: Any,
 ) -> requests.Response:
     """The first answer whose status is not among `retried` and in which there is no fault; redirects are never followed.
 
-    Its body has been read: of a 200 into the file `into`, where there is one, else into `content`. It has at most `most_bytes`
+    Its body has been read: of a 200 into the file `into`, where there is one, else into `content`. It has at most `max_bytes`
     and is there after at most `seconds`, else the try has failed. `fault_in` gives what is wrong with an answer, or None; it
     may raise what shall not be tried again.
 
@@ -139,7 +139,7 @@ def send(
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}
     while True:
         before_each()
-        answer = _ask(session, method, url, service, into, most_bytes, seconds, request)
+        answer = _ask(session, method, url, service, into, max_bytes, seconds, request)
         if isinstance(answer, Fault):
             failure = Failure(answer)
         elif (found := _failure(answer, retried, patience > 0, fault_in)) is not None:
@@ -172,7 +172,7 @@ def _ask(
     url: str,
     service: str,
     into: IO[bytes] | None,
-    most_bytes: int,
+    max_bytes: int,
     seconds: float,
     request: dict[str, Any],
 ) -> requests.Response | Fault:
@@ -184,7 +184,7 @@ def _ask(
         try:
             response = session.request(method, url, allow_redirects=False, stream=True, **request)
             with closing(response):
-                read_body(response, into, most_bytes, end)
+                read_body(response, into, max_bytes, end)
             answers.put(response)
         except Exception as error:
             answers.put(error)

@@ -1,6 +1,6 @@
-"""JSON text to values and back, exactly: no integer loses digits, nothing goes out that is not valid JSON in UTF-8.
+"""JSON text to values and back, exactly: integers keep all their digits, and only valid JSON in UTF-8 is written.
 
-Integers of 19 digits and more may be read as `orjson.Fragment`, their text as it stands, which `write` gives back.
+Integers of 19 digits and more may be read as `orjson.Fragment`, which is their text, and which `write` writes as it is.
 """
 
 from __future__ import annotations
@@ -14,53 +14,53 @@ from typing import Any
 import orjson
 
 LONG_INTEGER = r"(?:\A|[:,\[\s-])[0-9]{19}"
-"""What a number of 19 digits and more begins with, text seldom. orjson reads integers beyond 64 bits as floats, so JSON with
-such a one is read by the standard library."""
+"""How a number of 19 digits and more begins; text rarely contains it. orjson reads integers beyond 64 bits as floats, so JSON
+that contains one is read by the standard library."""
 
-ESCAPED_HALF = r"\\u[dD][89a-fA-F]"
-"""Half of a surrogate pair, perhaps with the other half beside it."""
+ESCAPED_SURROGATE = r"\\u[dD][89a-fA-F]"
+"""The escape of a surrogate, paired or not."""
 
-LONG_IN_BYTES, HALF_IN_BYTES = re.compile(LONG_INTEGER.encode()), re.compile(ESCAPED_HALF.encode())
+LONG_INTEGER_BYTES, SURROGATE_BYTES = re.compile(LONG_INTEGER.encode()), re.compile(ESCAPED_SURROGATE.encode())
 
-LEVELS = 200
-"""R14: how deep objects and arrays may be nested, the properties themselves being the first level."""
+MAX_LEVELS = 200
+"""R14: how deeply objects and arrays may be nested; the properties themselves are the first level."""
 
 HALF = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
 
-INTEGER_DIGITS = 4300
-"""R14: the longest integer; Python, and so perhaps whoever reads on, takes no longer one."""
+MAX_INTEGER_DIGITS = 4300
+"""R14: the longest integer that Python reads, and so perhaps whatever reads it after us."""
 
 NO_OBJECT = "properties are no JSON object"
 NO_JSON = "properties are not JSON"
 NOT_CARRIED = "a number that JSON cannot carry"
-TOO_DEEP = f"nested deeper than {LEVELS} levels"
+TOO_DEEP = f"nested deeper than {MAX_LEVELS} levels"
 
 
-CUT = LEVELS + 50
-"""Where nesting is cut: an event's properties begin a few levels below those of the answer that it comes in."""
+CUT = MAX_LEVELS + 50
+"""The level at which nesting is cut. It exceeds `MAX_LEVELS` as properties are themselves nested in an answer."""
 
 UNREADABLE = re.compile(
-    rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|(?<![0-9.eE+-])-?[0-9]{%d,}(?![0-9.eE])' % (INTEGER_DIGITS + 1), re.DOTALL
+    rb'"[^"\\]*(?:\\.[^"\\]*)*"|[\[\]{}]|(?<![0-9.eE+-])-?[0-9]{%d,}(?![0-9.eE])' % (MAX_INTEGER_DIGITS + 1), re.DOTALL
 )
-"""Texts, brackets, and integers that Python does not read."""
+"""Strings, brackets, and integers that Python cannot read."""
 
 
 class UnusableJson(ValueError):
-    """The text is no JSON object that can be sent; the message is the reason, without any of the content."""
+    """The text is not a JSON object that can be sent. The message is the reason, and quotes none of the content."""
 
 
 def loads(content: bytes) -> Any:
-    """Any JSON, its integers exact. Raises `ValueError` where it is none.
+    """The value of any JSON, with exact integers. Raises `ValueError` if it is not JSON.
 
-    One value does not spoil the rest: where an integer is too long, or nesting too deep, to be read, NaN and a value that is
-    still too deep are read instead, which R14 refuses as well.
+    One value does not spoil the rest: an integer that is too long to be read becomes NaN, and nesting that is too deep is cut
+    where it is still too deep for R14, so that R14 refuses both.
     """
-    if not LONG_IN_BYTES.search(content):
+    if not LONG_INTEGER_BYTES.search(content):
         try:
             return orjson.loads(content)
         except ValueError:
-            pass  # half a surrogate pair, which only the standard library reads, or no JSON
+            pass  # an unpaired surrogate, which only the standard library reads, or not JSON
     try:
         return json.loads(content)
     except (ValueError, RecursionError):
@@ -68,38 +68,38 @@ def loads(content: bytes) -> Any:
 
 
 def read_object(text: Any) -> dict[str, Any]:
-    """The object in `text` (str, or bytes of UTF-8); absent (pandas may say NaN) or empty text is an empty object.
+    """The JSON object in `text` (str, or bytes of UTF-8). Null (pandas may give NaN) or empty text is an empty object.
 
-    Raises `UnusableJson` where the text is no JSON object or holds a number that JSON cannot carry (NaN, Infinity). Half a
-    surrogate pair, which UTF-8 cannot carry, stays as it is: see `repair_surrogates`.
+    Raises `UnusableJson` where the text is not a JSON object, or has a number that JSON cannot express (NaN, Infinity). An
+    unpaired surrogate, which UTF-8 cannot express, stays in it: see `repair_surrogates`.
     """
     content = _utf8(text)
-    if content and not LONG_IN_BYTES.search(content):
+    if content and not LONG_INTEGER_BYTES.search(content):
         with suppress(orjson.JSONDecodeError):
             return _object(orjson.loads(content))
     return _object(_read_exactly(content or b"{}", _sendable_integer, _finite, _refuse_constant))
 
 
 def read_leniently(text: Any) -> dict[str, Any]:
-    """Like `read_object`, for what is told by properties whether or not they are sent (R1, R5, R16).
+    """Like `read_object`, but never raises: for what the rules read from properties even if these are not sent (R1, R5, R16).
 
-    Numbers are read roughly, also those that JSON cannot carry; halves of surrogate pairs are U+FFFD; what is no object or too
-    deep is empty.
+    Numbers are approximate, and may be ones that JSON cannot express. An unpaired surrogate becomes U+FFFD. What is not an
+    object, or is nested too deeply, is an empty object.
     """
     content = _utf8(text)
     try:
         found = orjson.loads(content or b"{}")
     except orjson.JSONDecodeError:
-        found = _mended_roughly(content)
+        found = _read_roughly(content)
     return found if isinstance(found, dict) and not is_too_deep(content, found) else {}
 
 
 def is_too_deep(content: bytes, value: Any) -> bool:
-    """R14: whether the value that was read from this content is nested deeper than 200 levels."""
-    if content.count(b"{") + content.count(b"[") <= LEVELS:
+    """R14: whether this value, read from this content, is nested deeper than 200 levels."""
+    if content.count(b"{") + content.count(b"[") <= MAX_LEVELS:
         return False
     level = [value]
-    for _ in range(LEVELS + 1):
+    for _ in range(MAX_LEVELS + 1):
         level = [node for node in level if isinstance(node, (dict, list))]
         if not level:
             return False
@@ -108,16 +108,18 @@ def is_too_deep(content: bytes, value: Any) -> bool:
 
 
 def repair_surrogates(content: bytes, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The object, read from this content and not too deep, with each half of a surrogate pair as U+FFFD; and the names, as they
-    are then, of what this changed."""
-    if b"\\" not in content or not HALF_IN_BYTES.search(content):
+    """The object with each unpaired surrogate replaced by U+FFFD, and the names (after that) of the members that changed.
+
+    found: an object that was read from this content, and is not too deep.
+    """
+    if b"\\" not in content or not SURROGATE_BYTES.search(content):
         return found, []
     mended = {_whole(name): _whole(value) for name, value in found.items()}
     return mended, [_whole(name) for name, value in found.items() if _whole(name) != name or mended[_whole(name)] != value]
 
 
 def write(value: Any) -> bytes:
-    """Compact JSON in UTF-8. Raises `UnusableJson` where JSON or UTF-8 cannot carry the value."""
+    """Compact JSON in UTF-8. Raises `UnusableJson` where JSON or UTF-8 cannot express the value."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -125,7 +127,7 @@ def write(value: Any) -> bytes:
 
 
 def _readable(content: bytes) -> bytes:
-    """The JSON with NaN for integers of too many digits, and 0 for what is nested `CUT` levels deep."""
+    """The JSON with integers of too many digits replaced by NaN, and what is nested `CUT` levels deep by 0."""
     kept, depth, start = [], 0, 0
     for token in UNREADABLE.finditer(content):
         kind = token[0][:1]
@@ -144,7 +146,7 @@ def _readable(content: bytes) -> bytes:
 
 
 def _utf8(text: Any) -> bytes:
-    """Text as bytes; halves of surrogate pairs, which only text in memory can hold, as Python encodes them."""
+    """The text as bytes. Unpaired surrogates, which only a str can hold, are encoded as Python does (`surrogatepass`)."""
     if isinstance(text, str):
         return text.encode("utf-8", "surrogatepass")
     return text if isinstance(text, bytes) else b""
@@ -156,8 +158,8 @@ def _object(value: Any) -> dict[str, Any]:
     return value
 
 
-def _mended_roughly(content: bytes) -> Any:
-    """What orjson does not read: halves of surrogate pairs and such numbers. None where it is no object, or too deep."""
+def _read_roughly(content: bytes) -> Any:
+    """Reads what orjson does not: unpaired surrogates, NaN and Infinity. None where it is not an object, or too deep."""
     try:
         found = _read_exactly(content, _integer, float, float)
     except UnusableJson:
@@ -166,7 +168,7 @@ def _mended_roughly(content: bytes) -> Any:
 
 
 def _read_exactly(content: bytes, integer: Any, number: Any, constant: Any) -> Any:
-    """What the standard library reads, with functions that read integers, other numbers, and NaN or Infinity."""
+    """Reads JSON by the standard library, with these functions for integers, other numbers, and NaN or Infinity."""
     text = HALF.sub(REPLACEMENT, content.decode("utf-8", "surrogatepass"))
     try:
         return json.loads(text, parse_int=integer, parse_float=number, parse_constant=constant)
@@ -183,7 +185,7 @@ def _integer(digits: str) -> int | orjson.Fragment:
 
 
 def _sendable_integer(digits: str) -> int | orjson.Fragment:
-    if len(digits.removeprefix("-")) > INTEGER_DIGITS:
+    if len(digits.removeprefix("-")) > MAX_INTEGER_DIGITS:
         raise UnusableJson(NOT_CARRIED)
     return _integer(digits)
 
@@ -210,7 +212,7 @@ def _whole(value: Any) -> Any:
 
 
 def _write_exactly(value: Any) -> bytes:
-    """For what orjson does not write: integers beyond 64 bits, nesting beyond 254 levels."""
+    """Writes what orjson does not: integers beyond 64 bits, nesting beyond 254 levels."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:

@@ -33,12 +33,12 @@ def learn_history(setting: str, tables: Tables, identities: Identities, workers:
 
 def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, workers: int) -> Counter[str]:
     version = tables.version(table, day)
-    made_of = f"{version.content} {code_hash()}"
-    if (known := identities.learned(day, setting, made_of)) is not None:
+    fingerprint = f"{version.content} {code_hash()}"
+    if (known := identities.learned(day, setting, fingerprint)) is not None:
         return known
     shards = ((tables, table, day, version, shard) for shard in range(version.shards))
     learned = map_shards(_learn_shard, shards, version.shards, workers, f"{day}: learned")
-    return identities.replace(day, setting, version.rows, learned, made_of)
+    return identities.replace(day, setting, version.rows, learned, fingerprint)
 
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:

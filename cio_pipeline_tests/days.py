@@ -16,7 +16,7 @@ from cio_pipeline.learning import learn_day, learn_history
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
 from cio_pipeline.rules.items import identifiers
-from cio_pipeline.rules.limits import ITEM_BYTES
+from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.tables.shuffle import buckets_of
@@ -69,7 +69,7 @@ class Days:
             upsert = {"type": "person", "action": "identify", "identifiers": identifiers(row.key), "timestamp": newest}
             assert operation == upsert
             assert (row.attributes, row.timestamp.replace(microsecond=0).timestamp()) == (len(values), newest)
-            assert len(row.operation.encode()) <= ITEM_BYTES
+            assert len(row.operation.encode()) <= MAX_ITEM_BYTES
             customer = found.setdefault(row.key, {})
             assert not customer.keys() & values.keys()
             customer.update({name: (value, times[name]) for name, value in values.items()})

@@ -63,13 +63,13 @@ def extract(folder: Path, tables: Tables, **options: Any) -> Extracted:
 
 
 def is_known(folder: Path, tables: Tables, **options: Any) -> bool:
-    return extracted_before(tables, DAY, window(folder, **options).made_of) is not None
+    return extracted_before(tables, DAY, window(folder, **options).fingerprint) is not None
 
 
 def test_a_day_whose_files_are_as_they_were_is_known_with_the_same_counts(export: Path, tables: Tables) -> None:
     assert not is_known(export, tables)
     kept = extract(export, tables)
-    assert extracted_before(tables, DAY, window(export).made_of) == kept
+    assert extracted_before(tables, DAY, window(export).fingerprint) == kept
     assert (kept.read, kept.rows, kept.duplicates.total(), kept.identity_events, kept.gives) == (3, 2, 1, 2, True)
 
 
@@ -128,7 +128,7 @@ def test_a_file_that_was_just_written_may_change_unseen_and_is_read_again(
     export: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "STEP_OF_THE_CLOCK", 3_000_000_000)
-    assert window(export).made_of is None
+    assert window(export).fingerprint is None
     extract(export, tables)
     assert not is_known(export, tables)
 
@@ -136,8 +136,8 @@ def test_a_file_that_was_just_written_may_change_unseen_and_is_read_again(
 def test_an_old_day_of_which_posthog_may_have_dropped_attributes_is_always_read(export: Path) -> None:
     old = START - timedelta(days=90)
     (export / f"{old.isoformat()}-{END.isoformat()}.jsonl").write_text("")
-    assert window(export, old).made_of is None
-    assert window(export).made_of is not None
+    assert window(export, old).fingerprint is None
+    assert window(export).fingerprint is not None
 
 
 def test_the_asset_extracts_a_day_of_unchanged_files_once(

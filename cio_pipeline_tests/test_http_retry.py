@@ -105,7 +105,7 @@ def endless(head: bytes, block: bytes) -> raw_server.Answer:
 )
 def test_an_answer_without_an_end_is_left_at_its_limit(head: bytes) -> None:
     with raw_server.serve(endless(head, b"x" * 65536)) as url, pytest.raises(http.TooLong, match="is over 1,000,000 bytes"):
-        ask(url, most_bytes=1_000_000)
+        ask(url, max_bytes=1_000_000)
 
 
 def test_an_answer_that_unpacks_to_very_much_is_left_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -121,7 +121,7 @@ def test_an_answer_that_unpacks_to_very_much_is_left_at_its_limit(monkeypatch: p
     bomb = gzip.compress(bytes(200_000_000), 9)
     answer = raw_server.http(bomb, "200 OK", "Content-Encoding: gzip")
     with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.TooLong):
-        ask(url, most_bytes=1_000_000)
+        ask(url, max_bytes=1_000_000)
     assert sum(given) < 1_200_000
 
 

@@ -239,7 +239,7 @@ def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
             shutil.rmtree(folder)
         return classify(*arguments)
 
-    monkeypatch.setattr("cio_pipeline.pipeline.classify", reaped)
+    monkeypatch.setattr("cio_pipeline.classification.classify", reaped)
     monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
     with pytest.raises(StorageError, match=r"run this again\.$"):
         product.derive(MONDAY)

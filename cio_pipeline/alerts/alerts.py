@@ -8,7 +8,7 @@ from typing import Literal
 
 from pydantic import BaseModel
 
-MOST_OPEN = 100
+MAX_OPEN = 100
 """So many alerts are kept open until their problem is over; of older ones the end is not reported."""
 
 Kind = Literal["run", "check", "day"]
@@ -104,7 +104,7 @@ def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tup
     alerts, still_open = list[Alert](), dict(open_before)
     for event in sorted(events, key=lambda event: event.at):
         alerts += _alerts_for(event, still_open)
-    return alerts, dict(list(still_open.items())[-MOST_OPEN:])
+    return alerts, dict(list(still_open.items())[-MAX_OPEN:])
 
 
 def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:

@@ -5,105 +5,16 @@ Each command imports what it needs when it runs, so that `--help` answers at onc
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from cio_pipeline import __version__
-from cio_pipeline.cli.failures import sentence_and_status
-from cio_pipeline.cli.terminal import complain
+from cio_pipeline.cli.group import Commands
+from cio_pipeline.cli.options import days, delivery_options
 
 if TYPE_CHECKING:
     from cio_pipeline.settings.settings import Settings
-
-INTERRUPTED = 130
-"""The exit status after Ctrl-C, as shells have it."""
-
-REST = "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest."
-STOPPED = {"run": REST, "redeliver": REST, "dry-run": "Interrupted: nothing was sent."}
-"""What a command that Ctrl-C ended says; the others say no more than that they were interrupted."""
-
-Command = TypeVar("Command", bound=Callable[..., int])
-
-
-class Commands(click.Group):
-    """The group of all commands: whatever ends one of them is one sentence and an exit status, never a traceback."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """In the order of this module."""
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> None:
-        """Runs the command that was named, and exits."""
-        try:
-            ctx.exit(super().invoke(ctx))
-        except (click.ClickException, click.Abort, click.exceptions.Exit):
-            raise
-        except KeyboardInterrupt:
-            complain(STOPPED.get(str(ctx.invoked_subcommand), "Interrupted."))
-            ctx.exit(INTERRUPTED)
-        except Exception as failure:
-            text, status = sentence_and_status(failure)
-            complain(text)
-            ctx.exit(status)
-
-
-def _days(command: Command) -> Command:
-    """The options that name days."""
-    for option in (
-        click.option("--to", "last", metavar="DAY", help="The last of several days."),
-        click.option("--from", "first", metavar="DAY", help="The first of several days."),
-        click.option("--partition", metavar="DAY", help="One day, YYYY-MM-DD."),
-    ):
-        command = option(command)
-    return command
-
-
-def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float | None:
-    if hours is not None and not math.isfinite(hours):
-        raise click.BadParameter("must be a number of hours.")
-    return hours
-
-
-def _narrowed(command: Command) -> Command:
-    """The options that leave some of the days' data for another run, send more than is new, or allow more than the settings."""
-    for option in (
-        click.option(
-            "--max-campaign-events",
-            type=click.IntRange(min=0),
-            metavar="EVENTS",
-            help="Instead of CIO_MAX_CAMPAIGN_EVENTS; after a ledger was lost, it also says that the new one counts.",
-        ),
-        click.option(
-            "--max-new-customers",
-            type=click.IntRange(min=0),
-            metavar="CUSTOMERS",
-            help="Instead of CIO_MAX_NEW_CUSTOMERS.",
-        ),
-        click.option(
-            "--resend",
-            is_flag=True,
-            help="Also send what was delivered, is unchanged or was refused. Attributes still never go back in time.",
-        ),
-        click.option(
-            "--hold-recent-events",
-            type=click.FloatRange(0, 1_000_000),
-            callback=_finite,
-            metavar="HOURS",
-            help="Keep events younger than this, and all that only they bring (attributes, customers, stitched events), for a"
-            " later run. Events under 72 hours old can start campaigns.",
-        ),
-        click.option(
-            "--limit",
-            type=click.IntRange(min=1),
-            metavar="CUSTOMERS",
-            help="Send each day's first so many customers with their events; the rest waits for another run.",
-        ),
-    ):
-        command = option(command)
-    return command
 
 
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -116,18 +27,18 @@ def cli() -> None:
 
 
 @cli.command()
-@_days
+@days
 @click.option("--dry-run", is_flag=True, help="The same as the command dry-run.")
 @click.option(
     "--today",
     is_flag=True,
-    help="Instead of days: what today (UTC), which is not over, has so far. A run of the day after it delivers the whole.",
+    help="Instead of days: what today (UTC) has so far. Once the day is over, a run of it delivers the rest.",
 )
-@_narrowed
+@delivery_options
 def run(partition: str | None, first: str | None, last: str | None, *, today: bool, **chosen: Any) -> int:
     """Extract days from PostHog and deliver them to Customer.io.
 
-    What Customer.io has acknowledged before is not sent again, so a day can be run at any time.
+    What Customer.io has already acknowledged is not sent again, so you can run a day at any time.
 
     \b
     Examples:
@@ -138,8 +49,8 @@ def run(partition: str | None, first: str | None, last: str | None, *, today: bo
 
     \b
     Exit status:
-      0    everything was delivered, apart from what you chose to leave out or to hold, and of
-           no day were more events refused by the rules than CIO_REFUSED_SHARE allows
+      0    everything was delivered, apart from what you chose to leave out or hold back, and
+           the rules refused no larger share of any day's events than CIO_REFUSED_SHARE
       1    otherwise; the last line says why
       2    a setting, a day or an option is wrong
       130  Ctrl-C; a rerun sends the rest
@@ -155,13 +66,13 @@ def run(partition: str | None, first: str | None, last: str | None, *, today: bo
 
 
 @cli.command("dry-run")
-@_days
-@_narrowed
+@days
+@delivery_options
 def dry_run(partition: str | None, first: str | None, last: str | None, **chosen: Any) -> int:
     """Do everything but send, and print what would be sent.
 
     It reads the days from PostHog, derives them in temporary files, and prints new customers (Customer.io bills them), changed
-    and unchanged ones, events by name, what the rules refuse, and a sample with personal data masked. Nothing that is kept
+    and unchanged ones, events by name, what the rules refuse, and a sample with personal data masked. Nothing that is stored
     changes.
 
     \b
@@ -171,8 +82,8 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 
     \b
     Exit status:
-      0    of no day would more events be refused by the rules than CIO_REFUSED_SHARE allows
-      1    otherwise, or the days cannot be looked at; the last line says why
+      0    the rules would refuse no larger share of any day's events than CIO_REFUSED_SHARE
+      1    otherwise, or if the dry run fails; the last line says why
       2    a setting, a day or an option is wrong
       130  Ctrl-C
     """
@@ -185,7 +96,7 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 def redeliver(**chosen: str | None) -> int:
     """Send again what Customer.io has refused.
 
-    Do so when the cause is fixed. Attributes that have been set since are left out. A refusal is closed when its item is
+    Do this once the cause is fixed. Attributes that have been set since are left out. A refusal is closed when its item is
     accepted.
 
     \b
@@ -200,9 +111,7 @@ def redeliver(**chosen: str | None) -> int:
       2    a setting, a day or an option is wrong
       130  Ctrl-C; a rerun sends the rest
     """
-    from cio_pipeline.settings.settings import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     from cio_pipeline.cli.run import redeliver
 
     return redeliver(settings, chosen)
@@ -218,7 +127,7 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
     """List what Customer.io has refused and not accepted since.
 
     Each line is an event or a customer: its day, its masked id, and Customer.io's reason. The ledger's table refusals has each
-    item as it was sent. What the rules refused is in the table rejects instead.
+    item as it was sent. What the rules refused is not here, but in the table rejects.
 
     \b
     Examples:
@@ -227,13 +136,11 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
 
     \b
     Exit status:
-      0    they are listed, if there are any
+      0    the refusals are listed, if there are any
       1    the ledger cannot be read
       2    a setting or an option is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     from cio_pipeline.cli.refusals import list_refusals
 
     list_refusals(settings, partition, reason, limit)
@@ -244,18 +151,16 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
 def metrics() -> int:
     """Print how far the deliveries are, in Prometheus' text format.
 
-    The newest day that is delivered, its age and what came of it, days that were passed over, what Customer.io has refused by
-    reason, and each job's last run. For the textfile collector of node_exporter, or to push: docs/deploy.md.
+    They are the newest delivered day, its age and its counts, days that were skipped, what Customer.io has refused by reason,
+    and each job's last run. For node_exporter's textfile collector, or to push: docs/deploy.md.
 
     \b
     Exit status:
-      0    they are printed
+      0    the metrics are printed
       1    the ledger or Dagster's storage cannot be read; nothing is printed
       2    a setting is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     from cio_pipeline.cli.metrics import print_metrics
 
     print_metrics(settings)
@@ -264,18 +169,23 @@ def metrics() -> int:
 
 @cli.command()
 @click.argument("who")
-@_days
-@click.option("--hash", "hashed", is_flag=True, help="Print how the job explain_person in Dagster's UI takes this person.")
+@days
+@click.option(
+    "--hash",
+    "hashed",
+    is_flag=True,
+    help="Print the name by which to give this person to the job explain_person in Dagster's UI.",
+)
 def explain(who: str, partition: str | None, first: str | None, last: str | None, hashed: bool) -> int:
-    """Tell what happened to a person, and why.
+    """Explain what happened to a person, and why.
 
-    WHO is a distinct_id or an email. Each of the person's events of the days is listed: whether it was sent, filtered, held
-    back or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it. Then
-    each attribute with its value and when it was set. It asks neither service, and changes nothing.
+    WHO is a distinct_id or an email. Each event of the person on these days is listed: whether it was sent, filtered, held back
+    or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it. Then each
+    attribute with its value and when it was set. It calls neither service, and changes nothing.
 
-    It prints ids, emails and values as they are. That is what it is for; nothing of it is kept.
+    It prints ids, emails and values unmasked, since that is its purpose, and stores none of them.
 
-    Without days it takes the last 30.
+    The default is the last 30 days.
 
     \b
     Examples:
@@ -285,13 +195,11 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
 
     \b
     Exit status:
-      0    it is told, if there is anything
+      0    the person is explained, if there is anything
       1    the tables or the ledger cannot be read
       2    a setting, a day or an option is wrong
     """
-    from cio_pipeline.settings.settings import load_settings
-
-    settings = load_settings()
+    settings = _settings()
     from cio_pipeline.cli.explain import explain_person, print_masked_name
 
     if hashed:
@@ -303,10 +211,10 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
 
 @cli.command()
 def ui() -> int:
-    """Open Dagster's UI and daemon on the settings, until Ctrl-C.
+    """Run Dagster's UI and daemon with your settings, until Ctrl-C.
 
-    The address is printed: http://127.0.0.1:3000, or the next port that is free. Dagster's runs are kept in DAGSTER_HOME, or
-    without one in the folder dagster in CIO_DATA_DIR.
+    It prints the UI's address: http://127.0.0.1:3000, or the next free port. Dagster keeps its runs in DAGSTER_HOME or, without
+    one, in the folder dagster in CIO_DATA_DIR.
 
     \b
     Exit status:
@@ -338,7 +246,7 @@ def demo() -> int:
 
 @cli.command()
 def dev() -> int:
-    """Open Dagster's UI on the sandbox, until Ctrl-C.
+    """Run Dagster's UI on the sandbox, until Ctrl-C.
 
     The sandbox is a local PostHog and a local Customer.io. It reads neither .env nor your settings, sends nothing
     anywhere else, and writes to data/dev only.
@@ -354,7 +262,7 @@ def dev() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command that the arguments name (without any: the process's own); gives the exit status."""
+    """Runs the command of these arguments (None: those of the process). Returns the exit status."""
     try:
         return int(cli.main(arguments, "python -m cio_pipeline", standalone_mode=False) or 0)
     except click.ClickException as wrong:
@@ -371,20 +279,22 @@ def _dry_run(partition: str | None, first: str | None, last: str | None, chosen:
 
 def _today(*other_options: object) -> int:
     if any(option is not None and option is not False for option in other_options):
-        raise click.UsageError("--today goes with no other option.")
-    from cio_pipeline.settings.settings import load_settings
-
-    settings = load_settings()
+        raise click.UsageError("--today cannot be combined with other options.")
+    settings = _settings()
     from cio_pipeline.cli.run import run_today
 
     return run_today(settings)
 
 
-def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:
-    """The settings are read before anything that Dagster loads is imported."""
-    from cio_pipeline.settings.settings import load_settings
+def _settings() -> Settings:
+    """To be called before anything is imported that loads Dagster, as that reads some of the settings."""
+    from cio_pipeline.settings.load import load_settings
 
-    settings = load_settings()
+    return load_settings()
+
+
+def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:
+    settings = _settings()
     from cio_pipeline.defs.partitions import DaysError
 
     start, end = first or partition, last or first or partition

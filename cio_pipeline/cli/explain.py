@@ -1,4 +1,4 @@
-"""Prints what happened to a person, and why. Unlike all other output, it shows the person's data as it is."""
+"""Prints what happened to a person, and why. Unlike all other output, it shows personal data unmasked."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.jobs.explain import as_rows, masked_name
 from cio_pipeline.defs.pages.tables import lines
 from cio_pipeline.defs.partitions import days_asked_for
-from cio_pipeline.explanation import explain, look_up, person
+from cio_pipeline.explanation import explain
+from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
@@ -23,14 +24,14 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
     database = (settings.ledger_url, settings.ledger_lock_seconds)
     identities, ledger = Identities(*database), Ledger(*database)
     try:
-        names = person(who, identities)
+        names = person_names(who, identities)
         listed = read_suppressed(settings.suppressed_file).with_linked(identities.linked, identities.all_names())
         tables = Tables(settings.data_dir)
-        made = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
+        explanation = explain(names, look_up(names, days, tables, identities, ledger, settings.options, listed))
     finally:
         ledger.close()
-    show(f"{who}, {days_text(days)}: {', '.join(made.names)}")
-    rows = as_rows(made)
+    show(f"{who}, {days_text(days)}: {', '.join(explanation.names)}")
+    rows = as_rows(explanation)
     rows["attributes"] = [{**row, "value": orjson.dumps(row["value"]).decode()} for row in rows["attributes"]]
     titles = {"events": "Events", "attributes": "Attributes", "left out": "Left out or changed of what was sent"}
     for name, title in titles.items():
@@ -38,12 +39,12 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
             show(f"{title}:")
         for line in lines(rows[name]):
             show(line, indent="  ")
-    if not made.events:
+    if not explanation.events:
         show("No event of theirs is in the tables of these days: it was not extracted, or PostHog has none.")
 
 
 def print_masked_name(who: str) -> None:
-    """Prints how the job `explain_person` takes a person."""
+    """Prints the names by which to give a person to the job `explain_person`."""
     masked, hashed = masked_name(who)
-    show(f"{masked}  where that is enough")
-    show(f"{hashed}  where several people look like that")
+    show(f"{masked}  if that is enough")
+    show(f"{hashed}  if several people look like that")

@@ -20,7 +20,8 @@ from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import Settings
-from cio_pipeline.state.ledger import Ledger, OpenRefusals
+from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.state.refusals import OpenRefusals
 
 REASONS = 20
 """The most reasons with a series of their own; the others are one together, so that no fault makes thousands of series."""

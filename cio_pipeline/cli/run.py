@@ -89,8 +89,8 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
     def see(event: dg.DagsterEvent) -> None:
         if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION:
-            facts = event.asset_observation_data.asset_observation.metadata
-            beyond.append(facts["days with more refused than CIO_REFUSED_SHARE allows"].value)
+            metadata = event.asset_observation_data.asset_observation.metadata
+            beyond.append(metadata["days with more refused than CIO_REFUSED_SHARE allows"].value)
 
     with _instance(settings) as instance:
         config = {"preview_delivery": {"config": {**_given(chosen), "from": first, "to": last}}}

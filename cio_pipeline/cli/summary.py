@@ -26,7 +26,7 @@ OF_ALL_DAYS = ("earlier_days_learned", "later_days_up_to_date", "nothing_refused
 LEFT_OUT = ("few_refused_by_the_rules", "yesterday_delivered", "no_day_missed")
 """`end` has a line of its own for the first, over all days; the others are not of the days of the command."""
 
-Facts = dict[str, Any]
+Metadata = dict[str, Any]
 
 
 class Summary:
@@ -50,13 +50,13 @@ class Summary:
             self._check(found)
             return
         asset = found.materialization
-        facts = {name: value.value for name, value in asset.metadata.items()}
+        metadata = {name: value.value for name, value in asset.metadata.items()}
         day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
-            self._derived(day, facts)
-        elif name == "customerio_delivery" and facts and day not in self._days_seen:
+            self._derived(day, metadata)
+        elif name == "customerio_delivery" and metadata and day not in self._days_seen:
             self._days_seen.add(day)
-            self._refused_by_customerio += int(facts.get(OPEN_REFUSALS, 0))
+            self._refused_by_customerio += int(metadata.get(OPEN_REFUSALS, 0))
 
     def end(self) -> int:
         """Says what did not go out and what to do about it; gives the exit status."""
@@ -77,10 +77,10 @@ class Summary:
             )
         return 1 if beyond or self._refused_by_customerio else 0
 
-    def _derived(self, day: str, facts: Facts) -> None:
-        self._extracted[day] = int(facts.get("extracted", 0))
-        self._refused[day] = int(facts.get("refused", 0))
-        outcomes = [record.data for record in facts["outcomes"].records] if "outcomes" in facts else []
+    def _derived(self, day: str, metadata: Metadata) -> None:
+        self._extracted[day] = int(metadata.get("extracted", 0))
+        self._refused[day] = int(metadata.get("refused", 0))
+        outcomes = [record.data for record in metadata["outcomes"].records] if "outcomes" in metadata else []
         self._reasons.update(
             {str(one["what"]): int(one["count"]) for one in outcomes if str(one.get("what")).startswith(REFUSED)}
         )
@@ -91,8 +91,8 @@ class Summary:
             self._failed_checks.pop(name, None)
         if check.passed or check.check_name in LEFT_OUT:
             return
-        facts = {key: value.value for key, value in check.metadata.items()}
-        what = check.description or ", ".join(f"{key}: {value}" for key, value in facts.items())
+        metadata = {key: value.value for key, value in check.metadata.items()}
+        what = check.description or ", ".join(f"{key}: {value}" for key, value in metadata.items())
         self._failed_checks.setdefault(name, []).append(what)
 
     def failed_checks(self) -> Iterator[str]:

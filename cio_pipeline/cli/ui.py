@@ -19,8 +19,9 @@ import requests
 
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.sandbox.processes import end, local
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
-from cio_pipeline.settings.settings import SettingsError, load_settings
+from cio_pipeline.settings.settings import SettingsError
 
 FIRST_PORT, PORTS = 3000, 100
 

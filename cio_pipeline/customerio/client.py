@@ -189,7 +189,7 @@ class TrackClient:
             before_each=turn,
             pause=self.rate_limit.pause,
             fault_in=fault_in,
-            most_bytes=ANSWER_BYTES,
+            max_bytes=ANSWER_BYTES,
             seconds=ANSWER_SECONDS,
             data=body,
             headers={"Content-Type": "application/json"},

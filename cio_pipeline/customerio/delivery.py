@@ -1,4 +1,4 @@
-"""The delivery of a day: what is still to be sent goes out over a few lanes, and each answer is recorded at once."""
+"""The delivery of a day: what is still to be sent is sent over a few lanes, and each answer is recorded at once."""
 
 from __future__ import annotations
 
@@ -17,19 +17,20 @@ from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, te
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 SHARDS_AHEAD = 3
-"""So many shards may be planned, or under way, behind the oldest one whose answers are awaited: that bounds the memory."""
+"""How many shards may be planned or being sent beyond the oldest whose answers are awaited, which limits the memory."""
 
 LANES_AT_ONCE = 8
-"""So many requests are under way at once, of four shards of two lanes each, as large ones have. If each takes a tenth of a
-second, that is 80 a second; Customer.io allows 100."""
+"""How many requests are sent at once: four shards of two lanes each, as large ones have. If each takes a tenth of a second,
+that is 80 a second; Customer.io allows 100."""
 
 
 @dataclass
 class Report:
-    """What became of a day: counts by name, events to be sent by their masked names, and a few masked lines."""
+    """What a delivery did: counts by what was counted, events to send by masked name, and a few masked lines."""
 
     counts: Counter[str] = field(default_factory=Counter)
     event_names: Counter[str] = field(default_factory=Counter)
@@ -44,10 +45,10 @@ def deliver(
     options: DeliveryOptions = DEFAULTS,
     events: int | None = None,
 ) -> Report:
-    """Sends what the ledger does not know yet of a day's (customers, events), shard by shard.
+    """Sends, shard by shard, the day's customers and events that the ledger does not record as delivered.
 
-    events: how many the day has, for the log. Raises what the client and the ledger raise (`NotDelivered`, `Unavailable`,
-    `DatabaseError`) when it cannot go on; all that was acknowledged by then is kept, and a rerun sends the rest.
+    events: how many the day has, for the progress. When it cannot go on, it raises what the client and the ledger raise
+    (`NotDelivered`, `Unavailable`, `DatabaseError`). What was acknowledged by then is kept, and a rerun sends the rest.
     """
     report, refused = Report(), ledger.refused(day)
     plans = _plans(day, shards, ledger, refused, options, report)
@@ -57,7 +58,8 @@ def deliver(
 
 
 def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
-    """What `deliver` would send; nothing is sent or kept. `seen` has the days' new customers so far, and gets this one's."""
+    """What `deliver` would send; nothing is sent or recorded. The day's new customers are added to `seen`, those of the days so
+    far."""
     report = Report()
     for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
         sizes = [request.size for lane in requests(plan.upserts, plan.events) for request in lane]
@@ -70,13 +72,13 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
 def redeliver(
     day: str, refused: list[Refusal], ledger: Ledger, client: TrackClient, options: DeliveryOptions = DEFAULTS
 ) -> Report:
-    """Sends a day's refused items again, without what newer data has replaced since; what is accepted is closed.
+    """Sends a day's refused items again, except where newer data has replaced them; what is accepted is closed.
 
     Raises as `deliver` does.
     """
     by_item = {refusal.item: refusal for refusal in refused}
-    known = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
-    plan = plan_redelivery(refused, known, options)
+    recorded = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
+    plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))
     report.counts["refusals mended by newer data"] += len(plan.closed)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
@@ -90,8 +92,8 @@ def _plans(
     """A plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
     for customers, events in to_deliver(shards, options, report.counts):
-        known = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
-        plan = plan_shard(customers, events, known, options)
+        recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
+        plan = plan_shard(customers, events, recorded, options)
         report.counts += plan.counts
         report.sample = report.sample or sample(plan)
         yield plan
@@ -117,33 +119,33 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
 
 
 def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress) -> None:
-    """Sends each plan over its lanes while the next one is planned. What fails first, wherever that is, stops everything else.
+    """Sends each plan over its lanes while the next one is being planned. The first failure stops everything else.
 
-    Lanes of different plans may go at once: they have no customer in common.
+    Lanes of different plans may be sent at once, as they have no customer in common.
     """
-    sent: deque[list[Future[Counter[str]]]] = deque()
+    running: deque[list[Future[Counter[str]]]] = deque()
     client.rate_limit.start()
     with ThreadPoolExecutor(LANES_AT_ONCE, "lane") as threads:
         try:
             for plan in plans:
-                _record_unsent(day, plan, ledger)
+                _record(day, plan, ledger)
                 progress.add(plan.counts["events delivered before"])
                 lanes = requests(plan.upserts, plan.events)
-                sent.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
-                while len(sent) > SHARDS_AHEAD:
-                    report.counts += _counts(sent.popleft())
-            while sent:
-                report.counts += _counts(sent.popleft())
+                running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
+                while len(running) > SHARDS_AHEAD:
+                    report.counts += _counts(running.popleft())
+            while running:
+                report.counts += _counts(running.popleft())
         finally:
             client.rate_limit.stop()
 
 
-def _record_unsent(day: str, plan: Plan, ledger: Ledger) -> None:
-    """Keeps what needs no sending."""
-    if plan.unsent or plan.closed:
-        ledger.acknowledge(day, Acknowledgement(customers=plan.unsent, accepted=lambda: plan.closed))
+def _record(day: str, plan: Plan, ledger: Ledger) -> None:
+    """Records what need not be sent."""
+    if plan.states or plan.closed:
+        ledger.acknowledge(day, Acknowledgement(customers=plan.states, accepted=lambda: plan.closed))
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:
-    """What the lanes have counted, when all are done. Raises what one has failed of."""
+    """The lanes' counts, once all are done. Raises what any lane has raised."""
     return sum((lane.result() for lane in lanes), Counter())

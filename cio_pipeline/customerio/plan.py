@@ -1,4 +1,4 @@
-"""What of the tables is still to be sent, given what the ledger knows and what was chosen."""
+"""What is still to be sent of a day's tables, given what the ledger records and the delivery's options."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import State, id_halves, name_hash, pack, pack_ids, state_time, unpack, value_hash
-from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, packed, values
+from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, pack_id_column
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
+from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import consents, is_consent
-from cio_pipeline.state.ledger import Refusal
 from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.refusals import Refusal
 
 TIME = pa.timestamp("us", "UTC")
 TRIGGER_SECONDS = 72 * 3600
@@ -28,8 +29,11 @@ TRIGGER_SECONDS = 72 * 3600
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What the ledger has recorded: the packed states of these customers, by key; the ids of the day's delivered events, as
-    `Ledger.delivered` gives them; and the day's refusals, by item."""
+    """What the ledger records.
+
+    states: packed states of customers, by key; delivered: the ids of the day's delivered events (`Ledger.delivered`); refused:
+    the day's refusals, by item.
+    """
 
     states: Mapping[str, bytes]
     delivered: Any
@@ -38,48 +42,53 @@ class LedgerView:
 
 @dataclass
 class Plan:
-    """Upserts and events to send; packed states to record, by key, and refusals to close, by item, without sending; a count of
-    what needs no sending, by reason; and the latest time of each customer's upserts so far (Unix seconds)."""
+    """What is to be done.
+
+    upserts and events: to send; states: packed states to record without sending, by key; closed: items whose refusals are to be
+    closed without sending; counts: what need not be sent, by reason; latest: the latest time of each customer's upserts so far
+    (Unix seconds), by key.
+    """
 
     upserts: list[Item] = field(default_factory=list)
     events: Events = field(default_factory=Events)
-    unsent: dict[str, bytes] = field(default_factory=dict)
+    states: dict[str, bytes] = field(default_factory=dict)
     closed: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
     latest: dict[str, int] = field(default_factory=dict)
 
     @property
     def items(self) -> list[Item]:
-        """What is to be sent, each by itself."""
+        """What is to be sent, one by one."""
         return self.upserts + self.events.items()
 
 
-def plan_shard(customers: Columns, events: Columns, known: LedgerView, options: DeliveryOptions) -> Plan:
-    """Upserts first, then events by time, of one shard of the tables; what was refused is not sent again as it was.
+def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions) -> Plan:
+    """The plan of one shard: upserts, then events by time. What was refused is not sent again unless it has changed.
 
-    The columns of operations are not read where nothing is to be sent.
+    The columns of operations are read only where something is to be sent.
     """
     plan = Plan()
-    _plan_customers(customers, events, known, options, plan)
-    plan.events = _new_events(events, known, options, plan)
+    _plan_customers(customers, events, recorded, options, plan)
+    plan.events = _new_events(events, recorded, options, plan)
     return plan
 
 
-def plan_redelivery(refused: list[Refusal], known: LedgerView, options: DeliveryOptions) -> Plan:
-    """What Customer.io refused, less what has been set or delivered since, or R19 leaves out: upserts, then events by time."""
+def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:
+    """The plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or R19
+    leaves out."""
     plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
             upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
             consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
-            planned = _upsert(upsert, consent, known, plan, options)
+            planned = _plan_upsert(upsert, consent, recorded, plan, options)
             plan.upserts += [] if planned is None else [planned]
-        elif among(known.delivered, pack_ids([refusal.item]))[0]:
+        elif are_delivered(recorded.delivered, pack_ids([refusal.item]))[0]:
             plan.closed.append(refusal.item)
         else:
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
-    ids, keys, operations = (pa.array(values, TEXT) for values in columns)
+    ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
     is_large, since = np.array([one.call == "event" for one in events], bool), time.time() - TRIGGER_SECONDS
     is_young = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
     plan.events = Events(ids, keys, operations.cast(BYTES), is_large, is_young)
@@ -90,23 +99,27 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
     return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
 
 
-def _plan_customers(customers: Columns, events: Columns, known: LedgerView, options: DeliveryOptions, plan: Plan) -> None:
-    """Of most customers the ledger knows nothing, or just what the table says: then no operation is parsed."""
-    keys, parts, states = texts(customers, "key"), _list(customers, "part", pa.int32()), _list(customers, "state", BYTES)
-    consents = _list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
+def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> None:
+    """For most customers the ledger records nothing, or exactly what the table says; then no operation is parsed."""
+    keys, parts, states = (
+        texts(customers, "key"),
+        _column_list(customers, "part", pa.int32()),
+        _column_list(customers, "state", BYTES),
+    )
+    consents = _column_list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
     in_parts = {key for key, part in zip(keys, parts, strict=True) if part}
     with_person = _with_person(events)
-    operations = cache(lambda: _list(customers, "operation", BYTES))
+    operations = cache(lambda: _column_list(customers, "operation", BYTES))
     for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
-        stored = known.states.get(key, b"")
+        stored = recorded.states.get(key, b"")
         if state == stored and not consent and not options.resend:
-            _nothing_new(customer_item(key, part) if known.refused else "", known, plan)
+            _nothing_new(customer_item(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
         planned: Item | None = Item(customer_item(key, part), key, operation, "batch", state, True, personless)
         if planned is not None and (stored or consent or key in in_parts):
-            planned = _upsert(planned, consent, known, plan, options)
-        if planned is not None and not (known.refused and _is_refused_before(planned, known, options, plan)):
+            planned = _plan_upsert(planned, consent, recorded, plan, options)
+        if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
 
 
@@ -116,17 +129,17 @@ def _with_person(events: Columns) -> set[str]:
     return set(column(events, "key").filter(pc.invert(personless)).unique().to_pylist())
 
 
-def _list(rows: Columns, name: str, kind: pa.DataType) -> Any:
-    return values(column(rows, name, kind))
+def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
+    return to_list(column(rows, name, kind))
 
 
-def _upsert(upsert: Item, consent: bool, known: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
-    """R17: attributes that a later event has set are left out; nothing goes where nothing would change.
+def _plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
+    """R17: the upsert without attributes that a later event has set; None where it would change nothing.
 
-    An upsert has one time for all that it holds. It is as late as any that was sent for the customer before, for else
-    Customer.io might drop what it changes, or all of it. `consent`: whether R19 has to be applied to it.
+    An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or
+    Customer.io might ignore it. consent: whether R19 has to be applied.
     """
-    stored, state = unpack(known.states.get(upsert.key, b"")), unpack(upsert.state)
+    stored, state = unpack(recorded.states.get(upsert.key, b"")), unpack(upsert.state)
     own = max(time for _, time in state.values())
     operation = read_object(upsert.operation.decode()) if consent else None
     if operation is not None:
@@ -135,12 +148,12 @@ def _upsert(upsert: Item, consent: bool, known: LedgerView, plan: Plan, options:
     plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
         plan.counts["customers older than in Customer.io"] += 1
-        _close(upsert.name, known, plan)
+        _close(upsert.name, recorded, plan)
         return None
     if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
-        _nothing_new(upsert.name, known, plan)
+        _nothing_new(upsert.name, recorded, plan)
         if any(stored[name] != entry for name, entry in current.items()):
-            plan.unsent[upsert.key] = plan.unsent.get(upsert.key, b"") + pack(current)
+            plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
         return None
     is_new = not stored and upsert.key not in plan.latest
     newest = max(plan.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *stored.values()]))
@@ -149,15 +162,15 @@ def _upsert(upsert: Item, consent: bool, known: LedgerView, plan: Plan, options:
     if operation is None and len(current) == len(state) and newest == own:
         return upsert
     operation = operation or read_object(upsert.operation.decode())
-    return upsert._replace(operation=_with(operation, current, newest), state=pack(current))
+    return upsert._replace(operation=_rewritten(operation, current, newest), state=pack(current))
 
 
 def _without_consent(
     operation: dict[str, Any], state: State, options: DeliveryOptions, plan: Plan
 ) -> tuple[dict[str, Any], State]:
-    """R19: an upsert that was made under another setting, with no more about consent than this one lets pass.
+    """R19: an upsert that was derived under another setting, without the attributes about consent that this one does not allow.
 
-    What passes under another name than it came by counts as set when the latest about consent was.
+    An attribute that passes under another name than it came with counts as set at the latest time of those about consent.
     """
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
@@ -169,54 +182,55 @@ def _without_consent(
     }
 
 
-def _with(operation: dict[str, Any], current: State, newest: int) -> bytes:
-    """The upsert with the attributes that are current, and that time."""
+def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
+    """The upsert with only the current attributes, and with this time."""
     kept = {name: value for name, value in operation["attributes"].items() if name_hash(name) in current}
     seconds = operation["timestamp"]
     return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
 
 
-def _nothing_new(item: str, known: LedgerView, plan: Plan) -> None:
+def _nothing_new(item: str, recorded: LedgerView, plan: Plan) -> None:
     plan.counts["customers with nothing new"] += 1
-    _close(item, known, plan)
+    _close(item, recorded, plan)
 
 
-def _close(item: str, known: LedgerView, plan: Plan) -> None:
-    if item in known.refused:
+def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
+    if item in recorded.refused:
         plan.closed.append(item)
 
 
-def _is_refused_before(item: Item, known: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
-    """Whether Customer.io has refused just this operation."""
-    before = known.refused.get(item.name)
+def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
+    """Whether Customer.io has refused exactly this operation."""
+    before = recorded.refused.get(item.name)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
     plan.counts[f"refused before: {before.reason}"] += 1
     return True
 
 
-def _new_events(events: Columns, known: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
-    """The events that are neither delivered nor refused as they are."""
+def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
+    """The events that were neither delivered nor refused as they are now."""
     ids = column(events, "ulid")
-    before = among(known.delivered, packed(ids)) if len(known.delivered) else np.zeros(len(events), bool)
+    before = are_delivered(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
     if options.resend:
-        return _all(events, before)
+        return _with_operations(events, before)
     plan.counts["events delivered before"] += int(before.sum())
-    if known.refused:
-        plan.closed += [item for item in values(ids.filter(pa.array(before))) if item in known.refused]
+    if recorded.refused:
+        plan.closed += [item for item in to_list(ids.filter(pa.array(before))) if item in recorded.refused]
     if before.all():
         return Events()
-    unsent = _all(events, before)
+    unsent = _with_operations(events, before)
     if before.any():
         unsent = unsent.take(np.flatnonzero(~before))
-    if not known.refused:
+    if not recorded.refused:
         return unsent
-    kept = [not _is_refused_before(item, known, options, plan) for item in unsent.items()]
+    kept = [not _is_refused_before(item, recorded, options, plan) for item in unsent.items()]
     return unsent.take(np.flatnonzero(kept))
 
 
-def _all(events: Columns, before: Any) -> Events:
-    """`before`: which of them Customer.io has taken before. It starts no campaign for the same id again."""
+def _with_operations(events: Columns, before: Any) -> Events:
+    """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
+    again."""
     is_large = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
     columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))
     return Events(*columns, is_large, is_young(events) & ~before)
@@ -228,15 +242,15 @@ def is_young(events: Columns) -> Any:
     return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)
 
 
-def among(delivered: Any, packed: Any) -> Any:
-    """Which of some packed ids are among those that `Ledger.delivered` gives.
+def are_delivered(delivered: Any, packed: Any) -> Any:
+    """Which of these packed ids are among those of `Ledger.delivered` (numpy, bool).
 
-    By the first 64 bits, and by all 128 where these are not enough.
+    They are compared by their first 64 bits, and by all 128 where these are not enough.
     """
     if not len(delivered):
         return np.zeros(len(packed), dtype=bool)
     sorted_halves, halves = id_halves(delivered), id_halves(packed)
-    order = np.argsort(halves[0])  # one after another they are found quicker
+    order = np.argsort(halves[0])  # in order they are found faster
     at = np.empty(len(packed), int)
     at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(delivered) - 1)
     found = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])

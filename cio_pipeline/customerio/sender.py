@@ -11,7 +11,8 @@ from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http_retry import Unavailable
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.items import identifiers
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 PROBES_BETWEEN_TRIES = (2, 1, 3, 1, 2)
 """How many probes go out between the six tries of a single item. No fault at regular intervals hits all six tries and no probe;

@@ -1,4 +1,4 @@
-"""A day's shards by column, without the people and rows that are not to be delivered."""
+"""The shards of a day's tables, by column, without those who are suppressed or beyond the limit."""
 
 from __future__ import annotations
 
@@ -11,23 +11,25 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.customerio.batches import TEXT, values
+from cio_pipeline.customerio.batches import TEXT
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import AllowConsent
 
 Columns = Any
-"""What has a length and gives a column by its name: a dataframe, `tables.columns.ShardColumns`, or `FilteredRows`."""
+"""Rows of a table that have a length and give a column by name: a dataframe, `tables.columns.ShardColumns` or
+`FilteredRows`."""
 
 Shards = Iterable[tuple[Columns, Columns]]
-"""A day's customers and events. A customer and their events are in one shard, so that each is known by what the other tells."""
+"""A day's customers and events, shard by shard. All rows of a customer are in one shard."""
 
 
 @dataclass(frozen=True)
 class DeliveryOptions:
-    """What a run may choose about its delivery.
+    """The options of a run's delivery.
 
-    suppressed: who must not be sent; resend: sends what the ledger has as delivered, unchanged or refused, too; limit: only the
-    first so many customers of the day, with their events; allow_consent: R19, for what was made under another setting.
+    suppressed: who must not be sent; resend: also send what the ledger records as delivered, unchanged or refused; limit: send
+    only this many customers of the day, with their events; allow_consent: R19, applied to rows derived under another setting.
     """
 
     suppressed: Suppressed = field(default_factory=Suppressed)
@@ -43,7 +45,7 @@ class FilteredRows:
     """Some rows of a shard, by column."""
 
     def __init__(self, rows: Columns, keep: Any) -> None:
-        """keep: for each row, whether it is one of them (numpy, bool)."""
+        """keep: which of the rows (numpy, bool)."""
         self._rows, self._keep, self._length = rows, keep, int(keep.sum())
 
     def __len__(self) -> int:
@@ -60,40 +62,39 @@ def column(rows: Columns, name: str, kind: pa.DataType = TEXT) -> Any:
 
 def texts(rows: Columns, name: str) -> list[str]:
     """A column of texts, as a list."""
-    found: list[str] = values(column(rows, name))
-    return found
+    return to_list(column(rows, name))
 
 
-def array(given: Any) -> Any:
+def array(column: Any) -> Any:
     """A column as one Arrow array."""
-    found = pa.array(given) if isinstance(given, pd.Series) else given
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+    arrow = pa.array(column) if isinstance(column, pd.Series) else column
+    return arrow.combine_chunks() if isinstance(arrow, pa.ChunkedArray) else arrow
 
 
 def to_deliver(shards: Shards, options: DeliveryOptions, counts: Counter[str]) -> Shards:
-    """The shards without who is suppressed, and no more customers than the limit; counts what is left out."""
-    return _first(options.limit, _without(options.suppressed, shards, counts), counts)
+    """The shards without those who are suppressed, and with no more customers than the limit; counts what is left out."""
+    return _limited(options.limit, _without_suppressed(options.suppressed, shards, counts), counts)
 
 
 def suppressed_keys(suppressed: Suppressed, customers: Columns, events: Columns) -> set[str]:
-    """The keys of a shard whose customers are suppressed."""
-    behind = set(zip(texts(events, "key"), texts(events, "distinct_id"), strict=True))
-    return suppressed.keys(texts(customers, "key"), texts(customers, "identifier"), texts(customers, "email"), behind)
+    """The keys of a shard's suppressed customers."""
+    pairs = set(zip(texts(events, "key"), texts(events, "distinct_id"), strict=True))
+    return suppressed.keys(texts(customers, "key"), texts(customers, "identifier"), texts(customers, "email"), pairs)
 
 
-def _without(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
+def _without_suppressed(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
     for customers, events in shards:
         if not suppressed:
             yield customers, events
             continue
         keys = suppressed_keys(suppressed, customers, events)
-        theirs, gone = _among(customers, keys), _among(events, keys)
+        are_customers, are_events = _has_key(customers, keys), _has_key(events, keys)
         counts["customers suppressed"] += len(keys)
-        counts["events suppressed"] += int(gone.sum())
-        yield FilteredRows(customers, ~theirs), FilteredRows(events, ~gone)
+        counts["events suppressed"] += int(are_events.sum())
+        yield FilteredRows(customers, ~are_customers), FilteredRows(events, ~are_events)
 
 
-def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
+def _limited(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
     left = limit
     for customers, events in shards:
         if left is None:
@@ -103,10 +104,10 @@ def _first(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
         first, beyond = set(keys[:left]), set(keys[left:])
         left -= len(first)
         counts["customers beyond the limit"] += len(beyond)
-        counts["events beyond the limit"] += int(_among(events, beyond).sum())
-        yield FilteredRows(customers, _among(customers, first)), FilteredRows(events, _among(events, first))
+        counts["events beyond the limit"] += int(_has_key(events, beyond).sum())
+        yield FilteredRows(customers, _has_key(customers, first)), FilteredRows(events, _has_key(events, first))
 
 
-def _among(rows: Columns, keys: set[str]) -> Any:
-    """For each row, whether its key is one of these."""
+def _has_key(rows: Columns, keys: set[str]) -> Any:
+    """Which rows have one of these keys (numpy, bool)."""
     return np.fromiter((key in keys for key in texts(rows, "key")), bool, len(rows))

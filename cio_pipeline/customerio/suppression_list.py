@@ -22,9 +22,9 @@ from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 
 SETTING = "CIO_SUPPRESSED_FILE"
-MOST_BYTES = 200_000_000
-MOST_SECONDS = 300
-MOST_WORDS = 2
+MAX_BYTES = 200_000_000
+MAX_SECONDS = 300
+MAX_WORDS = 2
 """An id may hold a space; more words are a remark, or what a host says instead of a list."""
 
 TRIES, LONGEST_WAIT_SECONDS = 3, 10
@@ -98,9 +98,9 @@ def _content(location: str) -> bytes:
     if "http://" in location.lower() or "https://" in location.lower():
         raise Unusable("must be a path, or a URL that begins with its own scheme, such as https://")
     with UPath(location).open("rb") as file:
-        content = bytes(file.read(MOST_BYTES + 1))
-    if len(content) > MOST_BYTES:
-        raise Unusable(f"is over {MOST_BYTES:,} bytes")
+        content = bytes(file.read(MAX_BYTES + 1))
+    if len(content) > MAX_BYTES:
+        raise Unusable(f"is over {MAX_BYTES:,} bytes")
     return content
 
 
@@ -114,8 +114,8 @@ def _download(url: str) -> bytes:
         retried=PASSING,
         tries=TRIES,
         pause=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS)),
-        most_bytes=MOST_BYTES,
-        seconds=MOST_SECONDS,
+        max_bytes=MAX_BYTES,
+        seconds=MAX_SECONDS,
     )
     if answer.status_code != 200:
         redirected = "a redirect, which is not followed" if answer.is_redirect else f"status {answer.status_code}"
@@ -226,7 +226,7 @@ def _names_somebody(cell: str, readings: list[str]) -> bool:
         return True
     phrase = re.sub(r"^[45]\d\d\s+|[.!]$", "", cell.strip(AROUND)).lower()
     nothing = NOBODY.fullmatch(phrase) or phrase in {status.phrase.lower() for status in HTTPStatus}
-    is_sentence = any(len(part.split()) > MOST_WORDS for part in re.split(r"[|=]", cell.partition("#")[0]))
+    is_sentence = any(len(part.split()) > MAX_WORDS for part in re.split(r"[|=]", cell.partition("#")[0]))
     return not nothing and not is_sentence and any(map(usable, readings))
 
 

@@ -5,8 +5,9 @@ from collections.abc import Callable
 import dagster as dg
 
 from cio_pipeline.settings.addresses import TRACKING_HOSTS
+from cio_pipeline.settings.load import settings_to_show
 from cio_pipeline.settings.places import shown
-from cio_pipeline.settings.settings import Settings, SettingsError, settings_to_show
+from cio_pipeline.settings.settings import Settings, SettingsError
 
 POSTHOG_CLOUD = ("https://us.posthog.com", "https://eu.posthog.com")
 WORKSPACES = "https://fly.customer.io"

@@ -19,8 +19,8 @@ from upath import UPath
 
 from cio_pipeline.defs.failures import GONE
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url
-from cio_pipeline.settings.settings import load_settings
 from cio_pipeline.tables.files import writing
 
 FOLDER = "running"

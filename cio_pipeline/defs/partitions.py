@@ -7,7 +7,7 @@ from datetime import UTC, datetime, time
 import dagster as dg
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.settings.settings import load_days_settings
+from cio_pipeline.settings.load import load_days_settings
 
 SETTINGS = load_days_settings()
 

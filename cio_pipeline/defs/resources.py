@@ -15,7 +15,7 @@ from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.forecast import Bounds
+from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
@@ -29,8 +29,9 @@ from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import AttributesFrom, EventSource
 from cio_pipeline.rules.options import Options
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown
-from cio_pipeline.settings.settings import Settings, SettingsError, load_settings
+from cio_pipeline.settings.settings import Settings, SettingsError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
@@ -164,9 +165,9 @@ class Store(dg.ConfigurableResource[None]):
         return connections.as_markdown(self._settings)
 
     @property
-    def bounds(self) -> Bounds:
+    def run_limits(self) -> RunLimits:
         """The most that a run may make of new customers and start of campaigns."""
-        return Bounds(self._settings.max_new_customers, self._settings.max_campaign_events)
+        return RunLimits(self._settings.max_new_customers, self._settings.max_campaign_events)
 
     @property
     def refused_share(self) -> float:

@@ -37,7 +37,7 @@ PATIENCE_SECONDS = 6 * 3600
 """A 429 is waited out for so long: an hourly read budget that is spent, or three queries of others, must not fail a day."""
 
 LONGEST_PAUSE_SECONDS = 30.0
-MOST_DETAIL = 2000
+MAX_DETAIL = 2000
 
 
 class Answer(NamedTuple):
@@ -129,7 +129,7 @@ class Api:
 
     def clean(self, text: Any) -> str:
         """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
-        return mask(without_keys(str(text)[:MOST_DETAIL], self._key))[:500]
+        return mask(without_keys(str(text)[:MAX_DETAIL], self._key))[:500]
 
 
 def refused(answer: Answer) -> NotExtracted:

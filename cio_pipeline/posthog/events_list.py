@@ -28,10 +28,10 @@ from cio_pipeline.rules.facts import ORDER
 PAGE_ROWS = 1000
 """What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""
 
-MOST_PAGE_ROWS = 100_000
+MAX_PAGE_ROWS = 100_000
 """What is asked for where a single moment fills every smaller page."""
 
-PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MOST_PAGE_ROWS})
+PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MAX_PAGE_ROWS})
 """What PostHog's versions give at most, and what is asked for: a page of so many rows may well have been cut off."""
 
 TICK = timedelta(microseconds=1)
@@ -124,16 +124,16 @@ class EventsApiSource:
 
 def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
     """The pages' rows, which PostHog cannot count: they are read into a temporary file first."""
-    facts = {"pages": 0}
+    stats = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
     with Progress(what, "events listed", None) as progress, pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
         for page in pages:
-            facts["pages"] += 1
+            stats["pages"] += 1
             progress.add(len(page))
             spool.write_table(pa.Table.from_pandas(page, EVENT_SCHEMA, preserve_index=False))
     spooled = pq.ParquetFile(file)
     frames = (batch.to_pandas() for batch in spooled.iter_batches(FRAME_ROWS))
-    return Window(spooled.metadata.num_rows, frames, facts)
+    return Window(spooled.metadata.num_rows, frames, stats)
 
 
 @dataclass
@@ -184,7 +184,7 @@ class Rest:
             self._moved()
         elif self._rows < given:
             self.is_left = False
-        elif self.limit == PAGE_ROWS or (self._rows > before and self.limit < MOST_PAGE_ROWS):
+        elif self.limit == PAGE_ROWS or (self._rows > before and self.limit < MAX_PAGE_ROWS):
             self.limit *= 10
         elif self._rows == given or self._rows in PAGE_SIZES or (page.has_next and self._rows > min(PAGE_SIZES)):
             raise self.cut()

@@ -50,8 +50,8 @@ class QuerySource:
         needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
-        reading.facts[COUNTED] = counts.total()
-        return Window(counts.total(), reading.frames(counts), reading.facts)
+        reading.stats[COUNTED] = counts.total()
+        return Window(counts.total(), reading.frames(counts), reading.stats)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
         """The moment: PostHog gives what it has."""
@@ -64,7 +64,7 @@ class QuerySource:
         months = reading.months(EVER, before)
         windows = (Reading(self._queries, selection, start, end) for start, end in _windows(months, before))
         return Window(
-            months.total(), (frame for window in windows for frame in window.all_frames(reading.facts)), reading.facts
+            months.total(), (frame for window in windows for frame in window.all_frames(reading.stats)), reading.stats
         )
 
     def _columns(self, start: datetime) -> tuple[str, ...]:
@@ -81,7 +81,7 @@ def _has_no_queries(answer: Answer) -> bool:
 
 
 def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """A condition for the events that the settings need (R1, R3): listed ones, and those that give facts.
+    """A condition for the events that the settings need (R1, R3): listed ones, and those that give R1 its facts.
 
     `LIKE` asks for a few events too many, but misses none: ClickHouse's JSON functions find nothing in text with half a
     surrogate pair.

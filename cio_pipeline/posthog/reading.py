@@ -18,7 +18,7 @@ from cio_pipeline.http_retry import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Found, event_frame, found_in
-from cio_pipeline.posthog.slices import MOST_ROWS, TARGET_ROWS, Slice, slices
+from cio_pipeline.posthog.slices import MAX_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ IN_SLICE = (
 )
 LEFT = "bytes left to read"
 COUNTED = "events counted by PostHog"
-"""What a window's facts call PostHog's own count, of before the reading."""
+"""PostHog's own count of a window's events, made before they are read: an entry of `Window.stats`."""
 
 
 class Selection(NamedTuple):
@@ -74,7 +74,7 @@ class Reading:
     """One window's reading: how many events there are by name, and all of them, in slices."""
 
     def __init__(self, queries: Queries, selection: Selection, start: datetime, end: datetime) -> None:
-        self.facts: dict[str, int] = {"queries": 0}
+        self.stats: dict[str, int] = {"queries": 0}
         self._queries, self._selection, self._start, self._end = queries, selection, start, end
         self._account = threading.Lock()
         self._stopped = threading.Event()
@@ -89,11 +89,11 @@ class Reading:
         month = "toYYYYMM(timestamp) AS month"
         return self._counted("month", month, start, end) or self._counted("month", month, start, end)
 
-    def all_frames(self, facts: dict[str, int]) -> Iterator[pd.DataFrame]:
-        """The window's rows, counted first; what the reading took is added to `facts` in the end."""
+    def all_frames(self, stats: dict[str, int]) -> Iterator[pd.DataFrame]:
+        """The window's rows, counted first. What the reading took is added to `stats` at the end."""
         yield from self.frames(self.counts(self._start, self._end))
-        for name, count in self.facts.items():
-            facts[name] = count if name == LEFT else facts.get(name, 0) + count
+        for name, count in self.stats.items():
+            stats[name] = count if name == LEFT else stats.get(name, 0) + count
 
     def _counted(self, name: str, column: str, start: datetime, end: datetime) -> Counter[str]:
         is_smallest = end - start <= SHORTEST_COUNT
@@ -163,7 +163,7 @@ class Reading:
             return event_frame(found.columns, self._start, self._end)
         if found is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # in turn, for many may have one uuid
             counted = self._query_slice("count() AS events", part)
-            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MOST_ROWS
+            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MAX_ROWS
             smaller = part.by_uuid(rows, self._target) or smaller
         if not smaller:
             raise NotExtracted(
@@ -184,7 +184,7 @@ class Reading:
         is asked for as long as the window's patience lasts.
         """
         needed, needed_values = self._selection.needed, self._selection.values
-        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MOST_ROWS}"  # noqa: S608
+        hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MAX_ROWS}"  # noqa: S608
         for attempt in itertools.count(1):
             try:
                 answer = self._queries.ask(hogql, {**values, **needed_values}, sleep=self._sleep, may_be_too_big=True)
@@ -193,7 +193,7 @@ class Reading:
             self._note(answer.response)
             if answer.status == 200:
                 self._busy = 0
-                return found_in(answer.body, self._queries.clamp or MOST_ROWS)
+                return found_in(answer.body, self._queries.clamp or MAX_ROWS)
             if answer.is_too_big:
                 return None
             if not answer.may_pass:
@@ -237,11 +237,11 @@ class Reading:
     def _note(self, response: requests.Response) -> None:
         """Adds up what PostHog says each query read of the bytes that an organisation may read in an hour."""
         with self._account:
-            self.facts["queries"] += 1
+            self.stats["queries"] += 1
             if (read := response.headers.get("X-PostHog-Query-Bytes-Read", "")).isdecimal():
-                self.facts["bytes PostHog read"] = self.facts.get("bytes PostHog read", 0) + int(read)
+                self.stats["bytes PostHog read"] = self.stats.get("bytes PostHog read", 0) + int(read)
             if (left := response.headers.get("X-PostHog-Query-Budget-Remaining-Bytes", "")).isdecimal():
-                self.facts[LEFT] = int(left)
+                self.stats[LEFT] = int(left)
 
     def _sleep(self, seconds: float) -> None:
         """Sleeps, unless another query failed: nobody waits an hour for a day that is lost."""

@@ -47,14 +47,14 @@ class Found(NamedTuple):
         return self.columns[name]
 
 
-def found_in(body: Any, most_rows: int) -> Found:
+def found_in(body: Any, max_rows: int) -> Found:
     """A query's answer; it is full where it has the most rows that there can be. Raises `NotExtracted` where it is none."""
     if isinstance(body, dict) and body.get("error"):
         raise NotExtracted("PostHog says that its query failed, but answers as if it had not: run the partition again.")
     try:
         names, rows = body["columns"], body["results"]
         values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-        return Found(dict(zip(names, values, strict=True)), len(rows) >= most_rows or body.get("hasMore") is True)
+        return Found(dict(zip(names, values, strict=True)), len(rows) >= max_rows or body.get("hasMore") is True)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from None
 

@@ -9,16 +9,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-MOST_ROWS = 50_000
+MAX_ROWS = 50_000
 """`MAX_SELECT_RETURNED_ROWS`: a larger LIMIT is clamped to it without a word."""
 
 TARGET_ROWS = 40_000
 """What a slice is planned to hold."""
 
-MOST_NAMES = 500
+MAX_NAMES = 500
 """So that the names of a query stay well under ClickHouse's `max_query_size` of 256 KiB."""
 
-MOST_CUTS = 16
+MAX_CUTS = 16
 """A slice that is still too big after so many cuts (500 names need 9, seven more leave a 16,000th) is given up."""
 
 LARGEST_HASH = 2**64 - 1
@@ -39,7 +39,7 @@ class Slice:
         A quarter halves both hashes, so that it is smaller whether the events are many people's or all of one.
         """
         cut = replace(self, cuts=self.cuts + 1)
-        if self.cuts == MOST_CUTS:
+        if self.cuts == MAX_CUTS:
             return []
         if len(self.events) > 1:
             middle = len(self.events) // 2
@@ -54,7 +54,7 @@ class Slice:
         """
         parts = _parts(self.uuids, max(2, -(-rows // target)))
         cut = replace(self, cuts=self.cuts + 1)
-        return [replace(cut, uuids=part) for part in parts] if len(parts) > 1 and self.cuts < MOST_CUTS else []
+        return [replace(cut, uuids=part) for part in parts] if len(parts) > 1 and self.cuts < MAX_CUTS else []
 
 
 def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]:
@@ -65,7 +65,7 @@ def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]
         if count > target:
             yield from (Slice((event,), ids=part) for part in _parts((0, LARGEST_HASH), -(-count // target)))
             continue
-        if group and (rows + count > target or len(group) == MOST_NAMES):
+        if group and (rows + count > target or len(group) == MAX_NAMES):
             yield Slice(tuple(group))
             group, rows = [], 0
         group.append(event)

@@ -56,15 +56,15 @@ class Window:
     duplicates.
 
     The frames, pandas' or Arrow's tables, have the columns of `EVENT_SCHEMA`. Their iterator raises `NotExtracted` rather than
-    end short. `facts` says what the reading took (requests, bytes), by name; it is complete when the frames are exhausted.
-    `made_of` stands for all that the events are read from: where it is the same again, so are they. None where that is not
+    end short. `stats` counts what the reading took (requests, bytes), by name; it is complete once the frames are exhausted.
+    `fingerprint` stands for all that the events are read from: where it is the same again, so are they. None where that is not
     certain.
     """
 
     expected: int | None
     frames: Iterator[Any]
-    facts: dict[str, int] = field(default_factory=dict)
-    made_of: str | None = None
+    stats: dict[str, int] = field(default_factory=dict)
+    fingerprint: str | None = None
 
 
 class EventSource(Protocol):

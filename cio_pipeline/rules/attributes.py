@@ -1,4 +1,4 @@
-"""R7 to R11: which attributes an event gives its customer. What they say of consent (R19) is in `consent.py`."""
+"""R7 to R11: which attributes an event gives its customer. Those about consent (R19) are in `consent.py`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,26 @@ from typing import Any
 
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.consent import consents, is_consent
-from cio_pipeline.rules.limits import ATTRIBUTE_NAME_BYTES, ATTRIBUTE_VALUE_BYTES, ATTRIBUTES
+from cio_pipeline.rules.limits import MAX_ATTRIBUTE_NAME_BYTES, MAX_ATTRIBUTE_VALUE_BYTES, MAX_ATTRIBUTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import cut, is_email, unix_seconds
 
-KEPT_FIRST = ("email", "identifier", "created_at")
+ALWAYS_KEPT = ("email", "identifier", "created_at")
 
 ACTS_ON_THE_PROFILE = frozenset(
     ["id", "cio_id", "identifier", "anonymous_id", "_update", "_timestamp", "_created_in_customerio_at", "cio_relationships"]
 )
-"""R8: names that do something to the profile rather than describe it."""
+"""R8: names that act on the profile instead of describing it."""
 
 EXCLUDED = "left out by CIO_EXCLUDE_ATTRIBUTES"
 
 NameRule = Callable[[str], "str | None"]
 LeftOut = list[tuple[str, str]]
-"""(attribute name, reason) of what was left out or cut."""
+"""(name, reason) of each attribute that was left out, cut or repaired."""
 
 
 def name_rule(options: Options) -> NameRule:
-    """A function from an attribute's name to the reason why it is left out, or None. It remembers the names it saw."""
+    """A function from an attribute's name to the reason why it is left out, or None. It is cached."""
 
     @cache
     def reason(name: str) -> str | None:
@@ -36,20 +36,20 @@ def name_rule(options: Options) -> NameRule:
             return EXCLUDED
         if name in ACTS_ON_THE_PROFILE:
             return "would act on the profile (R8)"
-        if len(name.encode()) > ATTRIBUTE_NAME_BYTES:
-            return f"name is over {ATTRIBUTE_NAME_BYTES} bytes (R10)"
+        if len(name.encode()) > MAX_ATTRIBUTE_NAME_BYTES:
+            return f"name is over {MAX_ATTRIBUTE_NAME_BYTES} bytes (R10)"
         return None
 
     return reason
 
 
 def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
-    """The attributes one event sets, None for one it clears (R11), and what was left out and why.
+    """The attributes that an event sets, None for one that it clears (R11); and those left out or cut, and why.
 
-    `given` are the given attributes, `unset` the event's `$unset`.
+    given: the given attributes (R7); unset: the value of the event's `$unset`.
     """
     attributes: dict[str, Any] = {}
-    passed, left_out = _passing(given, names, options)
+    passed, left_out = _allowed(given, names, options)
     for name, value in passed.items():
         if reason := names(name):
             left_out.append((name, reason))
@@ -58,7 +58,7 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: O
         else:
             _set(name, value, attributes, left_out)
     if unset:
-        passed, about_consent = _passing(dict.fromkeys(unset_names(unset)), names, options)
+        passed, about_consent = _allowed(dict.fromkeys(unset_names(unset)), names, options)
         left_out += about_consent
         for name in passed:
             reason = "is always the last valid one (R7)" if name == "email" else None
@@ -69,22 +69,23 @@ def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: O
     return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED] if left_out else left_out
 
 
-def _passing(given: dict[str, Any], names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
-    """What CIO_EXCLUDE_ATTRIBUTES and R19 pass, and what R19 leaves out."""
+def _allowed(given: dict[str, Any], names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
+    """The attributes that CIO_EXCLUDE_ATTRIBUTES and R19 let pass, and those that R19 leaves out."""
     if options.exclude_attributes:
         given = {name: value for name, value in given.items() if names(name) != EXCLUDED}
     return consents(given, options.allow_consent)
 
 
-def within_most(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
-    """R10: at most 300 attributes, `email`, `identifier`, `created_at` and what R19 passes first, then as they appeared."""
-    first = [name for name in KEPT_FIRST if name in attributes] + [name for name in attributes if is_consent(name)]
+def limit_attributes(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:
+    """R10: the first 300 attributes, and the others as left out. `email`, `identifier`, `created_at` and those about consent
+    come first, the rest in order of appearance."""
+    first = [name for name in ALWAYS_KEPT if name in attributes] + [name for name in attributes if is_consent(name)]
     ordered = {name: attributes[name] for name in first} | attributes
-    if len(ordered) <= ATTRIBUTES:
+    if len(ordered) <= MAX_ATTRIBUTES:
         return ordered, []
     names = list(ordered)
-    beyond = [(name, f"beyond {ATTRIBUTES} attributes (R10)") for name in names[ATTRIBUTES:]]
-    return {name: attributes[name] for name in names[:ATTRIBUTES]}, beyond
+    beyond = [(name, f"beyond {MAX_ATTRIBUTES} attributes (R10)") for name in names[MAX_ATTRIBUTES:]]
+    return {name: attributes[name] for name in names[:MAX_ATTRIBUTES]}, beyond
 
 
 def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -> None:
@@ -94,16 +95,16 @@ def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -
             left_out.append((name, "is no time (R9)"))
             return
     if isinstance(value, str):
-        if len(value) * 4 > ATTRIBUTE_VALUE_BYTES and len(value.encode()) > ATTRIBUTE_VALUE_BYTES:
-            value = cut(value, ATTRIBUTE_VALUE_BYTES)
-            left_out.append((name, f"text cut to {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
-    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > ATTRIBUTE_VALUE_BYTES:
-        left_out.append((name, f"value is over {ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
+        if len(value) * 4 > MAX_ATTRIBUTE_VALUE_BYTES and len(value.encode()) > MAX_ATTRIBUTE_VALUE_BYTES:
+            value = cut(value, MAX_ATTRIBUTE_VALUE_BYTES)
+            left_out.append((name, f"text cut to {MAX_ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
+    elif not isinstance(value, (bool, int, float, type(None))) and len(write(value)) > MAX_ATTRIBUTE_VALUE_BYTES:
+        left_out.append((name, f"value is over {MAX_ATTRIBUTE_VALUE_BYTES} bytes (R10)"))
         return
     attributes[name] = value
 
 
 def unset_names(unset: Any) -> Iterator[str]:
-    """R11: an array of names, or an object whose keys are the names."""
+    """R11: the names in a `$unset`, which is an array of names or an object whose keys are the names."""
     if isinstance(unset, (list, dict)):
         yield from (name for name in unset if isinstance(name, str))

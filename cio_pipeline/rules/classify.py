@@ -1,4 +1,4 @@
-"""R3 to R6, R14 and R22: which events are sent, which are held back or refused and why, and whose they are."""
+"""R3 to R6, R14 and R22: which events are sent, filtered or refused, why, and under which customer's key."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.rules.columns import codes_of, matches, microseconds, utf8
+from cio_pipeline.rules.columns import factorize, matches, microseconds, utf8
 from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
 from cio_pipeline.rules.facts import Known, known_at_each_event
-from cio_pipeline.rules.limits import EVENT_NAME_BYTES, ID_BYTES
+from cio_pipeline.rules.limits import MAX_EVENT_NAME_BYTES, MAX_ID_BYTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import UUID, is_email
 
 NEVER_SENT = ("$create_alias", "$groupidentify")
-"""R4: they are about ids and groups, and may be of no person at all."""
+"""R4: they are about ids and groups, and perhaps about no person at all."""
 
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
@@ -32,71 +32,75 @@ KEY_NOT_SETTLED = FILTERED + "its email may still come today (R22)"
 HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL, PERSONLESS)
 
 
-def classify(events: pd.DataFrame, known: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events frame with more columns.
+def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """The events frame (`facts`; also uuid and personless) with these columns added.
 
-    outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts by it); key: `id:<distinct_id>` or
-    `email:<lower case>` (R6); identifier: as whose it is sent; email and email_set: the email that is known then or null, and
-    when it was set (R1), as `facts.Known` has it. `known` is what earlier days said (`facts`).
+    outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
+    `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set: the
+    email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said, as `facts.learn`
+    gives it.
     """
-    facts = known_at_each_event(events, known)
-    codes, distinct_ids = codes_of(events["distinct_id"])
+    known = known_at_each_event(events, earlier)
+    codes, distinct_ids = factorize(events["distinct_id"])
     return events.assign(
-        outcome=_outcomes(events, codes, distinct_ids, facts, options),
-        key=_chosen(_keys(distinct_ids, facts, options), facts.emails if options.identify_by_email else codes),
+        outcome=_outcomes(events, codes, distinct_ids, known, options),
+        key=_texts_of(_keys(distinct_ids, known, options), known.email_codes if options.identify_by_email else codes),
         identifier=events["distinct_id"],
-        email=_chosen(facts.texts, facts.emails),
-        email_set=facts.emails_set,
+        email=_texts_of(known.emails, known.email_codes),
+        email_set=known.emails_set,
     )
 
 
-def _chosen(of: list[str | None], numbers: Any) -> Any:
-    """The text of each number: numpy, or pandas' own kind of text."""
-    return pa.array(of, pa.large_string()).take(pa.array(numbers)).to_pandas().array
+def _texts_of(uniques: list[str | None], codes: Any) -> Any:
+    """The text of each code: a pandas array."""
+    return pa.array(uniques, pa.large_string()).take(pa.array(codes)).to_pandas().array
 
 
-def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], facts: Known, options: Options) -> Any:
-    def of_ids(is_so: Callable[[str], bool]) -> Any:
+def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], known: Known, options: Options) -> Any:
+    def where_id(is_so: Callable[[str], bool]) -> Any:
         return np.array([is_so(text) for text in distinct_ids], dtype=bool)[codes]
 
-    name_codes, names = codes_of(events["event"])
+    name_codes, names = factorize(events["event"])
 
-    def of_names(is_so: Callable[[str], bool]) -> Any:
+    def where_name(is_so: Callable[[str], bool]) -> Any:
         return np.array([is_so(text) for text in names], dtype=bool)[name_codes]
 
     times = microseconds(events["timestamp"])
     allowed = frozenset(options.event_allowlist)
-    has_email = np.array([email is not None for email in facts.texts], dtype=bool)
+    has_email = np.array([email is not None for email in known.emails], dtype=bool)
     reasons: dict[str, Any] = {
-        **{FILTERED + f"{never} is never sent (R4)": of_names(never.__eq__) for never in NEVER_SENT},
-        FILTERED + "not on the allowlist (R3)": of_names(lambda name: bool(allowed) and name not in allowed),
-        REFUSED + "distinct_id is blank (R14)": of_ids(is_blank),
-        REFUSED + f"distinct_id is over {ID_BYTES} bytes (R14)": of_ids(lambda value: len(value.encode()) > ID_BYTES),
-        REFUSED + "distinct_id is a placeholder (R14)": of_ids(is_placeholder),
-        REFUSED + "name is blank (R14)": of_names(lambda name: not name.strip()),
-        REFUSED + f"name is over {EVENT_NAME_BYTES} bytes (R14)": of_names(
-            lambda name: len(name.strip().encode()) > EVENT_NAME_BYTES
+        **{FILTERED + f"{never} is never sent (R4)": where_name(never.__eq__) for never in NEVER_SENT},
+        FILTERED + "not on the allowlist (R3)": where_name(lambda name: bool(allowed) and name not in allowed),
+        REFUSED + "distinct_id is blank (R14)": where_id(is_blank),
+        REFUSED + f"distinct_id is over {MAX_ID_BYTES} bytes (R14)": where_id(lambda value: len(value.encode()) > MAX_ID_BYTES),
+        REFUSED + "distinct_id is a placeholder (R14)": where_id(is_placeholder),
+        REFUSED + "name is blank (R14)": where_name(lambda name: not name.strip()),
+        REFUSED + f"name is over {MAX_EVENT_NAME_BYTES} bytes (R14)": where_name(
+            lambda name: len(name.strip().encode()) > MAX_EVENT_NAME_BYTES
         ),
         REFUSED + "uuid is no UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
-        NOT_IDENTIFIED: _held_back(facts.identified, options, "identified"),
-        NO_EMAIL: _held_back(has_email[facts.emails], options, "emails"),
+        NOT_IDENTIFIED: _held_back(known.identified, options, "identified"),
+        NO_EMAIL: _held_back(has_email[known.email_codes], options, "emails"),
         PERSONLESS: _held_back(~events["personless"].to_numpy(bool), options, "profiles"),
-        KEY_NOT_SETTLED: ~has_email[facts.emails] & (options.day_is_open and options.identify_by_email),
+        KEY_NOT_SETTLED: ~has_email[known.email_codes] & (options.day_is_open and options.identify_by_email),
     }
     first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
-    return _chosen([*reasons, SENT], first)
+    return _texts_of([*reasons, SENT], first)
 
 
 def _held_back(passes: Any, options: Options, choice: str) -> Any:
     return ~passes & (options.anonymous_users == choice)
 
 
-def _keys(distinct_ids: list[str], facts: Known, options: Options) -> list[str | None]:
-    """R6: the keys by the numbers of the distinct_ids; and by those of the emails, where emails are keys. These begin with what
-    is known of each distinct_id before its first event, which always is the email where the distinct_id is one."""
+def _keys(distinct_ids: list[str], known: Known, options: Options) -> list[str | None]:
+    """R6: the keys, in the order of the distinct_ids, or of `known.emails` where emails are keys.
+
+    `known.emails` begins with the email that each distinct_id has before its first event; where the distinct_id itself is an
+    email, that is always one.
+    """
     keys = [f"email:{who.lower()}" if is_email(who) else f"id:{who}" for who in distinct_ids]
     if not options.identify_by_email:
         return [*keys]
-    emails = [None if email is None else f"email:{email.lower()}" for email in facts.texts]
+    emails = [None if email is None else f"email:{email.lower()}" for email in known.emails]
     return [email or key for email, key in zip(emails, [*keys, *emails[len(keys) :]], strict=True)]

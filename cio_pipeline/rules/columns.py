@@ -10,16 +10,20 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.json_text import LEVELS
+from cio_pipeline.json_text import MAX_LEVELS
+
+MICROSECONDS_PER_SECOND = 1_000_000
 
 SLICE = 256
-"""So many texts are looked at together: what is made of them stays in the processor's cache."""
+"""How many texts are looked at together: few enough to stay in the processor's cache."""
+
 ANY_BRACKET = 0xDF
-"""Makes `{` a `[`, and nothing else."""
+"""A mask that turns `{` into `[`, and no other character into it."""
 
 
 def utf8(column: pd.Series[Any]) -> Any:
-    """The texts as an Arrow array of bytes, null where there is none; half a surrogate pair is as Python encodes it."""
+    """The texts as an Arrow array of UTF-8 bytes, null where there is none. An unpaired surrogate is encoded as Python encodes
+    it (`surrogatepass`)."""
     if not isinstance(column.dtype, pd.StringDtype):
         encoded = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None for text in column.tolist()]
         return pa.array(encoded, pa.large_binary())
@@ -28,7 +32,7 @@ def utf8(column: pd.Series[Any]) -> Any:
 
 
 def to_list(array: Any) -> list[Any]:
-    """An Arrow array's values, None where there is none."""
+    """An Arrow array's values, None for nulls: much faster than its own `to_pylist`."""
     values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
     return values
 
@@ -44,52 +48,54 @@ def texts(column: pd.Series[Any]) -> list[Any]:
 
 
 def matches(array: Any, pattern: str) -> Any:
-    """Which values of an Arrow array hold a match of this pattern (RE2): a numpy array of bool; a null holds none."""
-    found = pc.match_substring_regex(array, pattern).fill_null(False)
-    return found.to_numpy(zero_copy_only=False).astype(bool)
+    """Which values of an Arrow array contain a match of this RE2 pattern: a numpy array of bool, False for nulls."""
+    is_match = pc.match_substring_regex(array, pattern).fill_null(False)
+    return is_match.to_numpy(zero_copy_only=False).astype(bool)
 
 
-class Coded(NamedTuple):
-    """A column of texts: each one's number (numpy), and the different texts by these numbers, as they first appear."""
+class Factorized(NamedTuple):
+    """A column of texts as `pandas.factorize` gives it: each row's code (numpy, int), which is the place of its text among the
+    unique ones, in order of first appearance."""
 
     codes: Any
-    different: list[str]
+    uniques: list[str]
 
-    def each(self, make: Callable[[str], bytes]) -> Any:
-        """What `make` gives for each text, asked once for each different one: an Arrow array of bytes."""
-        made = pa.array([make(text) for text in self.different], pa.large_binary())
-        return made.take(pa.array(self.codes))
+    def map(self, function: Callable[[str], bytes]) -> Any:
+        """The function's result for each row, as an Arrow array of bytes; it is called once for each unique text."""
+        results = pa.array([function(text) for text in self.uniques], pa.large_binary())
+        return results.take(pa.array(self.codes))
 
     def at(self, row: int) -> str:
         """The text of a row."""
-        return self.different[self.codes[row]]
+        return self.uniques[self.codes[row]]
 
 
-def codes_of(column: pd.Series[Any]) -> Coded:
-    """The texts of a column, none of them absent, by number."""
-    codes, different = pd.factorize(column)
-    return Coded(codes, different.tolist())
+def factorize(column: pd.Series[Any]) -> Factorized:
+    """Factorizes a column of texts that has no nulls."""
+    codes, uniques = pd.factorize(column)
+    return Factorized(codes, uniques.tolist())
 
 
 def microseconds(times: pd.Series[Any]) -> Any:
-    """Moments as microseconds since 1970: a numpy array of int64."""
+    """Timestamps as microseconds since 1970: a numpy array of int64."""
     return times.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.int64)
 
 
 def as_text(array: Any) -> Any:
-    """An Arrow array of bytes, which are valid UTF-8, as one of texts, without looking at them again."""
+    """An Arrow array of bytes that are known to be valid UTF-8, as text: no copy, no check."""
     return array.view(pa.large_string())
 
 
 def are_deep(array: Any) -> Any:
-    """Which JSON of an Arrow array of bytes may be nested deeper than R14 takes, by its brackets: a numpy array of bool."""
-    found = [_have_many_brackets(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
-    return np.concatenate([np.zeros(0, dtype=bool), *found])
+    """Which JSON in an Arrow array of bytes may be nested deeper than R14 allows, as it has so many opening brackets: a numpy
+    array of bool."""
+    slices = [_have_many_brackets(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
+    return np.concatenate([np.zeros(0, dtype=bool), *slices])
 
 
 def _have_many_brackets(offsets: Any, data: Any) -> Any:
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
-    return np.diff(np.searchsorted(are_opening, offsets)) > LEVELS
+    return np.diff(np.searchsorted(are_opening, offsets)) > MAX_LEVELS
 
 
 def offsets_and_data(array: Any) -> tuple[Any, Any]:

@@ -1,4 +1,4 @@
-"""R19: attributes that say what a person wants to hear. By default only what makes somebody hear less passes."""
+"""R19: attributes that say what a person wants to receive. By default only those pass that reduce what they receive."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ AllowConsent = Literal["No", "unsubscribe", "Yes"]
 
 @lru_cache(maxsize=10_000)
 def is_consent(name: str) -> bool:
-    """Whether an attribute of this name says what a person wants to hear."""
+    """Whether an attribute of this name says what a person wants to receive."""
     meant = name.strip().lower()
     return meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")
 
 
 def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The attributes with what passes of those about consent, and (name, reason) of what was left out.
+    """The attributes without those about consent that may not pass, and (name, reason) of each that was left out.
 
-    `given` is name to value, None for one that is cleared.
+    `given` are values by name, None for an attribute that is cleared.
     """
     if allow == "Yes" or not any(map(is_consent, given)):
         return given, []
@@ -33,15 +33,15 @@ def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any]
         if not is_consent(name):
             passed[name] = value
             continue
-        less, all_of_it = _less(name, name.strip().lower(), value) if allow == "unsubscribe" else ({}, False)
+        less, is_all = _less(name, name.strip().lower(), value) if allow == "unsubscribe" else ({}, False)
         passed |= less
-        if not all_of_it:
+        if not is_all:
             left_out.append((name, REASON))
     return passed, left_out
 
 
 def _less(name: str, meant: str, value: Any) -> tuple[dict[str, Any], bool]:
-    """What of this attribute makes the person hear less, as it is to be sent, and whether that is all of it."""
+    """The part of this attribute that reduces what the person receives, as it is to be sent, and whether that is all of it."""
     if meant == PREFERENCES:
         topics = value.get("topics") if isinstance(value, dict) else None
         off = [topic for topic, wanted in topics.items() if topic and wanted is False] if isinstance(topics, dict) else []

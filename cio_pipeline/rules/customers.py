@@ -1,4 +1,4 @@
-"""R7, R10 and R17: a day's customers, as its events fill them, and the upserts that they come to."""
+"""R7, R10 and R17: a day's customers, with the attributes that its events give them, and their upserts."""
 
 from __future__ import annotations
 
@@ -14,16 +14,15 @@ import pyarrow as pa
 
 from cio_pipeline.customer_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
-from cio_pipeline.rules.attributes import LeftOut, within_most
-from cio_pipeline.rules.columns import Coded, codes_of, microseconds, texts
+from cio_pipeline.rules.attributes import LeftOut, limit_attributes
+from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Factorized, factorize, microseconds, texts
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
-from cio_pipeline.rules.limits import ITEM_BYTES
+from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 
-SECOND = 1_000_000
 ANY_CASE = re.compile("email", re.IGNORECASE)
-ROOM = ITEM_BYTES - 500
-"""What an upsert has for its attributes."""
+MAX_ATTRIBUTES_BYTES = MAX_ITEM_BYTES - 500
+"""What the rest of an upsert leaves for its attributes."""
 
 CUSTOMERS = pa.schema(
     [
@@ -41,29 +40,29 @@ CUSTOMERS = pa.schema(
 
 
 class Attributes(NamedTuple):
-    """Attributes of a customer: name to value, and name to the time it was set (microseconds)."""
+    """A customer's attributes: their values, and when each was set (microseconds since 1970), by name."""
 
     values: dict[str, Any]
     times: dict[str, int]
 
     def set(self, values: dict[str, Any], time: int) -> None:
-        """R7: the last value by time wins; events come in time order."""
+        """R7: the last value by time wins. To be called in the order of the events."""
         self.values.update(values)
         self.times.update(dict.fromkeys(values, time))
 
 
 class _Name(NamedTuple):
-    """Of an attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether
-    it is `email` in another case, which is no email (R1)."""
+    """An attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether it is
+    `email` in another case, which is not the email (R1)."""
 
-    member: bytes
+    json: bytes
     hash: bytes
     is_consent: bool
     is_email_in_another_case: bool
 
 
 class Customers(NamedTuple):
-    """The customers table; by customer's key, what is beyond R10's 300 attributes; and how many attributes are named `email` in
+    """The customers table; by customer's key, the attributes beyond R10's 300; and how many attributes are named `email` in
     another case."""
 
     table: pa.Table
@@ -72,19 +71,22 @@ class Customers(NamedTuple):
 
 
 def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customers:
-    """The customers of the events that are sent, by time (their key, identifier, timestamp, email and email_set count); `given`
-    are the attributes that these give them, by key."""
+    """The customers of these events.
+
+    events: those that are sent, by time, with key, identifier, timestamp, email and email_set (`classify`); given: the
+    attributes that they give, by customer's key.
+    """
     rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}
     names = cache(_name)
     in_another_case = 0
-    for key, own in _own(events):
-        whole = _with(own, given[key]) if key in given else own
-        attributes, left_out = within_most(whole.values)
+    for key, own in _own_attributes(events):
+        customer = _with_given(own, given[key]) if key in given else own
+        attributes, left_out = limit_attributes(customer.values)
         if left_out:
             beyond[key] = left_out
         for part, members in enumerate(_parts(attributes, names)):
-            rows.append(_row(key, part, members, whole))
+            rows.append(_row(key, part, members, customer))
             in_another_case += sum(name.is_email_in_another_case for _, name, _ in members)
     columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
     return Customers(pa.table(dict(zip(CUSTOMERS.names, columns, strict=True)), schema=CUSTOMERS), beyond, in_another_case)
@@ -96,24 +98,24 @@ def _name(name: str) -> _Name:
 
 
 Member = tuple[str, _Name, bytes]
-"""An attribute: its name, what that is, and its value as JSON."""
+"""An attribute: its name, what is known about that, and its value as JSON."""
 
 
-def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
-    """R7: the customers' keys, as they first appear, with the attributes that each has of itself.
+def _own_attributes(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
+    """R7: the customers' keys, in order of first appearance, each with the attributes that nobody gives it.
 
-    `identifier` is the distinct_id of the last event. `email` is the key; or else the email that was set last, as of when it
-    was set: an event that only carries it along must not pass for a newer one (R17). It counts as set no later than the event:
-    one that R16 sends may be older than the email it brings, which its person had at the merge.
+    `identifier` is the distinct_id of the last event. `email` is the key's, or else the email that was set last, with the time
+    at which it was set: that an event still has it does not make it newer (R17). That time is never later than the event's: a
+    stitched event (R16) may be older than its person's email.
     """
-    keys, times = codes_of(events["key"]), microseconds(events["timestamp"])
+    keys, times = factorize(events["key"]), microseconds(events["timestamp"])
     last = _last_rows(keys, np.arange(len(events)))
     with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
     set_at = times.copy()
     set_at[with_email] = np.minimum(times[with_email], events["email_set"].to_numpy(np.int64)[with_email])
     newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
     columns = (
-        keys.different,
+        keys.uniques,
         texts(events["identifier"].take(last)),
         times[last].tolist(),
         (newest >= 0).tolist(),
@@ -129,40 +131,41 @@ def _own(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
         yield key, own
 
 
-def _with(own: Attributes, given: Attributes) -> Attributes:
-    """R7: what a customer has of itself, then what it was given. Its own `email`, if any, takes a given one's place."""
+def _with_given(own: Attributes, given: Attributes) -> Attributes:
+    """R7: a customer's own attributes, then the given ones. Its own `email`, if any, replaces a given one."""
     return Attributes({**own.values, **given.values, **own.values}, {**own.times, **given.times, **own.times})
 
 
-def _last_rows(keys: Coded, rows: Any) -> Any:
-    """The last of these rows that each key has, by the keys' numbers; -1 where it has none."""
-    last = np.full(len(keys.different), -1)
+def _last_rows(keys: Factorized, rows: Any) -> Any:
+    """The last of these rows of each key, in the order of `keys.uniques`; -1 where a key has none."""
+    last = np.full(len(keys.uniques), -1)
     last[keys.codes[rows]] = rows
     return last
 
 
-def _row(key: str, part: int, members: list[Member], whole: Attributes) -> tuple[Any, ...]:
-    """A row of the customers table, as `CUSTOMERS` says: these attributes of the whole."""
+def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tuple[Any, ...]:
+    """A row of `CUSTOMERS`: some of the customer's attributes."""
     records: dict[int, list[bytes]] = {}
-    newest = max(whole.times[name] for name, _, _ in members)
-    for name, known, value in members:
-        records.setdefault(state_time(whole.times[name] // SECOND), []).append(known.hash + value_hash(value))
-    operation = upsert(key, newest // SECOND, [known.member + value for _, known, value in members])
-    whose = (whole.values["identifier"], whole.values.get("email"))
-    consent = any(known.is_consent for _, known, _ in members)
-    return (key, part, len(members), newest, operation, pack_records(records), *whose, consent)
+    newest = max(customer.times[name] for name, _, _ in members)
+    for text, name, value in members:
+        time = state_time(customer.times[text] // MICROSECONDS_PER_SECOND)
+        records.setdefault(time, []).append(name.hash + value_hash(value))
+    operation = upsert(key, newest // MICROSECONDS_PER_SECOND, [name.json + value for _, name, value in members])
+    identifier, email = customer.values["identifier"], customer.values.get("email")
+    consent = any(name.is_consent for _, name, _ in members)
+    return (key, part, len(members), newest, operation, pack_records(records), identifier, email, consent)
 
 
 def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[list[Member]]:
-    """The attributes, in one part, or as many as it takes for each upsert to stay within 32,000 bytes."""
+    """The attributes in one part, or in as many as it takes for each upsert to stay within 32,000 bytes."""
     parts: list[list[Member]] = [[]]
     size = 0
-    for name, value in attributes.items():
-        known, text = names(name), write(value)
-        bytes_of_member = len(known.member) + len(text) + 1
-        size += bytes_of_member
-        if size > ROOM and parts[-1]:
+    for text, value in attributes.items():
+        name, json = names(text), write(value)
+        member_size = len(name.json) + len(json) + 1
+        size += member_size
+        if size > MAX_ATTRIBUTES_BYTES and parts[-1]:
             parts.append([])
-            size = bytes_of_member
-        parts[-1].append((name, known, text))
+            size = member_size
+        parts[-1].append((text, name, json))
     return parts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from cio_pipeline.rules.limits import ID_BYTES
+from cio_pipeline.rules.limits import MAX_ID_BYTES
 
 
 def _quoted_too(*names: str) -> frozenset[str]:
@@ -13,19 +13,19 @@ PLACEHOLDERS_IN_ANY_CASE = _quoted_too(
     "anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"
 )
 PLACEHOLDERS = _quoted_too("[object Object]", "NaN", "None", "none", "null", "0")
-"""Ids that PostHog merges with nobody (its person-merge code): what a faulty client sends where it has no id."""
+"""Ids that PostHog never merges (its person-merge code): what faulty clients send where they have no id."""
 
 
 def is_placeholder(distinct_id: str) -> bool:
-    """Whether this is what faulty clients send instead of an id, so that many people are behind it."""
+    """Whether faulty clients send this instead of an id, so that many people share it."""
     return distinct_id in PLACEHOLDERS or distinct_id.lower() in PLACEHOLDERS_IN_ANY_CASE
 
 
 def is_blank(distinct_id: str) -> bool:
-    """Whether there is nothing in this id but spaces."""
+    """Whether the id is empty or all spaces."""
     return not distinct_id or distinct_id.isspace()
 
 
 def usable(distinct_id: str) -> bool:
-    """Whether R14 takes this id: neither blank, nor over 150 bytes, nor a placeholder."""
-    return not is_blank(distinct_id) and len(distinct_id.encode()) <= ID_BYTES and not is_placeholder(distinct_id)
+    """Whether R14 accepts this id: it is neither blank, nor over 150 bytes, nor a placeholder."""
+    return not is_blank(distinct_id) and len(distinct_id.encode()) <= MAX_ID_BYTES and not is_placeholder(distinct_id)

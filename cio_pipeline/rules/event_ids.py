@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.customer_state import CROCKFORD, DIGIT_BITS, HALF, ULID
-from cio_pipeline.rules.columns import Coded, offsets_and_data, to_list
+from cio_pipeline.rules.columns import Factorized, offsets_and_data, to_list
 
 DAY = 86_400_000_000
 """Microseconds."""
@@ -22,22 +22,22 @@ HASH_BYTES = 10
 
 CHARACTERS = np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)
 SHIFTS = np.arange(DIGIT_BITS * (HALF - 1), -1, -DIGIT_BITS, dtype=np.uint64)
-"""How far each of a number's last 13 digits is from its end, in bits."""
+"""The distance of each of a number's last 13 digits from its end, in bits."""
 
 DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
 
 
-def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
-    """The events' ids, in ASCII: an Arrow array of bytes.
+def ulids(times: Any, names: Factorized, distinct_ids: Any, uuids: Any) -> Any:
+    """The events' ids in Customer.io, which are ULIDs: an Arrow array of ASCII bytes.
 
-    `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids`, such that `is_uuid` takes, are Arrow
-    arrays of UTF-8. The first 48 bits are the uuid's, the other 80 BLAKE2b's of the text `<days since 1970> <uuid in lower
-    case> <characters of the name> <name><distinct_id>`, which says where the name ends whatever is in it.
+    `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids` (valid ones, `is_uuid`) are Arrow arrays
+    of UTF-8. The first 48 bits of an id are the uuid's. The other 80 are the BLAKE2b hash of the text `<days since 1970> <uuid
+    in lower case> <length of the name> <name><distinct_id>`; the length keeps different names and distinct_ids apart.
     """
     days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
-    # not ascii_lower: pyarrow 26 takes wrong bytes where an array's offsets do not begin at 0
+    # not ascii_lower: pyarrow 26 lower-cases the wrong bytes if an array's offsets do not begin at 0
     lower = pc.utf8_lower(uuids.view(pa.large_string())).view(pa.large_binary())
-    counted = names.each(lambda name: f" {len(name)} {name}".encode())
+    counted = names.map(lambda name: f" {len(name)} {name}".encode())
     space, nothing = (pa.scalar(text, pa.large_binary()) for text in (b" ", b""))
     identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))
     hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
@@ -46,7 +46,8 @@ def ulids(times: Any, names: Coded, distinct_ids: Any, uuids: Any) -> Any:
 
 
 def _digits(content: Any) -> Any:
-    """Of 128 bits, given as an array of 16 bytes each, the 26 digits of five bits; the first digit has but three."""
+    """The 26 digits of five bits each of 128-bit numbers, given as an array of 16 bytes each. The first digit has only three
+    bits."""
     first, last = content.view(">u8").astype(np.uint64).T
     digits = np.empty((len(content), ULID), dtype=np.uint8)
     for place, shift in enumerate(SHIFTS):
@@ -57,7 +58,7 @@ def _digits(content: Any) -> Any:
 
 
 def _first_48_bits(uuids: Any) -> Any:
-    """Of uuids in lower case: an array of six bytes each."""
+    """The first six bytes of uuids in lower case, as an array."""
     _, characters = offsets_and_data(uuids)
     digits = HEX_VALUES[characters.reshape(-1, UUID_CHARACTERS)[:, FIRST_12_DIGITS]]
     return digits[:, ::2] << 4 | digits[:, 1::2]

@@ -1,7 +1,7 @@
-"""R1: what events say about a distinct_id, and what is known of it at each event.
+"""R1: what events say about a distinct_id, and what is known about it at the time of each event.
 
-An events frame has the columns uuid, event, distinct_id, timestamp (UTC, microseconds) and, of what `properties.FACTS` has,
-given_email and anonymous_id. It holds all of a distinct_id's events of the day, in their order: `ORDER`.
+An events frame has the columns uuid, event, distinct_id, timestamp (UTC, microseconds), and given_email and anonymous_id of
+`properties.PARSED_COLUMNS`. It holds all of the day's events of each distinct_id, sorted by `ORDER`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.rules.columns import Coded, codes_of, microseconds, texts
+from cio_pipeline.rules.columns import Factorized, factorize, microseconds, texts
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 
@@ -19,14 +19,14 @@ ORDER = ["timestamp", "uuid", "event", "distinct_id"]
 """The columns that say which of two events comes first."""
 
 NEVER = 2**62
-"""A time after all others, in microseconds."""
+"""A time later than any other, in microseconds."""
 
 Links = set[tuple[str, str]]
-"""R21: what is one person's: an email in lower case or an anonymous id, each with a distinct_id."""
+"""R21: pairs of an email in lower case, or an anonymous id, and a distinct_id that belong to the same person."""
 
 
 def in_order(events: pd.DataFrame) -> Any:
-    """The numbers of the events' rows in the order of `ORDER`: only those of equal times have to be compared as text."""
+    """The events' row numbers (numpy) sorted by `ORDER`. Only rows with equal times are compared as text."""
     times = microseconds(events["timestamp"])
     order = np.argsort(times, kind="stable")
     same = times[order][1:] == times[order][:-1]
@@ -37,25 +37,25 @@ def in_order(events: pd.DataFrame) -> Any:
 
 
 def learn(events: pd.DataFrame) -> pd.DataFrame:
-    """What the day says, one row per distinct_id that it says something about.
+    """What the day says about people: one row for each distinct_id that it says anything about.
 
-    Gives distinct_id (text), identified (bool: a `$identify` was seen), email (text or None: the last valid one set) and
-    email_set (its time in microseconds since 1970, or None).
+    Columns: distinct_id (text), identified (bool: it had a `$identify`), email (text or None: the last valid one that was
+    set) and email_set (when, in microseconds since 1970, or None).
     """
     return learn_with_links(events)[0]
 
 
 def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
-    """What `learn` gives, and the links of the day: also by emails that were set again later in the day, by a distinct_id that
-    is an email, and by a `$identify` that is refused."""
+    """The frame of `learn`, and the day's links (R21). These include emails that another replaced later in the day,
+    distinct_ids that are emails themselves, and a `$identify` that is refused."""
     observed = _observe(events)
-    ids, emails = observed.distinct_ids, observed.emails.different
+    ids, emails = observed.distinct_ids, observed.emails.uniques
     identified = np.zeros(len(ids), dtype=bool)
     identified[observed.codes[observed.identifies]] = True
     last = np.full(len(ids), -1)
-    last[observed.codes[observed.setting]] = np.arange(len(observed.setting))
-    people = pd.unique(observed.codes[np.union1d(np.flatnonzero(observed.identifies), observed.setting)])
-    times = microseconds(events["timestamp"])[observed.setting]
+    last[observed.codes[observed.email_rows]] = np.arange(len(observed.email_rows))
+    people = pd.unique(observed.codes[np.union1d(np.flatnonzero(observed.identifies), observed.email_rows)])
+    times = microseconds(events["timestamp"])[observed.email_rows]
     rows = [
         (
             ids[who],
@@ -65,8 +65,8 @@ def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
         for who in people.tolist()
     ]
     columns = ["distinct_id", "identified", "email", "email_set"]
-    links = {(who.lower(), who) for who in ids if "@" in who and _is_own(who)}
-    pairs = np.unique(observed.codes[observed.setting] * max(1, len(emails)) + observed.emails.codes)
+    links = {(who.lower(), who) for who in ids if "@" in who and usable(who) and is_email(who)}
+    pairs = np.unique(observed.codes[observed.email_rows] * max(1, len(emails)) + observed.emails.codes)
     links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
     for who, anonymous_id in zip(texts(identifies["distinct_id"]), merged_ids(identifies), strict=True):
@@ -77,80 +77,76 @@ def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
 
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
-    """The anonymous id that each `$identify` names, or None, also where R14 takes not both ids."""
+    """The anonymous id that each `$identify` names; None where it names none, or where R14 refuses either of the two ids."""
     pairs = zip(texts(identifies["distinct_id"]), texts(identifies["anonymous_id"]), strict=True)
-    return [named if isinstance(named, str) and usable(who) and usable(named) else None for who, named in pairs]
-
-
-def _is_own(distinct_id: str) -> bool:
-    return usable(distinct_id) and is_email(distinct_id)
+    return [anonymous if isinstance(anonymous, str) and usable(who) and usable(anonymous) else None for who, anonymous in pairs]
 
 
 class Known(NamedTuple):
-    """What is known up to and including each event: numpy arrays.
+    """What is known about the person of each event, up to and including that event. The arrays are numpy's, one entry per
+    event.
 
-    identified (bool); emails: each event's email by its number in `texts`, None where there is none; emails_set: when it was
-    set (microseconds since 1970), `NEVER` where nobody set it, for there is none or the distinct_id is the email.
+    identified (bool); email_codes (int): the place of the email in `emails`, where None stands for no email; emails_set: when
+    it was set (microseconds since 1970), or `NEVER` where there is none or the distinct_id itself is the email.
     """
 
     identified: Any
-    texts: list[str | None]
-    emails: Any
+    emails: list[str | None]
+    email_codes: Any
     emails_set: Any
 
 
-def known_at_each_event(events: pd.DataFrame, known: pd.DataFrame) -> Known:
-    """What is known at each event. `known` is what all earlier days said: columns as `learn` gives them, one row per
-    distinct_id."""
+def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
+    """What is known at each event. `earlier` is what all earlier days said: columns as in `learn`, one row per distinct_id."""
     observed = _observe(events)
     codes, ids, rows = observed.codes, observed.distinct_ids, np.arange(len(events))
-    before = set(known.loc[known["identified"], "distinct_id"])
+    before = set(earlier.loc[earlier["identified"], "distinct_id"])
     first_identify = np.full(len(ids), len(events))
     np.minimum.at(first_identify, codes[observed.identifies], rows[observed.identifies])
     identified = np.array([who in before for who in ids], dtype=bool)[codes] | (rows >= first_identify[codes])
-    with_email = known[known["email"].notna()]
+    with_email = earlier[earlier["email"].notna()]
     emails = dict(zip(with_email["distinct_id"], zip(with_email["email"], with_email["email_set"], strict=True), strict=True))
     at_first = [emails.get(who, (who if is_email(who) else None, NEVER)) for who in ids]
     set_at_first = np.array([NEVER if time is None else time for _, time in at_first], dtype=np.int64)
-    last = _last_set(codes, observed.setting)
+    last = _last_set(codes, observed.email_rows)
     is_set = last >= 0
     email, email_set = codes.copy(), set_at_first[codes]
     email[is_set] = len(ids) + observed.emails.codes[last[is_set]]
-    email_set[is_set] = microseconds(events["timestamp"])[observed.setting[last[is_set]]]
-    return Known(identified, [*(one for one, _ in at_first), *observed.emails.different], email, email_set)
+    email_set[is_set] = microseconds(events["timestamp"])[observed.email_rows[last[is_set]]]
+    return Known(identified, [*(one for one, _ in at_first), *observed.emails.uniques], email, email_set)
 
 
-def _last_set(codes: Any, setting: Any) -> Any:
-    """For each event, which of the events that set an email, given by their rows, is the last of its distinct_id up to then; -1
-    where there is none."""
+def _last_set(codes: Any, email_rows: Any) -> Any:
+    """For each event, the last event of its distinct_id that has set an email by then, as a place in `email_rows`; -1 where
+    there is none. `codes` are the distinct_ids' codes."""
     order = np.argsort(codes, kind="stable")
     number = np.full(len(codes), -1)
-    number[setting] = np.arange(len(setting))
+    number[email_rows] = np.arange(len(email_rows))
     of_row, places = number[order], np.arange(len(codes))
     latest = np.maximum.accumulate(np.where(of_row >= 0, places, -1))
     first = np.searchsorted(codes[order], codes[order])
-    found = np.empty(len(codes), dtype=np.int64)
-    found[order] = np.where(latest >= first, of_row[latest], -1)
-    return found
+    last = np.empty(len(codes), dtype=np.int64)
+    last[order] = np.where(latest >= first, of_row[latest], -1)
+    return last
 
 
 class _Observed(NamedTuple):
-    """What events say by themselves.
+    """What the events themselves say.
 
-    codes: each event's place in `distinct_ids`; identifies: whether it identifies (bool); setting: the rows of the events that
-    set an email, and emails: these, row by row.
+    codes: each event's place in `distinct_ids`; identifies: whether it is a `$identify` (bool); email_rows: the rows of the
+    events that set an email; emails: the email of each of these rows.
     """
 
     codes: Any
     distinct_ids: list[str]
     identifies: Any
-    setting: Any
-    emails: Coded
+    email_rows: Any
+    emails: Factorized
 
 
 def _observe(events: pd.DataFrame) -> _Observed:
-    codes, ids = codes_of(events["distinct_id"])
+    codes, ids = factorize(events["distinct_id"])
     are_usable = np.array([usable(who) for who in ids], dtype=bool)[codes]
     identifies = are_usable & (events["event"] == "$identify").to_numpy(bool)
-    setting = np.flatnonzero(are_usable & events["given_email"].notna().to_numpy(bool))
-    return _Observed(codes, ids, identifies, setting, codes_of(events["given_email"].take(setting)))
+    email_rows = np.flatnonzero(are_usable & events["given_email"].notna().to_numpy(bool))
+    return _Observed(codes, ids, identifies, email_rows, factorize(events["given_email"].take(email_rows)))

@@ -1,6 +1,6 @@
 """The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12, R14, R17).
 
-JSON that many events share is written once, and Arrow joins it to the rest.
+JSON that many events have in common is written once, and Arrow joins it with the rest.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.rules.columns import Coded
-from cio_pipeline.rules.limits import DATA_BYTES, ITEM_BYTES
+from cio_pipeline.rules.columns import Factorized
+from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
-DATA_IS_LARGE = f"data is over {DATA_BYTES} bytes (R14)"
-NO_PATH = f"item is over {ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
+DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
+NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
 
 
 def identifiers(key: str) -> dict[str, str]:
@@ -30,42 +30,44 @@ def identifiers(key: str) -> dict[str, str]:
 
 
 def event_type(name: str) -> str:
-    """R12: what Customer.io calls an event of this name."""
+    """R12: Customer.io's type of an event with this name: `page`, `screen` or `event`."""
     return TYPES.get(name, "event")
 
 
 class Items(NamedTuple):
-    """Events' operations: Arrow arrays of `batch` or `event` and of JSON in UTF-8, null where refused; by row, why it is."""
+    """Events' operations: Arrow arrays of their calls (`batch` or `event`) and of their JSON in UTF-8, null where one is
+    refused; and, by row, the reason for that."""
 
     calls: Any
     operations: Any
     refused: dict[int, str]
 
 
-def event_items(keys: Coded, names: Coded, ids: Any, seconds: Any, data: Any) -> Items:
-    """The events' operations: `ids` and `data` are Arrow arrays of ASCII and of JSON in UTF-8, `seconds` a numpy array.
+def event_items(keys: Factorized, names: Factorized, ids: Any, seconds: Any, data: Any) -> Items:
+    """The events' operations.
 
-    Where `data` is null, there is no operation.
+    ids: as `event_ids.ulids` gives them; seconds: the events' times (numpy, Unix seconds); data: Arrow array of JSON in UTF-8,
+    null where there is to be no operation.
     """
     joined = [
-        names.each(_before),
-        keys.each(lambda key: orjson.dumps(identifiers(key)) + b',"id":"'),
+        names.map(_opening),
+        keys.map(lambda key: orjson.dumps(identifiers(key)) + b',"id":"'),
         ids,
-        names.each(_between),
+        names.map(_name_member),
         pa.array(seconds).cast(pa.large_string()).cast(pa.large_binary()),
         pa.scalar(b',"attributes":', pa.large_binary()),
         data,
         pa.scalar(b"}", pa.large_binary()),
     ]
     operations = pc.binary_join_element_wise(*joined, pa.scalar(b"", pa.large_binary()))
-    is_large = pc.greater(pc.binary_length(operations), ITEM_BYTES).fill_null(False).to_numpy(zero_copy_only=False)
+    is_large = pc.greater(pc.binary_length(operations), MAX_ITEM_BYTES).fill_null(False).to_numpy(zero_copy_only=False)
     refused: dict[int, str] = {}
     by_v1: list[bytes | None] = []
     for row in np.flatnonzero(is_large).tolist():
         key, name, content = keys.at(row), names.at(row), data[row].as_py()
-        if len(content) > DATA_BYTES:
+        if len(content) > MAX_DATA_BYTES:
             refused[row] = DATA_IS_LARGE
-        elif not _can_stand_in_a_path(key):
+        elif not _fits_in_a_path(key):
             refused[row] = NO_PATH
         event = {"id": ids[row].as_py().decode(), "name": name.strip(), "timestamp": int(seconds[row])}
         body = orjson.dumps({**event, "type": event_type(name), "data": orjson.Fragment(content)})
@@ -83,19 +85,19 @@ def upsert(key: str, seconds: int, attributes: list[bytes]) -> bytes:
     return before + b",".join(attributes) + b"}}"
 
 
-def _before(name: str) -> bytes:
-    """What stands in an event's item before the identifiers."""
+def _opening(name: str) -> bytes:
+    """An event's item up to its identifiers."""
     return b'{"type":"person","action":"%b","identifiers":' % event_type(name).encode()
 
 
-def _between(name: str) -> bytes:
-    """What stands in an event's item between its id and its time."""
+def _name_member(name: str) -> bytes:
+    """The part of an event's item between its id and its time."""
     return b'","name":%b,"timestamp":' % orjson.dumps(name.strip())
 
 
-def _can_stand_in_a_path(key: str) -> bool:
-    """The v1 call tells by the looks of what stands in its path whether that is an id, an email or, with `cio_`, Customer.io's
-    own id (OpenAPI); and HTTP clients resolve dots (RFC 3986)."""
+def _fits_in_a_path(key: str) -> bool:
+    """Whether the v1 call's path can name the customer: Customer.io tells an id, an email and its own ids, with `cio_`, apart
+    by what they look like (OpenAPI), and HTTP clients resolve dots (RFC 3986)."""
     kind, _, value = key.partition(":")
     if value in (".", "..") or value.startswith("cio_"):
         return False

@@ -1,22 +1,22 @@
-"""Customer.io's limits (Track API reference and its OpenAPI description), each in one place. Bytes are bytes of UTF-8."""
+"""Customer.io's limits (Track API reference and its OpenAPI description). Sizes are bytes of UTF-8."""
 
 from __future__ import annotations
 
-ID_BYTES = 150
-"""A person's id."""
+MAX_ID_BYTES = 150
+"""Of a person's id."""
 
-EVENT_NAME_BYTES = 100
+MAX_EVENT_NAME_BYTES = 100
 
-ATTRIBUTE_NAME_BYTES = 150
-ATTRIBUTE_VALUE_BYTES = 1000
-ATTRIBUTES = 300
-"""How many a person may have."""
+MAX_ATTRIBUTE_NAME_BYTES = 150
+MAX_ATTRIBUTE_VALUE_BYTES = 1000
+MAX_ATTRIBUTES = 300
+"""Of one person."""
 
-ITEM_BYTES = 32_000
-"""One item of a v2 batch: an upsert or an event."""
+MAX_ITEM_BYTES = 32_000
+"""Of one item of a v2 batch, an upsert or an event."""
 
-DATA_BYTES = 100_000
-"""An event's data by the v1 call."""
+MAX_DATA_BYTES = 100_000
+"""Of an event's data in the v1 call."""
 
-REQUEST_BYTES = 475_000
-"""A batch must be smaller than 500 KB; Customer.io's own client sends it at 475,000 bytes."""
+MAX_REQUEST_BYTES = 475_000
+"""Of a v2 batch: it must be smaller than 500 KB, and Customer.io's own client stops at 475,000 bytes."""

@@ -1,6 +1,7 @@
-"""From the events to send to exactly what goes out: Customer.io's operations (R7, R12 to R14) and what was refused.
+"""From the events to send to exactly what is sent: Customer.io's operations (R7, R12 to R14), and what is left out and why.
 
-An operation is the JSON text of one item of `/api/v2/batch`; of an event too large for that, the body of the v1 event call.
+An operation is the JSON of one item of `/api/v2/batch`, or the body of the v1 event call for an event that is too large for
+that.
 """
 
 from __future__ import annotations
@@ -13,12 +14,21 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.rules.attributes import attributes_of, name_rule
-from cio_pipeline.rules.columns import Coded, as_text, codes_of, microseconds, text_array, texts, utf8
-from cio_pipeline.rules.customers import SECOND, Attributes, customers_of
+from cio_pipeline.rules.columns import (
+    MICROSECONDS_PER_SECOND,
+    Factorized,
+    as_text,
+    factorize,
+    microseconds,
+    text_array,
+    texts,
+    utf8,
+)
+from cio_pipeline.rules.customers import Attributes, customers_of
+from cio_pipeline.rules.event_data import read_event_data
 from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.reading import read
 
 TEXT = pa.large_string()
 EVENTS = pa.schema(
@@ -38,19 +48,20 @@ REJECTS = pa.schema(
 )
 
 CHUNK = 20_000
-"""So many events are worked on at once: their JSON is in memory several times meanwhile."""
+"""How many events are worked on at once, since their JSON is then in memory several times."""
 
 
-class Tables(NamedTuple):
+class DerivedTables(NamedTuple):
     """What will be sent, and what will not.
 
-    customers: key, part (0, or more where a customer passes 32,000 bytes), attributes (their number), timestamp (of the
-    newest), operation, state (what the ledger keeps of these attributes: `customer_state.pack`), identifier and email (the
-    customer's; the email may be absent), consent (whether one of these attributes is about consent, R19). events: uuid, ulid,
-    key, distinct_id (as in PostHog, also where the event is stitched), name, type, timestamp, call (`batch` or `event`),
-    operation, personless (R5); by time. rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`),
-    name (of the attribute or property), reason. emails_in_another_case: how many attributes of the customers are named `email`
-    in another case; they are no email (R1).
+    customers: key, part (0; 1 and more where a customer needs more than 32,000 bytes), attributes (how many), timestamp (of the
+    newest), operation, state (the attributes as the ledger keeps them: `customer_state.pack`), identifier, email (or null),
+    consent (whether any of the attributes is about consent, R19).
+    events, by time: uuid, ulid, key, distinct_id (as in PostHog, even if the event is stitched), name, type, timestamp, call
+    (`batch` or `event`), operation, personless (R5).
+    rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property),
+    reason.
+    emails_in_another_case: how many of the customers' attributes are named `email` in another case, and so are not it (R1).
     """
 
     customers: pa.Table
@@ -60,11 +71,11 @@ class Tables(NamedTuple):
 
 
 Reject = tuple[int, str, str, str]
-"""The number of an event's row; what, name and reason, as the rejects table has them."""
+"""An event's row number; what, name and reason of the rejects table."""
 
 
-def build(sent: pd.DataFrame, options: Options) -> Tables:
-    """The tables of the events whose outcome is `sent`: whole customers, in the order `facts.ORDER`."""
+def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
+    """The tables of the events whose outcome is `sent`: all events of each of their customers, sorted by `facts.ORDER`."""
     names = name_rule(options)
     are_sent = np.ones(len(sent), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
@@ -72,22 +83,22 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
     rejects: list[Reject] = []
     for start in range(0, len(sent), CHUNK):
         chunk = sent.iloc[start : start + CHUNK]
-        keys, event_names, times = codes_of(chunk["key"]), codes_of(chunk["event"]), microseconds(chunk["timestamp"])
+        keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
         contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
-        found = read(*contents, names, options)
+        data = read_event_data(*contents, names, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
-        items = event_items(keys, event_names, ids, times // SECOND, found.data)
+        items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.data)
         events.append(_events(chunk, event_names, ids, items))
-        refused = found.refused | items.refused
+        refused = data.refused | items.refused
         are_sent[[start + row for row in refused]] = False
         rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]
-        for row, one in found.findings.items():
+        for row, findings in data.findings.items():
             if row not in refused:
-                attributes, left_out = attributes_of(one.given, one.unset, names, options)
+                attributes, left_out = attributes_of(findings.given, findings.unset, names, options)
                 customer = given.get(key := keys.at(row)) or given.setdefault(key, Attributes({}, {}))
                 customer.set(attributes, int(times[row]))
-                rejects += [(start + row, "attribute", name, reason) for name, reason in one.attributes + left_out]
-                rejects += [(start + row, "data", name, reason) for name, reason in one.data]
+                rejects += [(start + row, "attribute", name, reason) for name, reason in findings.attributes + left_out]
+                rejects += [(start + row, "data", name, reason) for name, reason in findings.data]
     customers = customers_of(
         sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
     )
@@ -96,16 +107,16 @@ def build(sent: pd.DataFrame, options: Options) -> Tables:
         last = {key: number for number, key in enumerate(texts(sent["key"]))}
         beyond = ((last[key], left_out) for key, left_out in customers.beyond.items())
         rejects += [(row, "attribute", name, reason) for row, left_out in beyond for name, reason in left_out]
-    return Tables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
+    return DerivedTables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
 
 
-def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Table:
-    """The rows of the events table: those of the events that have an operation."""
+def _events(sent: pd.DataFrame, names: Factorized, ids: Any, items: Items) -> pa.Table:
+    """The events table: the events that have an operation."""
     columns = {
         **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},
         "ulid": as_text(ids),
-        "name": as_text(names.each(lambda name: name.strip().encode())),
-        "type": as_text(names.each(lambda name: event_type(name).encode())),
+        "name": as_text(names.map(lambda name: name.strip().encode())),
+        "type": as_text(names.map(lambda name: event_type(name).encode())),
         "timestamp": pa.array(microseconds(sent["timestamp"])).cast(EVENTS.field("timestamp").type),
         "call": items.calls,
         "operation": as_text(items.operations),
@@ -116,8 +127,7 @@ def _events(sent: pd.DataFrame, names: Coded, ids: Any, items: Items) -> pa.Tabl
 
 
 def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pa.Table:
-    """The rows of the rejects table: the rejects with what says which event each is of."""
-    of = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
-    names = enumerate(("what", "name", "reason"), start=1)
-    made = {name: [reject[at] for reject in rejects] for at, name in names}
-    return pa.Table.from_pandas(of.assign(**made), REJECTS, preserve_index=False)
+    """The rejects table: each reject with the columns that identify its event."""
+    events = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
+    columns = {name: [reject[at] for reject in rejects] for at, name in enumerate(("what", "name", "reason"), start=1)}
+    return pa.Table.from_pandas(events.assign(**columns), REJECTS, preserve_index=False)

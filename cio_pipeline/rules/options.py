@@ -1,4 +1,4 @@
-"""What the user chooses about the rules; README.md lists the settings."""
+"""The settings of the rules; README.md lists them."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from cio_pipeline.rules.consent import AllowConsent
 
 @dataclass(frozen=True)
 class Options:
-    """The connector's options; the defaults are the documented ones.
+    """The settings of the rules, with their documented defaults.
 
-    Whether an event gives its `$set` or the person's properties is no option here: the extraction decides it, by
-    CIO_ATTRIBUTES_FROM, and keeps `person_properties` only where they are to be taken.
+    CIO_ATTRIBUTES_FROM is not among them. The extraction applies it: `person_properties` is kept only where it is to be used
+    instead of `$set`.
     """
 
     identify_by_email: bool = False
@@ -24,14 +24,14 @@ class Options:
     allow_consent: AllowConsent = "unsubscribe"
     stitch_anonymous_days: int = 0
     day_is_open: bool = False
-    """R22: whether the day is not over. No setting, but the hourly run's."""
+    """R22: whether the day is not over yet. Set by the hourly run, not by a setting."""
 
     @property
     def stitches(self) -> bool:
-        """R16: whether held-back events are sent once their person is known."""
+        """R16: whether events that are held back are sent once their person is known."""
         return self.stitch_anonymous_days > 0 and self.anonymous_users != "all" and not self.day_is_open
 
     @property
     def needs_earlier_days(self) -> bool:
-        """Whether earlier days decide what is sent, and under which key, so that it matters to have learned them first."""
+        """Whether earlier days affect what is sent and under which key, so that they must be learned first."""
         return self.identify_by_email or self.anonymous_users in ("identified", "emails") or self.stitches

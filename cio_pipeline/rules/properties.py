@@ -1,7 +1,7 @@
-"""What the rules need of an event's JSON, read once: when the event is extracted.
+"""What the rules need from an event's JSON. It is parsed once, when the event is extracted.
 
-Most JSON is only scanned: msgspec finds the members that matter and validates the rest without building values, which takes a
-sixth of the time. What msgspec might read differently from orjson is parsed in full, with the same result.
+Most JSON is only scanned: msgspec finds the members that matter, and validates the rest without building values, in a sixth of
+the time. JSON that msgspec might read differently from orjson is parsed in full, with the same result.
 """
 
 from __future__ import annotations
@@ -17,39 +17,40 @@ from cio_pipeline.json_text import read_leniently
 from cio_pipeline.rules.columns import are_deep, matches, to_list
 from cio_pipeline.rules.values import is_email
 
-FACTS = pa.schema(
+PARSED_COLUMNS = pa.schema(
     [("given_email", pa.string()), ("anonymous_id", pa.string()), ("personless", pa.bool_()), ("plain", pa.bool_())]
 )
-"""given_email: the valid email among the given attributes (R1, R2); anonymous_id: what a `$identify` names in
-`$anon_distinct_id` (R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the properties are
-JSON as orjson writes it, with nothing that R13 may leave out: what R12 leaves is then sent as it stands."""
+"""given_email: the valid email among the given attributes (R1, R2); anonymous_id: the `$anon_distinct_id` of a `$identify`
+(R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the properties are JSON as orjson
+writes it, without anything that R13 may leave out, so that they can be sent as they are once `NAMED` members are removed
+(R12)."""
 
 SPACE = r'(?:\A|[{\[,:])[ \t\r\n]+(?:["{}\[\]0-9-]|true|false|null)|[ \t\r\n](?:[}\],:]|\z)'
-"""Spaces around JSON's tokens. Strings may contain such, too; all that matches is parsed in full."""
+"""Spaces around JSON's tokens. It also matches inside strings, which only means that such JSON is parsed in full."""
 
 NUMBER = r"[:,\[]-?(?:[0-9]+(?:\.[0-9]+0[,}\]]|[.0-9]*[eE])|[0-9.]{17}|0\.0000)|-0[,}\]]"
-"""Numbers that orjson may write differently: with an exponent, zeros at the end, or more than 15 digits."""
+"""Numbers that orjson may write differently: with an exponent, trailing zeros, or more than 15 digits."""
 
 ESCAPE = r"\\[/u]"
-"""Escapes of characters that need none, and halves of surrogate pairs."""
+"""Escapes of characters that need no escape, and unpaired surrogates."""
 
 OVERRIDE = '(?i:"(?:recipient|from_address|reply_to)")'
-"""What R13 may leave out."""
+"""Properties that R13 may leave out."""
 
-NEEDS_CARE = "|".join((SPACE, NUMBER, ESCAPE, OVERRIDE))
+NEEDS_PARSING = "|".join((SPACE, NUMBER, ESCAPE, OVERRIDE))
 
 CHUNK = 20_000
-"""So many events' JSON is taken out of Arrow at once."""
+"""How many events' JSON is taken out of Arrow at once."""
 
 ABSENT = msgspec.Raw()
 COMMA = ord(",")
 
 NAMED = r'"\$(?:set|set_once|unset)"'
-"""Members that are not sent as event data (R12); few events have them."""
+"""Members that are not sent as event data (R12). Few events have any."""
 
 
 class Members(msgspec.Struct):
-    """The members of an event's properties that matter here, as JSON."""
+    """The members of an event's properties that the rules read, as JSON."""
 
     given: msgspec.Raw = msgspec.field(name="$set", default=ABSENT)
     set_once: msgspec.Raw = msgspec.field(name="$set_once", default=ABSENT)
@@ -61,45 +62,45 @@ class Members(msgspec.Struct):
 _decode = msgspec.json.Decoder(Members).decode
 
 
-def facts_of(names: Any, properties: Any, persons: Any) -> pa.Table:
-    """What events' JSON says, as `FACTS` has it: of their names, properties and, where they are to be taken instead of `$set`,
-    their persons' properties. Arrow arrays of UTF-8; the JSON may be absent."""
+def parse_properties(names: Any, properties: Any, persons: Any) -> pa.Table:
+    """The columns `PARSED_COLUMNS` of events, given as Arrow arrays of UTF-8: their names, their properties and, where these
+    are to be used instead of `$set`, their persons' properties. JSON may be null."""
     identifies = pc.equal(names, pa.scalar(b"$identify", names.type)).to_numpy(zero_copy_only=False)
-    pieces = [FACTS.empty_table()]
+    pieces = [PARSED_COLUMNS.empty_table()]
     for start in range(0, len(names), CHUNK):
         contents, persons_contents = properties.slice(start, CHUNK), persons.slice(start, CHUNK)
-        pieces.append(_facts(identifies[start : start + CHUNK], contents, persons_contents))
+        pieces.append(_parse_chunk(identifies[start : start + CHUNK], contents, persons_contents))
     return pa.concat_tables(pieces)
 
 
-def _facts(identifies: Any, contents: Any, persons: Any) -> pa.Table:
+def _parse_chunk(identifies: Any, contents: Any, persons: Any) -> pa.Table:
     emails: list[str | None] = []
     anonymous_ids: list[str | None] = []
     personless: list[bool] = []
     plain: list[bool] = []
-    need_care = matches(contents, NEEDS_CARE) | are_deep(contents)
-    columns = (to_list(contents), to_list(persons), identifies.tolist(), need_care.tolist())
-    for content, person, is_identify, needs_care in zip(*columns, strict=True):
-        members = None if needs_care or content is None else members_of(content)
+    need_parsing = matches(contents, NEEDS_PARSING) | are_deep(contents)
+    rows = zip(to_list(contents), to_list(persons), identifies.tolist(), need_parsing.tolist(), strict=True)
+    for content, person, is_identify, needs_parsing in rows:
+        members = None if needs_parsing or content is None else members_of(content)
         if members is None:
-            found = read_leniently(content)
-            given, named, profile = found.get("$set"), found.get("$anon_distinct_id"), found.get("$process_person_profile")
+            whole = read_leniently(content)
+            given, anonymous, profile = whole.get("$set"), whole.get("$anon_distinct_id"), whole.get("$process_person_profile")
             plain.append(False)
         else:
-            given, named, profile = value_of(members.given), value_of(members.anonymous_id), value_of(members.profile)
+            given, anonymous, profile = value_of(members.given), value_of(members.anonymous_id), value_of(members.profile)
             plain.append(True)
         if person is not None:
             given = read_leniently(person)
         email = given.get("email") if isinstance(given, dict) else None
         emails.append(email if email is not None and is_email(email) else None)
-        anonymous_ids.append(named if is_identify and isinstance(named, str) else None)
+        anonymous_ids.append(anonymous if is_identify and isinstance(anonymous, str) else None)
         personless.append(profile is False)
-    made = (pa.array(emails, pa.string()), pa.array(anonymous_ids, pa.string()), pa.array(personless), pa.array(plain))
-    return pa.table(made, schema=FACTS)
+    columns = (pa.array(emails, pa.string()), pa.array(anonymous_ids, pa.string()), pa.array(personless), pa.array(plain))
+    return pa.table(columns, schema=PARSED_COLUMNS)
 
 
 def members_of(content: bytes) -> Members | None:
-    """The members of JSON that needs no care; None where it is no object."""
+    """The members of JSON that need not be parsed in full; None where it is not an object."""
     try:
         return _decode(content)
     except msgspec.DecodeError:
@@ -107,7 +108,7 @@ def members_of(content: bytes) -> Members | None:
 
 
 def without_members(content: bytes, members: Members) -> bytes | None:
-    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None where it is not plain to see where these are."""
+    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None where it is not certain where these are."""
     for name, member in ((b'"$set":', members.given), (b'"$set_once":', members.set_once), (b'"$unset":', members.unset)):
         if member is not ABSENT:
             if content.count(name) != 1:

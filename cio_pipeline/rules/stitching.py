@@ -1,7 +1,7 @@
-"""R16: held-back events of an anonymous id that became somebody are sent as that person's.
+"""R16: once an anonymous visitor is identified, events that were held back until then are sent as that person's.
 
-A *merge* is a `$identify` that carries `$anon_distinct_id`, both ids being such that R14 takes them. It takes the
-events of that anonymous id which lie after the merge before it, and at most so many days back.
+A *merge* is a `$identify` with `$anon_distinct_id`, where R14 accepts both ids. It takes the events of the anonymous id since
+the previous merge, at most CIO_STITCH_ANONYMOUS_DAYS days back.
 """
 
 from __future__ import annotations
@@ -20,57 +20,56 @@ MERGE_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
 
 
 def merges(events: pd.DataFrame) -> pd.DataFrame:
-    """The merges among the events: anonymous_id, and the columns of `events` of the `$identify`."""
+    """The merges among the events: the rows of their `$identify`, with anonymous_id as the merge names it."""
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
-    named = [
+    anonymous_ids = [
         anonymous_id if is_uuid(uuid) else None
         for uuid, anonymous_id in zip(texts(identifies["uuid"]), merged_ids(identifies), strict=True)
     ]
-    same = events["distinct_id"].dtype
-    found = identifies.assign(anonymous_id=pd.Series(named, index=identifies.index, dtype=same))
-    return found.dropna(subset="anonymous_id")
+    column = pd.Series(anonymous_ids, index=identifies.index, dtype=events["distinct_id"].dtype)
+    return identifies.assign(anonymous_id=column).dropna(subset="anonymous_id")
 
 
 def merge_windows(
     today: pd.DataFrame, earlier: pd.DataFrame, identified_before: set[str], identified_today: pd.DataFrame, options: Options
 ) -> pd.DataFrame:
-    """What each of the day's merges may take.
+    """Which events each of the day's merges may take.
 
-    `today` are the day's merges as `classify` gives them, `earlier` those of the days before; `identified_before` are
-    the anonymous ids that were identified themselves before the day, `identified_today` each distinct_id's first `$identify`
-    of the day (the columns of `ORDER`). Gives the merges that may take something, with since (the earliest time) and the
-    merge before (timestamp_before, uuid_before, distinct_id_before), after which the events lie.
+    today: the day's merges, as `classify` gives them; earlier: those of the days before (`MERGE_COLUMNS`); identified_before:
+    the anonymous ids that were identified themselves before the day; identified_today: each distinct_id's first `$identify` of
+    the day (`ORDER`). Gives the merges that may take events: later than since, and later than the previous merge
+    (timestamp_before, uuid_before, event_before, distinct_id_before; null where there is none).
     """
     every = pd.concat([earlier[MERGE_COLUMNS].assign(event="$identify"), today], ignore_index=True).sort_values(ORDER)
-    found = every.join(every.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))
+    windows = every.join(every.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))
     own = identified_today.assign(anonymous_id=identified_today["distinct_id"]).add_suffix("_own")
-    found = found[found["key"].notna()].merge(own, how="left", left_on="anonymous_id", right_on="anonymous_id_own")
-    by_then = found["timestamp_own"].notna() & ~_after(found, "_own", "")
-    may = ~by_then & ~found["anonymous_id"].isin(identified_before)
+    windows = windows[windows["key"].notna()].merge(own, how="left", left_on="anonymous_id", right_on="anonymous_id_own")
+    is_identified = windows["timestamp_own"].notna() & ~_after(windows, "_own", "")
+    may_take = ~is_identified & ~windows["anonymous_id"].isin(identified_before)
     if options.anonymous_users == "emails":
-        may &= found["email"].notna()
+        may_take &= windows["email"].notna()
     if options.anonymous_users == "profiles":
-        may &= ~found["personless"].astype(bool)
-    found = found[may]
-    return found.assign(since=found["timestamp"] - pd.Timedelta(days=options.stitch_anonymous_days))
+        may_take &= ~windows["personless"].astype(bool)
+    windows = windows[may_take]
+    return windows.assign(since=windows["timestamp"] - pd.Timedelta(days=options.stitch_anonymous_days))
 
 
-def stitched(events: pd.DataFrame, known: pd.DataFrame, found: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events of one day that the merge_windows take, as the person's: with its identifier, key and email.
+def stitched(events: pd.DataFrame, earlier: pd.DataFrame, windows: pd.DataFrame, options: Options) -> pd.DataFrame:
+    """The events of one day that the windows of `merge_windows` take, with the identifier, key and email of the person.
 
-    `events` are all events of that day of the anonymous ids in `found`, `known` what the days before it said about them.
+    events: all events of that day of the windows' anonymous ids; earlier: what the days before it said about these.
     """
-    classified = classify(events, known, options)
+    classified = classify(events, earlier, options)
     held_back = classified[classified["outcome"].isin(HELD_BACK)].drop(
         columns=["anonymous_id", "key", "identifier", "email", "email_set"]
     )
-    both = held_back.merge(found, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_merge"))
+    both = held_back.merge(windows, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_merge"))
     follows = both["timestamp_before"].isna() | _after(both, "", "_before")
     return both[follows & _after(both, "_merge", "") & (both["timestamp"] >= both["since"])]
 
 
 def _after(frame: pd.DataFrame, one: str, other: str) -> Any:
-    """Whether the event in the columns with the suffix `one` comes after that with the suffix `other`, row by row."""
+    """For each row: whether the event in the columns with the suffix `one` comes after that with the suffix `other`."""
     after, same = pd.Series(False, index=frame.index), pd.Series(True, index=frame.index)
     for column in ORDER:
         ours, theirs = frame[column + one], frame[column + other]

@@ -1,4 +1,4 @@
-"""The rules about single values: e-mails (R2), `created_at` (R9), text that is cut (R10) and uuids (R14)."""
+"""The rules about single values: emails (R2), `created_at` (R9), text that is cut (R10) and uuids (R14)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
-from cio_pipeline.rules.limits import ATTRIBUTE_VALUE_BYTES
+from cio_pipeline.rules.limits import MAX_ATTRIBUTE_VALUE_BYTES
 
 EMAIL = re.compile(
     r"""(?: [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ (?: \. [^<>()\[\]\\.,;:\s\ufeff@"\ud800-\udfff]+ )*
@@ -25,8 +25,8 @@ ISO = re.compile(
 )
 ISO_NUMBERS = ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
 DIGITS = re.compile(r"[0-9]{9,13}")
-SHORTEST_NUMBER, LONGEST_NUMBER, MILLISECONDS_ABOVE = 10**8, 10**13, 10**11
-"""R9: at least 9 digits before the fraction, fewer than 14; milliseconds above."""
+MIN_NUMBER, MAX_NUMBER, MILLISECONDS_ABOVE = 10**8, 10**13, 10**11
+"""R9: times have 9 to 13 digits before the fraction; above 10^11 they are milliseconds."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -34,27 +34,27 @@ UUID = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 
 
 def is_email(value: Any) -> bool:
-    """R2: PostHog's app's pattern on the lower-cased text, of at most 1000 bytes."""
+    """R2: whether the value is a text of at most 1000 bytes that matches, in lower case, the pattern of PostHog's app."""
     return isinstance(value, str) and _is_email(value)
 
 
 @lru_cache(maxsize=100_000)
 def _is_email(text: str) -> bool:
-    """A shard asks for the same few thousand again and again."""
-    return EMAIL.fullmatch(text.lower()) is not None and len(text.encode()) <= ATTRIBUTE_VALUE_BYTES
+    """Cached, as a shard has the same few thousand emails again and again."""
+    return EMAIL.fullmatch(text.lower()) is not None and len(text.encode()) <= MAX_ATTRIBUTE_VALUE_BYTES
 
 
 def unix_seconds(value: Any) -> int | None:
     """R9: ISO text (no zone = UTC), or a number or text of 9 to 13 digits, as whole Unix seconds; else None."""
     if isinstance(value, str):
         return _number_seconds(int(value)) if DIGITS.fullmatch(value) else _iso_seconds(value)
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and SHORTEST_NUMBER <= value < LONGEST_NUMBER:
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and MIN_NUMBER <= value < MAX_NUMBER:
         return _number_seconds(value)
     return None
 
 
 def cut(text: str, limit: int) -> str:
-    """R10: `text` to at most `limit` bytes of UTF-8, at a character boundary."""
+    """R10: the text, cut to at most `limit` bytes of UTF-8 at a character boundary."""
     return text.encode()[:limit].decode(errors="ignore")
 
 

@@ -1,15 +1,19 @@
-"""The two services' addresses: each function gives a setting's URL, or raises `ValueError` with what is wrong with it."""
+"""Addresses: each function gives the URL of a setting's text, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
 import re
 from ipaddress import IPv6Address, ip_address
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
+
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import ArgumentError
 
 TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
 TRACKED = f"must be {' or '.join(TRACKING_HOSTS)}, or another address such as https://host:8443"
 ASKED = "must be https://us.posthog.com, https://eu.posthog.com or your own PostHog's, such as https://posthog.example.com"
+DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
 PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
 
@@ -82,3 +86,22 @@ def is_host(host: str) -> bool:
         is_name = len(host) <= 253 and all(map(LABEL.fullmatch, labels))
         return is_name and any(letter.isalpha() for letter in labels[-1]) and not labels[-1].startswith("0x")
     return "%" not in host
+
+
+def database_url(text: Any) -> Any:
+    """The text of CIO_LEDGER_URL. Raises `ValueError` unless it is an SQLAlchemy URL of SQLite or PostgreSQL, whose user and
+    password are percent-encoded, so that it is read as it was meant."""
+    if text is None:
+        return None
+    try:
+        url = make_url(str(text))
+    except (ArgumentError, ValueError):
+        raise ValueError(DATABASES) from None
+    kind, _, driver = url.drivername.partition("+")
+    is_file = kind == "sqlite" and driver in ("", "pysqlite") and not url.host
+    if not is_file and kind not in ("postgresql", "postgres"):
+        raise ValueError(DATABASES)
+    login, at, _ = str(text).partition("://")[2].rpartition("@")
+    if at and unquote(login.partition(":")[2]) != (url.password or ""):
+        raise ValueError("special characters of its user and password must be percent-encoded")
+    return text

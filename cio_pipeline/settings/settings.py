@@ -1,57 +1,19 @@
-"""Every setting, read from the environment, and refused in one sentence where it is wrong.
-
-The environment wins over `.env`: `environment.load_environment`.
-"""
+"""Every setting: its name in the environment (the field's alias), its type and its default. `load.py` reads them."""
 
 from __future__ import annotations
 
 import os
 from datetime import date, time
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
-from urllib.parse import unquote
+from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy.engine import make_url
-from sqlalchemy.exc import ArgumentError
 
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings import addresses, alerts, clock, values
 from cio_pipeline.settings.envfile import SettingsError as SettingsError
-from cio_pipeline.settings.environment import load_environment
-from cio_pipeline.settings.places import (
-    absolute,
-    absolute_database,
-    can_be_written,
-    is_loopback,
-    is_url,
-    refuse_unknown_storage,
-    refuse_unusable_folder,
-)
-
-DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
-HTTPS = "it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way"
-SANDBOXED = "the sandbox reads and sends on this machine only (CIO_SANDBOX)"
-CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
-
-
-def _database_url(text: Any) -> Any:
-    """An SQLAlchemy URL that is read as it was meant: a password's special characters are percent-encoded."""
-    if text is None:
-        return None
-    try:
-        url = make_url(str(text))
-    except (ArgumentError, ValueError):
-        raise ValueError(DATABASES) from None
-    kind, _, driver = url.drivername.partition("+")
-    is_file = kind == "sqlite" and driver in ("", "pysqlite") and not url.host
-    if not is_file and kind not in ("postgresql", "postgres"):
-        raise ValueError(DATABASES)
-    login, at, _ = str(text).partition("://")[2].rpartition("@")
-    if at and unquote(login.partition(":")[2]) != (url.password or ""):
-        raise ValueError("special characters of its user and password must be percent-encoded")
-    return text
+from cio_pipeline.settings.places import absolute, absolute_database, is_url
 
 
 def cores() -> int:
@@ -169,9 +131,9 @@ class Settings(AlertSettings):
 
     workers: int = Field(default=cores(), ge=1, le=256, alias="CIO_WORKERS")
     data_dir: Annotated[str, BeforeValidator(absolute)] = Field(default="data", validate_default=True, alias="CIO_DATA_DIR")
-    ledger_url_given: Annotated[SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(_database_url)] = Field(
-        default=None, alias="CIO_LEDGER_URL"
-    )
+    ledger_url_given: Annotated[
+        SecretStr | None, BeforeValidator(absolute_database), BeforeValidator(addresses.database_url)
+    ] = Field(default=None, alias="CIO_LEDGER_URL")
     suppressed_file_given: Annotated[SecretStr | None, BeforeValidator(absolute)] = Field(
         default=None, alias="CIO_SUPPRESSED_FILE"
     )
@@ -221,116 +183,3 @@ class Settings(AlertSettings):
 
 NAMES = frozenset(str(field.alias) for field in Settings.model_fields.values())
 """The names of all settings."""
-
-Model = TypeVar("Model", bound=BaseSettings)
-
-
-def load_settings() -> Settings:
-    """The settings of this environment. Raises `SettingsError` with one sentence naming what is missing or wrong."""
-    load_environment(NAMES)
-    if missing := [name for name in _required() if not _given(name)]:
-        raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
-    settings = _read(Settings)
-    _refuse_alerts(settings)
-    _refuse_plain_http(settings)
-    _refuse_places(settings)
-    return settings
-
-
-def settings_to_show() -> Settings:
-    """The settings as far as they are set, for pages: what is missing is empty, and no place is looked at. Raises
-    `SettingsError` where one is wrong."""
-    load_environment(NAMES)
-    return _read(Settings)
-
-
-def load_days_settings() -> DaysSettings:
-    """The settings of the days alone, which need no key. Raises `SettingsError` as `load_settings` does."""
-    load_environment(NAMES)
-    return _read(DaysSettings)
-
-
-def load_alert_settings() -> AlertSettings:
-    """The settings of the alerts, which need no key either. Raises `SettingsError` as `load_settings` does."""
-    load_environment(NAMES)
-    settings = _read(AlertSettings)
-    _refuse_alerts(settings)
-    return settings
-
-
-def _read(model: type[Model]) -> Model:
-    try:
-        return model()
-    except ValidationError as invalid:
-        sentence = _sentence(invalid, model)
-    raise SettingsError(sentence)
-
-
-def _refuse_alerts(settings: AlertSettings) -> None:
-    """An email needs its server, and the other way round; as for the services, no clear text and no leaving the sandbox."""
-    if bool(settings.alert_email) != bool(settings.smtp_url):
-        given, missing = ("CIO_ALERT_EMAIL", "CIO_SMTP_URL")[:: 1 if settings.alert_email else -1]
-        raise SettingsError(f"{missing} is not set: {given} needs it.")
-    for name, place in settings.alert_places.items():
-        if addresses.is_plain(place) and not settings.allow_plain_http:
-            raise SettingsError(f"{name} is wrong: {HTTPS}.")
-        if settings.sandbox and not is_loopback(place.replace("smtp", "http", 1)):
-            raise SettingsError(f"{name} is refused: {SANDBOXED}.")
-
-
-def _refuse_plain_http(settings: Settings) -> None:
-    """Keys and people's data go in the clear only where nobody else listens, or where somebody has said that it may be."""
-    places = {
-        "CUSTOMERIO_TRACKING_ENDPOINT": settings.tracking_url,
-        "POSTHOG_HOST": settings.posthog_url,
-        "CIO_BATCH_EXPORT_URL": settings.batch_export_url,
-        "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
-    }
-    if not settings.allow_plain_http and (plain := [name for name, place in places.items() if addresses.is_plain(place)]):
-        raise SettingsError(f"{plain[0]} is wrong: {HTTPS}.")
-
-
-def _refuse_places(settings: Settings) -> None:
-    """The folders can be written to; in the sandbox nothing is elsewhere than on this machine."""
-    if not is_url(settings.data_dir):
-        refuse_unusable_folder("CIO_DATA_DIR", Path(settings.data_dir))
-    elif not can_be_written(settings.data_dir):
-        raise SettingsError("CIO_DATA_DIR is wrong: must be a folder, or a bucket's address such as s3://bucket/folder.")
-    refuse_unknown_storage("CIO_DATA_DIR", settings.data_dir)
-    refuse_unknown_storage("CIO_BATCH_EXPORT_URL", settings.batch_export_url)
-    refuse_unknown_storage("CIO_SUPPRESSED_FILE", settings.suppressed_file or "")
-    ledger = make_url(settings.ledger_url)
-    if ledger.drivername.startswith("sqlite") and ledger.database:
-        refuse_unusable_folder("CIO_LEDGER_URL", Path(ledger.database).parent)
-    if not settings.sandbox:
-        return
-    places = {
-        "CUSTOMERIO_TRACKING_ENDPOINT": settings.tracking_url,
-        "POSTHOG_HOST": settings.posthog_url,
-        "CIO_BATCH_EXPORT_URL": settings.batch_export_url,
-        "CIO_DATA_DIR": settings.data_dir,
-        "CIO_LEDGER_URL": settings.ledger_url,
-        "CIO_SUPPRESSED_FILE": settings.suppressed_file or "",
-    }
-    if away := [name for name, place in places.items() if not is_loopback(place)]:
-        raise SettingsError(f"{away[0]} is refused: {SANDBOXED}.")
-
-
-def _required() -> list[str]:
-    """The settings without a default: a batch export's files are read without asking PostHog."""
-    if _given("CIO_EVENT_SOURCE").lower() == "batch_export":
-        return [*CUSTOMERIO_REQUIRED, "CIO_BATCH_EXPORT_URL"]
-    return [*CUSTOMERIO_REQUIRED, "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"]
-
-
-def _given(name: str) -> str:
-    return values.clean(os.environ.get(name, ""))
-
-
-def _sentence(invalid: ValidationError, model: type[BaseSettings]) -> str:
-    """What the first wrong setting must be, in our words, for pydantic's may quote it."""
-    error = invalid.errors(include_input=False, include_url=False)[0]
-    where = str(error["loc"][0])
-    field = model.model_fields.get(where) or next(one for one in model.model_fields.values() if one.alias == where)
-    is_ours = error["type"] == "value_error"
-    return f"{field.alias} is wrong: {error['msg'].removeprefix('Value error, ') if is_ours else values.must_be(field)}."

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, NoReturn, TypeVar
 
 import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql
+from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.sqlite import sqlite_engine, with_hint
@@ -27,10 +27,10 @@ CUT_OFF_SECONDS = 60
 KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
 """libpq's parameters: a PostgreSQL that is gone is noticed, and a firewall does not drop a connection that waits."""
 
-MOST_CONNECTIONS = 4
+MAX_CONNECTIONS = 4
 """The most that a process has to a PostgreSQL: one holds the delivery lock, the others are what its lanes take turns with."""
 
-POOL = {"pool_size": MOST_CONNECTIONS, "max_overflow": 0, "pool_timeout": 3600}
+POOL = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": 3600}
 """Who waits for a connection waits for those that have one, and what these wait for has its own, shorter limits."""
 
 SCHEMA_LOCK = 0x63696F01
@@ -124,6 +124,13 @@ def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
         array = sa.cast(sa.bindparam("texts", kept, unique=True), postgresql.ARRAY(sa.Text()))
         return sa.func.unnest(array).table_valued(column).render_derived().c.value
     return sa.func.json_each(json.dumps(kept)).table_valued(column).c.value
+
+
+def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
+    """An INSERT with `on_conflict_do_update`, which both dialects have, in modules of their own."""
+    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
+    statement: postgresql.Insert = dialect.insert(table)
+    return statement
 
 
 def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:

@@ -46,10 +46,10 @@ class Identities:
     def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
         self._engine = connect(url, metadata, VERSION, cut_off_seconds)
 
-    def learned(self, day: str, setting: str, made_of: str) -> Counter[str] | None:
+    def learned(self, day: str, setting: str, fingerprint: str) -> Counter[str] | None:
         """The counts that `replace` gave, where the day was learned of just that, under the setting; else None."""
         query = sa.select(learned_days.c.counts).where(
-            learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == made_of
+            learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == fingerprint
         )
         with reading(self._engine) as connection:
             counts = connection.execute(query).scalar()
@@ -61,7 +61,7 @@ class Identities:
         with reading(self._engine) as connection:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
-    def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], made_of: str = "") -> Counter[str]:
+    def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], fingerprint: str = "") -> Counter[str]:
         """Replaces what is kept of a day of that many events, learned under a setting; gives how many people,
         identified ones, emails and merges.
 
@@ -81,7 +81,7 @@ class Identities:
                 for table, file in files.items():
                     for batch in file.read():
                         self._insert(transaction, table, batch, day)
-                kept = {"content": f"{content % 2**128:032x}", "made_of": made_of, "counts": json.dumps(counts)}
+                kept = {"content": f"{content % 2**128:032x}", "made_of": fingerprint, "counts": json.dumps(counts)}
                 transaction.execute(sa.insert(learned_days), {"day": day, "setting": setting, "events": events, **kept})
         return counts
 

@@ -8,13 +8,13 @@ from cio_pipeline.customer_state import CUSTOMER, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
 VERSION = SchemaVersion("ledger", 4)
-"""A change of these tables, or of what their bytes mean, needs the next number: there are no migrations."""
+"""To be increased when these tables, or what their bytes mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
 
 
 class Bytes(sa.LargeBinary):
-    """Bytes as they are: the drivers of both databases take and give them, and SQLAlchemy's own conversion is dear."""
+    """Bytes without SQLAlchemy's conversion, which is slow: the drivers of both databases take and give bytes."""
 
     def bind_processor(self, dialect: sa.Dialect) -> None:
         """None is needed."""
@@ -32,8 +32,8 @@ deliveries = sa.Table(
     sa.Column("new_customers", sa.Integer, nullable=False),
     sa.Column("campaign_events", sa.Integer, nullable=False),
 )
-"""A row a request: the events that it brought, packed; how many customers it made; and how many of the events were young enough
-to start campaigns."""
+"""One row per request: the ids of its accepted events, packed; how many customers it created; and how many of the events were
+young enough to start campaigns."""
 
 customer_states = sa.Table(
     "customer_states",
@@ -64,11 +64,11 @@ delivery_lock = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("holder", sa.String(32), nullable=False),
 )
-"""One row: which delivery took the lock last. Every acknowledgement checks that it is still its own."""
+"""One row: the delivery that took the lock last. Every acknowledgement checks that this is still its own."""
 
 CHUNK = 1000
 
 
 def customer_item(key: str, part: int) -> str:
-    """What an upsert is called among the refusals."""
+    """The item of an upsert in the refusals: the hash of its customer's key, and its part."""
     return f"{customer_id(key).hex()}#{part}"

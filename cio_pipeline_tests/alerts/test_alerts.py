@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.alerts.alerts import (
-    MOST_OPEN,
+    MAX_OPEN,
     Alert,
     CheckEvaluated,
     DayOverdue,
@@ -110,7 +110,7 @@ def test_a_run_without_days_is_over_when_its_job_succeeds() -> None:
 
 
 def test_only_so_many_alerts_are_kept_open() -> None:
-    many: list[Event] = [RunFailed(at, "", str(at), "customerio_sync", (), (), "") for at in range(MOST_OPEN + 5)]
+    many: list[Event] = [RunFailed(at, "", str(at), "customerio_sync", (), (), "") for at in range(MAX_OPEN + 5)]
     alerts, open_alerts = alerts_of(many, {})
-    assert len(alerts) == MOST_OPEN + 5
-    assert list(open_alerts) == [f"run {at}" for at in range(5, MOST_OPEN + 5)]
+    assert len(alerts) == MAX_OPEN + 5
+    assert list(open_alerts) == [f"run {at}" for at in range(5, MAX_OPEN + 5)]

@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, senders_of
 from cio_pipeline.http_retry import Unavailable
-from cio_pipeline.settings.settings import load_alert_settings
+from cio_pipeline.settings.load import load_alert_settings
 from cio_pipeline_tests.alerts.receivers import Webhook, mail_server, webhook
 
 ALERT = Alert(kind="run", is_over=False, text="A & B <failed> of 2026-03-02.", partitions=("2026-03-02",), page="/runs/1?a&b")

@@ -82,7 +82,7 @@ def test_a_wrong_option_ends_with_status_2(options: list[str], capsys: pytest.Ca
 )
 def test_today_goes_with_no_other_option(other: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["run", "--today", *other]) == 2
-    assert "--today goes with no other option." in capsys.readouterr().err
+    assert "--today cannot be combined with other options." in capsys.readouterr().err
 
 
 def test_make_passes_its_variables_on_to_the_commands() -> None:

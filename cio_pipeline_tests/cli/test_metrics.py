@@ -19,7 +19,8 @@ from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 DAYS = ("2026-03-02", "2026-03-04")
 NOW = datetime(2026, 3, 5, 6, tzinfo=UTC)

@@ -35,8 +35,9 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox, bare_environment
-from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.settings.load import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1, 0))
@@ -330,7 +331,7 @@ def test_nothing_that_a_terminal_obeys_is_printed(services: Services, capsys: py
 INSTANCE = """
 import os, time
 from cio_pipeline.cli.run import _instance
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 open(f"ready {os.getpid()}", "w").close()
 while not os.path.exists("go"):
     time.sleep(0.01)

@@ -16,12 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline import http_retry as http
-from cio_pipeline.customerio.batches import FRAME_BYTES, pack
+from cio_pipeline.customerio.batches import FRAME_BYTES, request_ranges
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.rules.limits import REQUEST_BYTES
+from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
@@ -182,7 +182,7 @@ def packed_one_by_one(items: list[tuple[int, bool]]) -> list[list[tuple[int, boo
     batch: list[tuple[int, bool]] = []
     for item in items:
         body = FRAME_BYTES + sum(size for size, _ in [*batch, item]) + len(batch)
-        if batch and (item[1] or body > REQUEST_BYTES):
+        if batch and (item[1] or body > MAX_REQUEST_BYTES):
             made.append(batch)
             batch = []
         batch.append(item)
@@ -195,7 +195,7 @@ def packed_one_by_one(items: list[tuple[int, bool]]) -> list[list[tuple[int, boo
 @given(sizes)
 def test_packing_keeps_every_item_in_order_within_475000_bytes(items: list[tuple[int, bool]]) -> None:
     lengths = np.array([size for size, _ in items], int), np.array([large for _, large in items], bool)
-    assert [items[start:end] for start, end in pack(*lengths)] == packed_one_by_one(items)
+    assert [items[start:end] for start, end in request_ranges(*lengths)] == packed_one_by_one(items)
 
 
 def test_every_event_uuid_is_sent_once_over_several_lanes(

@@ -41,7 +41,7 @@ def many_small_requests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def small(put: Any) -> None:
     """Four lanes and some 60 requests, of a day that is small all the same."""
-    put(items, "REQUEST_BYTES", 4_000)
+    put(items, "MAX_REQUEST_BYTES", 4_000)
     put(items, "LANE_BYTES", 40_000)
 
 
@@ -236,4 +236,4 @@ def test_killed_at_any_moment_a_rerun_goes_on_where_it_stopped(tmp_path: Path) -
             assert running[-1].wait(120) == outcome
         assert held(workspace) == people
         assert known(Ledger(url), made) == remembered
-        assert len(workspace.requests) <= 1.3 * requests + 3 * items.MOST_LANES
+        assert len(workspace.requests) <= 1.3 * requests + 3 * items.MAX_LANES

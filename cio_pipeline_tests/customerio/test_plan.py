@@ -15,11 +15,12 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customer_state import State, name_hash, pack, pack_ids, unpack
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import Bounds, Forecast, unsent_events
-from cio_pipeline.customerio.plan import LedgerView, among, plan_redelivery, plan_shard
+from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
+from cio_pipeline.customerio.plan import LedgerView, are_delivered, plan_redelivery, plan_shard
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
@@ -148,13 +149,13 @@ def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) 
     assert (forecast.new_customers, forecast.campaign_events) == (1, 0)
 
 
-def test_as_many_as_the_bounds_allow_are_no_harm(ledger: Ledger) -> None:
+def test_as_many_as_the_limits_allow_pass(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
     forecast.add_day(DAY, [(made.customers, made.events)], ledger, DEFAULTS)
-    forecast.refuse_beyond(Bounds(1, 1))
-    for bounds in (Bounds(0, None), Bounds(None, 0)):
+    forecast.refuse_beyond(RunLimits(1, 1))
+    for limits in (RunLimits(0, None), RunLimits(None, 0)):
         with pytest.raises(NotDelivered, match="1 or more"):
-            forecast.refuse_beyond(bounds)
+            forecast.refuse_beyond(limits)
 
 
 def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:
@@ -197,4 +198,4 @@ def test_ids_that_share_their_first_half_are_told_apart(delivered: list[tuple[in
     def packed(ids: list[tuple[int, int]]) -> Any:
         return np.array([first.to_bytes(8, "big") + last.to_bytes(8, "big") for first, last in ids], "S16")
 
-    assert among(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]
+    assert are_delivered(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]

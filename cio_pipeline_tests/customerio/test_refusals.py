@@ -174,7 +174,7 @@ def test_events_that_are_refused_from_some_moment_on_are_not_at_fault(
     workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch, given: Any, large: dict[str, str]
 ) -> None:
     """As where an account has used up what it may send: events were accepted before, and upserts still are."""
-    monkeypatch.setattr(items, "REQUEST_BYTES", 1_500)
+    monkeypatch.setattr(items, "MAX_REQUEST_BYTES", 1_500)
     answer, events = workspace.answer, 0
 
     def is_late(path: str, body: bytes) -> bool:
@@ -339,7 +339,7 @@ ANSWERS = [(status, body) for status in STATUSES for body in BODIES if not is_ac
 def test_any_answer_at_any_point_of_a_run_acknowledges_and_refuses_nothing_wrongly(
     seed: int, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(items, "REQUEST_BYTES", 1_500)
+    monkeypatch.setattr(items, "MAX_REQUEST_BYTES", 1_500)
     monkeypatch.setattr(items, "LANE_BYTES", 10_000)
     rnd = random.Random(seed)
     made = tables(

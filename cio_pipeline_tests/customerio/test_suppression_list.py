@@ -284,13 +284,13 @@ def test_a_urls_own_login_is_shown_and_never_one_of_a_netrc(tmp_path: Path, monk
 
 def test_a_list_that_is_too_large_or_takes_too_long_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "list").write_text(BOTH)
-    monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MOST_BYTES", 10)
+    monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MAX_BYTES", 10)
     with serving((200, {}, BOTH.encode())) as (url, _):
         for place in (str(tmp_path / "list"), f"http://{url}"):
             with pytest.raises(NotDelivered, match="is over 10 bytes"):
                 read_suppressed(place)
-        monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MOST_BYTES", 1000)
-        monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MOST_SECONDS", 0)
+        monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MAX_BYTES", 1000)
+        monkeypatch.setattr("cio_pipeline.customerio.suppression_list.MAX_SECONDS", 0)
         monkeypatch.setattr("cio_pipeline.customerio.suppression_list.LONGEST_WAIT_SECONDS", 0)
         with pytest.raises(NotDelivered, match=r"did not come to an end .*\. Nothing is sent\."):
             read_suppressed(f"http://{url}")

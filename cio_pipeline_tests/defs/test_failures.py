@@ -7,7 +7,7 @@ from pathlib import Path
 import dagster as dg
 import pytest
 
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.assets.test_deliver import DAY, PARTITION, Workspace, the_job, workspace
 from cio_pipeline_tests.postgres import URL_PASSWORD
@@ -60,7 +60,7 @@ def test_a_wrong_key_of_posthog_ends_the_run_for_good(
 def test_customerio_down_for_long_says_what_is_delivered(
     workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 400)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 400)
     workspace.faults = lambda number, path: ("status", 503, {}) if number >= 4 else None
     sentence, will_retry = sentence_of_the_failure(tmp_path)
     delivered = workspace.workspace.totals()["events"]

@@ -20,12 +20,12 @@ import pytest
 
 from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import Bounds
+from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import connections
-from cio_pipeline.defs.assets.before_delivery import BoundsConfig, _ranges, refuse_missing_days
+from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, _ranges, refuse_missing_days
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
@@ -36,10 +36,10 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.settings.settings import load_settings, settings_to_show
+from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.state.learned import Learned
-from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.postgres import URL_PASSWORD
 from cio_pipeline_tests.receipts import rows
 from cio_pipeline_tests.rules.streams import event, tables
@@ -168,9 +168,11 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "7")
     monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "8")
     store.setup_for_execution(dg.build_init_resource_context())
-    assert BoundsConfig().bounds(store, is_backfill=True) == Bounds(7, 8)
-    assert BoundsConfig(max_new_customers=0, max_campaign_events=0).bounds(store, is_backfill=True) == Bounds(0, 0)
-    assert BoundsConfig(max_new_customers=9, max_campaign_events=9).bounds(store, is_backfill=False) == Bounds(9, None)
+    assert RunLimitsConfig().run_limits(store, is_backfill=True) == RunLimits(7, 8)
+    assert RunLimitsConfig(max_new_customers=0, max_campaign_events=0).run_limits(store, is_backfill=True) == RunLimits(0, 0)
+    assert RunLimitsConfig(max_new_customers=9, max_campaign_events=9).run_limits(store, is_backfill=False) == RunLimits(
+        9, None
+    )
 
 
 def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:

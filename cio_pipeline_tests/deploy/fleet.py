@@ -47,7 +47,7 @@ FOUND = """query ($id: String!) {
     ... on PartitionBackfill { status
       runs(limit: 1000) { runId status startTime endTime tags { key value } } } } }"""
 LOCATIONS = "{ workspaceOrError { ... on Workspace { locationEntries { locationOrLoadError { __typename } } } } }"
-MOST_RUNS = 4
+MAX_RUNS = 4
 
 
 @dataclass
@@ -201,7 +201,7 @@ def services(folder: Path, settings: dict[str, str]) -> Iterator[Fleet]:
 @contextmanager
 def fleet(folder: Path, settings: dict[str, str], one_after_another: bool) -> Iterator[Fleet]:
     """All services and two machines, with these settings of the pipeline. one_after_another: the runs of a backfill; otherwise
-    up to `MOST_RUNS` at once."""
+    up to `MAX_RUNS` at once."""
     with services(folder, settings) as found:
         redis = _redis(found)
         found.settings["AWS_ENDPOINT_URL"] = _bucket(found)
@@ -256,7 +256,7 @@ def _dagster(fleet: Fleet, redis: str, one_after_another: bool) -> None:
     instance["run_launcher"] = launcher
     instance["run_monitoring"] |= {"poll_interval_seconds": 5, "max_runtime_seconds": 90, "start_timeout_seconds": 90}
     if not one_after_another:
-        instance["concurrency"] = {"runs": {"max_concurrent_runs": MOST_RUNS}}
+        instance["concurrency"] = {"runs": {"max_concurrent_runs": MAX_RUNS}}
     start_dagster(fleet, instance)
 
 

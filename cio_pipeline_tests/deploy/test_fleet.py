@@ -28,7 +28,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.product import days as product_days
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.state.database import MOST_CONNECTIONS
+from cio_pipeline.state.database import MAX_CONNECTIONS
 from cio_pipeline_tests.deploy.fleet import FOUND, Connections, Fleet, fleet, open_connections, session_of
 
 pytestmark = pytest.mark.fleet
@@ -37,7 +37,8 @@ START = date(2026, 3, 1)
 DAYS = [str(START + timedelta(days=day)) for day in range(30)]
 ASSETS = ["posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"]
 RUN_SECONDS = 1800
-MOST_BACKFILLS = 2
+MAX_BACKFILLS = 2
+
 RULES = {"CIO_IDENTIFY_BY_EMAIL": "Yes", "CIO_ANONYMOUS_USERS": "identified", "CIO_STITCH_ANONYMOUS_DAYS": "7"}
 """Settings under which what is sent of a day depends on other days."""
 
@@ -190,7 +191,7 @@ def test_a_month_over_machines_that_are_lost_is_the_month_of_one_machine(seed: i
         seen, status, runs = Connections(), "", list[Any]()
         with fleet(tmp_path, settings, one_after_another) as found:
             started, mishaps = time.monotonic(), Mishaps(found, rng)
-            for backfills in range(1, MOST_BACKFILLS + 1):
+            for backfills in range(1, MAX_BACKFILLS + 1):
                 backfill = found.backfill(ASSETS, DAYS)
 
                 def ended(backfill: str = backfill) -> Any:
@@ -213,6 +214,6 @@ def test_a_month_over_machines_that_are_lost_is_the_month_of_one_machine(seed: i
     assert len(mishaps.done) == 2
     assert not sent.at_once
     assert not left
-    assert seen.most_of_a_machine["ledger"] <= MOST_CONNECTIONS
+    assert seen.most_of_a_machine["ledger"] <= MAX_CONNECTIONS
     if one_after_another and backfills == 1:
         assert in_two_layers(days_as_begun(runs))

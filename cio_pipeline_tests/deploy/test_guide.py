@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.state.database import MOST_CONNECTIONS
+from cio_pipeline.state.database import MAX_CONNECTIONS
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline_tests.deploy.files import DEPLOY
 from cio_pipeline_tests.postgres import database
@@ -61,7 +61,7 @@ def test_the_command_of_root_has_the_user_the_settings_and_the_folders_of_the_co
 
 def test_the_guide_says_how_many_connections_a_run_has() -> None:
     words = ("none", "one", "two", "three", "four", "five", "six")
-    assert f"A run holds at most {words[MOST_CONNECTIONS]} to the ledger's database" in GUIDE
+    assert f"A run holds at most {words[MAX_CONNECTIONS]} to the ledger's database" in GUIDE
 
 
 def acknowledge(ledger: Ledger, day: str) -> None:

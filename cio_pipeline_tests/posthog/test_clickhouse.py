@@ -146,7 +146,7 @@ def test_conditions_and_the_persons_properties_run_too(source: type[QuerySource]
 
 
 def test_full_slices_are_cut_and_still_add_up(source: type[QuerySource], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cio_pipeline.posthog.reading.MOST_ROWS", ROWS // 30)
+    monkeypatch.setattr("cio_pipeline.posthog.reading.MAX_ROWS", ROWS // 30)
     assert read(source("http://localhost", "1", "key", (), attributes_from="set"))["uuid"].nunique() == ROWS
 
 

@@ -74,11 +74,11 @@ def read(found: Window) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
-@pytest.mark.parametrize(("most_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
+@pytest.mark.parametrize(("max_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
 def test_every_event_of_a_day_once_whatever_the_page_size(
-    server: posthog.PostHog, project: Project, most_rows: int, rows: int, ties: int, knows_order: bool
+    server: posthog.PostHog, project: Project, max_rows: int, rows: int, ties: int, knows_order: bool
 ) -> None:
-    project.legacy = EventsList(most_rows, knows_order)
+    project.legacy = EventsList(max_rows, knows_order)
     server.add(a_day(rows, ties))
     events = read(source(server).events(START, END))
     assert len(events) == rows
@@ -129,11 +129,11 @@ def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.Post
 
 @pytest.mark.parametrize("knows_order", [True, False])
 @pytest.mark.parametrize("others", [0, 2000], ids=["alone", "among-others"])
-@pytest.mark.parametrize("most_rows", [50, 250, 500])
+@pytest.mark.parametrize("max_rows", [50, 250, 500])
 def test_a_moment_that_fills_pages_of_any_size_is_refused(
-    server: posthog.PostHog, project: Project, most_rows: int, others: int, knows_order: bool
+    server: posthog.PostHog, project: Project, max_rows: int, others: int, knows_order: bool
 ) -> None:
-    project.legacy = EventsList(most_rows, knows_order)
+    project.legacy = EventsList(max_rows, knows_order)
     server.add(a_day(others + 702, ties=700))
     with pytest.raises(NotExtracted, match=r"2026-03-02T05:00:00\+00:00.+CIO_EVENT_SOURCE=batch_export"):
         source(server).events(START, END)
@@ -232,7 +232,7 @@ def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Pr
     server.add(stored(number, START + timedelta(hours=number)) for number in range(60))
     found = source(server).events(START, START + timedelta(hours=60))
     assert len(read(found)) == 60
-    assert found.facts["pages"] == 6
+    assert found.stats["pages"] == 6
 
 
 @pytest.mark.parametrize("knows_order", [True, False])

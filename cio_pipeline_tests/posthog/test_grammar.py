@@ -29,7 +29,7 @@ START = datetime(2026, 3, 2, tzinfo=UTC)
 def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
     """The queries of a check, of a day whose slices are full, and of history, under all settings that change a query."""
     sent: list[tuple[str, dict[str, Any]]] = []
-    monkeypatch.setattr(reading, "MOST_ROWS", 4)
+    monkeypatch.setattr(reading, "MAX_ROWS", 4)
     project, ask = Project(), Project.query
 
     def query_noted(self: Project, body: Any) -> Answer:

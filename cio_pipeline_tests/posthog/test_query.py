@@ -104,10 +104,10 @@ def test_a_query_compares_the_times_as_they_are_stored_instead_of_in_the_project
 def test_full_slices_are_split_by_name_then_distinct_id_then_uuid(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_ROWS", 40)
+    monkeypatch.setattr(reading, "MAX_ROWS", 40)
     server.add(stored(number, name=f"event {number % 3}") for number in range(1500))
     assert read(source(server))["uuid"].nunique() == 1500
-    assert project.most_at_once <= 3
+    assert project.max_at_once <= 3
 
 
 def test_duplicates_are_one_event(server: posthog.PostHog) -> None:
@@ -148,7 +148,7 @@ def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, pr
     found = source(server).history(START)
     assert len(pd.concat(found.frames)) == found.expected == 2
     assert project.account()["requests"] == {"200": 3}
-    assert found.facts["queries"] == 3
+    assert found.stats["queries"] == 3
 
 
 def test_months_are_merged_into_windows_that_leave_no_time_out() -> None:

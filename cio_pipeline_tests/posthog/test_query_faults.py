@@ -175,7 +175,7 @@ def test_posthogs_wish_to_wait_is_granted(source: QuerySource, project: Faulty, 
 def test_a_uuid_that_is_on_more_events_than_an_answer_holds_is_no_end(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "MAX_ROWS", 50)
     project.add({**stored(7), "distinct_id": f"u{number}"} for number in range(400))
     assert len(read(source)) == 400
 
@@ -257,7 +257,7 @@ def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: Que
 def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "MAX_ROWS", 50)
     monkeypatch.setattr(reading, "TARGET_ROWS", 40)
     project.add(stored(number, distinct_id="server" if number % 10 else "") for number in range(1000))
     assert read(source)["uuid"].nunique() == 1000
@@ -267,7 +267,7 @@ def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
 def test_more_rows_of_one_uuid_than_a_query_gives_are_an_error(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reading, "MOST_ROWS", 50)
+    monkeypatch.setattr(reading, "MAX_ROWS", 50)
     project.add([stored(1)] * 60)
     with pytest.raises(NotExtracted, match="cannot give the events 'order' of 2026-03-02, not even in small parts"):
         read(source)
@@ -565,8 +565,8 @@ def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(sourc
 def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(10))
     found = source.events(START, END)
-    counted = found.facts["bytes PostHog read"]
+    counted = found.stats["bytes PostHog read"]
     assert len(list(found.frames)) == 1
-    assert found.facts["queries"] == 2
-    assert found.facts["bytes PostHog read"] > counted > 0
-    assert found.facts["bytes left to read"] == DAILY_BYTES - found.facts["bytes PostHog read"]
+    assert found.stats["queries"] == 2
+    assert found.stats["bytes PostHog read"] > counted > 0
+    assert found.stats["bytes left to read"] == DAILY_BYTES - found.stats["bytes PostHog read"]

@@ -13,7 +13,7 @@ from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.properties import facts_of
+from cio_pipeline.rules.properties import parse_properties
 
 YESTERDAY = 1_772_323_200_000_000
 """2026-03-01, in microseconds: when all that is known of earlier days was set."""
@@ -56,8 +56,8 @@ def frame(*events: dict[str, Any]) -> pd.DataFrame:
     table = pd.DataFrame(rows)
     table["timestamp"] = table["timestamp"].astype("datetime64[us, UTC]")
     table = table.sort_values(ORDER, ignore_index=True)
-    facts = facts_of(*(utf8(table[name]) for name in ("event", "properties", "person_properties")))
-    return pd.concat([table, facts.to_pandas()], axis="columns")
+    parsed = parse_properties(*(utf8(table[name]) for name in ("event", "properties", "person_properties")))
+    return pd.concat([table, parsed.to_pandas()], axis="columns")
 
 
 def outcomes(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> list[str]:

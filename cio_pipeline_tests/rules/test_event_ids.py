@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.rules.columns import codes_of
+from cio_pipeline.rules.columns import factorize
 from cio_pipeline.rules.event_ids import ulids
 
 UUID = "018f3173-7000-7421-831e-e849e8bb6ffe"
@@ -22,7 +22,7 @@ DAY = 86_400_000_000
 
 def ids_of(times: Sequence[int], names: Sequence[str], distinct_ids: Sequence[str], uuids: Sequence[str]) -> list[str]:
     arrays = (pa.array(column, pa.large_string()).cast(pa.large_binary()) for column in (distinct_ids, uuids))
-    found = ulids(np.array(times, dtype=np.int64), codes_of(pd.Series(names, dtype="str")), *arrays)
+    found = ulids(np.array(times, dtype=np.int64), factorize(pd.Series(names, dtype="str")), *arrays)
     return [one.decode() for one in found.to_pylist()]
 
 
@@ -80,5 +80,5 @@ def test_r12_the_ids_are_the_same_where_the_texts_begin_within_the_bytes_of_othe
     offsets = np.frombuffer(whole.buffers()[1], dtype=np.int64)[2:].copy()
     part = pa.Array.from_buffers(pa.large_binary(), 3, [None, pa.py_buffer(offsets), whole.buffers()[2]])
     whose = pa.array(["u1"] * 3, pa.large_string()).cast(pa.large_binary())
-    found = ulids(np.zeros(3, dtype=np.int64), codes_of(pd.Series(["visit"] * 3, dtype="str")), whose, part)
+    found = ulids(np.zeros(3, dtype=np.int64), factorize(pd.Series(["visit"] * 3, dtype="str")), whose, part)
     assert [one.decode() for one in found.to_pylist()] == ids_of([0] * 3, ["visit"] * 3, ["u1"] * 3, texts[2:])

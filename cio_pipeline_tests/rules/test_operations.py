@@ -10,8 +10,8 @@ import pytest
 
 from cio_pipeline.customer_state import name_hash, unpack
 from cio_pipeline.json_text import TOO_DEEP
-from cio_pipeline.rules.limits import ITEM_BYTES
-from cio_pipeline.rules.reading import REPAIRED
+from cio_pipeline.rules.event_data import REPAIRED
+from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline_tests.rules.streams import customers, event, known, reasons, sent, tables
 
 
@@ -135,7 +135,7 @@ def test_r10_what_makes_somebody_hear_less_is_never_beyond_the_300_attributes() 
 def test_r10_a_customer_beyond_32000_bytes_is_upserted_in_parts() -> None:
     made = tables(event(set_={f"a{n}": "x" * 1000 for n in range(100)}))
     assert made.customers["part"].tolist() == [0, 1, 2, 3]
-    assert max(len(operation) for operation in made.customers["operation"]) <= ITEM_BYTES
+    assert max(len(operation) for operation in made.customers["operation"]) <= MAX_ITEM_BYTES
     assert made.customers["attributes"].sum() == 101
 
 

@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.json_text import read_leniently
+from cio_pipeline.rules.event_data import NOT_DATA, read_event_data
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.properties import facts_of
-from cio_pipeline.rules.reading import NOT_DATA, read
+from cio_pipeline.rules.properties import parse_properties
 from cio_pipeline_tests.examples import examples
 
 NUMBERS = [
@@ -105,26 +105,26 @@ def arrays(*values: str | None) -> Any:
     return pa.array([None if value is None else value.encode() for value in values], pa.large_binary())
 
 
-def facts(text: str | None, person: str | None = None) -> dict[str, Any]:
-    [row] = facts_of(arrays("$identify"), arrays(text), arrays(person)).to_pylist()
+def parsed(text: str | None, person: str | None = None) -> dict[str, Any]:
+    [row] = parse_properties(arrays("$identify"), arrays(text), arrays(person)).to_pylist()
     return dict(row)
 
 
 @examples(300)
 @given(texts)
 def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> None:
-    found = facts(text)
+    found = parsed(text)
     if found["plain"]:
         wanted = {name: value for name, value in orjson.loads(text).items() if name not in NOT_DATA}
         for plain in (True, False):
-            made = read(arrays(text), arrays(None), pa.array([plain]).to_numpy(False), lambda _: None, Options())
+            made = read_event_data(arrays(text), arrays(None), pa.array([plain]).to_numpy(False), lambda _: None, Options())
             assert made.data.to_pylist() == [orjson.dumps(wanted)]
 
 
 @examples(300)
 @given(texts)
 def test_the_facts_are_those_that_reading_all_of_the_json_tells(text: str) -> None:
-    found, whole = facts(text), read_leniently(text)
+    found, whole = parsed(text), read_leniently(text)
     named = whole.get("$anon_distinct_id")
     assert found["anonymous_id"] == (named if isinstance(named, str) else None)
     assert found["personless"] is (whole.get("$process_person_profile") is False)
@@ -133,18 +133,18 @@ def test_the_facts_are_those_that_reading_all_of_the_json_tells(text: str) -> No
 def test_what_the_sources_give_nearly_always_is_plain() -> None:
     properties = {"$current_url": "https://a.example/?q=ü", "price": 12.34, "cart": [{"sku": "a", "count": 1}, None, True]}
     text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"))
-    assert facts(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": True}
+    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": True}
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "[]", "null", "{", '{"a":NaN}', '{"a":1e999}', '{"a":' + "[" * 300 + "]" * 300 + "}"]
 )
 def test_json_that_cannot_be_sent_is_not_plain(text: str | None) -> None:
-    assert facts(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": False}
+    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": False}
 
 
 def test_the_email_is_of_the_person_where_that_is_to_be_taken() -> None:
     given = '{"$set":{"email":"set@example.com"}}'
-    assert facts(given)["given_email"] == "set@example.com"
-    assert facts(given, '{"email":"person@example.com"}')["given_email"] == "person@example.com"
-    assert facts(given, "{}")["given_email"] is None
+    assert parsed(given)["given_email"] == "set@example.com"
+    assert parsed(given, '{"email":"person@example.com"}')["given_email"] == "person@example.com"
+    assert parsed(given, "{}")["given_email"] is None

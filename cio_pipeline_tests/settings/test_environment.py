@@ -14,8 +14,9 @@ import pytest
 
 from cio_pipeline.settings import environment
 from cio_pipeline.settings.envfile import read_env_file
+from cio_pipeline.settings.load import load_days_settings, load_settings
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.settings.settings import NAMES, Settings, SettingsError, load_days_settings, load_settings
+from cio_pipeline.settings.settings import NAMES, Settings, SettingsError
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",
@@ -126,7 +127,7 @@ import os, subprocess, sys
 from dagster._core.secrets.env_file import get_env_var_dict
 os.environ.update(get_env_var_dict(os.getcwd()))
 read = (
-    "from cio_pipeline.settings.settings import load_days_settings as l; s = l();"
+    "from cio_pipeline.settings.load import load_days_settings as l; s = l();"
     "print(s.days_per_run, s.late_days, s.start_date)"
 )
 sys.exit(subprocess.call([sys.executable, "-c", read]))

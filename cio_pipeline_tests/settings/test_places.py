@@ -9,8 +9,9 @@ import pytest
 
 from cio_pipeline.sandbox.processes import sandbox_folder
 from cio_pipeline.settings import places
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import PROJECT, dagster_home, is_loopback, shown
-from cio_pipeline.settings.settings import SettingsError, load_settings
+from cio_pipeline.settings.settings import SettingsError
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.customer_state import name_hash, pack, pack_ids
 from cio_pipeline.state import identity_tables
-from cio_pipeline.state.database import MOST_CONNECTIONS, DatabaseError, connect, reading, values, writing
+from cio_pipeline.state.database import MAX_CONNECTIONS, DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline_tests.postgres import PASSWORD, URL_PASSWORD, database
@@ -121,7 +121,7 @@ def test_many_threads_take_turns_with_few_connections_to_postgresql(postgres_ser
         with ThreadPoolExecutor(12) as threads:
             list(threads.map(look, range(12)))
         engine.dispose()
-    assert max(most) == MOST_CONNECTIONS
+    assert max(most) == MAX_CONNECTIONS
 
 
 def open_files() -> int:

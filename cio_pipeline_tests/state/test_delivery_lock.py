@@ -44,7 +44,7 @@ def lose(database_url: str) -> Callable[[], None]:
             Path(f"{engine.url.database}.lock").unlink()
             return
         with engine.begin() as transaction:
-            killed = sa.text("SELECT pg_terminate_backend(pid) FROM pg_locks WHERE locktype = 'advisory'")
+            killed = sa.text("SELECT pg_terminate_backend(pid, 5000) FROM pg_locks WHERE locktype = 'advisory'")
             assert transaction.execute(killed).scalars().all() == [True]
 
     return lose
@@ -138,7 +138,7 @@ def lost_at_once(engine: sa.Engine, waiting: Callable[[], None]) -> Any:
 def test_a_delivery_that_loses_its_lock_stops_and_the_next_sends_the_rest(
     database_url: str, lose: Callable[[], None], workspace: CustomerioServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 400)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 400)
     made = tables(*(event(f"e{n}", at=f"2026-03-02T10:{n:02d}Z") for n in range(12)))
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     ledger, shards = Ledger(database_url), [(made.customers, made.events)]

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import connect
-from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger, Refusal
+from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
 from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.refusals import Refusal
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
 states = st.dictionaries(

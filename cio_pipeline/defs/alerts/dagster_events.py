@@ -25,10 +25,10 @@ from cio_pipeline.settings.settings import AlertSettings
 
 RunEnd = Literal[dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS]
 
-MOST_AT_ONCE = 20
+MAX_AT_ONCE = 20
 """The most failed runs that are read, and alerts that wait to be sent, at once; the rest stays in Dagster's storage."""
 
-MOST_RUNS, MOST_DELIVERIES, MOST_EVALUATIONS = 200, 1000, 20
+MAX_RUNS, MAX_DELIVERIES, MAX_EVALUATIONS = 200, 1000, 20
 """The most that one tick reads; evaluations: of each check. No minute has so many."""
 
 OLDEST_SECONDS = 7 * 86400
@@ -37,7 +37,7 @@ OLDEST_SECONDS = 7 * 86400
 UNDECIDED_SECONDS = 600
 """Dagster runs a failed run again, if at all, before this is over."""
 
-MOST_DAYS = 31
+MAX_DAYS = 31
 """The most overdue days that are reported after the sensor was off."""
 
 JOBS = (
@@ -112,7 +112,7 @@ def events_since(
 
 def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
     """The runs that have failed for good; stops at the first that Dagster may still retry."""
-    limit = MOST_AT_ONCE - len(position.unsent)
+    limit = MAX_AT_ONCE - len(position.unsent)
     for record, run in runs_ended(instance, dg.DagsterEventType.RUN_FAILURE, position.failures, limit):
         if run is not None and _is_undecided(instance, run, record.timestamp):
             return
@@ -153,7 +153,7 @@ def _successes(instance: dg.DagsterInstance, position: Position) -> Iterator[Eve
 
 def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
     since = dg.AssetRecordsFilter(customerio_delivery.key, after_storage_id=position.deliveries)
-    for record in instance.fetch_materializations(since, limit=MOST_DELIVERIES, ascending=True).records:
+    for record in instance.fetch_materializations(since, limit=MAX_DELIVERIES, ascending=True).records:
         position.deliveries = record.storage_id
         if record.partition_key and is_whole(record.partition_key, began_at(instance, record)):
             yield Delivered(record.timestamp, record.partition_key)
@@ -164,7 +164,7 @@ def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Seque
     for key in checks:
         name = f"{key.name} of {key.asset_key.path[-1]}"
         since = position.checks.get(name, position.since)
-        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=MOST_EVALUATIONS, status=EVALUATED)
+        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=MAX_EVALUATIONS, status=EVALUATED)
         for record in reversed(history):
             if record.event is None or record.event.timestamp <= since or record.event.dagster_event is None:
                 continue
@@ -182,7 +182,7 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, positio
     if (due := day_due(moment, settings)) is None:
         return
     last = date.fromisoformat(due)
-    first = max(position.day + timedelta(days=1), last - timedelta(days=MOST_DAYS - 1), SETTINGS.start_date)
+    first = max(position.day + timedelta(days=1), last - timedelta(days=MAX_DAYS - 1), SETTINGS.start_date)
     position.day = max(position.day, last)
     for day in _days(first, last):
         if is_delivered(instance, day):
@@ -195,7 +195,7 @@ def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
     """How the day's last run after its end went, and the page to look at."""
     since = window(day)[1]
     for job in (customerio_sync.name, ASSET_JOB):
-        for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MOST_RUNS):
+        for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MAX_RUNS):
             if day in days_of(run) and _is_ours(run):
                 return f"its last run {ENDS.get(run.status, 'is at work')}.", f"/runs/{run.run_id}"
     page = f"/assets/{'/'.join(customerio_delivery.key.path)}?view=partitions&partition={day}"
@@ -203,7 +203,7 @@ def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
 
 
 def runs_ended(
-    instance: dg.DagsterInstance, end: RunEnd, since: int, limit: int = MOST_RUNS
+    instance: dg.DagsterInstance, end: RunEnd, since: int, limit: int = MAX_RUNS
 ) -> list[tuple[dg.EventLogRecord, dg.DagsterRun | None]]:
     """The runs that have ended so since, in their order; None for one that is not ours, or deleted."""
     wanted = dg.RunStatusChangeRecordsFilter(end, after_storage_id=since)

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from cio_pipeline.alerts.alerts import Alert, alerts_of
 from cio_pipeline.alerts.send import TRANSIENT, Send, call_heartbeat, senders_of
 from cio_pipeline.defs.alerts.dagster_events import (
-    MOST_AT_ONCE,
+    MAX_AT_ONCE,
     Position,
     checks_of,
     events_since,
@@ -23,7 +23,8 @@ from cio_pipeline.defs.alerts.dagster_events import (
     runs_ended,
     start,
 )
-from cio_pipeline.settings.settings import AlertSettings, load_alert_settings
+from cio_pipeline.settings.load import load_alert_settings
+from cio_pipeline.settings.settings import AlertSettings
 
 logger = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ def _read(
     instance: dg.DagsterInstance, settings: AlertSettings, position: Position, checks: Sequence[dg.AssetCheckKey]
 ) -> Position:
     """Reads what has happened since, as alerts to send; reads nothing while many wait."""
-    if len(position.unsent) >= MOST_AT_ONCE:
+    if len(position.unsent) >= MAX_AT_ONCE:
         return position
     after = position.model_copy(deep=True)
     events = events_since(instance, settings, after, checks)

@@ -1,4 +1,4 @@
-"""What a run checks before its first request: that no earlier day it needs is missing, and that it stays within its bounds."""
+"""What a run checks before its first request: that it lacks no earlier day, and stays within its limits."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -7,7 +7,7 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import Bounds, Forecast
+from cio_pipeline.customerio.forecast import Forecast, RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions, Shards
 from cio_pipeline.defs.assets.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
@@ -19,13 +19,13 @@ from cio_pipeline.tables.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
 FEW_DAYS = 2
-"""A range of more days than this is a backfill, unless the schedule has started it."""
+"""A range of more days than this is a backfill, unless the schedule started it."""
 
 TablesByDay = dict[str, Tables]
-"""Where each day's tables are."""
+"""The tables to send of each day."""
 
 
-class BoundsConfig(dg.Config):
+class RunLimitsConfig(dg.Config):
     """Allows a run more than the settings do."""
 
     max_new_customers: int | None = Field(
@@ -35,15 +35,15 @@ class BoundsConfig(dg.Config):
         default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
     )
 
-    def bounds(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> Bounds:
-        """The bounds of the run. The one on young events holds for backfills, and for each run with a stale ledger, which may
-        send none where it is not set."""
+    def run_limits(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> RunLimits:
+        """The run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may send
+        none unless it is set."""
         customers, events = self.max_new_customers, self.max_campaign_events
-        customers = store.bounds.new_customers if customers is None else customers
-        events = store.bounds.campaign_events if events is None else events
+        customers = store.run_limits.new_customers if customers is None else customers
+        events = store.run_limits.campaign_events if events is None else events
         if is_ledger_stale:
-            return Bounds(customers, events or 0)
-        return Bounds(customers, events if is_backfill else None)
+            return RunLimits(customers, events or 0)
+        return RunLimits(customers, events if is_backfill else None)
 
 
 STALE_LEDGER = (
@@ -53,14 +53,14 @@ STALE_LEDGER = (
 
 
 def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
-    """Whether a run with these tags and days is a backfill, whose young events `CIO_MAX_CAMPAIGN_EVENTS` bounds."""
+    """Whether a run with these tags and days is a backfill, to which `CIO_MAX_CAMPAIGN_EVENTS` applies."""
     days = int(tags.get(DAYS_IN_ALL, len(keys)))
     return BACKFILL in tags or (days > FEW_DAYS and SCHEDULE not in tags)
 
 
 def refuse_missing_days(store: Store, keys: list[str]) -> None:
-    """R1, R18: raises `NotDelivered` where the history or earlier days, which decide what is sent and under which key, were
-    never learned."""
+    """R1, R18: raises `NotDelivered` where the history or earlier days were never learned, and what is sent, or under which
+    key, depends on them."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
     if store.identities.unlearned([HISTORY]):
@@ -80,18 +80,18 @@ def refuse_missing_days(store: Store, keys: list[str]) -> None:
 
 
 def refuse_days_before_ledger(store: Store, keys: list[str], *, resend: bool) -> None:
-    """Raises `NotDelivered` where days are older than CIO_LEDGER_DAYS, unless `resend` says that all of them shall be sent."""
+    """Raises `NotDelivered` where days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
     first = store.first_day_of_ledger
     if first is not None and keys[0] < first and not resend:
         raise NotDelivered(
             f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
             f" {keys[0]}: what was delivered of it would be sent again, so nothing was sent. If those days were never"
-            " delivered, or all of them shall be sent, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
+            " delivered, or are to be sent again, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
         )
 
 
 def _ranges(missing: list[str], shown: int = 3) -> str:
-    """Consecutive days as `first to last`."""
+    """The days as text, consecutive ones as `first to last`; at most `shown` such ranges."""
     ranges: list[list[str]] = []
     for day in missing:
         follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
@@ -101,20 +101,20 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
 
 
 def refuse_too_much(
-    store: Store, to_send: TablesByDay, options: DeliveryOptions, bounds: Bounds, *, is_ledger_stale: bool = False
+    store: Store, to_send: TablesByDay, options: DeliveryOptions, limits: RunLimits, *, is_ledger_stale: bool = False
 ) -> None:
-    """Raises `NotDelivered` where the run would exceed its bounds. Where there are few rows, nothing is counted."""
+    """Raises `NotDelivered` where the run would exceed its limits. Nothing is counted where there are fewer rows than that."""
     customers, events = (
         sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
     )
-    are_few = bounds.new_customers is None or customers + bounds.made_before <= bounds.new_customers
-    if are_few and (bounds.campaign_events is None or events <= bounds.campaign_events):
+    are_few = limits.new_customers is None or customers + limits.made_before <= limits.new_customers
+    if are_few and (limits.campaign_events is None or events <= limits.campaign_events):
         return
     forecast = Forecast()
     for day, tables in to_send.items():
         forecast.add_day(day, shards(tables, day), store.ledger, options)
     try:
-        forecast.refuse_beyond(bounds)
+        forecast.refuse_beyond(limits)
     except NotDelivered as error:
         if is_ledger_stale:
             raise NotDelivered(f"{STALE_LEDGER} {error}") from None
@@ -122,7 +122,7 @@ def refuse_too_much(
 
 
 def shards(tables: Tables, day: str) -> Shards:
-    """The day's (customers, events), shard by shard. Large or rarely needed columns are read on demand."""
+    """The day's customers and events, shard by shard. Columns that are large or rarely needed are read on demand."""
     customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
     events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
     return zip(customers, events, strict=True)

@@ -16,7 +16,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.undecided import retry_undecided
 from cio_pipeline.defs.assets import ledger_checkpoint
 from cio_pipeline.defs.assets.before_delivery import (
-    BoundsConfig,
+    RunLimitsConfig,
     is_backfill,
     refuse_days_before_ledger,
     refuse_missing_days,
@@ -46,34 +46,36 @@ from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
 
-TRY_AGAIN_SECONDS = 30
+RETRY_SECONDS = 30
 LONGEST_PAUSE = timedelta(hours=36)
-"""Dagster shows the asset as overdue when no run has delivered any day for so long. See also `yesterday_delivered`."""
+"""After this long without a delivery of any day, Dagster shows the asset as overdue. See also `yesterday_delivered`."""
 
 
-class DeliveryConfig(BoundsConfig):
-    """How this run shall differ from a usual one."""
+class DeliveryConfig(RunLimitsConfig):
+    """Options of one run's delivery."""
 
     resend: bool = Field(
         default=False,
         description="Send again what was delivered, is unchanged or was refused. Attributes never go back in time even so.",
     )
-    limit: int | None = Field(default=None, ge=1, description="Send only each day's first so many customers and their events.")
+    limit: int | None = Field(
+        default=None, ge=1, description="Send only this many customers of each day, the first ones, with their events."
+    )
     hold_recent_events: float | None = Field(
         default=None,
         ge=0,
         le=1_000_000,
-        description="Keep events younger than so many hours, and all that only they bring, for a later run: those under"
-        " 72 hours can start campaigns.",
+        description="Hold back events younger than this many hours, and whatever only they bring, for a later run: events"
+        " under 72 hours old can start campaigns.",
     )
 
     def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
-        """The delivery's options, with what the settings say must not be sent."""
+        """The delivery's options, with those that the settings determine."""
         return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
     def held_from(self) -> datetime | None:
-        """The time from which on events are kept for a later run."""
+        """The time from which events are held back for a later run; None where none are."""
         if self.hold_recent_events is None:
             return None
         return datetime.now(UTC) - timedelta(hours=self.hold_recent_events)
@@ -89,19 +91,19 @@ def upsert_to_customerio(
 ) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
 
-    A day's receipt stands as soon as the day is delivered, whatever becomes of the days after it; Dagster itself leaves that of
-    the last day, and all of them once more at the end.
+    A day's receipt is recorded as soon as the day is delivered, so that no later failure can prevent it. Dagster itself records
+    that of the last day, and all of them once more at the end.
     """
     keys = list(context.partition_keys)
     with ExitStack() as stack:
         stack.enter_context(one_delivery_at_a_time(context.op_execution_context, store))
         is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, context.instance)
-        bounds = config.bounds(store, is_backfill=is_backfill(context.run.tags, keys), is_ledger_stale=is_ledger_stale)
+        limits = config.run_limits(store, is_backfill=is_backfill(context.run.tags, keys), is_ledger_stale=is_ledger_stale)
         options = config.options(suppressed(customerio, store), store.options.allow_consent)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in keys}
         refuse_missing_days(store, keys)
         refuse_days_before_ledger(store, keys, resend=config.resend)
-        refuse_too_much(store, to_send, options, bounds, is_ledger_stale=is_ledger_stale)
+        refuse_too_much(store, to_send, options, limits, is_ledger_stale=is_ledger_stale)
 
         def deliver_day(day: str) -> tuple[Report, dict[str, int | float]]:
             started, before = time.monotonic(), customerio.traffic()
@@ -117,17 +119,17 @@ def upsert_to_customerio(
 
         for day, (sent, run), more_follow in retry_undecided(keys, deliver_day):
             logger.info("%s: %s.", day, in_one_line(run))
-            made = receipt_of(store, day, run, sent.sample)
-            context.add_asset_metadata(made, partition_key=day)
+            day_receipt = receipt_of(store, day, run, sent.sample)
+            context.add_asset_metadata(day_receipt, partition_key=day)
             if more_follow:
-                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=made)
+                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=day_receipt)
         if store.first_day_of_ledger is not None:
             store.ledger.delete_before(store.first_day_of_ledger)
     yield dg.Output(None)
 
 
 def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
-    """Where the day's tables are. Where events are held, they are derived again without those: an event can bring
+    """The day's tables. If some of its events are held back, the tables are derived again without them, as an event can bring
     attributes, customers, and earlier events of an anonymous visitor."""
     if held_from is None or window(day)[1] <= held_from:
         return store.tables
@@ -137,7 +139,7 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime
 
 
 def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions) -> int:
-    """How many events the whole day would still send and these tables do not."""
+    """How many unsent events of the day are not in these tables."""
     if tables.root == store.tables.root:
         return 0
     unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (store.tables, tables)]
@@ -146,7 +148,7 @@ def events_held(store: Store, tables: Tables, day: str, options: DeliveryOptions
 
 @contextmanager
 def one_delivery_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
-    """Waits until no other run delivers by the same ledger. A transient error gets one retry of the step."""
+    """Waits until no other run delivers with the same ledger. After a transient error the step is retried once."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
@@ -155,17 +157,17 @@ def one_delivery_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iter
     except (Unavailable, DatabaseError) as error:
         if context.retry_number:
             raise
-        raise dg.RetryRequested(max_retries=1, seconds_to_wait=TRY_AGAIN_SECONDS) from error
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=RETRY_SECONDS) from error
 
 
 def receipt_of(store: Store, day: str, run: dict[str, int | float], sample: list[str]) -> dict[str, dg.MetadataValue | int]:
-    """The day's receipt, by what the ledger has of it now, and by what a run did of it (`run_counts`)."""
+    """The day's receipt, from what the ledger now records of it, and what a run did (`run_counts`)."""
     totals = store.ledger.totals(day)
     return receipt(totals, run, sample, last_days(day, store, totals), store.connected)
 
 
 def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
-    """Who must not be sent: those on the list, with all that any day has shown to be the same person (R21)."""
+    """Who must not be sent: the people on the list, with every id and email that any day has linked to them (R21)."""
     return customerio.suppressed.with_linked(store.identities.linked, store.identities.all_names())
 
 
@@ -184,9 +186,9 @@ def suppressed(customerio: CustomerIo, store: Store) -> Suppressed:
     metadata={"dagster/column_schema": described(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
-    """The receipt of a day's delivery to Customer.io: what all runs of the day have made, and what the last one did.
+    """The receipt of a day's delivery to Customer.io: what all runs of the day have done together, and what the last one did.
 
-    The dialog of partitions shows the last 90 days only: for older ones take the job customerio_backfill.
+    The dialog of partitions shows only the last 90 days: for older ones use the job customerio_backfill.
     """
     return upsert_to_customerio(customers=customers, events=events)
 

@@ -21,11 +21,11 @@ from cio_pipeline.pipeline import STITCHED, derive_day
 from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
-"""The day's `posthog_events` come before its `identities`. They are no parent of their own: of a multi-asset with two parents
-Dagster 1.13 refuses every backfill, or none, by the order in which its webserver happens to walk the graph.
+"""The only parent, as `posthog_events` comes before `identities`: of a multi-asset with two parents Dagster 1.13 refuses every
+backfill, or none, depending on the order in which its webserver happens to walk the graph.
 
-R1 takes the identities of all earlier days. A partition mapping that said so would make Dagster's backfill of a day one of
-all later days too; instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
+R1 needs the identities of all earlier days. A partition mapping that said so would make a backfill of one day include all later
+days. Instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
 """
 
 logger = logging.getLogger(__name__)
@@ -38,11 +38,11 @@ DESCRIPTIONS = {
 
 
 def _spec(name: str, description: str) -> dg.AssetSpec:
-    """A table's place in the graph, and what its page says of its columns."""
-    about = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
+    """A table's place in the asset graph, and its columns for its page."""
+    metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
     kinds = {"pandas", "parquet"}
     return dg.AssetSpec(
-        key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=about
+        key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=metadata
     )
 
 
@@ -57,7 +57,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
-    """Applies the rules to the day's posthog_events, by what the identities so far say."""
+    """Applies the rules to the day's posthog_events, given what the identities know so far."""
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
@@ -69,7 +69,7 @@ def customers_events_rejects(
 
 
 def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
-    """Dagster puts `posthog_events` before the tables of the same run only by the `identities` between them."""
+    """Within a run, only the `identities` between them make Dagster run `posthog_events` before the derived tables."""
     if posthog_events.key in selected and identities.key not in selected:
         raise dg.Failure(
             "To extract and derive in one run, select identities, too: it comes between them.", allow_retries=False
@@ -78,7 +78,7 @@ def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
 
 def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
     outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
-    facts: dict[str, dict[str, dg.MetadataValue | int]] = {
+    metadata: dict[str, dict[str, dg.MetadataValue | int]] = {
         "customers": {"notes": _table(account.notes)},
         "events": {
             "extracted": account.outcomes.total(),
@@ -88,16 +88,16 @@ def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, acc
         },
         "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},
     }
-    events = facts["events"]
+    counts = metadata["events"]
     logger.info(
         "%s: %s events, %s filtered, %s refused by the rules.",
         day,
-        *(f"{events[name]:,}" for name in ("extracted", "filtered", "refused")),
+        *(f"{counts[name]:,}" for name in ("extracted", "filtered", "refused")),
     )
-    for name, metadata in facts.items():
+    for name, of_table in metadata.items():
         rows = {"dagster/partition_row_count": store.tables.version(name, day).rows}
-        shown = {"first rows, masked": preview(store.tables, name, day)}
-        context.add_asset_metadata({**rows, **metadata, **shown}, asset_key=key(name), partition_key=day)
+        first_rows = {"first rows, masked": preview(store.tables, name, day)}
+        context.add_asset_metadata({**rows, **of_table, **first_rows}, asset_key=key(name), partition_key=day)
 
 
 def _table(counts: Counter[str]) -> dg.MetadataValue:
@@ -107,9 +107,9 @@ def _table(counts: Counter[str]) -> dg.MetadataValue:
 
 
 def rejects_by_reason(tables: Tables, day: str) -> Counter[str]:
-    """How many rows of a day's `rejects` there are by what is left out and why."""
-    found = Counter[str]()
+    """The rows of a day's `rejects`, counted by what is left out and why: `<what>: <reason>`."""
+    counts = Counter[str]()
     for shard in tables.read_arrow("rejects", day, ["what", "reason"]):
-        counted = shard.group_by(["what", "reason"]).aggregate([([], "count_all")]).to_pylist()
-        found.update({f"{row['what']}: {row['reason']}": row["count_all"] for row in counted})
-    return found
+        rows = shard.group_by(["what", "reason"]).aggregate([([], "count_all")]).to_pylist()
+        counts.update({f"{row['what']}: {row['reason']}": row["count_all"] for row in rows})
+    return counts

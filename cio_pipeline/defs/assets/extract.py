@@ -21,7 +21,6 @@ from cio_pipeline.errors import PipelineError
 from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
 from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
-from cio_pipeline.posthog.source import Window
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY
 
@@ -54,79 +53,77 @@ def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
-    kept: dict[str, Extracted] = {}
+    extracted: dict[str, Extracted] = {}
     counted: dict[str, int] = {}
-    made: dict[str, dict[str, int | dg.MetadataValue]] = {}
+    metadata: dict[str, dict[str, int | dg.MetadataValue]] = {}
 
-    def read(day: str) -> None:
-        kept[day], facts = read_day(day, posthog, store)
-        if COUNTED in facts:
-            counted[day] = facts[COUNTED]
-        shown = {"first rows, masked": preview(store.tables, "posthog_events", day)}
-        made[day] = {**_counts(kept[day], facts), **shown}
+    def extract(day: str) -> None:
+        extracted[day], stats = read_day(day, posthog, store)
+        if COUNTED in stats:
+            counted[day] = stats[COUNTED]
+        first_rows = {"first rows, masked": preview(store.tables, "posthog_events", day)}
+        metadata[day] = {**_day_metadata(extracted[day], stats), **first_rows}
 
-    if errors := failures_of_days(context.partition_keys, read):
-        yield from (dg.AssetMaterialization(EVENTS, partition=day, metadata=facts) for day, facts in made.items())
-        raise _failure(errors, [day for day in context.partition_keys if day not in made.keys() | errors.keys()], len(made))
-    for day, facts in made.items():
-        context.add_asset_metadata(facts, partition_key=day)
+    if errors := failures_of_days(context.partition_keys, extract):
+        yield from (dg.AssetMaterialization(EVENTS, partition=day, metadata=of_day) for day, of_day in metadata.items())
+        not_tried = [day for day in context.partition_keys if day not in metadata.keys() | errors.keys()]
+        raise _failure(errors, not_tried, len(metadata))
+    for day, of_day in metadata.items():
+        context.add_asset_metadata(of_day, partition_key=day)
     yield dg.MaterializeResult()
-    yield counts_agree(kept, counted)
-    yield attributes_given(kept)
+    yield counts_agree(extracted, counted)
+    yield attributes_given(extracted)
 
 
 def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracted: int) -> PipelineError:
-    """What a run fails of where some of its days cannot be extracted."""
+    """The error of a run that could not extract some of its days."""
     if len(errors) + len(not_tried) + extracted == 1:
         return next(iter(errors.values()))
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
-    rest = f" So many in a row failed that the days from {not_tried[0]} on were not tried." if not_tried else ""
+    rest = f" So many failed in a row that the days from {not_tried[0]} on were not tried." if not_tried else ""
     others = f" The other {extracted} are extracted." if extracted > 1 else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
 
 def read_day(day: str, posthog: PostHog, store: Store, until: datetime | None = None) -> tuple[Extracted, dict[str, int]]:
-    """Reads a day's events, or those before `until`, from PostHog into the store's table; gives what was kept, and what the
-    reading took."""
+    """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
+    and what the reading took (`Window.stats`)."""
     began, (start, end) = now(), window(day)
-    found = posthog.source.events(start, until or end)
-    before = extracted_before(store.tables, day, found.made_of)
-    if before is not None:
-        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{before.rows:,}")
-    kept = before or _extracted(day, found, store, began)
-    if kept.without:
+    events = posthog.source.events(start, until or end)
+    extracted = extracted_before(store.tables, day, events.fingerprint)
+    if extracted is not None:
+        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{extracted.rows:,}")
+    else:
+        with Progress(day, "events read", events.expected) as progress:
+            counted = replace(events, frames=progress.rows_of(events.frames))
+            extracted = extract_day(store.tables, day, start, counted, store.attributes_from, began, store.workers)
+    if extracted.without:
         logger.warning(
-            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{kept.without:,}"
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{extracted.without:,}"
         )
-    return kept, found.facts
+    return extracted, events.stats
 
 
-def _extracted(day: str, found: Window, store: Store, began: datetime) -> Extracted:
-    with Progress(day, "events read", found.expected) as progress:
-        read = replace(found, frames=progress.rows_of(found.frames))
-        return extract_day(store.tables, day, window(day)[0], read, store.attributes_from, began, store.workers)
-
-
-def _counts(kept: Extracted, facts: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
-    """The metadata of a day: what was kept of it, and what the reading took."""
-    took = {**facts, "files written": kept.shards}
+def _day_metadata(extracted: Extracted, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
+    duplicates = [{"count": count, "why": why} for why, count in extracted.duplicates.most_common()]
+    took = {**stats, "files written": extracted.shards}
     return {
-        "dagster/partition_row_count": kept.rows,
-        "duplicates": kept.duplicates.total(),
-        "events with a $set that PostHog has dropped since": kept.remembered,
-        "events that give the person's properties": kept.from_person,
-        "duplicates by reason": table([{"count": count, "why": why} for why, count in kept.duplicates.most_common()]),
-        "what the reading took": table([{"count": _shown(name, count), "what": name} for name, count in took.items()]),
+        "dagster/partition_row_count": extracted.rows,
+        "duplicates": extracted.duplicates.total(),
+        "events with a $set that PostHog has dropped since": extracted.remembered,
+        "events that give the person's properties": extracted.from_person,
+        "duplicates by reason": table(duplicates),
+        "what the reading took": table([{"count": _readable(name, count), "what": name} for name, count in took.items()]),
     }
 
 
-def _shown(name: str, count: int) -> str | int:
-    """A number as it is read: of bytes `1.3 GB`."""
+def _readable(name: str, count: int) -> str | int:
+    """Bytes as `1.3 GB`, any other count as it is."""
     return size(count) if name.startswith("bytes") else count
 
 
 class HistoryConfig(dg.Config):
-    """How to take the history."""
+    """Options of the history."""
 
     again: bool = False
     """Read it again, though it is known."""
@@ -151,17 +148,17 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 
 
 def history_is_known(store: Store) -> bool:
-    """Whether the history was learned, under the settings as they are."""
+    """Whether the history was learned under the current settings."""
     return not store.identities.unlearned([HISTORY], _history_setting(store))
 
 
 def read_history(posthog: PostHog, store: Store) -> None:
     """Reads the history from PostHog and learns it (R18)."""
     began = now()
-    found = posthog.source.history(_history_end())
-    with Progress("History", "events read", found.expected) as progress:
-        read = replace(found, frames=progress.rows_of(found.frames))
-        extract_history(store.tables, HISTORY, read, store.attributes_from, began, store.workers)
+    events = posthog.source.history(_history_end())
+    with Progress("History", "events read", events.expected) as progress:
+        counted = replace(events, frames=progress.rows_of(events.frames))
+        extract_history(store.tables, HISTORY, counted, store.attributes_from, began, store.workers)
     learn_history(_history_setting(store), store.tables, store.identities, store.workers)
 
 

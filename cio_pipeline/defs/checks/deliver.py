@@ -12,7 +12,7 @@ from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, without_values
-from cio_pipeline.state.ledger import OpenRefusals, Refusal
+from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 SHOWN = 50
 """The most refused items in the check's table."""

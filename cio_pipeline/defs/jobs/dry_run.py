@@ -104,7 +104,7 @@ def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options
 def _stops(
     keys: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
-    """What would stop a run before its first request. The bounds hold for each run, which has a few of the days."""
+    """What would stop a run before its first request. The limits hold for each run, which has a few of the days."""
     for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
         try:
             refuse(store, keys)
@@ -112,10 +112,10 @@ def _stops(
             yield str(error)
     for start in range(0, len(previewed), SETTINGS.days_per_run):
         run = previewed[start : start + SETTINGS.days_per_run]
-        bounds = config.bounds(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
+        limits = config.run_limits(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
-            bounds.refuse(counts["new customers"], counts["events that can trigger campaigns"])
+            limits.refuse_beyond(counts["new customers"], counts["events that can trigger campaigns"])
         except NotDelivered as error:
             prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
             yield f"{days_text([day.day for day in run])}: {prefix}{error}"

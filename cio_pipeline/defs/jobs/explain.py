@@ -20,7 +20,8 @@ from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, described
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.explanation import Explanation, explain, look_up, masked, person
+from cio_pipeline.explanation import Explanation, explain, masked
+from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.tables import Tables
 
@@ -28,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 MASK = re.compile(r"[^*@]{0,3}\*{3}[^*@]{0,3}|[^*@]\*{3}@[^*@.]\*{3}\.[\w-]+")
 HASH = re.compile(r"[0-9a-fA-F]{64}")
-MOST_PEOPLE = 10
+MAX_PEOPLE = 10
 ROWS_SHOWN = 300
 
 explained_person = dg.AssetSpec(
@@ -100,16 +101,18 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
             allow_retries=False,
         )
     listed = read_suppressed(store.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
-    for number, names in enumerate(people[:MOST_PEOPLE], 1):
-        found = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
-        made = masked(explain(names, found))
+    for number, names in enumerate(people[:MAX_PEOPLE], 1):
+        records = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
+        explanation = masked(explain(names, records))
         which = f"{number} of {len(people):,} who look like {config.person}"
         others = "" if len(people) == 1 else "; the tab Events has the others"
-        facts = {"person": which + others, "days": days_text(days), **_metadata(made)}
-        context.log_event(dg.AssetObservation(explained_person.key, metadata=facts))
-        logger.info("Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(made.events):,}")
-    if len(people) > MOST_PEOPLE:
-        logger.warning("Only the first %s are explained: name the person by the SHA-256.", MOST_PEOPLE)
+        metadata = {"person": which + others, "days": days_text(days), **_metadata(explanation)}
+        context.log_event(dg.AssetObservation(explained_person.key, metadata=metadata))
+        logger.info(
+            "Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(explanation.events):,}"
+        )
+    if len(people) > MAX_PEOPLE:
+        logger.warning("Only the first %s are explained: name the person by the SHA-256.", MAX_PEOPLE)
 
 
 def _people(who: str, days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[set[str]]:
@@ -118,7 +121,7 @@ def _people(who: str, days: Sequence[str], tables: Tables, identities: Identitie
     hashes = Suppressed(hashes=frozenset([who.lower()]))
     for name in _all_names(days, tables, identities):
         if name not in seen and (hashes.has(name) if HASH.fullmatch(who) else mask_id(name) == who):
-            names = person(name, identities)
+            names = person_names(name, identities)
             seen |= names
             yield names
 
@@ -132,13 +135,13 @@ def _all_names(days: Sequence[str], tables: Tables, identities: Identities) -> I
                 yield from pc.unique(shard["distinct_id"]).to_pylist()
 
 
-def _metadata(made: Explanation) -> dict[str, str | int | dg.MetadataValue]:
-    rows = as_rows(made)
+def _metadata(explanation: Explanation) -> dict[str, str | int | dg.MetadataValue]:
+    rows = as_rows(explanation)
     return {
-        "ids and emails": ", ".join(made.names),
-        "events found": len(made.events),
+        "ids and emails": ", ".join(explanation.names),
+        "events found": len(explanation.events),
         **{
-            f"events {outcome}": sum(one.outcome == outcome for one in made.events)
+            f"events {outcome}": sum(one.outcome == outcome for one in explanation.events)
             for outcome in ("sent", "held back", "refused")
         },
         "events": table([{name: row[name] for name in row if name != "uuid"} for row in rows["events"]], ROWS_SHOWN),
@@ -147,9 +150,13 @@ def _metadata(made: Explanation) -> dict[str, str | int | dg.MetadataValue]:
     }
 
 
-def as_rows(made: Explanation) -> dict[str, list[dict[str, Any]]]:
+def as_rows(explanation: Explanation) -> dict[str, list[dict[str, Any]]]:
     """The tables of an explanation, for the UI or the terminal."""
-    parts: dict[str, Sequence[Any]] = {"events": made.events, "attributes": made.attributes, "left out": made.left_out}
+    parts: dict[str, Sequence[Any]] = {
+        "events": explanation.events,
+        "attributes": explanation.attributes,
+        "left out": explanation.left_out,
+    }
     return {
         name: [{key.replace("_at", " at"): cell for key, cell in one._asdict().items()} for one in part]
         for name, part in parts.items()

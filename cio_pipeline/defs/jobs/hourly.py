@@ -19,7 +19,7 @@ from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.defs.assets import ledger_checkpoint
-from cio_pipeline.defs.assets.before_delivery import BoundsConfig, refuse_missing_days, refuse_too_much, shards
+from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, refuse_missing_days, refuse_too_much, shards
 from cio_pipeline.defs.assets.deliver import DeliveryConfig, receipt_of, suppressed
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
@@ -82,7 +82,7 @@ class SoFar:
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def deliver_so_far(
-    context: dg.OpExecutionContext, config: BoundsConfig, posthog: PostHog, customerio: CustomerIo, store: Store
+    context: dg.OpExecutionContext, config: RunLimitsConfig, posthog: PostHog, customerio: CustomerIo, store: Store
 ) -> None:
     """Sends what today (UTC) has so far, up to five minutes ago, and Customer.io has not acknowledged yet."""
     began = now()
@@ -150,7 +150,7 @@ def _waiting(day: str, account: Account, today: Store) -> int:
 def deliver_part(
     day: str,
     so_far: SoFar,
-    config: BoundsConfig,
+    config: RunLimitsConfig,
     customerio: CustomerIo,
     store: Store,
     today: Store,
@@ -166,10 +166,10 @@ def deliver_part(
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
         is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, instance)
-        bounds = config.bounds(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
-        bounds = replace(bounds, made_before=store.ledger.totals(day).new_customers)
+        limits = config.run_limits(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
+        limits = replace(limits, made_before=store.ledger.totals(day).new_customers)
         options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
-        refuse_too_much(store, {day: today.tables}, options, bounds, is_ledger_stale=is_ledger_stale)
+        refuse_too_much(store, {day: today.tables}, options, limits, is_ledger_stale=is_ledger_stale)
         events = today.tables.version("events", day).rows
         sent = deliver(day, shards(today.tables, day), store.ledger, customerio.client, options, events)
         if not is_ledger_stale or config.max_campaign_events is not None:

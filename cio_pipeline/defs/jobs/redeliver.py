@@ -13,7 +13,7 @@ from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.undecided import retry_undecided
-from cio_pipeline.defs.assets.before_delivery import BoundsConfig, shards
+from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, shards
 from cio_pipeline.defs.assets.deliver import one_delivery_at_a_time, receipt_of, suppressed
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
 from cio_pipeline.defs.checks.yesterday import DELIVERY
@@ -21,12 +21,12 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.state.ledger import Refusal
+from cio_pipeline.state.refusals import Refusal
 
 logger = logging.getLogger(__name__)
 
 
-class RedeliveryConfig(BoundsConfig):
+class RedeliveryConfig(RunLimitsConfig):
     """Which refusals to send again; by default all."""
 
     partition: str | None = Field(default=None, description="Only those of this day, YYYY-MM-DD.")
@@ -52,7 +52,7 @@ def send_refused_again(
         days, forecast = _days_to_send(config, store), Forecast()
         for day in days:
             forecast.add_refusals(_to_send(day, config, options, store)[0], store.ledger)
-        forecast.refuse_beyond(config.bounds(store, is_backfill=True))
+        forecast.refuse_beyond(config.run_limits(store, is_backfill=True))
 
         def redeliver_day(day: str) -> tuple[Report, dict[str, int | float]]:
             started, sent_before = time.monotonic(), customerio.traffic()

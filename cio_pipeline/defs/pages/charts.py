@@ -1,6 +1,6 @@
 """What became of the events of a day, and of the days before it, as small charts for light and dark pages.
 
-They are SVG within Markdown, and short: Dagster's UI shows no more than `MOST_MARKDOWN` characters.
+They are SVG within Markdown, and short: Dagster's UI shows no more than `MAX_MARKDOWN` characters.
 """
 
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from dataclasses import dataclass, fields
 from datetime import date
 from itertools import accumulate, product
 
-MOST_MARKDOWN = 999
+MAX_MARKDOWN = 999
 """Dagster's UI hides longer Markdown behind a link (dagster-webserver 1.13)."""
 
 DAYS_SHOWN = 14

@@ -101,7 +101,9 @@ def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEve
 
 def _account(store: Store, day: str) -> Account:
     version = store.tables.current("events", day)
-    return Account.of_json(dict(version.about["account"])) if version is not None and "account" in version.about else Account()
+    return (
+        Account.from_json(dict(version.about["account"])) if version is not None and "account" in version.about else Account()
+    )
 
 
 def in_one_line(run: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ class BatchExportSource:
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
         wanted, files = Wanted(start, end, self._allowlist, self._attributes_from), _finished(near)
-        return window_of(_read(files, folder, wanted), _made_of(files, folder, wanted))
+        return window_of(_read(files, folder, wanted), _fingerprint(files, folder, wanted))
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
         """The end of the newest finished run. Raises `NothingSoFar` where that is not after `start`, as in a daily export."""
@@ -113,7 +113,7 @@ def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table
         yield from events_in(path, folder, wanted)
 
 
-def _made_of(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
+def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
     """What stands for the files and what is wanted of them. None where a file may change unseen, or where what is read depends
     on today (R20)."""
     stamps = [(path, folder.stamps.get(path)) for path in files]

@@ -20,7 +20,7 @@ from cio_pipeline.temporary_files import no_space
 TRIES = 5
 PAUSE_SECONDS = 5.0
 DOWNLOAD_SECONDS = 3600.0
-MOST_FILE_BYTES = 4 << 30
+MAX_FILE_BYTES = 4 << 30
 """PostHog is asked for files of 100 MB."""
 
 GONE = frozenset({403, 404, 410})
@@ -99,7 +99,7 @@ class Downloads:
                     retried=(),
                     tries=1,
                     into=file,
-                    most_bytes=MOST_FILE_BYTES,
+                    max_bytes=MAX_FILE_BYTES,
                     seconds=DOWNLOAD_SECONDS,
                     timeout=TIMEOUT_SECONDS,
                 )

@@ -27,10 +27,10 @@ LINE_BYTES = 32_000_000
 BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
 """What grows to more than so many bytes, by more than so many times, is none of real events."""
 
-MOST_BLANK_LINES = 1_000_000
+MAX_BLANK_LINES = 1_000_000
 """So many more blank lines than others no export has; packed, billions of them are a small file."""
 
-MOST_MISSING = 2
+MAX_MISSING = 2
 """Of an event's essential fields; a line without more of them is something else's."""
 
 BOM = b"\xef\xbb\xbf"
@@ -61,7 +61,7 @@ def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
                 yield number, line
                 continue
             blank += 1
-            if blank > MOST_BLANK_LINES + number // 2:
+            if blank > MAX_BLANK_LINES + number // 2:
                 raise Unreadable(f"{blank:,} of its first {number:,} lines are blank: it is no export")
 
 
@@ -77,7 +77,7 @@ def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool)
         raise Unreadable(f"its line {number} is not an event") from None
     missing = [name for name in ESSENTIAL if name not in fields]
     lacks_person = needs_person and "person_properties" not in fields
-    if lacks_person or len(missing) > MOST_MISSING:
+    if lacks_person or len(missing) > MAX_MISSING:
         names = ", ".join([*missing, *(["person_properties"] if lacks_person else [])])
         raise Unreadable(f"its line {number} is not an event, for it has no {names}")
     at, created = time_or_none(fields.get("timestamp")), time_or_none(fields.get("created_at"))

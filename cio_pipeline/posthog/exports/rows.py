@@ -99,12 +99,12 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
     yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
 
 
-def window_of(tables: Iterable[pa.Table], made_of: str | None = None) -> Window:
+def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> Window:
     """A window of these events, which are read as its frames are asked for.
 
     Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
     """
-    return Window(None, _pieces(_usable(tables)), made_of=made_of)
+    return Window(None, _pieces(_usable(tables)), fingerprint=fingerprint)
 
 
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:

@@ -12,12 +12,12 @@ from typing import Any
 import orjson
 
 BATCH_BYTES = 500_000
-ITEM_BYTES = 32_000
-ID_BYTES = 150
-ATTRIBUTE_NAME_BYTES = 150
-ATTRIBUTE_VALUE_BYTES = 1_000
+MAX_ITEM_BYTES = 32_000
+MAX_ID_BYTES = 150
+MAX_ATTRIBUTE_NAME_BYTES = 150
+MAX_ATTRIBUTE_VALUE_BYTES = 1_000
 ATTRIBUTES_PER_CALL = 300
-EVENT_NAME_BYTES = 100
+MAX_EVENT_NAME_BYTES = 100
 EVENT_DATA_BYTES = 100_000
 LATEST_TIMESTAMP = 10**11
 
@@ -96,8 +96,8 @@ def parse_item(item: Any) -> Identify | Track:
     """One v2 operation on a person, checked: what it says and that it is at most 32 kB."""
     if not isinstance(item, dict):
         raise InvalidRequestError("invalid", "", "item must be an object")
-    if compact_size(item) > ITEM_BYTES:
-        raise InvalidRequestError("invalid", "", f"item cannot be longer than {ITEM_BYTES} bytes")
+    if compact_size(item) > MAX_ITEM_BYTES:
+        raise InvalidRequestError("invalid", "", f"item cannot be longer than {MAX_ITEM_BYTES} bytes")
     if item.get("type") != "person":
         raise InvalidRequestError("invalid" if "type" in item else "required", "type", "type must be 'person'")
     action = item.get("action")
@@ -151,8 +151,8 @@ def check_identifier(kind: str, value: Any, where: str) -> None:
         raise InvalidRequestError("invalid", where, f"{kind} attribute must be a string value")
     if not value.strip():
         raise InvalidRequestError("required", where, f"{kind} attribute cannot be an empty string")
-    if kind == "id" and compact_size(value) > ID_BYTES:
-        raise InvalidRequestError("invalid", where, f"id attribute cannot be longer than {ID_BYTES} bytes")
+    if kind == "id" and compact_size(value) > MAX_ID_BYTES:
+        raise InvalidRequestError("invalid", where, f"id attribute cannot be longer than {MAX_ID_BYTES} bytes")
 
 
 def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, Any], time_key: str) -> Identify:
@@ -170,11 +170,11 @@ def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, An
 
 def check_attribute(name: str, value: Any) -> None:
     """Refuse an attribute whose name or value is too long, or an ``id`` that could not be one."""
-    if compact_size(name) > ATTRIBUTE_NAME_BYTES:
-        message = f"attribute name cannot be longer than {ATTRIBUTE_NAME_BYTES} bytes"
+    if compact_size(name) > MAX_ATTRIBUTE_NAME_BYTES:
+        message = f"attribute name cannot be longer than {MAX_ATTRIBUTE_NAME_BYTES} bytes"
         raise InvalidRequestError("invalid", "attributes", message)
-    if compact_size(value) > ATTRIBUTE_VALUE_BYTES:
-        message = f"value for attribute '{name}' cannot be longer than {ATTRIBUTE_VALUE_BYTES} bytes"
+    if compact_size(value) > MAX_ATTRIBUTE_VALUE_BYTES:
+        message = f"value for attribute '{name}' cannot be longer than {MAX_ATTRIBUTE_VALUE_BYTES} bytes"
         raise InvalidRequestError("invalid", f"attributes.{name}", message)
     if name == "id":
         check_identifier("id", value, "attributes.id")
@@ -187,8 +187,8 @@ def parse_track(identifier: Identifier, call: dict[str, Any], *, type_: Any, dat
         raise InvalidRequestError("invalid", "type", "type must be event, page or screen")
     if not isinstance(name, str) or not name.strip():
         raise InvalidRequestError("required", "name", "event name must not be blank")
-    if compact_size(name.strip()) > EVENT_NAME_BYTES:
-        raise InvalidRequestError("invalid", "name", f"event name cannot be longer than {EVENT_NAME_BYTES} bytes")
+    if compact_size(name.strip()) > MAX_EVENT_NAME_BYTES:
+        raise InvalidRequestError("invalid", "name", f"event name cannot be longer than {MAX_EVENT_NAME_BYTES} bytes")
     if not isinstance(data, dict):
         raise InvalidRequestError("invalid", data_key, "event data must be a hash")
     if compact_size(data) > EVENT_DATA_BYTES:

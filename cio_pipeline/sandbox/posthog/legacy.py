@@ -22,12 +22,12 @@ WHERE timestamp > $after AND timestamp < $before AND event = coalesce($event, ev
 class EventsList:
     """How the list answers: at most so many rows a page (100: whatever `limit` says), and which parameters it knows."""
 
-    most_rows: int = 1000
+    max_rows: int = 1000
     knows_order: bool = True
 
     def page(self, database: duckdb.DuckDBPyConnection, url: str, parameters: Mapping[str, str]) -> dict[str, Any]:
         """Answers a request whose bounds are both given."""
-        limit = min(int(parameters.get("limit", DEFAULT_ROWS)), self.most_rows)
+        limit = min(int(parameters.get("limit", DEFAULT_ROWS)), self.max_rows)
         is_ascending = self.knows_order and parameters.get("orderBy") == '["timestamp"]'
         bounds = {name: datetime.fromisoformat(parameters[name].replace("Z", "+00:00")) for name in ("after", "before")}
         naive = {name: bound.astimezone(UTC).replace(tzinfo=None) for name, bound in bounds.items()}

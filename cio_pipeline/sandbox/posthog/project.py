@@ -43,7 +43,7 @@ class Project:
     query_seconds: float = 0.0
     legacy: EventsList | None = None
     statuses: Counter[int] = field(default_factory=Counter)
-    most_at_once: int = 0
+    max_at_once: int = 0
 
     def __post_init__(self) -> None:
         self._database = duckdb.connect(config={"enable_external_access": False})
@@ -123,7 +123,7 @@ class Project:
 
     def account(self) -> dict[str, Any]:
         """Count the API's answers by status, and tell how many queries ran at once at most."""
-        return {"requests": {str(status): n for status, n in self.statuses.items()}, "most_at_once": self.most_at_once}
+        return {"requests": {str(status): n for status, n in self.statuses.items()}, "max_at_once": self.max_at_once}
 
     def page(self) -> str:
         """Describe the project in plain text: its events by day, in UTC."""
@@ -167,7 +167,7 @@ class Project:
                 raise Refused(503, "server_error", "error", "The sandbox is closing.")
             cursor = self._database.cursor()
             self._running.append(cursor)
-            self.most_at_once = max(self.most_at_once, len(self._running))
+            self.max_at_once = max(self.max_at_once, len(self._running))
         try:
             time.sleep(self.query_seconds)
             yield cursor

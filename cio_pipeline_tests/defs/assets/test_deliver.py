@@ -23,7 +23,7 @@ from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned
@@ -53,7 +53,7 @@ EVENTS: list[dict[str, Any]] = [
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, with four events of two people in PostHog, and settings that name both."""
-    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
         for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
@@ -142,7 +142,7 @@ def test_a_service_that_is_away_for_a_while_is_tried_once_more(workspace: Worksp
 def test_reexecution_from_failure_sends_the_rest_and_extracts_nothing_anew(
     workspace: Workspace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.batches.REQUEST_BYTES", 400)
+    monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 400)
     workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None
     sync = dg.reconstructable(the_job)
     with dg.DagsterInstance.local_temp(str(tmp_path)) as home:

@@ -24,7 +24,7 @@ from cio_pipeline.posthog.reading import Reading
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.receipts import rows

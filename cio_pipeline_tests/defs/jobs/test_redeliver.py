@@ -15,8 +15,9 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.settings import load_settings
-from cio_pipeline.state.ledger import Acknowledgement, Ledger, Refusal
+from cio_pipeline.settings.load import load_settings
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.customerio.test_refusals import answer_where
 
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
@@ -34,7 +35,7 @@ def refused_event(number: int, day: str) -> Refusal:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, settings that name it, and a ledger with two refused events of each day."""
-    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.TRY_AGAIN_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
         for name, value in Sandbox("http://127.0.0.1:9", server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():

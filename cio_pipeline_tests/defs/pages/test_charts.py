@@ -6,7 +6,7 @@ import re
 from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from cio_pipeline.defs.pages.charts import COLOURS, DAYS_SHOWN, MOST_MARKDOWN, DayEvents, day_chart, last_days_chart
+from cio_pipeline.defs.pages.charts import COLOURS, DAYS_SHOWN, MAX_MARKDOWN, DayEvents, day_chart, last_days_chart
 
 DAYS = [f"2026-03-{day:02d}" for day in range(1, DAYS_SHOWN + 1)]
 
@@ -20,7 +20,7 @@ def paths(markdown: str) -> dict[str, str]:
 
 def test_the_pictures_of_the_largest_days_are_not_folded() -> None:
     days = [DayEvents(day, 999_999_999, 888_888_888, 777_777_777, 666_666_666) for day in DAYS]
-    assert max(len(day_chart(days[-1])), len(last_days_chart(days))) <= MOST_MARKDOWN
+    assert max(len(day_chart(days[-1])), len(last_days_chart(days))) <= MAX_MARKDOWN
 
 
 def test_one_refused_event_of_a_million_is_seen_and_what_there_is_none_of_is_not() -> None:

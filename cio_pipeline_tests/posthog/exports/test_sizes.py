@@ -116,8 +116,8 @@ def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize(
     ("name", "codec", "limits", "why"),
     [
-        (f"{DAY}.jsonl.gz", "gzip", {"MOST_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
-        (f"{DAY}.jsonl", None, {"MOST_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
+        (f"{DAY}.jsonl.gz", "gzip", {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
+        (f"{DAY}.jsonl", None, {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
         (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, as no real events do"),
     ],
 )
@@ -133,7 +133,7 @@ def test_lines_without_end_are_refused_in_bounded_time(
 
 
 def test_a_blank_line_behind_each_event_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_lines, "MOST_BLANK_LINES", 10)
+    monkeypatch.setattr(exported_lines, "MAX_BLANK_LINES", 10)
     (tmp_path / f"{DAY}.jsonl").write_bytes((LINE + b"\r\n") * 600)
     assert sum(map(len, BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)) == 600
 

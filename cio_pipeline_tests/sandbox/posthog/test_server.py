@@ -88,7 +88,7 @@ def test_a_fourth_query_at_once_waits_and_is_throttled(berlin: PostHog) -> None:
         statuses = sorted(pool.map(lambda n: ask(berlin, f"SELECT {n}").status_code, range(4)))
     assert statuses == [200, 200, 200, 429]
     account = requests.get(f"{berlin.url}/sandbox/requests", timeout=5).json()
-    assert account == {"requests": {"200": 3, "429": 1}, "most_at_once": 3}
+    assert account == {"requests": {"200": 3, "429": 1}, "max_at_once": 3}
 
 
 def test_added_events_keep_a_lone_surrogate_as_it_was_written(berlin: PostHog) -> None:

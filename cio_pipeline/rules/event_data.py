@@ -1,6 +1,6 @@
-"""R12 and R13: from events' JSON to their data, and what else it says: given attributes (R7), what was repaired or left out.
+"""R12 and R13: an event's data in Customer.io, from its properties; and the attributes that it gives its customer (R7).
 
-Nearly all of it is plain (`properties.py`) and goes out as it stands. The rest is read with care, to the same end.
+The properties of nearly all events are plain (`properties.PARSED_COLUMNS`) and are sent as they are. The others are parsed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,17 @@ from cio_pipeline.rules.properties import NAMED, members_of, value_of, without_m
 REPAIRED = "half a surrogate pair became U+FFFD"
 REDIRECTS = "would redirect deliveries (R13)"
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
-"""R12: properties that are no data of the event."""
+"""R12: properties that are not part of the event's data."""
 
 DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 
 
 class Findings(NamedTuple):
-    """What an event's JSON holds besides its data: the given attributes, `$unset`, and what of the attributes and the data
-    was left out or repaired."""
+    """What an event's JSON holds besides its data.
+
+    given: the given attributes; attributes: those of them that were left out or repaired, and why; unset: the value of
+    `$unset`; data: the properties that were left out or repaired, and why.
+    """
 
     given: dict[str, Any]
     attributes: LeftOut
@@ -35,19 +38,20 @@ class Findings(NamedTuple):
     data: LeftOut
 
 
-class Read(NamedTuple):
-    """Events' data: an Arrow array of JSON in UTF-8, null where it cannot be sent; by row, why not, and what else was
-    found, if anything."""
+class EventData(NamedTuple):
+    """The data of several events: an Arrow array of JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
+    and what else the JSON holds, if anything."""
 
     data: Any
     refused: dict[int, str]
     findings: dict[int, Findings]
 
 
-def read(contents: Any, persons: Any, plain: Any, names: NameRule, options: Options) -> Read:
-    """Reads events' properties and, where they are to be taken instead of `$set`, their persons': Arrow arrays of UTF-8.
+def read_event_data(contents: Any, persons: Any, plain: Any, names: NameRule, options: Options) -> EventData:
+    """The data of the events with these properties.
 
-    `plain`: which are as `properties.FACTS` says (numpy, bool). Most of these are data as they stand.
+    contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both Arrow
+    arrays of JSON in UTF-8. plain: as in `properties.PARSED_COLUMNS` (numpy, bool).
     """
     data: list[bytes | None] = []
     refused: dict[int, str] = {}
@@ -56,52 +60,52 @@ def read(contents: Any, persons: Any, plain: Any, names: NameRule, options: Opti
     rows = np.flatnonzero(changes)
     chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
     for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):
-        found = _parted(content, person, names) if is_plain else None
+        scanned = _scan(content, person, names) if is_plain else None
         try:
-            written, findings[row] = found or _read_with_care(content, person, names, options)
+            written, findings[row] = scanned or _parse(content, person, names, options)
         except UnusableJson as reason:
             written, refused[row] = None, str(reason)
         data.append(written)
     whole = pc.replace_with_mask(contents, pa.array(changes), pa.array(data, contents.type)) if data else contents
-    return Read(whole, refused, findings)
+    return EventData(whole, refused, findings)
 
 
-def _parted(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Findings] | None:
-    """The data of plain JSON, and what else it says; None where it has to be read with care."""
+def _scan(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Findings] | None:
+    """The data of plain JSON, and what else it holds; None where the JSON has to be parsed."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:
         return None
     if person is not None:
-        return written, Findings(*_of_person(person, names), value_of(members.unset), [])
+        return written, Findings(*_person_attributes(person, names), value_of(members.unset), [])
     given = value_of(members.given)
     return written, Findings(given if isinstance(given, dict) else {}, [], value_of(members.unset), [])
 
 
-def _read_with_care(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Findings]:
-    found = _sendable(content)
-    properties, repaired = repair_surrogates(content or b"", found)
+def _parse(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Findings]:
+    raw = _read_sendable(content)
+    properties, repaired = repair_surrogates(content or b"", raw)
     unset = properties.get("$unset")
     if person is not None:
-        given, attributes = _of_person(person, names)
+        given, attributes = _person_attributes(person, names)
     else:
-        raw = found.get("$set")
-        given, changed = repair_surrogates(content or b"", raw if isinstance(raw, dict) else {})
+        raw_set = raw.get("$set")
+        given, changed = repair_surrogates(content or b"", raw_set if isinstance(raw_set, dict) else {})
         attributes = _repaired(changed, names)
     if "$unset" in repaired:
-        cleared_as_they_are = set(unset_names(found["$unset"]))
-        cleared = [name for name in dict.fromkeys(unset_names(unset)) if name not in cleared_as_they_are]
-        attributes = attributes + _repaired(cleared, names)
+        unchanged = set(unset_names(raw["$unset"]))
+        changed = [name for name in dict.fromkeys(unset_names(unset)) if name not in unchanged]
+        attributes = attributes + _repaired(changed, names)
     overrides = [] if options.allow_delivery_overrides else [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
     data = {name: value for name, value in properties.items() if name not in NOT_DATA and name not in overrides}
     left_out = [(name, REPAIRED) for name in repaired if name not in NOT_DATA] + [(name, REDIRECTS) for name in overrides]
     return write(data), Findings(given, attributes, unset, left_out)
 
 
-def _of_person(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
-    """R7: what the person's properties give, and what of them is left out or repaired; nothing where they cannot be read."""
+def _person_attributes(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
+    """R7: the attributes that the person's properties give, and those left out or repaired; none where they cannot be read."""
     try:
-        given, changed = repair_surrogates(person, _sendable(person))
+        given, changed = repair_surrogates(person, _read_sendable(person))
     except UnusableJson as reason:
         return {}, [("person_properties", f"{reason} (R7)")]
     return given, _repaired(changed, names)
@@ -111,8 +115,8 @@ def _repaired(changed: list[str], names: NameRule) -> LeftOut:
     return [(name, REPAIRED) for name in changed if names(name) != EXCLUDED]
 
 
-def _sendable(content: bytes | None) -> dict[str, Any]:
-    found = read_object(content)
-    if content and is_too_deep(content, found):
+def _read_sendable(content: bytes | None) -> dict[str, Any]:
+    value = read_object(content)
+    if content and is_too_deep(content, value):
         raise UnusableJson(TOO_DEEP)
-    return found
+    return value

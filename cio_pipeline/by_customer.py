@@ -1,0 +1,119 @@
+"""A day's events in shards by customer's key, where several distinct_ids may be one customer (R6), or events of earlier days
+are sent with this one's (R16)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from datetime import date, timedelta
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+import pyarrow as pa
+
+from cio_pipeline.accounting import Account
+from cio_pipeline.classification import Day, classified_shard, said_earlier, said_earlier_of_shard
+from cio_pipeline.events import KEPT_EVENTS, events_of
+from cio_pipeline.rules.classify import FILTERED, SENT
+from cio_pipeline.rules.facts import ORDER
+from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.stitching import merge_windows, merges, stitched
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.tables import shuffle
+from cio_pipeline.tables.tables import NotMaterialized, Tables
+from cio_pipeline.worker_pool import map_shards
+
+CLASSIFIED = pa.schema(
+    [
+        *(KEPT_EVENTS.field(name) for name in ("uuid", "event", "distinct_id", "timestamp", "properties", "person_properties")),
+        *(KEPT_EVENTS.field(name) for name in ("personless", "plain")),
+        *((name, pa.string()) for name in ("key", "identifier", "email")),
+        ("email_set", pa.int64()),
+        ("outcome", pa.string()),
+    ]
+)
+"""The events to send and the refused ones, as `classify` gives them."""
+
+
+def shards_by_customer(day: Day, identities: Identities, folder: Path, workers: int) -> tuple[list[shuffle.Shard], Account]:
+    """The events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that the day's
+    merges take (R16); and what became of the day's events, before any is refused for its content."""
+    number = day.version.shards
+    buckets = shuffle.BUCKETS if number > 1 else 1
+    tasks = ((day, shard, said_earlier_of_shard(day, shard, identities), folder, buckets) for shard in range(number))
+    parts = list(map_shards(_classify, tasks, number, workers, f"{day.date}: classified"))
+    account = Account(sum((part.outcomes for part in parts), Counter()))
+    spilled = [part.spilled for part in parts]
+    if day.options.stitches:
+        merged, identified = pd.concat([part.merges for part in parts]), pd.concat([part.identified for part in parts])
+        for at, rows in enumerate(_stitched(day, identities, account, merged, identified)):
+            spilled.append(_spill(rows, folder / f"stitched-{at:05d}.arrow", buckets))
+    return shuffle.shards(spilled, CLASSIFIED), account
+
+
+class _Part(NamedTuple):
+    """Of a shard by distinct_id: its events, spilled by key; the outcomes of all; and for R16 its merges, and the first
+    `$identify` of each distinct_id."""
+
+    spilled: shuffle.Spilled
+    outcomes: Counter[str]
+    merges: pd.DataFrame
+    identified: pd.DataFrame
+
+
+def _classify(day: Day, shard: int, earlier: pd.DataFrame, folder: Path, buckets: int) -> _Part:
+    classified = classified_shard(day, shard, earlier)
+    merged = identified = pd.DataFrame()
+    if day.options.stitches:
+        merged = merges(classified).drop(columns=["properties", "person_properties"])
+        identified = classified.loc[classified["event"] == "$identify", ORDER].drop_duplicates("distinct_id")
+    kept = classified[~classified["outcome"].str.startswith(FILTERED).to_numpy(bool)]
+    spilled = _spill(kept, folder / f"{shard:05d}.arrow", buckets)
+    return _Part(spilled, Counter(classified["outcome"].tolist()), merged, identified)
+
+
+def _spill(rows: pd.DataFrame, path: Path, buckets: int) -> shuffle.Spilled:
+    table = pa.Table.from_pandas(rows[CLASSIFIED.names], CLASSIFIED, preserve_index=False)
+    return shuffle.spill(table, "key", path, buckets)
+
+
+def _stitched(
+    day: Day, identities: Identities, account: Account, merged: pd.DataFrame, identified: pd.DataFrame
+) -> Iterator[pd.DataFrame]:
+    """R16: the held-back events of this and the days before that the day's merges take; the account counts them as sent."""
+    anonymous_ids = merged["anonymous_id"].unique().tolist()
+    days = days_stitched(day.date, day.options)
+    merged_earlier = identities.merges_between(days[0], day.date, anonymous_ids)
+    earlier = identities.before(day.date, anonymous_ids)
+    identified_earlier = set(earlier.loc[earlier["identified"], "distinct_id"])
+    identified = identified.drop_duplicates("distinct_id")
+    windows = merge_windows(merged, merged_earlier, identified_earlier, identified, day.options)
+    for one in _days_with_events(days, day.tables, identities) if len(windows) else []:
+        for table in events_of(day.tables, one, windows["anonymous_id"].unique().tolist()):
+            events = table.to_pandas()
+            earlier = said_earlier(one, events["distinct_id"].unique().tolist(), identities)
+            rows = stitched(events, earlier, windows, day.options)
+            if one == day.date:
+                account.outcomes.subtract(rows["outcome"])
+                account.outcomes[SENT] += len(rows)
+            else:
+                account.stitched += len(rows)
+            yield rows.assign(outcome=SENT)
+
+
+def days_stitched(day: str, options: Options) -> list[str]:
+    """The day, last, and those before it whose events it may send (R16)."""
+    return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
+
+
+def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
+    """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
+    absent = {day for day in days if tables.current("posthog_events", day) is None}
+    gone = absent - set(identities.unlearned(sorted(absent)))
+    if gone:
+        raise NotMaterialized(
+            f"posthog_events of {', '.join(sorted(gone))} is not there any more, though it was once, and"
+            " CIO_STITCH_ANONYMOUS_DAYS needs it: extract these days again (materialize posthog_events), then this one."
+        )
+    return [day for day in days if day not in absent]

@@ -1,0 +1,52 @@
+"""A day's events as the rules classify them, shard by shard, with what earlier days said about their people."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from datetime import datetime
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cio_pipeline.events import KEPT_EVENTS, shard_of_events
+from cio_pipeline.rules.classify import classify
+from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.options import Options
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.tables.tables import Tables, Version
+
+COLUMNS = [name for name in KEPT_EVENTS.names if name != "created_at"]
+
+
+@dataclass(frozen=True)
+class Day:
+    """A day's version of `posthog_events`, to be classified with these options; if `until` is given, only what is before it."""
+
+    date: str
+    tables: Tables = field(repr=False)
+    version: Version
+    options: Options = field(repr=False)
+    until: datetime | None = None
+
+
+def classified_shard(day: Day, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
+    """A shard's events as `classify` gives them; `earlier` is what `said_earlier_of_shard` gives. Raises `StorageError`."""
+    events = shard_of_events(day.tables, "posthog_events", day.date, day.version, shard, COLUMNS)
+    if day.until is not None:
+        events = events.filter(pc.less(events["timestamp"], pa.scalar(day.until, events["timestamp"].type)))
+    return classify(events.to_pandas(), earlier, day.options)
+
+
+def said_earlier_of_shard(day: Day, shard: int, identities: Identities) -> pd.DataFrame:
+    """What earlier days said about the people of a shard's events, as `facts.learn` gives it."""
+    events = day.tables.shard("posthog_events", day.date, day.version, shard, ["distinct_id"])
+    return said_earlier(day.date, pc.unique(events["distinct_id"]).to_pylist(), identities)
+
+
+def said_earlier(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
+    """What the days before this one said about these distinct_ids, as `facts.learn` gives it.
+
+    Those that R14 refuses are not looked up: nothing is learned about them, and they may be too long for the database's index.
+    """
+    return identities.before(date, [who for who in distinct_ids if usable(who)])

@@ -1,0 +1,67 @@
+"""The options that several commands have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import TypeVar
+
+import click
+
+Command = TypeVar("Command", bound=Callable[..., int])
+
+
+def days(command: Command) -> Command:
+    """The options that name days."""
+    for option in (
+        click.option("--to", "last", metavar="DAY", help="The last of several days."),
+        click.option("--from", "first", metavar="DAY", help="The first of several days."),
+        click.option("--partition", metavar="DAY", help="One day, YYYY-MM-DD."),
+    ):
+        command = option(command)
+    return command
+
+
+def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float | None:
+    if hours is not None and not math.isfinite(hours):
+        raise click.BadParameter("must be a number of hours.")
+    return hours
+
+
+def delivery_options(command: Command) -> Command:
+    """The options of a delivery: what to leave for another run, what to send again, and limits other than the settings'."""
+    for option in (
+        click.option(
+            "--max-campaign-events",
+            type=click.IntRange(min=0),
+            metavar="EVENTS",
+            help="Instead of CIO_MAX_CAMPAIGN_EVENTS. After a ledger was lost, it also accepts the new one.",
+        ),
+        click.option(
+            "--max-new-customers",
+            type=click.IntRange(min=0),
+            metavar="CUSTOMERS",
+            help="Instead of CIO_MAX_NEW_CUSTOMERS.",
+        ),
+        click.option(
+            "--resend",
+            is_flag=True,
+            help="Also send what was delivered, is unchanged or was refused. Attributes still never go back in time.",
+        ),
+        click.option(
+            "--hold-recent-events",
+            type=click.FloatRange(0, 1_000_000),
+            callback=_finite,
+            metavar="HOURS",
+            help="Hold back events younger than this, and whatever only they bring (attributes, customers, stitched events),"
+            " for a later run. Events under 72 hours old can start campaigns.",
+        ),
+        click.option(
+            "--limit",
+            type=click.IntRange(min=1),
+            metavar="CUSTOMERS",
+            help="Send only the first CUSTOMERS customers of each day, with their events; the rest waits for another run.",
+        ),
+    ):
+        command = option(command)
+    return command

@@ -1,0 +1,116 @@
+"""What Customer.io has refused: kept with its reason and the item itself until the item, or newer data, is accepted.
+
+These are the queries of the ledger's table `refusals`. `Ledger` gives them a connection, or the transaction of an
+acknowledgement.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+import sqlalchemy as sa
+
+from cio_pipeline.customer_state import State, customer_id, is_superseded, pack, unpack
+from cio_pipeline.state.database import chunks, insert
+from cio_pipeline.state.ledger_tables import CHUNK, refusals
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An item that Customer.io refused, with what it takes to send it again.
+
+    item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.customer_item`; kind: `event` or `customer`;
+    reason: Customer.io's word for it, and the field; detail: its whole message, which may quote the data; operation: what was
+    sent; key, call and state: as in `customerio.batches.Item`.
+    """
+
+    item: str
+    kind: str
+    reason: str
+    detail: str
+    operation: str
+    key: str
+    call: str = "batch"
+    state: State = field(default_factory=dict)
+
+
+class OpenRefusals(NamedTuple):
+    """How many items Customer.io has refused for a reason and not accepted since, and the first and last of their days."""
+
+    reason: str
+    items: int
+    first: str
+    last: str
+
+
+def find(connection: sa.Connection, day: str | None, reason: str | None, limit: int | None) -> dict[str, list[Refusal]]:
+    """The open refusals by day, oldest first; of one day, for one reason, or all (None); at most `limit` of them."""
+    selected = sa.select(refusals).where(*_conditions(day, reason)).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
+    by_day: dict[str, list[Refusal]] = defaultdict(list)
+    for row in connection.execute(selected):
+        texts = (row.item, row.kind, row.reason, row.detail, row.operation, row.key, row.call)
+        by_day[row.day].append(Refusal(*texts, state=unpack(row.state)))
+    return dict(by_day)
+
+
+def count_by_reason(connection: sa.Connection, day: str | None, reason: str | None) -> list[OpenRefusals]:
+    """The open refusals counted by reason, the most frequent first; of one day, for one reason, or all (None)."""
+    count = sa.func.count()
+    columns = (refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
+    counted = sa.select(*columns).where(*_conditions(day, reason)).group_by(refusals.c.reason)
+    return [OpenRefusals(*row) for row in connection.execute(counted.order_by(count.desc(), refusals.c.reason))]
+
+
+def days(connection: sa.Connection, day: str | None, reason: str | None) -> list[str]:
+    """The days that have open refusals, in order; that one day, those for one reason, or all (None)."""
+    selected = sa.select(refusals.c.day).where(*_conditions(day, reason)).distinct().order_by(refusals.c.day)
+    return list(connection.execute(selected).scalars())
+
+
+def count_by_kind(connection: sa.Connection, day: str) -> Mapping[str, int]:
+    """How many items of the day are refused, by kind: `event` and `customer`."""
+    counted = sa.select(refusals.c.kind, sa.func.count()).where(refusals.c.day == day).group_by(refusals.c.kind)
+    return {"event": 0, "customer": 0} | {row[0]: row[1] for row in connection.execute(counted)}
+
+
+def count_events(connection: sa.Connection, days: list[str]) -> dict[str, int]:
+    """How many events are refused, by day; a day without any is missing."""
+    selected = sa.select(refusals.c.day, sa.func.count()).where(refusals.c.day.in_(days), refusals.c.kind == "event")
+    return {row[0]: row[1] for row in connection.execute(selected.group_by(refusals.c.day))}
+
+
+def keep(transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
+    """Records what was refused of the day; an item that is already recorded stays as it is."""
+    now = datetime.now(UTC).replace(tzinfo=None)
+    rows = [
+        {**vars(refusal), "day": day, "customer": customer_id(refusal.key), "state": pack(refusal.state), "refused_at": now}
+        for refusal in refused
+    ]
+    if rows:
+        transaction.execute(insert(transaction, refusals).on_conflict_do_nothing(), rows)
+
+
+def close(transaction: sa.Connection, day: str, items: list[str]) -> None:
+    """Closes the refusals of these items. An event's id is the same on any day; an upsert's is closed on this day only."""
+    of_day_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
+    for chunk in chunks(iter(items), CHUNK):
+        transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), of_day_or_event))
+
+
+def close_superseded(transaction: sa.Connection, states: Mapping[bytes, bytes]) -> None:
+    """Closes refused upserts, of any day, all of whose attributes have been set since. `states`: packed, by customer's id."""
+    columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
+    for chunk in chunks(iter(states), CHUNK):
+        upserts = sa.select(*columns).where(refusals.c.customer.in_(chunk), refusals.c.kind == "customer")
+        for row in transaction.execute(upserts).all():
+            if is_superseded(unpack(row.state), unpack(states[row.customer])):
+                transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))
+
+
+def _conditions(day: str | None, reason: str | None) -> list[sa.ColumnElement[bool]]:
+    pairs: list[tuple[sa.ColumnElement[Any], str | None]] = [(refusals.c.day, day), (refusals.c.reason, reason)]
+    return [column == value for column, value in pairs if value is not None]
