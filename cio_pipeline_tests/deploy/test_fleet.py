@@ -38,7 +38,6 @@ DAYS = [str(START + timedelta(days=day)) for day in range(30)]
 ASSETS = ["posthog_events", "identities", "identity_history", "customers", "events", "rejects", "customerio_delivery"]
 RUN_SECONDS = 1800
 MAX_BACKFILLS = 2
-
 RULES = {"CIO_IDENTIFY_BY_EMAIL": "Yes", "CIO_ANONYMOUS_USERS": "identified", "CIO_STITCH_ANONYMOUS_DAYS": "7"}
 """Settings under which what is sent of a day depends on other days."""
 
