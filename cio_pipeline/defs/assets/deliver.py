@@ -12,7 +12,7 @@ from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.undecided import retry_undecided
-from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepared, receipt_of
+from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepared, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
     is_backfill,
@@ -23,12 +23,9 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import described
-from cio_pipeline.defs.partitions import backfill_policy, days, window
+from cio_pipeline.defs.partitions import backfill_policy, days
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.pipeline import derive_day
 from cio_pipeline.rules.consent import AllowConsent
-from cio_pipeline.tables.files import temporary_folder
-from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
 
@@ -104,16 +101,7 @@ def upsert_to_customerio(
     yield dg.Output(None)
 
 
-def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
-    """The day's tables. If some of its events are held back, the tables are derived again without them, as an event can bring
-    attributes, customers, and earlier events of an anonymous visitor."""
-    if held_from is None or window(day)[1] <= held_from:
-        return store.tables
-    without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
-    return without_held
-
-
+# A graph, so that the sink is an op by its own name: in runs, in the launchpad, and in retries.
 @dg.graph_asset(
     ins={
         "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),

@@ -3,8 +3,9 @@
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from datetime import datetime
 
 import dagster as dg
 
@@ -17,11 +18,14 @@ from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay, shards
 from cio_pipeline.defs.failures import delivered_count_in_errors
 from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_counts
+from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.pipeline import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.refusals import Refusal
+from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
@@ -157,6 +161,16 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
         if context.retry_number:
             raise
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=RETRY_SECONDS) from error
+
+
+def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
+    """The day's tables. If some of its events are held back, the tables are derived again without them, as an event can bring
+    attributes, customers, and earlier events of an anonymous visitor."""
+    if held_from is None or window(day)[1] <= held_from:
+        return store.tables
+    without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
+    return without_held
 
 
 def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:

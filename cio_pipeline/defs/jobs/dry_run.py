@@ -13,9 +13,9 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
-from cio_pipeline.defs.assets.deliver import DeliveryConfig, tables_to_send
+from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
-from cio_pipeline.defs.delivery.delivery import events_held, suppressed
+from cio_pipeline.defs.delivery.delivery import events_held, suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
