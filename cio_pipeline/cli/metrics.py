@@ -69,7 +69,7 @@ def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iter
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))
         yield _one("newest_day_new_customers", "Customers that the deliveries of that day made.", ledger.new_customers(whole))
     missed = missed_days(delivered, now)
-    yield _one("days_missed", "Days of the last 30 that were passed over: days before and after are delivered.", len(missed))
+    yield _one("days_missed", "Days of the last 30 that were skipped: days before and after them are delivered.", len(missed))
     yield _refusals(ledger.open_refusals())
     yield from _last_runs(instance)
 
