@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cio_pipeline.events import code_hash, shard_of_events
-from cio_pipeline.rules.facts import learn_with_links
+from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.state.learned import Learned
@@ -44,5 +44,5 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
     events = shard_of_events(tables, table, day, version, shard, LEARNED_FROM).to_pandas()
-    facts, links = learn_with_links(events)
+    facts, links = learn(events)
     return Learned.of(facts, merges(events)[MERGE_COLUMNS], links)
