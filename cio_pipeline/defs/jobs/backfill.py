@@ -22,7 +22,7 @@ from cio_pipeline.defs.assets.extract import EVENTS, identities, identity_histor
 from cio_pipeline.defs.failures import MAX_FAILURES, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, SETTINGS, days_asked_for, days_tag
-from cio_pipeline.errors import PipelineError
+from cio_pipeline.errors import PipelineError, causes
 
 logger = logging.getLogger(__name__)
 
@@ -92,7 +92,7 @@ class _Backfill:
     def _raise_lasting_error(self, error: Exception) -> None:
         """Raises the error where it would stop the other days, too, or where there are none."""
         ours = _ours(error)
-        is_the_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_the_machines, _causes(error)))
+        is_the_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_the_machines, causes(error)))
         if len(self.days) > 1 and is_the_days and not isinstance(error, RunNotStarted):
             return
         if not self.failed:
@@ -120,16 +120,9 @@ class _Backfill:
             raise self.failure() from error
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    return causes
-
-
 def _ours(error: BaseException) -> PipelineError | None:
     """Our own error among the causes, whose message may be shown."""
-    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None)
+    return next((cause for cause in causes(error) if isinstance(cause, PipelineError)), None)
 
 
 def _is_the_machines(error: BaseException) -> bool:
