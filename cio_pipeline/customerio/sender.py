@@ -22,6 +22,7 @@ SERVICE_AT_FAULT = 10
 """If this many items of a kind are refused in the same words, and none is accepted, the service is at fault."""
 
 CUSTOMER = "customer"
+NEW_CUSTOMERS = "new customers"
 CAMPAIGN_EVENTS = "events under 72 hours"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
@@ -156,7 +157,7 @@ class Sender:
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
         self.counts["customers sent"] += len(upserts)
-        self.counts["new customers"] += sum(item.is_new for item in upserts)
+        self.counts[NEW_CUSTOMERS] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
         self.counts["events sent"] += events
         self.counts[CAMPAIGN_EVENTS] += accepted.campaign_events

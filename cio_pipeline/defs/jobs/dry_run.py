@@ -11,17 +11,19 @@ from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
-from cio_pipeline.defs.assets.before_delivery import (
+from cio_pipeline.defs.assets.deliver import DeliveryConfig
+from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
+from cio_pipeline.defs.delivery.delivery import events_held, suppressed, tables_to_send
+from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
+from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
     is_backfill,
     refuse_days_before_ledger,
     refuse_missing_days,
     shards,
 )
-from cio_pipeline.defs.assets.deliver import DeliveryConfig, events_held, suppressed, tables_to_send
-from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
-from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
@@ -83,7 +85,7 @@ def _read(keys: list[str], config: DryRunConfig, posthog: PostHog, customerio: C
     for day in keys:
         read_day(day, posthog, store)
         learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
-    return config.options(suppressed(customerio, store), store.options.allow_consent)
+    return config.options(suppressed(customerio, store.identities), store.options.allow_consent)
 
 
 def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
@@ -94,7 +96,7 @@ def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.held_from)
             delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
-            delivery.counts[HELD] += events_held(store, tables, day, options)
+            delivery.counts[HELD] += events_held(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))
@@ -115,7 +117,7 @@ def _stops(
         limits = config.run_limits(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
-            limits.refuse_beyond(counts["new customers"], counts["events that can trigger campaigns"])
+            limits.refuse_beyond(counts[NEW_CUSTOMERS], counts[CAMPAIGN_EVENTS])
         except NotDelivered as error:
             prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
             yield f"{days_text([day.day for day in run])}: {prefix}{error}"

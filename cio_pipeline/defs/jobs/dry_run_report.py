@@ -8,20 +8,19 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.delivery import Report
-from cio_pipeline.customerio.sender import ONLY_PERSONLESS
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.tables import Row, lines, table
 
 NOTHING_SENT = "Nothing was sent."
 DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
 REFUSED_BEFORE = "refused by Customer.io before"
-CAMPAIGNS = "events under 72 hours"
 ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
 
 ALWAYS = {
     "events to send": "events to send",
-    "new customers": "new customers",
-    "events that can trigger campaigns": CAMPAIGNS,
+    NEW_CUSTOMERS: NEW_CUSTOMERS,
+    CAMPAIGN_EVENTS: CAMPAIGN_EVENTS,
     "changed customers": "customers changed",
     "events delivered before": "events delivered before",
     "customers with nothing new": "customers with nothing new",
@@ -133,7 +132,7 @@ class DryRunReport:
         return {
             "result": NOTHING_SENT,
             "days": days_text([day.day for day in self.days]),
-            **{name: total[name] for name in ("new customers", CAMPAIGNS, "events to send", "customers changed")},
+            **{name: total[name] for name in (NEW_CUSTOMERS, CAMPAIGN_EVENTS, "events to send", "customers changed")},
             "what would stop the run": " ".join(self.stops) or "nothing",
             DAYS_BEYOND: len(self.beyond()),
             "by day": table(self.by_day()),

@@ -7,7 +7,6 @@ as complete, and a partition of today would be asked for by backfills.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +16,12 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.defs.assets import ledger_checkpoint
-from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, refuse_missing_days, refuse_too_much, shards
-from cio_pipeline.defs.assets.deliver import DeliveryConfig, receipt_of, suppressed
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.delivery.delivery import prepared, receipt_of
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, refuse_missing_days
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
-from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
+from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import SETTINGS, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -161,23 +158,16 @@ def deliver_part(
     New customers of the day's earlier runs count for the bound, or many small runs would pass it. Raises `NotNow` where the day
     is over and was extracted as a whole meanwhile: what that has sent is newer.
     """
-    started, before = time.monotonic(), customerio.traffic()
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
-        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, instance)
-        limits = config.run_limits(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
-        limits = replace(limits, made_before=store.ledger.totals(day).new_customers)
-        options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
-        refuse_too_much(store, {day: today.tables}, options, limits, is_ledger_stale=is_ledger_stale)
-        events = today.tables.version("events", day).rows
-        sent = deliver(day, shards(today.tables, day), store.ledger, customerio.client, options, events)
-        if not is_ledger_stale or config.max_campaign_events is not None:
-            ledger_checkpoint.save(store)
-    run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
-    logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(run))
+        made = store.ledger.totals(day).new_customers
+        delivery = prepared(config, store, customerio, instance, is_backfill=False, people=today.identities, made_before=made)
+        delivery.check_limits({day: today.tables})
+        report, counts = delivery.deliver(day, today.tables)
+    logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(counts))
     logger.info("%s events wait for the whole day (R22).", f"{so_far.waiting:,}")
-    return _observation(so_far, dict(receipt_of(today, day, run, sent.sample)))
+    return _observation(so_far, dict(receipt_of(today, day, counts, report.sample)))
 
 
 def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> dict[str, dg.MetadataValue | int | str]:

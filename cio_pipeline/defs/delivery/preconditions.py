@@ -7,12 +7,14 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import Forecast, RunLimits
+from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions, Shards
-from cio_pipeline.defs.assets.ledger_checkpoint import FILE
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
+from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
@@ -44,6 +46,10 @@ class RunLimitsConfig(dg.Config):
         if is_ledger_stale:
             return RunLimits(customers, events or 0)
         return RunLimits(customers, events if is_backfill else None)
+
+    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
+        """The delivery's options, with those that the settings determine."""
+        return DeliveryOptions(suppressed, allow_consent=allow_consent)
 
 
 STALE_LEDGER = (
@@ -98,27 +104,6 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
         ranges[-1].append(day) if follows else ranges.append([day])
     texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
-
-
-def refuse_too_much(
-    store: Store, to_send: TablesByDay, options: DeliveryOptions, limits: RunLimits, *, is_ledger_stale: bool = False
-) -> None:
-    """Raises `NotDelivered` where the run would exceed its limits. Nothing is counted where there are fewer rows than that."""
-    customers, events = (
-        sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
-    )
-    are_few = limits.new_customers is None or customers + limits.made_before <= limits.new_customers
-    if are_few and (limits.campaign_events is None or events <= limits.campaign_events):
-        return
-    forecast = Forecast()
-    for day, tables in to_send.items():
-        forecast.add_day(day, shards(tables, day), store.ledger, options)
-    try:
-        forecast.refuse_beyond(limits)
-    except NotDelivered as error:
-        if is_ledger_stale:
-            raise NotDelivered(f"{STALE_LEDGER} {error}") from None
-        raise
 
 
 def shards(tables: Tables, day: str) -> Shards:
