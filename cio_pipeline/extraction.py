@@ -28,7 +28,7 @@ from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import ShardWriter, WrittenShard
-from cio_pipeline.worker_pool import FEW, load_workers, map_shards
+from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, load_workers, map_shards
 
 KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
@@ -182,7 +182,7 @@ def _spilled(
     for frame in window.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
         overview.read += len(rows)
-        if overview.read > FEW * SHARD_ROWS:
+        if overview.read > SHARDS_IN_THIS_PROCESS * SHARD_ROWS:
             load_workers(workers)
         if dropped == "of a day":
             overview.first = dropped_set.first_with_set(rows, overview.first)

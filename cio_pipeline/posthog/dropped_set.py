@@ -1,6 +1,6 @@
-"""R20: the events whose `$set` PostHog has dropped, and what an earlier extraction still knows of it.
+"""R20: which events have lost the `$set` that PostHog has dropped, and what an earlier extraction still has of it.
 
-PostHog keeps `$set` and `$set_once` of a stored event for 60 days, the person's properties for ever.
+PostHog keeps `$set` and `$set_once` of a stored event for 60 days, but the person properties for ever.
 """
 
 from __future__ import annotations
@@ -22,30 +22,30 @@ from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.values import UUID, is_uuid
 
 KEPT = timedelta(days=59)
-"""An event that is no older still has its `$set`, if it ever had one."""
+"""An event that is not older than this still has its `$set`, if it ever had one."""
 
 DROPPED = timedelta(days=61)
-"""An event that is older and still has its `$set` shows that this PostHog drops none."""
+"""An event that is older than this and still has its `$set` shows that this PostHog drops none."""
 
 SETS = ("$set", "$set_once")
 REMEMBERED = (*SETS, "$unset")
 TIME = EVENT_SCHEMA.field("timestamp").type
 IDENTITY = ["event", "distinct_id", "uuid"]
-"""What tells an event from others of its day."""
+"""What identifies an event within its day."""
 
 Moment = tuple[Any, ...]
 """An event's place in the order of `facts.ORDER`."""
 
 
 def reaches_back(start: datetime, now: datetime) -> bool:
-    """Whether a window that begins then may hold events whose `$set` was dropped."""
+    """Whether a window that starts then may have events whose `$set` was dropped."""
     return start < now - KEPT
 
 
 def columns_with_emails(attributes_from: AttributesFrom, start: datetime) -> tuple[str, ...]:
-    """The columns of a window's events that may hold an email to learn (R1): for an old window, the person's properties, too.
+    """The columns of a window's events that may have an email to learn (R1): for an old window also the person properties.
 
-    So it is with `set` as well: an event that had its `$set` when the day was extracted before is to be found again.
+    This includes `set`: an event that had its `$set` when the day was extracted before must be found again.
     """
     if attributes_from == "person":
         return ("person_properties",)
@@ -53,9 +53,9 @@ def columns_with_emails(attributes_from: AttributesFrom, start: datetime) -> tup
 
 
 def first_with_set(events: pa.Table, before: Moment | None = None) -> Moment | None:
-    """The place of the first event that has a `$set` or `$set_once`, or `before` if that is earlier; None where there is none.
+    """The place of the first event that has a `$set` or `$set_once`, or `before` if that is earlier; None if there is none.
 
-    An event whose time could not be read says nothing.
+    Events whose time cannot be read do not count.
     """
     may = pc.and_(_names(events["properties"], "$set"), pc.greater_equal(events["timestamp"], pa.scalar(EVER, TIME)))
     found = events.select([*ORDER, "properties"]).filter(may)
@@ -81,11 +81,11 @@ def has_set(properties: Any) -> bool:
 def lost_of_a_day(
     events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, first: Moment | None, now: datetime
 ) -> pa.ChunkedArray:
-    """Which of a day's events have lost their `$set`; `first` is the day's first event that has one (R20).
+    """Which of a day's events have lost their `$set` (R20).
 
-    `first` is by what PostHog gives now. Lost are the old ones before it, unless it is so old that this PostHog cannot drop
-    any. What an earlier extraction decided stays: an event that took the person's properties (`took`) does so again, one that
-    it had when `$set` was still there (`stays`) does not.
+    first: the day's first event that has one, according to what PostHog gives now. The old events before it have lost theirs,
+    unless it is so old that this PostHog drops none. What an earlier extraction decided stays: an event that took the person
+    properties (`took`) does so again; one that was there when `$set` was still there (`stays`) does not.
     """
     old = pc.less(events["timestamp"], pa.scalar(now - KEPT, TIME))
     drops_none = first is not None and first[0] < now - DROPPED
@@ -102,25 +102,29 @@ def lost_of_the_history(events: pa.Table, now: datetime) -> pa.ChunkedArray:
 
 
 def known(events: pa.Table) -> pa.Table:
-    """The events of an earlier extraction, with the properties of those alone that a later one may lack: a `$set`."""
+    """The events of an earlier extraction, with their properties only if a later extraction may lack a `$set` that is in
+    them."""
     texts = pc.if_else(_names(events["properties"], *REMEMBERED), events["properties"], pa.scalar(None, pa.string()))
     return events.set_column(events.schema.get_field_index("properties"), "properties", texts)
 
 
 def any_has_set(properties: pa.ChunkedArray) -> bool:
-    """Whether any of the properties have a `$set` or `$set_once`: PostHog had not dropped all of theirs when they were
-    extracted."""
+    """Whether any of the properties have a `$set` or `$set_once`, so that PostHog had not dropped all of them at the
+    extraction."""
     return any(has_set(text.as_py()) for text in properties.filter(_names(properties, "$set")))
 
 
 def took_all(events: pa.Table) -> bool:
-    """Whether an earlier extraction took the person's properties whatever the event's `$set`, as `person` has it."""
+    """Whether an earlier extraction took the person properties whatever the event's `$set`, as `person` does."""
     return any_has_set(events["properties"].filter(pc.is_valid(events["person_properties"])))
 
 
 class Remembered(NamedTuple):
-    """Events with what an earlier extraction knew of them: whether each was there then (`was_there`) and had taken the
-    person's properties (`took`); and how many of them got any property back (`regained`)."""
+    """Events with what an earlier extraction knew of them.
+
+    was_there: whether each was there then; took: whether it had taken the person properties; regained: how many events got any
+    property back.
+    """
 
     events: pa.Table
     was_there: pa.ChunkedArray
@@ -131,8 +135,8 @@ class Remembered(NamedTuple):
 def remembered(events: pa.Table, before: pa.Table) -> Remembered:
     """The events with the `$set`, `$set_once` and `$unset` that they had in `before` and lack now.
 
-    `before` has the columns of `EVENT_SCHEMA`, as an earlier extraction kept them and `known` gives them. The person's
-    properties that an event took then stay where there are none now.
+    before: has the columns of `EVENT_SCHEMA`, as `known` gives them. Person properties that an event took then stay if there
+    are none now.
     """
     at = _places(events, before)
     then = before.select(["properties", "person_properties"]).take(at)
@@ -152,7 +156,7 @@ def remembered(events: pa.Table, before: pa.Table) -> Remembered:
 
 
 def _places(events: pa.Table, before: pa.Table) -> pa.Array:
-    """The row of each event in `before`, null where it was not there."""
+    """The row of each event in `before`, null where it is not there."""
     uuids = before["uuid"]
     at = pc.index_in(events["uuid"], uuids.combine_chunks()).combine_chunks()
     if len(pc.unique(uuids)) == len(uuids) and len(pc.unique(events["uuid"])) == len(events) and _are_uuids(uuids):
@@ -167,14 +171,15 @@ def _places(events: pa.Table, before: pa.Table) -> pa.Array:
 
 
 def _with_identity(events: pa.Table) -> pd.DataFrame:
-    """`IDENTITY` and each event's day; its time where its uuid is none, and so does not tell it from others of the day."""
+    """`IDENTITY` and the day of each event; its time instead, if its uuid is not valid and does not distinguish it from
+    others."""
     frame = events.select([*IDENTITY, "timestamp"]).to_pandas()
     have_uuids = pd.Series([is_uuid(text) for text in frame["uuid"].tolist()], frame.index, dtype=bool)
     return frame.assign(day=frame["timestamp"].dt.floor("D").where(have_uuids, frame["timestamp"]))
 
 
 def gives_any(events: pa.Table) -> bool:
-    """Whether any event gives an attribute: by the person's properties where it has them, else by its `$set`."""
+    """Whether any event gives an attribute: by the person properties if it has them, or else by its `$set`."""
     for part in events.select(["properties", "person_properties"]).to_batches(max_chunksize=1000):
         for properties, person in zip(part["properties"].to_pylist(), part["person_properties"].to_pylist(), strict=True):
             if person is not None:
@@ -186,7 +191,7 @@ def gives_any(events: pa.Table) -> bool:
 
 
 def taking(events: pa.Table, taken: pa.ChunkedArray | bool) -> pa.Table:
-    """The events with the person's properties where they are to be taken, and null elsewhere."""
+    """The events with the person properties where these are to be taken, and null elsewhere."""
     persons = events["person_properties"]
     if taken is False:
         persons = pa.nulls(len(events), pa.string())
@@ -198,7 +203,7 @@ def taking(events: pa.Table, taken: pa.ChunkedArray | bool) -> pa.Table:
 
 
 def _before(events: pa.Table, first: Moment | None) -> Any:
-    """Whether each event comes before that place; where there is none, each does."""
+    """Whether each event comes before that place; all do if there is none."""
     if first is None:
         return _all(len(events), True)
     is_before, is_same = _all(len(events), False), _all(len(events), True)
@@ -222,13 +227,13 @@ def _are_uuids(texts: pa.ChunkedArray) -> bool:
 
 
 def _where(mask: pa.ChunkedArray, texts: pa.ChunkedArray) -> Iterator[tuple[bool, str | None]]:
-    """Each row's mask, and its text where that is true: only those texts become Python's."""
+    """Each row's mask, and its text where that is true, so that only those texts become Python's."""
     chosen = pc.if_else(mask, texts, pa.scalar(None, pa.string()))
     return zip(mask.to_pylist(), chosen.to_pylist(), strict=True)
 
 
 def _with(new: Any, old: str) -> Any:
-    """The new text with what the old one had and it lacks; as it is where it is no object."""
+    """The new text with what the old one had and it lacks; unchanged if it is not an object."""
     text = new if isinstance(new, str) and new.strip() else "{}"
     now, had = _object(text), _object(old)
     missing = {name: had[name] for name in REMEMBERED if _is_given(name, had.get(name)) and not _is_given(name, now.get(name))}
@@ -244,9 +249,10 @@ def _is_given(name: str, value: Any) -> bool:
 
 
 def _names(texts: pa.ChunkedArray, *names: str) -> pa.Array:
-    """Whether each text names one of them. Parsing is dear: only such text is parsed.
+    """Whether each text contains one of these names. Parsing is slow, so only such text is parsed.
 
-    All texts are searched as the one piece of memory that they are in Arrow, which takes a tenth of Arrow's own search.
+    All texts are searched as the one piece of memory that they are in Arrow, which takes a tenth of the time of Arrow's own
+    search.
     """
     array = pa.concat_arrays([pa.array([], pa.string()), *texts.chunks])
     found = np.zeros(len(array), bool)

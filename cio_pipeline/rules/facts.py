@@ -36,18 +36,14 @@ def in_order(events: pd.DataFrame) -> Any:
     return order
 
 
-def learn(events: pd.DataFrame) -> pd.DataFrame:
-    """What the day says about people: one row for each distinct_id that it says anything about.
+def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
+    """What the day says about people (R1), and which ids and emails belong to the same person (R21).
 
-    Columns: distinct_id (text), identified (bool: it had a `$identify`), email (text or None: the last valid one that was
-    set) and email_set (when, in microseconds since 1970, or None).
+    The frame has one row for each distinct_id that the day says anything about: distinct_id (text), identified (bool: it had a
+    `$identify`), email (text or None: the last valid one that was set) and email_set (when, in microseconds since 1970, or
+    None). The links include emails that another replaced later in the day, distinct_ids that are emails themselves, and a
+    `$identify` that is refused.
     """
-    return learn_with_links(events)[0]
-
-
-def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
-    """The frame of `learn`, and the day's links (R21). These include emails that another replaced later in the day,
-    distinct_ids that are emails themselves, and a `$identify` that is refused."""
     observed = _observe(events)
     ids, emails = observed.distinct_ids, observed.emails.uniques
     identified = np.zeros(len(ids), dtype=bool)

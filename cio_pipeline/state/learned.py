@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.database import chunks
 from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, links, merges
 from cio_pipeline.tables.files import StorageError, temporary_file_errors
@@ -80,13 +81,7 @@ def bound(column: pa.Array) -> list[Any]:
     """The column's values as `Text` stores them."""
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
-    return _listed(column)
-
-
-def _listed(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The column's values, through numpy in a third of the time."""
-    listed: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
-    return listed
+    return to_list(column)
 
 
 def _hash(table: sa.Table, rows: pa.Table) -> int:

@@ -1,4 +1,4 @@
-"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files; nothing stored changes."""
+"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files, and changes nothing stored."""
 
 import logging
 from collections import Counter
@@ -50,7 +50,7 @@ dry_run = dg.AssetSpec(
 
 
 class DryRunConfig(DeliveryConfig):
-    """The days, and how the run shall differ from a usual one."""
+    """The days, and the options of a delivery."""
 
     first: str = Field(default="yesterday", alias="from", description="The first day, YYYY-MM-DD, or yesterday (UTC).")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
@@ -78,7 +78,7 @@ def preview_delivery(
 
 
 def _read(keys: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
-    """Reads and learns the days, and the history if that was never read; gives the options of the delivery."""
+    """Reads and learns the days, and the history if that was never read. Returns the options of the delivery."""
     if not history_is_known(store):
         logger.info("identity_history was never read: it is read for this dry run only. Materialize it to keep it.")
         read_history(posthog, store)
@@ -106,7 +106,7 @@ def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options
 def _stops(
     keys: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
-    """What would stop a run before its first request. The limits hold for each run, which has a few of the days."""
+    """What would stop a run before its first request. The limits apply to each run, which has some of the days."""
     for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
         try:
             refuse(store, keys)

@@ -1,8 +1,8 @@
-"""Events out of the files of a PostHog batch export, in a folder or at any fsspec URL.
+"""Events from the files of a PostHog batch export, in a folder or at any fsspec URL.
 
-A day is a day of event time, while a run's files hold what *landed* in its interval: up to seven days after it happened, or up
-to one day before, where a clock is fast. So a day is looked for in the runs from one day before it to `late_days` after it.
-What landed later than that is not seen, nor what PostHog never exports: events more than seven days old when they landed.
+A day is a day of event time, whereas the files of a run have what *landed* in its interval: up to seven days after it happened
+or, if a clock is fast, up to one day before. So a day is read from the runs from one day before it to `late_days` after it.
+What landed later is not found; PostHog itself never exports events that were more than seven days old when they landed.
 """
 
 from __future__ import annotations
@@ -38,26 +38,27 @@ from cio_pipeline.storage_errors import cause
 logger = logging.getLogger(__name__)
 
 EARLY = timedelta(days=1)
-"""PostHog exports no event that is dated further ahead of its landing."""
+"""PostHog exports no event that is dated further ahead of its landing than this."""
 
 NAMES_SHOWN = 5
 
 
 class BatchExportSource:
-    """The `batch_export` source: the files under `url`, for events that landed up to `late_days` days after their day."""
+    """The `batch_export` source: the files under `url`, with events that landed up to `late_days` days after their day."""
 
     def __init__(self, url: str, late_days: int, allowlist: tuple[str, ...], attributes_from: AttributesFrom) -> None:
         self._url, self._late = url, timedelta(days=late_days)
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where the folder cannot be listed, or holds no batch export."""
+        """Raises `NotExtracted` where the folder cannot be listed, or contains no batch export."""
         self._listed()
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The window's events.
 
-        Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
+        Raises `NotExtracted` where the export is not finished up to the window's end, has nothing from the window, or cannot be
+        read.
         """
         folder, found = self._listed()
         near = [_with_counted_files(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
@@ -80,7 +81,7 @@ class BatchExportSource:
         return min(reach, moment)
 
     def history(self, before: datetime) -> Window:
-        """All `$identify` and `$set` events before that time that were exported."""
+        """All exported `$identify` and `$set` events before that time."""
         folder, found = self._listed()
         early = [_with_counted_files(run, folder) for run in found if run.start < before + self._late]
         uncovered(early, EVER, before)
@@ -89,7 +90,7 @@ class BatchExportSource:
         return window_of(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self) -> tuple[Folder, list[Run]]:
-        """The folder, and the runs of the events' export in it."""
+        """The folder, and the runs of the export of events in it."""
         folder = listed(self._url)
         nameless, found = unnamed(folder.sizes), runs(folder.sizes)
         if not found:
@@ -123,9 +124,9 @@ def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None
 
 
 def _with_counted_files(run: Run, folder: Folder) -> Run:
-    """The run with all of its files that count; with a manifest that is not whole it is as if it had none yet.
+    """The run with all of its files that count. An incomplete manifest counts as none yet.
 
-    Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
+    Raises `NotExtracted` where a file of the interval may belong to the run, but has an unknown name.
     """
     run, left = counted_files(run, _manifests(run, folder))
     if left:
@@ -139,7 +140,7 @@ def _with_counted_files(run: Run, folder: Folder) -> Run:
 
 
 def _manifests(run: Run, folder: Folder) -> dict[str, list[str]]:
-    """The run's manifests that are whole, and the names in each: a later run's may lie beside an earlier one's copy."""
+    """The run's complete manifests, and the names in each: a later run's may lie next to an earlier one's copy."""
     found = {path: _manifest(path, folder) for path in run.manifests}
     return {path: names for path, names in found.items() if names is not None}
 
@@ -157,7 +158,7 @@ def _manifest(path: str, folder: Folder) -> list[str] | None:
 
 
 def _finished(found: list[Run]) -> list[str]:
-    """The files of the runs that are finished; the others are logged."""
+    """The files of the finished runs; the unfinished ones are logged."""
     for run in found:
         if not run.finished:
             logger.warning("%s What is only in it comes when the day is run again.", unfinished(run))
