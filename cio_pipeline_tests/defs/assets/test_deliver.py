@@ -211,7 +211,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
 ) -> None:
     store = Identities(load_settings().ledger_url)
     facts = pd.DataFrame(
-        [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
+        [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set_at"]
     )
     links = frozenset({("joe@new.example.com", "joe")})
     store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=KEPT_EVENTS.names)), links)])
