@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cio_pipeline.customer_state import unpack
+from cio_pipeline.attribute_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import PROBE, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import Stopped
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
@@ -55,7 +55,7 @@ class Sender:
     def _send(self, request: Request) -> None:
         """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
 
-        Raises `http_retry.Unavailable` where it refuses all of them, and a probe, too.
+        Raises `http.retry.Unavailable` where it refuses all of them, and a probe, too.
         """
         try:
             refused = self._post(request)
@@ -74,7 +74,7 @@ class Sender:
         """An item sent by itself was refused, but not by name: the item is at fault if Customer.io accepts probes meanwhile.
 
         Probes and the item alternate unevenly, so that a fault that comes and goes is not taken for the item's. Raises
-        `http_retry.Unavailable` where a probe is refused, too: then Customer.io would refuse anything.
+        `http.retry.Unavailable` where a probe is refused, too: then Customer.io would refuse anything.
         """
         for probes in PROBES_BETWEEN_TRIES:
             for _ in range(probes):

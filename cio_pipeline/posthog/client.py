@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from cio_pipeline.http_retry import Bearer, new_session, send
+from cio_pipeline.http.retry import Bearer, new_session, send
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
@@ -86,7 +86,7 @@ class Api:
         """The answer, after as many tries as may help: also of what is no answer of PostHog's, but of something before it.
 
         Where it may be too big, only a 429 is waited out here, and what else may pass is given back. Raises
-        `http.Unavailable`, or `NotExtracted` where something else than PostHog still answers.
+        `http.retry.Unavailable`, or `NotExtracted` where something else than PostHog still answers.
         """
         for attempt in itertools.count(1):
             response = send(

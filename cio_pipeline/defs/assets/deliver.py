@@ -37,7 +37,7 @@ from cio_pipeline.defs.pages.receipts import (
 from cio_pipeline.defs.pages.schemas import described
 from cio_pipeline.defs.partitions import backfill_policy, days, window
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.database import DatabaseError

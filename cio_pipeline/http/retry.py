@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 import requests
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_body import read_body
-from cio_pipeline.http_errors import Fault, NotWritten, TooLongBody, fault_of
-from cio_pipeline.http_session import Bearer, FewUrls, new_session
+from cio_pipeline.http.body import read_body
+from cio_pipeline.http.errors import Fault, NotWritten, TooLongBody, fault_of
+from cio_pipeline.http.session import Bearer, FewUrls, new_session
 
 __all__ = ["Bearer", "Fault", "FewUrls", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
 
@@ -133,7 +133,7 @@ def send(
     429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
     a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the fault is the whole
     service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting, and
-    `http_errors.NotWritten`.
+    `http.errors.NotWritten`.
     """
     so_far = Tries(f"{service} ({_host(url)})", tries, patience)
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}
