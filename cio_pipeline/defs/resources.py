@@ -27,7 +27,8 @@ from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import AttributesFrom, EventSource
+from cio_pipeline.posthog.source import EventSource
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown
