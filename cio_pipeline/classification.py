@@ -14,7 +14,8 @@ from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import Identities
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 COLUMNS = [name for name in KEPT_EVENTS.names if name != "created_at"]
 

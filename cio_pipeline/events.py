@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.properties import PARSED_COLUMNS, parse_properties
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
 
@@ -33,7 +34,7 @@ READ_BY = "read by"
 """The entry of a version's `about` that says which code has parsed its events' JSON (`code_hash`)."""
 
 
-def with_facts(events: pa.Table) -> pa.Table:
+def with_parsed_columns(events: pa.Table) -> pa.Table:
     """The events with the columns `PARSED_COLUMNS` added."""
     columns = (events[name].combine_chunks().cast(pa.large_string()) for name in ("event", "properties", "person_properties"))
     parsed = parse_properties(*(column.cast(pa.large_binary()) for column in columns))
@@ -44,14 +45,14 @@ def shard_of_events(tables: Tables, table: str, day: str, version: Version, shar
     """Some of the columns `KEPT_EVENTS` of a shard. JSON that other code has parsed is parsed again. Raises `StorageError`."""
     if version.about.get(READ_BY) == code_hash():
         return tables.shard(table, day, version, shard, columns)
-    return with_facts(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
+    return with_parsed_columns(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
 
 
 def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.Table]:
     """The day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows` does."""
     is_read = tables.version("posthog_events", day).about.get(READ_BY) == code_hash()
     for rows in tables.rows("posthog_events", day, "distinct_id", distinct_ids):
-        yield rows if is_read else with_facts(rows.select(EVENT_SCHEMA.names))
+        yield rows if is_read else with_parsed_columns(rows.select(EVENT_SCHEMA.names))
 
 
 def code_hash() -> str:

@@ -13,13 +13,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_facts
+from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
 from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NotExtracted, Window, duplicates, in_order
 from cio_pipeline.rules import dropped_set
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
-from cio_pipeline.tables.tables import ShardWriter, Tables, Written
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import FEW, load_workers, map_shards
 
 KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
@@ -201,7 +202,7 @@ def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
     return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
 
 
-def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Written, Extracted]:
+def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, Extracted]:
     """Writes a shard's events, each once and by person, with the properties that are to be taken."""
     rows, earlier = _parted(shard.read())
     kept = Extracted(read=len(rows), shards=1)
@@ -215,7 +216,7 @@ def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writ
     stays = pc.and_not(was_there, took) if context.overview.had_set else none
     events = _with_person_properties(context, events, took, stays, kept)
     kept.rows = len(events)
-    return context.writer.write(number, {context.table: with_facts(events)}), kept
+    return context.writer.write(number, {context.table: with_parsed_columns(events)}), kept
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:

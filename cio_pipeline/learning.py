@@ -9,7 +9,8 @@ from cio_pipeline.rules.facts import learn_with_links
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY, Identities
 from cio_pipeline.state.learned import Learned
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 from cio_pipeline.worker_pool import map_shards
 
 LEARNED_FROM = ["uuid", "event", "distinct_id", "timestamp", "given_email", "anonymous_id"]

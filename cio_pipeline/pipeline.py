@@ -23,7 +23,8 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import Shard
-from cio_pipeline.tables.tables import NewVersion, ShardWriter, Tables, Written
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import NewVersion, ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import map_shards
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
@@ -97,19 +98,19 @@ def _derive(day: Day, identities: Identities, new: NewVersion, workers: int) -> 
     return account
 
 
-def _write_shard_as_extracted(day: Day, writer: ShardWriter, shard: int, earlier: pd.DataFrame) -> tuple[Written, Account]:
+def _write_shard_as_extracted(day: Day, writer: ShardWriter, shard: int, earlier: pd.DataFrame) -> tuple[WrittenShard, Account]:
     """Writes the tables of a shard whose customers are its distinct_ids."""
     return _write(day, writer, shard, lambda: classified_shard(day, shard, earlier), are_counted=False)
 
 
-def _write_shard_by_customer(day: Day, writer: ShardWriter, number: int, shard: Shard) -> tuple[Written, Account]:
+def _write_shard_by_customer(day: Day, writer: ShardWriter, number: int, shard: Shard) -> tuple[WrittenShard, Account]:
     """Writes the tables of a shard by customer, whose outcomes are counted already."""
     return _write(day, writer, number, lambda: shard.read().to_pandas(), are_counted=True)
 
 
 def _write(
     day: Day, writer: ShardWriter, number: int, read: Callable[[], pd.DataFrame], *, are_counted: bool
-) -> tuple[Written, Account]:
+) -> tuple[WrittenShard, Account]:
     """Writes the tables of the events that `read` gives as `classify` does; each is let go as soon as the next is made of it,
     for one person's events may be many."""
     classified = read()

@@ -25,7 +25,8 @@ from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.files import StorageError
-from cio_pipeline.tables.tables import NotMaterialized, Tables, Version
+from cio_pipeline.tables.tables import NotMaterialized, Tables
+from cio_pipeline.tables.versions import Version
 from cio_pipeline.worker_pool import WorkerDied
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame

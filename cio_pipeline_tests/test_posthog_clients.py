@@ -19,7 +19,7 @@ from posthog import Posthog
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.defs.resources import event_source
+from cio_pipeline.defs.services import event_source
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio

@@ -16,8 +16,8 @@ from cio_pipeline.customerio.answers import (
     first_reason,
     host,
     json_object,
+    max_items_at_fault,
     names_an_item,
-    own_faults,
     page_text,
     serving_host,
 )
@@ -27,46 +27,46 @@ from cio_pipeline.http.retry import Fault, FewUrls, Unavailable, Unusable, new_s
 from cio_pipeline.masking import mask, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
-"""What may pass. Customer.io's own client names 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
+"""Statuses that may pass. Customer.io's own client retries 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
 
 REFUSED = frozenset({400, 413, 422})
-"""What is said of the request's content; 207 is said of some of its items."""
+"""Statuses that are about the request's content; 207 is about some of its items."""
 
 TRIES = 9
 TRIES_OF_THE_CHECK = 3
-"""Before anything is sent, an answer of something else is more likely a wrong address than a passing fault."""
+"""Before anything is sent, an answer that is not Customer.io's more likely means a wrong address than a passing fault."""
 
 TIMEOUT_SECONDS = (10, 60)
 ANSWER_SECONDS = 120.0
-ANSWER_BYTES = 16 << 20
+MAX_ANSWER_BYTES = 16 << 20
 """A 207 has a few hundred bytes for each of its items."""
 
 REGION, BATCH = "/api/v1/accounts/region", "/api/v2/batch"
 
 PROBE = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.cio_pipeline"},"attributes":{"_update":true}}'
-"""A request that changes nothing, to see whether Customer.io accepts any: an upsert of nobody
-(`_update`: "If no person matches the identifiers, the request does nothing")."""
+"""A request that changes nothing, to see whether Customer.io accepts anything: an upsert of nobody (`_update`: "If no person
+matches the identifiers, the request does nothing")."""
 
 
 class NotDelivered(PipelineError):
-    """Customer.io takes nothing until a setting is mended; the message is one sentence that names it."""
+    """Nothing can be delivered until something is changed; the message is one sentence that says what."""
 
 
 class UnnamedRefusal(Exception):
-    """Customer.io refused a request as a whole, or did not say which items; reason and detail as it gave them.
+    """Customer.io refused a whole request, or did not say which of its items; reason and detail are its own.
 
-    own_faults: of how many items that are refused so, and none of their kind accepted, each may be at fault itself.
+    max_at_fault: how many items may be at fault themselves if they are refused like this, and none of their kind is accepted.
     """
 
-    def __init__(self, reason: str, detail: str, own_faults: int = 0) -> None:
+    def __init__(self, reason: str, detail: str, max_at_fault: int = 0) -> None:
         super().__init__(reason)
-        self.reason, self.detail, self.own_faults = reason, detail, own_faults
+        self.reason, self.detail, self.max_at_fault = reason, detail, max_at_fault
 
 
 class TrackClient:
-    """The calls the sink needs. It may be shared by threads.
+    """The calls that a delivery needs. Threads may share it.
 
-    Only what the Track API answers counts: anything else is tried again, and `http.retry.Unusable` is raised at last.
+    Only an answer of the Track API counts: any other is retried, and finally raises `http.retry.Unusable`.
     """
 
     def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
@@ -74,7 +74,7 @@ class TrackClient:
         self.requests = 0
         self.bytes = 0
         self.rate_limit = RateLimit(requests_per_second)
-        self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind: a copy is ignored, by its id
+        self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind; Customer.io ignores a copy
         self._keys = (api_key, site_id)
         session = new_session(HTTPBasicAuth(site_id, api_key), url)
         session.headers["User-Agent"] = "cio_pipeline"
@@ -83,7 +83,7 @@ class TrackClient:
         self._counting = threading.Lock()
 
     def check(self) -> None:
-        """Asks for the account's region. Raises `NotDelivered` where the keys or the endpoint are wrong."""
+        """Requests the account's region. Raises `NotDelivered` where the keys or the endpoint are wrong."""
         try:
             response = self._send("GET", REGION, None, _fault_in_region)
         except Unusable as odd:
@@ -98,7 +98,7 @@ class TrackClient:
         raise NotDelivered(sentence)
 
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
-        """Posts operations to `/api/v2/batch`; gives those refused, by index: (reason, detail). The rest is accepted.
+        """Posts operations to `/api/v2/batch`. Returns (reason, detail) of those refused, by index; the others are accepted.
 
         Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.retry.Unavailable`.
         """
@@ -107,14 +107,14 @@ class TrackClient:
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise UnnamedRefusal(*self._without_keys(first_reason(errors)), own_faults=names_an_item(errors))
+                raise UnnamedRefusal(*self._without_keys(first_reason(errors)), max_at_fault=names_an_item(errors))
             refused.setdefault(index, self._without_keys(first_reason([error])))
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
         """Posts one event's body to the v1 call. Raises `UnnamedRefusal` where it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
-            raise UnnamedRefusal(*self._without_keys(first_reason(errors)), own_faults=1)
+            raise UnnamedRefusal(*self._without_keys(first_reason(errors)), max_at_fault=1)
 
     def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
         """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
@@ -136,7 +136,8 @@ class TrackClient:
         raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses {what}, with {words}: a rerun sends it.")
 
     def _post(self, path: str, body: bytes) -> list[Any]:
-        """The errors of an answer, which may name items. Raises `UnnamedRefusal` where the content was refused as a whole."""
+        """Posts a body. Returns the answer's errors, which may name items. Raises `UnnamedRefusal` where all of it was
+        refused."""
         response = self._send("POST", path, body, _fault_in_post)
         if response.status_code in (401, 403):
             self.check()  # it raises, if it is the keys
@@ -145,12 +146,12 @@ class TrackClient:
         errors = errors_in(parsed)
         if response.status_code != 200 and (response.status_code != 207 or not errors):
             reason, detail = self._without_keys(first_reason(errors) if parsed is not None else page_text(response))
-            at_fault = own_faults(response.status_code, parsed, is_batch=path == BATCH)
+            at_fault = max_items_at_fault(response.status_code, parsed, is_batch=path == BATCH)
             raise UnnamedRefusal(f"{response.status_code} {reason}", detail, at_fault)
         return errors
 
     def _without_keys(self, refusal: tuple[str, str]) -> tuple[str, str]:
-        """Reason and detail of an answer, which may quote what it was asked with."""
+        """The reason and detail of an answer, which may quote the request, without the keys."""
         reason, detail = refusal
         return without_keys(reason, *self._keys), without_keys(detail, *self._keys)
 
@@ -189,7 +190,7 @@ class TrackClient:
             before_each=turn,
             pause=self.rate_limit.pause,
             fault_in=fault_in,
-            max_bytes=ANSWER_BYTES,
+            max_bytes=MAX_ANSWER_BYTES,
             seconds=ANSWER_SECONDS,
             data=body,
             headers={"Content-Type": "application/json"},
@@ -198,7 +199,7 @@ class TrackClient:
 
 
 def _body(operations: list[bytes]) -> bytes:
-    """A batch. It may have half a megabyte, and is copied together but once."""
+    """The body of a batch. It may be half a megabyte, so it is joined only once."""
     parts = list(operations)
     parts[0] = b'{"batch":[' + parts[0]
     parts[-1] += b"]}"
@@ -216,7 +217,7 @@ def _fault_in_region(response: requests.Response) -> Fault | None:
 
 
 def _fault_in_post(response: requests.Response) -> Fault | None:
-    """An acknowledgement is a 200 with nothing in its object, or with errors; what is refused has a status of its own."""
+    """An acknowledgement is a 200 with an empty object, or with errors; a refusal has another status."""
     if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
         return None
     parsed = json_object(response)

@@ -11,7 +11,7 @@ from cio_pipeline.customerio.plan import Plan
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, printable
 
-SHOWN_OF_ID = 6
+ID_CHARACTERS = 6
 SAMPLE_ITEMS = 5
 SAMPLE_NAMES = 12
 
@@ -23,21 +23,21 @@ def mask_key(key: str) -> str:
 
 
 def mask_id(distinct_id: str) -> str:
-    """An email masked; of another id the first and the last few characters, half of it at most: `user-000017` -> `us***017`.
+    """A masked email; or the first and last characters of another id, at most half of it: `user-000017` -> `us***017`.
 
-    Whoever knows the person knows them by that.
+    Those who know the person recognise them by it.
     """
     if "@" in distinct_id:
         return mask(distinct_id)
-    shown = min(SHOWN_OF_ID, len(distinct_id) // 2)
+    shown = min(ID_CHARACTERS, len(distinct_id) // 2)
     last = (shown + 1) // 2
     return printable(f"{distinct_id[: shown - last]}***{distinct_id[len(distinct_id) - last :]}")
 
 
-def sample(made: Plan) -> list[str]:
-    """A line for some of the customers and some of the events: whose they are, and the names of what they hold."""
-    events = made.events.take(np.arange(min(len(made.events), SAMPLE_ITEMS)))
-    return [_line(item) for item in made.upserts[:SAMPLE_ITEMS] + events.items()]
+def sample(plan: Plan) -> list[str]:
+    """A line each for a few customers and events: whose it is, and the names of its attributes or properties."""
+    events = plan.events.take(np.arange(min(len(plan.events), SAMPLE_ITEMS)))
+    return [_line(item) for item in plan.upserts[:SAMPLE_ITEMS] + events.items()]
 
 
 def _line(item: Item) -> str:

@@ -1,4 +1,4 @@
-"""A lane's requests, sent one after another: what is accepted and what is refused is kept before the next one goes out."""
+"""A lane's requests, sent one after another: each answer is recorded before the next request is sent."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
 
 PROBES_BETWEEN_TRIES = (2, 1, 3, 1, 2)
-"""How many probes go out between the six tries of a single item. No fault at regular intervals hits all six tries and no probe;
-one at random, whatever its odds, does so in fewer than one of 20,000 cases."""
+"""How many probes are sent between the six tries of a single item. No fault at regular intervals hits all six tries and no
+probe; a random one, whatever its probability, does so in fewer than one of 20,000 cases."""
 
-MANY_ALIKE = 10
-"""When this many items of a kind are refused in the same words and none is accepted, the items are not at fault."""
+SERVICE_AT_FAULT = 10
+"""If this many items of a kind are refused in the same words, and none is accepted, the service is at fault."""
 
 CUSTOMER = "customer"
 CAMPAIGN_EVENTS = "events under 72 hours"
@@ -27,11 +27,11 @@ ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
 class Undecided(Unavailable):
-    """A few items were refused, each sent by itself, and none of their kind accepted: no answer shows whose fault that is."""
+    """A few items were refused, each sent by itself, and none of their kind was accepted: no answer shows what is at fault."""
 
 
 class Sender:
-    """Sends the requests of one lane, each answered and acknowledged before the next."""
+    """Sends the requests of one lane, each after the answer to the previous one has been recorded."""
 
     def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
         self.counts: Counter[str] = Counter()
@@ -40,7 +40,7 @@ class Sender:
         self._unnamed: list[tuple[Request, UnnamedRefusal]] = []
 
     def run(self) -> Counter[str]:
-        """Sends the requests, unless another lane has failed; gives the counts."""
+        """Sends the requests, unless another lane has failed. Returns the counts."""
         try:
             for request in self._requests:
                 self._send(request)
@@ -53,9 +53,9 @@ class Sender:
         return self.counts
 
     def _send(self, request: Request) -> None:
-        """Sends one request; where the answer does not tell which item is bad, its halves, until the bad one is alone.
+        """Sends one request. If the answer does not say which item is bad, sends its halves, until the bad item is alone.
 
-        Raises `http.retry.Unavailable` where it refuses all of them, and a probe, too.
+        Raises `http.retry.Unavailable` where all items are refused, and so is a probe.
         """
         try:
             refused = self._post(request)
@@ -71,10 +71,10 @@ class Sender:
             self._acknowledge(request, refused)
 
     def _send_alone(self, request: Request, why: UnnamedRefusal) -> None:
-        """An item sent by itself was refused, but not by name: the item is at fault if Customer.io accepts probes meanwhile.
+        """Decides whether an item that was refused alone is at fault: it is, if Customer.io accepts probes in between.
 
-        Probes and the item alternate unevenly, so that a fault that comes and goes is not taken for the item's. Raises
-        `http.retry.Unavailable` where a probe is refused, too: then Customer.io would refuse anything.
+        The item and probes alternate unevenly, so that the item does not take the blame for a fault that comes and goes. Raises
+        `http.retry.Unavailable` where a probe is refused, too, as Customer.io would then refuse anything.
         """
         for probes in PROBES_BETWEEN_TRIES:
             for _ in range(probes):
@@ -85,7 +85,7 @@ class Sender:
         kind = _kind(request)
         if not self._was_accepted(kind):
             self._unnamed.append((request, why))
-            self._stop_where_refused_alike(kind, why, MANY_ALIKE - 1, Unavailable)
+            self._stop_where_refused_alike(kind, why, SERVICE_AT_FAULT - 1, Unavailable)
             return
         if kind != CUSTOMER:
             self._client.probe(*self._client.accepted[kind], "even an event that it has accepted before")
@@ -95,29 +95,31 @@ class Sender:
         self._refuse(request, why)
 
     def _was_accepted(self, kind: str) -> bool:
-        """Whether one of the kind was: an upsert of this lane, which it sends once more in between, or an event of this run."""
+        """Whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of this
+        run."""
         return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
 
     def _send_unnamed_again(self) -> None:
-        """What was refused alone, before any of its kind was accepted: now beside one, or by what was said of it."""
+        """Decides about items that were refused alone before any of their kind was accepted: by one that was since, or by the
+        words of their refusals."""
         for request, why in self._unnamed:
             if self._was_accepted(_kind(request)):
                 self._send_alone(request, why)
             else:
-                self._stop_where_refused_alike(_kind(request), why, why.own_faults, Undecided)
+                self._stop_where_refused_alike(_kind(request), why, why.max_at_fault, Undecided)
                 self._refuse(request, why)
 
-    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, own_faults: int, error: type[Unavailable]) -> None:
-        """Raises the error where more of the kind were refused in the same words than may be at fault themselves."""
+    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, max_at_fault: int, error: type[Unavailable]) -> None:
+        """Raises the error where more items of the kind were refused in the same words than may be at fault themselves."""
         said = (kind, why.reason, why.detail)
-        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > own_faults:
+        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > max_at_fault:
             raise error(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
 
     def _refuse(self, request: Request, why: UnnamedRefusal) -> None:
         self._acknowledge(request, {0: (why.reason, why.detail)})
 
     def _why_refused(self, request: Request) -> UnnamedRefusal | None:
-        """Sends an item alone; None where the answer names it or takes it."""
+        """Sends an item alone. Returns None where the answer accepts it, or refuses it by name."""
         try:
             self._acknowledge(request, self._post(request))
         except UnnamedRefusal as unnamed:
@@ -133,7 +135,7 @@ class Sender:
         return self._client.batch(operations)
 
     def _acknowledge(self, request: Request, refused: dict[int, tuple[str, str]]) -> None:
-        """Keeps what the answer says of each item."""
+        """Records what the answer says about each item."""
         answer, accepted = Acknowledgement(), request
         if refused:
             items = request.items()
@@ -164,12 +166,12 @@ class Sender:
 
 
 def _kind(request: Request) -> str:
-    """What a lone item must have in common with another, so that the other's acceptance says something about it."""
+    """The kind of a single item: only the acceptance of another of its kind says something about it."""
     return CUSTOMER if request.upserts else "large event" if request.is_large else "event"
 
 
 def _identifier(request: Request) -> str | None:
-    """Whose event it is, as the v1 call has it in its path; None for a batch."""
+    """The customer's id or email in the v1 call's path; None for a batch."""
     if not request.is_large:
         return None
     [item] = request.items()

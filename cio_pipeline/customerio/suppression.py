@@ -1,4 +1,4 @@
-"""People who asked to be forgotten: CIO_SUPPRESSED_FILE names them, and nothing of theirs is sent (R21)."""
+"""R21: people who asked to be forgotten, whom CIO_SUPPRESSED_FILE names. Nothing about them is sent."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class Suppressed:
         return bool(self.ids or self.emails or self.hashes)
 
     def has(self, text: Any) -> bool:
-        """Whether this distinct_id or email is among them."""
+        """Whether this distinct_id or email is suppressed."""
         if not isinstance(text, str):
             return False
         email = text.strip().lower()
@@ -39,27 +39,27 @@ class Suppressed:
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
     def with_linked(self, linked: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """These people, with each distinct_id and email of theirs (R21): `linked` gives all that are linked to some names.
+        """These people, with all of their distinct_ids and emails (R21), which `linked` gives for some of their names.
 
-        `all_names`, all that are known, are searched only where the list has hashes.
+        `all_names` are all known distinct_ids and emails. They are searched only if the list has hashes.
         """
         if not self:
             return self
-        meant = {text for text in all_names if self.has(text)} if self.hashes else set()
-        found = frozenset(linked(self.ids | self.emails | meant | {text.lower() for text in meant if "@" in text}))
-        return replace(self, ids=found, emails=self.emails | {text.lower() for text in found if is_email(text)})
+        hashed = {text for text in all_names if self.has(text)} if self.hashes else set()
+        ids = frozenset(linked(self.ids | self.emails | hashed | {text.lower() for text in hashed if "@" in text}))
+        return replace(self, ids=ids, emails=self.emails | {text.lower() for text in ids if is_email(text)})
 
     def keys(self, keys: list[str], identifiers: list[Any], emails: list[Any], pairs: Iterable[tuple[str, str]]) -> set[str]:
-        """The keys of a shard that are theirs: by the key itself, the `identifier` or `email` of its upserts (None where they
-        have none), or a distinct_id behind its events, which `pairs` gives with their keys."""
-        given = zip(keys, identifiers, emails, strict=True)
-        named = {key for key, *texts in given if any(map(self.has, (key.partition(":")[2], *texts)))}
-        return named | {key for key, distinct_id in pairs if self.has(distinct_id)}
+        """The suppressed keys of a shard: by the key itself, by the `identifier` or `email` of its customer (which may be
+        None), or by a distinct_id of its events, given as `pairs` of key and distinct_id."""
+        customers = zip(keys, identifiers, emails, strict=True)
+        suppressed = {key for key, *texts in customers if any(map(self.has, (key.partition(":")[2], *texts)))}
+        return suppressed | {key for key, distinct_id in pairs if self.has(distinct_id)}
 
     def has_customer(self, key: str, operation: str) -> bool:
-        """Whether the customer of an operation is among them: by the key, and of an upsert by `identifier` or `email`."""
-        given = read_object(operation)
-        attributes = given["attributes"] if given.get("action") == "identify" else {}
+        """Whether the customer of an operation is suppressed: by the key, or by the `identifier` or `email` of an upsert."""
+        parsed = read_object(operation)
+        attributes = parsed["attributes"] if parsed.get("action") == "identify" else {}
         texts = (key.partition(":")[2], attributes.get("identifier"), attributes.get("email"))
         return any(map(self.has, texts))
 

@@ -1,4 +1,4 @@
-"""The order of a run's days where Customer.io refuses something of one, and no answer tells whose fault that is."""
+"""The order of a run's days when Customer.io refuses something of one, and no answer shows what is at fault."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ Done = TypeVar("Done")
 
 
 def retry_undecided(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
-    """Delivers the days: each when it is done, what `deliver` gave, and whether more days follow.
+    """Delivers the days. Yields each when it is done, with what `deliver` returned, and whether more days follow.
 
-    A day that ends as `Undecided` comes once more, after all others, so that it does not hold them up; and if something of
-    the same kind was accepted of them, that decides. Raises `Undecided` where nothing is left that could.
+    A day that raises `Undecided` is delivered once more after all others. So it does not hold them up, and if something of the
+    same kind was accepted of them, that settles it. Raises `Undecided` where nothing is left that could settle it.
     """
     todo, postponed = deque(days), set[str]()
     while todo:

@@ -1,6 +1,6 @@
-"""What Dagster sees, in the order in which one part imports another:
+"""What Dagster sees. Imports go up this list only:
 
-- `keys`, `partitions`, `failures`, `connections`, `resources`: names, days, how a run fails, and what a run is given;
+- `keys`, `partitions`, `failures`, `connections`, `services`, `resources`: names, days, how a run fails, and what it is given;
 - `pages`: what the assets' pages show;
 - `checks`: the asset checks;
 - `assets`: extract, derive, deliver;

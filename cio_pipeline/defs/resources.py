@@ -1,6 +1,6 @@
-"""The resources: PostHog, Customer.io, and what the pipeline stores. All of it is set by the environment.
+"""The resources: PostHog, Customer.io, and what the pipeline stores. They are configured by the environment only.
 
-A run's resources are made before its first step, so a wrong setting or key ends the run before anything is read or sent.
+A run's resources are set up before its first step, so a wrong setting or key ends the run before anything is read or sent.
 """
 
 import logging
@@ -23,10 +23,7 @@ from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
-from cio_pipeline.posthog.events_list import EventsApiSource
-from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.query import QuerySource
+from cio_pipeline.defs.services import event_source, track_client
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.options import Options
@@ -45,7 +42,7 @@ logger = logging.getLogger(__name__)
 
 
 def _shown(setting: str, of: Callable[[Settings], str]) -> Any:
-    """A field for the resource's page: what the settings say. It sets nothing."""
+    """A field that shows the settings on the resource's page, and configures nothing."""
     return Field(default=connections.text(of), description=f"{setting}. Shown only: it is set in the environment or .env.")
 
 
@@ -101,11 +98,11 @@ class CustomerIo(dg.ConfigurableResource[None]):
 
     @property
     def suppressed(self) -> Suppressed:
-        """The people of CIO_SUPPRESSED_FILE, as it was when the run began."""
+        """The people in CIO_SUPPRESSED_FILE when the run began."""
         return self._suppressed
 
     def traffic(self) -> Counter[str]:
-        """The requests and bytes of the run so far."""
+        """The run's requests and bytes so far."""
         return Counter(requests=self._client.requests, bytes=self._client.bytes)
 
 
@@ -143,8 +140,8 @@ class Store(dg.ConfigurableResource[None]):
 
     @contextmanager
     def overlay(self, first: str) -> Iterator["Store"]:
-        """A copy of this store for the block: what is written of days from `first` on goes to temporary files, and nothing here
-        changes. It has the same ledger."""
+        """A copy of this store, for the block, whose days from `first` on are written to temporary files, so that this one does
+        not change. It has the same ledger."""
         with temporary_folder() as folder:
             copy = Store()
             copy._settings, copy._ledger = self._settings, self._ledger
@@ -157,17 +154,17 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def options(self) -> Options:
-        """What the user chose about the rules."""
+        """The settings of the rules."""
         return self._settings.options
 
     @property
     def connected(self) -> str:
-        """From where to where the events go, as Markdown with links."""
+        """Where the events come from and go to, as Markdown with links."""
         return connections.as_markdown(self._settings)
 
     @property
     def run_limits(self) -> RunLimits:
-        """The most that a run may make of new customers and start of campaigns."""
+        """CIO_MAX_NEW_CUSTOMERS and CIO_MAX_CAMPAIGN_EVENTS."""
         return RunLimits(self._settings.max_new_customers, self._settings.max_campaign_events)
 
     @property
@@ -177,12 +174,12 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def allows_missing_days(self) -> bool:
-        """Whether days may be delivered though earlier ones, which they need, were never learned."""
+        """Whether days may be delivered although earlier ones that they need were never learned."""
         return self._settings.missing_days == "allow"
 
     @property
     def first_day_of_ledger(self) -> str | None:
-        """The first day of which the ledger keeps what was delivered; None where it keeps all."""
+        """The first day for which the ledger keeps what was delivered; None where it keeps all days."""
         days = self._settings.ledger_days
         return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
 
@@ -203,12 +200,12 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def tables(self) -> Tables:
-        """The tables between the stages."""
+        """The tables of the steps."""
         return self._tables
 
     @property
     def identities(self) -> Identities:
-        """What each day said about each distinct_id."""
+        """What each day says about each distinct_id."""
         return self._identities
 
     @property
@@ -218,8 +215,8 @@ class Store(dg.ConfigurableResource[None]):
 
 
 def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.InitResourceContext) -> Settings:
-    """The settings of the run. Raises `SettingsError`, also where the run config would set what a page only shows, and
-    `DaysError`."""
+    """The settings of the run. Raises `DaysError`, and `SettingsError`, also where the run config sets a field that only shows
+    a setting."""
     refuse_wrong_days(context.run.tags if context.run else {})
     for name, field in type(resource).model_fields.items():
         if getattr(resource, name) != field.default:
@@ -230,13 +227,13 @@ def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.Ini
 
 
 def tag(context: dg.InitResourceContext, **values: str) -> None:
-    """Tags the run, so that the list of runs shows of which days each is, and where it has read and sent."""
+    """Tags the run, so that the list of runs shows its days, and where it reads and sends."""
     if context.run is not None and context.instance is not None:
         context.instance.add_run_tags(context.run.run_id, values)
 
 
 def refuse_closed_bucket(data_dir: str) -> None:
-    """Raises `StorageError` where the tables are in a bucket that cannot be reached or may not be looked into."""
+    """Raises `StorageError` where the tables are in a bucket that cannot be reached or read."""
     if not is_url(data_dir):
         return
     try:
@@ -246,36 +243,3 @@ def refuse_closed_bucket(data_dir: str) -> None:
     else:
         return
     raise StorageError(f"The bucket {shown(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")
-
-
-def event_source(settings: Settings) -> EventSource:
-    """The source of events that CIO_EVENT_SOURCE names.
-
-    `query` becomes `events_api` where PostHog itself says that it has no query API (1.30.0 to 1.43). A 404 of a proxy or of a
-    wrong project does not say so. Raises `Unavailable` or `NotExtracted`.
-    """
-    needed = (settings.event_allowlist, settings.attributes_from)
-    posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
-    if settings.event_source == "batch_export":
-        return BatchExportSource(settings.batch_export_url, settings.late_days, *needed)
-    if settings.event_source == "file_download":
-        return FileDownloadSource(*posthog, settings.late_days, *needed, settings.data_dir)
-    listed = EventsApiSource(*posthog, *needed)
-    if settings.event_source == "events_api":
-        return listed
-    query = QuerySource(*posthog, *needed)
-    if query.exists():
-        return query
-    listed.check()
-    logger.warning("This PostHog has no query API: its list of events is read, which no count can be checked against.")
-    return listed
-
-
-def track_client(settings: Settings) -> TrackClient:
-    """The Track API with the settings' credentials."""
-    return TrackClient(
-        settings.tracking_url,
-        settings.customerio_site_id.get_secret_value(),
-        settings.customerio_api_key.get_secret_value(),
-        settings.requests_per_second,
-    )

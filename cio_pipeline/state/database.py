@@ -19,13 +19,13 @@ from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.sqlite import sqlite_engine, with_hint
 
 BUSY_SECONDS = 300
-"""How long a writer waits for another one, and anybody for a lock of PostgreSQL."""
+"""How long a writer waits for another one, or any connection for a lock of PostgreSQL."""
 
 CUT_OFF_SECONDS = 60
-"""After so long PostgreSQL ends the session of a host that is cut off, unless CIO_LEDGER_LOCK_SECONDS says otherwise."""
+"""After this long PostgreSQL ends the session of a host that is cut off; the default of CIO_LEDGER_LOCK_SECONDS."""
 
 KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-"""libpq's parameters: a PostgreSQL that is gone is noticed, and a firewall does not drop a connection that waits."""
+"""libpq's parameters: they detect a PostgreSQL that is gone, and keep firewalls from dropping idle connections."""
 
 MAX_CONNECTIONS = 4
 """The most that a process has to a PostgreSQL: one holds the delivery lock, the others are what its lanes take turns with."""
@@ -39,35 +39,35 @@ SCHEMA_LOCK = 0x63696F01
 ESCAPED = re.compile(r"\\[0\\]")
 
 INVALID = re.compile(r'(\binvalid\b[^"]*)"[^"]*"')
-"""How PostgreSQL's library quotes what it cannot read of a URL, which may be a password in the wrong place."""
+"""How libpq quotes the part of a URL that it cannot read, which may be a password in the wrong place."""
 
 T = TypeVar("T")
 
 
 class DatabaseError(PipelineError):
-    """The database cannot be used; the message is one sentence that names CIO_LEDGER_URL and not what it holds."""
+    """The database cannot be used; the message is one sentence that names CIO_LEDGER_URL, but not its value."""
 
 
 @dataclass(frozen=True)
 class SchemaVersion:
-    """What stamps the tables of one part of the product; `number` changes whenever they, or what they mean, change."""
+    """The version of a set of tables; `number` increases whenever they, or what they mean, change."""
 
     name: str
     number: int
 
 
 class Text(sa.TypeDecorator[str]):
-    """Text that may hold NUL, which PostgreSQL refuses: it is kept as `\\0`, and a backslash as two."""
+    """Text that may contain NUL, which PostgreSQL refuses: it is stored as `\\0`, and a backslash as two."""
 
     impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect | None) -> str | None:  # noqa: ARG002
-        """As the database keeps it."""
+        """The text as the database stores it."""
         return value and value.replace("\\", r"\\").replace("\0", r"\0")
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        """As it was given."""
+        """The original text."""
         if value is None or "\\" not in value:
             return value
         return ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
@@ -87,15 +87,15 @@ _making_engine = threading.Lock()
 def connect(
     url: str, metadata: sa.MetaData, version: SchemaVersion | None = None, cut_off_seconds: int = CUT_OFF_SECONDS
 ) -> sa.Engine:
-    """This process's engine on the database at `url`; with a version, the tables of `metadata` are made where there are none.
+    """This process's engine for the database at `url`. With a version, it creates the tables of `metadata` if there are none.
 
-    Raises `DatabaseError` where the tables there are another version's. That is also what the engine's own errors are, now and
-    later on. `cut_off_seconds`: how long PostgreSQL keeps the session, and so the locks, of a host that no longer answers.
+    Raises `DatabaseError` where the tables are of another version. The engine's own errors are `DatabaseError`s, too, now and
+    later. cut_off_seconds: how long PostgreSQL keeps the session, and its locks, of a host that no longer answers.
     """
     try:
         engine = _engine(url, cut_off_seconds)
         if version is not None:
-            _make_tables(engine, metadata, version)
+            _create_tables(engine, metadata, version)
     except (sa.exc.DBAPIError, OSError) as error:
         raise DatabaseError(_sentence(error)) from None
     return engine
@@ -103,20 +103,20 @@ def connect(
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that only reads; on SQLite it neither waits for a writer nor keeps one waiting."""
-    with _without_the_drivers_own(), engine.connect().execution_options(reading=True) as connection:
+    """A connection that only reads; on SQLite neither it nor a writer waits for the other."""
+    with _without_driver_errors(), engine.connect().execution_options(reading=True) as connection:
         yield connection
 
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction, committed when the block ends well. On SQLite there is but one at a time; others wait `BUSY_SECONDS`."""
-    with _without_the_drivers_own(), engine.begin() as transaction:
+    """A transaction, committed when the block ends well. SQLite has only one at a time; others wait up to `BUSY_SECONDS`."""
+    with _without_driver_errors(), engine.begin() as transaction:
         yield transaction
 
 
 def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
-    """The texts as the one column of a table that a query may join: nothing is written for it, and no index limits them."""
+    """The texts as the only column of a table that a query can join. Nothing is written for it, and no index limits them."""
     bound = Text().process_bind_param
     kept = [bound(text, None) for text in texts]
     column = sa.column("value", Text())
@@ -140,13 +140,13 @@ def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
 
 
 def is_in_memory(engine: sa.Engine) -> bool:
-    """Whether it is a SQLite database without a file, which nobody else can see."""
+    """Whether it is a SQLite database without a file, which no other process can see."""
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
 @contextmanager
-def _without_the_drivers_own() -> Iterator[None]:
-    """SQLAlchemy chains the driver's error to ours, and PostgreSQL's quote rows."""
+def _without_driver_errors() -> Iterator[None]:
+    """Removes the driver's error, which SQLAlchemy chains to ours, since PostgreSQL's quotes rows."""
     try:
         yield
     except DatabaseError as error:
@@ -155,45 +155,45 @@ def _without_the_drivers_own() -> Iterator[None]:
 
 
 def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
-    """One for each database and process (a fork may not use its parent's connections)."""
+    """One for each database and process, as a fork must not use its parent's connections."""
     with _making_engine:
         key = (url, cut_off_seconds, os.getpid())
-        engine = _engines.get(key) or _made(url, cut_off_seconds)
+        engine = _engines.get(key) or _new_engine(url, cut_off_seconds)
         if not is_in_memory(engine):
             _engines[key] = engine
         return engine
 
 
-def _made(url: str, cut_off_seconds: int) -> sa.Engine:
+def _new_engine(url: str, cut_off_seconds: int) -> sa.Engine:
     engine = sqlite_engine(url, BUSY_SECONDS) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds)
-    _speak(engine)
+    _raise_database_errors(engine)
     return engine
 
 
-def _make_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVersion) -> None:
-    """Makes the tables where there are none, in one transaction, one process at a time."""
+def _create_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVersion) -> None:
+    """Creates the tables if there are none, in one transaction, one process at a time."""
     with reading(engine) as connection:
-        if _are_there(connection, metadata, version):
+        if _tables_exist(connection, metadata, version):
             return
     with writing(engine) as transaction:
         if engine.dialect.name == "postgresql":
             transaction.execute(sa.select(sa.func.pg_advisory_xact_lock(SCHEMA_LOCK)))
-        if not _are_there(transaction, metadata, version):
+        if not _tables_exist(transaction, metadata, version):
             versions.create(transaction, checkfirst=True)
             metadata.create_all(transaction, checkfirst=False)
             transaction.execute(sa.insert(versions), {"name": version.name, "version": version.number})
 
 
-def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
-    """Whether the tables are there, rather than none. Raises `DatabaseError` where they are not this version's."""
+def _tables_exist(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
+    """Whether the tables are there. Raises `DatabaseError` where they are of another version."""
     inspector = sa.inspect(connection)
-    there = set(inspector.get_table_names())
+    existing = set(inspector.get_table_names())
     stamp = sa.select(versions.c.version).where(versions.c.name == version.name)
-    stamped = connection.execute(stamp).scalar() if versions.name in there else None
-    if stamped is None and not there & set(metadata.tables):
+    stamped = connection.execute(stamp).scalar() if versions.name in existing else None
+    if stamped is None and not existing & set(metadata.tables):
         return False
     if stamped != version.number or any(
-        name not in there or {column["name"] for column in inspector.get_columns(name)} != set(table.columns.keys())
+        name not in existing or {column["name"] for column in inspector.get_columns(name)} != set(table.columns.keys())
         for name, table in metadata.tables.items()
     ):
         raise DatabaseError(
@@ -205,7 +205,7 @@ def _are_there(connection: sa.Connection, metadata: sa.MetaData, version: Schema
 
 
 def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
-    """By psycopg 3, whatever driver the URL names: SQLAlchemy's own choice has changed with 2.1."""
+    """With psycopg 3, whatever driver the URL names, since SQLAlchemy's default has changed with 2.1."""
     location = sa.make_url(url).set(drivername="postgresql+psycopg")
     try:
         engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True, **POOL)
@@ -214,7 +214,8 @@ def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def bound_waits(connection: Any, _: Any) -> None:
-        """The server notices a client that is cut off (its own default is two hours), and no lock is waited for without end."""
+        """So that the server detects a client that is cut off (by default after two hours), and no wait for a lock is
+        endless."""
         with connection.cursor() as cursor:
             for setting in _session_settings(cut_off_seconds).items():
                 cursor.execute("SELECT set_config(name, %s::text, false) FROM pg_settings WHERE name = %s", setting[::-1])
@@ -224,7 +225,7 @@ def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
 
 
 def _session_settings(cut_off_seconds: int) -> dict[str, str]:
-    """PostgreSQL's: a third of the time until the first probe, then four; and as long for what was sent and not confirmed."""
+    """PostgreSQL's settings: the first probe after a third of the time, then four more; and all of it for unconfirmed data."""
     return {
         "tcp_keepalives_idle": str(max(1, cut_off_seconds // 3)),
         "tcp_keepalives_interval": str(max(1, cut_off_seconds // 6)),
@@ -234,8 +235,8 @@ def _session_settings(cut_off_seconds: int) -> dict[str, str]:
     }
 
 
-def _speak(engine: sa.Engine) -> None:
-    """Has the engine raise `DatabaseError`, at any time, and not the driver's errors, which may quote what a row holds."""
+def _raise_database_errors(engine: sa.Engine) -> None:
+    """Makes the engine raise `DatabaseError` instead of the driver's errors, which may quote rows."""
 
     @sa.event.listens_for(engine, "handle_error")
     def unusable(context: sa.engine.ExceptionContext) -> None:
@@ -248,7 +249,7 @@ def _raise(error: sa.exc.DBAPIError) -> NoReturn:
 
 
 def _sentence(error: sa.exc.DBAPIError | OSError) -> str:
-    """The driver's own words where they name no more than host and user; of other errors, which may quote data, their kind."""
+    """The driver's words if they name only host and user; of other errors, which may quote data, the class."""
     original = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror
     words = (str(original).strip().splitlines() or ["no reason given"])[0]
     words = INVALID.sub(r'\1"***"', words)

@@ -1,4 +1,4 @@
-"""A lock that one process at a time holds on a database, for as long as its session or its file lasts."""
+"""A lock on a database that one process at a time holds, as long as its session or its file lasts."""
 
 from __future__ import annotations
 
@@ -13,32 +13,33 @@ import sqlalchemy as sa
 
 from cio_pipeline.state.database import DatabaseError, is_in_memory, reading
 
-ASK_AGAIN_SECONDS = 1.0
+RETRY_SECONDS = 1.0
 
 LOCK_KEY = 0x63696F02
-"""A key of PostgreSQL's advisory locks, which hold within one database."""
+"""A key of PostgreSQL's advisory locks, which are per database."""
 
 HELD = sa.text(
     "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database WHERE datname = current_database()"
     " AND locktype = 'advisory' AND classid = 0 AND objid = :key AND objsubid = 1 AND granted AND pid = :process"
 )
-"""The advisory lock as PostgreSQL lists it: a bigint key is the two halves classid and objid, with objsubid 1."""
+"""The advisory lock as PostgreSQL lists it: classid and objid are the halves of a bigint key, with objsubid 1."""
 
 IsHeld = Callable[[sa.Connection | None], bool]
-"""Whether the lock is still held, as seen in a transaction of the database, or without one."""
+"""Whether the lock is still held, as seen from a transaction of the database, or without one."""
 
 TryToLock = Callable[[], bool]
 
 
 class LockLost(DatabaseError):
-    """The lock went with its session or file while its holder was at work."""
+    """The lock was lost, with its session or file, while its holder was at work."""
 
 
 def hold_delivery_lock(engine: sa.Engine, waiting: Callable[[], None]) -> AbstractContextManager[IsHeld]:
-    """Runs the block while no other process runs such a block on the same database; it may wait for long.
+    """Holds the lock during the block, after waiting for other processes, which may take long.
 
     `waiting` is called once if it has to wait. The lock ends with the process, however that ends: PostgreSQL's belongs to a
-    session, SQLite's to a file beside the database. Either may go earlier; gives what tells whether the lock is still held.
+    session, SQLite's to a file next to the database. Since either may be lost earlier, the block gets a function that tells
+    whether the lock is still held.
     """
     return _held(_file_lock(engine) if engine.dialect.name == "sqlite" else _advisory_lock(engine), waiting)
 
@@ -49,7 +50,7 @@ def _held(lock: AbstractContextManager[tuple[TryToLock, IsHeld]], waiting: Calla
         if not try_to_lock():
             waiting()
             while not try_to_lock():
-                time.sleep(ASK_AGAIN_SECONDS)
+                time.sleep(RETRY_SECONDS)
         yield is_held
 
 
@@ -62,7 +63,7 @@ def _file_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
     opened: list[int] = []
 
     def try_to_lock() -> bool:
-        """The file is opened anew each time: the one that was waited for may be gone or replaced."""
+        """The file is opened each time, as the one that was waited for may be gone or replaced."""
         _close(opened)
         opened.append(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         os.fchmod(opened[0], 0o600)
@@ -73,7 +74,7 @@ def _file_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
         return is_held()
 
     def is_held(_: sa.Connection | None = None) -> bool:
-        """Another process locks the file that it finds by the name."""
+        """Whether our file is still the one that other processes find, and lock, by its name."""
         try:
             return os.path.samestat(path.stat(), os.fstat(opened[0]))
         except OSError:

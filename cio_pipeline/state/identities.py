@@ -1,7 +1,7 @@
-"""What each day said about people (R1, R16, R18), kept so that a day looks up just its own people.
+"""What each day says about people (R1, R16, R18, R21), stored so that a day looks up only its own people.
 
-A row says what one day said, so days may be learned in any order, and a day that is learned again replaces its rows. The
-history before the first partition is kept as a day of its own that sorts before all others.
+Each row belongs to one day, so days may be learned in any order, and a day that is learned again replaces its rows. The history
+before the first partition is stored as a day that sorts before all others.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
 
 HISTORY = "0000-00-00"
-"""Stands for all days before the first partition."""
+"""The day that stands for all time before the first partition."""
 
 CHUNK = 10_000
 
@@ -47,7 +47,8 @@ class Identities:
         self._engine = connect(url, metadata, VERSION, cut_off_seconds)
 
     def learned(self, day: str, setting: str, fingerprint: str) -> Counter[str] | None:
-        """The counts that `replace` gave, where the day was learned of just that, under the setting; else None."""
+        """The counts that `replace` returned, if the day was learned under this setting from what has this fingerprint; else
+        None."""
         query = sa.select(learned_days.c.counts).where(
             learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == fingerprint
         )
@@ -56,16 +57,17 @@ class Identities:
         return None if counts is None else Counter(json.loads(counts))
 
     def counts(self, day: str) -> Counter[str]:
-        """The counts that `replace` gave when the day was learned last; none where it never was."""
+        """The counts that `replace` returned when the day was last learned; empty if it never was."""
         query = sa.select(learned_days.c.counts).where(learned_days.c.day == day)
         with reading(self._engine) as connection:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
     def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], fingerprint: str = "") -> Counter[str]:
-        """Replaces what is kept of a day of that many events, learned under a setting; gives how many people,
-        identified ones, emails and merges.
+        """Replaces what is stored of a day.
 
-        All of `learned` is taken into temporary files before anything is written, for a delivery waits while this writes.
+        setting: that it was learned under; events: how many the day has; learned: what they say, part by part; fingerprint: of
+        what it was learned from. Returns how many people, identified ones, emails and merges. All of `learned` is first written
+        to temporary files, because deliveries wait while this writes to the database.
         """
         counts, content = Counter[str](), 0
         with temporary_folder() as folder, ExitStack() as stack:
@@ -86,35 +88,35 @@ class Identities:
         return counts
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` said about these distinct_ids: columns as `facts.learn` gives them, a row for each of
-        whom anything is known."""
+        """What all days before `day` say about these distinct_ids: the columns of `facts.learn`, and a row for each distinct_id
+        about which anything is known."""
         rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def linked(self, names: Iterable[str]) -> set[str]:
-        """R21: the distinct_ids, and the emails in lower case, of everyone that these distinct_ids and emails lead to.
+        """R21: all distinct_ids, and emails in lower case, that are linked to these, directly or through others.
 
-        Each round looks up what the round before has found, so it takes as long as these people are many.
+        Each round looks up what the previous one has added, so the time depends only on how many these are.
         """
-        found = new = set(names)
+        linked = new = set(names)
         while new:
             with reading(self._engine) as connection:
                 partners = _partners(connection, links.c.name, links.c.distinct_id, new)
                 partners |= _partners(connection, links.c.distinct_id, links.c.name, new)
-            new = partners - found
-            found = found | new
-        return found
+            new = partners - linked
+            linked = linked | new
+        return linked
 
     def all_names(self) -> Iterator[str]:
-        """Every distinct_id and email that is linked to another, perhaps more than once."""
+        """Every distinct_id and email that is linked to another one, possibly more than once."""
         with reading(self._engine) as connection:
             for column in (links.c.name, links.c.distinct_id, emails.c.email):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
                 yield from rows.scalars()
 
     def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
-        """The merges of these anonymous ids on the days from `first` on and before `day`: `stitching.MERGE_COLUMNS`."""
+        """The merges of these anonymous ids from the day `first` on, and before `day`: `stitching.MERGE_COLUMNS`."""
         query = sa.select(merges.c.anonymous_id, merges.c.distinct_id, merges.c.microseconds, merges.c.uuid)
         days = (merges.c.day >= first, merges.c.day < day)
         rows = self._of(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
@@ -122,10 +124,10 @@ class Identities:
         return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
 
     def shared_emails(self, day: str) -> dict[str, list[str]]:
-        """The emails, in lower case, that were set on the day and that several identified distinct_ids have as their last one;
-        and these distinct_ids, sorted.
+        """The emails, in lower case, that were set on the day and are the last email of several identified distinct_ids; with
+        these distinct_ids, sorted.
 
-        `links` gives those that ever had such an email, so only their own last ones are looked up.
+        Only distinct_ids that ever had such an email (`links`) are looked up.
         """
         with reading(self._engine) as connection:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
@@ -144,7 +146,7 @@ class Identities:
             return connection.execute(sa.select(sa.func.max(derived_days.c.day))).scalar()
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
-        """Those of the days that were never learned: under the setting, or at all."""
+        """The days that were never learned, under this setting or, without one, at all."""
         with reading(self._engine) as connection:
             known = sa.select(learned_days.c.day)
             if setting is not None:
@@ -153,27 +155,28 @@ class Identities:
         return [day for day in days if day not in learned]
 
     def fingerprint_before(self, day: str, stitched_days: int) -> str:
-        """What stands for all that is known of earlier days: asked before a day's look-ups, for `mark_derived` after them.
+        """A fingerprint of everything known from earlier days. To be taken before a day is derived, for `mark_derived` after
+        it.
 
-        `stitched_days`: of how many days before it the events count too (R16), not only what they say.
+        stitched_days: for how many of the days before it the events themselves count, too (R16).
         """
         return _fingerprint(self._learned(), day, stitched_days)
 
     def mark_derived(self, day: str, known: str) -> None:
-        """Remembers what was known of earlier days when this one was derived."""
+        """Records the fingerprint of what was known from earlier days when this one was derived."""
         with self._writing() as transaction:
             transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
             transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
 
     def out_of_date(self, stitched_days: int) -> list[str]:
-        """The days that were derived before an earlier day was learned, or learned otherwise than now."""
+        """The days that were derived before an earlier day was learned, or was learned again with another result."""
         with reading(self._engine) as connection:
             derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
         learned = self._learned()
         return [day for day, known in derived if known != _fingerprint(learned, day, stitched_days)]
 
     def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
-        """Writes the rows by the driver itself, which takes half the time. A link that is known already stays."""
+        """Inserts the rows with the driver itself, which takes half the time. A link that is already there stays."""
         columns = [bound(rows[name]) for name in rows.schema.names]
         names = list(rows.schema.names)
         if "day" in table.c:
@@ -192,14 +195,14 @@ class Identities:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        """A transaction that no other writer is beside: SQLite has but one, PostgreSQL is asked for it."""
+        """A transaction without other writers. SQLite has only one anyway; PostgreSQL locks a table for it."""
         with writing(self._engine) as transaction:
             if self._engine.dialect.name == "postgresql":
                 transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
             yield transaction
 
     def _learned(self) -> pd.DataFrame:
-        """The learned days in order: day, events, content so far (of this and all days before it)."""
+        """The learned days, in order: day, events, and content, which is the hash of this day and all days before it."""
         query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
         with reading(self._engine) as connection:
             learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content"])
@@ -211,25 +214,25 @@ class Identities:
         return learned.assign(content=so_far)
 
     def _of(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
-        """The rows of the query for these ids, each asked for once; `query` is given their column."""
+        """The rows of a query for these ids, each looked up once. `query` is called with a column of ids."""
         with reading(self._engine) as connection:
             return [
-                tuple(row)  # pandas looks long at each of SQLAlchemy's own
+                tuple(row)  # pandas is slow with SQLAlchemy's own rows
                 for chunk in chunks(iter(sorted(set(ids))), CHUNK)
                 for row in connection.execute(query(values(self._engine, chunk))).all()
             ]
 
 
 def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
-    """What stands in the column `partner` of the rows whose column `of` has one of the values."""
-    found = set[str]()
+    """The values of the column `partner` in the rows whose column `of` has one of these values."""
+    partners = set[str]()
     for chunk in chunks(iter(values), CHUNK):
-        found.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
-    return found
+        partners.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
+    return partners
 
 
 def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
-    """What stands for all that is known before a day: what was learned, and the events of the days that R16 looks at."""
+    """The hash of what was learned from earlier days, and of the number of events of those that R16 may stitch from."""
     before = learned[learned["day"] < day]
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
@@ -237,20 +240,20 @@ def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
 
 
 def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each wanted email with the identified distinct_ids that are linked to it."""
+    """Each of these emails with the identified distinct_ids that are linked to it."""
     is_identified = sa.exists().where(identified.c.distinct_id == links.c.distinct_id)
     return sa.select(links.c.name, links.c.distinct_id).where(links.c.name == wanted, is_identified)
 
 
 def _last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each wanted distinct_id with the email it has by now."""
+    """Each of these distinct_ids with its last email."""
     last = sa.select(emails.c.email).where(emails.c.distinct_id == wanted).order_by(emails.c.day.desc()).limit(1)
-    found = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
-    return sa.select(found).where(found.c.email.is_not(None))
+    pairs = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
+    return sa.select(pairs).where(pairs.c.email.is_not(None))
 
 
 def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Three look-ups in an index for each wanted distinct_id, however many days there are."""
+    """What is known before the day about each of these distinct_ids: three index look-ups each, however many days there are."""
     was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
     email, microseconds = (
         sa.select(column)
@@ -261,5 +264,5 @@ def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
         for column in (emails.c.email, emails.c.microseconds)
     )
     columns = (wanted.label("distinct_id"), was_identified.label("identified"), email.label("email"), microseconds.label("set"))
-    found = sa.select(*columns).subquery()
-    return sa.select(found).where(sa.or_(found.c.identified, found.c.email.is_not(None)))
+    rows = sa.select(*columns).subquery()
+    return sa.select(rows).where(sa.or_(rows.c.identified, rows.c.email.is_not(None)))

@@ -1,4 +1,4 @@
-"""The database tables of what each day said about people, and their columns in memory."""
+"""The database tables of what each day says about people, and their columns in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from cio_pipeline.state.database import SchemaVersion, Text
 
 VERSION = SchemaVersion("identities", 4)
-"""A change of these tables, or of what they mean, needs the next number: there are no migrations."""
+"""To be increased when these tables, or what they mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
 
@@ -59,7 +59,7 @@ merges = sa.Table(
     sa.Column("distinct_id", Text, nullable=False),
     sa.Index("merges_of_an_id", "anonymous_id", "day"),
 )
-"""The uuid is in no index: those of two events may be equal, and one that R14 refuses may be of any length."""
+"""The uuid is in no index: two events may have the same, and one that R14 refuses may be of any length."""
 
 links = sa.Table(
     "ties",
@@ -68,11 +68,11 @@ links = sa.Table(
     sa.Column("distinct_id", Text, primary_key=True, index=True),
     sqlite_with_rowid=False,
 )
-"""`facts.Links` of all days (R21). No day that is learned again makes one forget any."""
+"""`facts.Links` of all days (R21). They are never deleted, even when a day is learned again."""
 
 
 LOOKED_UP = (identified, emails, merges)
-"""What later days look up, and so what a day's content is."""
+"""The tables that later days look up, which therefore make up a day's content."""
 
 COLUMNS = {
     identified: pa.schema([("distinct_id", pa.string())]),
@@ -82,4 +82,4 @@ COLUMNS = {
     ),
     links: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
 }
-"""The columns of each table that a day fills, besides the day."""
+"""The columns of each table that a day fills, except the day."""

@@ -1,4 +1,4 @@
-"""What events say about people on its way to the database: made by workers, kept in files, read in the order of its keys."""
+"""What events say about people, on the way to the database: workers make it, files hold it, and it is read in key order."""
 
 from __future__ import annotations
 
@@ -15,16 +15,19 @@ import sqlalchemy as sa
 
 from cio_pipeline.state.database import chunks
 from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, links, merges
-from cio_pipeline.tables.files import StorageError, keeping_temporary_rows
+from cio_pipeline.tables.files import StorageError, temporary_file_errors
 
 BATCH_ROWS = 10_000
 SORTED_BATCHES = 50
-"""So many batches are sorted at once: a table takes rows in the order of its key in a third of the time."""
+"""How many batches are sorted at once: inserting rows in the order of a table's key takes a third of the time."""
 
 
 class Learned(NamedTuple):
-    """What some events of a day say about people: its rows by the name of their table, its counts as `Identities.replace` gives
-    them, and the sum of the hashes of what later days look up of it."""
+    """What some events of a day say about people.
+
+    rows: by table's name; counts: as `Identities.replace` returns them; content: the sum of the hashes of the rows that later
+    days look up.
+    """
 
     rows: dict[str, pa.Table]
     counts: dict[str, int]
@@ -32,20 +35,20 @@ class Learned(NamedTuple):
 
     @classmethod
     def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:
-        """Of frames as `facts.learn` and `stitching.merges` give them, and the links."""
+        """From the frames of `facts.learn` and `stitching.merges`, and the links."""
         rows = _rows(facts, merges, links)
         content = sum(_hash(table, rows[table]) for table in LOOKED_UP)
-        return cls({table.name: found for table, found in rows.items()}, _counts(rows, len(facts)), content)
+        return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content)
 
 
 class RowFile:
-    """A temporary file of the rows of a table, which are read when all are in it. Raises `StorageError`."""
+    """A temporary file of the rows of a table, which are read once all are written. Raises `StorageError`."""
 
     def __init__(self, folder: Path, table: sa.Table, schema: pa.Schema) -> None:
         self._path, self._schema, self._rows = folder / f"{table.name}.arrows", schema, 0
 
     def __enter__(self) -> RowFile:
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer = pa.ipc.new_stream(str(self._path), self._schema)
         return self
 
@@ -56,38 +59,38 @@ class RowFile:
     def add(self, rows: pa.Table) -> None:
         """Adds rows."""
         self._rows += len(rows)
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer.write_table(rows, BATCH_ROWS)
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """All rows, in batches, and `SORTED_BATCHES` of them in order."""
+        """All rows in batches; every `SORTED_BATCHES` of them are sorted."""
         rows = 0
-        with keeping_temporary_rows(self._path.parent):
+        with temporary_file_errors(self._path.parent):
             self._writer.close()
             with pa.OSFile(str(self._path)) as file, pa.ipc.open_stream(file) as stream:
                 for batches in chunks(iter(stream), SORTED_BATCHES):
-                    found = pa.Table.from_batches(batches)
-                    rows += len(found)
-                    yield from found.sort_by([(name, "ascending") for name in found.column_names]).to_batches(BATCH_ROWS)
+                    table = pa.Table.from_batches(batches)
+                    rows += len(table)
+                    yield from table.sort_by([(name, "ascending") for name in table.column_names]).to_batches(BATCH_ROWS)
         if rows != self._rows:
             raise StorageError(f"Of {self._rows:,} rows that were learned, only {rows:,} are in {self._path}: run this again.")
 
 
 def bound(column: pa.Array) -> list[Any]:
-    """The column's values as `Text` keeps them."""
+    """The column's values as `Text` stores them."""
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
     return _listed(column)
 
 
 def _listed(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The column's values: by way of numpy in a third of the time."""
+    """The column's values, through numpy in a third of the time."""
     listed: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
     return listed
 
 
 def _hash(table: sa.Table, rows: pa.Table) -> int:
-    """The sum of the rows' hashes: the same in whatever order and parts they come."""
+    """The sum of the rows' hashes, which does not depend on their order, or on how they are divided."""
     columns = [column.to_numpy().tolist() for column in rows.columns]
     name = table.name.encode()
     hashes = (blake2b(repr(row).encode(), digest_size=16, person=name).digest() for row in zip(*columns, strict=True))

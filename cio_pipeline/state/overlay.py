@@ -1,4 +1,4 @@
-"""Identities for a dry run: what its days say is written to a database of their own, over the stored ones."""
+"""Identities for a dry run: what its days say is written to a separate database, on top of the stored identities."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from cio_pipeline.state.identities import Identities
 
 
 class OverlayIdentities(Identities):
-    """Identities in a database of their own, over a base that does not change.
+    """Identities in a separate database, on top of a base that does not change.
 
-    Days from `first` on are read from here alone, days before it from the base. The history counts from both.
+    Days from `first` on are read only from here, earlier days from the base, and the history from both.
     """
 
     def __init__(self, url: str, base: Identities, first: str) -> None:
@@ -20,24 +20,24 @@ class OverlayIdentities(Identities):
         self._base, self._first = base, first
 
     def close(self) -> None:
-        """Closes the database, whose file may go then."""
+        """Closes the database, so that its file may be deleted."""
         self._engine.dispose()
 
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """As `Identities.before`: an event belongs to the day of its time, so the last email is that of the latest time."""
+        """As `Identities.before`. As events belong to the day of their time, the last email is the one with the latest time."""
         parts = [self._base.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
-        found = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
-        people = found.groupby("distinct_id", sort=False)
+        rows = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
+        people = rows.groupby("distinct_id", sort=False)
         known = people[["email", "email_set"]].last().astype(object)
         known = known.where(known.notna(), None)
         return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
 
     def linked(self, names: Iterable[str]) -> set[str]:
         """As `Identities.linked`, by the links of both."""
-        found, before = set(names), set[str]()
-        while found != before:
-            before, found = found, super().linked(self._base.linked(found))
-        return found
+        linked, previous = set(names), set[str]()
+        while linked != previous:
+            previous, linked = linked, super().linked(self._base.linked(linked))
+        return linked
 
     def all_names(self) -> Iterator[str]:
         """As `Identities.all_names`, of both."""
@@ -50,5 +50,5 @@ class OverlayIdentities(Identities):
         return pd.concat([of_base, super().merges_between(first, day, anonymous_ids)], ignore_index=True)
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
-        """As `Identities.unlearned`: those of the days that neither has learned."""
+        """As `Identities.unlearned`: the days that neither has learned."""
         return super().unlearned(self._base.unlearned(days, setting), setting)

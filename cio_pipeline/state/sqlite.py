@@ -1,4 +1,4 @@
-"""An engine on a SQLite file: its owner's only, and with one writer at a time, for whom the others wait and say so."""
+"""An engine for a SQLite file: readable by its owner only, and with one writer at a time, for which others wait and say so."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any
 import sqlalchemy as sa
 
 SILENT_SECONDS = 5
-"""A writer that waits longer than that says so."""
+"""A writer that waits longer than this says so."""
 
-OF_THE_DISK = ("disk I/O error", "readonly database")
+DISK_ERRORS = ("disk I/O error", "readonly database")
 
 log = logging.getLogger(__name__)
 
 
 def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
-    """The engine; who waits for another writer for so long gets SQLite's "database is locked"."""
+    """The engine. After `busy_seconds` of waiting for another writer, SQLite raises "database is locked"."""
     path = sa.make_url(url).database
     if path and path != ":memory:":
         _keep_private(Path(path))
@@ -29,13 +29,13 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
-        """A commit survives a crash of the process, and readers do not wait for the writer."""
+        """So that a commit survives a crash of the process, and readers do not wait for the writer."""
         _write_ahead(connection, time.monotonic() + busy_seconds)
         connection.execute("PRAGMA synchronous=NORMAL")
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        """Takes the write lock at once: a transaction that reads and then writes must not find the rows changed between."""
+        """Takes the write lock at once, so that rows do not change between a transaction's reading and its writing."""
         if connection.get_execution_options().get("reading"):
             connection.exec_driver_sql("BEGIN")
         elif not _began_soon(connection.connection.dbapi_connection, busy_seconds):
@@ -49,8 +49,8 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
 
 
 def with_hint(words: str) -> str:
-    """SQLite's words at the end of a sentence; those that leave open whether it is the disk get a question."""
-    return f"{words}: is its disk full or read-only?" if any(known in words for known in OF_THE_DISK) else f"{words}."
+    """SQLite's words at the end of a sentence, with a question about the disk if they may be about it."""
+    return f"{words}: is its disk full or read-only?" if any(known in words for known in DISK_ERRORS) else f"{words}."
 
 
 def _began_soon(connection: Any, busy_seconds: int) -> bool:
@@ -65,7 +65,7 @@ def _began_soon(connection: Any, busy_seconds: int) -> bool:
 
 
 def _keep_private(path: Path) -> None:
-    """Makes the file and its neighbours readable by their owner only; SQLite gives new neighbours the file's own mode."""
+    """Makes the file, and those that SQLite keeps next to it, readable by their owner only; new ones get the file's mode."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     with suppress(FileExistsError):
         os.close(os.open(path, os.O_CREAT | os.O_EXCL, 0o600))
@@ -76,7 +76,7 @@ def _keep_private(path: Path) -> None:
 
 
 def _write_ahead(connection: sqlite3.Connection, deadline: float) -> None:
-    """SQLite does not wait for others when it changes the journal of a new file, as several first processes do."""
+    """Switches to WAL. SQLite itself does not wait when several processes do so for a new file at once."""
     while not _could_write_ahead(connection, last=time.monotonic() > deadline):
         time.sleep(0.05)
 

@@ -1,18 +1,19 @@
-"""A partition's shards by column: what is not asked for is not read."""
+"""A partition's shards by column: only the columns that are used are read."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
 
-from cio_pipeline.tables.tables import Tables, Version
+from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 
 class ShardColumns:
-    """A shard whose columns are read when they are asked for, by name: Arrow arrays, in chunks. Raises `StorageError`."""
+    """A shard whose columns, which are chunked Arrow arrays, are read when they are used. Raises `StorageError`."""
 
     def __init__(self, tables: Tables, table: str, partition: str, version: Version, shard: int, together: list[str]) -> None:
-        """together: columns that are read at once, when one of them is asked for."""
+        """together: columns that are all read when the first of them is used."""
         self._tables, self._place, self._together = tables, (table, partition, version, shard), together
         self._rows = version.shard_rows[shard]
         self._read: dict[str, Any] = {}
@@ -25,8 +26,8 @@ class ShardColumns:
         """A column."""
         if name not in self._read:
             names = self._together if name in self._together else [name]
-            found = self._tables.shard(*self._place, names)
-            self._read |= {one: found[one] for one in names}
+            rows = self._tables.shard(*self._place, names)
+            self._read |= {one: rows[one] for one in names}
         return self._read[name]
 
 

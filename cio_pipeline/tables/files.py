@@ -1,4 +1,4 @@
-"""What can go wrong with files, in sentences; and files that only their owner can read."""
+"""Files of CIO_DATA_DIR and temporary files: their errors as sentences, and readable by their owner only."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ OPEN_FILES = 10_000
 
 
 class StorageError(PipelineError):
-    """Tables or temporary files cannot be written, or are not as they were written; the message is one sentence."""
+    """Tables or temporary files cannot be written or read, or are not as they were written; the message is one sentence."""
 
 
 @contextmanager
 def temporary_folder() -> Iterator[Path]:
-    """As `spill_folder`; raises `StorageError` where none can be made."""
+    """A `spill_folder` whose errors are `StorageError`."""
     with ExitStack() as open_folder:
-        with keeping_temporary_rows("the temporary folder"):
+        with temporary_file_errors("the temporary folder"):
             folder = open_folder.enter_context(spill_folder())
         yield folder
 
 
 @contextmanager
-def keeping_temporary_rows(where: Path | UPath | str) -> Iterator[None]:
-    """Raises `StorageError` where temporary files cannot be written or are gone."""
+def temporary_file_errors(where: Path | UPath | str) -> Iterator[None]:
+    """Turns errors of temporary files, which cannot be written or are gone, into `StorageError`."""
     try:
         yield
     except (OSError, pa.ArrowException) as error:
@@ -47,7 +47,7 @@ def keeping_temporary_rows(where: Path | UPath | str) -> Iterator[None]:
 
 @contextmanager
 def writing(folder: UPath) -> Iterator[None]:
-    """Raises `StorageError` where a folder of CIO_DATA_DIR cannot be written."""
+    """Turns errors of writing to a folder of CIO_DATA_DIR into `StorageError`."""
     try:
         yield
     except errors_of(folder) as error:
@@ -56,32 +56,32 @@ def writing(folder: UPath) -> Iterator[None]:
 
 
 def is_local(path: UPath) -> bool:
-    """Whether it is on this machine's file system, rather than in a bucket."""
+    """Whether it is in this machine's file system, and not in a bucket."""
     return path.protocol in ("", "file")
 
 
 def place(url: str) -> UPath:
-    """The folder or bucket of CIO_DATA_DIR. What is in a bucket is asked each time: other machines write there, too, and a
-    listing that fsspec remembers does not show it."""
+    """The folder or bucket of CIO_DATA_DIR. A bucket is listed each time, because other machines write there, too, and fsspec's
+    cached listings would not show it."""
     path = UPath(url)
     return path if is_local(path) else UPath(url, use_listings_cache=False)
 
 
 def errors_of(path: UPath, *others: type[Exception]) -> tuple[type[Exception], ...]:
-    """What it raises to read or write there, and others: the clients of buckets have errors of no common kind."""
+    """The errors of reading or writing there, and `others`. The clients of buckets have no common base class for theirs."""
     return (OSError, pa.ArrowException, *others) if is_local(path) else (Exception,)
 
 
 def unreadable(what: str, error: BaseException, where: str, remedy: str) -> StorageError:
-    """The error that says why `what` of CIO_DATA_DIR cannot be read. To make a file anew is the remedy only where the storage
-    itself can be used."""
+    """The error that says why `what` of CIO_DATA_DIR cannot be read. The remedy, which writes the file again, is given only if
+    the storage itself can be used."""
     if (why := refusal(error)) is not None:
         return StorageError(f"{what} (CIO_DATA_DIR) cannot be read: {why}.")
     return StorageError(f"{what} cannot be read ({where}{reason(error)}){remedy}")
 
 
 def create(path: UPath) -> IO[bytes]:
-    """A new file, on a local disk readable by its owner only, whatever the umask."""
+    """Creates a file; on a local disk it is readable by its owner only, whatever the umask."""
     if is_local(path):
         return os.fdopen(os.open(path.path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb")
     opened: IO[bytes] = path.open("wb")
@@ -89,13 +89,14 @@ def create(path: UPath) -> IO[bytes]:
 
 
 def make_folder(path: UPath) -> None:
-    """Makes the folder and those above it where they are not there; a bucket has none."""
+    """Creates the folder and its parents if they do not exist. A bucket has no folders."""
     if is_local(path):
         path.mkdir(parents=True, exist_ok=True, mode=0o700)
 
 
 def read_file(path: UPath) -> bytes | None:
-    """What a small file holds, as one state of it; None where there is none. Raises where there is no bucket."""
+    """The content of a small file, consistent even while it is replaced; None if there is no file. Raises if there is no
+    bucket."""
     try:
         content: bytes = path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
     except FileNotFoundError as error:
@@ -106,7 +107,7 @@ def read_file(path: UPath) -> bytes | None:
 
 
 def replace_file(path: UPath, content: bytes) -> None:
-    """Puts a small file in the place of one: whoever reads it meanwhile finds the one or the other, whole.
+    """Replaces a small file atomically: readers find the old content or the new, never a part.
 
     A bucket takes a file as a whole or not at all; on a disk a finished file is renamed.
     """
@@ -125,19 +126,19 @@ def replace_file(path: UPath, content: bytes) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """Why, in the system's words; of other errors, which may quote what a row holds, their kind."""
+    """The reason in the system's words; of other errors, which may quote rows, only the class."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return type(error).__name__
 
 
 def keep_private() -> None:
-    """What this process writes from here on is readable by its owner only."""
+    """Makes what this process writes from now on readable by its owner only."""
     os.umask(0o077)
 
 
 def allow_open_files() -> None:
-    """Lets this process have a file open for each shard of a large day's tables: often only 1,024 may be."""
+    """Allows this process an open file for each shard of a large day's tables; the default is often 1,024."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

@@ -1,4 +1,4 @@
-"""Tables for a dry run: what it writes goes to a temporary folder, over the stored tables."""
+"""Tables for a dry run: what it writes goes to a temporary folder, on top of the stored tables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from cio_pipeline.tables.tables import Tables
 
 
 class OverlayTables(Tables):
-    """Tables in a temporary folder, over a base that does not change: a partition that was not written here is read there."""
+    """Tables in a temporary folder, on top of a base that does not change: a partition that is not here is read from there."""
 
     def __init__(self, root: str, base: Tables) -> None:
         super().__init__(root, temporary=True)

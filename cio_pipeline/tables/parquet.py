@@ -1,4 +1,4 @@
-"""How rows are laid out in a Parquet file, so that few people's rows are found without reading all."""
+"""The layout of a Parquet file, by which the rows of a few people are found without reading all."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 ROW_GROUP = 10_000
-"""Small enough that a few people's rows are found without reading the shard, where it is sorted by person."""
+"""Small enough to find a few people's rows in a shard that is sorted by person without reading all of it."""
 
 DICTIONARY_COLUMNS = ("event", "distinct_id", "key", "name", "type", "call", "what", "reason")
-"""Columns whose texts repeat: dictionary encoding makes these smaller, and would make all others larger or slower."""
+"""Columns whose texts repeat: dictionary encoding makes them smaller, but would make the others larger or slower."""
 
 STATISTICS_COLUMNS = ("distinct_id",)
-"""Columns that rows are looked up by: each row group has their first and last text."""
+"""Columns by which rows are looked up: each row group stores their smallest and largest text."""
 
 
 def as_schema(rows: pa.Table | pd.DataFrame, schema: pa.Schema) -> pa.Table:
-    """The rows with just the columns and types of the schema."""
+    """The rows with exactly the columns and types of the schema."""
     if isinstance(rows, pa.Table):
         return rows.select(schema.names).cast(schema)
     return pa.Table.from_pandas(rows[schema.names], schema=schema, preserve_index=False)
 
 
 def encoded(rows: pa.Table) -> pa.Buffer:
-    """The rows as a Parquet file. LZ4 is written and read in less than half the time of zstd, and takes twice the space."""
+    """The rows as a Parquet file. LZ4 takes less than half the time of zstd to write and read, and twice the space."""
     content = pa.BufferOutputStream()
     pq.write_table(
         rows,
@@ -40,9 +40,9 @@ def encoded(rows: pa.Table) -> pa.Buffer:
 
 
 def may_hold(group: pq.RowGroupMetaData, column: str, wanted: list[str]) -> bool:
-    """Whether a row group may have a row with one of the wanted texts, which are sorted."""
-    found = next(group.column(number) for number in range(group.num_columns) if group.column(number).path_in_schema == column)
-    statistics = found.statistics
+    """Whether a row group may have a row with one of the wanted texts, which must be sorted."""
+    columns = (group.column(number) for number in range(group.num_columns))
+    statistics = next(one for one in columns if one.path_in_schema == column).statistics
     if statistics is None or not statistics.has_min_max:
         return bool(wanted)
     at = bisect_left(wanted, statistics.min)

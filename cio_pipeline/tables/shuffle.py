@@ -1,8 +1,8 @@
-"""Tables in, in any order; shards out: rows with the same text in a column, whatever its case, come into one shard.
+"""Divides rows into shards so that rows with the same text in a column, in any case, are in the same shard.
 
-The rows are spilled, split into many small buckets by a hash. When all are there, buckets are put together into shards by the
-bytes that they really have. So a shard is of a bounded size, unless a single text has more rows than that, and depends on the
-rows alone, not on the order in which they came.
+The rows are spilled to files, divided by a hash into many small buckets. Once all rows are there, buckets are combined into
+shards by their actual size. So the size of a shard is limited, unless a single text has more rows than that, and the shards
+depend only on the rows, not on their order.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.tables.files import StorageError, keeping_temporary_rows
+from cio_pipeline.tables.files import StorageError, temporary_file_errors
 
 BUCKETS = 512
 SPILL_BYTES = 24_000_000
-"""So many bytes are held in memory before they are spilled, by a thread, while the next are read."""
+"""How many bytes are held in memory before a thread spills them, while the next ones are read."""
 
 SHARD_ROWS = 40_000
 SHARD_BYTES = 32_000_000
-"""About the most that a shard holds, which bounds the memory of every stage: while it is worked on it is there several times
-over."""
+"""About the most that a shard holds. This limits the memory of every step, which holds a shard several times over."""
 
 
 @dataclass(frozen=True)
 class Spilled:
-    """A spill file, whose rows lie in the order of their buckets; of each bucket where it starts (and, last, where all end),
-    and the rows and bytes that count for a shard's size: numpy arrays of whole numbers."""
+    """A spill file, whose rows are in the order of their buckets.
+
+    starts: the first row of each bucket, and the end of the last; rows and bytes: of each bucket, as far as they count for a
+    shard's size. All are numpy arrays of integers.
+    """
 
     path: Path
     starts: Any
@@ -43,22 +45,22 @@ class Spilled:
 
 
 class Piece(NamedTuple):
-    """Rows of a spill file that lie next to each other."""
+    """Consecutive rows of a spill file."""
 
     path: Path
     start: int
     rows: int
 
     def read(self) -> pa.Table:
-        """The rows, or as many as are there; they stay in the file until they are used. Raises `StorageError`."""
-        with keeping_temporary_rows(self.path.parent), pa.memory_map(str(self.path)) as file, pa.ipc.open_file(file) as spilled:
+        """The rows, or as many of them as the file has, memory-mapped. Raises `StorageError`."""
+        with temporary_file_errors(self.path.parent), pa.memory_map(str(self.path)) as file, pa.ipc.open_file(file) as spilled:
             rows: pa.Table = spilled.read_all().slice(self.start, self.rows)
             return rows
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The rows of buckets that follow each other: a piece of each spill file that has any."""
+    """The rows of consecutive buckets: a piece of each spill file that has any."""
 
     pieces: tuple[Piece, ...]
     schema: pa.Schema
@@ -69,20 +71,21 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """The rows, which stay in the files until they are used. Raises `StorageError` where what was spilled is gone."""
-        found = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
-        if len(found) != self.rows:
+        """The rows, memory-mapped. Raises `StorageError` where any are missing."""
+        rows = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
+        if len(rows) != self.rows:
             raise StorageError(
-                f"Of {self.rows:,} rows of a shard, only {len(found):,} are in {self.pieces[0].path.parent}: run this again."
+                f"Of {self.rows:,} rows of a shard, only {len(rows):,} are in {self.pieces[0].path.parent}: run this again."
             )
-        return found
+        return rows
 
 
 def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path, uncounted: str | None = None) -> list[Shard]:
-    """The rows of the tables (of `schema`) in shards by the text column `by`; spilled to the folder. No rows are one shard.
+    """The rows of the tables in shards by the text column `by`, spilled to the folder. There is at least one shard, even if
+    empty.
 
-    Rows whose column `uncounted` is true come along, but the shards are what they would be without them.
-    Raises `StorageError` where the folder cannot be written.
+    schema: of the tables; uncounted: a column that is true for rows that do not count for the shards' sizes. Raises
+    `StorageError` where the folder cannot be written.
     """
     spilling: list[Future[Spilled]] = []
     held: list[pa.Table] = []
@@ -106,31 +109,32 @@ def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path
 def spill(rows: pa.Table, by: str, path: Path, buckets: int = BUCKETS, uncounted: str | None = None) -> Spilled:
     """Writes the rows to a new file, in the order of their buckets. Raises `StorageError`.
 
-    Nothing is compressed: that would take longer than all else that is done to a row here.
+    Nothing is compressed, as that would take longer than everything else here.
     """
-    found = buckets_of(rows[by], buckets)
+    bucket_of_row = buckets_of(rows[by], buckets)
     counted = np.ones(len(rows), bool) if uncounted is None else ~np.asarray(rows[uncounted])
-    sizes = np.bincount(found, _row_bytes(rows) * counted, BUCKETS).astype(np.int64)
-    order = np.argsort(found, kind="stable")
+    sizes = np.bincount(bucket_of_row, _row_bytes(rows) * counted, BUCKETS).astype(np.int64)
+    order = np.argsort(bucket_of_row, kind="stable")
     rows = rows.take(pa.array(order))
-    with keeping_temporary_rows(path.parent), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
+    with temporary_file_errors(path.parent), pa.OSFile(str(path), "wb") as file, pa.ipc.new_file(file, rows.schema) as writer:
         writer.write_table(rows)
-    starts = np.searchsorted(found[order], np.arange(BUCKETS + 1))
-    return Spilled(path, starts, np.bincount(found[counted], minlength=BUCKETS), sizes)
+    starts = np.searchsorted(bucket_of_row[order], np.arange(BUCKETS + 1))
+    return Spilled(path, starts, np.bincount(bucket_of_row[counted], minlength=BUCKETS), sizes)
 
 
 def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
-    """What was spilled, in buckets of the same number each, put together into shards: at least one."""
+    """Combines spill files, all with the same number of buckets, into shards: at least one."""
     rows, sizes = sum(file.rows for file in spilled), sum(file.bytes for file in spilled)
-    found = []
+    combined = []
     for first, end in _grouped(rows.tolist(), sizes.tolist()):
         pieces = (Piece(file.path, int(file.starts[first]), int(file.starts[end] - file.starts[first])) for file in spilled)
-        found.append(Shard(tuple(piece for piece in pieces if piece.rows), schema))
-    return found
+        combined.append(Shard(tuple(piece for piece in pieces if piece.rows), schema))
+    return combined
 
 
 def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Any:
-    """The bucket of each text, a number below `buckets`: the CRC-32 of its lower case in UTF-8, which stays what it is."""
+    """The bucket of each text, a number below `buckets`, by the CRC-32 of the text in lower case, which no library's update
+    changes."""
     encoded = texts.combine_chunks().dictionary_encode()
     hashed = np.fromiter((zlib.crc32(text.lower().encode()) for text in encoded.dictionary.to_pylist()), np.uint32)
     return (hashed % buckets).astype(np.uint16)[encoded.indices.to_numpy()]
@@ -150,7 +154,7 @@ def _grouped(rows: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _row_bytes(rows: pa.Table) -> Any:
-    """About the bytes of each row."""
+    """The approximate size of each row in bytes."""
     sizes = np.full(len(rows), 8 * rows.num_columns, np.int64)
     for column in rows.columns:
         if pa.types.is_string(column.type):

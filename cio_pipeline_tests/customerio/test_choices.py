@@ -320,7 +320,7 @@ def test_a_late_value_wins_though_an_upsert_of_a_later_time_was_sent(workspace: 
 
 def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 2_000)
-    monkeypatch.setattr("cio_pipeline.state.delivery_lock.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("cio_pipeline.state.delivery_lock.RETRY_SECONDS", 0.02)
     made, times, url = (
         tables(*(event(f"e{n}", f"u{n % 9}") for n in range(300))),
         list[float](),

@@ -14,7 +14,7 @@ import pytest
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.customerio.sender import MANY_ALIKE, Undecided
+from cio_pipeline.customerio.sender import SERVICE_AT_FAULT, Undecided
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
@@ -259,7 +259,7 @@ def test_a_kind_of_item_that_is_refused_in_the_same_words_throughout_is_not_each
     answer = workspace.answer
     is_meant = (lambda path, _: path.endswith("/events")) if large else (lambda _, body: b'"action":"event"' in body)
     answer_where(workspace, is_meant, (400, {"errors": [{"reason": "limit", "message": "no more events"}]}))
-    made = day(4 * MANY_ALIKE + 4, **large)
+    made = day(4 * SERVICE_AT_FAULT + 4, **large)
     with pytest.raises(
         Unavailable,
         match=r"^Customer\.io refuses every (large )?event in the same words, with 400 limit: a rerun sends them\.$",

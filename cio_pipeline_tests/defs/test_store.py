@@ -32,7 +32,8 @@ from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_u
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.jobs.redeliver import _not_suppressed
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
-from cio_pipeline.defs.resources import CustomerIo, PostHog, Store, event_source, track_client
+from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.services import event_source, track_client
 from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
@@ -205,7 +206,7 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
 ) -> None:
     given: list[tuple[object, ...]] = []
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource"):
-        monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *rest, name=name: given.append((name, *rest)))
+        monkeypatch.setattr(f"cio_pipeline.defs.services.{name}", lambda *rest, name=name: given.append((name, *rest)))
     chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
     for setting, value in chosen.items():
         monkeypatch.setenv(setting, value)
@@ -218,7 +219,7 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
 def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[tuple[object, ...]] = []
     monkeypatch.setenv("CIO_REQUESTS_PER_SECOND", "3")
-    monkeypatch.setattr("cio_pipeline.defs.resources.TrackClient", lambda *arguments: given.append(arguments))
+    monkeypatch.setattr("cio_pipeline.defs.services.TrackClient", lambda *arguments: given.append(arguments))
     track_client(load_settings())
     assert given[0][:4] == ("https://track.customer.io", "site", "key", 3)
 

@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.defs.resources import event_source
+from cio_pipeline.defs.services import event_source
 from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_deep, read_object
 from cio_pipeline.posthog import events_list as events_api
 from cio_pipeline.posthog.events_list import EventsApiSource

@@ -53,7 +53,7 @@ def lose(database_url: str) -> Callable[[], None]:
 def test_the_second_waits_says_so_once_and_goes_on_when_the_first_is_killed(
     database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.state.delivery_lock.ASK_AGAIN_SECONDS", 0.02)
+    monkeypatch.setattr("cio_pipeline.state.delivery_lock.RETRY_SECONDS", 0.02)
     engine = connect(database_url, sa.MetaData())
     holder = subprocess.Popen([sys.executable, "-c", HOLD, database_url], stdout=subprocess.PIPE, text=True)
     assert holder.stdout is not None

@@ -17,7 +17,7 @@ from fsspec.asyn import sync_wrapper
 from s3fs import S3FileSystem
 from upath import UPath
 
-from cio_pipeline.tables import tables as module
+from cio_pipeline.tables import versions as module
 from cio_pipeline.tables.files import read_file, replace_file
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.bucket import CREDENTIALS

@@ -18,7 +18,7 @@ import pytest
 from upath import UPath
 
 from cio_pipeline.tables import files
-from cio_pipeline.tables.files import StorageError, create, keeping_temporary_rows
+from cio_pipeline.tables.files import StorageError, create, temporary_file_errors
 from cio_pipeline.tables.tables import NotMaterialized, Tables
 
 SCHEMA = pa.schema([("key", pa.string()), ("n", pa.int64())])
@@ -110,7 +110,7 @@ def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
-    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, keeping_temporary_rows("there"):
+    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, temporary_file_errors("there"):
         raise pa.ArrowInvalid("jane@example.com")
     assert "jane" not in str(said.value)
 
@@ -145,7 +145,7 @@ def test_tables_of_a_group_are_replaced_together_or_not_at_all(tmp_path: Path, m
 
     write_all(tables, 2)
     with monkeypatch.context() as last:
-        last.setattr("cio_pipeline.tables.tables.create", full)
+        last.setattr("cio_pipeline.tables.versions.create", full)
         with pytest.raises(StorageError, match="No space"):
             write_all(tables, 3)
     assert numbers(tables) == [[2, 2]] * 3
@@ -230,7 +230,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_folder(tmp_path: Path, monkeyp
         raise OSError(28, "No space left on device")
 
     tables = Tables(str(tmp_path))
-    monkeypatch.setattr("cio_pipeline.tables.tables.create", full)
+    monkeypatch.setattr("cio_pipeline.tables.versions.create", full)
     with pytest.raises(StorageError, match=r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No space"):
         write(tables, [("a", 1)])
     assert tables.current("numbers", DAY) is None
@@ -248,7 +248,7 @@ def test_a_version_stays_for_a_day_from_when_it_was_replaced(tmp_path: Path, mon
     tables, folder = Tables(str(tmp_path)), tmp_path / "numbers" / DAY
 
     def at(day: int, hour: int) -> None:
-        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, hour, tzinfo=UTC))
+        monkeypatch.setattr("cio_pipeline.tables.versions._now", lambda: datetime(2026, 3, day, hour, tzinfo=UTC))
 
     def kept() -> list[str]:
         return sorted(path.name[:11] for path in folder.iterdir() if path.is_dir())
@@ -272,7 +272,7 @@ def test_what_stands_or_was_just_replaced_is_no_killed_runs_however_old_it_is(
     tables = Tables(str(tmp_path))
 
     def at(day: int) -> None:
-        monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, day, tzinfo=UTC))
+        monkeypatch.setattr("cio_pipeline.tables.versions._now", lambda: datetime(2026, 3, day, tzinfo=UTC))
 
     at(1)
     write(tables, [("a", 1)], [("b", 1)])
@@ -303,7 +303,7 @@ def test_a_run_that_is_ended_while_it_cleans_up_keeps_what_it_has_written(
         raise KeyboardInterrupt
 
     tables = Tables(str(tmp_path))
-    monkeypatch.setattr("cio_pipeline.tables.tables._prune", ended)
+    monkeypatch.setattr("cio_pipeline.tables.versions._prune", ended)
     with pytest.raises(KeyboardInterrupt):
         write(tables, [("a", 1)])
     assert rows(tables) == [[("a", 1)]]
@@ -313,7 +313,7 @@ def test_what_a_killed_run_left_goes_after_a_week_and_what_may_be_at_work_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tables, folder = Tables(str(tmp_path)), tmp_path / "numbers" / DAY
-    monkeypatch.setattr("cio_pipeline.tables.tables._now", lambda: datetime(2026, 3, 9, tzinfo=UTC))
+    monkeypatch.setattr("cio_pipeline.tables.versions._now", lambda: datetime(2026, 3, 9, tzinfo=UTC))
     for name in ("20260301T235959-killed", "20260302T000001-at-work"):
         (folder / name).mkdir(parents=True)
     write(tables, [("a", 1)])
