@@ -12,7 +12,7 @@ import orjson
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.customer_state import name_hash, pack_records, state_time, value_hash
+from cio_pipeline.attribute_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, limit_attributes
 from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Factorized, factorize, microseconds, texts

@@ -55,7 +55,7 @@ class DerivedTables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0; 1 and more where a customer needs more than 32,000 bytes), attributes (how many), timestamp (of the
-    newest), operation, state (the attributes as the ledger keeps them: `customer_state.pack`), identifier, email (or null),
+    newest), operation, state (the attributes as the ledger keeps them: `attribute_state.pack`), identifier, email (or null),
     consent (whether any of the attributes is about consent, R19).
     events, by time: uuid, ulid, key, distinct_id (as in PostHog, even if the event is stitched), name, type, timestamp, call
     (`batch` or `event`), operation, personless (R5).
