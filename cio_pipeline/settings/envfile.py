@@ -68,7 +68,7 @@ def _binding(line: bytes) -> tuple[str, str] | None:
         raise ValueError("it has no =, and is neither NAME=value nor a comment")
     name = re.sub(r"^export[ \t]+", "", name).rstrip(BLANKS)
     if not NAME.fullmatch(name):
-        raise ValueError("what stands before the = is not a name of letters, digits and underscores")
+        raise ValueError("what is before the = is not a name of letters, digits and underscores")
     return name, _value(value)
 
 

@@ -141,7 +141,7 @@ def project_id(text: Any) -> Any:
         and text
         and not re.fullmatch(r"[0-9]{1,12}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text)
     ):
-        raise ValueError("must be the project's number, such as 12345: it stands in the address of its pages in PostHog")
+        raise ValueError("must be the project's number, such as 12345: it is in the address of its pages in PostHog")
     return text
 
 
@@ -167,7 +167,7 @@ def _refuse_unseen(text: str) -> None:
     if any(unicodedata.category(letter) in UNSEEN for letter in text):
         raise ValueError("it has a line end or a character that cannot be seen in it")
     if text[0] in QUOTES or text[-1] in QUOTES:
-        raise ValueError("must stand without quotes, or in one pair of straight ones")
+        raise ValueError("must be without quotes, or in one pair of straight ones")
 
 
 def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInfo) -> int | float:

@@ -153,10 +153,10 @@ def deliver_part(
     today: Store,
     instance: dg.DagsterInstance,
 ) -> dict[str, dg.MetadataValue | int | str]:
-    """Sends what `today` holds of the day, and gives what to tell of it.
+    """Sends what `today` has of the day. Returns the metadata of its observation.
 
-    New customers of the day's earlier runs count for the bound, or many small runs would pass it. Raises `NotNow` where the day
-    is over and was extracted as a whole meanwhile: what that has sent is newer.
+    New customers of the day's earlier runs count for the limit, or many small runs would exceed it. Raises `NotNow` where the
+    day is over and has been extracted as a whole in the meantime, as what that has sent is newer.
     """
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):

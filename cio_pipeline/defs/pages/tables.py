@@ -11,7 +11,7 @@ Row = Mapping[str, object]
 
 
 def table(rows: Sequence[Row], limit: int | None = None) -> dg.TableMetadataValue:
-    """The rows as a table; at limit `limit` of them, with a last row that says how many are not shown.
+    """The rows as a table; at most `limit` of them, with a last row that says how many are not shown.
 
     The first row names the columns. Without rows the table says `none`.
     """
