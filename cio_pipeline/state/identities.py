@@ -35,7 +35,7 @@ from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
 
 HISTORY = "0000-00-00"
-"""The day that stands for all time before the first partition."""
+"""The day of everything before the first partition."""
 
 CHUNK = 10_000
 

@@ -29,8 +29,8 @@ learned_days = sa.Table(
     sa.Column("made_of", sa.String),
     sa.Column("counts", sa.String),
 )
-"""`content` stands for what later days look up of it, `made_of` for the events and code that it was learned by; `counts`
-is JSON: how many people, identified ones, emails and merges."""
+"""content: the hash of what later days look up; made_of: the fingerprint of the events and code that it was learned from;
+counts: JSON of how many people, identified ones, emails and merges."""
 
 derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
 identified = sa.Table(

@@ -38,11 +38,11 @@ class RedeliveryConfig(RunLimitsConfig):
 def send_refused_again(
     context: dg.OpExecutionContext, config: RedeliveryConfig, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
-    """Sends what was refused, but no attribute that has been set since; what Customer.io accepts now is closed.
+    """Sends what was refused, except attributes that have been set since. What Customer.io accepts now is closed.
 
-    Refusals are read a day at a time: once to count what they would make, and again when the day is sent. As soon as a day is
-    done, an observation of it says what was sent again and what is still open of it; the check `nothing_refused` is evaluated
-    at the end, also where a day fails.
+    Refusals are read a day at a time: once to count what they would create, and again when the day is sent. As soon as a day is
+    done, an observation says what was sent again and what is still open. The check `nothing_refused` is evaluated at the end,
+    even if a day fails.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_at_a_time(context, store):
@@ -74,8 +74,7 @@ def send_refused_again(
 
 
 def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
-    """The days that have refusals to send again. Raises `dagster.Failure` where some are open, but none of those that are
-    meant."""
+    """The days with refusals to send again. Raises `dagster.Failure` if refusals are open, but none of the chosen ones."""
     meant = store.ledger.days_refused(config.partition, config.reason)
     if not meant and (others := store.ledger.open_refusals()):
         still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)

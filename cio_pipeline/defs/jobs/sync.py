@@ -30,7 +30,7 @@ DESCRIPTION = (
     description=DESCRIPTION,
 )
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """By the time of the tick, which *Preview tick result* lets one choose: of days to come nothing is asked for."""
+    """Goes by the time of the tick, which can be chosen with *Preview tick result*. Future days are not requested."""
     if context.scheduled_execution_time > datetime.now(UTC):
         return dg.SkipReason("This tick lies in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):

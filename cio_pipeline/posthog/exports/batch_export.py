@@ -116,8 +116,8 @@ def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table
 
 
 def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
-    """What stands for the files and what is wanted of them. None where a file may change unseen, or where what is read depends
-    on today (R20)."""
+    """The fingerprint of the files and of what is wanted from them. None where a file may change unnoticed, or where what is
+    read depends on today (R20)."""
     stamps = [(path, folder.stamps.get(path)) for path in files]
     if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(UTC)):
         return None
