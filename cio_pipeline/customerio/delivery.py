@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cio_pipeline.customerio.batches import Item, requests
+from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
 from cio_pipeline.customerio.sample import sample
@@ -62,7 +62,7 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
     far."""
     report = Report()
     for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
-        sizes = [request.size for lane in requests(plan.upserts, plan.events) for request in lane]
+        sizes = [request.size for lane in pack_requests(plan.upserts, plan.events) for request in lane]
         report.counts += Counter({"requests": len(sizes), "bytes": sum(sizes)})
         report.counts += _customers_to_send(plan.upserts, seen)
         report.counts += _events_to_send(plan.events.items(), report.event_names)
@@ -130,7 +130,7 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
             for plan in plans:
                 _record(day, plan, ledger)
                 progress.add(plan.counts["events delivered before"])
-                lanes = requests(plan.upserts, plan.events)
+                lanes = pack_requests(plan.upserts, plan.events)
                 running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
                 while len(running) > SHARDS_AHEAD:
                     report.counts += _counts(running.popleft())
