@@ -100,7 +100,8 @@ class TrackClient:
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`. Returns (reason, detail) of those refused, by index; the others are accepted.
 
-        Raises `WholeRequestRefused` where the answer does not say which were refused, `NotDelivered` and `http.retry.Unavailable`.
+        Raises `WholeRequestRefused` if the answer does not say which were refused, `NotDelivered` and
+        `http.retry.Unavailable`.
         """
         errors = self._post(BATCH, _body(operations))
         refused: dict[int, tuple[str, str]] = {}

@@ -4,11 +4,11 @@ What an answer decides:
 
 1. It names the items it refuses: these are recorded as refused, the others as accepted.
 2. It refuses the whole request: its halves are sent, until an item is refused alone.
-3. An item that is refused alone is sent six times, with probes in between, which change nothing. If a probe is refused, Customer.io
-   itself is at fault, and the run stops.
+3. An item that is refused alone is sent six times, with probes in between, which change nothing. If a probe is refused,
+   Customer.io itself is at fault, and the run stops.
 4. If the probes are accepted, and so was another item of the kind, the item is at fault: it is recorded as refused.
-5. If none of its kind was accepted yet, the item waits for the end of the lane. Then it is decided by one that was accepted since,
-   or by how many items were refused in the same words: more than can be at fault themselves stop the run.
+5. If none of its kind was accepted yet, the item waits for the end of the lane. Then it is decided by one that was accepted
+   since, or by how many items were refused in the same words: more than can be at fault themselves stop the run.
 """
 
 from __future__ import annotations
