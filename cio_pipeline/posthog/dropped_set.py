@@ -58,10 +58,10 @@ def first_with_set(events: pa.Table, before: Moment | None = None) -> Moment | N
     Events whose time cannot be read do not count.
     """
     may = pc.and_(_names(events["properties"], "$set"), pc.greater_equal(events["timestamp"], pa.scalar(EVER, TIME)))
-    found = events.select([*ORDER, "properties"]).filter(may)
+    rows = events.select([*ORDER, "properties"]).filter(may)
     if before is not None:
-        found = found.filter(pc.less_equal(found["timestamp"], pa.scalar(before[0], TIME)))
-    for row in found.sort_by([(name, "ascending") for name in ORDER]).to_batches(max_chunksize=100):
+        rows = rows.filter(pc.less_equal(rows["timestamp"], pa.scalar(before[0], TIME)))
+    for row in rows.sort_by([(name, "ascending") for name in ORDER]).to_batches(max_chunksize=100):
         for *moment, text in zip(*(row[name].to_pylist() for name in (*ORDER, "properties")), strict=True):
             if before is not None and tuple(moment) >= before:
                 return before
@@ -74,8 +74,8 @@ def has_set(properties: Any) -> bool:
     """Whether properties (JSON text) have a `$set` or `$set_once` that is an object and not empty."""
     if not isinstance(properties, str) or "$set" not in properties:
         return False
-    found = _object(properties)
-    return any(_is_given(name, found.get(name)) for name in SETS)
+    members = _object(properties)
+    return any(_is_given(name, members.get(name)) for name in SETS)
 
 
 def lost_of_a_day(
@@ -160,9 +160,11 @@ def _places(events: pa.Table, before: pa.Table) -> pa.Array:
     uuids = before["uuid"]
     at = pc.index_in(events["uuid"], uuids.combine_chunks()).combine_chunks()
     if len(pc.unique(uuids)) == len(uuids) and len(pc.unique(events["uuid"])) == len(events) and _are_uuids(uuids):
-        found = before.select([*IDENTITY, "timestamp"]).take(at)
-        same = pc.and_(pc.equal(found["event"], events["event"]), pc.equal(found["distinct_id"], events["distinct_id"]))
-        same = pc.and_(same, pc.equal(_day(found["timestamp"]), _day(events["timestamp"])))
+        candidates = before.select([*IDENTITY, "timestamp"]).take(at)
+        same = pc.and_(
+            pc.equal(candidates["event"], events["event"]), pc.equal(candidates["distinct_id"], events["distinct_id"])
+        )
+        same = pc.and_(same, pc.equal(_day(candidates["timestamp"]), _day(events["timestamp"])))
         return pc.if_else(pc.fill_null(same, False), at, pa.scalar(None, at.type)).combine_chunks()
     keys = [*IDENTITY, "day"]
     old = _with_identity(before).assign(row=range(len(before))).drop_duplicates(keys)
@@ -255,7 +257,7 @@ def _names(texts: pa.ChunkedArray, *names: str) -> pa.Array:
     search.
     """
     array = pa.concat_arrays([pa.array([], pa.string()), *texts.chunks])
-    found = np.zeros(len(array), bool)
+    has_name = np.zeros(len(array), bool)
     _, offsets, content = array.buffers()
     if content is not None:
         ends, content = np.frombuffer(offsets, np.int32, len(array) + 1)[1:].tolist(), content.to_pybytes()
@@ -263,14 +265,14 @@ def _names(texts: pa.ChunkedArray, *names: str) -> pa.Array:
             at = content.find(name.encode())
             while at >= 0:
                 row = bisect_right(ends, at)
-                found[row] = True
+                has_name[row] = True
                 at = content.find(name.encode(), ends[row])
-    return pa.array(found)
+    return pa.array(has_name)
 
 
 def _object(text: str) -> dict[str, Any]:
     try:
-        found = loads(text.encode("utf-8", "replace"))
+        value = loads(text.encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
