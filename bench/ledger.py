@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import ULID_BYTES, name_hash, pack, value_hash
+from cio_pipeline.attribute_state import name_hash, pack, value_hash
+from cio_pipeline.packed_ids import ULID_BYTES
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 

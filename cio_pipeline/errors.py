@@ -10,7 +10,7 @@ PipelineError
 │   ├── NothingSoFar                                nothing is available yet of a day that is not over
 │   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
-├── Unavailable              http_retry             a service gave no usable answer in several tries
+├── Unavailable              http.retry             a service gave no usable answer in several tries
 │   ├── Unusable                                    it answered, but not as itself
 │   ├── TooLong                                     its answer was longer than allowed
 │   └── Undecided            customerio.sender      no answer tells whether an item or the service is at fault

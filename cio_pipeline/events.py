@@ -19,12 +19,13 @@ KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
 DECIDING = (
     "rules",
     "accounting",
+    "attribute_state",
     "by_customer",
     "classification",
-    "customer_state",
     "events",
     "json_text",
     "learning",
+    "packed_ids",
     "pipeline",
 )
 """The modules, and rooms of modules, that decide what is learned and derived."""

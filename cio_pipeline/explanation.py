@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cio_pipeline.customer_state import name_hash, unpack
+from cio_pipeline.attribute_state import name_hash, unpack
 from cio_pipeline.customerio.sample import mask_id, mask_key
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask

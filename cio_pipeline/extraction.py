@@ -14,16 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
-from cio_pipeline.posthog import dropped_set
-from cio_pipeline.posthog.source import (
-    EVENT_SCHEMA,
-    HISTORY_EVENTS,
-    AttributesFrom,
-    NotExtracted,
-    Window,
-    duplicates,
-    in_order,
-)
+from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NotExtracted, Window, duplicates, in_order
+from cio_pipeline.rules import dropped_set
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import Tables
@@ -83,7 +76,7 @@ class Overview:
     """
 
     read: int = 0
-    first: dropped_set.Moment | None = None
+    first: dropped_set.EventPosition | None = None
     took_all: bool = False
     had_set: bool = False
 
@@ -187,7 +180,7 @@ def _spilled(
         if dropped == "of a day":
             overview.first = dropped_set.first_with_set(rows, overview.first)
         if dropped == "none":
-            rows = dropped_set.taking(rows, False)
+            rows = dropped_set.with_person_properties(rows, False)
         yield _marked(rows, False)
     for rows in earlier:
         yield _marked(rows, True)
@@ -198,9 +191,9 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
     if tables.current(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
-        overview.took_all = overview.took_all or dropped_set.took_all(rows)
+        overview.took_all = overview.took_all or dropped_set.always_used_person(rows)
         overview.had_set = overview.had_set or dropped_set.any_has_set(rows["properties"])
-        known = dropped_set.known(rows)
+        known = dropped_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
@@ -218,7 +211,7 @@ def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writ
     none = pa.array(np.full(len(events), False))
     took = was_there = none
     if len(earlier):
-        events, was_there, took, kept.remembered = dropped_set.remembered(events, earlier)
+        events, was_there, took, kept.remembered = dropped_set.with_restored_set(events, earlier)
         took = none if context.overview.took_all else took
     stays = pc.and_not(was_there, took) if context.overview.had_set else none
     events = _with_person_properties(context, events, took, stays, kept)
@@ -256,14 +249,14 @@ def _with_person_properties(
     """The events with the person's properties where they are to be taken, and null elsewhere."""
     dropped: pa.ChunkedArray | bool
     if context.dropped == "of a day":
-        dropped = dropped_set.lost_of_a_day(events, took, stays, context.overview.first, context.now)
+        dropped = dropped_set.dropped_in_day(events, took, stays, context.overview.first, context.now)
     elif context.dropped == "of the history":
-        dropped = dropped_set.lost_of_the_history(events, context.now)
+        dropped = dropped_set.dropped_in_history(events, context.now)
     else:
         dropped = context.dropped == "all"
-    taken = dropped_set.taking(events, dropped)
+    taken = dropped_set.with_person_properties(events, dropped)
     kept.from_person = len(taken) - taken["person_properties"].null_count
     kept.without = (len(events) * dropped if isinstance(dropped, bool) else pc.sum(dropped).as_py() or 0) - kept.from_person
     kept.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    kept.gives = dropped_set.gives_any(taken)
+    kept.gives = dropped_set.has_attributes(taken)
     return taken

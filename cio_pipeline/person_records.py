@@ -10,10 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import State, pack_ids
+from cio_pipeline.attribute_state import State
 from cio_pipeline.customerio.plan import are_delivered
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.events import KEPT_EVENTS, events_of
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.accounting import Account
-from cio_pipeline.customer_state import name_hash, state_time, unpack
+from cio_pipeline.attribute_state import name_hash, state_time, unpack
 from cio_pipeline.learning import learn_day, learn_history
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.extraction import SPILLED, Extracted, extract_day, extract_history
-from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.state.identities import HISTORY
 from cio_pipeline.tables.tables import Tables
 

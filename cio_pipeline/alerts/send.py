@@ -14,7 +14,7 @@ import requests
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Fault, Unavailable, new_session, send
+from cio_pipeline.http.retry import Fault, Unavailable, new_session, send
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 

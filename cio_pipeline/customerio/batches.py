@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import pack_joined
+from cio_pipeline.packed_ids import pack_joined
 from cio_pipeline.rules.columns import offsets_and_data, to_list
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 
@@ -30,7 +30,7 @@ class Item(NamedTuple):
     """One operation to send.
 
     name: the event's id in Customer.io, or the upsert's `customer_item`; key: the customer's; call: `batch`, or `event` for the
-    v1 call; state: the attributes that the ledger records once an upsert is accepted (`customer_state.pack`), empty for an
+    v1 call; state: the attributes that the ledger records once an upsert is accepted (`attribute_state.pack`), empty for an
     event; is_new: whether it may create a customer; is_personless: whether that customer has only personless events (R5).
     """
 
@@ -68,7 +68,7 @@ class Events:
 
     @cached_property
     def packed_ids(self) -> Any:
-        """The ids as the ledger keeps them (`customer_state.pack_ids`)."""
+        """The ids as the ledger keeps them (`packed_ids.pack_ids`)."""
         return pack_id_column(self.ids)
 
     def take(self, rows: Any) -> Events:
@@ -188,7 +188,7 @@ def request_ranges(sizes: Any, is_large: Any) -> Iterator[tuple[int, int]]:
 
 
 def pack_id_column(ids: Any) -> Any:
-    """ULIDs, given as an Arrow array of large text, packed as by `customer_state.pack_ids`."""
+    """ULIDs, given as an Arrow array of large text, packed as by `packed_ids.pack_ids`."""
     return pack_joined(offsets_and_data(ids)[1])
 
 

@@ -23,7 +23,7 @@ from cio_pipeline.customerio.answers import (
 )
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Fault, FewUrls, Unavailable, Unusable, new_session, send
+from cio_pipeline.http.retry import Fault, FewUrls, Unavailable, Unusable, new_session, send
 from cio_pipeline.masking import mask, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -66,7 +66,7 @@ class UnnamedRefusal(Exception):
 class TrackClient:
     """The calls that a delivery needs. Threads may share it.
 
-    Only an answer of the Track API counts: any other is retried, and finally raises `http_retry.Unusable`.
+    Only an answer of the Track API counts: any other is retried, and finally raises `http.retry.Unusable`.
     """
 
     def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
@@ -100,7 +100,7 @@ class TrackClient:
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`. Returns (reason, detail) of those refused, by index; the others are accepted.
 
-        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http_retry.Unavailable`.
+        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.retry.Unavailable`.
         """
         errors = self._post(BATCH, _body(operations))
         refused: dict[int, tuple[str, str]] = {}
@@ -119,7 +119,7 @@ class TrackClient:
     def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
         """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
 
-        Raises `http_retry.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
+        Raises `http.retry.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
         """
         refused: dict[int, tuple[str, str]] = {}
         try:

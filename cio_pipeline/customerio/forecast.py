@@ -11,12 +11,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.customer_state import pack_ids
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, are_delivered, is_young
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.ledger_tables import customer_item

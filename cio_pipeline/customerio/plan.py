@@ -13,10 +13,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import State, id_halves, name_hash, pack, pack_ids, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import State, name_hash, pack, state_time, unpack, value_hash
 from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, pack_id_column
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
+from cio_pipeline.packed_ids import id_halves, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.state.ledger_tables import customer_item

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cio_pipeline.customer_state import unpack
+from cio_pipeline.attribute_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import PROBE, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import Stopped
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
@@ -56,7 +56,7 @@ class Sender:
     def _send(self, request: Request) -> None:
         """Sends one request. If the answer does not say which item is bad, sends its halves, until the bad item is alone.
 
-        Raises `http_retry.Unavailable` where all items are refused, and so is a probe.
+        Raises `http.retry.Unavailable` where all items are refused, and so is a probe.
         """
         try:
             refused = self._post(request)
@@ -75,7 +75,7 @@ class Sender:
         """Decides whether an item that was refused alone is at fault: it is, if Customer.io accepts probes in between.
 
         The item and probes alternate unevenly, so that the item does not take the blame for a fault that comes and goes. Raises
-        `http_retry.Unavailable` where a probe is refused, too, as Customer.io would then refuse anything.
+        `http.retry.Unavailable` where a probe is refused, too, as Customer.io would then refuse anything.
         """
         for probes in PROBES_BETWEEN_TRIES:
             for _ in range(probes):

@@ -17,7 +17,7 @@ from upath import UPath
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.http_retry import Unavailable, new_session, send
+from cio_pipeline.http.retry import Unavailable, new_session, send
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 

@@ -13,7 +13,7 @@ from dagster._core.events import JobFailureData
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.masking import mask
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.ledger import Ledger

@@ -11,7 +11,7 @@ from cio_pipeline.settings.load import load_days_settings
 
 SETTINGS = load_days_settings()
 
-days = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
+daily_partitions = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
 
 backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
 
@@ -35,8 +35,8 @@ class DaysError(PipelineError):
 def days_between(first: str, last: str) -> list[str]:
     """The partitions from the first to the last. Raises `DaysError` where either is not a partition, or the first is later."""
     for key in (first, last):
-        if not days.has_partition_key(key):
-            earliest, latest = days.get_first_partition_key(), days.get_last_partition_key()
+        if not daily_partitions.has_partition_key(key):
+            earliest, latest = daily_partitions.get_first_partition_key(), daily_partitions.get_last_partition_key()
             raise DaysError(
                 f"{key} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
                 if earliest
@@ -44,7 +44,7 @@ def days_between(first: str, last: str) -> list[str]:
             )
     if first > last:
         raise DaysError(f"FROM ({first}) comes after TO ({last}).")
-    return list(days.get_partition_keys_in_range(dg.PartitionKeyRange(first, last)))
+    return list(daily_partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last)))
 
 
 RELATIVE_DAY = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
@@ -53,7 +53,7 @@ RELATIVE_DAY = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
 def days_asked_for(first: str, last: str) -> list[str]:
     """Like `days_between`, but either may be `yesterday` or `30 days ago` (UTC); days before the first partition count as
     that."""
-    partitions = days.get_partition_keys()
+    partitions = daily_partitions.get_partition_keys()
 
     def day(text: str) -> str:
         relative = RELATIVE_DAY.fullmatch(text.strip())
@@ -90,11 +90,11 @@ def daily_at(hour: time) -> str:
 
 def window(day: str) -> tuple[datetime, datetime]:
     """The day's start, and its end, which is the next day's start."""
-    time_window = days.time_window_for_partition_key(day)
+    time_window = daily_partitions.time_window_for_partition_key(day)
     return time_window.start.astimezone(UTC), time_window.end.astimezone(UTC)
 
 
 def days_before(day: str) -> list[str]:
     """All partitions before this one."""
-    keys = days.get_partition_keys()
+    keys = daily_partitions.get_partition_keys()
     return [key for key in keys if key < day]

@@ -24,7 +24,8 @@ from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
 from cio_pipeline.defs.services import event_source, track_client
-from cio_pipeline.posthog.source import AttributesFrom, EventSource
+from cio_pipeline.posthog.source import EventSource
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from cio_pipeline.http_retry import Bearer, new_session, send
+from cio_pipeline.http.retry import Bearer, new_session, send
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
@@ -86,7 +86,7 @@ class Api:
         """The answer, after as many tries as may help, also if something in front of PostHog answers instead.
 
         If the request may be too big, only a 429 is waited out, and other answers that may pass are returned. Raises
-        `http_retry.Unavailable`, or `NotExtracted` where something other than PostHog still answers.
+        `http.retry.Unavailable`, or `NotExtracted` where something other than PostHog still answers.
         """
         for attempt in itertools.count(1):
             response = send(

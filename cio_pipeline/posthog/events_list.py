@@ -14,16 +14,11 @@ import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.client import Api, refused
 from cio_pipeline.posthog.rows import NO_TIME, event_frame
-from cio_pipeline.posthog.source import (
-    EVENT_SCHEMA,
-    EVER,
-    HISTORY_EVENTS,
-    AttributesFrom,
-    NotExtracted,
-    Window,
-)
+from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NotExtracted, Window
 from cio_pipeline.progress import Progress
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.facts import ORDER
+from cio_pipeline.rules.values import EPOCH
 
 PAGE_ROWS = 1000
 """How many rows are requested. Servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`), or at most
@@ -83,7 +78,7 @@ class EventsApiSource:
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time."""
-        pages = (page for event in HISTORY_EVENTS for page in self._pages(EVER, before, event=event))
+        pages = (page for event in HISTORY_EVENTS for page in self._pages(EPOCH, before, event=event))
         return _counted(f"Before {before:%Y-%m-%d}", pages)
 
     def _pages(self, start: datetime, end: datetime, **only: str) -> Iterator[pd.DataFrame]:
@@ -151,7 +146,7 @@ class Rest:
     is_left: bool = True
     beyond: list[Rest] = field(default_factory=list)
     _is_ascending: bool | None = None
-    _moment: datetime = EVER
+    _moment: datetime = EPOCH
     _seen: set[Event] = field(default_factory=set)
     _rows: int = 0
     _given: dict[int, int] = field(default_factory=dict)

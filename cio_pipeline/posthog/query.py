@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
-from cio_pipeline.posthog.dropped_set import columns_with_emails
 from cio_pipeline.posthog.reading import COUNTED, Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, Window
+from cio_pipeline.posthog.source import HISTORY_EVENTS, NotExtracted, Window
+from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails
+from cio_pipeline.rules.values import EPOCH
 
 TRIES_OF_A_CHECK = 5
 TRIES_OF_THE_ENDPOINT = 3
@@ -59,9 +60,9 @@ class QuerySource:
 
     def history(self, before: datetime) -> Window:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
-        selection = Selection(self._columns(EVER), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
-        reading = Reading(self._queries, selection, EVER, before)
-        months = reading.months(EVER, before)
+        selection = Selection(self._columns(EPOCH), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
+        reading = Reading(self._queries, selection, EPOCH, before)
+        months = reading.months(EPOCH, before)
         windows = (Reading(self._queries, selection, start, end) for start, end in _windows(months, before))
         return Window(
             months.total(), (frame for window in windows for frame in window.all_frames(reading.stats)), reading.stats
@@ -95,7 +96,7 @@ def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, 
 
 def _windows(months: Counter[str], before: datetime) -> Iterator[tuple[datetime, datetime]]:
     """Windows that together cover all time up to `before`, each of as many months as fit in one slice, but at least one."""
-    start, rows = EVER, 0
+    start, rows = EPOCH, 0
     for month in sorted(months):
         if rows and rows + months[month] > TARGET_ROWS:
             yield start, _first_of(month)

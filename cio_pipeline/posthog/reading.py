@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import requests
 
-from cio_pipeline.http_retry import TooLong
+from cio_pipeline.http.retry import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Rows, event_frame, rows_in

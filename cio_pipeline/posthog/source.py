@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from typing import Any, Literal, Protocol
+from datetime import datetime
+from typing import Any, Protocol
 
 import pandas as pd
 import pyarrow as pa
@@ -31,10 +31,6 @@ EVENT_SCHEMA = pa.schema(
 In the tables that the extraction writes, `person_properties` is null unless it is to be used instead of `$set` (R20).
 """
 
-AttributesFrom = Literal["auto", "set", "person"]
-"""CIO_ATTRIBUTES_FROM (R20)."""
-
-EVER = datetime(1970, 1, 1, tzinfo=UTC)
 HISTORY_EVENTS = ("$identify", "$set")
 """The events that give R1 its facts from before the first day (R18)."""
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.customer_state import CROCKFORD, DIGIT_BITS, HALF, ULID
+from cio_pipeline.packed_ids import CROCKFORD, DIGIT_BITS, HALF_DIGITS, ULID_CHARACTERS
 from cio_pipeline.rules.columns import Factorized, offsets_and_data, to_list
 
 DAY = 86_400_000_000
@@ -21,7 +21,7 @@ HEX_VALUES[np.frombuffer(b"0123456789abcdef", dtype=np.uint8)] = np.arange(16, d
 HASH_BYTES = 10
 
 CHARACTERS = np.frombuffer(CROCKFORD.encode(), dtype=np.uint8)
-SHIFTS = np.arange(DIGIT_BITS * (HALF - 1), -1, -DIGIT_BITS, dtype=np.uint64)
+SHIFTS = np.arange(DIGIT_BITS * (HALF_DIGITS - 1), -1, -DIGIT_BITS, dtype=np.uint64)
 """The distance of each of a number's last 13 digits from its end, in bits."""
 
 DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
@@ -42,18 +42,18 @@ def ulids(times: Any, names: Factorized, distinct_ids: Any, uuids: Any) -> Any:
     identities = to_list(pc.binary_join_element_wise(days, space, lower, counted, distinct_ids, nothing))
     hashes = b"".join([blake2b(identity, digest_size=HASH_BYTES).digest() for identity in identities])
     content = np.hstack([_first_48_bits(lower), np.frombuffer(hashes, dtype=np.uint8).reshape(-1, HASH_BYTES)])
-    return pa.array(CHARACTERS.take(_digits(content)).view(f"S{ULID}").ravel(), pa.large_binary())
+    return pa.array(CHARACTERS.take(_digits(content)).view(f"S{ULID_CHARACTERS}").ravel(), pa.large_binary())
 
 
 def _digits(content: Any) -> Any:
     """The 26 digits of five bits each of 128-bit numbers, given as an array of 16 bytes each. The first digit has only three
     bits."""
     first, last = content.view(">u8").astype(np.uint64).T
-    digits = np.empty((len(content), ULID), dtype=np.uint8)
+    digits = np.empty((len(content), ULID_CHARACTERS), dtype=np.uint8)
     for place, shift in enumerate(SHIFTS):
         digits[:, place] = first >> np.uint64(1) >> shift & DIGIT
-        digits[:, HALF + place] = last >> shift & DIGIT
-    digits[:, HALF] |= (first & np.uint64(1)).astype(np.uint8) << (DIGIT_BITS - 1)  # a digit of both halves
+        digits[:, HALF_DIGITS + place] = last >> shift & DIGIT
+    digits[:, HALF_DIGITS] |= (first & np.uint64(1)).astype(np.uint8) << (DIGIT_BITS - 1)  # a digit of both halves
     return digits
 
 

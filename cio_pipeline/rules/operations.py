@@ -55,7 +55,7 @@ class DerivedTables(NamedTuple):
     """What will be sent, and what will not.
 
     customers: key, part (0; 1 and more where a customer needs more than 32,000 bytes), attributes (how many), timestamp (of the
-    newest), operation, state (the attributes as the ledger keeps them: `customer_state.pack`), identifier, email (or null),
+    newest), operation, state (the attributes as the ledger keeps them: `attribute_state.pack`), identifier, email (or null),
     consent (whether any of the attributes is about consent, R19).
     events, by time: uuid, ulid, key, distinct_id (as in PostHog, even if the event is stitched), name, type, timestamp, call
     (`batch` or `event`), operation, personless (R5).
@@ -100,7 +100,7 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
                 rejects += [(start + row, "attribute", name, reason) for name, reason in findings.attributes + left_out]
                 rejects += [(start + row, "data", name, reason) for name, reason in findings.data]
     customers = customers_of(
-        sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
+        sent[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
     )
     rejects.sort(key=itemgetter(0))
     if customers.beyond:

@@ -91,7 +91,7 @@ class Identities:
         """What all days before `day` say about these distinct_ids: the columns of `facts.learn`, and a row for each distinct_id
         about which anything is known."""
         rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
-        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
+        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set_at"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def linked(self, names: Iterable[str]) -> set[str]:

@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import CUSTOMER, ULID_BYTES, State, customer_id, id_halves, merge, pack, unpack
+from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES, State, customer_id, merge, pack, unpack
+from cio_pipeline.packed_ids import ULID_BYTES, id_halves
 from cio_pipeline.state import refusals
 from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
@@ -54,7 +55,7 @@ class Acknowledgement:
     """What one answer of Customer.io acknowledges.
 
     event_ids: the accepted events, packed by `pack_ids` and joined; campaign_events: how many of these were new to Customer.io
-    and young enough to start campaigns; customers: the accepted attributes, by key, as a packed state (`customer_state.pack`)
+    and young enough to start campaigns; customers: the accepted attributes, by key, as a packed state (`attribute_state.pack`)
     or several of different attributes, joined; accepted: gives the names of the accepted items, and is called only where they
     are needed; refused: the refused items.
     """
@@ -183,7 +184,7 @@ class Ledger:
         return {key: unpack(state) for key, state in self.packed_states(keys).items()}
 
     def packed_states(self, keys: Iterable[str]) -> dict[str, bytes]:
-        """The same, packed as by `customer_state.pack`."""
+        """The same, packed as by `attribute_state.pack`."""
         by_id = {customer_id(key): key for key in keys}
         with reading(self._engine) as connection:
             rows = connection.execute(STATES, _joined(by_id))
@@ -282,7 +283,7 @@ class Ledger:
 
 def _joined(customers: Iterable[bytes]) -> dict[str, bytes | int]:
     """The parameters of `STATES`."""
-    return {"customers": b"".join(sorted(customers)), "size": CUSTOMER}
+    return {"customers": b"".join(sorted(customers)), "size": CUSTOMER_HASH_BYTES}
 
 
 def _refuse_lost(is_held: bool) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import CUSTOMER, customer_id
+from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
 VERSION = SchemaVersion("ledger", 4)
@@ -38,7 +38,7 @@ young enough to start campaigns."""
 customer_states = sa.Table(
     "customer_states",
     metadata,
-    sa.Column("customer", Bytes(CUSTOMER), primary_key=True),
+    sa.Column("customer", Bytes(CUSTOMER_HASH_BYTES), primary_key=True),
     sa.Column("state", Bytes, nullable=False),
 )
 
@@ -48,7 +48,7 @@ refusals = sa.Table(
     sa.Column("item", sa.String(50), primary_key=True),
     sa.Column("day", sa.String(10), primary_key=True, index=True),
     sa.Column("kind", sa.String(8), nullable=False),
-    sa.Column("customer", Bytes(CUSTOMER), nullable=False, index=True),
+    sa.Column("customer", Bytes(CUSTOMER_HASH_BYTES), nullable=False, index=True),
     sa.Column("key", Text, nullable=False),
     sa.Column("call", sa.String(8), nullable=False),
     sa.Column("state", Bytes, nullable=False),

@@ -26,9 +26,9 @@ class OverlayIdentities(Identities):
     def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """As `Identities.before`. As events belong to the day of their time, the last email is the one with the latest time."""
         parts = [self._base.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
-        rows = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
+        rows = pd.concat(parts, ignore_index=True).sort_values("email_set_at", na_position="first", kind="stable")
         people = rows.groupby("distinct_id", sort=False)
-        known = people[["email", "email_set"]].last().astype(object)
+        known = people[["email", "email_set_at"]].last().astype(object)
         known = known.where(known.notna(), None)
         return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import State, customer_id, is_superseded, pack, unpack
+from cio_pipeline.attribute_state import State, customer_id, is_superseded, pack, unpack
 from cio_pipeline.state.database import chunks, insert
 from cio_pipeline.state.ledger_tables import CHUNK, refusals
 

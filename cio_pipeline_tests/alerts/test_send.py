@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.alerts.send import NotSent, call_heartbeat, email, senders_of
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.settings.load import load_alert_settings
 from cio_pipeline_tests.alerts.receivers import Webhook, mail_server, webhook
 

@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.customer_state import name_hash, pack
+from cio_pipeline.attribute_state import name_hash, pack
 from cio_pipeline.customerio.client import PROBE, TrackClient
 from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
 from cio_pipeline.customerio.forecast import Forecast

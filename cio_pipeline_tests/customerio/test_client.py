@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 import urllib3
 
-from cio_pipeline import http_retry as http
 from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient, UnnamedRefusal
 from cio_pipeline.customerio.rate_limit import RateLimit, Stopped
+from cio_pipeline.http import retry as http
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline_tests.customerio.clock import Clock
 

@@ -15,12 +15,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline import http_retry as http
 from cio_pipeline.customerio.batches import FRAME_BYTES, request_ranges
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import deliver, preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.http import retry as http
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger

@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline import http_retry as http
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
+from cio_pipeline.http import retry as http
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock

@@ -13,12 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customer_state import State, name_hash, pack, pack_ids, unpack
+from cio_pipeline.attribute_state import State, name_hash, pack, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.plan import LedgerView, are_delivered, plan_redelivery, plan_shard
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables

@@ -54,7 +54,7 @@ def stream(days: list[str]) -> list[dict[str, Any]]:
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     """Starts a Customer.io beside a PostHog with the events given, and settings that name both."""
     monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
-    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
 
         @contextmanager

@@ -53,7 +53,7 @@ KEYS = {
     "CIO_STITCH_ANONYMOUS_DAYS": "2",
 }
 NOTHING = Learned.of(
-    pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
+    pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set_at"]).astype({"identified": bool}),
     pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
 )
 
@@ -62,7 +62,7 @@ import json
 from datetime import datetime, timezone
 import dagster as dg
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, backfill_policy, days
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, backfill_policy, daily_partitions
 def tick(*at):
     context = dg.build_schedule_context(scheduled_execution_time=datetime(*at, tzinfo=timezone.utc))
     data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
@@ -71,7 +71,7 @@ def tick(*at):
 def when(name):
     schedule = defs.resolve_schedule_def(name)
     return [schedule.cron_schedule, schedule.execution_timezone]
-print(json.dumps([days.get_first_partition_key(), backfill_policy.max_partitions_per_run,
+print(json.dumps([daily_partitions.get_first_partition_key(), backfill_policy.max_partitions_per_run,
       *map(when, ["customerio_daily", "customerio_hourly_schedule", "customerio_checks_daily"]),
       tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
 """

@@ -14,7 +14,7 @@ from urllib.parse import unquote
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import pack_ids
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import MAX_CONNECTIONS
 from cio_pipeline.state.ledger import Acknowledgement, Ledger

@@ -18,7 +18,8 @@ from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_d
 from cio_pipeline.posthog import events_list as events_api
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, EventSource, NotExtracted, Window, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, NotExtracted, Window, in_order
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog

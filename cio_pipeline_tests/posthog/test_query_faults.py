@@ -13,7 +13,7 @@ import orjson
 import pandas as pd
 import pytest
 
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog import client as api
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.customer_state import name_hash, unpack
+from cio_pipeline.attribute_state import name_hash, unpack
 from cio_pipeline.json_text import TOO_DEEP
 from cio_pipeline.rules.event_data import REPAIRED
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import name_hash, pack, pack_ids
+from cio_pipeline.attribute_state import name_hash, pack
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.state import identity_tables
 from cio_pipeline.state.database import MAX_CONNECTIONS, DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
@@ -27,12 +28,12 @@ AT_WORK = """
 import sys, threading, uuid
 import pandas as pd
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
-from cio_pipeline.customer_state import pack
+from cio_pipeline.attribute_state import pack
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned
 url, number = sys.argv[1], int(sys.argv[2])
 ids = [f"u{number}-{n}" for n in range(2_000)]
-facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set"])
+facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set_at"])
 nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}

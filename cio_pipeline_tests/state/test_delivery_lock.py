@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 import sqlalchemy as sa
 
-from cio_pipeline.customer_state import pack
+from cio_pipeline.attribute_state import pack
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.sandbox.customerio.server import CustomerioServer

@@ -13,7 +13,8 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customer_state import CROCKFORD, State, merge, name_hash, pack, pack_ids, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, value_hash
+from cio_pipeline.packed_ids import CROCKFORD, pack_ids
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger

@@ -23,7 +23,7 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import described
-from cio_pipeline.defs.partitions import backfill_policy, days
+from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.rules.consent import AllowConsent
 
@@ -107,7 +107,7 @@ def upsert_to_customerio(
         "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
         "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
     },
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     key_prefix=PREFIX,
     group_name=GROUP,

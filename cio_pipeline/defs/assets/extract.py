@@ -15,7 +15,7 @@ from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
-from cio_pipeline.defs.partitions import backfill_policy, days, window
+from cio_pipeline.defs.partitions import backfill_policy, daily_partitions, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
@@ -37,7 +37,7 @@ def now() -> datetime:
 
 
 @dg.asset(
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     key_prefix=PREFIX,
     group_name=GROUP,
@@ -175,7 +175,7 @@ def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
 
 
 def _history_end() -> datetime:
-    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+    return window(daily_partitions.get_first_partition_key() or str(daily_partitions.start.date()))[0]
 
 
 def _history_setting(store: Store) -> str:
@@ -183,7 +183,7 @@ def _history_setting(store: Store) -> str:
 
 
 @dg.asset(
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     key_prefix=PREFIX,
     group_name=GROUP,

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 
 import dagster as dg
 
-from cio_pipeline.defs.partitions import days, days_in_tags
+from cio_pipeline.defs.partitions import daily_partitions, days_in_tags
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.tables.files import StorageError
 
@@ -27,7 +27,7 @@ def or_warning(check: Callable[[], dg.AssetCheckResult]) -> dg.AssetCheckResult:
 def days_of(run: dg.DagsterRun) -> list[str]:
     """The partitions of the run, or the last `RECENT_DAYS` if it has none because it only evaluates checks."""
     first, last = days_in_tags(run.tags)
-    partitions = list(days.get_partition_keys())
+    partitions = list(daily_partitions.get_partition_keys())
     return [day for day in partitions if first <= day <= last] if first and last else partitions[-RECENT_DAYS:]
 
 

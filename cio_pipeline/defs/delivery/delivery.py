@@ -20,7 +20,7 @@ from cio_pipeline.defs.failures import delivered_count_in_errors
 from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.pipeline import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities

@@ -155,17 +155,17 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
     """Runs the days in this process, several per run. Each run is in the list of runs, and its days are on the assets."""
     from cio_pipeline.definitions import defs  # which loads this module
 
-    keys = days_asked_for(config.first, config.last)
-    context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: keys[0], RANGE_END: keys[-1]}))
+    days = days_asked_for(config.first, config.last)
+    context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: days[0], RANGE_END: days[-1]}))
     job = defs.resolve_job_def(customerio_sync.name)
     chosen = config.model_dump(exclude={"first", "last"})
 
     def run(run_id: str, some: list[str], assets: Assets) -> None:
-        tags = {**run_tags(some, keys), STARTED_BY: context.run_id}
+        tags = {**run_tags(some, days), STARTED_BY: context.run_id}
         job.execute_in_process(run_config(chosen), context.instance, run_id=run_id, tags=tags, asset_selection=assets)
 
-    run_range(context.instance, keys, run, SETTINGS.days_per_run)
-    logger.info("%s to %s: %d days are delivered.", keys[0], keys[-1], len(keys))
+    run_range(context.instance, days, run, SETTINGS.days_per_run)
+    logger.info("%s to %s: %d days are delivered.", days[0], days[-1], len(days))
 
 
 @dg.job(

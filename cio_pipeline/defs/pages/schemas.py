@@ -58,7 +58,7 @@ IDENTITY_COLUMNS = {
     "distinct_id": "Who.",
     "identified": "Whether there was an $identify of theirs.",
     "email": "The last valid email that was set.",
-    "email_set": "When, in microseconds since 1970.",
+    "email_set_at": "When, in microseconds since 1970.",
     "anonymous_id": "An anonymous id that was theirs before they were identified (R16).",
 }
 DRY_RUN_COLUMNS = {

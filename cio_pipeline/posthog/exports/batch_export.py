@@ -16,7 +16,6 @@ from hashlib import sha256
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.posthog.dropped_set import reaches_back
 from cio_pipeline.posthog.exports.files import events_in
 from cio_pipeline.posthog.exports.folder import Folder, listed, of_other_models
 from cio_pipeline.posthog.exports.names import EXAMPLE
@@ -32,7 +31,9 @@ from cio_pipeline.posthog.exports.runs import (
     unfinished,
     unnamed,
 )
-from cio_pipeline.posthog.source import EVER, HISTORY_EVENTS, AttributesFrom, NotExtracted, NothingSoFar, Window
+from cio_pipeline.posthog.source import HISTORY_EVENTS, NotExtracted, NothingSoFar, Window
+from cio_pipeline.rules.dropped_set import AttributesFrom, reaches_back
+from cio_pipeline.rules.values import EPOCH
 from cio_pipeline.storage_errors import cause
 
 logger = logging.getLogger(__name__)
@@ -84,8 +85,8 @@ class BatchExportSource:
         """All exported `$identify` and `$set` events before that time."""
         folder, all_runs = self._listed()
         early = [_with_counted_files(run, folder) for run in all_runs if run.start < before + self._late]
-        uncovered(early, EVER, before)
-        wanted = Wanted(EVER, before, HISTORY_EVENTS, self._attributes_from)
+        uncovered(early, EPOCH, before)
+        wanted = Wanted(EPOCH, before, HISTORY_EVENTS, self._attributes_from)
         tables = _read(_finished(early), folder, wanted)
         return window_of(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 

@@ -12,7 +12,7 @@ from urllib.parse import quote, urljoin
 import pyarrow.parquet as pq
 import requests
 
-from cio_pipeline.http_retry import Unavailable, new_session, send
+from cio_pipeline.http.retry import Unavailable, new_session, send
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space

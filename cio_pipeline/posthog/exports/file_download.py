@@ -19,7 +19,8 @@ from cio_pipeline.posthog.exports.downloads import refused_export
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import AttributesFrom, NotExtracted, NothingSoFar, Window
+from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, Window
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.storage_errors import cause
 from cio_pipeline.temporary_files import no_space, spill_folder
 

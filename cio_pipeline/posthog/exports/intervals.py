@@ -15,7 +15,7 @@ import requests
 from upath import UPath
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog.client import PATIENCE_SECONDS, Api
 from cio_pipeline.posthog.exports.downloads import (
     NO_EXPORT,
@@ -59,7 +59,7 @@ class FileExports:
     def finished(self, first: datetime, last: datetime) -> Export:
         """A completed export of the interval and the list of its files: an earlier one, if its files are still there.
 
-        One that has ended otherwise is requested once more. Raises `NotExtracted` and `http_retry.Unavailable`.
+        One that has ended otherwise is requested once more. Raises `NotExtracted` and `http.retry.Unavailable`.
         """
         between = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
         if (earlier := self._earlier(first, last)) is not None:

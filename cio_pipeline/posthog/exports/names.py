@@ -13,7 +13,7 @@ from pathlib import PurePosixPath
 from typing import NamedTuple
 from urllib.parse import unquote
 
-from cio_pipeline.posthog.source import EVER
+from cio_pipeline.rules.values import EPOCH
 
 DAY = timedelta(days=1)
 EXAMPLE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet.zst"
@@ -111,7 +111,7 @@ def _of_days(name: str) -> Named | None:
 def _time(text: str) -> datetime | None:
     match = MOMENT.fullmatch(text)
     if match is None:
-        return EVER
+        return EPOCH
     *numbers, fraction, sign, hours, minutes = match.groups()
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     try:

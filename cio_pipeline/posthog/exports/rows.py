@@ -15,11 +15,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cio_pipeline.posthog.dropped_set import columns_with_emails, reaches_back
 from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exports.lines import BOMB_BYTES, BOMB_RATIO, LINE_BYTES, event_in, lines
-from cio_pipeline.posthog.exports.times import EPOCH, FIRST, MICROSECOND, moment
-from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted, Window
+from cio_pipeline.posthog.exports.times import FIRST, MICROSECOND, moment
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
+from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails, reaches_back
+from cio_pipeline.rules.values import EPOCH
 
 __all__ = ["Unreadable", "Wanted", "read_jsonlines", "read_parquet", "row_groups", "window_of"]
 

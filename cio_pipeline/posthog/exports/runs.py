@@ -20,7 +20,8 @@ from datetime import UTC, datetime
 from pathlib import PurePosixPath
 
 from cio_pipeline.posthog.exports.names import Named, is_temporary, looks_like_data, named
-from cio_pipeline.posthog.source import EVER, NotExtracted
+from cio_pipeline.posthog.source import NotExtracted
+from cio_pipeline.rules.values import EPOCH
 
 AGAIN = "Copy it again, or backfill it in PostHog."
 
@@ -49,7 +50,7 @@ class Run:
         return self.start < end and self.end > start
 
     def __str__(self) -> str:
-        return f"{'the first event' if self.start == EVER else _moment(self.start)} to {_moment(self.end)}"
+        return f"{'the first event' if self.start == EPOCH else _moment(self.start)} to {_moment(self.end)}"
 
 
 def runs(paths: Iterable[str]) -> list[Run]:
@@ -122,7 +123,7 @@ def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[date
     day = f"{start:%Y-%m-%d}"
     holes = uncovered(all_runs, start, end)
     finished = [run for run in all_runs if run.finished]
-    reach = max((run.end for run in finished), default=EVER)
+    reach = max((run.end for run in finished), default=EPOCH)
     if reach < end:
         raise NotExtracted(
             f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet."

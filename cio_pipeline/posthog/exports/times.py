@@ -7,6 +7,8 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from cio_pipeline.rules.values import EPOCH
+
 ISO = re.compile(
     r"""(?P<year>\d{4}) (?P<dash>-?) (?P<month>\d\d) (?P=dash) (?P<day>\d\d)
         (?: [Tt_\x20] (?P<hour>\d\d) (?: (?P<colon>:?) (?P<minute>\d\d) (?: (?P=colon) (?P<second>\d\d) )? )?
@@ -18,7 +20,6 @@ USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(
 """The form that most files have, which Python itself reads."""
 
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))

@@ -51,7 +51,7 @@ CHECKS = (
 
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[customerio.CustomerioServer]:
-    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as workspace:
         for name, value in Sandbox(source.url, workspace.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
             monkeypatch.setenv(name, value)

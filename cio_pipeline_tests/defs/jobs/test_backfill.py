@@ -17,7 +17,7 @@ from cio_pipeline.defs.assets import derive, extract
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
 from cio_pipeline.defs.jobs.backfill import AFTER_EXTRACTION, STARTED_BY, Assets, run_range
 from cio_pipeline.defs.keys import key
-from cio_pipeline.http_retry import Unavailable
+from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog

@@ -50,7 +50,7 @@ class Services:
 
 @pytest.fixture
 def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Services]:
-    monkeypatch.setattr("cio_pipeline.http_retry.BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     monkeypatch.setattr(hourly, "now", lambda: NOON)
     with ExitStack() as stack:
         source, workspace = stack.enter_context(posthog.serve(iter(()))), stack.enter_context(customerio.serve())

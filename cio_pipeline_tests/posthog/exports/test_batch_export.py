@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
-from cio_pipeline.posthog import dropped_set
 from cio_pipeline.posthog.exports import rows as exported_rows
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.folder import listed
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, in_order
+from cio_pipeline.rules import dropped_set
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
 from cio_pipeline_tests.bucket import CREDENTIALS
 from cio_pipeline_tests.posthog.exports.stored import stored

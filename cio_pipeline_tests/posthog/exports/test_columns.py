@@ -16,7 +16,8 @@ import pytest
 
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
-from cio_pipeline.posthog.source import EVENT_SCHEMA, AttributesFrom, NotExtracted
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=UTC)

@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 import requests
 
-from cio_pipeline import http_retry as http
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.http import retry as http
 from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports

@@ -10,7 +10,7 @@ from typing import IO
 
 import requests
 
-from cio_pipeline.http_errors import NotWritten, TooLongBody, UnusableBody
+from cio_pipeline.http.errors import NotWritten, TooLongBody, UnusableBody
 
 BLOCK_BYTES = 1 << 16
 GZIP_OR_ZLIB = 47

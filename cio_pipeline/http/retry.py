@@ -23,9 +23,9 @@ from urllib.parse import urlsplit
 import requests
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http_body import read_body
-from cio_pipeline.http_errors import Fault, NotWritten, TooLongBody, fault_of
-from cio_pipeline.http_session import Bearer, FewUrls, new_session
+from cio_pipeline.http.body import read_body
+from cio_pipeline.http.errors import Fault, NotWritten, TooLongBody, fault_of
+from cio_pipeline.http.session import Bearer, FewUrls, new_session
 
 __all__ = ["Bearer", "Fault", "FewUrls", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
 
@@ -136,7 +136,7 @@ def send(
     is at fault.
 
     Raises `Unavailable` when the tries or the patience are used up, `Unusable` if the last answer had a fault, and
-    `http_errors.NotWritten`.
+    `http.errors.NotWritten`.
     """
     so_far = Tries(f"{service} ({_host(url)})", tries, patience)
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}

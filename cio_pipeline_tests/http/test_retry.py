@@ -22,9 +22,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import NameOID
 from requests.auth import HTTPBasicAuth
 
-from cio_pipeline import http_body
-from cio_pipeline import http_retry as http
-from cio_pipeline.http_errors import Fault, fault_of
+from cio_pipeline.http import body as http_body
+from cio_pipeline.http import retry as http
+from cio_pipeline.http.errors import Fault, fault_of
 from cio_pipeline_tests import raw_server
 
 SECRET = "s3cret"
