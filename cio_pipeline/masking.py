@@ -111,12 +111,12 @@ def _only_decoded_has_an_at(word: str) -> bool:
 
 def _beside_a_lone_at(words: list[str]) -> set[int]:
     """The words with an `@` at their edge, and those next to them, as a line may have ended within the address."""
-    found = set[int]()
+    hidden = set[int]()
     for number, word in enumerate(words):
         bare = word.strip(AROUND)
-        found |= {number - 1, number} if bare.startswith("@") else set()
-        found |= {number, number + 1} if bare.endswith("@") else set()
-    return found
+        hidden |= {number - 1, number} if bare.startswith("@") else set()
+        hidden |= {number, number + 1} if bare.endswith("@") else set()
+    return hidden
 
 
 def _readings(text: str) -> Iterator[str]:
@@ -127,11 +127,11 @@ def _readings(text: str) -> Iterator[str]:
         plain = unquote(html.unescape(CODE.sub(lambda code: chr(int(code[1], 16)), plain)))
     plain = ESCAPED_LETTER.sub(" ", ESCAPE.sub("", plain))
     yield unicodedata.normalize("NFKC", plain)
-    for found in ENCODED.findall(plain):
-        whole = found[: len(found) - (len(found) % 4 == 1)].translate(str.maketrans("-_", "+/"))
+    for encoded in ENCODED.findall(plain):
+        whole = encoded[: len(encoded) - (len(encoded) % 4 == 1)].translate(str.maketrans("-_", "+/"))
         yield from _text(base64.b64decode(whole + "=" * (-len(whole) % 4)))
-    for found in HEX.findall(plain):
-        yield from _text(bytes.fromhex(found))
+    for digits in HEX.findall(plain):
+        yield from _text(bytes.fromhex(digits))
 
 
 def _text(content: bytes) -> Iterator[str]:

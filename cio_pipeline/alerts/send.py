@@ -34,16 +34,18 @@ TRANSIENT = (Unavailable, NotSent)
 
 def senders_of(settings: AlertSettings) -> dict[str, Send]:
     """The function that sends an alert to a target, for each target in the settings. Each raises `Unavailable` or `NotSent`."""
-    found: dict[str, Send] = {}
+    senders: dict[str, Send] = {}
     if settings.alert_webhook_url is not None:
         url = settings.alert_webhook_url.get_secret_value()
         body = _in_slacks_format if settings.alert_format == "slack" else _as_json
-        found["webhook"] = lambda alert: _request("POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url))
+        senders["webhook"] = lambda alert: _request(
+            "POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url)
+        )
     if settings.alert_email and settings.smtp_url is not None:
         server = settings.smtp_url.get_secret_value()
         sender = (settings.alert_email_from or settings.alert_email)[0]
-        found["email"] = lambda alert: _mail(server, email(alert, sender, settings.alert_email, settings.dagster_url))
-    return found
+        senders["email"] = lambda alert: _mail(server, email(alert, sender, settings.alert_email, settings.dagster_url))
+    return senders
 
 
 def call_heartbeat(url: str) -> None:

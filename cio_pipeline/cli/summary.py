@@ -45,11 +45,11 @@ class Summary:
         """Takes what is to be printed at the end from an event of a run."""
         if event.event_type not in RECORDED:
             return
-        found: Any = event.event_specific_data
-        if isinstance(found, dg.AssetCheckEvaluation):
-            self._check(found)
+        data: Any = event.event_specific_data
+        if isinstance(data, dg.AssetCheckEvaluation):
+            self._check(data)
             return
-        asset = found.materialization
+        asset = data.materialization
         metadata = {name: value.value for name, value in asset.metadata.items()}
         day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
@@ -97,8 +97,8 @@ class Summary:
 
     def failed_checks(self) -> Iterator[str]:
         """A line for each failed check, with what to do."""
-        for name, found in self._failed_checks.items():
-            yield f"The check {name} failed: {' '.join(dict.fromkeys(found))}"
+        for name, reasons in self._failed_checks.items():
+            yield f"The check {name} failed: {' '.join(dict.fromkeys(reasons))}"
 
     def _refusals(self, beyond: list[str]) -> str:
         total, extracted = self._refused.total(), self._extracted.total()

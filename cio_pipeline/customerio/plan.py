@@ -254,8 +254,8 @@ def are_delivered(delivered: Any, packed: Any) -> Any:
     order = np.argsort(halves[0])  # in order they are found faster
     at = np.empty(len(packed), int)
     at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(delivered) - 1)
-    found = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
-    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~found)
+    is_delivered = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
+    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~is_delivered)
     at[unsure] = np.searchsorted(delivered, packed[unsure]).clip(max=len(delivered) - 1)
-    found[unsure] = delivered[at[unsure]] == packed[unsure]
-    return found
+    is_delivered[unsure] = delivered[at[unsure]] == packed[unsure]
+    return is_delivered

@@ -52,8 +52,8 @@ def _run() -> tuple[str, str, str]:
     During a run, Dagster has a handler on each logger that it manages, also for threads that the run starts. A run that was
     started within another adds its own after the other's.
     """
-    found = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
-    if not found:
+    handlers = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
+    if not handlers:
         return "", "", ""
-    of = found[-1].metadata
+    of = handlers[-1].metadata
     return of["run_id"] or "", *days_in_tags(of["job_tags"])

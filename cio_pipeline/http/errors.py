@@ -54,9 +54,9 @@ def fault_of(error: Exception, service: str) -> Fault:
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            found = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
+            problem = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
             hint = "if a proxy of yours issues certificates, REQUESTS_CA_BUNDLE must name the file of its CA"
-            return Fault(f"its certificate {found}: is {setting} right? ({hint})", tries=1)
+            return Fault(f"its certificate {problem}: is {setting} right? ({hint})", tries=1)
         if _is_ca_bundle(cause):
             return Fault("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates that can be read", tries=1)
     if _any(causes, requests.exceptions.ProxyError, urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL):

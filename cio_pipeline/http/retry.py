@@ -145,8 +145,8 @@ def send(
         answer = _ask(session, method, url, service, into, max_bytes, seconds, request)
         if isinstance(answer, Fault):
             failure = Failure(answer)
-        elif (found := _failure(answer, retried, patience > 0, fault_in)) is not None:
-            failure = found
+        elif (wanting := _failure(answer, retried, patience > 0, fault_in)) is not None:
+            failure = wanting
         else:
             return answer
         wait = so_far.wait_after(failure)

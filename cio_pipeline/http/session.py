@@ -36,8 +36,8 @@ def new_session(auth: AuthBase | None = None, url: str | None = None) -> request
     session = _Session()
     session.auth = auth or _login_of_the_url
     if url is not None:
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        session.proxies, session.verify, session.trust_env = found["proxies"], found["verify"], False
+        environment = session.merge_environment_settings(url, {}, None, None, None)
+        session.proxies, session.verify, session.trust_env = environment["proxies"], environment["verify"], False
     return session
 
 

@@ -24,10 +24,10 @@ def url(text: Any) -> Any:
 
 def emails(text: Any) -> Any:
     """Addresses, separated by commas."""
-    found = names(text)
-    if isinstance(found, tuple) and not all(EMAIL.fullmatch(one) for one in found):
+    addresses = names(text)
+    if isinstance(addresses, tuple) and not all(EMAIL.fullmatch(one) for one in addresses):
         raise ValueError("must be email addresses with commas between, with no names beside them")
-    return found
+    return addresses
 
 
 def smtp_url(text: Any) -> Any:

@@ -42,11 +42,11 @@ def read_env_file(path: Path) -> dict[str, str]:
     lines: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):
         try:
-            found = _binding(line.removesuffix(b"\r"))
+            binding = _binding(line.removesuffix(b"\r"))
         except ValueError as why:
             raise SettingsError(f"{path}, line {number} cannot be read with certainty: {why}.") from None
-        if found is not None:
-            name, value = found
+        if binding is not None:
+            name, value = binding
             if name in lines:
                 raise SettingsError(f"{path}, line {number}: {name} stands in line {lines[name]}, too.")
             values[name], lines[name] = value, number

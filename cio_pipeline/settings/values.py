@@ -107,9 +107,9 @@ def share(text: Any) -> Any:
     """`1%` -> 0.01. A bare 1 is ambiguous, and refused."""
     if not isinstance(text, str):
         return text
-    found = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
-    given = float(found[1]) / (100 if found[2] else 1) if found and found[1] else -1.0
-    if found is None or not 0 <= given <= 1 or (given == 1 and not found[2]):
+    number = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
+    given = float(number[1]) / (100 if number[2] else 1) if number and number[1] else -1.0
+    if number is None or not 0 <= given <= 1 or (given == 1 and not number[2]):
         raise ValueError("must be a share of the extracted events, such as 1% or 0.01")
     return given
 
@@ -178,12 +178,12 @@ def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInf
 
 def _json_list(text: str) -> list[str]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        value = None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(LISTED)
-    return found
+    return value
 
 
 def _name(double: str, single: str, bare: str) -> str:

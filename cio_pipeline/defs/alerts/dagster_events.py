@@ -168,11 +168,11 @@ def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Seque
         for record in reversed(history):
             if record.event is None or record.event.timestamp <= since or record.event.dagster_event is None:
                 continue
-            found = record.event.dagster_event.asset_check_evaluation_data
+            evaluation = record.event.dagster_event.asset_check_evaluation_data
             position.checks[name] = max(record.event.timestamp, position.checks.get(name, 0))
             page = f"/assets/{'/'.join(key.asset_key.path)}?view=checks"
             yield CheckEvaluated(
-                record.event.timestamp, name, found.partition, found.passed, mask(found.description or ""), page
+                record.event.timestamp, name, evaluation.partition, evaluation.passed, mask(evaluation.description or ""), page
             )
 
 

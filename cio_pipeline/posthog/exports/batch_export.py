@@ -61,9 +61,9 @@ class BatchExportSource:
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing from the window, or cannot be
         read.
         """
-        folder, found = self._listed()
-        near = [_with_counted_files(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
-        far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
+        folder, all_runs = self._listed()
+        near = [_with_counted_files(run, folder) for run in all_runs if run.overlaps(start - EARLY, end + self._late)]
+        far = [run for run in all_runs if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
         wanted, files = Wanted(start, end, self._allowlist, self._attributes_from), _finished(near)
@@ -71,8 +71,8 @@ class BatchExportSource:
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
         """The end of the newest finished run. Raises `NothingSoFar` where that is not after `start`, as in a daily export."""
-        folder, found = self._listed()
-        near = (_with_counted_files(run, folder) for run in found if run.overlaps(start, moment))
+        folder, all_runs = self._listed()
+        near = (_with_counted_files(run, folder) for run in all_runs if run.overlaps(start, moment))
         reach = max((run.end for run in near if run.finished), default=start)
         if reach <= start:
             raise NothingSoFar(
@@ -83,8 +83,8 @@ class BatchExportSource:
 
     def history(self, before: datetime) -> Window:
         """All exported `$identify` and `$set` events before that time."""
-        folder, found = self._listed()
-        early = [_with_counted_files(run, folder) for run in found if run.start < before + self._late]
+        folder, all_runs = self._listed()
+        early = [_with_counted_files(run, folder) for run in all_runs if run.start < before + self._late]
         uncovered(early, EPOCH, before)
         wanted = Wanted(EPOCH, before, HISTORY_EVENTS, self._attributes_from)
         tables = _read(_finished(early), folder, wanted)
@@ -93,21 +93,21 @@ class BatchExportSource:
     def _listed(self) -> tuple[Folder, list[Run]]:
         """The folder, and the runs of the export of events in it."""
         folder = listed(self._url)
-        nameless, found = unnamed(folder.sizes), runs(folder.sizes)
-        if not found:
+        nameless, all_runs = unnamed(folder.sizes), runs(folder.sizes)
+        if not all_runs:
             seen = f" It has {_names(nameless, folder)}." if nameless else ""
             raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.{seen}")
         if nameless:
             logger.info(
                 "Ignored, because there is no interval in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder)
             )
-        others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
+        others = of_other_models((path for run in all_runs for path in (*run.files, *run.parts)), folder)
         if others and (of_events := runs(set(folder.sizes) - set(others))):
             logger.info(
                 "Ignored, because they are an export of persons or sessions, not of events: %s.", _names(others, folder)
             )
             return folder, of_events
-        return folder, found
+        return folder, all_runs
 
 
 def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
@@ -142,8 +142,8 @@ def _with_counted_files(run: Run, folder: Folder) -> Run:
 
 def _manifests(run: Run, folder: Folder) -> dict[str, list[str]]:
     """The run's complete manifests, and the names in each: a later run's may lie next to an earlier one's copy."""
-    found = {path: _manifest(path, folder) for path in run.manifests}
-    return {path: names for path, names in found.items() if names is not None}
+    manifests = {path: _manifest(path, folder) for path in run.manifests}
+    return {path: names for path, names in manifests.items() if names is not None}
 
 
 def _manifest(path: str, folder: Folder) -> list[str] | None:
@@ -158,12 +158,12 @@ def _manifest(path: str, folder: Folder) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _finished(found: list[Run]) -> list[str]:
+def _finished(runs_read: list[Run]) -> list[str]:
     """The files of the finished runs; the unfinished ones are logged."""
-    for run in found:
+    for run in runs_read:
         if not run.finished:
             logger.warning("%s What is only in it comes when the day is run again.", unfinished(run))
-    return [path for run in found if run.finished for path in run.files]
+    return [path for run in runs_read if run.finished for path in run.files]
 
 
 def _names(paths: Iterable[str], folder: Folder) -> str:

@@ -36,11 +36,11 @@ def columns_of(schema: pa.Schema, needs_person: bool) -> dict[str, Column]:
 
     Raises `Unreadable` where a required one is missing, there twice, or of an unknown type.
     """
-    found = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
+    by_name = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
     needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
-    if missing := [name for name in needed if found[name] is None]:
+    if missing := [name for name in needed if by_name[name] is None]:
         raise Unreadable(f"it is not an export of events, for it has no column {', '.join(missing)}")
-    columns = {name: column for name, column in found.items() if column is not None}
+    columns = {name: column for name, column in by_name.items() if column is not None}
     for name, column in columns.items():
         if not _is_understood(name, _plain_type(column.type)):
             wanted = "times" if name in ("timestamp", "created_at") else "JSON text" if name in JSON else "text"
@@ -86,11 +86,11 @@ def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if are_fixed:
         column = _converted(column, lambda value: value.rstrip(b"\0"), pa.binary())
     try:
-        found = column.cast(pa.string())  # refuses what is no UTF-8
+        converted = column.cast(pa.string())  # refuses what is no UTF-8
     except pa.ArrowInvalid:
-        found = _converted(column, json_text if name in JSON else plain_text)
-    found = found.fill_null(NULL_MEANS[name])
-    return pc.utf8_lower(found) if name == "uuid" else found
+        converted = _converted(column, json_text if name in JSON else plain_text)
+    converted = converted.fill_null(NULL_MEANS[name])
+    return pc.utf8_lower(converted) if name == "uuid" else converted
 
 
 def json_text(value: bytes) -> str:

@@ -83,24 +83,24 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
 
 def _remote(files: Any, root: str) -> Listed:
     """The sizes and stamps of the files. Stamps are ETags, where a store has them: hashes of the content."""
-    found = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
-    tags = {path: info.get("ETag") or info.get("etag") for path, info in found.items()}
-    return {path: info.get("size") for path, info in found.items()}, {path: str(tag) for path, tag in tags.items() if tag}
+    infos = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+    tags = {path: info.get("ETag") or info.get("etag") for path, info in infos.items()}
+    return {path: info.get("size") for path, info in infos.items()}, {path: str(tag) for path, tag in tags.items() if tag}
 
 
 def _local(root: str) -> Listed:
     """Like `_remote`, since fsspec would skip folders that it may not read. A stamp consists of the size and whatever the
     system changes when it writes the file. As its clock has steps, a file that was just written has none."""
     settled = time.time_ns() - STEP_OF_THE_CLOCK
-    found = dict(_below(root) if Path(root).is_dir() else ())
+    stats = dict(_below(root) if Path(root).is_dir() else ())
     if Path(root).is_file():
-        found[root] = Path(root).stat()
+        stats[root] = Path(root).stat()
     stamps = {
         path: repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
-        for path, file in found.items()
+        for path, file in stats.items()
         if file and max(file.st_mtime_ns, file.st_ctime_ns) < settled
     }
-    return {path: file.st_size if file else None for path, file in found.items()}, stamps
+    return {path: file.st_size if file else None for path, file in stats.items()}, stamps
 
 
 def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
@@ -109,16 +109,16 @@ def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                found = entry.stat()
+                status = entry.stat()
             except OSError:
                 if Path(entry.path).exists():
                     raise
                 yield entry.path, None
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(status.st_mode):
                 yield from _below(entry.path)
             else:
-                yield entry.path, found
+                yield entry.path, status
 
 
 def _is_of_other_model(paths: list[str], folder: Folder) -> bool:

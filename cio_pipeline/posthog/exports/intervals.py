@@ -176,8 +176,8 @@ class FileExports:
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
         """The exports of this interval in PostHog's list, as far as that says what they are of."""
         body = self._api.ask("GET", PATH, patience=LIST_SECONDS).body
-        found = body.get("results") if isinstance(body, dict) else None
-        for one in found if isinstance(found, list) else []:
+        listed = body.get("results") if isinstance(body, dict) else None
+        for one in listed if isinstance(listed, list) else []:
             if isinstance(one, dict) and one.get("model", "events") == "events" and _interval(one) == (first, last):
                 yield f"{PATH}/{quote(str(one.get('id')), safe='')}"
 

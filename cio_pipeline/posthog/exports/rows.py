@@ -117,20 +117,20 @@ def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.T
     belongs = pc.coalesce(at, created, pa.scalar(wanted.start, at.type))
     inside = pc.and_(pc.greater_equal(belongs, wanted.start), pc.less(belongs, wanted.end))
     known = pc.coalesce(at, pa.scalar(moment(FIRST), at.type))
-    found: dict[str, Any] = {"timestamp": known, "created_at": created}
+    columns_read: dict[str, Any] = {"timestamp": known, "created_at": created}
     if not pc.all(inside).as_py():
-        table, found = table.filter(inside), {name: column.filter(inside) for name, column in found.items()}
+        table, columns_read = table.filter(inside), {name: column.filter(inside) for name, column in columns_read.items()}
     for name, column in columns.items():
-        if name not in found:
-            found[name] = _bounded(texts(table[name], name), column)
+        if name not in columns_read:
+            columns_read[name] = _bounded(texts(table[name], name), column)
     nulls = pa.nulls(len(table), pa.string())
-    return pa.table([found.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+    return pa.table([columns_read.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
 
 
-def _bounded(found: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    if (pc.max(pc.binary_length(found)).as_py() or 0) > LINE_BYTES:
+def _bounded(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if (pc.max(pc.binary_length(values)).as_py() or 0) > LINE_BYTES:
         raise Unreadable(f"its column {column.name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
-    return found
+    return values
 
 
 def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:

@@ -55,12 +55,12 @@ class Run:
 
 def runs(paths: Iterable[str]) -> list[Run]:
     """The runs of these files, by time. Paths without an interval in their names are skipped: see `unnamed`."""
-    found: dict[tuple[str, datetime, datetime], Run] = {}
+    by_interval: dict[tuple[str, datetime, datetime], Run] = {}
     for path in sorted(paths):
         name = named(path)
         if name is None:
             continue
-        run = found.setdefault((path.rpartition("/")[0], name.start, name.end), Run(name.start, name.end))
+        run = by_interval.setdefault((path.rpartition("/")[0], name.start, name.end), Run(name.start, name.end))
         if name.kind == "manifest":
             run.manifests.append(path)
         elif name.kind == "other":
@@ -69,7 +69,7 @@ def runs(paths: Iterable[str]) -> list[Run]:
             run.files.append(path)
         else:
             run.parts[path] = name
-    return sorted(found.values(), key=lambda run: (run.end, run.start))
+    return sorted(by_interval.values(), key=lambda run: (run.end, run.start))
 
 
 def unnamed(paths: Iterable[str]) -> list[str]:
@@ -117,12 +117,12 @@ def _identity(path: str) -> Named | str:
     return named(path) or PurePosixPath(path).name
 
 
-def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """The parts of `start` to `end` that no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover
     nothing."""
     day = f"{start:%Y-%m-%d}"
-    holes = uncovered(found, start, end)
-    finished = [run for run in found if run.finished]
+    holes = uncovered(all_runs, start, end)
+    finished = [run for run in all_runs if run.finished]
     reach = max((run.end for run in finished), default=EPOCH)
     if reach < end:
         raise NotExtracted(
@@ -139,13 +139,13 @@ def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetim
     return holes
 
 
-def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def uncovered(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     """The parts of `start` to `end` that no finished run covers. Raises `NotExtracted` where an unfinished one would.
 
     Where finished runs cover it, an unfinished run does not matter: a failed one may have left it.
     """
-    holes = _holes([run for run in found if run.finished], start, end)
-    for run in found:
+    holes = _holes([run for run in all_runs if run.finished], start, end)
+    for run in all_runs:
         if not run.finished and any(run.overlaps(*hole) for hole in holes):
             raise NotExtracted(f"{unfinished(run)} Wait until it is, or backfill it in PostHog.")
     return holes
@@ -169,9 +169,9 @@ def _remedy(start: datetime, end: datetime) -> str:
     return f"If nothing happened then, put an empty file {_iso(start)}-{_iso(end)}.jsonl beside the others."
 
 
-def _holes(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def _holes(some_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     holes, covered = [], start
-    for run in sorted((run for run in found if run.overlaps(start, end)), key=lambda run: run.start):
+    for run in sorted((run for run in some_runs if run.overlaps(start, end)), key=lambda run: run.start):
         if covered < run.start:
             holes.append((covered, run.start))
         covered = max(covered, run.end)
