@@ -49,6 +49,14 @@ class Account:
         self.left_out.update(other.left_out)
         self.notes.update(other.notes)
 
+    def add_stitched(self, outcomes: pd.Series[str], *, of_earlier_day: bool) -> None:
+        """Counts stitched events (R16) as sent: the day's own instead of the outcomes they had, those of earlier days apart."""
+        if of_earlier_day:
+            self.stitched += len(outcomes)
+        else:
+            self.outcomes.subtract(outcomes)
+            self.outcomes[SENT] += len(outcomes)
+
     def to_json(self) -> dict[str, Any]:
         """The account as it is stored with the day's tables."""
         return dict(vars(self))

@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.accounting import Account
-from cio_pipeline.classification import Day, classified_shard, said_earlier, said_earlier_of_shard
+from cio_pipeline.classification import DerivationInput, classified_shard, said_earlier, said_earlier_of_shard
 from cio_pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.rules.classify import FILTERED, SENT
 from cio_pipeline.rules.facts import ORDER
@@ -36,19 +36,23 @@ CLASSIFIED = pa.schema(
 """The events to send and the refused ones, as `classify` gives them."""
 
 
-def shards_by_customer(day: Day, identities: Identities, folder: Path, workers: int) -> tuple[list[shuffle.Shard], Account]:
+def shards_by_customer(
+    source: DerivationInput, identities: Identities, folder: Path, workers: int
+) -> tuple[list[shuffle.Shard], Account]:
     """The events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that the day's
     merges take (R16); and what became of the day's events, before any is refused for its content."""
-    number = day.version.shards
+    number = source.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
-    tasks = ((day, shard, said_earlier_of_shard(day, shard, identities), folder, buckets) for shard in range(number))
-    parts = list(map_shards(_classify, tasks, number, workers, f"{day.date}: classified"))
+    tasks = ((source, shard, said_earlier_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
+    parts = list(map_shards(_classify, tasks, number, workers, f"{source.day}: classified"))
     account = Account(sum((part.outcomes for part in parts), Counter()))
     spilled = [part.spilled for part in parts]
-    if day.options.stitches:
+    if source.options.stitches:
         merged, identified = pd.concat([part.merges for part in parts]), pd.concat([part.identified for part in parts])
-        for at, rows in enumerate(_stitched(day, identities, account, merged, identified)):
-            spilled.append(_spill(rows, folder / f"stitched-{at:05d}.arrow", buckets))
+        windows = _merge_windows(source, identities, merged, identified)
+        for at, (day, rows) in enumerate(_stitched(source, identities, windows)):
+            account.add_stitched(rows["outcome"], of_earlier_day=day != source.day)
+            spilled.append(_spill(rows.assign(outcome=SENT), folder / f"stitched-{at:05d}.arrow", buckets))
     return shuffle.shards(spilled, CLASSIFIED), account
 
 
@@ -62,10 +66,10 @@ class _Part(NamedTuple):
     identified: pd.DataFrame
 
 
-def _classify(day: Day, shard: int, earlier: pd.DataFrame, folder: Path, buckets: int) -> _Part:
-    classified = classified_shard(day, shard, earlier)
+def _classify(source: DerivationInput, shard: int, earlier: pd.DataFrame, folder: Path, buckets: int) -> _Part:
+    classified = classified_shard(source, shard, earlier)
     merged = identified = pd.DataFrame()
-    if day.options.stitches:
+    if source.options.stitches:
         merged = merges(classified).drop(columns=["properties", "person_properties"])
         identified = classified.loc[classified["event"] == "$identify", ORDER].drop_duplicates("distinct_id")
     kept = classified[~classified["outcome"].str.startswith(FILTERED).to_numpy(bool)]
@@ -78,28 +82,28 @@ def _spill(rows: pd.DataFrame, path: Path, buckets: int) -> shuffle.Spilled:
     return shuffle.spill(table, "key", path, buckets)
 
 
-def _stitched(
-    day: Day, identities: Identities, account: Account, merged: pd.DataFrame, identified: pd.DataFrame
-) -> Iterator[pd.DataFrame]:
-    """R16: the held-back events of this and the days before that the day's merges take; the account counts them as sent."""
+def _merge_windows(
+    source: DerivationInput, identities: Identities, merged: pd.DataFrame, identified: pd.DataFrame
+) -> pd.DataFrame:
+    """Returns what the day's merges may take, as `stitching.merge_windows` gives it."""
     anonymous_ids = merged["anonymous_id"].unique().tolist()
-    days = days_stitched(day.date, day.options)
-    merged_earlier = identities.merges_between(days[0], day.date, anonymous_ids)
-    earlier = identities.before(day.date, anonymous_ids)
+    first = days_stitched(source.day, source.options)[0]
+    merged_earlier = identities.merges_between(first, source.day, anonymous_ids)
+    earlier = identities.before(source.day, anonymous_ids)
     identified_earlier = set(earlier.loc[earlier["identified"], "distinct_id"])
-    identified = identified.drop_duplicates("distinct_id")
-    windows = merge_windows(merged, merged_earlier, identified_earlier, identified, day.options)
-    for one in _days_with_events(days, day.tables, identities) if len(windows) else []:
-        for table in events_of(day.tables, one, windows["anonymous_id"].unique().tolist()):
+    return merge_windows(merged, merged_earlier, identified_earlier, identified.drop_duplicates("distinct_id"), source.options)
+
+
+def _stitched(source: DerivationInput, identities: Identities, windows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yields, by day, the held-back events of this and earlier days that the day's merges take (R16)."""
+    if not len(windows):
+        return
+    anonymous_ids = windows["anonymous_id"].unique().tolist()
+    for day in _days_with_events(days_stitched(source.day, source.options), source.tables, identities):
+        for table in events_of(source.tables, day, anonymous_ids):
             events = table.to_pandas()
-            earlier = said_earlier(one, events["distinct_id"].unique().tolist(), identities)
-            rows = stitched(events, earlier, windows, day.options)
-            if one == day.date:
-                account.outcomes.subtract(rows["outcome"])
-                account.outcomes[SENT] += len(rows)
-            else:
-                account.stitched += len(rows)
-            yield rows.assign(outcome=SENT)
+            earlier = said_earlier(day, events["distinct_id"].unique().tolist(), identities)
+            yield day, stitched(events, earlier, windows, source.options)
 
 
 def days_stitched(day: str, options: Options) -> list[str]:

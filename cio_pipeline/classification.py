@@ -21,28 +21,28 @@ COLUMNS = [name for name in KEPT_EVENTS.names if name != "created_at"]
 
 
 @dataclass(frozen=True)
-class Day:
+class DerivationInput:
     """A day's version of `posthog_events`, to be classified with these options; if `until` is given, only what is before it."""
 
-    date: str
+    day: str
     tables: Tables = field(repr=False)
     version: Version
     options: Options = field(repr=False)
     until: datetime | None = None
 
 
-def classified_shard(day: Day, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
+def classified_shard(source: DerivationInput, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
     """A shard's events as `classify` gives them; `earlier` is what `said_earlier_of_shard` gives. Raises `StorageError`."""
-    events = shard_of_events(day.tables, "posthog_events", day.date, day.version, shard, COLUMNS)
-    if day.until is not None:
-        events = events.filter(pc.less(events["timestamp"], pa.scalar(day.until, events["timestamp"].type)))
-    return classify(events.to_pandas(), earlier, day.options)
+    events = shard_of_events(source.tables, "posthog_events", source.day, source.version, shard, COLUMNS)
+    if source.until is not None:
+        events = events.filter(pc.less(events["timestamp"], pa.scalar(source.until, events["timestamp"].type)))
+    return classify(events.to_pandas(), earlier, source.options)
 
 
-def said_earlier_of_shard(day: Day, shard: int, identities: Identities) -> pd.DataFrame:
+def said_earlier_of_shard(source: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
     """What earlier days said about the people of a shard's events, as `facts.learn` gives it."""
-    events = day.tables.shard("posthog_events", day.date, day.version, shard, ["distinct_id"])
-    return said_earlier(day.date, pc.unique(events["distinct_id"]).to_pylist(), identities)
+    events = source.tables.shard("posthog_events", source.day, source.version, shard, ["distinct_id"])
+    return said_earlier(source.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
 
 
 def said_earlier(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from cio_pipeline.accounting import Account
 from cio_pipeline.by_customer import days_stitched, shards_by_customer
-from cio_pipeline.classification import Day, classified_shard, said_earlier_of_shard
+from cio_pipeline.classification import DerivationInput, classified_shard, said_earlier_of_shard
 from cio_pipeline.events import code_hash
 from cio_pipeline.rules.classify import REFUSED, SENT
 from cio_pipeline.rules.customers import CUSTOMERS
@@ -42,16 +42,16 @@ def derive_day(
     into: Tables | None = None,
     workers: int = 1,
 ) -> Account:
-    """Writes the day's tables `customers`, `events` and `rejects`; gives what became of its events (R15).
+    """Writes `customers`, `events` and `rejects` of a day. Returns what became of its events (R15).
 
-    Where the tables were made of the same, they stay. `until` and `into` write them elsewhere, as if the day had ended then:
-    what a delivery sends that holds recent events.
+    Does nothing if events, identities, options and code are unchanged. With `until` and `into`, it writes to `into`, without
+    the events from `until` on: what a run with `hold_recent_events` delivers.
     """
     earlier = identities.fingerprint_before(day, options.stitch_anonymous_days)
     fingerprint = _fingerprint(day, tables, earlier, options)
     account = _derived_before(day, tables, fingerprint) if into is None else None
     if account is None:
-        source = Day(day, tables, tables.version("posthog_events", day), options, until)
+        source = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
             account = _derive(source, identities, new, workers)
             new.about = {"fingerprint": fingerprint, "account": account.to_json()}
@@ -78,17 +78,17 @@ def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | Non
     return Account.from_json(version.about["account"]) if is_whole else None
 
 
-def _derive(day: Day, identities: Identities, new: NewVersion, workers: int) -> Account:
+def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> Account:
     """Writes the shards of a new version of the day's tables; gives what became of its events."""
-    what = f"{day.date}: derived"
+    what = f"{source.day}: derived"
     with temporary_folder() as folder:
-        if day.options.identify_by_email or day.options.stitches:
-            shards, account = shards_by_customer(day, identities, folder, workers)
-            by_customer = ((day, new.writer, number, shard) for number, shard in enumerate(shards))
+        if source.options.identify_by_email or source.options.stitches:
+            shards, account = shards_by_customer(source, identities, folder, workers)
+            by_customer = ((source, new.writer, number, shard) for number, shard in enumerate(shards))
             results = map_shards(_write_shard_by_customer, by_customer, len(shards), workers, what)
         else:
-            account, number = Account(), day.version.shards
-            as_extracted = ((day, new.writer, at, said_earlier_of_shard(day, at, identities)) for at in range(number))
+            account, number = Account(), source.version.shards
+            as_extracted = ((source, new.writer, at, said_earlier_of_shard(source, at, identities)) for at in range(number))
             results = map_shards(_write_shard_as_extracted, as_extracted, number, workers, what)
         with closing(results):
             for written, of_shard in results:
@@ -98,30 +98,34 @@ def _derive(day: Day, identities: Identities, new: NewVersion, workers: int) -> 
     return account
 
 
-def _write_shard_as_extracted(day: Day, writer: ShardWriter, shard: int, earlier: pd.DataFrame) -> tuple[WrittenShard, Account]:
+def _write_shard_as_extracted(
+    source: DerivationInput, writer: ShardWriter, shard: int, earlier: pd.DataFrame
+) -> tuple[WrittenShard, Account]:
     """Writes the tables of a shard whose customers are its distinct_ids."""
-    return _write(day, writer, shard, lambda: classified_shard(day, shard, earlier), are_counted=False)
+    return _write(source, writer, shard, lambda: classified_shard(source, shard, earlier), outcomes_are_counted=False)
 
 
-def _write_shard_by_customer(day: Day, writer: ShardWriter, number: int, shard: Shard) -> tuple[WrittenShard, Account]:
+def _write_shard_by_customer(
+    source: DerivationInput, writer: ShardWriter, number: int, shard: Shard
+) -> tuple[WrittenShard, Account]:
     """Writes the tables of a shard by customer, whose outcomes are counted already."""
-    return _write(day, writer, number, lambda: shard.read().to_pandas(), are_counted=True)
+    return _write(source, writer, number, lambda: shard.read().to_pandas(), outcomes_are_counted=True)
 
 
 def _write(
-    day: Day, writer: ShardWriter, number: int, read: Callable[[], pd.DataFrame], *, are_counted: bool
+    source: DerivationInput, writer: ShardWriter, number: int, read: Callable[[], pd.DataFrame], *, outcomes_are_counted: bool
 ) -> tuple[WrittenShard, Account]:
-    """Writes the tables of the events that `read` gives as `classify` does; each is let go as soon as the next is made of it,
-    for one person's events may be many."""
+    """Writes the tables of the events that `read` returns, as `classify` does. Each intermediate table is deleted as soon as
+    the next is made: a shard with one very active person is large."""
     classified = read()
-    account = Account() if are_counted else Account(Counter(classified["outcome"].tolist()))
+    account = Account() if outcomes_are_counted else Account(Counter(classified["outcome"].tolist()))
     refused = _refused(classified)
     sent = _sent(classified)
     del classified
-    operations = build(sent, day.options)
+    operations = build(sent, source.options)
     del sent
     account.notes[EMAIL_IN_ANOTHER_CASE] += operations.emails_in_another_case
-    _count_rejects(day.date, operations.rejects.to_pandas(), account)
+    _count_rejects(source.day, operations.rejects.to_pandas(), account)
     rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), operations.rejects])
     tables = {"customers": operations.customers, "events": operations.events, "rejects": rejects}
     return writer.write(number, tables), account
