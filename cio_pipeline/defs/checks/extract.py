@@ -9,7 +9,7 @@ import dagster as dg
 from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.extraction import Extracted
+from cio_pipeline.extraction import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
 EVENTS = key("posthog_events")
@@ -45,10 +45,10 @@ SPECS = [
 ]
 
 
-def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> dg.AssetCheckResult:
+def counts_agree(kept: Mapping[str, ExtractionCounts], counted: Mapping[str, int]) -> dg.AssetCheckResult:
     """The check of this name, for the days that were just read. counted: PostHog's counts, for the days that have one."""
-    short = [day for day, count in counted.items() if kept[day].read < count]
-    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].read:,}" for day in short)
+    short = [day for day, count in counted.items() if kept[day].rows_read < count]
+    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].rows_read:,}" for day in short)
     return dg.AssetCheckResult(
         check_name="counts_agree_with_posthog",
         passed=not short,
@@ -59,8 +59,8 @@ def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> d
         else None,
         metadata={
             "events counted by PostHog": sum(counted.values()),
-            "events read": sum(one.read for one in kept.values()),
-            "events kept": sum(one.rows for one in kept.values()),
+            "events read": sum(one.rows_read for one in kept.values()),
+            "events kept": sum(one.rows_written for one in kept.values()),
             "duplicates": sum(one.duplicates.total() for one in kept.values()),
             "days short of events": len(short),
             "days without a count": len(kept) - len(counted),
@@ -68,13 +68,13 @@ def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> d
     )
 
 
-def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
+def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResult:
     """The check of this name, for the days that were just read.
 
     A recent day may have only `$identify` events that set nothing; if an old one does, PostHog has probably dropped its
     attributes.
     """
-    bare = [day for day, one in kept.items() if one.is_old and one.identity_events and not one.gives]
+    bare = [day for day, one in kept.items() if one.may_lack_set and one.identity_events and not one.has_attributes]
     return dg.AssetCheckResult(
         check_name="attributes_given",
         passed=not bare,
@@ -83,7 +83,7 @@ def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
         metadata={
             "days without attributes": len(bare),
             "$identify and $set events": sum(one.identity_events for one in kept.values()),
-            "events that have lost their $set": sum(one.without for one in kept.values()),
+            "events that have lost their $set": sum(one.lacked_person for one in kept.values()),
         },
     )
 
