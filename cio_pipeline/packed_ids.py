@@ -41,3 +41,21 @@ def id_halves(packed: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.uint64], n
     """Returns the first and last 64 bits of packed ids as numbers, which are faster to sort and compare than strings."""
     halves = np.ascontiguousarray(packed).view(">u8").reshape(len(packed), 2)
     return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
+
+
+def are_in(sorted_ids: npt.NDArray[np.bytes_], ids: npt.NDArray[np.bytes_]) -> npt.NDArray[np.bool_]:
+    """Returns which of these packed ids are among the sorted ones.
+
+    They are compared by their first 64 bits, and by all 128 where these are not enough.
+    """
+    if not len(sorted_ids):
+        return np.zeros(len(ids), dtype=bool)
+    sorted_halves, halves = id_halves(sorted_ids), id_halves(ids)
+    order = np.argsort(halves[0])  # in order they are found faster
+    at = np.empty(len(ids), int)
+    at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(sorted_ids) - 1)
+    is_in: npt.NDArray[np.bool_] = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
+    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~is_in)
+    at[unsure] = np.searchsorted(sorted_ids, ids[unsure]).clip(max=len(sorted_ids) - 1)
+    is_in[unsure] = sorted_ids[at[unsure]] == ids[unsure]
+    return is_in

@@ -11,10 +11,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.attribute_state import State
-from cio_pipeline.customerio.plan import are_delivered
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.events import KEPT_EVENTS, events_of
-from cio_pipeline.packed_ids import pack_ids
+from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable
@@ -117,5 +116,5 @@ def _acknowledged(day: str, sent: pd.DataFrame, ledger: Ledger) -> list[str]:
     ulids: list[str] = sent["ulid"].tolist()
     if not ulids:
         return []
-    delivered = are_delivered(ledger.delivered(day), pack_ids(ulids))
+    delivered = are_in(ledger.delivered(day), pack_ids(ulids))
     return [ulid for ulid, is_delivered in zip(ulids, delivered, strict=True) if is_delivered]

@@ -13,10 +13,10 @@ import pandas as pd
 
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, are_delivered, is_young
+from cio_pipeline.customerio.plan import TRIGGER_SECONDS, is_young
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
-from cio_pipeline.packed_ids import pack_ids
+from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.ledger_tables import upsert_id
@@ -97,7 +97,7 @@ def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOpt
 
 
 def _unsent(events: Columns, delivered: Any) -> Columns:
-    return FilteredRows(events, ~are_delivered(delivered, pack_id_column(column(events, "ulid"))))
+    return FilteredRows(events, ~are_in(delivered, pack_id_column(column(events, "ulid"))))
 
 
 def _upsert_items(customers: Columns) -> list[str]:

@@ -17,7 +17,7 @@ from cio_pipeline.attribute_state import State, name_hash, pack, state_time, unp
 from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, pack_id_column
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
-from cio_pipeline.packed_ids import id_halves, pack_ids
+from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.state.ledger_tables import upsert_id
@@ -84,7 +84,7 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
             consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
             planned = _plan_upsert(upsert, consent, recorded, plan, options)
             plan.upserts += [] if planned is None else [planned]
-        elif are_delivered(recorded.delivered, pack_ids([refusal.item]))[0]:
+        elif are_in(recorded.delivered, pack_ids([refusal.item]))[0]:
             plan.closed.append(refusal.item)
         else:
             events.append(refusal)
@@ -212,7 +212,7 @@ def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOption
 def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
     """The events that were neither delivered nor refused as they are now."""
     ids = column(events, "ulid")
-    before = are_delivered(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
+    before = are_in(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
     if options.resend:
         return _with_operations(events, before)
     plan.counts["events delivered before"] += int(before.sum())
@@ -241,21 +241,3 @@ def is_young(events: Columns) -> Any:
     """Which of the events may start campaigns, by their age now (numpy, bool)."""
     since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), TIME)
     return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)
-
-
-def are_delivered(delivered: Any, packed: Any) -> Any:
-    """Which of these packed ids are among those of `Ledger.delivered` (numpy, bool).
-
-    They are compared by their first 64 bits, and by all 128 where these are not enough.
-    """
-    if not len(delivered):
-        return np.zeros(len(packed), dtype=bool)
-    sorted_halves, halves = id_halves(delivered), id_halves(packed)
-    order = np.argsort(halves[0])  # in order they are found faster
-    at = np.empty(len(packed), int)
-    at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(delivered) - 1)
-    is_delivered = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
-    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~is_delivered)
-    at[unsure] = np.searchsorted(delivered, packed[unsure]).clip(max=len(delivered) - 1)
-    is_delivered[unsure] = delivered[at[unsure]] == packed[unsure]
-    return is_delivered

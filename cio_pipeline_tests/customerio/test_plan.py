@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 from cio_pipeline.attribute_state import State, name_hash, pack, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
-from cio_pipeline.customerio.plan import LedgerView, are_delivered, plan_redelivery, plan_shard
+from cio_pipeline.customerio.plan import LedgerView, plan_redelivery, plan_shard
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.packed_ids import pack_ids
+from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
@@ -199,4 +199,4 @@ def test_ids_that_share_their_first_half_are_told_apart(delivered: list[tuple[in
     def packed(ids: list[tuple[int, int]]) -> Any:
         return np.array([first.to_bytes(8, "big") + last.to_bytes(8, "big") for first, last in ids], "S16")
 
-    assert are_delivered(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]
+    assert are_in(packed(sorted(set(delivered))), packed(asked)).tolist() == [one in delivered for one in asked]
