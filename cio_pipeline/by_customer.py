@@ -85,7 +85,7 @@ def _stitched(
     anonymous_ids = merged["anonymous_id"].unique().tolist()
     days = days_stitched(day.date, day.options)
     merged_earlier = identities.merges_between(days[0], day.date, anonymous_ids)
-    earlier = identities.before(day.date, anonymous_ids)
+    earlier = identities.known_before(day.date, anonymous_ids)
     identified_earlier = set(earlier.loc[earlier["identified"], "distinct_id"])
     identified = identified.drop_duplicates("distinct_id")
     windows = merge_windows(merged, merged_earlier, identified_earlier, identified, day.options)
@@ -109,7 +109,7 @@ def days_stitched(day: str, options: Options) -> list[str]:
 
 def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
     """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
-    absent = {day for day in days if tables.current("posthog_events", day) is None}
+    absent = {day for day in days if tables.find_version("posthog_events", day) is None}
     gone = absent - set(identities.unlearned(sorted(absent)))
     if gone:
         raise NotMaterialized(

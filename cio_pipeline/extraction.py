@@ -97,10 +97,10 @@ def extracted_before(tables: Tables, day: str, fingerprint: str | None) -> Extra
 
     None where that is not certain: then they are to be extracted.
     """
-    version = tables.current(DAY, day)
-    if fingerprint is None or version is None or version.about.get("fingerprint") != _with_code(fingerprint):
+    version = tables.find_version(DAY, day)
+    if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_code(fingerprint):
         return None
-    return Extracted.from_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
+    return Extracted.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
 
 
 def extract_day(
@@ -138,7 +138,7 @@ def _extract(
     """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
     overview, kept = Overview(), Extracted()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
-        new.about = {READ_BY: code_hash()}
+        new.metadata = {READ_BY: code_hash()}
         earlier = _kept_before(tables, table, partition, overview) if remembers else iter(())
         rows = _spilled(window, overview, dropped, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
@@ -148,14 +148,14 @@ def _extract(
             for written, of_shard in results:
                 new.shards.append(written)
                 kept.add(of_shard)
-        new.about["duplicates"] = kept.duplicates.total()
+        new.metadata["duplicates"] = kept.duplicates.total()
         if kept.read != overview.read or kept.rows + kept.duplicates.total() != kept.read:
             raise NotExtracted(
                 f"Of {partition}, {overview.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
         if window.fingerprint is not None and not remembers:
-            new.about |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(kept)}
+            new.metadata |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(kept)}
     return kept
 
 
@@ -188,7 +188,7 @@ def _spilled(
 
 def _kept_before(tables: Tables, table: str, partition: str, overview: Overview) -> Iterator[pa.Table]:
     """The events of the partition's version so far, if there is one."""
-    if tables.current(table, partition) is None:
+    if tables.find_version(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
         overview.took_all = overview.took_all or dropped_set.always_used_person(rows)

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import sqlalchemy as sa
 
+from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.database import chunks
 from cio_pipeline.state.identity_tables import COLUMNS, LOOKED_UP, emails, identified, links, merges
 from cio_pipeline.tables.files import StorageError, temporary_file_errors
@@ -25,20 +26,20 @@ SORTED_BATCHES = 50
 class Learned(NamedTuple):
     """What some events of a day say about people.
 
-    rows: by table's name; counts: as `Identities.replace` returns them; content: the sum of the hashes of the rows that later
-    days look up.
+    rows: by table's name; counts: as `Identities.replace` returns them; content_hash: the sum of the hashes of the rows that
+    later days look up.
     """
 
     rows: dict[str, pa.Table]
     counts: dict[str, int]
-    content: int
+    content_hash: int
 
     @classmethod
     def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:
         """From the frames of `facts.learn` and `stitching.merges`, and the links."""
         rows = _rows(facts, merges, links)
-        content = sum(_hash(table, rows[table]) for table in LOOKED_UP)
-        return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content)
+        content_hash = sum(_hash(table, rows[table]) for table in LOOKED_UP)
+        return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content_hash)
 
 
 class RowFile:
@@ -80,13 +81,7 @@ def bound(column: pa.Array) -> list[Any]:
     """The column's values as `Text` stores them."""
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
-    return _listed(column)
-
-
-def _listed(column: pa.Array | pa.ChunkedArray) -> list[Any]:
-    """The column's values, through numpy in a third of the time."""
-    listed: list[Any] = column.to_numpy(zero_copy_only=False).tolist()
-    return listed
+    return to_list(column)
 
 
 def _hash(table: sa.Table, rows: pa.Table) -> int:

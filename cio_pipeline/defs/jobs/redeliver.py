@@ -99,7 +99,7 @@ def _not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
     """Without who is suppressed: the day's tables know emails and distinct_ids of people that a refused event does not hold."""
     if not listed:
         return refused
-    written = store.tables.current("customers", day) is not None
+    written = store.tables.find_version("customers", day) is not None
     keys = {key for shard in shards(store.tables, day) for key in suppressed_keys(listed, *shard)} if written else set()
     return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 
