@@ -89,7 +89,7 @@ def _merge_windows(
     anonymous_ids = merged["anonymous_id"].unique().tolist()
     first = days_stitched(source.day, source.options)[0]
     merged_earlier = identities.merges_between(first, source.day, anonymous_ids)
-    earlier = identities.before(source.day, anonymous_ids)
+    earlier = identities.known_before(source.day, anonymous_ids)
     identified_earlier = set(earlier.loc[earlier["identified"], "distinct_id"])
     return merge_windows(merged, merged_earlier, identified_earlier, identified.drop_duplicates("distinct_id"), source.options)
 
@@ -113,7 +113,7 @@ def days_stitched(day: str, options: Options) -> list[str]:
 
 def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
     """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
-    absent = {day for day in days if tables.current("posthog_events", day) is None}
+    absent = {day for day in days if tables.find_version("posthog_events", day) is None}
     gone = absent - set(identities.unlearned(sorted(absent)))
     if gone:
         raise NotMaterialized(

@@ -50,4 +50,4 @@ def said_earlier(date: str, distinct_ids: list[str], identities: Identities) -> 
 
     Those that R14 refuses are not looked up: nothing is learned about them, and they may be too long for the database's index.
     """
-    return identities.before(date, [who for who in distinct_ids if usable(who)])
+    return identities.known_before(date, [who for who in distinct_ids if usable(who)])

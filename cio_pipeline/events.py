@@ -31,7 +31,7 @@ DECIDING = (
 """The modules, and rooms of modules, that decide what is learned and derived."""
 
 READ_BY = "read by"
-"""The entry of a version's `about` that says which code has parsed its events' JSON (`code_hash`)."""
+"""The entry of a version's `metadata` that says which code has parsed its events' JSON (`code_hash`)."""
 
 
 def with_parsed_columns(events: pa.Table) -> pa.Table:
@@ -43,15 +43,15 @@ def with_parsed_columns(events: pa.Table) -> pa.Table:
 
 def shard_of_events(tables: Tables, table: str, day: str, version: Version, shard: int, columns: list[str]) -> pa.Table:
     """Some of the columns `KEPT_EVENTS` of a shard. JSON that other code has parsed is parsed again. Raises `StorageError`."""
-    if version.about.get(READ_BY) == code_hash():
+    if version.metadata.get(READ_BY) == code_hash():
         return tables.shard(table, day, version, shard, columns)
     return with_parsed_columns(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
 
 
 def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.Table]:
     """The day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows` does."""
-    is_read = tables.version("posthog_events", day).about.get(READ_BY) == code_hash()
-    for rows in tables.rows("posthog_events", day, "distinct_id", distinct_ids):
+    is_read = tables.version("posthog_events", day).metadata.get(READ_BY) == code_hash()
+    for rows in tables.rows_where("posthog_events", day, "distinct_id", distinct_ids):
         yield rows if is_read else with_parsed_columns(rows.select(EVENT_SCHEMA.names))
 
 

@@ -100,10 +100,10 @@ def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> Ex
     """Returns the counts of the last extraction if its table can stay: the same window (`Window.fingerprint`), the same code,
     and intact files. Otherwise, or if that is unknown, returns None.
     """
-    version = tables.current(DAY, day)
-    if fingerprint is None or version is None or version.about.get("fingerprint") != _with_code(fingerprint):
+    version = tables.find_version(DAY, day)
+    if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_code(fingerprint):
         return None
-    return ExtractionCounts.from_json(version.about["extracted"]) if tables.is_whole(DAY, day) else None
+    return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
 
 
 def extract_day(
@@ -147,7 +147,7 @@ def _extract(
     """restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there."""
     overview, counts = Overview(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
-        new.about = {READ_BY: code_hash()}
+        new.metadata = {READ_BY: code_hash()}
         earlier = _kept_before(tables, table, partition, overview) if restores else iter(())
         rows = _spilled(window, overview, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
@@ -157,7 +157,7 @@ def _extract(
             for written, of_shard in results:
                 new.shards.append(written)
                 counts.add(of_shard)
-        new.about["duplicates"] = counts.duplicates.total()
+        new.metadata["duplicates"] = counts.duplicates.total()
         accounted_for = counts.rows_written + counts.duplicates.total()
         if not overview.rows_read == counts.rows_read == accounted_for:
             raise NotExtracted(
@@ -165,7 +165,7 @@ def _extract(
                 " something removing temporary files, or is the disk full? Run it again."
             )
         if window.fingerprint is not None and not restores:
-            new.about |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(counts)}
+            new.metadata |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(counts)}
     return counts
 
 
@@ -198,7 +198,7 @@ def _spilled(
 
 def _kept_before(tables: Tables, table: str, partition: str, overview: Overview) -> Iterator[pa.Table]:
     """The events of the partition's version so far, if there is one."""
-    if tables.current(table, partition) is None:
+    if tables.find_version(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
         overview.always_used_person = overview.always_used_person or dropped_set.always_used_person(rows)

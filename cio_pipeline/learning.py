@@ -7,7 +7,7 @@ from collections import Counter
 from cio_pipeline.events import code_hash, shard_of_events
 from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
-from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import Version
@@ -32,13 +32,13 @@ def learn_day(day: str, setting: str, tables: Tables, identities: Identities, wo
 
 def learn_history(setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
     """Stores what the events of `identity_history` say about people (R18) in the identities, like `learn_day`."""
-    return _learn(HISTORY, setting, "identity_history", tables, identities, workers)
+    return _learn(HISTORY_PARTITION, setting, "identity_history", tables, identities, workers)
 
 
 def _learn(day: str, setting: str, table: str, tables: Tables, identities: Identities, workers: int) -> Counter[str]:
     version = tables.version(table, day)
-    fingerprint = f"{version.content} {code_hash()}"
-    if (known := identities.learned(day, setting, fingerprint)) is not None:
+    fingerprint = f"{version.content_hash} {code_hash()}"
+    if (known := identities.counts_if_learned_from(day, setting, fingerprint)) is not None:
         return known
     shards = ((tables, table, day, version, shard) for shard in range(version.shards))
     learned = map_shards(_learn_shard, shards, version.shards, workers, f"{day}: learned")

@@ -84,7 +84,7 @@ def look_up(
         sent=pd.concat(sent.values()),
         rejects=pd.concat(_rows_where(tables, "rejects", day, "distinct_id", names) for day in days),
         upserts=pd.concat(_rows_where(tables, "customers", day, "key", keys) for day in days),
-        derived={day for day in days if tables.current("events", day) is not None},
+        derived={day for day in days if tables.find_version("events", day) is not None},
         acknowledged={ulid for day, rows in sent.items() for ulid in _acknowledged(day, rows, ledger)},
         refused={one.item: one.reason for one in refused},
         states=ledger.states(keys),
@@ -95,9 +95,9 @@ def look_up(
 def _classified(day: str, names: Set[str], tables: Tables, identities: Identities, options: Options) -> pd.DataFrame:
     """The person's rows of `posthog_events`, with their outcome and the day."""
     events = [KEPT_EVENTS.empty_table()]
-    if tables.current("posthog_events", day) is not None:
+    if tables.find_version("posthog_events", day) is not None:
         events += events_of(tables, day, list(names))
-    earlier = identities.before(day, [name for name in names if usable(name)])
+    earlier = identities.known_before(day, [name for name in names if usable(name)])
     return pd.concat([classify(rows.to_pandas(), earlier, options) for rows in events]).assign(day=day)[EVENT_COLUMNS]
 
 
@@ -105,7 +105,7 @@ def _rows_where(tables: Tables, table: str, day: str, column: str, values: Set[s
     """The rows of a day's table whose column has one of these values, with the day; none where the day was never derived."""
     empty = COLUMNS[table]
     wanted = pa.array(sorted(values), empty.schema.field(column).type)
-    written = tables.current(table, day) is not None
+    written = tables.find_version(table, day) is not None
     shards = tables.read_arrow(table, day, empty.column_names) if written else iter(())
     rows = [shard.filter(pc.is_in(shard[column], wanted)).cast(empty.schema) for shard in shards]
     return pa.concat_tables([empty, *rows]).to_pandas().assign(day=day)

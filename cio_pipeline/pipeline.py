@@ -47,14 +47,14 @@ def derive_day(
     Does nothing if events, identities, options and code are unchanged. With `until` and `into`, it writes to `into`, without
     the events from `until` on: what a run with `hold_recent_events` delivers.
     """
-    earlier = identities.fingerprint_before(day, options.stitch_anonymous_days)
+    earlier = identities.inputs_fingerprint(day, options.stitch_anonymous_days)
     fingerprint = _fingerprint(day, tables, earlier, options)
     account = _derived_before(day, tables, fingerprint) if into is None else None
     if account is None:
         source = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
             account = _derive(source, identities, new, workers)
-            new.about = {"fingerprint": fingerprint, "account": account.to_json()}
+            new.metadata = {"fingerprint": fingerprint, "account": account.to_json()}
     if into is None:
         identities.mark_derived(day, earlier)
     return account
@@ -65,17 +65,17 @@ def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> st
     events = [tables.version("posthog_events", day)]
     if options.stitches:
         days = days_stitched(day, options)[:-1]
-        events += [version for one in days if (version := tables.current("posthog_events", one))]
-    return sha256(repr(([version.content for version in events], earlier, options, code_hash())).encode()).hexdigest()
+        events += [version for one in days if (version := tables.find_version("posthog_events", one))]
+    return sha256(repr(([version.content_hash for version in events], earlier, options, code_hash())).encode()).hexdigest()
 
 
 def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | None:
     """What became of the day's events, where its tables were made of the same and are whole."""
-    version = tables.current("customers", day)
-    if version is None or version.about.get("fingerprint") != fingerprint:
+    version = tables.find_version("customers", day)
+    if version is None or version.metadata.get("fingerprint") != fingerprint:
         return None
-    is_whole = all(tables.is_whole(name, day) for name in DERIVED)
-    return Account.from_json(version.about["account"]) if is_whole else None
+    is_whole = all(tables.is_intact(name, day) for name in DERIVED)
+    return Account.from_json(version.metadata["account"]) if is_whole else None
 
 
 def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> Account:

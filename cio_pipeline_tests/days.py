@@ -18,7 +18,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.tables.shuffle import buckets_of
 from cio_pipeline.tables.tables import Tables
 
@@ -32,8 +32,8 @@ class Days:
         self.accounts: dict[str, Account] = {}
 
     def extract(self, day: str, events: pd.DataFrame, shards: int = 1) -> None:
-        """Keeps the day's events, or the history's where the day is `HISTORY`, in so many shards."""
-        table = "identity_history" if day == HISTORY else "posthog_events"
+        """Keeps the day's events, or the history's where the day is `HISTORY_PARTITION`, in so many shards."""
+        table = "identity_history" if day == HISTORY_PARTITION else "posthog_events"
         rows = pa.Table.from_pandas(in_order(events.assign(created_at=events["timestamp"])), EVENT_SCHEMA, preserve_index=False)
         split = buckets_of(rows["distinct_id"], shards)
         with self.tables.replace(day, {table: EVENT_SCHEMA}) as new:
@@ -42,7 +42,7 @@ class Days:
 
     def learn(self, day: str) -> None:
         """Keeps what the day teaches, or the history."""
-        if day == HISTORY:
+        if day == HISTORY_PARTITION:
             learn_history("history", self.tables, self.identities)
         else:
             learn_day(day, "setting", self.tables, self.identities)

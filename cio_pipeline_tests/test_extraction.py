@@ -15,7 +15,7 @@ import pytest
 from cio_pipeline.extraction import SPILLED, ExtractionCounts, extract_day, extract_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
 from cio_pipeline.rules.dropped_set import AttributesFrom
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
 
 DAY = "2026-03-02"
@@ -174,14 +174,16 @@ def test_a_day_read_young_with_person_is_read_old_by_its_sets_once_auto_is_set(t
 
 def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: Tables) -> None:
     old = [event(1, "$identify"), event(2, "$set", set_={"email": "b@example.com"}), event(3, "$set", set_once_={"a": 1})]
-    extract_history(tables, HISTORY, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61))
-    found = {number: person for number, (_, person) in kept(tables, "identity_history", HISTORY).items()}
+    extract_history(
+        tables, HISTORY_PARTITION, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61)
+    )
+    found = {number: person for number, (_, person) in kept(tables, "identity_history", HISTORY_PARTITION).items()}
     assert found == {"1": PERSON, "2": None, "3": None, "4": None}
 
 
 def test_the_history_tells_days_apart(tables: Tables) -> None:
     rows = [event(1, "$set", set_={"a": 1}), event(1, "$set", hours=34), event(1, "$set", hours=35)]
-    found = extract_history(tables, HISTORY, window(*rows), "auto", OLD)
+    found = extract_history(tables, HISTORY_PARTITION, window(*rows), "auto", OLD)
     assert (found.rows_written, found.duplicates.total()) == (2, 1)
 
 

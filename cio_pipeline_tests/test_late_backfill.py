@@ -16,7 +16,7 @@ from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.posthog import product
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline_tests.days import Days
 
 FIRST = date(2026, 3, 1)
@@ -62,8 +62,8 @@ def delivered(server: posthog.PostHog, folder: Path, options: Options, age: time
         if number:
             server.project.drop_old_sets(midnight(DAYS[-1]) + old)
         start = midnight(DAYS[HISTORY_DAYS])
-        extract_history(days.tables, HISTORY, source.history(start), "auto", start + old)
-        days.learn(HISTORY)
+        extract_history(days.tables, HISTORY_PARTITION, source.history(start), "auto", start + old)
+        days.learn(HISTORY_PARTITION)
         for day in DAYS[HISTORY_DAYS:]:
             begin, end = midnight(day), midnight(day) + timedelta(days=1)
             extract_day(days.tables, str(day), begin, source.events(begin, end), "auto", begin + old)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.examples import examples
@@ -46,8 +46,10 @@ def with_one_email_each(stream: Stream) -> Stream:
 def derived_so_far(folder: str, day: str, arrived: list[Event], chosen: Options) -> Days:
     """The open day of what has arrived, over the days before it."""
     product = Days(folder, replace(chosen, day_is_open=True))
-    for one in sorted({HISTORY, day, *(event.day for event in arrived if START <= event.day < day)}):
-        product.extract(one, frame([event for event in arrived if (event.day if event.day >= START else HISTORY) == one]))
+    for one in sorted({HISTORY_PARTITION, day, *(event.day for event in arrived if START <= event.day < day)}):
+        product.extract(
+            one, frame([event for event in arrived if (event.day if event.day >= START else HISTORY_PARTITION) == one])
+        )
         product.learn(one)
     product.derive(day)
     return product

@@ -23,7 +23,7 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import NotMaterialized, Tables
 from cio_pipeline.tables.versions import Version
@@ -39,8 +39,8 @@ def derived(folder: Path, history: list[Any], sunday: list[Any], monday: list[An
     product = Days(str(folder), Options(**options))
     table = frame(*history, *sunday, *monday)
     days = table["timestamp"].dt.strftime("%Y-%m-%d")
-    for day in (HISTORY, SUNDAY, MONDAY):
-        product.extract(day, table[days < SUNDAY if day == HISTORY else days == day], shards=2)
+    for day in (HISTORY_PARTITION, SUNDAY, MONDAY):
+        product.extract(day, table[days < SUNDAY if day == HISTORY_PARTITION else days == day], shards=2)
         product.learn(day)
     for day in (SUNDAY, MONDAY):
         product.derive(day)
@@ -314,7 +314,7 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
         product = Days(str(tmp_path / f"{shards}-{workers}"), Options())
         product.extract(SUNDAY, frame(*sunday), shards)
         counts = learn_day(SUNDAY, "setting", product.tables, product.identities, workers)
-        known.add((product.identities.fingerprint_before(MONDAY, 0), *counts.items()))
+        known.add((product.identities.inputs_fingerprint(MONDAY, 0), *counts.items()))
     assert len(known) == 1
 
 

@@ -23,7 +23,7 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.examples import examples
@@ -49,10 +49,10 @@ def derived(stream: Stream, chosen: Options, data: Draw) -> Iterator[Days]:
     """The stream's days in the product: all of them learned, then derived, both in any order, in any number of shards."""
     with tempfile.TemporaryDirectory() as folder:
         product = Days(folder, chosen)
-        for day in (HISTORY, *days_of(stream)):
-            events = [event for event in stream.events if (event.day if event.day >= START else HISTORY) == day]
+        for day in (HISTORY_PARTITION, *days_of(stream)):
+            events = [event for event in stream.events if (event.day if event.day >= START else HISTORY_PARTITION) == day]
             product.extract(day, frame(events), data.draw(st.integers(1, 3), f"shards of {day}"))
-        for day in data.draw(st.permutations([HISTORY, *days_of(stream)]), "learned in the order"):
+        for day in data.draw(st.permutations([HISTORY_PARTITION, *days_of(stream)]), "learned in the order"):
             product.learn(day)
         for day in data.draw(st.permutations(days_of(stream)), "derived in the order"):
             product.derive(day)
@@ -159,8 +159,8 @@ def test_r17_days_that_are_run_whole_in_any_order_leave_the_newest_attributes(da
     with tempfile.TemporaryDirectory() as folder:
         product, ledger = Days(folder, chosen), Ledger(f"sqlite:///{folder}/ledger.db")
         workspace = Workspace(data.draw(st.booleans(), "by time"))
-        product.extract(HISTORY, frame([event for event in stream.events if event.day < START]))
-        product.learn(HISTORY)
+        product.extract(HISTORY_PARTITION, frame([event for event in stream.events if event.day < START]))
+        product.learn(HISTORY_PARTITION)
         for day in data.draw(st.permutations(days_of(stream)), "run in the order"):
             product.extract(day, frame([event for event in stream.events if event.day == day]))
             product.learn(day)

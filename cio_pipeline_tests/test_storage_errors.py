@@ -191,7 +191,7 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
     storage.code = code
     tables = Tables("s3://tables/data")
     with pytest.raises(StorageError) as pointer:
-        tables.current("events", DAY)
+        tables.find_version("events", DAY)
     mark = cast("Store", SimpleNamespace(tables=tables))
     with pytest.raises(StorageError) as forgotten:
         ledger_is_stale(mark, cast("DagsterInstance", None))
@@ -212,7 +212,7 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
 def test_a_refusal_without_words_as_answers_without_a_body_are_is_not_taken_for_a_damaged_file(storage: type[Storage]) -> None:
     storage.head = "ExpiredToken"
     with pytest.raises(StorageError, match=r"^events of .+ are the credentials expired, .+ \(400\)\.$"):
-        Tables("s3://tables/data").current("events", DAY)
+        Tables("s3://tables/data").find_version("events", DAY)
 
 
 def test_a_file_that_is_gone_from_a_bucket_is_to_be_made_again(storage: type[Storage]) -> None:

@@ -89,7 +89,7 @@ def connect(
 ) -> sa.Engine:
     """This process's engine for the database at `url`. With a version, it creates the tables of `metadata` if there are none.
 
-    Raises `DatabaseError` where the tables are of another version. The engine's own errors are `DatabaseError`s, too, now and
+    Raises `DatabaseError` if the tables are of another version. The engine's own errors are `DatabaseError`s, too, now and
     later. cut_off_seconds: how long PostgreSQL keeps the session, and its locks, of a host that no longer answers.
     """
     try:
@@ -185,7 +185,7 @@ def _create_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVers
 
 
 def _tables_exist(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
-    """Whether the tables are there. Raises `DatabaseError` where they are of another version."""
+    """Whether the tables are there. Raises `DatabaseError` if they are of another version."""
     inspector = sa.inspect(connection)
     existing = set(inspector.get_table_names())
     stamp = sa.select(versions.c.version).where(versions.c.name == version.name)

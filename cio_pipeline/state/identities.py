@@ -1,4 +1,7 @@
-"""What each day says about people (R1, R16, R18, R21), stored so that a day looks up only its own people.
+"""What each day says about people, stored so that a day looks up only its own people.
+
+That is: who is identified, by which email (R1), which anonymous id belongs to whom (R16: stitching), which names belong to
+the same person (R21: suppression). It includes the history before the first day (R18).
 
 Each row belongs to one day, so days may be learned in any order, and a day that is learned again replaces its rows. The history
 before the first partition is stored as a day that sorts before all others.
@@ -34,10 +37,10 @@ from cio_pipeline.state.identity_tables import (
 from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
 
-HISTORY = "0000-00-00"
-"""The day of everything before the first partition."""
+HISTORY_PARTITION = "0000-00-00"
+"""The day that stands for all time before the first partition."""
 
-CHUNK = 10_000
+IDS_PER_QUERY = 10_000
 
 
 class Identities:
@@ -46,11 +49,11 @@ class Identities:
     def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
         self._engine = connect(url, metadata, VERSION, cut_off_seconds)
 
-    def learned(self, day: str, setting: str, fingerprint: str) -> Counter[str] | None:
-        """The counts that `replace` returned, if the day was learned under this setting from what has this fingerprint; else
-        None."""
+    def counts_if_learned_from(self, day: str, setting: str, source_fingerprint: str) -> Counter[str] | None:
+        """The counts that `replace` returned when it was called with the same day, setting and fingerprint; None if it was not,
+        or if the day has been learned differently since."""
         query = sa.select(learned_days.c.counts).where(
-            learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == fingerprint
+            learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == source_fingerprint
         )
         with reading(self._engine) as connection:
             counts = connection.execute(query).scalar()
@@ -62,19 +65,21 @@ class Identities:
         with reading(self._engine) as connection:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
 
-    def replace(self, day: str, setting: str, events: int, learned: Iterable[Learned], fingerprint: str = "") -> Counter[str]:
-        """Replaces what is stored of a day.
+    def replace(
+        self, day: str, setting: str, events: int, learned: Iterable[Learned], source_fingerprint: str = ""
+    ) -> Counter[str]:
+        """Replaces what is stored about a day.
 
-        setting: that it was learned under; events: how many the day has; learned: what they say, part by part; fingerprint: of
-        what it was learned from. Returns how many people, identified ones, emails and merges. All of `learned` is first written
-        to temporary files, because deliveries wait while this writes to the database.
+        setting: the setting it was learned under; events: the number of the day's events; learned: what they say, part by part;
+        source_fingerprint: stands for the events and the code. Returns the number of people, identified people, emails and
+        merges. All of `learned` is first written to temporary files, because deliveries wait while the database is written.
         """
-        counts, content = Counter[str](), 0
+        counts, content_hash = Counter[str](), 0
         with temporary_folder() as folder, ExitStack() as stack:
             files = {table: stack.enter_context(RowFile(folder, table, columns)) for table, columns in COLUMNS.items()}
             for part in learned:
                 counts.update(part.counts)
-                content += part.content
+                content_hash += part.content_hash
                 for table, file in files.items():
                     file.add(part.rows[table.name])
             with self._writing() as transaction:
@@ -83,14 +88,18 @@ class Identities:
                 for table, file in files.items():
                     for batch in file.read():
                         self._insert(transaction, table, batch, day)
-                kept = {"content": f"{content % 2**128:032x}", "made_of": fingerprint, "counts": json.dumps(counts)}
-                transaction.execute(sa.insert(learned_days), {"day": day, "setting": setting, "events": events, **kept})
+                hashes = {"content": f"{content_hash % 2**128:032x}", "made_of": source_fingerprint}
+                row = {"day": day, "setting": setting, "events": events, "counts": json.dumps(counts), **hashes}
+                transaction.execute(sa.insert(learned_days), row)
         return counts
 
-    def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` say about these distinct_ids: the columns of `facts.learn`, and a row for each distinct_id
-        about which anything is known."""
-        rows = self._of(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
+    def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
+        """What all days before `day` say about these distinct_ids: one row for each distinct_id about which anything is known.
+
+        Columns as `facts.learn` returns them: distinct_id, identified (bool), email and email_set_at (microseconds since 1970;
+        both None if no email is known).
+        """
+        rows = self._rows_for(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set_at"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
@@ -112,14 +121,14 @@ class Identities:
         """Every distinct_id and email that is linked to another one, possibly more than once."""
         with reading(self._engine) as connection:
             for column in (links.c.name, links.c.distinct_id, emails.c.email):
-                rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": CHUNK})
+                rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": IDS_PER_QUERY})
                 yield from rows.scalars()
 
     def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
         """The merges of these anonymous ids from the day `first` on, and before `day`: `stitching.MERGE_COLUMNS`."""
         query = sa.select(merges.c.anonymous_id, merges.c.distinct_id, merges.c.microseconds, merges.c.uuid)
         days = (merges.c.day >= first, merges.c.day < day)
-        rows = self._of(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
+        rows = self._rows_for(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
         frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
         return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
 
@@ -131,10 +140,10 @@ class Identities:
         """
         with reading(self._engine) as connection:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
-        candidates = self._of(list(set_then), _identified_with)
+        candidates = self._rows_for(list(set_then), _identified_with)
         several = Counter(email for email, _ in candidates)
         ids = [who for email, who in candidates if several[email] > 1]
-        last = dict(self._of(ids, _last_emails))
+        last = dict(self._rows_for(ids, _last_emails))
         shared = defaultdict[str, list[str]](list)
         for who in sorted(last):
             shared[last[who].lower()].append(who)
@@ -154,26 +163,26 @@ class Identities:
             learned = set(connection.execute(known).scalars())
         return [day for day in days if day not in learned]
 
-    def fingerprint_before(self, day: str, stitched_days: int) -> str:
-        """A fingerprint of everything known from earlier days. To be taken before a day is derived, for `mark_derived` after
-        it.
+    def inputs_fingerprint(self, day: str, stitched_days: int) -> str:
+        """A fingerprint of everything that earlier days contribute to this one. Take it before the look-ups, and pass it to
+        `mark_derived` afterwards.
 
-        stitched_days: for how many of the days before it the events themselves count, too (R16).
+        stitched_days: how many of the days before it contribute their events, too (R16: stitching).
         """
-        return _fingerprint(self._learned(), day, stitched_days)
+        return _fingerprint(self._learned_days(), day, stitched_days)
 
-    def mark_derived(self, day: str, known: str) -> None:
-        """Records the fingerprint of what was known from earlier days when this one was derived."""
+    def mark_derived(self, day: str, inputs_fingerprint: str) -> None:
+        """Records the `inputs_fingerprint` that the day was derived with."""
         with self._writing() as transaction:
             transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
-            transaction.execute(sa.insert(derived_days), {"day": day, "known": known})
+            transaction.execute(sa.insert(derived_days), {"day": day, "known": inputs_fingerprint})
 
     def out_of_date(self, stitched_days: int) -> list[str]:
         """The days that were derived before an earlier day was learned, or was learned again with another result."""
         with reading(self._engine) as connection:
             derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
-        learned = self._learned()
-        return [day for day, known in derived if known != _fingerprint(learned, day, stitched_days)]
+        learned = self._learned_days()
+        return [day for day, fingerprint in derived if fingerprint != _fingerprint(learned, day, stitched_days)]
 
     def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
         """Inserts the rows with the driver itself, which takes half the time. A link that is already there stays."""
@@ -201,24 +210,24 @@ class Identities:
                 transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
             yield transaction
 
-    def _learned(self) -> pd.DataFrame:
-        """The learned days, in order: day, events, and content, which is the hash of this day and all days before it."""
+    def _learned_days(self) -> pd.DataFrame:
+        """The learned days, in order: day, events, and content_hash, which covers the day and all days before it."""
         query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
         with reading(self._engine) as connection:
-            learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content"])
-        content = blake2b(digest_size=16)
+            learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])
+        content_hash = blake2b(digest_size=16)
         so_far = []
         for row in learned.itertuples():
-            content.update(f"{row.day} {row.content} ".encode())
-            so_far.append(content.hexdigest())
-        return learned.assign(content=so_far)
+            content_hash.update(f"{row.day} {row.content_hash} ".encode())
+            so_far.append(content_hash.hexdigest())
+        return learned.assign(content_hash=so_far)
 
-    def _of(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
+    def _rows_for(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
         """The rows of a query for these ids, each looked up once. `query` is called with a column of ids."""
         with reading(self._engine) as connection:
             return [
                 tuple(row)  # pandas is slow with SQLAlchemy's own rows
-                for chunk in chunks(iter(sorted(set(ids))), CHUNK)
+                for chunk in chunks(iter(sorted(set(ids))), IDS_PER_QUERY)
                 for row in connection.execute(query(values(self._engine, chunk))).all()
             ]
 
@@ -226,7 +235,7 @@ class Identities:
 def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
     """The values of the column `partner` in the rows whose column `of` has one of these values."""
     partners = set[str]()
-    for chunk in chunks(iter(values), CHUNK):
+    for chunk in chunks(iter(values), IDS_PER_QUERY):
         partners.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
     return partners
 
@@ -236,7 +245,8 @@ def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
     before = learned[learned["day"] < day]
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
-    return f"{before['content'].iloc[-1] if len(before) else ''} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
+    content_hash = before["content_hash"].iloc[-1] if len(before) else ""
+    return f"{content_hash} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
 
 
 def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:

@@ -25,14 +25,17 @@ learned_days = sa.Table(
     _day(primary_key=True),
     sa.Column("setting", sa.String),
     sa.Column("events", sa.Integer),
-    sa.Column("content", sa.String(32)),
-    sa.Column("made_of", sa.String),
-    sa.Column("counts", sa.String),
+    sa.Column("content", sa.String(32)),  # the content hash: of the day's rows in the tables of LOOKED_UP
+    sa.Column("made_of", sa.String),  # the source fingerprint: of the events and the code that the day was learned from
+    sa.Column("counts", sa.String),  # JSON: the number of people, identified people, emails and merges
 )
-"""content: the hash of what later days look up; made_of: the fingerprint of the events and code that it was learned from;
-counts: JSON of how many people, identified ones, emails and merges."""
 
-derived_days = sa.Table("derived_days", metadata, _day(primary_key=True), sa.Column("known", sa.String))
+derived_days = sa.Table(
+    "derived_days",
+    metadata,
+    _day(primary_key=True),
+    sa.Column("known", sa.String),  # `Identities.inputs_fingerprint` when the day was derived
+)
 identified = sa.Table(
     "identified",
     metadata,
@@ -62,7 +65,7 @@ merges = sa.Table(
 """The uuid is in no index: two events may have the same, and one that R14 refuses may be of any length."""
 
 links = sa.Table(
-    "ties",
+    "ties",  # the name in databases that exist
     metadata,
     sa.Column("name", Text, primary_key=True),
     sa.Column("distinct_id", Text, primary_key=True, index=True),

@@ -26,20 +26,20 @@ SORTED_BATCHES = 50
 class Learned(NamedTuple):
     """What some events of a day say about people.
 
-    rows: by table's name; counts: as `Identities.replace` returns them; content: the sum of the hashes of the rows that later
-    days look up.
+    rows: by table's name; counts: as `Identities.replace` returns them; content_hash: the sum of the hashes of the rows that
+    later days look up.
     """
 
     rows: dict[str, pa.Table]
     counts: dict[str, int]
-    content: int
+    content_hash: int
 
     @classmethod
     def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:
         """From the frames of `facts.learn` and `stitching.merges`, and the links."""
         rows = _rows(facts, merges, links)
-        content = sum(_hash(table, rows[table]) for table in LOOKED_UP)
-        return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content)
+        content_hash = sum(_hash(table, rows[table]) for table in LOOKED_UP)
+        return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content_hash)
 
 
 class RowFile:

@@ -23,9 +23,9 @@ class OverlayIdentities(Identities):
         """Closes the database, so that its file may be deleted."""
         self._engine.dispose()
 
-    def before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """As `Identities.before`. As events belong to the day of their time, the last email is the one with the latest time."""
-        parts = [self._base.before(min(day, self._first), distinct_ids), super().before(day, distinct_ids)]
+    def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
+        """As `Identities.known_before`. Events belong to the day of their time, so the last email has the latest time."""
+        parts = [self._base.known_before(min(day, self._first), distinct_ids), super().known_before(day, distinct_ids)]
         rows = pd.concat(parts, ignore_index=True).sort_values("email_set_at", na_position="first", kind="stable")
         people = rows.groupby("distinct_id", sort=False)
         known = people[["email", "email_set_at"]].last().astype(object)

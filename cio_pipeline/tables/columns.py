@@ -32,7 +32,7 @@ class ShardColumns:
 
 
 def shards_by_column(tables: Tables, table: str, partition: str, together: list[str]) -> Iterator[ShardColumns]:
-    """The partition's shards, as `ShardColumns`. Raises `NotMaterialized` where there is none."""
+    """The partition's shards, as `ShardColumns`. Raises `NotMaterialized` if there is none."""
     version = tables.version(table, partition)
     for shard in range(version.shards):
         yield ShardColumns(tables, table, partition, version, shard, together)

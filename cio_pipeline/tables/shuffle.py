@@ -71,7 +71,7 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """The rows, memory-mapped. Raises `StorageError` where any are missing."""
+        """The rows, memory-mapped. Raises `StorageError` if any are missing."""
         rows = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
         if len(rows) != self.rows:
             raise StorageError(
@@ -85,7 +85,7 @@ def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path
     empty.
 
     schema: of the tables; uncounted: a column that is true for rows that do not count for the shards' sizes. Raises
-    `StorageError` where the folder cannot be written.
+    `StorageError` if the folder cannot be written.
     """
     spilling: list[Future[Spilled]] = []
     held: list[pa.Table] = []

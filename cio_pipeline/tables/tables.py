@@ -45,46 +45,46 @@ class NotMaterialized(StorageError):
 
 
 class Tables:
-    """Tables under one root, read and written shard by shard. Methods raise `StorageError` where that fails."""
+    """Tables under one root, read and written shard by shard. Methods raise `StorageError` if that fails."""
 
     def __init__(self, root: str, *, temporary: bool = False) -> None:
         """temporary: the tables last no longer than a run, so errors advise to start the run again."""
         self.root, self._temporary = place(root), temporary
         self._writing = temporary_file_errors if temporary else writing
 
-    def current(self, table: str, partition: str) -> Version | None:
-        """The current version, or None where no run has written this partition."""
+    def find_version(self, table: str, partition: str) -> Version | None:
+        """The current version, or None if no run has written this partition."""
         pointer = self._pointer(table, partition)
         if pointer is None or table not in pointer.rows:
             return None
         return Version(pointer.version, tuple(pointer.rows[table]), tuple(pointer.hashes[table]), pointer.about)
 
     def version(self, table: str, partition: str) -> Version:
-        """The current version. Raises `NotMaterialized` where no run has written this partition."""
-        version = self.current(table, partition)
+        """The current version. Raises `NotMaterialized` if no run has written this partition."""
+        version = self.find_version(table, partition)
         if version is None:
             raise NotMaterialized(f"{table} of {partition} is not there: {self._remedy(table, partition)}")
         return version
 
     def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
-        """The partition's shards, one frame each. Raises `NotMaterialized` where there is none."""
+        """The partition's shards, one frame each. Raises `NotMaterialized` if there is none."""
         for shard in self.read_arrow(table, partition, columns):
             yield shard.to_pandas()
 
     def read_arrow(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The partition's shards, one Arrow table each. Raises `NotMaterialized` where there is none."""
+        """The partition's shards, one Arrow table each. Raises `NotMaterialized` if there is none."""
         version = self.version(table, partition)
         for shard in range(version.shards):
             yield self.shard(table, partition, version, shard, columns)
             pa.default_memory_pool().release_unused()
 
     def shard(self, table: str, partition: str, version: Version, shard: int, columns: list[str] | None = None) -> pa.Table:
-        """One shard of a version. Raises `StorageError` where it has not the rows that were written."""
+        """One shard of a version. Raises `StorageError` if it does not have the rows that were written."""
         with self._opened(table, partition, version, shard) as file:
             rows: pa.Table = file.read(columns, use_threads=False)
         return rows
 
-    def rows(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pa.Table]:
+    def rows_where(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pa.Table]:
         """The rows whose column `by` has one of the values: one table for each shard that has any.
 
         Each shard is sorted by that column, and only row groups that may have such a row are read. Raises `NotMaterialized` as
@@ -108,7 +108,7 @@ class Tables:
                     first += next(file.iter_batches(rows, columns=columns)).to_pylist()
         return first[:rows]
 
-    def is_whole(self, table: str, partition: str) -> bool:
+    def is_intact(self, table: str, partition: str) -> bool:
         """Whether the files of the current version are exactly as they were written."""
         version = self.version(table, partition)
         folder = self._read_from(table, partition) / version.name
@@ -120,8 +120,8 @@ class Tables:
 
     @contextmanager
     def replace(self, partition: str, schemas: Mapping[str, pa.Schema]) -> Iterator[NewVersion]:
-        """A new version of a table, or of all tables of a group. It becomes the current one when the block ends well, and is
-        removed when it fails: readers find the new version of all of them, or of none."""
+        """Opens a new version of a table, or of all tables of a group. It is published if the block succeeds, and deleted if it
+        fails: readers find the new version of all of them, or of none."""
         [folder] = {self._folder(table, partition) for table in schemas}
         name = new_name()
         new = NewVersion(ShardWriter(folder / name, schemas, self._writing))
@@ -130,7 +130,7 @@ class Tables:
             rows = {table: [shard.rows[table] for shard in new.shards] for table in schemas}
             hashes = {table: [shard.hashes[table] for shard in new.shards] for table in schemas}
             with self._writing(folder):
-                publish(folder, Pointer(name, rows, hashes, new.about))
+                publish(folder, Pointer(name, rows, hashes, new.metadata))
 
     def _folder(self, table: str, partition: str) -> UPath:
         return self.root / GROUPS.get(table, table) / partition
@@ -154,7 +154,7 @@ class Tables:
 
     @contextmanager
     def _opened(self, table: str, partition: str, version: Version, shard: int) -> Iterator[pq.ParquetFile]:
-        """The file of a shard. Raises `StorageError` where it cannot be read, also within the block, or does not have the rows
+        """The file of a shard. Raises `StorageError` if it cannot be read, also within the block, or does not have the rows
         that were written."""
         again, what = f": {self._remedy(table, partition)}", f"Shard {shard} of {table} of {partition}"
         path = self._read_from(table, partition) / version.name / file_name(table, shard)

@@ -20,21 +20,26 @@ from cio_pipeline.tables.files import create, errors_of, make_folder, read_file,
 from cio_pipeline.tables.parquet import as_schema, encoded
 
 KEPT_REPLACED = timedelta(days=1)
+"""How long a replaced version is kept, for runs that still read it."""
+
 KEPT_UNFINISHED = timedelta(days=7)
-"""A version that no `current.json` has named may still be being written; after this long, its run was killed."""
+"""How long a version that no `current.json` has named is kept: a run may still be writing it. Later, that run was killed."""
 
 TIME_FORMAT = "%Y%m%dT%H%M%S"
 
 
 @dataclass(frozen=True)
 class Version:
-    """One written version of a table's partition: its name, the rows and the hash of each shard's file, and what was noted
-    about it when it was written."""
+    """One written version of a table's partition.
+
+    shard_rows and hashes: the number of rows and the SHA-256 of each shard's file; metadata: what was stored with the version,
+    such as the fingerprint of its inputs.
+    """
 
     name: str
     shard_rows: tuple[int, ...]
     hashes: tuple[str, ...]
-    about: Mapping[str, Any]
+    metadata: Mapping[str, Any]
 
     @property
     def shards(self) -> int:
@@ -47,7 +52,7 @@ class Version:
         return sum(self.shard_rows)
 
     @property
-    def content(self) -> str:
+    def content_hash(self) -> str:
         """A hash that is the same for versions with the same content, and only for those."""
         return sha256("".join(self.hashes).encode()).hexdigest()
 
@@ -61,8 +66,11 @@ class WrittenShard(NamedTuple):
 
 @dataclass
 class Pointer:
-    """The contents of `current.json`: the current version, the rows and hashes of each table's shards, what was noted about the
-    version, and when others were replaced."""
+    """The contents of `current.json`.
+
+    version: the current version's name; rows and hashes: of each table's shards; about: the version's metadata (the name that
+    stored files use); replaced: when each earlier version was replaced (`TIME_FORMAT`), by name.
+    """
 
     version: str
     rows: dict[str, list[int]]
@@ -81,7 +89,7 @@ class ShardWriter:
     """Turns errors of writing there into `StorageError`."""
 
     def write(self, shard: int, tables: Mapping[str, pa.Table | pd.DataFrame]) -> WrittenShard:
-        """Writes a shard of each table. Raises `StorageError` where the folder cannot be written."""
+        """Writes a shard of each table. Raises `StorageError` if the folder cannot be written."""
         rows, hashes = {}, {}
         for table, schema in self.schemas.items():
             converted = as_schema(tables[table], schema)
@@ -97,12 +105,12 @@ class ShardWriter:
 
 @dataclass
 class NewVersion:
-    """A version that is being written: append what `writer` returns to `shards`, in order; `about` is stored with the
+    """A version that is being written: append what `writer` returns to `shards`, in order; `metadata` is stored with the
     version."""
 
     writer: ShardWriter
     shards: list[WrittenShard] = field(default_factory=list)
-    about: dict[str, Any] = field(default_factory=dict)
+    metadata: dict[str, Any] = field(default_factory=dict)
 
 
 def new_name() -> str:
@@ -153,7 +161,7 @@ def _prune(folder: UPath, current: Pointer, outdated: set[str]) -> None:
 
 
 def read_pointer(path: UPath) -> Pointer | None:
-    """The pointer in `current.json`; None where there is none. Raises `ValueError` or `TypeError` where the file is not one."""
+    """The pointer in `current.json`; None if there is no file. Raises `ValueError` or `TypeError` if it is not a pointer."""
     if (content := read_file(path)) is None:
         return None
     pointer = json.loads(content)

@@ -38,7 +38,7 @@ from cio_pipeline.learning import learned_under
 from cio_pipeline.pipeline import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.postgres import URL_PASSWORD
@@ -132,7 +132,7 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
 ) -> None:
     monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
     store.setup_for_execution(dg.build_init_resource_context())
-    learn(store, HISTORY)
+    learn(store, HISTORY_PARTITION)
     learn(store, "2025-01-01")
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
@@ -264,7 +264,7 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
 def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) -> None:
     learn(store, "2025-01-01")
     for day in ("2025-01-03", "2025-01-04"):
-        store.identities.mark_derived(day, store.identities.fingerprint_before(day, store.options.stitch_anonymous_days))
+        store.identities.mark_derived(day, store.identities.inputs_fingerprint(day, store.options.stitch_anonymous_days))
     assert _later_days_up_to_date(store).passed
     learn(store, "2025-01-01", events=2)
     check = _later_days_up_to_date(store)

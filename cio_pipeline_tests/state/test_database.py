@@ -39,7 +39,7 @@ nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}
 for turn in range(3):
     identities.replace(f"2026-03-{number + 1:02d}", "set", 1, [Learned.of(facts.astype({"identified": bool}), nobody)])
-    assert identities.before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
+    assert identities.known_before("2026-04-01", ids)["identified"].tolist() == [True] * len(ids)
     ledger.acknowledge("2026-03-01", Acknowledgement(customers={f"id:{number}-{turn}": pack(state)}))
 print("done")
 """
@@ -146,11 +146,11 @@ def test_look_ups_on_sqlite_neither_wait_for_a_writer_nor_write(tmp_path: Path, 
     url = f"sqlite:///{tmp_path / 'ledger.db'}"
     ledger, known = Ledger(url), Identities(url)
     with engine_of(url).begin():
-        assert known.before(DAY, ["u1"]).empty
+        assert known.known_before(DAY, ["u1"]).empty
         assert known.merges_between(DAY, DAY, ["u1"]).empty
         assert known.linked({"u1"}) == {"u1"}
         assert (known.unlearned([DAY]), known.out_of_date(0)) == ([DAY], [])
-        assert known.fingerprint_before(DAY, 0)
+        assert known.inputs_fingerprint(DAY, 0)
         assert (ledger.refused_by_reason(), ledger.states(["id:u1"]), len(ledger.delivered(DAY))) == ({}, {}, 0)
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.files import StorageError
 
@@ -35,14 +35,14 @@ def keep(identities: Identities, day: str, taught: list[Learned], setting: str =
 
 def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tuple[bool, str | None]]:
     """What is known of each of the distinct_ids."""
-    rows: Any = identities.before(day, list(distinct_ids)).itertuples()
+    rows: Any = identities.known_before(day, list(distinct_ids)).itertuples()
     known = {row.distinct_id: (row.identified, row.email) for row in rows}
     assert all(known.values())
     return dict.fromkeys(distinct_ids, (False, None)) | known
 
 
 def derive(identities: Identities, day: str, stitched_days: int) -> None:
-    identities.mark_derived(day, identities.fingerprint_before(day, stitched_days))
+    identities.mark_derived(day, identities.inputs_fingerprint(day, stitched_days))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def test_days_that_were_never_learned_or_under_another_setting_are_named(identit
 
 
 def test_r18_the_history_comes_before_every_day(identities: Identities) -> None:
-    keep(identities, HISTORY, learned(("u1", True, "old@example.com")))
+    keep(identities, HISTORY_PARTITION, learned(("u1", True, "old@example.com")))
     keep(identities, "2026-03-01", learned(("u1", False, "new@example.com")))
     assert before(identities, "2026-03-01", "u1") == {"u1": (True, "old@example.com")}
     assert before(identities, "2026-03-02", "u1") == {"u1": (True, "new@example.com")}
@@ -143,12 +143,12 @@ def test_r14_what_is_refused_blocks_no_look_up_and_is_in_no_index(identities: Id
 def test_more_people_than_one_question_holds_are_each_found_once(
     identities: Identities, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.state.identities.CHUNK", 3)
+    monkeypatch.setattr("cio_pipeline.state.identities.IDS_PER_QUERY", 3)
     monkeypatch.setattr("cio_pipeline.state.learned.BATCH_ROWS", 3)
     monkeypatch.setattr("cio_pipeline.state.learned.SORTED_BATCHES", 2)
     ids = [f"u{number}" for number in range(10)]
     keep(identities, "2026-03-01", [*learned(*((who, True, f"{who}@x.io") for who in ids[:4])), *learned(("u9", True, None))])
-    assert identities.before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == [*ids[:4], "u9"]
+    assert identities.known_before("2026-03-02", [*ids, *ids])["distinct_id"].tolist() == [*ids[:4], "u9"]
     assert before(identities, "2026-03-02", "u3", "u4", "u9") == {
         "u3": (True, "u3@x.io"),
         "u4": (False, None),
@@ -235,7 +235,7 @@ def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Ide
     keep(identities, "2026-03-02", [merge("anon", "u2"), *learned(("u2", False, "JANE@example.com"))])
     nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set_at"])
     links = {("jane@work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
-    keep(identities, HISTORY, [Learned.of(nobody, NOBODY_NAMED, links)])
+    keep(identities, HISTORY_PARTITION, [Learned.of(nobody, NOBODY_NAMED, links)])
     jane = {"u1", "u2", "anon", "Jane@Work.example.com", "jane@example.com", "jane@work.example.com"}
     for names in (["anon"], ["jane@work.example.com"], ["u1", "unheard@example.com"]):
         assert identities.linked(names) == jane | set(names)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.overlay import OverlayIdentities
 from cio_pipeline_tests.examples import examples
@@ -22,7 +22,7 @@ Taught = dict[str, list[tuple[str, bool, str | None, str | None]]]
 
 def learn(identities: Identities, day: str, taught: list[Any]) -> None:
     """A fact is a distinct_id, whether it was identified, its email, and the anonymous id that it names."""
-    at = 0 if day == HISTORY else pd.Timestamp(day, tz="UTC").value // 1000
+    at = 0 if day == HISTORY_PARTITION else pd.Timestamp(day, tz="UTC").value // 1000
     facts = pd.DataFrame(
         [(who, was, email, at if email else None) for who, was, email, _ in taught],
         columns=["distinct_id", "identified", "email", "email_set_at"],
@@ -35,20 +35,22 @@ def learn(identities: Identities, day: str, taught: list[Any]) -> None:
 
 
 def seen(identities: Identities, day: str) -> Any:
-    rows: Any = identities.before(day, PEOPLE).itertuples()
+    rows: Any = identities.known_before(day, PEOPLE).itertuples()
     merges: Any = identities.merges_between(DAYS[0], day, PEOPLE).itertuples()
     return (
         sorted((row.distinct_id, bool(row.identified), row.email, row.email_set_at) for row in rows),
         sorted((row.anonymous_id, row.distinct_id, row.timestamp, row.uuid) for row in merges),
         [identities.linked([name]) for name in (*PEOPLE, *EMAILS)],
         set(identities.all_names()),
-        identities.unlearned([HISTORY, *DAYS], "set"),
+        identities.unlearned([HISTORY_PARTITION, *DAYS], "set"),
     )
 
 
 @examples(12)
 @given(
-    taught=st.dictionaries(st.sampled_from([HISTORY, *DAYS]), st.lists(FACT, max_size=4, unique_by=lambda fact: fact[0])),
+    taught=st.dictionaries(
+        st.sampled_from([HISTORY_PARTITION, *DAYS]), st.lists(FACT, max_size=4, unique_by=lambda fact: fact[0])
+    ),
     first=st.sampled_from(DAYS),
     history_is_above=st.booleans(),
 )
@@ -57,7 +59,7 @@ def test_what_is_learned_over_others_counts_as_if_it_were_in_one_place(
 ) -> None:
     together, below = Identities("sqlite://"), Identities("sqlite://")
     over = OverlayIdentities("sqlite://", below, first)
-    places = {day: over if day >= first else below for day in DAYS} | {HISTORY: over if history_is_above else below}
+    places = {day: over if day >= first else below for day in DAYS} | {HISTORY_PARTITION: over if history_is_above else below}
     for day, facts in taught.items():
         learn(together, day, facts)
         learn(places[day], day, facts)

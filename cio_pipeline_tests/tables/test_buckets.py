@@ -99,7 +99,7 @@ def test_who_reads_while_two_machines_publish_and_one_is_killed_finds_whole_vers
             other.join()
     publish(tables, 20_000)
     assert {n for table in SCHEMAS for shard in tables.read_arrow(table, DAY) for n in shard["number"].to_pylist()} == {20_000}
-    assert tables.is_whole("events", DAY)
+    assert tables.is_intact("events", DAY)
 
 
 def test_what_another_machine_publishes_is_seen_by_a_process_that_has_looked_before(root: str) -> None:
@@ -148,5 +148,5 @@ def test_a_run_that_fails_leaves_nothing_in_a_bucket(root: str) -> None:
 
     with pytest.raises(ZeroDivisionError):
         fail()
-    assert tables.current("events", DAY) is None
+    assert tables.find_version("events", DAY) is None
     assert not tables.root.fs.find(tables.root.path)

@@ -52,7 +52,7 @@ def test_versions_that_hold_the_same_have_the_same_content_and_others_another(tm
     contents, names = [], set()
     for shards in ([[("a", 1)], []], [[("a", 1)], []], [[("a", 2)], []], [[("a", 1)]]):
         write(tables, *shards)
-        contents.append(tables.version("numbers", DAY).content)
+        contents.append(tables.version("numbers", DAY).content_hash)
         names.add(tables.version("numbers", DAY).name)
     assert contents[0] == contents[1]
     assert (len(set(contents)), len(names)) == (3, 4)
@@ -69,15 +69,15 @@ def test_a_version_is_whole_while_its_files_are_as_they_were_written(tmp_path: P
         content = bytearray(path.read_bytes())
         content[20] ^= 1
         path.write_bytes(content)
-    assert tables.is_whole("numbers", DAY) == (how == "as written")
+    assert tables.is_intact("numbers", DAY) == (how == "as written")
 
 
 def test_what_is_noted_of_a_version_is_kept_with_it(tmp_path: Path) -> None:
     tables = Tables(str(tmp_path))
     with tables.replace(DAY, {"numbers": SCHEMA}) as new:
         new.shards.append(new.writer.write(0, {"numbers": SCHEMA.empty_table()}))
-        new.about = {"made_of": "x", "counts": {"a": 1}}
-    assert tables.version("numbers", DAY).about == {"made_of": "x", "counts": {"a": 1}}
+        new.metadata = {"made_of": "x", "counts": {"a": 1}}
+    assert tables.version("numbers", DAY).metadata == {"made_of": "x", "counts": {"a": 1}}
 
 
 def test_a_partition_that_nobody_wrote_is_named(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_a_shard_that_is_missing_or_has_other_rows_is_named(tmp_path: Path, how:
     else:
         row = pq.read_table(path).slice(0, 1)
         pq.write_table(pa.concat_tables([row] * (1 if how == "too few rows" else 3)), path)
-    for read in (tables.read("numbers", DAY), tables.rows("numbers", DAY, "key", ["a"])):
+    for read in (tables.read("numbers", DAY), tables.rows_where("numbers", DAY, "key", ["a"])):
         with pytest.raises(
             StorageError, match=r"^Shard 0 of numbers of 2026-03-02 .+: materialize numbers for 2026-03-02 again"
         ):
@@ -209,9 +209,11 @@ def test_rows_are_found_by_their_text_in_whatever_shard_and_row_group(tmp_path: 
         for number in range(3):
             frame = pd.DataFrame({"distinct_id": [f"k{n // 3}" for n in range(20)], "n": [100 * number + n for n in range(20)]})
             new.shards.append(new.writer.write(number, {"people": frame}))
-    found = [n for shard in tables.rows("people", DAY, "distinct_id", ["k5", "k1", "nobody"]) for n in shard["n"].to_pylist()]
+    found = [
+        n for shard in tables.rows_where("people", DAY, "distinct_id", ["k5", "k1", "nobody"]) for n in shard["n"].to_pylist()
+    ]
     assert found == [100 * number + n for number in range(3) for n in (3, 4, 5, 15, 16, 17)]
-    assert list(tables.rows("people", DAY, "distinct_id", [])) == []
+    assert list(tables.rows_where("people", DAY, "distinct_id", [])) == []
 
 
 def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
@@ -222,7 +224,7 @@ def test_only_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
 
 def test_rows_of_a_partition_that_nobody_wrote_are_no_empty_table(tmp_path: Path) -> None:
     with pytest.raises(NotMaterialized):
-        list(Tables(str(tmp_path)).rows("numbers", DAY, "key", ["a"]))
+        list(Tables(str(tmp_path)).rows_where("numbers", DAY, "key", ["a"]))
 
 
 def test_a_full_disk_is_a_sentence_that_names_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,7 +235,7 @@ def test_a_full_disk_is_a_sentence_that_names_the_folder(tmp_path: Path, monkeyp
     monkeypatch.setattr("cio_pipeline.tables.versions.create", full)
     with pytest.raises(StorageError, match=r"^The folder /.+/numbers/2026-03-02 \(CIO_DATA_DIR\) cannot be written: No space"):
         write(tables, [("a", 1)])
-    assert tables.current("numbers", DAY) is None
+    assert tables.find_version("numbers", DAY) is None
     assert not list(tmp_path.glob("**/*.parquet"))
 
 

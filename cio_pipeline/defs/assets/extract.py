@@ -22,7 +22,7 @@ from cio_pipeline.extraction import ExtractionCounts, extract_day, extract_histo
 from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 
 def history_is_known(store: Store) -> bool:
     """Whether the history was learned under the current settings."""
-    return not store.identities.unlearned([HISTORY], _history_setting(store))
+    return not store.identities.unlearned([HISTORY_PARTITION], _history_setting(store))
 
 
 def read_history(posthog: PostHog, store: Store) -> None:
@@ -162,17 +162,17 @@ def read_history(posthog: PostHog, store: Store) -> None:
     events = posthog.source.history(_history_end())
     with Progress("History", "events read", events.expected) as progress:
         counted = replace(events, frames=progress.rows_of(events.frames))
-        extract_history(store.tables, HISTORY, counted, store.attributes_from, began, store.workers)
+        extract_history(store.tables, HISTORY_PARTITION, counted, store.attributes_from, began, store.workers)
     learn_history(_history_setting(store), store.tables, store.identities, store.workers)
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
     """What the history holds and has shown, the same whether it was read now or is known already."""
-    version = store.tables.current("identity_history", HISTORY)
-    counts = store.identities.counts(HISTORY)
+    version = store.tables.find_version("identity_history", HISTORY_PARTITION)
+    counts = store.identities.counts(HISTORY_PARTITION)
     return {
         "dagster/row_count": version.rows if version else 0,
-        "duplicates": version.about.get("duplicates", 0) if version else 0,
+        "duplicates": version.metadata.get("duplicates", 0) if version else 0,
         **{name: counts[name] for name in LEARNED},
         "read by this run": read_now,
     }

@@ -99,7 +99,7 @@ def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store
 
 
 def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckResult:
-    versions = {day: tables.current("posthog_events", day) for day in days}
+    versions = {day: tables.find_version("posthog_events", day) for day in days}
     rows = {day: version.rows for day, version in versions.items() if version is not None}
     usual = {day: usual_events(tables, day) for day in rows}
     odd = [day for day in rows if is_unusual(rows[day], usual[day])]
@@ -130,6 +130,6 @@ def is_unusual(events: int, usual: float) -> bool:
 def usual_events(tables: Tables, day: str) -> float:
     """How many events the weekday usually has: the median of the extracted weeks before; 0 if there are none."""
     before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
-    versions = [tables.current("posthog_events", one) for one in before]
+    versions = [tables.find_version("posthog_events", one) for one in before]
     rows = [version.rows for version in versions if version is not None]
     return median(rows) if rows else 0

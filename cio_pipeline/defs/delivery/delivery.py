@@ -144,7 +144,7 @@ def not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day
     """
     if not listed:
         return refused
-    is_derived = store.tables.current("customers", day) is not None
+    is_derived = store.tables.find_version("customers", day) is not None
     keys = {key for shard in shards(store.tables, day) for key in suppressed_keys(listed, *shard)} if is_derived else set()
     return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 

@@ -15,7 +15,7 @@ from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
 from cio_pipeline.rules.consent import AllowConsent
-from cio_pipeline.state.identities import HISTORY
+from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
 
@@ -69,7 +69,7 @@ def refuse_missing_days(store: Store, days: list[str]) -> None:
     key, depends on them."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
-    if store.identities.unlearned([HISTORY]):
+    if store.identities.unlearned([HISTORY_PARTITION]):
         raise NotDelivered(
             "What PostHog knew before CIO_START_DATE was never read, and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS it"
             " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"

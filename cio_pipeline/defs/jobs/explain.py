@@ -130,7 +130,7 @@ def _all_names(days: Sequence[str], tables: Tables, identities: Identities) -> I
     """All distinct_ids and emails that are known, some of them several times."""
     yield from identities.all_names()
     for day in days:
-        if tables.current("posthog_events", day) is not None:
+        if tables.find_version("posthog_events", day) is not None:
             for shard in tables.read_arrow("posthog_events", day, ["distinct_id"]):
                 yield from pc.unique(shard["distinct_id"]).to_pylist()
 

@@ -102,9 +102,11 @@ def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEve
 
 
 def _account(store: Store, day: str) -> Account:
-    version = store.tables.current("events", day)
+    version = store.tables.find_version("events", day)
     return (
-        Account.from_json(dict(version.about["account"])) if version is not None and "account" in version.about else Account()
+        Account.from_json(dict(version.metadata["account"]))
+        if version is not None and "account" in version.metadata
+        else Account()
     )
 
 

@@ -25,7 +25,7 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.state.identities import HISTORY, Identities
+from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.receipts import rows
 
@@ -106,7 +106,7 @@ def test_the_history_is_read_once_and_again_when_it_is_asked_for(server: posthog
     server.add([event(3, "2024-07-01", "$identify")])
     assert metadata(run(instance), "identity_history") == {**first, "read by this run": False}
     identities = Identities(load_settings().ledger_url)
-    assert identities.unlearned([HISTORY], "CIO_ATTRIBUTES_FROM=auto before 2025-01-01") == [], (
+    assert identities.unlearned([HISTORY_PARTITION], "CIO_ATTRIBUTES_FROM=auto before 2025-01-01") == [], (
         "an earlier start reads it again"
     )
     found = metadata(run(instance, again=True), "identity_history")
