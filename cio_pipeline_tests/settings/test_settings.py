@@ -172,7 +172,7 @@ def test_the_days_need_no_secret_and_have_the_settings_defaults(monkeypatch: pyt
     for name, value in REQUIRED.items():
         monkeypatch.setenv(name, value)
     settings = load_settings()
-    assert found["days"].start.date() == settings.start_date
+    assert found["daily_partitions"].start.date() == settings.start_date
     assert found["backfill_policy"].max_partitions_per_run == settings.days_per_run
     assert settings.late_days == found["LATE_DAYS"]
 
