@@ -143,7 +143,7 @@ class Mishaps:
     done: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        first, second = sorted((self.rng.uniform(15, 120), self.rng.uniform(15, 120)))
+        first, second = sorted((self.rng.uniform(10, 60), self.rng.uniform(10, 60)))
         self.due = list(zip((first, second), self.rng.sample([self.kill, self.restart], 2), strict=True))
 
     def look(self) -> None:
