@@ -21,8 +21,8 @@ from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import SETTINGS
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 
+# So that these messages reach the runs' logs: Dagster takes them from this logger (`python_logs` in dagster.yaml).
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
-"""So that messages of this level reach the runs' logs: Dagster takes them from this logger by `python_logs` in dagster.yaml."""
 
 if SETTINGS.json_logs:
     json_logs.begin()
