@@ -1,4 +1,4 @@
-"""R15: what became of a day's events, and whether the tables on disk hold each of them once, by its reason."""
+"""R15: what became of a day's events, and whether the tables on disk have each of them once, with the right reason."""
 
 from __future__ import annotations
 
@@ -12,13 +12,16 @@ from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 from cio_pipeline.tables.tables import Tables
 
 EPOCH = pd.Timestamp(0, tz="UTC")
-"""Before it is the time of events whose own cannot be read; they are refused, and never stitched."""
+"""Events whose time cannot be read have an earlier one. They are refused, and never stitched."""
 
 
 @dataclass
 class Account:
-    """What became of a day. outcomes: events by outcome; stitched: events of earlier days that are sent with this day's;
-    left_out: attributes and properties by reason; notes: what else to know of what is sent."""
+    """What became of a day's events.
+
+    outcomes: events by outcome; stitched: events of earlier days that are sent with this day's; left_out: attributes and
+    properties by reason; notes: other facts about what is sent.
+    """
 
     outcomes: Counter[str] = field(default_factory=Counter)
     stitched: int = 0
@@ -36,23 +39,23 @@ class Account:
         return self._count(REFUSED)
 
     def refused_by_reason(self) -> Counter[str]:
-        """The same by reason."""
+        """How many of these there are, by reason."""
         return Counter({name.removeprefix(REFUSED): n for name, n in self.outcomes.items() if name.startswith(REFUSED)})
 
     def add(self, other: Account) -> None:
-        """Counts what became of another shard, too."""
+        """Adds the counts of another shard."""
         self.outcomes.update(other.outcomes)
         self.stitched += other.stitched
         self.left_out.update(other.left_out)
         self.notes.update(other.notes)
 
     def to_json(self) -> dict[str, Any]:
-        """As it is kept with the day's tables."""
+        """The account as it is stored with the day's tables."""
         return dict(vars(self))
 
     @classmethod
     def from_json(cls, kept: dict[str, Any]) -> Account:
-        """What `to_json` gave."""
+        """The account from what `to_json` gave."""
         return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 
     def _count(self, kind: str) -> int:
@@ -60,7 +63,7 @@ class Account:
 
 
 def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
-    """What of the day's tables does not add up, or is not as it was counted when they were made: a clause each."""
+    """What does not add up in the day's tables, or differs from the counts of when they were written: a clause each."""
     start = pd.Timestamp(day, tz="UTC")
     extracted = sum(len(shard) for shard in tables.read_arrow("posthog_events", day, ["timestamp"]))
     sent = stitched = 0

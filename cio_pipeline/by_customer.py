@@ -29,7 +29,7 @@ CLASSIFIED = pa.schema(
         *(KEPT_EVENTS.field(name) for name in ("uuid", "event", "distinct_id", "timestamp", "properties", "person_properties")),
         *(KEPT_EVENTS.field(name) for name in ("personless", "plain")),
         *((name, pa.string()) for name in ("key", "identifier", "email")),
-        ("email_set", pa.int64()),
+        ("email_set_at", pa.int64()),
         ("outcome", pa.string()),
     ]
 )

@@ -1,4 +1,4 @@
-"""The root of the errors that end a run. Each message is one sentence for the user: what is wrong, and what to do about it.
+"""The base class of the errors that end a run. Each message is one sentence for the user: what is wrong, and what to do.
 
 ```
 PipelineError
@@ -7,7 +7,7 @@ PipelineError
 ├── DaysFailed               defs.failures          some of several days failed
 ├── NotNow                   defs.jobs.hourly       an hourly run leaves what there is to another run
 ├── NotExtracted             posthog.source         PostHog's events cannot be read
-│   ├── NothingSoFar                                of a day that is not over nothing can be had yet
+│   ├── NothingSoFar                                nothing is available yet of a day that is not over
 │   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
 ├── Unavailable              http.retry             a service gave no usable answer in several tries
@@ -22,12 +22,20 @@ PipelineError
     └── NotMaterialized      tables.tables          no run has written the partition that is read
 ```
 
-Each is raised and caught by its own name. Only the command line catches the root, and `defs.failures`, which makes a failure
-of Dagster's of it. Exceptions that a module raises for its own caller to handle, such as `json_text.UnusableJson`, are not part
-of the tree: their messages are not sentences.
+Each is raised and caught by its own name. Only the command line catches the base class, and `defs.failures`, which turns it
+into a Dagster failure. Exceptions that a module raises for its own caller to handle, such as `json_text.UnusableJson`, are not
+part of the tree: their messages are not sentences.
 """
 
 from __future__ import annotations
+
+
+def causes(error: BaseException) -> list[BaseException]:
+    """The error, and those that led to it, nearest first."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
 
 
 class PipelineError(Exception):

@@ -15,7 +15,7 @@ from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.person_records import PersonRecords
 from cio_pipeline.rules.classify import FILTERED, HELD_BACK, REFUSED
-from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.ledger_tables import upsert_id
 
 ACKNOWLEDGED, NOT_YET, NEWER = "yes", "not yet", "a newer value is (R17)"
 SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
@@ -122,7 +122,7 @@ def _attributes(records: PersonRecords) -> list[Attribute]:
     last: dict[tuple[str, str], Attribute] = {}
     for row in _rows(records.upserts.sort_values("day", kind="stable")):
         state, stored = unpack(row.state), records.states.get(row.key, {})
-        refusal = records.refused.get(customer_item(row.key, row.part))
+        refusal = records.refused.get(upsert_id(row.key, row.part))
         for name, value in read_object(row.operation)["attributes"].items():
             value_hash, time = state[name_hash(name)]
             acknowledged_hash, acknowledged_time = stored.get(name_hash(name), (b"", 0))

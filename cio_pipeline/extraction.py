@@ -1,4 +1,8 @@
-"""PostHog's events into a table: each once, with what an earlier extraction knew of it (R20), and none lost on the way."""
+"""Writes the events of a day to `posthog_events`: each once, by distinct_id and time.
+
+A `$set` that PostHog has dropped since the last extraction is copied from the table of that time (R20). An extraction fails
+unless the rows that were read are the rows that were written, plus duplicates.
+"""
 
 from __future__ import annotations
 
@@ -21,64 +25,64 @@ from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import ShardWriter, WrittenShard
-from cio_pipeline.worker_pool import FEW, load_workers, map_shards
+from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, load_workers, map_shards
 
 KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
-"""`earlier`: whether the row is what an earlier extraction kept."""
+"""`earlier`: whether the row is what an earlier extraction counts."""
 
 BY_PERSON = [(name, "ascending") for name in ("distinct_id", "timestamp", "uuid", "event")]
 DAY, HISTORY = "posthog_events", "identity_history"
 
-SetDropped = Literal["none", "all", "of a day", "of the history"]
-"""Which events have lost their `$set`, so that the person's properties are taken (R20)."""
+UsePersonProperties = Literal["never", "always", "if dropped in day", "if dropped in history"]
+"""For which events the person's properties are used instead of `$set` (R20)."""
 
 
 @dataclass
-class Extracted:
-    """What was kept of a window: rows that came and that stand in the table, duplicates by reason, and how R20 took the events.
+class ExtractionCounts:
+    """What an extraction has read and written.
 
-    remembered: events whose `$set` only an earlier extraction had; from_person: those that give the person's properties;
-    without: those that should, but have none; identity_events: the `$identify` and `$set` events; gives: whether any gives an
-    attribute;
-    is_old: whether PostHog may have dropped any `$set` of the window.
+    rows_read, rows_written, shards; duplicates: rows left out, by reason; set_restored: events with a `$set` that PostHog has
+    dropped since an earlier extraction; used_person: events that use the person's properties; lacked_person: events that
+    should, but the source has none; identity_events: `$identify` and `$set` events; has_attributes: whether any event has an
+    attribute; may_lack_set: whether the window is so old that PostHog may have dropped a `$set` in it.
     """
 
-    read: int = 0
-    rows: int = 0
+    rows_read: int = 0
+    rows_written: int = 0
     shards: int = 0
     duplicates: Counter[str] = field(default_factory=Counter)
-    remembered: int = 0
-    from_person: int = 0
-    without: int = 0
+    set_restored: int = 0
+    used_person: int = 0
+    lacked_person: int = 0
     identity_events: int = 0
-    gives: bool = False
-    is_old: bool = False
+    has_attributes: bool = False
+    may_lack_set: bool = False
 
-    def add(self, other: Extracted) -> None:
-        """Counts what was kept of another shard, too."""
+    def add(self, other: ExtractionCounts) -> None:
+        """Adds the counts of another shard."""
         for one in fields(self):
             setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-        self.gives, self.is_old = bool(self.gives), bool(self.is_old)
+        self.has_attributes, self.may_lack_set = bool(self.has_attributes), bool(self.may_lack_set)
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> Extracted:
-        """What the table's version keeps of it."""
-        return cls(**{**kept, "duplicates": Counter(kept["duplicates"])})
+    def from_json(cls, stored: dict[str, Any]) -> ExtractionCounts:
+        """The counts that were stored with the table's version."""
+        return cls(**{**stored, "duplicates": Counter(stored["duplicates"])})
 
 
 @dataclass
 class Overview:
-    """What only the events of a whole window show, once all of them are spilled: R20 tells by it which have lost their `$set`.
+    """What only the window's events together show, once all are spilled. R20 uses it to tell which have lost their `$set`.
 
-    first: the place of the first that has a `$set`, as PostHog gives them now; took_all, had_set: whether the earlier
-    extraction took the person's properties whatever `$set` said, and whether any event had one.
+    rows_read; first: the first event that has a `$set` now; always_used_person, any_had_set: whether the earlier extraction
+    used the person's properties even for events with a `$set`, and whether any event had one.
     """
 
-    read: int = 0
+    rows_read: int = 0
     first: dropped_set.EventPosition | None = None
-    took_all: bool = False
-    had_set: bool = False
+    always_used_person: bool = False
+    any_had_set: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,41 +91,46 @@ class WriteContext:
 
     writer: ShardWriter
     table: str
-    dropped: SetDropped
+    use_person: UsePersonProperties
     now: datetime
     overview: Overview
 
 
-def extracted_before(tables: Tables, day: str, fingerprint: str | None) -> Extracted | None:
-    """What was kept of a day whose `posthog_events` were made of just this (`Window.fingerprint`) by this code, and are whole.
-
-    None where that is not certain: then they are to be extracted.
+def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> ExtractionCounts | None:
+    """Returns the counts of the last extraction if its table can stay: the same window (`Window.fingerprint`), the same code,
+    and intact files. Otherwise, or if that is unknown, returns None.
     """
     version = tables.find_version(DAY, day)
     if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_code(fingerprint):
         return None
-    return Extracted.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
+    return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
 
 
 def extract_day(
     tables: Tables, day: str, start: datetime, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
-) -> Extracted:
+) -> ExtractionCounts:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
     Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
     """
     reaches_back = dropped_set.reaches_back(start, now)
-    dropped: SetDropped = "all" if attributes == "person" else "of a day" if attributes == "auto" and reaches_back else "none"
-    kept = _extract(tables, DAY, day, window, dropped, now, workers, remembers=reaches_back)
-    return replace(kept, is_old=reaches_back)
+    use_person: UsePersonProperties = "never"
+    if attributes == "person":
+        use_person = "always"
+    elif attributes == "auto" and reaches_back:
+        use_person = "if dropped in day"
+    counts = _extract(tables, DAY, day, window, use_person, now, workers, restores=reaches_back)
+    return replace(counts, may_lack_set=reaches_back)
 
 
 def extract_history(
     tables: Tables, partition: str, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
-) -> Extracted:
+) -> ExtractionCounts:
     """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
-    dropped: SetDropped = "all" if attributes == "person" else "of the history" if attributes == "auto" else "none"
-    return _extract(tables, HISTORY, partition, window, dropped, now, workers, remembers=True)
+    use_person: UsePersonProperties = "never"
+    if attributes != "set":
+        use_person = "always" if attributes == "person" else "if dropped in history"
+    return _extract(tables, HISTORY, partition, window, use_person, now, workers, restores=True)
 
 
 def _extract(
@@ -129,34 +138,35 @@ def _extract(
     table: str,
     partition: str,
     window: Window,
-    dropped: SetDropped,
+    use_person: UsePersonProperties,
     now: datetime,
     workers: int,
     *,
-    remembers: bool,
-) -> Extracted:
-    """remembers: whether PostHog may have dropped by now what an earlier extraction still had."""
-    overview, kept = Overview(), Extracted()
+    restores: bool,
+) -> ExtractionCounts:
+    """restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there."""
+    overview, counts = Overview(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
         new.metadata = {READ_BY: code_hash()}
-        earlier = _kept_before(tables, table, partition, overview) if remembers else iter(())
-        rows = _spilled(window, overview, dropped, workers, earlier)
+        earlier = _kept_before(tables, table, partition, overview) if restores else iter(())
+        rows = _spilled(window, overview, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
-        context = WriteContext(new.writer, table, dropped, now, overview)
+        context = WriteContext(new.writer, table, use_person, now, overview)
         work = ((context, number, shard) for number, shard in enumerate(shards))
         with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
             for written, of_shard in results:
                 new.shards.append(written)
-                kept.add(of_shard)
-        new.metadata["duplicates"] = kept.duplicates.total()
-        if kept.read != overview.read or kept.rows + kept.duplicates.total() != kept.read:
+                counts.add(of_shard)
+        new.metadata["duplicates"] = counts.duplicates.total()
+        accounted_for = counts.rows_written + counts.duplicates.total()
+        if not overview.rows_read == counts.rows_read == accounted_for:
             raise NotExtracted(
-                f"Of {partition}, {overview.read:,} events were read, but {kept.rows + kept.duplicates.total():,} are left: is"
+                f"Of {partition}, {overview.rows_read:,} events were read, but {accounted_for:,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
-        if window.fingerprint is not None and not remembers:
-            new.metadata |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(kept)}
-    return kept
+        if window.fingerprint is not None and not restores:
+            new.metadata |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(counts)}
+    return counts
 
 
 def _with_code(fingerprint: str) -> str:
@@ -169,17 +179,17 @@ def _code_hash() -> str:
 
 
 def _spilled(
-    window: Window, overview: Overview, dropped: SetDropped, workers: int, earlier: Iterator[pa.Table]
+    window: Window, overview: Overview, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
-    """The window's events and those kept before, as `SPILLED` has them; `overview` takes note of them."""
+    """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the overview."""
     for frame in window.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
-        overview.read += len(rows)
-        if overview.read > FEW * SHARD_ROWS:
+        overview.rows_read += len(rows)
+        if overview.rows_read > SHARDS_IN_THIS_PROCESS * SHARD_ROWS:
             load_workers(workers)
-        if dropped == "of a day":
+        if use_person == "if dropped in day":
             overview.first = dropped_set.first_with_set(rows, overview.first)
-        if dropped == "none":
+        if use_person == "never":
             rows = dropped_set.with_person_properties(rows, False)
         yield _marked(rows, False)
     for rows in earlier:
@@ -191,32 +201,37 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
     if tables.find_version(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
-        overview.took_all = overview.took_all or dropped_set.always_used_person(rows)
-        overview.had_set = overview.had_set or dropped_set.any_has_set(rows["properties"])
+        overview.always_used_person = overview.always_used_person or dropped_set.always_used_person(rows)
+        overview.any_had_set = overview.any_had_set or dropped_set.any_has_set(rows["properties"])
         known = dropped_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
 
 def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
-    return rows.append_column("earlier", pa.array(np.full(len(rows), earlier))).cast(SPILLED)
+    return rows.append_column("earlier", _constant(rows, earlier)).cast(SPILLED)
 
 
-def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, Extracted]:
-    """Writes a shard's events, each once and by person, with the properties that are to be taken."""
+def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, ExtractionCounts]:
+    """Writes the events of a shard, each once and by distinct_id, with the properties that are to be used."""
     rows, earlier = _parted(shard.read())
-    kept = Extracted(read=len(rows), shards=1)
-    events, kept.duplicates = once(rows)
+    counts = ExtractionCounts(rows_read=len(rows), shards=1)
+    events, counts.duplicates = once(rows)
     del rows
-    none = pa.array(np.full(len(events), False))
-    took = was_there = none
+    seen_before = used_person = _constant(events, False)
     if len(earlier):
-        events, was_there, took, kept.remembered = dropped_set.with_restored_set(events, earlier)
-        took = none if context.overview.took_all else took
-    stays = pc.and_not(was_there, took) if context.overview.had_set else none
-    events = _with_person_properties(context, events, took, stays, kept)
-    kept.rows = len(events)
-    return context.writer.write(number, {context.table: with_parsed_columns(events)}), kept
+        events, seen_before, used_person, counts.set_restored = dropped_set.with_restored_set(events, earlier)
+    if context.overview.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
+        used_person = _constant(events, False)
+    had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else _constant(events, False)
+    uses_person = _uses_person(context, events, used_person, had_set)
+    events = dropped_set.with_person_properties(events, uses_person)
+    counts.rows_written = len(events)
+    counts.used_person = len(events) - events["person_properties"].null_count
+    counts.lacked_person = (pc.sum(uses_person).as_py() or 0) - counts.used_person
+    counts.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
+    counts.has_attributes = dropped_set.has_attributes(events)
+    return context.writer.write(number, {context.table: with_parsed_columns(events)}), counts
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
@@ -243,20 +258,16 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
     return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
 
 
-def _with_person_properties(
-    context: WriteContext, events: pa.Table, took: pa.ChunkedArray, stays: pa.ChunkedArray, kept: Extracted
-) -> pa.Table:
-    """The events with the person's properties where they are to be taken, and null elsewhere."""
-    dropped: pa.ChunkedArray | bool
-    if context.dropped == "of a day":
-        dropped = dropped_set.dropped_in_day(events, took, stays, context.overview.first, context.now)
-    elif context.dropped == "of the history":
-        dropped = dropped_set.dropped_in_history(events, context.now)
-    else:
-        dropped = context.dropped == "all"
-    taken = dropped_set.with_person_properties(events, dropped)
-    kept.from_person = len(taken) - taken["person_properties"].null_count
-    kept.without = (len(events) * dropped if isinstance(dropped, bool) else pc.sum(dropped).as_py() or 0) - kept.from_person
-    kept.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    kept.gives = dropped_set.has_attributes(taken)
-    return taken
+def _uses_person(
+    context: WriteContext, events: pa.Table, used_person: pa.ChunkedArray, had_set: pa.ChunkedArray
+) -> pa.ChunkedArray:
+    """Returns which events use the person's properties (bool). The last two are what an earlier extraction decided."""
+    if context.use_person == "if dropped in day":
+        return dropped_set.dropped_in_day(events, used_person, had_set, context.overview.first, context.now)
+    if context.use_person == "if dropped in history":
+        return dropped_set.dropped_in_history(events, context.now)
+    return _constant(events, context.use_person == "always")
+
+
+def _constant(rows: pa.Table, value: bool) -> pa.Array:
+    return pa.array(np.full(len(rows), value))

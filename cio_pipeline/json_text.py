@@ -88,10 +88,10 @@ def read_leniently(text: Any) -> dict[str, Any]:
     """
     content = _utf8(text)
     try:
-        found = orjson.loads(content or b"{}")
+        value = orjson.loads(content or b"{}")
     except orjson.JSONDecodeError:
-        found = _read_roughly(content)
-    return found if isinstance(found, dict) and not is_too_deep(content, found) else {}
+        value = _read_roughly(content)
+    return value if isinstance(value, dict) and not is_too_deep(content, value) else {}
 
 
 def is_too_deep(content: bytes, value: Any) -> bool:
@@ -107,15 +107,16 @@ def is_too_deep(content: bytes, value: Any) -> bool:
     return True
 
 
-def repair_surrogates(content: bytes, found: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
+def repair_surrogates(content: bytes, members: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
     """The object with each unpaired surrogate replaced by U+FFFD, and the names (after that) of the members that changed.
 
-    found: an object that was read from this content, and is not too deep.
+    members: of an object that was read from this content, and is not too deep.
     """
     if b"\\" not in content or not SURROGATE_BYTES.search(content):
-        return found, []
-    mended = {_whole(name): _whole(value) for name, value in found.items()}
-    return mended, [_whole(name) for name, value in found.items() if _whole(name) != name or mended[_whole(name)] != value]
+        return members, []
+    repaired = {_whole(name): _whole(value) for name, value in members.items()}
+    changed = (_whole(name) for name, value in members.items() if _whole(name) != name or repaired[_whole(name)] != value)
+    return repaired, list(changed)
 
 
 def write(value: Any) -> bytes:
@@ -161,10 +162,10 @@ def _object(value: Any) -> dict[str, Any]:
 def _read_roughly(content: bytes) -> Any:
     """Reads what orjson does not: unpaired surrogates, NaN and Infinity. None where it is not an object, or too deep."""
     try:
-        found = _read_exactly(content, _integer, float, float)
+        value = _read_exactly(content, _integer, float, float)
     except UnusableJson:
         return None
-    return repair_surrogates(content, found)[0] if isinstance(found, dict) and not is_too_deep(content, found) else None
+    return repair_surrogates(content, value)[0] if isinstance(value, dict) and not is_too_deep(content, value) else None
 
 
 def _read_exactly(content: bytes, integer: Any, number: Any, constant: Any) -> Any:

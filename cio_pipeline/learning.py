@@ -1,11 +1,11 @@
-"""What a day's events say about people, shard by shard, into the identities (R1, R16, R18)."""
+"""From a day's events to the identities: what they say about people, shard by shard (R1, R16, R18, R21)."""
 
 from __future__ import annotations
 
 from collections import Counter
 
 from cio_pipeline.events import code_hash, shard_of_events
-from cio_pipeline.rules.facts import learn_with_links
+from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
 from cio_pipeline.state.learned import Learned
@@ -17,18 +17,21 @@ LEARNED_FROM = ["uuid", "event", "distinct_id", "timestamp", "given_email", "ano
 
 
 def learned_under(attributes_from: str) -> str:
-    """The setting that what is learned depends on, by its value."""
+    """The setting that affects what is learned, with its value."""
     return f"CIO_ATTRIBUTES_FROM={attributes_from}"
 
 
 def learn_day(day: str, setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
-    """Keeps what the day's `posthog_events` say about people (R1), under a setting; gives how many people, identified
-    ones, emails and merges. What was learned of the same events before is not learned again."""
+    """Stores what the day's `posthog_events` say about people (R1) in the identities. Returns how many people, identified ones,
+    emails and merges. If the same events were learned before, they are not learned again.
+
+    setting: as `learned_under` gives it.
+    """
     return _learn(day, setting, "posthog_events", tables, identities, workers)
 
 
 def learn_history(setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
-    """Keeps what the events of `identity_history` say about people (R18), under a setting; counts as `learn_day`."""
+    """Stores what the events of `identity_history` say about people (R18) in the identities, like `learn_day`."""
     return _learn(HISTORY_PARTITION, setting, "identity_history", tables, identities, workers)
 
 
@@ -44,5 +47,5 @@ def _learn(day: str, setting: str, table: str, tables: Tables, identities: Ident
 
 def _learn_shard(tables: Tables, table: str, day: str, version: Version, shard: int) -> Learned:
     events = shard_of_events(tables, table, day, version, shard, LEARNED_FROM).to_pandas()
-    facts, links = learn_with_links(events)
+    facts, links = learn(events)
     return Learned.of(facts, merges(events)[MERGE_COLUMNS], links)

@@ -1,4 +1,4 @@
-"""Text of others made fit for logs and messages: without keys, anybody's email address, and what a terminal would obey."""
+"""Makes text of others fit for logs and messages: without keys, email addresses, and what a terminal would obey."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from urllib.parse import unquote
 
 LONGEST = 2000
-"""Characters of a text that are looked at: more is in no message."""
+"""How many characters of a text are read; no message shows more."""
 
 NOT_IN_A_NAME = r"\s@\"'<>()\[\],;:/="
 EMAIL = re.compile(
     rf"(?<![^{NOT_IN_A_NAME}])([^{NOT_IN_A_NAME}])[^{NOT_IN_A_NAME}]*@([^\s@.])[^\s@.]*(?:\.[\w-]+)*\.([\w-]+)",
 )
 ANY_AT = re.compile(r"(?<![^\s*])[^\s*]+?(?:@|%40)[^\s*]+", re.IGNORECASE)
-"""Both look behind, so that they begin where a word begins, and not once more at each of its letters."""
+"""Both look behind, so that they start where a word starts, and not again at each of its letters."""
 
 AROUND = "\"'`<>()[]{},;:.!?"
 
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
 UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
-"""Control characters, line ends, what turns or hides the text behind it, and halves of characters."""
+"""Control characters, line ends, characters that reorder or hide text, and unpaired surrogates."""
 
 WITHIN_A_WORD = re.compile(rf"(?![\t-\r\x85\u2028\u2029]){UNSEEN.pattern[:-1]}")
-"""Of these, what parts no words."""
+"""Those of them that do not separate words."""
 
 CODE = re.compile(r"\\(?:u\{?0{0,4}|x)([0-9a-f]{2})\}?", re.IGNORECASE)
 ESCAPED_LETTER = re.compile(r"\\[abefnrtv0]")
@@ -41,13 +41,13 @@ WORD = re.compile(r"\w+")
 
 QUOTES_A_KEY = "words that quote a key"
 KEY_CHARACTERS = 8
-"""So many of a key in a row are taken for a part of it."""
+"""This many characters of a key in a row count as a part of it."""
 
 
 def mask(text: str) -> str:
-    """`jane@mail.example.com` -> `j***@m***.com`, wherever it stands in the text; any other `@` hides what is around it.
+    """`jane@mail.example.com` -> `j***@m***.com`, anywhere in the text; any other `@` hides the text around it.
 
-    So does one that is only there when the word is decoded. The text is made `printable`, and cut at a word where it is long.
+    So does an `@` that appears only when the word is decoded. The text is made `printable`, and a long one is cut at a word.
     """
     seen = printable(WITHIN_A_WORD.sub("", ESCAPE.sub("", _cut(text)))).split(" ")
     hidden = _beside_a_lone_at(seen) | {number for number, word in enumerate(seen) if _only_decoded_has_an_at(word)}
@@ -56,22 +56,22 @@ def mask(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line, without control characters and escape sequences; cut at a word where it is very long."""
+    """The text on one line, without control characters and escape sequences; a very long one is cut at a word."""
     return UNSEEN.sub(" ", ESCAPE.sub(" ", _cut(text)))
 
 
 def without_keys(text: str, *keys: str) -> str:
-    """The text; where it quotes a part of a key, in any case or encoding and however parted, no more than that it does."""
+    """The text. If it quotes a part of a key, in any case, encoding or division, only that it does."""
     parts = {part for key in keys for form in _forms(key) for part in _parts(_squeezed(form))}
     read = [_squeezed(reading) for reading in _readings(WITHIN_A_WORD.sub("", ESCAPE.sub("", text)))]
     return QUOTES_A_KEY if any(part in reading for reading in read for part in parts) else text
 
 
 def without_values(text: str, content: Any) -> str:
-    """The text, masked, with `***` for each word that a word of the content's values begins with, in any case: what quotes
-    them, whole or cut. The names in the content stay.
+    """The masked text, with `***` for each word with which a word of the content's values begins, in any case, so that it
+    quotes none of them, whole or cut. The names in the content stay.
 
-    content: as JSON is read: objects, lists, texts, numbers.
+    content: parsed JSON.
     """
     names, values = set[str](), set[str]()
     _gather(content, names, values)
@@ -110,32 +110,32 @@ def _only_decoded_has_an_at(word: str) -> bool:
 
 
 def _beside_a_lone_at(words: list[str]) -> set[int]:
-    """The words with an `@` at their edge, and those beside it: a line may have ended within the address."""
-    found = set[int]()
+    """The words with an `@` at their edge, and those next to them, as a line may have ended within the address."""
+    hidden = set[int]()
     for number, word in enumerate(words):
         bare = word.strip(AROUND)
-        found |= {number - 1, number} if bare.startswith("@") else set()
-        found |= {number, number + 1} if bare.endswith("@") else set()
-    return found
+        hidden |= {number - 1, number} if bare.startswith("@") else set()
+        hidden |= {number, number + 1} if bare.endswith("@") else set()
+    return hidden
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text, and what it is when it is decoded in the usual ways."""
+    """The text, and the text decoded in the usual ways."""
     yield text
     plain = text
     for _ in range(TIMES_ENCODED):
         plain = unquote(html.unescape(CODE.sub(lambda code: chr(int(code[1], 16)), plain)))
     plain = ESCAPED_LETTER.sub(" ", ESCAPE.sub("", plain))
     yield unicodedata.normalize("NFKC", plain)
-    for found in ENCODED.findall(plain):
-        whole = found[: len(found) - (len(found) % 4 == 1)].translate(str.maketrans("-_", "+/"))
+    for encoded in ENCODED.findall(plain):
+        whole = encoded[: len(encoded) - (len(encoded) % 4 == 1)].translate(str.maketrans("-_", "+/"))
         yield from _text(base64.b64decode(whole + "=" * (-len(whole) % 4)))
-    for found in HEX.findall(plain):
-        yield from _text(bytes.fromhex(found))
+    for digits in HEX.findall(plain):
+        yield from _text(bytes.fromhex(digits))
 
 
 def _text(content: bytes) -> Iterator[str]:
-    """What bytes are as text; nothing where they are none."""
+    """The bytes as text; nothing if they are not text."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -145,7 +145,7 @@ def _text(content: bytes) -> Iterator[str]:
 
 
 def _forms(key: str) -> Iterator[str]:
-    """The key, and how it looks in hexadecimal and in base64, alone or behind something."""
+    """The key, and the key in hexadecimal and in base64, alone or after something else."""
     yield key
     if len(key) < KEY_CHARACTERS:
         return

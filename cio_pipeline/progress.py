@@ -1,4 +1,4 @@
-"""How far a long step has come: a line in the log every ten seconds, and in a terminal a bar."""
+"""The progress of a long step: a line in the log every ten seconds, or a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EVERY_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 with_bars = False
-"""Whether to draw bars on stderr: the command line does so in a terminal, and leaves out this logger's lines there."""
+"""Whether to draw bars on stderr. The command line does so in a terminal, where it leaves out this logger's lines."""
 
 
 class Progress:
     """Counts what a step has done while its `with` block runs, and logs a last line when the block ends well.
 
     subject: what is worked on, such as a partition; done: what is counted, such as "events read"; total: how many there are in
-    all, None where nobody knows. The line is `2026-03-02: 1,000 of 3,000 events read, 500 a second.`
+    all, None if that is unknown. A line is `2026-03-02: 1,000 of 3,000 events read, 500 a second.`
     """
 
     def __init__(self, subject: str, done: str, total: int | None) -> None:
@@ -43,13 +43,13 @@ class Progress:
             self._log()
 
     def add(self, count: int) -> None:
-        """Adds what has been done since the last call; any thread may."""
+        """Adds what has been done since the last call. Any thread may call it."""
         with self._counting:
             self._count += count
             self._bar.update(count)
 
     def rows_of(self, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """The same frames; their rows are added as they come."""
+        """The same frames; their rows are counted as they are taken."""
         for frame in frames:
             self.add(len(frame))
             yield frame

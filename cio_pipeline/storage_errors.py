@@ -1,6 +1,6 @@
-"""Why a file cannot be had from where it is stored, in words: what Amazon's, Google's and Microsoft's storage and disks say.
+"""Why a file cannot be read from where it is stored, in words, for the storage of Amazon, Google and Microsoft, and for disks.
 
-Only codes and the names of exceptions are looked at: messages may hold keys and signed addresses.
+Only codes and the names of exceptions are used, because messages may contain keys and signed addresses.
 """
 
 from __future__ import annotations
@@ -8,6 +8,8 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterator
 from typing import Any
+
+from cio_pipeline.errors import causes
 
 EXPIRED = "the credentials for the storage have expired: renew them"
 WRONG_KEY = "the storage does not know the credentials, or they are wrong: check the keys, and that they belong to this storage"
@@ -91,10 +93,10 @@ BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryE
 
 
 def cause(raised: BaseException) -> str:
-    """What is wrong and what to do, as the end of the sentence "this file cannot be read: ..."; its code stands in brackets."""
+    """What is wrong and what to do, as the end of the sentence "this file cannot be read: ...", with the code in brackets."""
     if (code := _known_code(raised)) is not None:
         return f"{BY_CODE[code]} ({code})"
-    for error in _chain(raised):
+    for error in causes(raised):
         if isinstance(error, OSError) and error.errno in BY_ERRNO:
             return f"{BY_ERRNO[error.errno]} ({type(error).__name__})"
     name = type(raised).__name__
@@ -104,26 +106,17 @@ def cause(raised: BaseException) -> str:
 
 
 def refusal(raised: BaseException) -> str | None:
-    """The same where the storage as a whole cannot be used as it is; None where it may be the file alone."""
+    """The same if the storage as a whole cannot be used; None if it may be only this file."""
     code = _known_code(raised)
     return None if code is None or BY_CODE[code] in (GONE, NOT_SUPPORTED) else f"{BY_CODE[code]} ({code})"
 
 
 def _known_code(raised: BaseException) -> str | None:
-    return next((code for error in _chain(raised) for code in _codes(error) if code in BY_CODE), None)
-
-
-def _chain(raised: BaseException) -> Iterator[BaseException]:
-    seen: set[int] = set()
-    error: BaseException | None = raised
-    while error is not None and id(error) not in seen:
-        seen.add(id(error))
-        yield error
-        error = error.__cause__ or error.__context__
+    return next((code for error in causes(raised) for code in _codes(error) if code in BY_CODE), None)
 
 
 def _codes(error: BaseException) -> Iterator[str]:
-    """An error's code, as the client libraries keep it, its HTTP status, and the name of its class."""
+    """An error's code, where the client libraries have it, its HTTP status, and the names of its classes."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         yield str(response.get("Error", {}).get("Code", ""))

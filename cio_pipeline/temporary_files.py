@@ -1,7 +1,6 @@
-"""Temporary files for what does not fit in memory. They hold people's data, so they go, even after a run that was killed.
+"""Temporary files for what does not fit in memory. They contain personal data, so they are removed, even after a killed run.
 
-They are in a folder whose owner holds a lock on it while it lives: no other run's cleaner takes it away, whatever its age, and
-neither does systemd's, which leaves locked folders alone.
+Each run locks its folder while it runs, so that neither another run nor systemd removes it, whatever its age.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def spill_folder() -> Iterator[Path]:
-    """A folder that only its owner can read, gone with the block; what killed runs have left goes when it is made.
+    """A folder that only its owner can read, removed after the block. Creating it removes what killed runs have left.
 
     Raises `OSError` where the temporary folder cannot be written to; see `no_space`.
     """
-    _remove_what_was_left()
+    _remove_abandoned()
     folder, lock = _locked_folder()
     try:
         yield folder
@@ -35,7 +34,7 @@ def spill_folder() -> Iterator[Path]:
 
 
 def no_space(error: BaseException) -> str | None:
-    """A sentence for an error that says that the temporary folder is full or cannot be written to, else None."""
+    """A sentence, if the error means that the temporary folder is full or cannot be written to, else None."""
     if not isinstance(error, OSError):
         return None
     if error.errno in FULL:
@@ -53,7 +52,7 @@ def _temporary() -> str:
 
 
 def _locked_folder() -> tuple[Path, int]:
-    """A new folder, and the lock on it; another one where a cleaner came before the lock."""
+    """A new folder and the lock on it. If the folder was removed before it was locked, another one is created."""
     while True:
         folder = Path(tempfile.mkdtemp(prefix=PREFIX))
         with suppress(FileNotFoundError):
@@ -64,9 +63,9 @@ def _locked_folder() -> tuple[Path, int]:
             os.close(lock)
 
 
-def _remove_what_was_left() -> None:
+def _remove_abandoned() -> None:
     for left in Path(tempfile.gettempdir()).glob(f"{PREFIX}*"):
-        with suppress(OSError):  # it is locked, another user's, or has just gone
+        with suppress(OSError):  # it is locked, another user's, or just removed
             lock = os.open(left, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,4 +1,4 @@
-"""Names in the settings' lists that do not occur in some days' events: perhaps misspelled, and so without effect."""
+"""Names in the settings' lists that do not occur in the events of some days, so that they may be misspelled."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ from cio_pipeline.tables.tables import Tables
 def unmatched(
     tables: Tables, days: Sequence[str], event_allowlist: Sequence[str], exclude_attributes: Sequence[str]
 ) -> Iterator[str]:
-    """A sentence for each of CIO_EVENT_ALLOWLIST and CIO_EXCLUDE_ATTRIBUTES that has such names. Reads the days'
-    `posthog_events`, which must exist."""
+    """A sentence for each of CIO_EVENT_ALLOWLIST and CIO_EXCLUDE_ATTRIBUTES that has such names. Reads `posthog_events` of the
+    days, which must exist."""
     if names := set(event_allowlist):
         for day in days:
             for shard in tables.read("posthog_events", day, columns=["event"]):
@@ -31,7 +31,7 @@ def unmatched(
 
 
 def _attributes(tables: Tables, days: Sequence[str]) -> Iterator[str]:
-    """The names of attributes in the days' events, each once."""
+    """The names of the attributes in the events of the days, each once."""
     seen: set[str] = set()
     for day in days:
         for shard in tables.read("posthog_events", day, columns=["properties", "person_properties"]):
@@ -45,12 +45,12 @@ def _names(text: Any, inside: str = "") -> set[str]:
     if not isinstance(text, str) or inside not in text:
         return set()
     try:
-        found = orjson.loads(text)
+        value = orjson.loads(text)
     except orjson.JSONDecodeError:
         return set()
     if inside:
-        found = found.get(inside) if isinstance(found, dict) else None
-    return set(found) if isinstance(found, dict) else set()
+        value = value.get(inside) if isinstance(value, dict) else None
+    return set(value) if isinstance(value, dict) else set()
 
 
 def _listed(names: set[str]) -> str:

@@ -1,7 +1,7 @@
-"""Work on shards in several processes, whose memory is bounded by a shard each.
+"""Work on shards in several processes, each of which holds one shard at a time.
 
-The workers come from a fork server, a process of its own that has loaded what they need: Dagster has threads, which a fork
-of this process would not survive.
+The workers are forked by a fork server, a separate process that has loaded what they need, because this process has Dagster's
+threads, and must not be forked.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ import pyarrow as pa
 from cio_pipeline.errors import PipelineError
 
 LOADED = ["cio_pipeline.extraction", "cio_pipeline.pipeline"]
-FEW = 2
-"""So few shards are worked on in this process: to start others would take longer."""
+SHARDS_IN_THIS_PROCESS = 2
+"""Up to this many shards are worked on in this process, as starting others would take longer."""
 
 EVERY_SECONDS = 10.0
 
@@ -38,18 +38,19 @@ logger = logging.getLogger(__name__)
 
 
 class WorkerDied(PipelineError):
-    """A worker process ended before its work did; the message is one sentence."""
+    """A worker process ended before its work was done; the message is one sentence."""
 
 
 def map_shards(
     work: Callable[..., T], shards: Iterable[tuple[Any, ...]], number: int, workers: int, what: str
 ) -> Generator[T, None, None]:
-    """What `work` gives for each shard's arguments, of which there are `number`, in their order; `what` is logged as it goes.
+    """The results of `work` for the arguments of each shard, in order.
 
-    At most one shard more than there are workers is in the making at once, or waits for the results before it to be taken.
-    Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker is at work any more.
+    number: of the shards; what: for the progress in the log. At most one shard more than there are workers is worked on, or
+    waits for earlier results to be taken. Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker
+    runs any more.
     """
-    in_this_process = workers == 1 or number <= FEW
+    in_this_process = workers == 1 or number <= SHARDS_IN_THIS_PROCESS
     results = (_worked(work, shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
     began = logged = time.monotonic()
     with closing(results):
@@ -61,7 +62,7 @@ def map_shards(
 
 
 def load_workers(workers: int) -> None:
-    """Starts the fork server, where there are to be several workers: it loads what they need while this process goes on."""
+    """Starts the fork server, if there are to be several workers. It loads what they need while this process continues."""
     if workers > 1:
         _context()
         forkserver.ensure_running()
@@ -92,16 +93,16 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
 
 
 def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:
-    """What `work` gives; the memory that it took goes back to the system."""
+    """The result of `work`. The memory that it used is returned to the system."""
     result = work(*shard)
     pa.default_memory_pool().release_unused()
     return result
 
 
 def _prepare() -> None:
-    """A worker leaves Ctrl-C to its parent, keeps what it writes private, and ends when its parent was killed.
+    """Prepares a worker: it leaves Ctrl-C to its parent, keeps what it writes private, and ends when its parent is killed.
 
-    What the fork server has loaded is no garbage: to look for some there, or often, would take a tenth of the time.
+    What the fork server has loaded is not garbage; collecting it, or collecting often, would take a tenth of the time.
     """
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)

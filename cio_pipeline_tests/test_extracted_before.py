@@ -14,7 +14,7 @@ import pytest
 
 from cio_pipeline import extraction
 from cio_pipeline.defs.assets import extract as asset
-from cio_pipeline.extraction import Extracted, extract_day, extracted_before
+from cio_pipeline.extraction import ExtractionCounts, extract_day, reusable_extraction
 from cio_pipeline.posthog.exports import folder as exports
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import Window
@@ -58,19 +58,25 @@ def window(folder: Path, start: datetime = START, **options: Any) -> Window:
     return BatchExportSource(str(folder), **given).events(start, start + timedelta(days=1))
 
 
-def extract(folder: Path, tables: Tables, **options: Any) -> Extracted:
+def extract(folder: Path, tables: Tables, **options: Any) -> ExtractionCounts:
     return extract_day(tables, DAY, START, window(folder, **options), "auto", datetime.now(UTC))
 
 
 def is_known(folder: Path, tables: Tables, **options: Any) -> bool:
-    return extracted_before(tables, DAY, window(folder, **options).fingerprint) is not None
+    return reusable_extraction(tables, DAY, window(folder, **options).fingerprint) is not None
 
 
 def test_a_day_whose_files_are_as_they_were_is_known_with_the_same_counts(export: Path, tables: Tables) -> None:
     assert not is_known(export, tables)
     kept = extract(export, tables)
-    assert extracted_before(tables, DAY, window(export).fingerprint) == kept
-    assert (kept.read, kept.rows, kept.duplicates.total(), kept.identity_events, kept.gives) == (3, 2, 1, 2, True)
+    assert reusable_extraction(tables, DAY, window(export).fingerprint) == kept
+    assert (kept.rows_read, kept.rows_written, kept.duplicates.total(), kept.identity_events, kept.has_attributes) == (
+        3,
+        2,
+        1,
+        2,
+        True,
+    )
 
 
 def rewritten_with_the_size_and_the_time_that_it_had(folder: Path) -> None:

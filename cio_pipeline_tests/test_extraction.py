@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.extraction import SPILLED, Extracted, extract_day, extract_history
+from cio_pipeline.extraction import SPILLED, ExtractionCounts, extract_day, extract_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -53,7 +53,9 @@ def window(*events: dict[str, Any], expected: int | None = None) -> Window:
     return Window(len(events) if expected is None else expected, iter([rows]))
 
 
-def extract(tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any) -> Extracted:
+def extract(
+    tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any
+) -> ExtractionCounts:
     return extract_day(tables, DAY, START, window(*events, **how), mode, now)
 
 
@@ -120,7 +122,7 @@ def test_an_empty_set_or_one_that_is_no_object_is_none(tables: Tables, value: st
 def test_where_the_source_has_no_persons_there_is_nothing_to_take_and_it_is_counted(tables: Tables) -> None:
     found = extract(tables, OLD, event(1, person=None), event(2, "$identify", person=None))
     assert persons(tables) == {"1": None, "2": None}
-    assert (found.without, found.from_person, found.identity_events, found.gives) == (2, 0, 1, False)
+    assert (found.lacked_person, found.used_person, found.identity_events, found.has_attributes) == (2, 0, 1, False)
 
 
 @pytest.mark.parametrize("expected", [[1, 300_000], [300_000, 1], [1, 1]], ids=["more-shards", "fewer-shards", "as-many"])
@@ -133,7 +135,7 @@ def test_a_day_that_is_read_again_keeps_what_posthog_has_dropped_since(
     extract(tables, YOUNG, *(event(number, n=number, **whole) for number in range(40)), mode=mode, expected=first)
     dropped = [event(number, n=number) for number in range(40)]
     found = extract(tables, OLD, *dropped, event(41), mode=mode, expected=second)
-    assert (found.remembered, found.rows) == (40, 41)
+    assert (found.set_restored, found.rows_written) == (40, 41)
     properties = kept(tables)
     assert properties["7"][0] == {"n": 7, "$set": whole["set_"], "$set_once": whole["set_once_"], "$unset": ["old"]}
     assert properties["41"][0] == {}
@@ -150,7 +152,7 @@ def test_what_is_given_anew_counts_and_each_name_is_looked_at_by_itself(tables: 
 def test_another_event_of_the_same_uuid_gets_nothing_of_it(tables: Tables) -> None:
     extract(tables, YOUNG, event(1, set_={"a": 1}))
     found = extract(tables, OLD, event(1, "visit"), {**event(1), "distinct_id": "u9"})
-    assert found.remembered == 0
+    assert found.set_restored == 0
 
 
 def test_events_that_took_the_persons_properties_take_them_again(tables: Tables) -> None:
@@ -182,7 +184,7 @@ def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: 
 def test_the_history_tells_days_apart(tables: Tables) -> None:
     rows = [event(1, "$set", set_={"a": 1}), event(1, "$set", hours=34), event(1, "$set", hours=35)]
     found = extract_history(tables, HISTORY_PARTITION, window(*rows), "auto", OLD)
-    assert (found.rows, found.duplicates.total()) == (2, 1)
+    assert (found.rows_written, found.duplicates.total()) == (2, 1)
 
 
 def test_duplicates_go_and_are_counted_by_reason_and_the_last_ingested_counts(tables: Tables) -> None:
@@ -190,7 +192,7 @@ def test_duplicates_go_and_are_counted_by_reason_and_the_last_ingested_counts(ta
     same_uuid = [event(3), event(3, "visit"), {**event(3), "distinct_id": "u9"}]
     rows = [event(1), event(1), later, event(2, n="first"), event(2, n="first"), *same_uuid]
     found = extract(tables, YOUNG, *rows)
-    assert (found.read, found.rows) == (8, 5)
+    assert (found.rows_read, found.rows_written) == (8, 5)
     assert found.duplicates == {
         "duplicates: the same row again": 2,
         "duplicates: ingested again, the last one counts": 1,
@@ -248,7 +250,7 @@ def test_a_source_that_fails_half_way_leaves_the_table_as_it_was(tables: Tables)
 def test_no_properties_whatever_stop_a_day(tables: Tables, text: str) -> None:
     for now in (YOUNG, OLD):
         odd = {**event(1), "properties": text + ' "$set"', "person_properties": text}
-        assert extract(tables, now, odd, {**event(2), "properties": None}, event(3, set_={"a": 1})).rows == 3
+        assert extract(tables, now, odd, {**event(2), "properties": None}, event(3, set_={"a": 1})).rows_written == 3
     extract(tables, OLD, {**event(1), "properties": text}, {**event(3), "properties": text})
 
 
@@ -265,7 +267,7 @@ def test_an_event_that_is_new_to_an_old_day_takes_the_persons_properties_althoug
 def test_different_events_without_a_valid_uuid_are_all_kept_and_so_is_what_each_had_set(tables: Tables) -> None:
     odd = [{**event(5, hours=hours, set_={"n": hours}), "uuid": uuid} for uuid in ("", "nonsense") for hours in (1, 2)]
     found = extract(tables, YOUNG, *odd, *odd[:1])
-    assert (found.rows, found.duplicates) == (4, {"duplicates: the same row again": 1})
+    assert (found.rows_written, found.duplicates) == (4, {"duplicates: the same row again": 1})
     extract(tables, OLD, *({**one, "properties": "{}"} for one in odd))
     texts = pd.concat(tables.read("posthog_events", DAY)).sort_values("timestamp")["properties"].tolist()
     assert [json.loads(text) for text in texts] == [{"$set": {"n": hours}} for hours in (1, 1, 2, 2)]

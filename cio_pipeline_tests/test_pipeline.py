@@ -322,7 +322,7 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was learned and built, as it happens."""
     done: list[str] = []
-    for module, name in ((cio_pipeline.pipeline, "build"), (cio_pipeline.learning, "learn_with_links")):
+    for module, name in ((cio_pipeline.pipeline, "build"), (cio_pipeline.learning, "learn")):
         original = getattr(module, name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -341,7 +341,7 @@ def test_a_day_whose_events_are_as_they_were_is_neither_learned_nor_derived_agai
         product.extract(MONDAY, events)
         product.learn(MONDAY)
         found.append((product.derive(MONDAY), files(product)))
-        assert built == ["learn_with_links", "build"]
+        assert built == ["learn", "build"]
     assert found[0] == found[1]
     assert product.identities.out_of_date(0) == []
 

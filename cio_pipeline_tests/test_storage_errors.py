@@ -22,7 +22,7 @@ from dagster import DagsterInstance
 from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
-from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
+from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.files import events_in

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cio_pipeline.worker_pool import FEW, WorkerDied, map_shards
+from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, WorkerDied, map_shards
 
 
 def slow_first(number: int) -> tuple[int, int]:
@@ -50,7 +50,7 @@ def test_results_come_in_order_from_other_processes_and_few_are_in_flight() -> N
     assert max(ahead) <= 3
 
 
-@pytest.mark.parametrize(("number", "workers"), [(FEW, 8), (12, 1)])
+@pytest.mark.parametrize(("number", "workers"), [(SHARDS_IN_THIS_PROCESS, 8), (12, 1)])
 def test_few_shards_or_one_worker_start_no_process(number: int, workers: int) -> None:
     found = list(map_shards(slow_first, tasks(number, []), number, workers, "numbers"))
     assert {process for _, process in found} == {os.getpid()}

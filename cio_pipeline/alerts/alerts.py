@@ -1,4 +1,4 @@
-"""Which alerts the events in Dagster call for: each problem once, and once when it is over. Pure: nothing is read or sent."""
+"""Which alerts the events in Dagster call for: one for each problem, and one when it is over. Pure: nothing is read or sent."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 MAX_OPEN = 100
-"""So many alerts are kept open until their problem is over; of older ones the end is not reported."""
+"""How many alerts are kept open until their problem is over; the end of older ones is not reported."""
 
 Kind = Literal["run", "check", "day"]
 
@@ -27,8 +27,8 @@ class Alert(BaseModel, frozen=True):
 class OpenAlert(BaseModel):
     """An alert whose problem is not over yet.
 
-    over: the alert to send when it is. days: those that must be delivered until then. job: without days, the job that must
-    succeed until then.
+    over: the alert to send when it is; days: those that must be delivered first; job: without days, the job that must succeed
+    first.
     """
 
     over: Alert
@@ -38,10 +38,10 @@ class OpenAlert(BaseModel):
 
 @dataclass(frozen=True)
 class RunFailed:
-    """A run has failed, and Dagster will not run it again.
+    """A run has failed, and Dagster will not retry it.
 
-    root: the first run of those that were run again. undelivered: those of its days that it has not delivered. is_repeated:
-    whether the job runs again by itself, so that one alert says all until one of its runs has succeeded.
+    root: the first run of those that were retried; undelivered: its days that it has not delivered; is_repeated: whether the
+    job runs again by itself, so that one alert is enough until one of its runs succeeds.
     """
 
     at: float
@@ -99,7 +99,7 @@ Event = RunFailed | RunSucceeded | Delivered | CheckEvaluated | DayOverdue
 def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tuple[list[Alert], dict[str, OpenAlert]]:
     """The alerts that the events call for, by time, and those that are open after them, by key.
 
-    An alert that is open is not sent again, except for a run that fails again: somebody has started it again since.
+    An open alert is not sent again, except for a run that fails again, since somebody has started it again.
     """
     alerts, still_open = list[Alert](), dict(open_before)
     for event in sorted(events, key=lambda event: event.at):
@@ -108,7 +108,7 @@ def alerts_of(events: Iterable[Event], open_before: dict[str, OpenAlert]) -> tup
 
 
 def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:
-    """The event's alerts; `still_open` gets the one that it opens, or loses those that it ends."""
+    """The event's alerts. `still_open` gets the one that it opens, and loses those that it ends."""
     match event:
         case RunFailed(is_repeated=True):
             return _once(f"job {event.job}", *_failed(event), still_open)
@@ -137,7 +137,7 @@ def _once(key: str, alert: Alert, opened: OpenAlert, still_open: dict[str, OpenA
 
 
 def _ended_by(day: str, still_open: dict[str, OpenAlert]) -> list[str]:
-    """The alerts that end with the day's delivery; the day is removed from those that wait for other days, too."""
+    """The alerts that end with the day's delivery. The day is removed from those that wait for other days, too."""
     ended = [key for key, alert in still_open.items() if alert.days == [day]]
     for key, alert in still_open.items():
         if key not in ended and day in alert.days:

@@ -1,4 +1,4 @@
-"""Sends an alert to a webhook or by email, and calls a heartbeat's URL; errors do not quote the address, which is a secret."""
+"""Sends an alert to a webhook or by email, and calls the heartbeat URL. Errors do not quote the address, which is a secret."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 
 SECONDS = 10
-"""The longest that one alert may take: a sensor of Dagster has 60 seconds in all, and the next tick tries again."""
+"""How long one alert may take: a Dagster sensor has 60 seconds in all, and the next tick tries again."""
 
 Send = Callable[[Alert], None]
 
 
 class NotSent(PipelineError):
-    """The mail server did not take an email; the message says why."""
+    """The mail server did not accept an email; the message says why."""
 
 
 TRANSIENT = (Unavailable, NotSent)
@@ -33,17 +33,19 @@ TRANSIENT = (Unavailable, NotSent)
 
 
 def senders_of(settings: AlertSettings) -> dict[str, Send]:
-    """By target that the settings name, the function that sends an alert there. Each raises `Unavailable` or `NotSent`."""
-    found: dict[str, Send] = {}
+    """The function that sends an alert to a target, for each target in the settings. Each raises `Unavailable` or `NotSent`."""
+    senders: dict[str, Send] = {}
     if settings.alert_webhook_url is not None:
         url = settings.alert_webhook_url.get_secret_value()
         body = _in_slacks_format if settings.alert_format == "slack" else _as_json
-        found["webhook"] = lambda alert: _request("POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url))
+        senders["webhook"] = lambda alert: _request(
+            "POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url)
+        )
     if settings.alert_email and settings.smtp_url is not None:
         server = settings.smtp_url.get_secret_value()
         sender = (settings.alert_email_from or settings.alert_email)[0]
-        found["email"] = lambda alert: _mail(server, email(alert, sender, settings.alert_email, settings.dagster_url))
-    return found
+        senders["email"] = lambda alert: _mail(server, email(alert, sender, settings.alert_email, settings.dagster_url))
+    return senders
 
 
 def call_heartbeat(url: str) -> None:
@@ -52,14 +54,14 @@ def call_heartbeat(url: str) -> None:
 
 
 def _in_slacks_format(alert: Alert, dagster_url: str) -> dict[str, Any]:
-    """For Slack's incoming webhooks, whose own markup uses `<` and `>`: `&`, `<` and `>` must be escaped."""
+    """For Slack's incoming webhooks, whose markup uses `<` and `>`, so that `&`, `<` and `>` must be escaped."""
     text = alert.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     link = _link(alert, dagster_url).replace("&", "&amp;")
     return {"text": f"{text} <{link}|Open in Dagster>" if link else text}
 
 
 def _as_json(alert: Alert, dagster_url: str) -> dict[str, Any]:
-    """The alert with its parts, for a receiver of one's own."""
+    """The alert and its parts, for a receiver of your own."""
     parts = {"kind": alert.kind, "is_over": alert.is_over, "partitions": list(alert.partitions)}
     return {"text": alert.text, **parts, "url": _link(alert, dagster_url) or None}
 
@@ -80,7 +82,7 @@ def _link(alert: Alert, dagster_url: str) -> str:
 
 
 def _request(method: str, url: str, setting: str, **request: Any) -> None:
-    """One try: the next tick makes the next one. Any answer but a 2xx is a failure."""
+    """One try, as the next tick makes the next one. Any answer but a 2xx is a failure."""
 
     def fault_in(response: requests.Response) -> Fault | None:
         is_taken = 200 <= response.status_code < 300
@@ -92,7 +94,7 @@ def _request(method: str, url: str, setting: str, **request: Any) -> None:
 
 
 def _mail(url: str, message: EmailMessage) -> None:
-    """Raises `NotSent`. Without TLS it is sent only within a private network."""
+    """Sends an email; without TLS only within a private network. Raises `NotSent`."""
     parts, context = urlsplit(url), ssl.create_default_context()
     host, is_tls = parts.hostname or "", parts.scheme == "smtps"
     where = f"CIO_SMTP_URL ({host})"

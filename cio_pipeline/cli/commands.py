@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 def cli() -> None:
     """PostHog events into Customer.io.
 
-    The settings come from the environment, or from .env in the working directory: see README.md.
+    The settings come from the environment, or from .env in the working directory: see docs/settings.md.
     """
 
 

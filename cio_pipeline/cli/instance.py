@@ -15,14 +15,14 @@ from cio_pipeline.settings.values import clean
 from cio_pipeline.tables.files import keep_private
 
 INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
-"""Without a DAGSTER_HOME there is no dagster.yaml; this much of it the runs need."""
+"""What the runs need of a dagster.yaml, as there is none without a DAGSTER_HOME."""
 
 
 @contextmanager
 def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """DAGSTER_HOME's instance, so that the UI shows the runs; without one, an instance in the data dir.
+    """The instance in DAGSTER_HOME, so that the UI shows the runs; without one, an instance in CIO_DATA_DIR.
 
-    It is made under a lock: two processes that make Dagster's databases at once leave them broken.
+    It is created under a lock, because two processes that create Dagster's databases at once leave them broken.
     """
     given = bool(clean(os.environ.get("DAGSTER_HOME", "")))
     keep_private()

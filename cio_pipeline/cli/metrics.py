@@ -1,4 +1,4 @@
-"""Prints what the ledger and Dagster's records say as metrics, in Prometheus' text format: no personal data, few series."""
+"""Prints what the ledger and Dagster's records say as metrics in Prometheus' text format: no personal data, and few series."""
 
 from __future__ import annotations
 
@@ -24,18 +24,18 @@ from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import OpenRefusals
 
 REASONS = 20
-"""The most reasons with a series of their own; the others are one together, so that no fault makes thousands of series."""
+"""The most reasons with a series of their own. The others share one, so that no fault creates thousands of series."""
 
 OTHERS = "other reasons"
 PARTLY = 7
-"""So many days, from the newest on, may have been delivered in part only: by a run that began before they were over."""
+"""How many of the newest days may have been delivered only in part, by a run that began before they were over."""
 
 JOBS = (customerio_sync.name, customerio_hourly.name, customerio_backfill.name)
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def print_metrics(settings: Settings) -> None:
-    """Prints them all, or raises before anything is printed where the ledger or Dagster's storage cannot be read."""
+    """Prints all of them, or raises before it prints anything where the ledger or Dagster's storage cannot be read."""
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
         with dagster_instance(settings) as instance:
@@ -46,7 +46,7 @@ def print_metrics(settings: Settings) -> None:
 
 
 def in_text(families: Iterable[GaugeMetricFamily]) -> str:
-    """Prometheus' text format of them."""
+    """The metrics in Prometheus' text format."""
     registry, kept = CollectorRegistry(auto_describe=False), list(families)
 
     class Families:
@@ -58,7 +58,7 @@ def in_text(families: Iterable[GaugeMetricFamily]) -> str:
 
 
 def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """The metrics at this moment (UTC). Those of the newest day, and of the last run of a job, are left out where there is
+    """The metrics at this moment (UTC). Those of the newest day, and of the last run of a job, are left out if there is
     none."""
     delivered = instance.get_materialized_partitions(DELIVERY)
     newest = sorted(delivered, reverse=True)[:PARTLY]
@@ -69,7 +69,7 @@ def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iter
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))
         yield _one("newest_day_new_customers", "Customers that the deliveries of that day made.", ledger.new_customers(whole))
     missed = missed_days(delivered, now)
-    yield _one("days_missed", "Days of the last 30 that were passed over: days before and after are delivered.", len(missed))
+    yield _one("days_missed", "Days of the last 30 that were skipped: days before and after them are delivered.", len(missed))
     yield _refusals(ledger.open_refusals())
     yield from _last_runs(instance)
 

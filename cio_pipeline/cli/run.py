@@ -1,4 +1,4 @@
-"""Runs Dagster's jobs in this process, for the command line: what they log as lines, and what did not go out last."""
+"""Runs Dagster's jobs in this process, for the command line: prints what they log, and finally what was not delivered."""
 
 from __future__ import annotations
 
@@ -29,27 +29,27 @@ RECORDED = {
     dg.DagsterEventType.ASSET_OBSERVATION,
     dg.DagsterEventType.ASSET_CHECK_EVALUATION,
 }
-"""What of a run's events is looked at when it has ended."""
+"""The events of a run that are looked at when it has ended."""
 
 See = Callable[[dg.DagsterEvent], None]
 
 
 class Lines(logging.Handler):
-    """Prints each message of the pipeline's loggers as one line; a step's progress only where no bar shows it."""
+    """Prints each message of the pipeline's loggers as a line, but no progress where a bar shows it."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Prints the message alone."""
+        """Prints only the message."""
         if not (progress.with_bars and record.name == progress.logger.name):
             message = record.getMessage()
             show(message, indent=" " * (len(message) - len(message.lstrip(" "))))
 
 
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `customerio_sync` for the days, a few a run; gives the exit status.
+    """Runs `customerio_sync` for the days, several per run. Returns the exit status.
 
-    That is 0 where everything was delivered and no more refused than CIO_REFUSED_SHARE allows, else 1. `chosen` is the run
-    config of the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError`, before anything else, where the days are
-    not partitions, and whatever a run fails of, after its failed checks were printed.
+    That is 0 if everything was delivered and no more refused than CIO_REFUSED_SHARE allows, else 1. chosen: the run config of
+    the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError` at once where the days are not partitions, and what
+    a run raises, after printing its failed checks.
     """
     keys = days_between(first, last)
     keep_engines()
@@ -69,9 +69,9 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
 
 
 def run_today(settings: Settings) -> int:
-    """Runs `customerio_hourly`, which delivers what today has so far, or logs why it sends nothing; gives the exit status, 0.
+    """Runs `customerio_hourly`, which delivers what today has so far, or logs why it sends nothing. Returns the exit status, 0.
 
-    Raises whatever the run fails of.
+    Raises what the run raises.
     """
     with _instance(settings) as instance:
         _run("customerio_hourly", instance, {}, {}, lambda _: None)
@@ -79,10 +79,10 @@ def run_today(settings: Settings) -> int:
 
 
 def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `customerio_dry_run` for the days, which logs what would be sent; gives the exit status: 1 where the rules would
+    """Runs `customerio_dry_run` for the days, which logs what would be sent. Returns the exit status: 1 where the rules would
     refuse more events of a day than CIO_REFUSED_SHARE allows.
 
-    `chosen` is run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` where the days are not partitions.
+    chosen: run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` where the days are not partitions.
     """
     days_between(first, last)
     beyond: list[Any] = []
@@ -99,9 +99,9 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
 
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `redeliver_refused`; gives the exit status: 1 where Customer.io has refused any of the chosen items again.
+    """Runs `redeliver_refused`. Returns the exit status: 1 where Customer.io has refused any of the chosen items again.
 
-    `chosen` is the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
+    chosen: the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
     """
     given, summary = _given(chosen), Summary(settings)
     with _instance(settings) as instance:
@@ -121,7 +121,7 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Prints what is read and written where, and gives Dagster's instance."""
+    """Prints where it reads and writes, and gives Dagster's instance."""
     show(_places(settings, dagster_home(settings.data_dir)))
     with dagster_instance(settings) as instance:
         yield instance
@@ -144,9 +144,10 @@ def _run(
     run_id: str = "",
     assets: Sequence[dg.AssetKey] | None = None,
 ) -> None:
-    """Runs the job, or these assets of it, prints what it logs, and shows `see` what Dagster has recorded, also where it fails.
+    """Runs the job, or these of its assets, prints what it logs, and passes what Dagster has recorded to `see`, even if it
+    fails.
 
-    Raises what the run failed of, and `KeyboardInterrupt` after Ctrl-C.
+    Raises what the run failed with, and `KeyboardInterrupt` after Ctrl-C.
     """
     run_id = run_id or str(uuid.uuid4())
     with _printed():
@@ -164,7 +165,7 @@ def _run(
 
 @contextmanager
 def _printed() -> Iterator[None]:
-    """What the pipeline logs is printed while the block runs; in a terminal, progress is shown by bars."""
+    """Prints what the pipeline logs during the block; in a terminal, bars show the progress."""
     logger, lines = logging.getLogger("cio_pipeline"), Lines()
     progress.with_bars = sys.stdout.isatty() and sys.stderr.isatty()
     logger.addHandler(lines)

@@ -1,6 +1,6 @@
-"""What a command prints of its days when their runs have ended: what did not go out, and why.
+"""What a command prints about its days once their runs have ended: what was not delivered, and why.
 
-It is made of the events that Dagster has recorded of the runs. The day's receipts are not part of it: the delivery logs them.
+It is made from the events that Dagster has recorded. The receipts are not part of it, as the delivery logs them.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from cio_pipeline.unmatched import unmatched
 
 RECORDED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
 OF_ALL_DAYS = ("earlier_days_learned", "later_days_up_to_date", "nothing_refused")
-"""Checks of all that there is: of several runs the last one counts."""
+"""Checks of all days: if there are several runs, the last one counts."""
 
 LEFT_OUT = ("few_refused_by_the_rules", "yesterday_delivered", "no_day_missed")
-"""`end` has a line of its own for the first, over all days; the others are not of the days of the command."""
+"""`end` has a line of its own for the first, over all days; the others are not about the command's days."""
 
 Metadata = dict[str, Any]
 
@@ -42,14 +42,14 @@ class Summary:
         self._failed_checks: dict[str, list[str]] = {}
 
     def see(self, event: dg.DagsterEvent) -> None:
-        """Takes what is to be printed at the end from the event of a run."""
+        """Takes what is to be printed at the end from an event of a run."""
         if event.event_type not in RECORDED:
             return
-        found: Any = event.event_specific_data
-        if isinstance(found, dg.AssetCheckEvaluation):
-            self._check(found)
+        data: Any = event.event_specific_data
+        if isinstance(data, dg.AssetCheckEvaluation):
+            self._check(data)
             return
-        asset = found.materialization
+        asset = data.materialization
         metadata = {name: value.value for name, value in asset.metadata.items()}
         day, name = str(asset.partition), asset.asset_key.path[-1]
         if name == "events":
@@ -59,7 +59,7 @@ class Summary:
             self._refused_by_customerio += int(metadata.get(OPEN_REFUSALS, 0))
 
     def end(self) -> int:
-        """Says what did not go out and what to do about it; gives the exit status."""
+        """Prints what was not delivered and what to do about it. Returns the exit status."""
         beyond = [day for day in self._extracted if self._refused[day] > self._settings.refused_share * self._extracted[day]]
         settings = self._settings
         tables, days = Tables(settings.data_dir), list(self._extracted)
@@ -96,9 +96,9 @@ class Summary:
         self._failed_checks.setdefault(name, []).append(what)
 
     def failed_checks(self) -> Iterator[str]:
-        """A line of each check that failed, with what to do."""
-        for name, found in self._failed_checks.items():
-            yield f"The check {name} failed: {' '.join(dict.fromkeys(found))}"
+        """A line for each failed check, with what to do."""
+        for name, reasons in self._failed_checks.items():
+            yield f"The check {name} failed: {' '.join(dict.fromkeys(reasons))}"
 
     def _refusals(self, beyond: list[str]) -> str:
         total, extracted = self._refused.total(), self._extracted.total()

@@ -1,4 +1,4 @@
-"""`make ui`: Dagster's UI and daemon on what the environment and `.env` name, until Ctrl-C."""
+"""`make ui`: Dagster's UI and daemon with the settings of the environment and `.env`, until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from cio_pipeline.settings.settings import SettingsError
 FIRST_PORT, PORTS = 3000, 100
 
 SUPERSEDED = "ignore:Function `dev_command` is superseded"
-"""For Python: Dagster's advice to use `dg dev` instead, which needs a project of its own layout."""
+"""For Python's warnings: Dagster's advice to use `dg dev` instead, which needs a project with a layout of its own."""
 
 
 def ui() -> int:
-    """`dagster dev` with the environment wherever it and `.env` differ. Raises `SettingsError` where a setting is wrong."""
+    """Runs `dagster dev`, with the environment where it and `.env` differ. Raises `SettingsError` where a setting is wrong."""
     settings = load_settings()
     home = dagster_home(settings.data_dir)
     if not (home / "dagster.yaml").exists():
@@ -50,7 +50,8 @@ def ui() -> int:
 
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Locks Dagster's home for the block. Raises `SettingsError` where another UI has it: its daemon would run all twice."""
+    """Locks Dagster's home for the block. Raises `SettingsError` where another UI uses it, as its daemon would run everything
+    twice."""
     with (home / "ui.lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -60,11 +61,10 @@ def only_one(home: Path) -> Iterator[None]:
 
 
 def dagster_dev(home: Path, environment: dict[str, str]) -> int:
-    """`dagster dev`, in a working directory where it finds no `.env`; what it writes is its owner's alone.
+    """Runs `dagster dev`, in a working directory without `.env`. What it writes is readable by its owner only.
 
-    Of itself it tells warnings only. When the UI answers, one line says where.
-
-    Raises `KeyboardInterrupt` on Ctrl-C or SIGTERM, when all of it has ended, and `SettingsError` where no port is free.
+    Dagster's own output is limited to warnings. Once the UI answers, one line says where it is. Raises `KeyboardInterrupt` on
+    Ctrl-C or SIGTERM, once everything has ended, and `SettingsError` where no port is free.
     """
     interruptible()
     port = str(free_port())
@@ -90,7 +90,7 @@ def _answers(url: str) -> bool:
 
 
 def interruptible() -> None:
-    """SIGTERM ends this process as Ctrl-C does, with all that it has started."""
+    """SIGTERM ends this process, and all that it has started, like Ctrl-C."""
     for ending in (signal.SIGINT, signal.SIGTERM):
         signal.signal(ending, _stop)
 
@@ -100,7 +100,7 @@ def _stop(*_: Any) -> None:
 
 
 def free_port() -> int:
-    """3000, or the next port that nobody has. Raises `SettingsError` where there is none."""
+    """3000, or the next free port. Raises `SettingsError` where there is none."""
     last = FIRST_PORT + PORTS - 1
     for port in range(FIRST_PORT, last + 1):
         if _is_free(port):
@@ -109,7 +109,7 @@ def free_port() -> int:
 
 
 def _is_free(port: int) -> bool:
-    """Whether nobody listens there on any address, and the port can be had."""
+    """Whether nobody listens there on any address, and the port can be used."""
     with socket.socket() as probe:
         probe.settimeout(1)
         if not probe.connect_ex(("127.0.0.1", port)):

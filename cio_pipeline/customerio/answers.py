@@ -63,11 +63,14 @@ def errors_in(body: dict[str, Any] | None) -> list[Any]:
 
 
 def max_items_at_fault(status: int, parsed: dict[str, Any] | None, *, is_batch: bool) -> int:
-    """How many items may be at fault if all of their kind are refused with this answer; with more, the service is.
+    """How many items may themselves be at fault if every item of a kind is refused with this answer. If more are refused, the
+    service is at fault.
 
-    413 is about an item's size; a page with 403 comes from a firewall, and is about the content; no other page is about an
-    item. The v1 call has a single event, which the Track API's words are about, unless the status is about something else (401:
-    the keys).
+    - 401, the keys: none;
+    - 413, the size: a few;
+    - 403 with a page instead of JSON, which a firewall sends because of the content: a few in batches, one by the v1 call;
+    - an error that names a field or a single item, or any error of the v1 call, which has a single event: one;
+    - anything else: none.
     """
     if status == 401:
         return 0

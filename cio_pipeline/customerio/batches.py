@@ -29,12 +29,12 @@ TEXT, BYTES = pa.large_string(), pa.large_binary()
 class Item(NamedTuple):
     """One operation to send.
 
-    name: the event's id in Customer.io, or the upsert's `customer_item`; key: the customer's; call: `batch`, or `event` for the
+    item_id: the event's id in Customer.io, or the upsert's `upsert_id`; key: the customer's; call: `batch`, or `event` for the
     v1 call; state: the attributes that the ledger records once an upsert is accepted (`attribute_state.pack`), empty for an
     event; is_new: whether it may create a customer; is_personless: whether that customer has only personless events (R5).
     """
 
-    name: str
+    item_id: str
     key: str
     operation: bytes
     call: str = "batch"
@@ -110,9 +110,9 @@ class Request:
         ids: bytes = self.events.packed_ids[self.rows].tobytes()
         return ids
 
-    def names(self) -> list[str]:
-        """The names of the items."""
-        return [upsert.name for upsert in self.upserts] + to_list(self.events.ids.take(pa.array(self.rows)))
+    def item_ids(self) -> list[str]:
+        """The ids of the items."""
+        return [upsert.item_id for upsert in self.upserts] + to_list(self.events.ids.take(pa.array(self.rows)))
 
     @property
     def campaign_events(self) -> int:
@@ -151,7 +151,7 @@ class Request:
         return frame + sum(map(len, self.operations()))
 
 
-def requests(upserts: list[Item], events: Events) -> list[list[Request]]:
+def pack_requests(upserts: list[Item], events: Events) -> list[list[Request]]:
     """The requests of each lane. All items of a customer are in one lane, upserts first."""
     lengths, sizes = _sizes(upserts), pc.binary_length(events.operations).to_numpy(zero_copy_only=False)
     count = min(MAX_LANES, 1 + int(lengths.sum() + sizes.sum()) // LANE_BYTES)

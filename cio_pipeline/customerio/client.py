@@ -52,7 +52,7 @@ class NotDelivered(PipelineError):
     """Nothing can be delivered until something is changed; the message is one sentence that says what."""
 
 
-class UnnamedRefusal(Exception):
+class WholeRequestRefused(Exception):
     """Customer.io refused a whole request, or did not say which of its items; reason and detail are its own.
 
     max_at_fault: how many items may be at fault themselves if they are refused like this, and none of their kind is accepted.
@@ -100,21 +100,22 @@ class TrackClient:
     def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`. Returns (reason, detail) of those refused, by index; the others are accepted.
 
-        Raises `UnnamedRefusal` where the answer does not say which were refused, `NotDelivered` and `http.retry.Unavailable`.
+        Raises `WholeRequestRefused` if the answer does not say which were refused, `NotDelivered` and
+        `http.retry.Unavailable`.
         """
         errors = self._post(BATCH, _body(operations))
         refused: dict[int, tuple[str, str]] = {}
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise UnnamedRefusal(*self._without_keys(first_reason(errors)), max_at_fault=names_an_item(errors))
+                raise WholeRequestRefused(*self._without_keys(first_reason(errors)), max_at_fault=names_an_item(errors))
             refused.setdefault(index, self._without_keys(first_reason([error])))
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
-        """Posts one event's body to the v1 call. Raises `UnnamedRefusal` where it is refused."""
+        """Posts one event's body to the v1 call. Raises `WholeRequestRefused` where it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
-            raise UnnamedRefusal(*self._without_keys(first_reason(errors)), max_at_fault=1)
+            raise WholeRequestRefused(*self._without_keys(first_reason(errors)), max_at_fault=1)
 
     def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
         """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
@@ -127,7 +128,7 @@ class TrackClient:
                 refused = self.batch([operation])
             else:
                 self.event(identifier, operation)
-        except UnnamedRefusal as unnamed:
+        except WholeRequestRefused as unnamed:
             refused = {0: (unnamed.reason, unnamed.detail)}
         if not refused:
             return
@@ -136,7 +137,7 @@ class TrackClient:
         raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses {what}, with {words}: a rerun sends it.")
 
     def _post(self, path: str, body: bytes) -> list[Any]:
-        """Posts a body. Returns the answer's errors, which may name items. Raises `UnnamedRefusal` where all of it was
+        """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` where all of it was
         refused."""
         response = self._send("POST", path, body, _fault_in_post)
         if response.status_code in (401, 403):
@@ -147,7 +148,7 @@ class TrackClient:
         if response.status_code != 200 and (response.status_code != 207 or not errors):
             reason, detail = self._without_keys(first_reason(errors) if parsed is not None else page_text(response))
             at_fault = max_items_at_fault(response.status_code, parsed, is_batch=path == BATCH)
-            raise UnnamedRefusal(f"{response.status_code} {reason}", detail, at_fault)
+            raise WholeRequestRefused(f"{response.status_code} {reason}", detail, at_fault)
         return errors
 
     def _without_keys(self, refusal: tuple[str, str]) -> tuple[str, str]:

@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
-from cio_pipeline.customerio.batches import Item, requests
+from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.plan import TRIGGER_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
 from cio_pipeline.customerio.sample import sample
-from cio_pipeline.customerio.sender import ONLY_PERSONLESS, Sender
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
@@ -62,7 +62,7 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
     far."""
     report = Report()
     for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
-        sizes = [request.size for lane in requests(plan.upserts, plan.events) for request in lane]
+        sizes = [request.size for lane in pack_requests(plan.upserts, plan.events) for request in lane]
         report.counts += Counter({"requests": len(sizes), "bytes": sum(sizes)})
         report.counts += _customers_to_send(plan.upserts, seen)
         report.counts += _events_to_send(plan.events.items(), report.event_names)
@@ -104,7 +104,7 @@ def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
     changed = {upsert.key for upsert in upserts} - new
     personless = new & {upsert.key for upsert in upserts if upsert.is_personless}
     seen |= new
-    counts = {"upserts to send": len(upserts), "new customers": len(new), "changed customers": len(changed)}
+    counts = {"upserts to send": len(upserts), NEW_CUSTOMERS: len(new), "changed customers": len(changed)}
     return Counter({**counts, ONLY_PERSONLESS: len(personless)})
 
 
@@ -114,7 +114,7 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
     for event in (read_object(item.operation.decode()) for item in events):
         event_names[mask(event["name"])] += 1
         counts["events to send"] += 1
-        counts["events that can trigger campaigns"] += event["timestamp"] > since
+        counts[CAMPAIGN_EVENTS] += event["timestamp"] > since
     return counts
 
 
@@ -130,7 +130,7 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
             for plan in plans:
                 _record(day, plan, ledger)
                 progress.add(plan.counts["events delivered before"])
-                lanes = requests(plan.upserts, plan.events)
+                lanes = pack_requests(plan.upserts, plan.events)
                 running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
                 while len(running) > SHARDS_AHEAD:
                     report.counts += _counts(running.popleft())

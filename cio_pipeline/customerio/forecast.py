@@ -19,7 +19,7 @@ from cio_pipeline.json_text import read_object
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 
@@ -103,7 +103,7 @@ def _unsent(events: Columns, delivered: Any) -> Columns:
 def _upsert_items(customers: Columns) -> list[str]:
     """The upserts' items, as refusals name them."""
     parts = to_list(array(customers["part"]))
-    return [customer_item(key, part) for key, part in zip(texts(customers, "key"), parts, strict=True)]
+    return [upsert_id(key, part) for key, part in zip(texts(customers, "key"), parts, strict=True)]
 
 
 def _ids(events: Columns) -> list[str]:

@@ -20,7 +20,7 @@ from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import id_halves, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import consents, is_consent
-from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 TIME = pa.timestamp("us", "UTC")
@@ -114,10 +114,10 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
     for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
         stored = recorded.states.get(key, b"")
         if state == stored and not consent and not options.resend:
-            _nothing_new(customer_item(key, part) if recorded.refused else "", recorded, plan)
+            _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
-        planned: Item | None = Item(customer_item(key, part), key, operation, "batch", state, True, personless)
+        planned: Item | None = Item(upsert_id(key, part), key, operation, "batch", state, True, personless)
         if planned is not None and (stored or consent or key in in_parts):
             planned = _plan_upsert(planned, consent, recorded, plan, options)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
@@ -149,10 +149,10 @@ def _plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, 
     plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
         plan.counts["customers older than in Customer.io"] += 1
-        _close(upsert.name, recorded, plan)
+        _close(upsert.item_id, recorded, plan)
         return None
     if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
-        _nothing_new(upsert.name, recorded, plan)
+        _nothing_new(upsert.item_id, recorded, plan)
         if any(stored[name] != entry for name, entry in current.items()):
             plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
         return None
@@ -202,7 +202,7 @@ def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
     """Whether Customer.io has refused exactly this operation."""
-    before = recorded.refused.get(item.name)
+    before = recorded.refused.get(item.item_id)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
     plan.counts[f"refused before: {before.reason}"] += 1
@@ -254,8 +254,8 @@ def are_delivered(delivered: Any, packed: Any) -> Any:
     order = np.argsort(halves[0])  # in order they are found faster
     at = np.empty(len(packed), int)
     at[order] = np.searchsorted(sorted_halves[0], halves[0][order]).clip(max=len(delivered) - 1)
-    found = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
-    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~found)
+    is_delivered = (sorted_halves[0][at] == halves[0]) & (sorted_halves[1][at] == halves[1])
+    unsure = np.flatnonzero((sorted_halves[0][at] == halves[0]) & ~is_delivered)
     at[unsure] = np.searchsorted(delivered, packed[unsure]).clip(max=len(delivered) - 1)
-    found[unsure] = delivered[at[unsure]] == packed[unsure]
-    return found
+    is_delivered[unsure] = delivered[at[unsure]] == packed[unsure]
+    return is_delivered

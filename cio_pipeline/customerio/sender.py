@@ -1,4 +1,15 @@
-"""A lane's requests, sent one after another: each answer is recorded before the next request is sent."""
+"""A lane's requests, sent one after another: each answer is recorded before the next request is sent.
+
+What an answer decides:
+
+1. It names the items it refuses: these are recorded as refused, the others as accepted.
+2. It refuses the whole request: its halves are sent, until an item is refused alone.
+3. An item that is refused alone is sent six times, with probes in between, which change nothing. If a probe is refused,
+   Customer.io itself is at fault, and the run stops.
+4. If the probes are accepted, and so was another item of the kind, the item is at fault: it is recorded as refused.
+5. If none of its kind was accepted yet, the item waits for the end of the lane. Then it is decided by one that was accepted
+   since, or by how many items were refused in the same words: more than can be at fault themselves stop the run.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,7 @@ from collections import Counter
 
 from cio_pipeline.attribute_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
-from cio_pipeline.customerio.client import PROBE, TrackClient, UnnamedRefusal
+from cio_pipeline.customerio.client import PROBE, TrackClient, WholeRequestRefused
 from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.progress import Progress
@@ -22,6 +33,7 @@ SERVICE_AT_FAULT = 10
 """If this many items of a kind are refused in the same words, and none is accepted, the service is at fault."""
 
 CUSTOMER = "customer"
+NEW_CUSTOMERS = "new customers"
 CAMPAIGN_EVENTS = "events under 72 hours"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 
@@ -37,14 +49,14 @@ class Sender:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
         self._probe = PROBE
-        self._unnamed: list[tuple[Request, UnnamedRefusal]] = []
+        self._refused_alone: list[tuple[Request, WholeRequestRefused]] = []
 
     def run(self) -> Counter[str]:
         """Sends the requests, unless another lane has failed. Returns the counts."""
         try:
             for request in self._requests:
                 self._send(request)
-            self._send_unnamed_again()
+            self._decide_refused_alone()
         except Stopped:
             pass
         except BaseException:
@@ -59,9 +71,9 @@ class Sender:
         """
         try:
             refused = self._post(request)
-        except UnnamedRefusal as why:
+        except WholeRequestRefused as why:
             if len(request) == 1:
-                self._send_alone(request, why)
+                self._decide_alone(request, why)
                 return
             for half in request.halves():
                 self._send(half)
@@ -70,7 +82,7 @@ class Sender:
                 self._client.probe(self._probe)
             self._acknowledge(request, refused)
 
-    def _send_alone(self, request: Request, why: UnnamedRefusal) -> None:
+    def _decide_alone(self, request: Request, why: WholeRequestRefused) -> None:
         """Decides whether an item that was refused alone is at fault: it is, if Customer.io accepts probes in between.
 
         The item and probes alternate unevenly, so that the item does not take the blame for a fault that comes and goes. Raises
@@ -84,7 +96,7 @@ class Sender:
             why = again
         kind = _kind(request)
         if not self._was_accepted(kind):
-            self._unnamed.append((request, why))
+            self._refused_alone.append((request, why))
             self._stop_where_refused_alike(kind, why, SERVICE_AT_FAULT - 1, Unavailable)
             return
         if kind != CUSTOMER:
@@ -99,31 +111,33 @@ class Sender:
         run."""
         return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
 
-    def _send_unnamed_again(self) -> None:
+    def _decide_refused_alone(self) -> None:
         """Decides about items that were refused alone before any of their kind was accepted: by one that was since, or by the
         words of their refusals."""
-        for request, why in self._unnamed:
+        for request, why in self._refused_alone:
             if self._was_accepted(_kind(request)):
-                self._send_alone(request, why)
+                self._decide_alone(request, why)
             else:
                 self._stop_where_refused_alike(_kind(request), why, why.max_at_fault, Undecided)
                 self._refuse(request, why)
 
-    def _stop_where_refused_alike(self, kind: str, why: UnnamedRefusal, max_at_fault: int, error: type[Unavailable]) -> None:
+    def _stop_where_refused_alike(
+        self, kind: str, why: WholeRequestRefused, max_at_fault: int, error: type[Unavailable]
+    ) -> None:
         """Raises the error where more items of the kind were refused in the same words than may be at fault themselves."""
         said = (kind, why.reason, why.detail)
-        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._unnamed) > max_at_fault:
+        if sum((_kind(one), its.reason, its.detail) == said for one, its in self._refused_alone) > max_at_fault:
             raise error(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
 
-    def _refuse(self, request: Request, why: UnnamedRefusal) -> None:
+    def _refuse(self, request: Request, why: WholeRequestRefused) -> None:
         self._acknowledge(request, {0: (why.reason, why.detail)})
 
-    def _why_refused(self, request: Request) -> UnnamedRefusal | None:
+    def _why_refused(self, request: Request) -> WholeRequestRefused | None:
         """Sends an item alone. Returns None where the answer accepts it, or refuses it by name."""
         try:
             self._acknowledge(request, self._post(request))
-        except UnnamedRefusal as unnamed:
-            return unnamed
+        except WholeRequestRefused as refusal:
+            return refusal
         return None
 
     def _post(self, request: Request) -> dict[int, tuple[str, str]]:
@@ -142,7 +156,7 @@ class Sender:
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
             accepted = request.without(refused)
         answer.event_ids, answer.campaign_events = accepted.packed_ids(), accepted.campaign_events
-        answer.accepted = accepted.names
+        answer.accepted = accepted.item_ids
         for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
         self._ledger.acknowledge(self._day, answer)
@@ -156,7 +170,7 @@ class Sender:
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
         self.counts["customers sent"] += len(upserts)
-        self.counts["new customers"] += sum(item.is_new for item in upserts)
+        self.counts[NEW_CUSTOMERS] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
         self.counts["events sent"] += events
         self.counts[CAMPAIGN_EVENTS] += accepted.campaign_events
@@ -181,4 +195,4 @@ def _identifier(request: Request) -> str | None:
 
 def _refusal(item: Item, reason: str, detail: str) -> Refusal:
     kind = "customer" if item.is_customer else "event"
-    return Refusal(item.name, kind, reason, detail, item.operation.decode(), item.key, item.call, unpack(item.state))
+    return Refusal(item.item_id, kind, reason, detail, item.operation.decode(), item.key, item.call, unpack(item.state))

@@ -1,7 +1,7 @@
-"""CIO_SUPPRESSED_FILE, read properly or refused: what is taken for a list of nobody would have everybody sent.
+"""CIO_SUPPRESSED_FILE, read correctly or refused, since a list that is mistaken for an empty one would have everybody sent.
 
-A list is text in UTF-8, or in UTF-16 with its mark: one person a line, or a table with commas, semicolons or tabs whose first
-column names them; quotes as in CSV; lines that begin with `#` are comments. Or it is a JSON array of texts.
+A list is text in UTF-8, or in UTF-16 with a byte order mark: one person per line, or a table with commas, semicolons or tabs,
+quoted as in CSV, whose first column names people. Lines that begin with `#` are comments. Or it is a JSON array of texts.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ SETTING = "CIO_SUPPRESSED_FILE"
 MAX_BYTES = 200_000_000
 MAX_SECONDS = 300
 MAX_WORDS = 2
-"""An id may hold a space; more words are a remark, or what a host says instead of a list."""
+"""An id may contain a space; more words are a comment, or the message of a server instead of a list."""
 
 TRIES, LONGEST_WAIT_SECONDS = 3, 10
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -50,7 +50,7 @@ PATTERN = re.compile(r"[*%]?@.*|\*|.*@\*.*")
 WEB_ADDRESS = re.compile(r"https?://.*", re.IGNORECASE)
 MARKUP = re.compile(r"<\s*(?:!doctype|html|head|body|title|script|div|form|\?xml|\w+ xmlns)(?=[\s/>=])", re.IGNORECASE)
 NOBODY = re.compile(r"n/?a|nan|nil|null|none|\\n|\W*|errors?|(?:access|permission) denied|log ?in|sign ?in", re.IGNORECASE)
-"""What stands for no value in an export, and what a host answers instead of a list (beside `HTTPStatus`)."""
+"""How exports write a missing value, and what servers answer instead of a list (besides `HTTPStatus`)."""
 
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]")
 ADDRESS = re.compile(r"[^\s<>()\[\],;:|'\"=/\\]+@[^\s<>()\[\],;:|'\"=/\\?]+")
@@ -59,11 +59,11 @@ AROUND = " \t'\"`<>(),;\u201c\u201d\u2018\u2019\u00ab\u00bb\u201e\u201a"
 
 
 class Unusable(Exception):
-    """The list cannot be taken; the message says why, without any of its content or its place."""
+    """The list cannot be used; the message says why, without quoting its content or its address."""
 
 
 def read_suppressed(location: str | None) -> Suppressed:
-    """The list at a path or URL. Raises `NotDelivered` where it cannot be read, or names nobody and does not say so."""
+    """The list at a path or URL. Raises `NotDelivered` where it cannot be read, or names nobody without saying so."""
     if not location:
         return Suppressed()
     try:
@@ -78,7 +78,7 @@ def read_suppressed(location: str | None) -> Suppressed:
 
 
 def parse(content: bytes) -> Suppressed:
-    """The list's people. Raises `Unusable`."""
+    """The people on the list. Raises `Unusable`."""
     text = _text(content)
     rows = list(_json_rows(text) if text.lstrip()[:1] in ("[", "{") else _table(text))
     columns, has_heading = _columns([cells for _, cells in rows])
@@ -105,7 +105,7 @@ def _content(location: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    """The URL's content. A redirect may lead to a login page, and is refused."""
+    """The content of the URL. A redirect is refused, as it may lead to a login page."""
     answer = send(
         new_session(),
         "GET",
@@ -153,7 +153,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _table(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The lines that are neither blank nor a comment, with their numbers, in cells: all have as many as the first."""
+    """The cells of the lines that are neither blank nor a comment, with their numbers. All have as many as the first."""
     wanted = None
     for number, line in _lines(text):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -181,7 +181,7 @@ def _cells(line: str, number: int) -> list[str]:
 
 
 def _columns(rows: list[list[str]]) -> tuple[set[int], bool]:
-    """The columns that name people, and whether the first line is their heading. In a single line all may name people."""
+    """The columns that name people, and whether the first line is a heading. In a single line all columns may name people."""
     if not rows:
         return set(), False
     headings = {column for column, cell in enumerate(rows[0]) if _is_heading(cell)}
@@ -191,7 +191,8 @@ def _columns(rows: list[list[str]]) -> tuple[set[int], bool]:
 
 
 def _names(cells: list[str], columns: set[int], number: int) -> Iterator[str]:
-    """Every way to read whom a line names, in these columns or by an email in another. In doubt, one more is not sent."""
+    """Every reading of whom a line names, in these columns or by an email in another one. In doubt, one person more is not
+    sent."""
     names_somebody = False
     for column, cell in enumerate(cells):
         readings = [reading for reading in _readings(cell) if reading]
@@ -212,7 +213,7 @@ def _names(cells: list[str], columns: set[int], number: int) -> Iterator[str]:
 
 
 def _readings(cell: str) -> Iterator[str]:
-    """As it is; without what stands around it; its words; each address in it; and these percent-decoded."""
+    """The text as it is; without what surrounds it; its words; each address in it; and these percent-decoded."""
     plain = re.sub(r"^[-*•] +", "", UNSEEN.sub("", cell)).strip(AROUND)
     words = (word.strip(AROUND) for word in re.split(r"[\s|=]", plain.partition("#")[0]))
     for reading in (cell, plain, *words, *ADDRESS.findall(cell), *ADDRESS.findall(unquote(plain))):
@@ -221,7 +222,7 @@ def _readings(cell: str) -> Iterator[str]:
 
 
 def _names_somebody(cell: str, readings: list[str]) -> bool:
-    """Whether it holds an email or a hash; or an id that is not nobody's (R14), and is neither no value nor a sentence."""
+    """Whether it has an email or a hash, or an id that R14 accepts and that is neither a missing value nor a sentence."""
     if any(is_email(reading) or SHA256.search(reading) for reading in readings):
         return True
     phrase = re.sub(r"^[45]\d\d\s+|[.!]$", "", cell.strip(AROUND)).lower()

@@ -1,11 +1,14 @@
-"""What Dagster sees. Imports go up this list only:
+"""What Dagster sees. Imports go down this list only:
 
-- `keys`, `partitions`, `failures`, `connections`, `services`, `resources`: names, days, how a run fails, and what it is given;
-- `pages`: what the assets' pages show;
-- `checks`: the asset checks;
+- `alerts`: the sensor that sends alerts;
+- `jobs`: the daily job, hourly runs, backfills, the dry run, `explain_person`, `redeliver_refused`, the scheduled checks;
 - `assets`: extract, derive, deliver;
-- `jobs`: the daily job, the dry run, `explain_person`, `redeliver_refused`, the scheduled checks;
-- `alerts`: the sensor that sends alerts.
+- `delivery`: how a run delivers, and what it checks first;
+- `checks`: the asset checks;
+- `pages`: what the assets' pages show;
+- `resources`, `services`, `connections`, `dagster_storage`, `json_logs`: what a run is given;
+- `dead_runs`: the sensor that ends runs whose process is gone;
+- `failures`, `partitions`, `keys`: how a run fails, its days, and names.
 """
 
 import warnings

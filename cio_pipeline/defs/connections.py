@@ -1,4 +1,4 @@
-"""What the pipeline is connected to, without its keys: for the resources' pages, the runs' tags and the receipts."""
+"""What the pipeline is connected to, without keys: for the pages of the resources, the tags of the runs, and the receipts."""
 
 from collections.abc import Callable
 
@@ -11,7 +11,7 @@ from cio_pipeline.settings.settings import Settings, SettingsError
 
 POSTHOG_CLOUD = ("https://us.posthog.com", "https://eu.posthog.com")
 WORKSPACES = "https://fly.customer.io"
-"""The address of the workspaces of both regions (docs.customer.io, Account Regions)."""
+"""The address of Customer.io's workspaces, in both regions (docs.customer.io, Account Regions)."""
 
 REGIONS = dict(zip((f"https://{host}" for host in TRACKING_HOSTS), ("US", "EU"), strict=True))
 RULES = (
@@ -19,24 +19,24 @@ RULES = (
     *("attributes_from", "allow_delivery_overrides", "allow_consent", "max_new_customers", "max_campaign_events"),
     *("missing_days", "late_days", "refused_share"),
 )
-"""The settings that say what is sent, by their fields in `Settings`."""
+"""The settings that determine what is sent, as fields of `Settings`."""
 
 
 def source(settings: Settings) -> str:
-    """Where the events are read: `us.posthog.com, project 1`."""
+    """Where the events are read from: `us.posthog.com, project 1`."""
     if settings.event_source == "batch_export":
         return f"batch export in {shown(settings.batch_export_url)}"
     return f"{settings.posthog_url.partition('://')[2]}, project {settings.posthog_project_id}"
 
 
 def sink(settings: Settings) -> str:
-    """Where they are sent: `track.customer.io, US`."""
+    """Where the events are sent to: `track.customer.io, US`."""
     region = REGIONS.get(settings.tracking_url)
     return settings.tracking_url.partition("://")[2] + (f", {region}" if region else "")
 
 
 def source_url(settings: Settings) -> str | None:
-    """The page of the PostHog project."""
+    """The page of the PostHog project; None for a batch export."""
     if settings.event_source == "batch_export":
         return None
     is_cloud = settings.posthog_url in POSTHOG_CLOUD and settings.posthog_project_id
@@ -44,14 +44,14 @@ def source_url(settings: Settings) -> str | None:
 
 
 def sink_url(settings: Settings) -> str | None:
-    """The page of Customer.io's workspaces; in the sandbox that of its people. Of any other address it is not known."""
+    """The page of Customer.io's workspaces, or of the sandbox's people; None if the address is another one."""
     if settings.tracking_url in REGIONS:
         return WORKSPACES
     return settings.tracking_url if settings.sandbox else None
 
 
 def as_markdown(settings: Settings) -> str:
-    """From where to where, with links."""
+    """Where the events come from and go to, as Markdown with links."""
     ends = ((f"PostHog ({source(settings)})", source_url(settings)), (f"Customer.io ({sink(settings)})", sink_url(settings)))
     return " to ".join(f"[{text}]({url})" if url else text for text, url in ends)
 
@@ -63,7 +63,7 @@ def ledger(settings: Settings) -> str:
 
 
 def rules(settings: Settings) -> str:
-    """The settings that say what is sent, by their names."""
+    """The settings that determine what is sent: their names and values."""
     fields = {name: (type(settings).model_fields[name].alias, getattr(settings, name)) for name in RULES}
     return ", ".join(f"{alias}={_text(value)}" for alias, value in fields.values())
 
@@ -71,12 +71,12 @@ def rules(settings: Settings) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "Yes" if value else "No"
-    return "|".join(map(str, value)) or "none" if isinstance(value, tuple) else "no bound" if value is None else str(value)
+    return "|".join(map(str, value)) or "none" if isinstance(value, tuple) else "no limit" if value is None else str(value)
 
 
 def loaded() -> Settings | None:
-    """The settings when the definitions are loaded, for pages that are shown before any run; None where one is wrong.
-    A run reads them again, and says what is wrong."""
+    """The settings at the time the definitions are loaded, for pages that are shown before any run; None if one is wrong. A run
+    reads them again, and says what is wrong."""
     try:
         return settings_to_show()
     except SettingsError:
@@ -87,16 +87,16 @@ LOADED = loaded()
 
 
 def text(of: Callable[[Settings], str]) -> str:
-    """What is shown of the settings that were loaded."""
+    """A text about the loaded settings."""
     return "a setting is wrong: a run says which" if LOADED is None else of(LOADED) or "not set"
 
 
 def uri(folder: str) -> dict[str, str]:
-    """Metadata: where the tables of a folder in CIO_DATA_DIR are."""
+    """Metadata: the address of a folder in CIO_DATA_DIR."""
     return {} if LOADED is None else {"dagster/uri": f"{shown(LOADED.data_dir).rstrip('/')}/{folder}"}
 
 
 def link(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
-    """Metadata: a page of a service, where its address is known."""
+    """Metadata: the address of a service's page, if it is known."""
     url = of(LOADED) if LOADED is not None else None
     return {"address": dg.MetadataValue.url(url)} if url else {}

@@ -1,9 +1,9 @@
-"""Dagster's SQLite storage with one SQLAlchemy engine a database, which keeps its connections.
+"""Dagster's SQLite storage with one SQLAlchemy engine for each database, which keeps its connections.
 
-Dagster 1.13 makes a new engine for each event that it stores, and disposes of it. So SQLAlchemy compiles each statement anew,
-and SQLite, which has written ahead, writes all back and waits for the disk: that is most of what a small day costs. It also
-loads its migrations several times for each database. There is no setting for it. Dagster's version is pinned, and tests see
-that this still has an effect.
+Dagster 1.13 creates an engine for each event that it stores, and disposes of it. So SQLAlchemy compiles each statement again,
+and SQLite writes its WAL back and waits for the disk, which is most of what a small day costs. It also loads its migrations
+several times for each database. There is no setting for this. Dagster's version is pinned, and tests check that this still has
+an effect.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 _FROM_CONFIG = ScriptDirectory.from_config
 
 ENGINES = 32
-"""A run has a database of its own, so a backfill would keep an engine, and its open files, for each of its runs."""
+"""Each run has a database of its own, so without a limit a backfill would keep an engine, and its open files, for each of its
+runs."""
 
 
 def keep_engines() -> None:
-    """From here on Dagster's storages share the engines of this process."""
+    """From now on Dagster's storages share the engines of this process."""
     for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
         module.create_engine = _engine  # type: ignore[attr-defined]
     ScriptDirectory.from_config = _scripts  # type: ignore[method-assign]
@@ -44,7 +45,7 @@ def _scripts(config: Config) -> ScriptDirectory:
 
 @cache
 def _kept_scripts(location: str) -> ScriptDirectory:
-    """The migrations of Dagster's databases, which load 50 modules once more each time that they are looked into."""
+    """The migrations of Dagster's databases, which load 50 modules each time they are read."""
     return _FROM_CONFIG(Config(config_args={"script_location": location}))
 
 

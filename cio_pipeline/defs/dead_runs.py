@@ -1,8 +1,8 @@
-"""Runs whose process is gone, killed or ended with its machine: Dagster's own launcher does not notice them.
+"""Runs whose process is gone because it was killed or its machine went down, which Dagster's own launcher does not notice.
 
-Dagster takes such a run for one at work until `max_runtime_seconds` is over, a day. A backfill's runs go one after another, so
-all wait for it. So each run holds a lock on a file, which ends with its process however that ends, and a sensor looks for files
-that nobody locks.
+Dagster takes such a run for a running one until `max_runtime_seconds`, a day, is over, and the other runs of a backfill wait
+for it. So each run holds a lock on a file, which ends with its process however that ends, and a sensor looks for files that
+nobody locks.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from cio_pipeline.settings.places import is_url
 from cio_pipeline.tables.files import writing
 
 FOLDER = "running"
-"""The folder in CIO_DATA_DIR; in a bucket there is none, and no run is found dead."""
+"""The folder in CIO_DATA_DIR. A bucket has none, so no run there is found dead."""
 
 NEW = ".new"
 """The suffix of a file that is not locked yet."""
@@ -36,7 +36,7 @@ DESCRIPTION = (
 
 
 class RunLock:
-    """The file that a run locks while its process lives; it holds the name of its machine."""
+    """The file that a run locks while its process lives. It contains the name of its machine."""
 
     def __init__(self, data_dir: str, run_id: str) -> None:
         """Raises `StorageError` where the file cannot be written."""
@@ -53,7 +53,7 @@ class RunLock:
             self._file = new.rename(folder / run_id)  # from now on the sensor sees it
 
     def release(self) -> None:
-        """The run has ended."""
+        """To be called when the run has ended."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             os.close(self._opened)
@@ -74,7 +74,7 @@ def customerio_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
 
 
 def _unlocked(folder: Path) -> Iterator[Path]:
-    """The files that no process locks; each is locked while it is looked at."""
+    """The files that no process locks. Each is locked while it is looked at."""
     for file in sorted(folder.glob("*-*")) if folder.is_dir() else ():
         if file.suffix == NEW:
             continue
@@ -93,7 +93,8 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _end(instance: dg.DagsterInstance, file: Path) -> bool:
-    """Ends the run in Dagster; whether it was at work. Another machine's is left, whose locks may not show here."""
+    """Ends the run in Dagster. Returns whether it was running. Runs of another machine are left, as their locks may not show
+    here."""
     run = instance.get_run_by_id(file.name)
     at_work = run is not None and not run.is_finished
     if at_work and file.read_text() != socket.gethostname():

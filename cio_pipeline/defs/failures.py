@@ -19,45 +19,45 @@ from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.ledger import Ledger
 
 MAX_RETRIES = "dagster/max_retries"
-"""The tag that says how often Dagster may run a failed run again (`run_retries` of dagster.yaml)."""
+"""The tag that says how often Dagster may retry a failed run (`run_retries` in dagster.yaml)."""
 
 TRANSIENT = (Unavailable, DatabaseError)
-"""What a retry may get past; any other error would come again."""
+"""Errors that a retry may get past; any other would happen again."""
 
 GONE = (
     "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
     " is kept; a rerun sends the rest."
 )
-"""What the failure of such a run says."""
+"""The reason for the failure of such a run."""
 
 ENDED_BY_DAGSTER = "This run has been marked as failed from outside the execution context."
-"""What Dagster's code server says of a run whose process it has found gone."""
+"""Dagster's message for a run whose process it has found to be gone."""
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
 Self = TypeVar("Self")
 
 
-IN_A_ROW = 3
-"""When so many days fail one after another, the fault is not theirs, and the days after them are not tried."""
+MAX_FAILURES = 3
+"""If this many days fail in a row, the days are not at fault, and those after them are not tried."""
 
 
 class DaysFailed(PipelineError):
-    """Some of several days failed; the message names each, and why."""
+    """Some of several days failed; the message names each of them, and why."""
 
 
 class RunNotStarted(dg.DagsterError):
-    """The run cannot start; the message is the sentence that says why.
+    """The run cannot start; the message is one sentence that says why.
 
-    It is a subclass of Dagster's error, because any other is wrapped: "Error executing resource_fn on ResourceDefinition".
+    It is a subclass of Dagster's error, as any other would be wrapped: "Error executing resource_fn on ResourceDefinition".
     """
 
 
 def with_readable_setup_failures(
     setup: Callable[[Self, dg.InitResourceContext], None],
 ) -> Callable[[Self, dg.InitResourceContext], None]:
-    """Decorates the `setup_for_execution` of a resource: a `PipelineError` ends the run with its sentence, without retries
-    unless one may help.
+    """Decorates a resource's `setup_for_execution`: a `PipelineError` ends the run with its message, and without retries unless
+    one may help.
 
     A run that ends here has no failed step, so Dagster would retry it, whatever `retry_on_asset_or_op_failure` says.
     """
@@ -77,7 +77,7 @@ def with_readable_setup_failures(
 def with_readable_failures(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """Decorates the function of an asset or op: a `PipelineError` becomes a `dagster.Failure` with the same message.
 
-    Dagster would say "Error occurred while executing op", and put the message below that.
+    Otherwise Dagster would show "Error occurred while executing op", and the message only below that.
     """
     if inspect.isgeneratorfunction(step):
 
@@ -105,9 +105,9 @@ def _as_failure() -> Iterator[None]:
 
 
 def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[str, PipelineError]:
-    """Does the work of each day, also where that of others fails; gives the errors of those that failed.
+    """Does the work of each day, even if other days fail. Returns the errors, by day.
 
-    Stops after `IN_A_ROW` failures in a row: then the last days' entries are missing, as if they had not been asked for.
+    Stops after `MAX_FAILURES` failures in a row; the days after that are not tried.
     """
     errors: dict[str, PipelineError] = {}
     for number, day in enumerate(days):
@@ -115,15 +115,15 @@ def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[s
             work(day)
         except PipelineError as error:
             errors[day] = error
-            if number + 1 >= IN_A_ROW and all(one in errors for one in days[number + 1 - IN_A_ROW : number + 1]):
+            if number + 1 >= MAX_FAILURES and all(one in errors for one in days[number + 1 - MAX_FAILURES : number + 1]):
                 break
     return errors
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Why a run failed, from its RUN_FAILURE: our own sentence; of any other error only its class, as it may quote data."""
-    found = event.event_specific_data
-    error = found.error if isinstance(found, JobFailureData) else None
+    """Why a run failed, from its RUN_FAILURE: our own message, or only the class of any other error, as that may quote data."""
+    data = event.event_specific_data
+    error = data.error if isinstance(data, JobFailureData) else None
     if error is None and event.message == ENDED_BY_DAGSTER:
         return GONE
     if error is None:
@@ -146,7 +146,7 @@ def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
 
 @contextmanager
 def delivered_count_in_errors(ledger: Ledger, day: str, events: int) -> Iterator[None]:
-    """Adds to the error of a delivery how many of the day's events are delivered, and that a rerun sends the rest."""
+    """Adds to a delivery's error how many of the day's events are delivered, and that a rerun sends the rest."""
     try:
         yield
     except (Unavailable, NotDelivered) as error:

@@ -1,4 +1,4 @@
-"""What the pipeline logs as lines of JSON on stderr (CIO_JSON_LOGS), for what collects a machine's logs."""
+"""What the pipeline logs, as lines of JSON on stderr (CIO_JSON_LOGS), for a log collector."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cio_pipeline.defs.partitions import days_in_tags
 
 LOGGER = logging.getLogger("cio_pipeline")
 DAY = re.compile(r"\d{4}-\d\d-\d\d(?=: )")
-"""What a message of one day begins with."""
+"""How a message about a single day begins."""
 
 
 class JsonLine(logging.Formatter):
-    """A record as one line: time, level, logger and message; run_id, where Dagster takes what is logged into a run's log; and
-    day, where the message or the run is of one day."""
+    """A record as one line: time, level, logger and message; run_id, while Dagster takes what is logged into a run's log; and
+    day, if the message or the run is about a single day."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line. ASCII, so that no terminal obeys it and no encoding fails."""
+        """The line, in ASCII, so that it contains nothing that a terminal obeys, and no encoding fails."""
         message = record.getMessage()
         run_id, first, last = _run()
         named = DAY.match(message)
@@ -39,7 +39,7 @@ class JsonLine(logging.Formatter):
 
 
 def begin() -> None:
-    """From here on this process writes the lines."""
+    """Makes this process write the lines from now on."""
     if not any(isinstance(handler.formatter, JsonLine) for handler in LOGGER.handlers):
         handler = logging.StreamHandler(sys.stderr)
         handler.setFormatter(JsonLine())
@@ -47,13 +47,13 @@ def begin() -> None:
 
 
 def _run() -> tuple[str, str, str]:
-    """The run that this process works on, its first and its last day; empty where there is none.
+    """The run that this process works on, and its first and last day; empty if there is none.
 
-    Dagster has a handler on each logger that it manages while a run is at work, also for threads that the run has started. A
-    run that was started within another has put its own behind the other's.
+    During a run, Dagster has a handler on each logger that it manages, also for threads that the run starts. A run that was
+    started within another adds its own after the other's.
     """
-    found = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
-    if not found:
+    handlers = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
+    if not handlers:
         return "", "", ""
-    of = found[-1].metadata
+    of = handlers[-1].metadata
     return of["run_id"] or "", *days_in_tags(of["job_tags"])

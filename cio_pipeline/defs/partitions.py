@@ -1,4 +1,4 @@
-"""The days the pipeline works in: UTC, one definition and one backfill policy for every asset."""
+"""The partitions: UTC days, with one definition and one backfill policy for all assets."""
 
 import re
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from cio_pipeline.settings.load import load_days_settings
 
 SETTINGS = load_days_settings()
 
-days = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
+daily_partitions = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
 
 backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
 
@@ -20,24 +20,23 @@ LATE_DAYS = SETTINGS.late_days
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
-"""The tags by which Dagster runs several partitions in one run."""
-
+"""The tags of Dagster for a run of several partitions."""
 
 DAYS_IN_ALL = "cio_pipeline/days_in_all"
-"""The tag that says how many days were asked for, where a run has but some of them."""
+"""The tag that says how many days a backfill has, of which a run has some."""
 
 
 class DaysError(PipelineError):
-    """The days asked for are not partitions; the message says why."""
+    """The requested days are not partitions; the message says why."""
 
     exit_status = 2
 
 
 def days_between(first: str, last: str) -> list[str]:
-    """The partitions from the first to the last. Raises `DaysError` where either is none, or where they go backwards."""
+    """The partitions from the first to the last. Raises `DaysError` where either is not a partition, or the first is later."""
     for key in (first, last):
-        if not days.has_partition_key(key):
-            earliest, latest = days.get_first_partition_key(), days.get_last_partition_key()
+        if not daily_partitions.has_partition_key(key):
+            earliest, latest = daily_partitions.get_first_partition_key(), daily_partitions.get_last_partition_key()
             raise DaysError(
                 f"{key} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
                 if earliest
@@ -45,54 +44,57 @@ def days_between(first: str, last: str) -> list[str]:
             )
     if first > last:
         raise DaysError(f"FROM ({first}) comes after TO ({last}).")
-    return list(days.get_partition_keys_in_range(dg.PartitionKeyRange(first, last)))
+    return list(daily_partitions.get_partition_keys_in_range(dg.PartitionKeyRange(first, last)))
 
 
-AGO = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
+RELATIVE_DAY = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
 
 
 def days_asked_for(first: str, last: str) -> list[str]:
-    """As `days_between`, where either may be `yesterday` or `30 days ago` (UTC), but no earlier than the first partition."""
-    known = days.get_partition_keys()
+    """Like `days_between`, but either may be `yesterday` or `30 days ago` (UTC); days before the first partition count as
+    that."""
+    partitions = daily_partitions.get_partition_keys()
 
     def day(text: str) -> str:
-        found = AGO.fullmatch(text.strip())
-        return known[max(-int(found[1] or 1), -len(known))] if found and known and found[1] != "0" else text.strip()
+        relative = RELATIVE_DAY.fullmatch(text.strip())
+        if relative is None or not partitions or relative[1] == "0":
+            return text.strip()
+        return partitions[max(-int(relative[1] or 1), -len(partitions))]
 
     return days_between(day(first), day(last))
 
 
 def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
-    """The first and the last day that a run's tags name; empty where they name none."""
+    """The first and the last day that a run's tags name; empty if they name none."""
     one = tags.get(PARTITION, "")
     return tags.get(RANGE_START) or one, tags.get(RANGE_END) or one
 
 
 def refuse_wrong_days(tags: Mapping[str, str]) -> None:
-    """Raises `DaysError` where a run's tags name a day that is not over, or no days: Dagster takes any text in them."""
+    """Raises `DaysError` where a run's tags name a day that is not over, or not a day: Dagster accepts any text there."""
     first, last = days_in_tags(tags)
     if first or last:
         days_between(first or last, last or first)
 
 
 def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tag by which the list of runs shows the days of a run with these tags: Dagster hides its own for a range of days."""
+    """The tag that shows a run's days in the list of runs, since Dagster hides its own tags for a range of days."""
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
     return {"days": first if first == last else f"{first} to {last}"} if first and last else {}
 
 
 def daily_at(hour: time) -> str:
-    """The cron schedule of each day at that hour."""
+    """The cron expression for this time every day."""
     return f"{hour.minute} {hour.hour} * * *"
 
 
 def window(day: str) -> tuple[datetime, datetime]:
     """The day's start, and its end, which is the next day's start."""
-    found = days.time_window_for_partition_key(day)
-    return found.start.astimezone(UTC), found.end.astimezone(UTC)
+    time_window = daily_partitions.time_window_for_partition_key(day)
+    return time_window.start.astimezone(UTC), time_window.end.astimezone(UTC)
 
 
 def days_before(day: str) -> list[str]:
     """All partitions before this one."""
-    keys = days.get_partition_keys()
+    keys = daily_partitions.get_partition_keys()
     return [key for key in keys if key < day]

@@ -1,4 +1,4 @@
-"""The body of an answer, read and unpacked within bounds."""
+"""The body of an answer, read and decompressed within limits."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ GZIP_OR_ZLIB = 47
 
 
 def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: int, end: float) -> None:
-    """Reads the body into the response, or that of a 200 into the file, where there is one.
+    """Reads the body into the response, or that of a 200 into the file, if there is one.
 
-    Raises `UnusableBody` where it has more than `max_bytes`, cannot be unpacked or comes later than `end` (by the clock
-    `time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
+    Raises `UnusableBody` where it has more than `max_bytes`, cannot be decompressed, or comes later than `end`
+    (`time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None
     if file is not None:
@@ -53,7 +53,7 @@ def _writing() -> Iterator[None]:
 
 
 def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
-    """What has come, as it comes, until there is no more; nothing is given after `end`."""
+    """What has come, as it comes, until the end; nothing after `end`."""
     while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
         if time.monotonic() > end:
             raise UnusableBody("its answer did not come to an end in time")
@@ -61,7 +61,7 @@ def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
 
 
 def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """What was packed, in blocks that are small however much it is: urllib3 gives as much as a block unpacks to."""
+    """The decompressed body in small blocks; urllib3 would give all that a block decompresses to."""
     if encoding in ("", "identity"):
         yield from blocks
         return

@@ -1,4 +1,4 @@
-"""Why no whole answer came, in words that quote no header, URL or body, as the exceptions of requests and urllib3 do."""
+"""Why no complete answer came, in words that quote no header, URL or body, unlike the exceptions of requests and urllib3."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import requests
 import urllib3
 
 TRIES_OF_A_NAME, TRIES_OF_A_PROXY, TRIES_OF_A_REFUSED_CONNECTION = 3, 3, 5
-"""A name server or a proxy may be away for a moment; what was mistyped is not better after a minute."""
+"""A name server or a proxy may be away for a moment, but a mistyped name is no better after a minute."""
 
 ADDRESSES = {"PostHog": "POSTHOG_HOST", "Customer.io": "CUSTOMERIO_TRACKING_ENDPOINT"}
-"""The setting that says where a service is."""
+"""The setting with the address of a service."""
 
 CERTIFICATE = {10: "has run out", 62: "is of another host", 64: "is of another host"}
-"""What OpenSSL found (X509_V_ERR_*); anything else is an issuer that is not trusted."""
+"""OpenSSL's results (X509_V_ERR_*); any other means an issuer that is not trusted."""
 
 BROKEN = (
     requests.ConnectionError,
@@ -26,7 +26,7 @@ BROKEN = (
     requests.exceptions.ChunkedEncodingError,
     requests.exceptions.ContentDecodingError,
 )
-"""What requests raises where no whole answer came; the last two come while the body is read, beyond urllib3's own retries."""
+"""What requests raises if no complete answer came. The last two happen while the body is read, beyond urllib3's own retries."""
 
 
 class Fault(NamedTuple):
@@ -37,26 +37,26 @@ class Fault(NamedTuple):
 
 
 class UnusableBody(Exception):
-    """The body cannot be taken; the message says why, as the end of a sentence."""
+    """The body cannot be used; the message says why, as the end of a sentence."""
 
 
 class TooLongBody(UnusableBody):
-    """The body has more bytes than it may."""
+    """The body has more bytes than allowed."""
 
 
 class NotWritten(OSError):
-    """The file that a body goes to cannot be written: no fault of the service."""
+    """The file for a body cannot be written, which is not a fault of the service."""
 
 
 def fault_of(error: Exception, service: str) -> Fault:
-    """The fault that an exception of a request means; of one that is not known, no more than its kind."""
+    """The fault behind an exception of a request; for an unknown one, only its class."""
     setting = ADDRESSES.get(service, service)
     causes = list(_causes(error))
     for cause in causes:
         if isinstance(cause, ssl.SSLCertVerificationError):
-            found = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
+            problem = CERTIFICATE.get(cause.verify_code, "is of an issuer that is not trusted here")
             hint = "if a proxy of yours issues certificates, REQUESTS_CA_BUNDLE must name the file of its CA"
-            return Fault(f"its certificate {found}: is {setting} right? ({hint})", tries=1)
+            return Fault(f"its certificate {problem}: is {setting} right? ({hint})", tries=1)
         if _is_ca_bundle(cause):
             return Fault("REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file of certificates that can be read", tries=1)
     if _any(causes, requests.exceptions.ProxyError, urllib3.exceptions.ProxyError, requests.exceptions.InvalidProxyURL):
@@ -76,7 +76,7 @@ def fault_of(error: Exception, service: str) -> Fault:
 
 
 def _is_ca_bundle(cause: BaseException) -> bool:
-    """requests says a path that is not there by an OSError of its own; OpenSSL what is in the file."""
+    """Whether the CA bundle is at fault. requests reports a missing file with an OSError, OpenSSL what is in it."""
     if isinstance(cause, ssl.SSLError):
         return cause.reason in ("NO_CERTIFICATE_OR_CRL_FOUND", "NO_START_LINE")
     return type(cause) is OSError and "CA certificate bundle" in str(cause)
@@ -87,7 +87,7 @@ def _any(causes: list[BaseException], *kinds: type[BaseException]) -> bool:
 
 
 def _causes(error: BaseException) -> Iterator[BaseException]:
-    """The exception and all that led to it, each once."""
+    """The exception and all that led to it, by cause and by context, each once."""
     todo, seen = [error], set[int]()
     while todo:
         cause = todo.pop()

@@ -1,6 +1,6 @@
-"""One HTTP request to one of the two services, tried again where that may help, and never without an end.
+"""One HTTP request to one of the two services, retried where that may help, but never endlessly.
 
-Nothing that is raised here quotes a header, a URL or a body, nor does what it was caused by.
+No error raised here quotes a header, a URL or a body, and neither do its causes.
 """
 
 from __future__ import annotations
@@ -33,11 +33,11 @@ BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
 LONGEST_RETRY_AFTER_SECONDS = 3600.0
 FAILURES_OF_THE_SERVICE = 3
-"""So many failures in a row are no accident of one connection."""
+"""This many failures in a row are not the fault of one connection."""
 
 MAX_BYTES = 256 << 20
 ANSWER_SECONDS = 600.0
-"""The most that an answer may have, unpacked, and the longest that a request may take to the last byte of its answer."""
+"""The largest answer, decompressed, and the longest time that a request may take to the last byte of its answer."""
 
 logger = logging.getLogger(__name__)
 
@@ -48,22 +48,23 @@ Pause = Callable[[float, bool], object]
 
 
 class Unavailable(PipelineError):
-    """A service gave no usable answer in the tries it was given; the message says which, its host, and the last fault."""
+    """A service gave no usable answer in several tries; the message names it, its host, and the last fault."""
 
 
 class Unusable(Unavailable):
-    """The service did answer, but not as itself."""
+    """Something answered, but not as the service does."""
 
 
 class TooLong(Unavailable):
-    """The answer was longer than it may be: asking again would not help."""
+    """The answer was longer than allowed, so that asking again would not help."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A try that gave no usable answer: why, what to raise if it was the last, and the seconds that the answer asks to wait.
+    """A try without a usable answer: the fault, the error to raise if it was the last try, and the seconds that the answer asks
+    to wait.
 
-    is_busy: it is no failed try while there is patience left.
+    is_busy: it does not count as a failed try while there is patience left.
     """
 
     fault: Fault
@@ -73,7 +74,7 @@ class Failure:
 
 
 class Tries:
-    """The tries of a request so far, and how many of them have failed of what."""
+    """The tries of a request so far, and how many of them have failed with which fault."""
 
     def __init__(self, where: str, tries: int, patience: float) -> None:
         """where: the service and its host, for the error; the others as in `send`."""
@@ -82,7 +83,7 @@ class Tries:
         self.failed = 0
 
     def wait_after(self, failure: Failure) -> float:
-        """The seconds to wait before the next try. Raises the failure's error where there shall be none."""
+        """The seconds to wait before the next try. Raises the failure's error where there is to be none."""
         self._made += 1
         wait = failure.retry_after or _backoff(self._made)
         if failure.is_busy:
@@ -123,16 +124,18 @@ def send(
     seconds: float = ANSWER_SECONDS,
     **request: Any,
 ) -> requests.Response:
-    """The first answer whose status is not among `retried` and in which there is no fault; redirects are never followed.
+    """The first answer whose status is not among `retried` and that has no fault. Redirects are never followed.
 
-    Its body has been read: of a 200 into the file `into`, where there is one, else into `content`. It has at most `max_bytes`
-    and is there after at most `seconds`, else the try has failed. `fault_in` gives what is wrong with an answer, or None; it
-    may raise what shall not be tried again.
+    Its body has been read: into the file `into`, if there is one and the status is 200, else into `content`. A try fails if the
+    body is over `max_bytes`, or not complete after `seconds`. fault_in: returns what is wrong with an answer, or None; it may
+    raise what must not be retried.
 
-    Waits between tries as `Retry-After` says (an hour at most), else twice as long each time, with jitter. With `patience`, a
-    429 is no failed try: it is waited out for so many seconds in all. `before_each` is called before every try, `say` before
-    a wait of ten seconds or more. `pause` does the waiting: it is given the seconds, and whether the fault is the whole
-    service's. Raises `Unavailable` when the tries or the patience are spent, `Unusable` where the last answer was wanting, and
+    Between tries it waits as long as `Retry-After` says (at most an hour), or twice as long each time, with jitter. With
+    `patience`, a 429 is not a failed try, but is waited out for that many seconds in all. before_each: called before every try;
+    say: called before a wait of ten seconds or more; pause: does the waiting, given the seconds, and whether the whole service
+    is at fault.
+
+    Raises `Unavailable` when the tries or the patience are used up, `Unusable` if the last answer had a fault, and
     `http.errors.NotWritten`.
     """
     so_far = Tries(f"{service} ({_host(url)})", tries, patience)
@@ -142,8 +145,8 @@ def send(
         answer = _ask(session, method, url, service, into, max_bytes, seconds, request)
         if isinstance(answer, Fault):
             failure = Failure(answer)
-        elif (found := _failure(answer, retried, patience > 0, fault_in)) is not None:
-            failure = found
+        elif (wanting := _failure(answer, retried, patience > 0, fault_in)) is not None:
+            failure = wanting
         else:
             return answer
         wait = so_far.wait_after(failure)
@@ -158,7 +161,7 @@ def _failure(
     is_patient: bool,
     fault_in: Callable[[requests.Response], Fault | None],
 ) -> Failure | None:
-    """What keeps this from being an answer, if anything does."""
+    """Why this is not a usable answer; None if it is."""
     if answer.status_code in retried:
         is_busy = answer.status_code == 429 and is_patient
         return Failure(Fault(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_busy)
@@ -176,7 +179,8 @@ def _ask(
     seconds: float,
     request: dict[str, Any],
 ) -> requests.Response | Fault:
-    """One try, in a thread of its own: a connection's timeouts begin anew with each byte, also within the head of an answer."""
+    """One try, in a thread of its own, because a connection's timeouts start again with each byte, even within the head of an
+    answer."""
     answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
     end = time.monotonic() + seconds
 

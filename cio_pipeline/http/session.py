@@ -1,4 +1,4 @@
-"""Sessions that take proxies and a CA from the environment, and credentials from nowhere else than they are given."""
+"""Sessions that take proxies and a CA from the environment, but credentials only as they are given."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ class Bearer(AuthBase):
 
 
 def new_session(auth: AuthBase | None = None, url: str | None = None) -> requests.Session:
-    """A session with the proxies and the CA that the environment names, as requests reads them, but without `.netrc`.
+    """A session with the proxies and the CA of the environment, as requests reads them, but without `.netrc`.
 
-    requests would take credentials from there where a session has none of its own: without `auth`, a session has those of
-    each URL, or none. With a URL, the session is for that one alone, and the environment is read now, instead of before each
-    request.
+    requests would read credentials from there if a session had no auth. So without `auth`, a session uses those in each URL, or
+    none. With a URL, the session is for that one only, and the environment is read once, instead of before each request.
     """
     session = _Session()
     session.auth = auth or _login_of_the_url
     if url is not None:
-        found = session.merge_environment_settings(url, {}, None, None, None)
-        session.proxies, session.verify, session.trust_env = found["proxies"], found["verify"], False
+        environment = session.merge_environment_settings(url, {}, None, None, None)
+        session.proxies, session.verify, session.trust_env = environment["proxies"], environment["verify"], False
     return session
 
 
 class _Session(requests.Session):
-    """A session that follows no redirect, nor looks where one leads: before that, requests would read the whole body."""
+    """A session that ignores redirects completely: to see where one leads, requests would first read the whole body."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
         """Nowhere."""
@@ -55,9 +54,10 @@ def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedReq
 
 
 class FewUrls:
-    """Asks a few URLs again and again, as a session asks them, but in half the time: what requests works out anew for each
-    request is worked out once. The connections are the session's, with its credentials, proxies and CA; there are no cookies.
-    It may be shared by threads."""
+    """Sends requests to a few URLs like a session, but in half the time, as it prepares the request for each URL only once.
+
+    The connections are the session's, with its credentials, proxies and CA; there are no cookies. Threads may share it.
+    """
 
     def __init__(self, session: requests.Session) -> None:
         """session: one that does not read the environment before each request."""
@@ -67,7 +67,7 @@ class FewUrls:
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str], data: bytes | None, timeout: tuple[float, float], **_: bool
     ) -> requests.Response:
-        """The answer as `Session.request` gives it with `stream` and without `allow_redirects`: its body is still to be read.
+        """The answer of `Session.request` with `stream` and without `allow_redirects`, so that its body is still to be read.
 
         Raises as that does, or as urllib3.
         """
@@ -92,7 +92,7 @@ class FewUrls:
     def _prepare(
         self, method: str, url: str, headers: tuple[tuple[str, str], ...]
     ) -> tuple[requests.PreparedRequest, urllib3.HTTPConnectionPool, str]:
-        """The request without its body, the connections for it, and what they are asked for: by a proxy, the whole URL."""
+        """The request without its body, the connections for it, and the target, which for a proxy is the whole URL."""
         session, request = self._session, self._session.prepare_request(requests.Request(method, url, dict(headers)))
         request.headers.pop("Content-Length", None)
         adapter: Any = session.get_adapter(url)

@@ -1,4 +1,4 @@
-"""PostHog's private API: one project, one key, answers as JSON or a sentence that says what to fix."""
+"""PostHog's private API: one project, one key, and answers as JSON or a sentence that says what to fix."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RETRIED = frozenset({408, 429, *range(500, 600)})
 
 TOO_BIG = frozenset({413, 512, 513})
-"""The query ran out of its time or memory: a smaller one may not. PostHog says that by 400 and 504, too, in words."""
+"""The query ran out of time or memory, which a smaller one may not. PostHog also says so in words, with 400 and 504."""
 
 TOO_BIG_WORDS = re.compile(
     r"memory[ _]limit|exceed\w*[ _]memory|out[ _]of[ _]memory|timeout[ _]exceeded|max(imum)?[ _]execution[ _]time"
@@ -34,14 +34,14 @@ TRIES = 9
 TIMEOUT_SECONDS = (10, 150)
 
 PATIENCE_SECONDS = 6 * 3600
-"""A 429 is waited out for so long: an hourly read budget that is spent, or three queries of others, must not fail a day."""
+"""How long to wait for a 429 to pass: neither a used-up hourly read budget nor the queries of others must make a day fail."""
 
 LONGEST_PAUSE_SECONDS = 30.0
 MAX_DETAIL = 2000
 
 
 class Answer(NamedTuple):
-    """PostHog's answer; `body` is its JSON where the status is 200, else None; `code` and `detail` are those of an error."""
+    """PostHog's answer: its JSON as `body` if the status is 200, else None; `code` and `detail` of an error."""
 
     response: requests.Response
     body: Any
@@ -55,18 +55,18 @@ class Answer(NamedTuple):
 
     @property
     def is_too_big(self) -> bool:
-        """Whether less might be answered where this was not."""
+        """Whether a smaller request might be answered."""
         says_so = bool(TOO_BIG_WORDS.search(self.code) or TOO_BIG_WORDS.search(self.detail))
         return self.status in TOO_BIG or ((self.status == 400 or self.status >= 500) and says_so)
 
     @property
     def may_pass(self) -> bool:
-        """Whether it may be PostHog's being busy; such an answer also comes where too much was asked for."""
+        """Whether PostHog may only be busy, although such an answer also comes if too much was requested."""
         return self.status in RETRIED and self.status != 429 and not self.is_too_big
 
 
 class Api:
-    """A project's private API, with a personal API key. One thread may use it, or several."""
+    """A project's private API, with a personal API key. Threads may share it."""
 
     def __init__(self, url: str, project_id: str, api_key: str) -> None:
         self._project = f"{url}/api/projects/{project_id}"
@@ -83,10 +83,10 @@ class Api:
         patience: float = PATIENCE_SECONDS,
         **request: Any,
     ) -> Answer:
-        """The answer, after as many tries as may help: also of what is no answer of PostHog's, but of something before it.
+        """The answer, after as many tries as may help, also if something in front of PostHog answers instead.
 
-        Where it may be too big, only a 429 is waited out here, and what else may pass is given back. Raises
-        `http.retry.Unavailable`, or `NotExtracted` where something else than PostHog still answers.
+        If the request may be too big, only a 429 is waited out, and other answers that may pass are returned. Raises
+        `http.retry.Unavailable`, or `NotExtracted` where something other than PostHog still answers.
         """
         for attempt in itertools.count(1):
             response = send(
@@ -113,7 +113,7 @@ class Api:
         raise AssertionError
 
     def _read(self, response: requests.Response) -> Answer | str:
-        """The answer, or a sentence on why it is none of PostHog's."""
+        """The answer, or a sentence that says why it is not PostHog's."""
         status, body = response.status_code, _json(response)
         if status == 200:
             return _no_json(response) if body is None else Answer(response, body)
@@ -128,12 +128,12 @@ class Api:
         )
 
     def clean(self, text: Any) -> str:
-        """What PostHog says, as one line, without the key or anybody's address: it may quote a query's values."""
+        """PostHog's words in one line, without the key or anybody's address, as they may quote a query's values."""
         return mask(without_keys(str(text)[:MAX_DETAIL], self._key))[:500]
 
 
 def refused(answer: Answer) -> NotExtracted:
-    """What an answer other than 200 means, by the setting to correct."""
+    """What an answer other than 200 means, as the setting to correct."""
     status = answer.status
     if status == 401:
         return NotExtracted("POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401).")
@@ -147,13 +147,13 @@ def refused(answer: Answer) -> NotExtracted:
 
 
 def pause(attempt: int) -> float:
-    """The seconds before another try: twice as long each time, with jitter."""
+    """The seconds before the next try: twice as long each time, with jitter."""
     longest = min(LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(attempt - 1, 16))
     return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
 
 
 def _json(response: requests.Response) -> Any:
-    """The answer's JSON; None where it is none."""
+    """The answer's JSON; None where it is not JSON."""
     try:
         return loads(response.content)
     except (ValueError, RecursionError):

@@ -21,13 +21,14 @@ from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.values import EPOCH
 
 PAGE_ROWS = 1000
-"""What is asked for; servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`) or at most 50,000."""
+"""How many rows are requested. Servers give 100 (fixed in old ones), at most 1,000 (`EVENT_LIST_MAX_LIMIT`), or at most
+50,000."""
 
 MAX_PAGE_ROWS = 100_000
-"""What is asked for where a single moment fills every smaller page."""
+"""How many rows are requested if a single moment fills every smaller page."""
 
 PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MAX_PAGE_ROWS})
-"""What PostHog's versions give at most, and what is asked for: a page of so many rows may well have been cut off."""
+"""The limits of PostHog's versions and of the requests: a page of exactly that size may have been cut off."""
 
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
@@ -35,20 +36,20 @@ FRAME_ROWS = 50_000
 
 
 Event = tuple[Any, ...]
-"""What tells an event from others: clients may give several of them one uuid, or none."""
+"""What identifies an event, since clients may give several of them the same uuid, or none."""
 
 
 class Page(NamedTuple):
-    """Events as listed, and whether PostHog says that more follow, which is believed only where it is bad news."""
+    """Events as listed, and whether PostHog says that more follow, which is believed only if it is bad news."""
 
     events: pd.DataFrame
     has_next: bool
 
 
 class EventsApiSource:
-    """The `events_api` source: pages by time, each beginning with the moment the last one ended with.
+    """The `events_api` source: pages by time, each beginning with the moment at which the previous one ended.
 
-    Such a PostHog gives no created_at and no properties of persons, and takes quotes off both ends of a property's text.
+    Such a PostHog gives no created_at and no person properties, and removes quotes from both ends of a property's text.
     """
 
     def __init__(
@@ -59,20 +60,20 @@ class EventsApiSource:
         self._attributes_from = attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not take the key or the project, or persons' properties are asked for."""
+        """Raises `NotExtracted` where PostHog does not accept the key or the project, or person properties are required."""
         now = datetime.now(UTC)
         self._page(Rest(now - DAY, now, limit=1))
         if self._attributes_from == "person":
             raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")
 
     def events(self, start: datetime, end: datetime) -> Window:
-        """The window's events, day by day: windows of several days were seen to come short."""
+        """The window's events, day by day, as windows of several days were seen to be incomplete."""
         days = [start + number * DAY for number in range(-(-(end - start) // DAY))]
         pages = (page for day in days for page in self._pages(day, min(day + DAY, end)))
         return _counted(f"{start:%Y-%m-%d}", map(self._only_needed, pages))
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
-        """The moment: PostHog gives what it has."""
+        """The moment itself: PostHog gives what it has."""
         return moment
 
     def history(self, before: datetime) -> Window:
@@ -81,7 +82,7 @@ class EventsApiSource:
         return _counted(f"Before {before:%Y-%m-%d}", pages)
 
     def _pages(self, start: datetime, end: datetime, **only: str) -> Iterator[pd.DataFrame]:
-        """What each page has that the one before had not. None at all is asked for once more."""
+        """The events of each page that the previous one did not have. An empty page is requested once more."""
         rest = Rest(start - TICK, end)
         while rest.is_left:
             page = self._page(rest, **only)
@@ -111,14 +112,14 @@ class EventsApiSource:
         return Page(frame, following is not None)
 
     def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:
-        """What the settings need (R1, R3), as the query source asks for it."""
+        """The events that the settings need (R1, R3), as in the query source."""
         if self._needed is None:
             return events
         return events[events["event"].isin(self._needed) | events["properties"].str.contains('"email"', regex=False, na=False)]
 
 
 def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
-    """The pages' rows, which PostHog cannot count: they are read into a temporary file first."""
+    """The rows of the pages, which are first read into a temporary file, as PostHog cannot count them."""
     stats = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
     with Progress(what, "events listed", None) as progress, pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as spool:
@@ -133,10 +134,10 @@ def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
 
 @dataclass
 class Rest:
-    """What is left to be read of a window: `after` < timestamp < `before`, the last moment of the last page still in it.
+    """What is left to read of a window: `after` < timestamp < `before`, including the last moment of the previous page.
 
-    PostHog's `next` would leave that moment behind, and with it what a full page had no room for. At the end, a page of that
-    moment alone is left: either there is no more, or the server cut the page inside it. `beyond` is what must then be empty.
+    PostHog's `next` would skip that moment, and with it what a full page had no room for. At the end, a page of that moment
+    alone is left: either there is no more, or the server cut off the page within it. `beyond` is what must be empty then.
     """
 
     after: datetime
@@ -151,9 +152,10 @@ class Rest:
     _given: dict[int, int] = field(default_factory=dict)
 
     def new_in(self, page: pd.DataFrame) -> pd.DataFrame:
-        """The rows that the last page had not. Raises `NotExtracted` where it does not begin with that page's last moment.
+        """The rows that the previous page did not have. Raises `NotExtracted` where the page does not begin with that page's
+        last moment.
 
-        Events of one moment may come in another order each time, so any of them will do.
+        Events of the same moment may come in another order each time, so any of them may be first.
         """
         if not self._rows:
             return page
@@ -162,7 +164,8 @@ class Rest:
         return page[[event not in self._seen for event in _identities(page)]]
 
     def go_behind(self, page: Page) -> None:
-        """Moves on, or asks for more at once where the page is one moment. Raises `NotExtracted` where neither is possible."""
+        """Moves on, or requests larger pages if the page is a single moment. Raises `NotExtracted` where neither is
+        possible."""
         before, self._rows = self._rows, len(page.events)
         if page.events.empty:
             self.is_left = False
@@ -187,19 +190,20 @@ class Rest:
             self.is_left, self.beyond = False, self._on_either_side()
 
     def _moved(self) -> None:
-        """Notes how much the server gave under this limit: a last page of less is whole, one of just as much may be cut."""
+        """Notes how much the server gave with this limit: a smaller last page is complete, one of the same size may be cut
+        off."""
         self._given[self.limit] = max(self._rows, self._given.get(self.limit, 0))
         self.limit = PAGE_ROWS
 
     def cut(self) -> NotExtracted:
-        """The error of a moment that fills all that the server gives at once."""
+        """The error for a moment that fills the largest page that the server gives."""
         return NotExtracted(
             f"PostHog lists {self._rows:,} events of the one moment {self._moment.isoformat()}, and no more at once, but there"
             " may be more: write that day's events to a file and set CIO_EVENT_SOURCE=batch_export for it."
         )
 
     def _on_either_side(self) -> list[Rest]:
-        """What lies behind the moment, in the server's order; where that is not known, also before it."""
+        """What lies after the moment in the server's order; if that is unknown, also what lies before it."""
         later, earlier = Rest(self._moment, self.before), Rest(self.after, self._moment)
         return {True: [later], False: [earlier], None: [later, earlier]}[self._is_ascending]
 
@@ -209,7 +213,7 @@ def _identities(page: pd.DataFrame) -> list[Event]:
 
 
 def _is_ascending(times: pd.Series[Any], known: bool | None) -> bool | None:
-    """The order of a page, which servers may choose themselves; what was known where it is all one moment."""
+    """The order of a page, which servers may choose; the known order if the page is a single moment."""
     is_ascending, is_descending = times.is_monotonic_increasing, times.is_monotonic_decreasing
     if is_ascending and is_descending:
         return known

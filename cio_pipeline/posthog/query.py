@@ -16,7 +16,7 @@ from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails
 from cio_pipeline.rules.values import EPOCH
 
 TRIES_OF_A_CHECK = 5
-ASKED_FOR_THE_ENDPOINT = 3
+TRIES_OF_THE_ENDPOINT = 3
 
 PERSON = "poe.properties"
 COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "properties")
@@ -32,8 +32,8 @@ class QuerySource:
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
     def exists(self) -> bool:
-        """Whether this PostHog has the query endpoint: False only where it says itself, several times, that it has none."""
-        for attempt in range(ASKED_FOR_THE_ENDPOINT):
+        """Whether this PostHog has the query endpoint: False only if it says itself, several times, that it has none."""
+        for attempt in range(TRIES_OF_THE_ENDPOINT):
             if attempt:
                 time.sleep(pause(attempt))
             if not _has_no_queries(self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)):
@@ -41,13 +41,13 @@ class QuerySource:
         return False
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not take the key or the project."""
+        """Raises `NotExtracted` where PostHog does not accept the key or the project."""
         answer = self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)
         if answer.status != 200:
             raise refused(answer)
 
     def events(self, start: datetime, end: datetime) -> Window:
-        """The window's events, counted first. Raises `NotExtracted` where PostHog refuses."""
+        """The window's events, which are counted first. Raises `NotExtracted` where PostHog refuses."""
         needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
@@ -55,7 +55,7 @@ class QuerySource:
         return Window(counts.total(), reading.frames(counts), reading.stats)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
-        """The moment: PostHog gives what it has."""
+        """The moment itself: PostHog gives what it has."""
         return moment
 
     def history(self, before: datetime) -> Window:
@@ -76,16 +76,16 @@ class QuerySource:
 
 
 def _has_no_queries(answer: Answer) -> bool:
-    """Whether it is what PostHogs without queries answer themselves: their router's 404, or Django REST's 405."""
+    """Whether this is the answer of a PostHog without queries: its router's 404, or Django REST's 405."""
     no_endpoint = answer.status == 404 and answer.detail == "Endpoint not found."
     return no_endpoint or (answer.status == 405 and answer.code == "method_not_allowed")
 
 
 def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """A condition for the events that the settings need (R1, R3): listed ones, and those that give R1 its facts.
+    """A condition for the events that the settings need (R1, R3): those on the list, and those that give R1 its facts.
 
-    `LIKE` asks for a few events too many, but misses none: ClickHouse's JSON functions find nothing in text with half a
-    surrogate pair.
+    `LIKE` selects a few events too many, but misses none, whereas ClickHouse's JSON functions find nothing in text with an
+    unpaired surrogate.
     """
     if not allowlist:
         return "", {}
@@ -95,7 +95,7 @@ def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, 
 
 
 def _windows(months: Counter[str], before: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """Windows that together are all time up to `before`, each with as many months as make one slice, but at least one."""
+    """Windows that together cover all time up to `before`, each of as many months as fit in one slice, but at least one."""
     start, rows = EPOCH, 0
     for month in sorted(months):
         if rows and rows + months[month] > TARGET_ROWS:
@@ -110,4 +110,4 @@ def _first_of(month: str) -> datetime:
     try:
         return datetime.strptime(month, "%Y%m").replace(tzinfo=UTC)
     except ValueError:
-        raise NotExtracted("PostHog's months are none: is POSTHOG_HOST the address of PostHog itself?") from None
+        raise NotExtracted("PostHog's months are not months: is POSTHOG_HOST the address of PostHog itself?") from None

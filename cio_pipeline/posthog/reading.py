@@ -1,4 +1,4 @@
-"""The reading of a window by HogQL: counted first, then in slices by event and hash, checked against the counts."""
+"""Reading a window by HogQL: its events are counted, then read in slices by name and hash, and checked against the counts."""
 
 from __future__ import annotations
 
@@ -17,25 +17,26 @@ import requests
 from cio_pipeline.http.retry import TooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
-from cio_pipeline.posthog.rows import Found, event_frame, found_in
+from cio_pipeline.posthog.rows import Rows, event_frame, rows_in
 from cio_pipeline.posthog.slices import MAX_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
 
-AT_ONCE = 3
+CONCURRENT_QUERIES = 3
 """PostHog runs three API queries of an organisation at once."""
 
 ROUND = 1000
-"""Older PostHogs give at most 10,000 rows, whatever is asked for: so many thousands may be all they gave, not all there is."""
+"""Older PostHogs give at most 10,000 rows, whatever the LIMIT. So a multiple of 1,000 may be all they gave, but not all there
+is."""
 
-SHORTEST_COUNT = timedelta(minutes=1)
+MIN_COUNTED_TIME = timedelta(minutes=1)
 
-ASKED_BEFORE_SMALLER = 3
-"""What may pass is asked for so often; then in smaller parts, for it may have been too much."""
+MAX_TRIES_BEFORE_SMALLER = 3
+"""A query that fails for a reason that may pass is tried this often, then in smaller parts, as it may have been too large."""
 
-BUSY_SECONDS = 900.0
-"""So long, in all, a window's queries wait for what may pass."""
+MAX_BUSY_SECONDS = 900.0
+"""How long all queries of a window together wait for failures that may pass."""
 
 IN_WINDOW = "timestamp >= toDateTime64({start}, 6, 'UTC') AND timestamp < toDateTime64({end}, 6, 'UTC')"
 IN_SLICE = (
@@ -48,7 +49,7 @@ COUNTED = "events counted by PostHog"
 
 
 class Selection(NamedTuple):
-    """What is selected of which events: columns, and a condition for those that the settings need, with its values."""
+    """What is selected: columns, and a condition for the events that the settings need, with its values."""
 
     columns: tuple[str, ...]
     needed: str
@@ -56,14 +57,14 @@ class Selection(NamedTuple):
 
 
 class Queries:
-    """HogQL queries to a project; `clamp` is what PostHog was found to give at most, where that is less than is asked for."""
+    """HogQL queries to a project. `clamp` is the most rows that PostHog was found to give, if that is less than the LIMIT."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
         self.clamp: int | None = None
 
     def ask(self, hogql: str, values: dict[str, Any], **how: Any) -> Answer:
-        """PostHog's answer to a query, never one from its cache; `how` is passed on to `Api.ask`."""
+        """PostHog's answer to a query, never from its cache; `how` is passed on to `Api.ask`."""
         modifiers = {"convertToProjectTimezone": False}
         query = {"kind": "HogQLQuery", "query": hogql, "values": values, "modifiers": modifiers}
         body = {"query": query, "refresh": "force_blocking", "name": "cio_pipeline"}
@@ -71,21 +72,22 @@ class Queries:
 
 
 class Reading:
-    """One window's reading: how many events there are by name, and all of them, in slices."""
+    """Reads one window: how many events there are by name, and the events, in slices."""
 
     def __init__(self, queries: Queries, selection: Selection, start: datetime, end: datetime) -> None:
         self.stats: dict[str, int] = {"queries": 0}
         self._queries, self._selection, self._start, self._end = queries, selection, start, end
         self._account = threading.Lock()
         self._stopped = threading.Event()
-        self._busy, self._patience, self._asked_for_less = 0, BUSY_SECONDS, False
+        self._busy, self._patience, self._asked_for_less = 0, MAX_BUSY_SECONDS, False
 
     def counts(self, start: datetime, end: datetime) -> Counter[str]:
-        """Events by name. What is too much to be counted at once is counted in halves of the time; none at all, once more."""
+        """How many events there are, by name. If that is too much for one query, each half of the time is counted; if there are
+        none, they are counted again."""
         return self._counted("event", "event", start, end) or self._counted("event", "event", start, end)
 
     def months(self, start: datetime, end: datetime) -> Counter[str]:
-        """Events by month (`202603`), counted as `counts` does by name."""
+        """How many events there are, by month (`202603`), counted like `counts`."""
         month = "toYYYYMM(timestamp) AS month"
         return self._counted("month", month, start, end) or self._counted("month", month, start, end)
 
@@ -96,13 +98,13 @@ class Reading:
             stats[name] = count if name == LEFT else stats.get(name, 0) + count
 
     def _counted(self, name: str, column: str, start: datetime, end: datetime) -> Counter[str]:
-        is_smallest = end - start <= SHORTEST_COUNT
-        found = self._query(f"{column}, count() AS events", f"GROUP BY {name}", _times(start, end), is_smallest)
-        if found is not None and not found.is_full:
+        is_smallest = end - start <= MIN_COUNTED_TIME
+        rows = self._query(f"{column}, count() AS events", f"GROUP BY {name}", _times(start, end), is_smallest)
+        if rows is not None and not rows.is_full:
             counts = Counter(
-                {str(value): _number(of) for value, of in zip(found.column(name), found.column("events"), strict=True)}
+                {str(value): _number(of) for value, of in zip(rows.column(name), rows.column("events"), strict=True)}
             )
-            if found.rows % ROUND or not found.rows or self._total(start, end) == counts.total():
+            if rows.row_count % ROUND or not rows.row_count or self._total(start, end) == counts.total():
                 return counts
         if is_smallest:
             raise NotExtracted(f"PostHog cannot count the events of {start:%Y-%m-%d %H:%M}, a minute's: try again later.")
@@ -110,15 +112,15 @@ class Reading:
         return self._counted(name, column, start, middle) + self._counted(name, column, middle, end)
 
     def _total(self, start: datetime, end: datetime) -> int | None:
-        """How many events there are, told by an answer that no `ROUND` number of names can cut off."""
-        found = self._query("count() AS events", "", _times(start, end))
-        return None if found is None or not found.rows else _number(found.column("events")[0])
+        """How many events there are in all, by a query whose answer cannot be cut off."""
+        rows = self._query("count() AS events", "", _times(start, end))
+        return None if rows is None or not rows.row_count else _number(rows.column("events")[0])
 
     def frames(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
-        """The slices' rows: as many as PostHog counts, before or after, or some number between, for events come late.
+        """The rows of all slices: as many as PostHog counts before or after, or a number in between, as events arrive late.
 
-        Any other number, and the window is read once more, in slices within what PostHog seems to give at most; then
-        `NotExtracted` is raised, with both numbers.
+        If it is any other number, the window is read once more, in slices no larger than what PostHog seems to give at most. If
+        that does not help, it raises `NotExtracted`, with both numbers.
         """
         for is_last in (False, True):
             rows = largest = 0
@@ -138,13 +140,14 @@ class Reading:
                 self._queries.clamp = largest
 
     def _sliced(self, counts: Counter[str]) -> Iterator[pd.DataFrame]:
-        """The slices' rows, three at a time; a slice that is full or too big comes back as smaller ones, which go first."""
+        """The rows of the slices, read three at a time. A slice that is full or too big is replaced by smaller ones, which go
+        first."""
         todo = deque(slices(counts, self._target))
         running: set[Future[pd.DataFrame | list[Slice]]] = set()
-        with ThreadPoolExecutor(AT_ONCE) as threads:
+        with ThreadPoolExecutor(CONCURRENT_QUERIES) as threads:
             try:
                 while todo or running:
-                    while todo and len(running) < AT_ONCE:
+                    while todo and len(running) < CONCURRENT_QUERIES:
                         running.add(threads.submit(self._slice, todo.popleft()))
                     done, running = wait(running, return_when=FIRST_COMPLETED)
                     for result in [future.result() for future in done]:
@@ -158,13 +161,13 @@ class Reading:
 
     def _slice(self, part: Slice) -> pd.DataFrame | list[Slice]:
         smaller = part.smaller()
-        found = self._query_slice(", ".join(self._selection.columns), part, is_smallest=not smaller)
-        if found is not None and not found.is_full:
-            return event_frame(found.columns, self._start, self._end)
-        if found is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # in turn, for many may have one uuid
+        rows = self._query_slice(", ".join(self._selection.columns), part, is_smallest=not smaller)
+        if rows is not None and not rows.is_full:
+            return event_frame(rows.columns, self._start, self._end)
+        if rows is not None and len(part.events) == 1 and part.cuts % 2 == 0:  # only every other time: many may have one uuid
             counted = self._query_slice("count() AS events", part)
-            rows = _number(counted.column("events")[0]) if counted and counted.rows else 2 * MAX_ROWS
-            smaller = part.by_uuid(rows, self._target) or smaller
+            count = _number(counted.column("events")[0]) if counted and counted.row_count else 2 * MAX_ROWS
+            smaller = part.by_uuid(count, self._target) or smaller
         if not smaller:
             raise NotExtracted(
                 f"PostHog cannot give the events {mask(part.events[0])!r} of {self._start:%Y-%m-%d}, not even in small parts:"
@@ -172,16 +175,16 @@ class Reading:
             )
         return smaller
 
-    def _query_slice(self, columns: str, part: Slice, is_smallest: bool = False) -> Found | None:
+    def _query_slice(self, columns: str, part: Slice, is_smallest: bool = False) -> Rows | None:
         hashes = {"low": part.ids[0], "high": part.ids[1], "uuid_low": part.uuids[0], "uuid_high": part.uuids[1]}
         values = {**_times(self._start, self._end), "events": list(part.events), **hashes}
         return self._query(columns, f"AND {IN_SLICE}", values, is_smallest)
 
-    def _query(self, columns: str, rest: str, values: dict[str, Any], is_smallest: bool = False) -> Found | None:
-        """What PostHog finds in the window, fresh; None where that is too much for it.
+    def _query(self, columns: str, rest: str, values: dict[str, Any], is_smallest: bool = False) -> Rows | None:
+        """The rows of a query; None where it is too much for PostHog.
 
-        An answer that may be PostHog's being busy is waited out, then taken for too much; what cannot be made smaller
-        is asked for as long as the window's patience lasts.
+        If PostHog may only be busy, the query is tried again after a wait, and then counts as too much. A query that cannot be
+        made smaller is tried as long as the window's patience lasts.
         """
         needed, needed_values = self._selection.needed, self._selection.values
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{needed} {rest} LIMIT {MAX_ROWS}"  # noqa: S608
@@ -193,7 +196,7 @@ class Reading:
             self._note(answer.response)
             if answer.status == 200:
                 self._busy = 0
-                return found_in(answer.body, self._queries.clamp or MAX_ROWS)
+                return rows_in(answer.body, self._queries.clamp or MAX_ROWS)
             if answer.is_too_big:
                 return None
             if not answer.may_pass:
@@ -203,26 +206,26 @@ class Reading:
         raise AssertionError
 
     def _waited(self, answer: Answer, attempt: int, is_smallest: bool) -> bool:
-        """Whether the same is to be asked again, after a wait. Raises `NotExtracted` where nothing is left to be done.
+        """Whether to try the same query again, after the wait. Raises `NotExtracted` where nothing else is left to try.
 
-        Once it was asked for less, there is one wait; none where PostHog answers others meanwhile.
+        Once a smaller query was tried, it waits once at most, and not at all if PostHog answers other queries meanwhile.
         """
         with self._account:
-            most = ASKED_BEFORE_SMALLER if not self._asked_for_less else 2 if self._busy else 1
-            may_wait = is_smallest or attempt < most
+            tries = MAX_TRIES_BEFORE_SMALLER if not self._asked_for_less else 2 if self._busy else 1
+            may_wait = is_smallest or attempt < tries
             self._busy += 1
             asked = answer.response.headers.get("Retry-After", "")
-            wait = max(pause(self._busy), min(float(asked), BUSY_SECONDS) if asked.isdecimal() else 0.0)
+            wait = max(pause(self._busy), min(float(asked), MAX_BUSY_SECONDS) if asked.isdecimal() else 0.0)
             if may_wait and self._patience > 0:
                 self._patience -= wait
             elif is_smallest:
                 raise NotExtracted(
-                    f"PostHog answers {answer.status}, for {BUSY_SECONDS / 60:.0f} minutes of waiting and to ever smaller"
+                    f"PostHog answers {answer.status}, for {MAX_BUSY_SECONDS / 60:.0f} minutes of waiting and to ever smaller"
                     " questions: try again later."
                 )
             else:
-                says, self._asked_for_less = not self._asked_for_less, True
-                if says:
+                is_first, self._asked_for_less = not self._asked_for_less, True
+                if is_first:
                     logger.info("PostHog: it answered %d, busy or asked for too much; asking for less at once.", answer.status)
                 return False
         if wait >= 10:
@@ -235,7 +238,7 @@ class Reading:
         return TARGET_ROWS if self._queries.clamp is None else self._queries.clamp * 4 // 5
 
     def _note(self, response: requests.Response) -> None:
-        """Adds up what PostHog says each query read of the bytes that an organisation may read in an hour."""
+        """Adds up the bytes that each query has read, of those that PostHog allows an organisation in an hour."""
         with self._account:
             self.stats["queries"] += 1
             if (read := response.headers.get("X-PostHog-Query-Bytes-Read", "")).isdecimal():
@@ -244,7 +247,8 @@ class Reading:
                 self.stats[LEFT] = int(left)
 
     def _sleep(self, seconds: float) -> None:
-        """Sleeps, unless another query failed: nobody waits an hour for a day that is lost."""
+        """Sleeps. Raises `NotExtracted` as soon as another query fails, so that nothing waits an hour for a day that has
+        failed."""
         if self._stopped.wait(seconds):
             raise NotExtracted("Another query failed.")
 

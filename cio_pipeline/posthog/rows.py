@@ -1,4 +1,4 @@
-"""PostHog's JSON rows by column, and as the one frame that every stage knows."""
+"""PostHog's answer to a query by column, and events as a frame of `EVENT_SCHEMA`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pandas as pd
 from cio_pipeline.posthog.exports.times import FIRST, moment
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
-HALF_A_PAIR = re.compile("[\ud800-\udfff]")
+UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
 
 TIME = re.compile(
     r"""(\d{4})-(\d\d)-(\d\d)[Tt\x20](\d\d):(\d\d)(?::(\d\d)(?:[.,](\d+))?)?
@@ -26,18 +26,18 @@ TIME = re.compile(
 
 
 NO_TIME = pd.Timestamp(moment(FIRST))
-"""The time of an event whose own cannot be read."""
+"""The time of an event whose own time cannot be read."""
 
 
-class Found(NamedTuple):
-    """An answer's values by column, and whether there may be more rows than it holds."""
+class Rows(NamedTuple):
+    """The rows of an answer, by column, and whether there may be more rows than it has."""
 
     columns: dict[str, tuple[Any, ...]]
     is_full: bool
 
     @property
-    def rows(self) -> int:
-        """How many rows it has."""
+    def row_count(self) -> int:
+        """How many rows there are."""
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str) -> tuple[Any, ...]:
@@ -47,23 +47,23 @@ class Found(NamedTuple):
         return self.columns[name]
 
 
-def found_in(body: Any, max_rows: int) -> Found:
-    """A query's answer; it is full where it has the most rows that there can be. Raises `NotExtracted` where it is none."""
+def rows_in(body: Any, max_rows: int) -> Rows:
+    """The rows of a query's answer; it is full if it has `max_rows`. Raises `NotExtracted` where it is not such an answer."""
     if isinstance(body, dict) and body.get("error"):
         raise NotExtracted("PostHog says that its query failed, but answers as if it had not: run the partition again.")
     try:
         names, rows = body["columns"], body["results"]
         values = list(zip(*rows, strict=True)) if rows else [()] * len(names)
-        return Found(dict(zip(names, values, strict=True)), len(rows) >= max_rows or body.get("hasMore") is True)
+        return Rows(dict(zip(names, values, strict=True)), len(rows) >= max_rows or body.get("hasMore") is True)
     except (KeyError, TypeError, ValueError, AttributeError):
         raise NotExtracted("PostHog's answer has no columns and results: is POSTHOG_HOST the address of PostHog?") from None
 
 
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:
-    """The rows as `EVENT_SCHEMA` says, from JSON values by column; created_at and person_properties may be missing.
+    """The events as a frame of `EVENT_SCHEMA`, from JSON values by column; created_at and person_properties may be missing.
 
-    A timestamp that cannot be read is the year 1, which R14 refuses. Raises `NotExtracted` where another column is missing, a
-    timestamp is not in `start` <= timestamp < `end`, or none of the events has one.
+    A timestamp that cannot be read becomes the year 1, which R14 refuses. Raises `NotExtracted` where another column is
+    missing, where a timestamp is not in `start` <= timestamp < `end`, or where no event has one.
     """
     missing = [name for name in ("uuid", "event", "distinct_id", "timestamp", "properties") if name not in columns]
     if missing:
@@ -90,7 +90,7 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
 
 
 def _times(values: Iterable[Any]) -> pd.Series[Any]:
-    """The times in UTC to the microsecond; none where a value is no time. pandas reads most of them, and faster."""
+    """The times in UTC, in microseconds; null where a value is not a time. pandas reads most of them, and faster."""
     values = list(values)
     if all(isinstance(value, str) and value[:2] in ("19", "20") for value in values):
         with suppress(ValueError):
@@ -101,7 +101,7 @@ def _times(values: Iterable[Any]) -> pd.Series[Any]:
 
 
 def _moment(value: Any) -> datetime | None:
-    """A time without its zone, in UTC; None where there is none, or none that a calendar of the years 1 to 9999 has."""
+    """A time in UTC, without its zone; None where there is none, or none within the years 1 to 9999."""
     match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
@@ -119,12 +119,12 @@ def _moment(value: Any) -> datetime | None:
 
 
 def _text(value: Any) -> str:
-    """Half a surrogate pair, which neither Parquet nor UTF-8 holds, is U+FFFD, as PostHog repairs it."""
-    return "" if value is None else HALF_A_PAIR.sub("\ufffd", str(value))
+    """The text, with U+FFFD for an unpaired surrogate, which neither Parquet nor UTF-8 can hold, as PostHog repairs it."""
+    return "" if value is None else UNPAIRED_SURROGATE.sub("\ufffd", str(value))
 
 
 def _json_text(value: Any) -> str | None:
-    """The text as it came; half a surrogate pair in it is written as its escape, which means the same."""
+    """The text as it came, but with an unpaired surrogate written as its escape, which means the same."""
     if value is None:
         return None
     return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "backslashreplace").decode()

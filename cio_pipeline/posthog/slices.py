@@ -1,7 +1,7 @@
-"""How a window is cut into queries that stay under PostHog's 50,000 rows.
+"""How a window is cut into slices, whose queries give fewer than PostHog's 50,000 rows.
 
-The table is sorted by day, event, hash of distinct_id, hash of uuid; a slice is a range of that key, so PostHog reads each
-event about once. Paging by time would read everything again for every page.
+PostHog's table is sorted by day, event, hash of distinct_id and hash of uuid. A slice is a range of that key, so PostHog reads
+each event about once. Paging by time would read everything again for every page.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 MAX_ROWS = 50_000
-"""`MAX_SELECT_RETURNED_ROWS`: a larger LIMIT is clamped to it without a word."""
+"""PostHog's `MAX_SELECT_RETURNED_ROWS`, to which a larger LIMIT is silently reduced."""
 
 TARGET_ROWS = 40_000
-"""What a slice is planned to hold."""
+"""The planned size of a slice."""
 
 MAX_NAMES = 500
 """So that the names of a query stay well under ClickHouse's `max_query_size` of 256 KiB."""
 
 MAX_CUTS = 16
-"""A slice that is still too big after so many cuts (500 names need 9, seven more leave a 16,000th) is given up."""
+"""A slice that is still too big after this many cuts (500 names need 9, seven more leave a 16,000th) is given up."""
 
 LARGEST_HASH = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Events of some names whose hashes lie in ranges, both ends included; of a single name where they are narrowed."""
+    """Events of some names whose hashes are in these ranges, both ends included. If they are narrowed, there is one name."""
 
     events: tuple[str, ...]
     ids: tuple[int, int] = (0, LARGEST_HASH)
@@ -34,9 +34,10 @@ class Slice:
     cuts: int = 0
 
     def smaller(self) -> list[Slice]:
-        """Slices that together are this one: halves by names, or a name's quarters; none where it cannot be cut further.
+        """Slices that together are this one: half the names each, or quarters of a single name; none if it cannot be cut
+        further.
 
-        A quarter halves both hashes, so that it is smaller whether the events are many people's or all of one.
+        A quarter has half of both hashes' ranges, so it is smaller whether the events belong to many people or to one.
         """
         cut = replace(self, cuts=self.cuts + 1)
         if self.cuts == MAX_CUTS:
@@ -48,9 +49,9 @@ class Slice:
         return quarters if len(quarters) > 1 else []
 
     def by_uuid(self, rows: int, target: int = TARGET_ROWS) -> list[Slice]:
-        """A name's slices for so many rows, `target` each, by uuids; none where it cannot be cut further.
+        """Slices of a single name with `rows` rows, about `target` each, by uuid; none if it cannot be cut further.
 
-        The hashes of uuids are spread evenly, also where most events are of one distinct_id.
+        The hashes of uuids are evenly distributed, even if most events have the same distinct_id.
         """
         parts = _parts(self.uuids, max(2, -(-rows // target)))
         cut = replace(self, cuts=self.cuts + 1)
@@ -58,7 +59,7 @@ class Slice:
 
 
 def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]:
-    """Slices of about `target` rows or fewer for a window with so many events of each name."""
+    """Slices of about `target` rows or fewer, for a window with these numbers of events by name."""
     group: list[str] = []
     rows = 0
     for event, count in sorted(counts.items(), key=lambda item: item[1]):
@@ -75,7 +76,7 @@ def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]
 
 
 def _parts(hashes: tuple[int, int], count: int) -> list[tuple[int, int]]:
-    """A range in so many equal parts, both ends included; fewer where it holds fewer hashes."""
+    """A range in `count` equal parts, both ends included; fewer if it has fewer hashes."""
     low, size = hashes[0], hashes[1] - hashes[0] + 1
     edges = [low + size * part // count for part in range(count + 1)]
     return [(start, end - 1) for start, end in zip(edges, edges[1:], strict=False) if start < end]

@@ -1,4 +1,4 @@
-"""What every way to get events out of PostHog has in common."""
+"""What all sources of PostHog's events have in common."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ EVENT_SCHEMA = pa.schema(
         ("person_properties", pa.string()),
     ]
 )
-"""An event as PostHog stores it; properties and the person's properties are JSON text, the latter null where a source has none.
+"""An event as PostHog stores it. `properties` and `person_properties` are JSON; the latter is null if a source has none.
 
-In the tables that the extraction writes, `person_properties` is null but where they are to be taken instead of `$set` (R20).
+In the tables that the extraction writes, `person_properties` is null unless it is to be used instead of `$set` (R20).
 """
 
 HISTORY_EVENTS = ("$identify", "$set")
-"""What gives R1's facts before the first day (R18)."""
+"""The events that give R1 its facts from before the first day (R18)."""
 
 SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
-"""What tells events apart."""
+"""The columns that identify an event."""
 
 
 class NotExtracted(PipelineError):
@@ -43,18 +43,17 @@ class NotExtracted(PipelineError):
 
 
 class NothingSoFar(NotExtracted):
-    """Nothing of a day that is not over can be had yet, which is no fault; the message says why."""
+    """Nothing is available yet of a day that is not over, which is not a fault; the message says why."""
 
 
 @dataclass(frozen=True)
 class Window:
-    """The events of a window: about how many where that is known, and the frames they come in, in any order, perhaps with
-    duplicates.
+    """The events of a time window.
 
-    The frames, pandas' or Arrow's tables, have the columns of `EVENT_SCHEMA`. Their iterator raises `NotExtracted` rather than
-    end short. `stats` counts what the reading took (requests, bytes), by name; it is complete once the frames are exhausted.
-    `fingerprint` stands for all that the events are read from: where it is the same again, so are they. None where that is not
-    certain.
+    expected: about how many, if that is known; frames: pandas or Arrow tables with the columns of `EVENT_SCHEMA`, in any order,
+    perhaps with duplicates, whose iterator raises `NotExtracted` rather than end too early; stats: what the reading took
+    (requests, bytes), by name, complete once the frames are exhausted; fingerprint: of everything that the events are read
+    from, so that the same fingerprint means the same events, or None if that is not certain.
     """
 
     expected: int | None
@@ -67,13 +66,13 @@ class EventSource(Protocol):
     """A PostHog project's events."""
 
     def check(self) -> None:
-        """Raises `NotExtracted` where the settings do not lead to events."""
+        """Raises `NotExtracted` where the settings do not give access to events."""
 
     def events(self, start: datetime, end: datetime) -> Window:
-        """The events of `start` <= timestamp < `end` that the settings need."""
+        """The events with `start` <= timestamp < `end` that the settings need."""
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
-        """Up to when, at most that moment, the events from `start` on can be had of a day that is not over. Raises
+        """Until when, `moment` at the latest, the events from `start` on are available of a day that is not over. Raises
         `NothingSoFar`."""
 
     def history(self, before: datetime) -> Window:
@@ -81,10 +80,10 @@ class EventSource(Protocol):
 
 
 def in_order(events: pd.DataFrame) -> pd.DataFrame:
-    """Each event once, as PostHog ingested it last, by distinct_id, and of each in the order (timestamp, uuid, name).
+    """Each event once, as PostHog ingested it last, sorted by distinct_id, timestamp, uuid and name.
 
-    Rows of one day, name, distinct_id and uuid are one event, as PostHog has it. Where the uuid is none, only rows that are
-    the same in everything are: PostHog cannot have taken others for one.
+    Rows with the same day, name, distinct_id and uuid are the same event, as in PostHog. If the uuid is not valid, only rows
+    that are the same in every column are, because PostHog cannot have taken others for the same.
     """
     events = events.reset_index(drop=True)
     repeated = _repeated(events)
@@ -104,21 +103,21 @@ def duplicates(events: pd.DataFrame) -> Counter[str]:
 
 
 def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
-    """Whether a row's event has several rows. Few uuids come twice, so the rest is compared for those alone."""
+    """Whether a row's event has several rows. Few uuids come twice, so only for these are the other columns compared."""
     repeated = events["uuid"].duplicated(keep=False)
     repeated[repeated] = _with_identity(events[repeated]).duplicated(SAME_EVENT, keep=False)
     return repeated
 
 
 def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
-    """The rows of events that have several, with `SAME_EVENT`, in the order of ingestion; the text decides between equal
-    times."""
+    """The rows of events that have several, with the columns `SAME_EVENT`, in the order of ingestion; at equal times, in the
+    order of their text."""
     by = ["created_at", "timestamp", "properties", "person_properties"]
     return _with_identity(events[repeated]).sort_values(by, kind="stable", na_position="first")
 
 
 def _with_identity(events: pd.DataFrame) -> pd.DataFrame:
-    """The events with the columns of `SAME_EVENT`: their day, and the whole row as text where the uuid is none, else ""."""
+    """The events with the columns of `SAME_EVENT`: their day, and the whole row as text if the uuid is not valid, else ""."""
     rows = zip(*(events[name] for name in EVENT_SCHEMA.names), strict=True)
     texts = ["" if is_uuid(row[0]) else repr(row) for row in rows]
     return events.assign(day=events["timestamp"].dt.floor("D"), row=pd.Series(texts, events.index, dtype=object))

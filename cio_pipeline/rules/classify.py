@@ -36,7 +36,7 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
     """The events frame (`facts`; also uuid and personless) with these columns added.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
-    `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set: the
+    `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set_at: the
     email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said, as `facts.learn`
     gives it.
     """
@@ -47,7 +47,7 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
         key=_texts_of(_keys(distinct_ids, known, options), known.email_codes if options.identify_by_email else codes),
         identifier=events["distinct_id"],
         email=_texts_of(known.emails, known.email_codes),
-        email_set=known.emails_set,
+        email_set_at=known.emails_set_at,
     )
 
 

@@ -73,7 +73,7 @@ class Customers(NamedTuple):
 def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customers:
     """The customers of these events.
 
-    events: those that are sent, by time, with key, identifier, timestamp, email and email_set (`classify`); given: the
+    events: those that are sent, by time, with key, identifier, timestamp, email and email_set_at (`classify`); given: the
     attributes that they give, by customer's key.
     """
     rows: list[tuple[Any, ...]] = []
@@ -112,7 +112,7 @@ def _own_attributes(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
     last = _last_rows(keys, np.arange(len(events)))
     with_email = np.flatnonzero(events["email"].notna().to_numpy(bool))
     set_at = times.copy()
-    set_at[with_email] = np.minimum(times[with_email], events["email_set"].to_numpy(np.int64)[with_email])
+    set_at[with_email] = np.minimum(times[with_email], events["email_set_at"].to_numpy(np.int64)[with_email])
     newest = _last_rows(keys, with_email[np.argsort(set_at[with_email], kind="stable")])
     columns = (
         keys.uniques,

@@ -1,4 +1,4 @@
-"""R14: which distinct_ids stand for one person, and can be sent."""
+"""R14: which distinct_ids belong to one person, and can be sent."""
 
 from __future__ import annotations
 

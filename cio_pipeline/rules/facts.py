@@ -36,18 +36,14 @@ def in_order(events: pd.DataFrame) -> Any:
     return order
 
 
-def learn(events: pd.DataFrame) -> pd.DataFrame:
-    """What the day says about people: one row for each distinct_id that it says anything about.
+def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
+    """What the day says about people (R1), and which ids and emails belong to the same person (R21).
 
-    Columns: distinct_id (text), identified (bool: it had a `$identify`), email (text or None: the last valid one that was
-    set) and email_set (when, in microseconds since 1970, or None).
+    The frame has one row for each distinct_id that the day says anything about: distinct_id (text), identified (bool: it had a
+    `$identify`), email (text or None: the last valid one that was set) and email_set_at (when, in microseconds since 1970, or
+    None). The links include emails that another replaced later in the day, distinct_ids that are emails themselves, and a
+    `$identify` that is refused.
     """
-    return learn_with_links(events)[0]
-
-
-def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
-    """The frame of `learn`, and the day's links (R21). These include emails that another replaced later in the day,
-    distinct_ids that are emails themselves, and a `$identify` that is refused."""
     observed = _observe(events)
     ids, emails = observed.distinct_ids, observed.emails.uniques
     identified = np.zeros(len(ids), dtype=bool)
@@ -64,7 +60,7 @@ def learn_with_links(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
         )
         for who in people.tolist()
     ]
-    columns = ["distinct_id", "identified", "email", "email_set"]
+    columns = ["distinct_id", "identified", "email", "email_set_at"]
     links = {(who.lower(), who) for who in ids if "@" in who and usable(who) and is_email(who)}
     pairs = np.unique(observed.codes[observed.email_rows] * max(1, len(emails)) + observed.emails.codes)
     links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
@@ -86,14 +82,14 @@ class Known(NamedTuple):
     """What is known about the person of each event, up to and including that event. The arrays are numpy's, one entry per
     event.
 
-    identified (bool); email_codes (int): the place of the email in `emails`, where None stands for no email; emails_set: when
-    it was set (microseconds since 1970), or `NEVER` where there is none or the distinct_id itself is the email.
+    identified (bool); email_codes (int): the place of the email in `emails`, where None stands for no email; emails_set_at:
+    when it was set (microseconds since 1970), or `NEVER` if there is none or the distinct_id itself is the email.
     """
 
     identified: Any
     emails: list[str | None]
     email_codes: Any
-    emails_set: Any
+    emails_set_at: Any
 
 
 def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
@@ -105,15 +101,17 @@ def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
     np.minimum.at(first_identify, codes[observed.identifies], rows[observed.identifies])
     identified = np.array([who in before for who in ids], dtype=bool)[codes] | (rows >= first_identify[codes])
     with_email = earlier[earlier["email"].notna()]
-    emails = dict(zip(with_email["distinct_id"], zip(with_email["email"], with_email["email_set"], strict=True), strict=True))
+    emails = dict(
+        zip(with_email["distinct_id"], zip(with_email["email"], with_email["email_set_at"], strict=True), strict=True)
+    )
     at_first = [emails.get(who, (who if is_email(who) else None, NEVER)) for who in ids]
     set_at_first = np.array([NEVER if time is None else time for _, time in at_first], dtype=np.int64)
     last = _last_set(codes, observed.email_rows)
     is_set = last >= 0
-    email, email_set = codes.copy(), set_at_first[codes]
+    email, email_set_at = codes.copy(), set_at_first[codes]
     email[is_set] = len(ids) + observed.emails.codes[last[is_set]]
-    email_set[is_set] = microseconds(events["timestamp"])[observed.email_rows[last[is_set]]]
-    return Known(identified, [*(one for one, _ in at_first), *observed.emails.uniques], email, email_set)
+    email_set_at[is_set] = microseconds(events["timestamp"])[observed.email_rows[last[is_set]]]
+    return Known(identified, [*(one for one, _ in at_first), *observed.emails.uniques], email, email_set_at)
 
 
 def _last_set(codes: Any, email_rows: Any) -> Any:

@@ -100,7 +100,7 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
                 rejects += [(start + row, "attribute", name, reason) for name, reason in findings.attributes + left_out]
                 rejects += [(start + row, "data", name, reason) for name, reason in findings.data]
     customers = customers_of(
-        sent[["key", "identifier", "timestamp", "email", "email_set"]].iloc[np.flatnonzero(are_sent)], given
+        sent[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
     )
     rejects.sort(key=itemgetter(0))
     if customers.beyond:

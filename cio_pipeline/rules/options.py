@@ -1,4 +1,4 @@
-"""The settings of the rules; README.md lists them."""
+"""The settings of the rules; docs/settings.md lists them."""
 
 from __future__ import annotations
 

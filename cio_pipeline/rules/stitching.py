@@ -61,7 +61,7 @@ def stitched(events: pd.DataFrame, earlier: pd.DataFrame, windows: pd.DataFrame,
     """
     classified = classify(events, earlier, options)
     held_back = classified[classified["outcome"].isin(HELD_BACK)].drop(
-        columns=["anonymous_id", "key", "identifier", "email", "email_set"]
+        columns=["anonymous_id", "key", "identifier", "email", "email_set_at"]
     )
     both = held_back.merge(windows, left_on="distinct_id", right_on="anonymous_id", suffixes=("", "_merge"))
     follows = both["timestamp_before"].isna() | _after(both, "", "_before")

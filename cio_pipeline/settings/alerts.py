@@ -1,4 +1,4 @@
-"""Where alerts go: each function gives a setting's value, or raises `ValueError` with what is wrong with it."""
+"""Where alerts go: each function returns the value of a setting, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMTP = "must be smtp://user:password@host:587, or smtps:// for a server that beg
 
 
 def url(text: Any) -> Any:
-    """A URL to call, with a host and whatever its service puts behind that."""
+    """A URL to call: a host, and whatever the service puts after it."""
     if not isinstance(text, str) or not text:
         return text
     if _parts(text, "http", "https") is None or re.search(r"[\s<>|]", text):
@@ -23,15 +23,15 @@ def url(text: Any) -> Any:
 
 
 def emails(text: Any) -> Any:
-    """Addresses with commas between."""
-    found = names(text)
-    if isinstance(found, tuple) and not all(EMAIL.fullmatch(one) for one in found):
+    """Addresses, separated by commas."""
+    addresses = names(text)
+    if isinstance(addresses, tuple) and not all(EMAIL.fullmatch(one) for one in addresses):
         raise ValueError("must be email addresses with commas between, with no names beside them")
-    return found
+    return addresses
 
 
 def smtp_url(text: Any) -> Any:
-    """A mail server, and the login that it wants."""
+    """A mail server, and its login."""
     if not isinstance(text, str):
         return text
     parts = _parts(text, "smtp", "smtps")
@@ -41,7 +41,7 @@ def smtp_url(text: Any) -> Any:
 
 
 def _parts(text: str, *schemes: str) -> SplitResult | None:
-    """The parts of a URL of one of these schemes; None where it is none, or its host or port cannot be one."""
+    """The parts of a URL with one of these schemes; None where it is not one, or its host or port is impossible."""
     try:
         parts = urlsplit(text)
         return parts if parts.scheme in schemes and addresses.is_host(parts.hostname or "") and parts.port != 0 else None

@@ -1,4 +1,4 @@
-"""When the schedules run: each function gives a setting's value, or raises `ValueError` with what is wrong with it."""
+"""When the schedules run: each function returns the value of a setting, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from zoneinfo import ZoneInfo
 
 
 def hour(text: Any) -> Any:
-    """An hour of the day, `HH:MM`, in CIO_TIME_ZONE."""
+    """A time of day, `HH:MM`, in CIO_TIME_ZONE."""
     if not isinstance(text, str):
         return text
     if not re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
@@ -27,7 +27,7 @@ def zone(text: Any) -> Any:
 
 
 def cron(text: Any) -> Any:
-    """A schedule as Dagster takes it: five fields, such as `30 * * * *`."""
+    """A schedule as Dagster accepts it: five fields, such as `30 * * * *`."""
     from dagster._utils.schedules import is_valid_cron_string  # loads for long, and is seldom needed
 
     if not is_valid_cron_string(str(text)):

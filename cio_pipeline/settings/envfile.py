@@ -1,8 +1,8 @@
-"""`.env`, read strictly: a line that could be meant in more than one way is refused by its number, and never quoted.
+"""`.env`, read strictly: an ambiguous line is refused by its number, and never quoted.
 
-Dagster, Docker, shells and python-dotenv read quotes, backslashes, `${...}` and `#` each in their own way, and skip what
-they cannot read. Here a line is `NAME=value` or `export NAME=value`, and the value is taken literally, alone or in one pair
-of quotes.
+Dagster, Docker, shells and python-dotenv each read quotes, backslashes, `${...}` and `#` in their own way, and skip what they
+cannot read. Here a line is `NAME=value` or `export NAME=value`, and the value is taken literally, with or without one pair of
+quotes.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ IN_SINGLE_QUOTES = "write the value in single quotes if it is meant literally"
 
 
 class SettingsError(PipelineError):
-    """A setting is missing or wrong; the message is one sentence that names it and never its secret."""
+    """A setting is missing or wrong; the message is one sentence that names it, but never quotes a secret."""
 
     exit_status = 2
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The file's names and values; none where there is no file.
+    """The names and values in the file; none if there is no file.
 
-    Raises `SettingsError` with the file and the line, never its content, where a line cannot be read with certainty.
+    Raises `SettingsError` with the file and the line, but never its content, where a line is ambiguous.
     """
     try:
         content = path.read_bytes()
@@ -42,11 +42,11 @@ def read_env_file(path: Path) -> dict[str, str]:
     lines: dict[str, int] = {}
     for number, line in enumerate(content.removeprefix(BYTE_ORDER_MARK).split(b"\n"), 1):
         try:
-            found = _binding(line.removesuffix(b"\r"))
+            binding = _binding(line.removesuffix(b"\r"))
         except ValueError as why:
             raise SettingsError(f"{path}, line {number} cannot be read with certainty: {why}.") from None
-        if found is not None:
-            name, value = found
+        if binding is not None:
+            name, value = binding
             if name in lines:
                 raise SettingsError(f"{path}, line {number}: {name} stands in line {lines[name]}, too.")
             values[name], lines[name] = value, number
@@ -54,7 +54,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _binding(line: bytes) -> tuple[str, str] | None:
-    """The line's name and value, None for a blank line or a comment. Raises `ValueError` with what is wrong."""
+    """The line's name and value, or None for a blank line or a comment. Raises `ValueError` with what is wrong."""
     try:
         text = line.decode().strip(BLANKS)
     except UnicodeDecodeError:
@@ -68,7 +68,7 @@ def _binding(line: bytes) -> tuple[str, str] | None:
         raise ValueError("it has no =, and is neither NAME=value nor a comment")
     name = re.sub(r"^export[ \t]+", "", name).rstrip(BLANKS)
     if not NAME.fullmatch(name):
-        raise ValueError("what stands before the = is not a name of letters, digits and underscores")
+        raise ValueError("what is before the = is not a name of letters, digits and underscores")
     return name, _value(value)
 
 

@@ -1,8 +1,8 @@
-"""The environment completed by `.env`: where both set a name, the environment wins. No name of ours is ever ignored.
+"""The environment, completed by `.env`. If both have a name, the environment wins. No name of ours is ever ignored.
 
-Dagster's own commands put `./.env` over the environment before any code of ours runs. What the environment said before that
-stands in `/proc`, as the environment that the outermost Dagster process was started with; `make ui` starts Dagster where
-there is no `.env` for it to read.
+Dagster's own commands put `./.env` over the environment before any of our code runs. The environment from before that is in
+`/proc`, as the one that the outermost Dagster process was started with. `make ui` starts Dagster where there is no `.env` for
+it to read.
 """
 
 from __future__ import annotations
@@ -32,19 +32,20 @@ OTHER_TOOLS = (
     *("CUSTOMERIO_WEBHOOK_SIGNING_KEY", "CUSTOMERIO_WEBHOOK_SECRET"),
     *("*_SERVICE_HOST", "*_SERVICE_PORT", "*_SERVICE_PORT_*", "*_PORT", "*_PORT_[0-9]*_TCP*", "*_PORT_[0-9]*_UDP*"),
 )
-"""Names with our prefixes that PostHog's and Customer.io's other clients read, and those that Kubernetes makes of a service's
+"""Names with our prefixes that other clients of PostHog and Customer.io use, and those that Kubernetes makes from a service's
 name. None of them could be meant for a setting of ours that has a default."""
 
 DAGSTER = frozenset(["dagster", "dagster-webserver", "dagster_webserver", "dagster-daemon", "dagster._daemon"])
 SURE_SPELLING = 0.87
-"""How alike (difflib's ratio) a name in `.env` without our prefixes must be to one of ours to be taken for it, misspelled."""
+"""How similar (difflib's ratio) a name in `.env` without our prefixes must be to one of ours to count as a misspelling of
+it."""
 
 
 def load_environment(known: Collection[str]) -> None:
-    """Puts what `.env` says into the environment where that says nothing: an empty value counts as not set.
+    """Adds what `.env` says to the environment where that says nothing; an empty value counts as not set.
 
-    `known` are the names of all settings. Raises `SettingsError` where `.env` cannot be read with certainty, or where a name
-    that begins as ours do is none of them. The sandbox reads no `.env`.
+    known: the names of all settings. Raises `SettingsError` where `.env` is ambiguous, or where a name with one of our prefixes
+    is not a setting. The sandbox reads no `.env`.
     """
     values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())
     given = _before_dagster(values) if values else os.environ
@@ -85,9 +86,9 @@ def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
 
 
 def _outermost_dagster() -> tuple[Path | None, bool]:
-    """The folder in /proc of the outermost process, from this one up, that runs a command of Dagster's that reads `.env`.
+    """The folder in /proc of the outermost process, from this one up, that runs one of Dagster's commands that read `.env`.
 
-    Where there is none, of the outermost that names Dagster and may run it within itself. The second says whether it is one of
+    If there is none, that of the outermost one that names Dagster and may run it. The second value says whether it is one of
     the former.
     """
     reads, names, process = None, None, os.getpid()
@@ -108,7 +109,7 @@ def _outermost_dagster() -> tuple[Path | None, bool]:
 
 
 def _reads_env_file(words: list[str]) -> bool:
-    """Whether it is Dagster's own command, by its script or as a module, and not one that is started by another of them."""
+    """Whether it is Dagster's own command, as a script or a module, and not one that another of them has started."""
     at = next(number for number, word in enumerate(words) if word in DAGSTER)
     is_script = all(word.startswith("-") for word in words[1:at])
     is_module = words[at - 1] == "-m" and all(word.startswith("-") for word in words[1 : at - 1])
@@ -117,7 +118,7 @@ def _reads_env_file(words: list[str]) -> bool:
 
 
 def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
-    """All names at once that seem to be meant for us and are not settings. Raises `SettingsError`."""
+    """Raises `SettingsError` with all names that seem to be meant for us and are not settings."""
     others = (*OTHER_TOOLS, *_other_names())
     wrong: dict[str, str] = {}
     for name, value in sorted(os.environ.items()):

@@ -17,10 +17,10 @@ from cio_pipeline.settings.envfile import SettingsError
 from cio_pipeline.settings.values import clean
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The folder that holds the package: the checkout, or where the package was installed."""
+"""The folder of the package: the checkout, or where the package is installed."""
 
 DAGSTER_YAML, WORKSPACE_YAML = PROJECT / "cio_pipeline" / "dagster.yaml", PROJECT / "cio_pipeline" / "workspace.yaml"
-"""Dagster's settings for an instance of its own, and the file that tells it of this code location."""
+"""Dagster's settings for an instance of its own, and the file that names this code location."""
 
 
 VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")
@@ -29,17 +29,17 @@ SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
 
 
 def base_folder() -> Path:
-    """Where a relative path counts from: the checkout, from any working directory; without one, the working directory."""
+    """The folder at which relative paths start: the checkout, or without one the working directory."""
     return PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()
 
 
 def is_url(text: str) -> bool:
-    """Whether it is a URL, and no path."""
+    """Whether it is a URL, and not a path."""
     return "://" in text
 
 
 def absolute(text: Any) -> Any:
-    """A path with `~` expanded, counted from `base_folder` where it is relative; a URL as it is. Raises `ValueError`."""
+    """A path with `~` expanded, starting at `base_folder` if it is relative; a URL as it is. Raises `ValueError`."""
     if isinstance(text, str) and text.startswith("file://"):
         text = text.removeprefix("file://")
         if not text.startswith("/"):
@@ -50,7 +50,7 @@ def absolute(text: Any) -> Any:
 
 
 def absolute_database(text: Any) -> Any:
-    """A SQLite URL with its file's path as `absolute` makes it; any other URL as it is. Raises `ValueError`."""
+    """A SQLite URL with its file's path made `absolute`; any other URL as it is. Raises `ValueError`."""
     if not isinstance(text, str) or not text.startswith("sqlite"):
         return text
     try:
@@ -75,7 +75,7 @@ def _path(text: str) -> Path:
 
 
 def refuse_unusable_folder(name: str, folder: Path) -> None:
-    """Raises `SettingsError`, by the setting's name, where the folder cannot be made or written to. Writes nothing."""
+    """Raises `SettingsError`, with the setting's name, where the folder cannot be created or written to. Writes nothing."""
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
@@ -88,12 +88,12 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
 
 
 def can_be_written(url: str) -> bool:
-    """Whether tables can be kept at a URL, and outlast the process."""
+    """Whether tables can be stored at a URL, and outlast the process."""
     return urlsplit(url).scheme not in ("http", "https", "memory")
 
 
 def refuse_unknown_storage(name: str, place: str) -> None:
-    """Raises `SettingsError`, by the setting's name, where a URL is of no storage that can be used here."""
+    """Raises `SettingsError`, with the setting's name, where a URL is of a storage that cannot be used here."""
     scheme = place.partition("://")[0]
     if not is_url(place) or scheme in ("http", "https"):
         return
@@ -109,7 +109,8 @@ def refuse_unknown_storage(name: str, place: str) -> None:
 
 
 def dagster_home(data_dir: str) -> Path:
-    """DAGSTER_HOME; without one, a folder in the data dir, which is made. Raises `SettingsError` where it is not a folder."""
+    """DAGSTER_HOME or, without one, a folder in CIO_DATA_DIR, which is created. Raises `SettingsError` where it is not a
+    folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (base_folder() / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
         refuse_unusable_folder("CIO_DATA_DIR", home)
@@ -132,7 +133,7 @@ def dagster_home(data_dir: str) -> Path:
 
 
 def shown(place: str) -> str:
-    """A path or URL without its login and query, which may hold a password, also one with special characters in it."""
+    """A path or URL without its login and query, which may contain a password, even with special characters."""
     if not is_url(place):
         return place
     if place.startswith("postgres"):

@@ -91,7 +91,7 @@ class AlertSettings(DaysSettings):
 
 
 class Settings(AlertSettings):
-    """The connector's options and where things are, as README.md lists them.
+    """The connector's options and where things are, as docs/settings.md lists them.
 
     Secrets are `SecretStr`, so that neither `repr` nor a log shows them.
     """

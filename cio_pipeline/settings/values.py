@@ -1,6 +1,6 @@
-"""What a setting's text may be: each function gives the value, or raises `ValueError` with what is wrong, in our words.
+"""What a setting's text may be: each function returns the value, or raises `ValueError` with what is wrong, in our own words.
 
-Nothing that is raised quotes the text, which may be a secret that was put in the wrong line.
+No error quotes the text, as it may be a secret in the wrong line.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from pydantic.fields import FieldInfo
 QUOTES = "\"'`\u00b4\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u2032\u2033\u00ab\u00bb\u2039\u203a\uff02\uff07"
 APOSTROPHES = "'\u2019"
 SEPARATORS = ";|\\\uff0c\u060c\u3001\uff1b\n\r\t"
-"""What could be meant to part names, as commas do, or to keep one together."""
+"""Characters that could be meant to separate names, as commas do, or to keep one together."""
 
 BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
-"""Unicode's categories of what a reader does not see."""
+"""Unicode's categories of invisible characters."""
 
 LISTED = (
     'must be names with commas between, or, where a name holds more than words, a JSON list: ["signed up", "paid, in full"]'
@@ -43,14 +43,15 @@ EARLIEST = date(2000, 1, 1)
 
 
 def clean(text: str) -> str:
-    """The text without blanks around it, and without one pair of quotes around all of it, which Docker's `--env-file` keeps."""
+    """The text without surrounding blanks, and without one pair of quotes around all of it, which Docker's `--env-file`
+    keeps."""
     text = text.strip()
     is_quoted = len(text) >= 2 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1
     return text[1:-1].strip() if is_quoted else text
 
 
 def value_of(text: str, field: FieldInfo) -> Any:
-    """The value of a setting's text by its type and bounds; text as it is where the field reads it itself."""
+    """The value of a setting's text, by the field's type and limits; the text itself if the field reads it on its own."""
     if COMMENT.search(text) and not text.startswith("["):
         raise ValueError("it has a comment behind it, which Docker and systemd keep: put that in a line of its own")
     if field.annotation != tuple[str, ...]:
@@ -68,7 +69,7 @@ def value_of(text: str, field: FieldInfo) -> Any:
 
 
 def must_be(field: FieldInfo) -> str:
-    """What the field's values are, as the rest of a sentence that begins with its name."""
+    """The field's possible values, as the rest of a sentence that begins with its name."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     if get_origin(field.annotation) is Literal:
         return f"must be {', '.join(kinds[:-1])} or {kinds[-1]}"
@@ -82,7 +83,7 @@ def must_be(field: FieldInfo) -> str:
 
 
 def names(text: Any) -> Any:
-    """`a, b,,c ` -> (a, b, c), R3; each may stand in quotes, or all in a JSON list. What can be meant otherwise is refused."""
+    """`a, b,,c ` -> (a, b, c), R3. Each may be in quotes, or all in a JSON list. Whatever is ambiguous is refused."""
     if not isinstance(text, str):
         return text
     found = _json_list(text) if text.startswith(("[", "{")) else [_name(*parts) for parts in ELEMENT.findall(text)]
@@ -103,18 +104,18 @@ def yes(text: Any) -> Any:
 
 
 def share(text: Any) -> Any:
-    """`1%` -> 0.01. A bare 1 could be meant as either."""
+    """`1%` -> 0.01. A bare 1 is ambiguous, and refused."""
     if not isinstance(text, str):
         return text
-    found = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
-    given = float(found[1]) / (100 if found[2] else 1) if found and found[1] else -1.0
-    if found is None or not 0 <= given <= 1 or (given == 1 and not found[2]):
+    number = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
+    given = float(number[1]) / (100 if number[2] else 1) if number and number[1] else -1.0
+    if number is None or not 0 <= given <= 1 or (given == 1 and not number[2]):
         raise ValueError("must be a share of the extracted events, such as 1% or 0.01")
     return given
 
 
 def key(text: Any) -> Any:
-    """A key or site ID, as its service shows it."""
+    """A key or site ID, as the service shows it."""
     if not isinstance(text, str):
         return text
     if text.lower().startswith(("bearer", "basic")) and not KEY.fullmatch(text):
@@ -140,7 +141,7 @@ def project_id(text: Any) -> Any:
         and text
         and not re.fullmatch(r"[0-9]{1,12}|[0-9A-Fa-f]{8}(-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}", text)
     ):
-        raise ValueError("must be the project's number, such as 12345: it stands in the address of its pages in PostHog")
+        raise ValueError("must be the project's number, such as 12345: it is in the address of its pages in PostHog")
     return text
 
 
@@ -162,11 +163,11 @@ def day(text: Any) -> Any:
 
 
 def _refuse_unseen(text: str) -> None:
-    """What is in no setting, wherever it came from: line ends, letters that cannot be seen, and half a pair of quotes."""
+    """Refuses what no setting contains: line ends, invisible characters, and a single quote of a pair."""
     if any(unicodedata.category(letter) in UNSEEN for letter in text):
         raise ValueError("it has a line end or a character that cannot be seen in it")
     if text[0] in QUOTES or text[-1] in QUOTES:
-        raise ValueError("must stand without quotes, or in one pair of straight ones")
+        raise ValueError("must be without quotes, or in one pair of straight ones")
 
 
 def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInfo) -> int | float:
@@ -177,16 +178,16 @@ def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInf
 
 def _json_list(text: str) -> list[str]:
     try:
-        found = json.loads(text)
+        value = json.loads(text)
     except (ValueError, RecursionError):
-        found = None
-    if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
+        value = None
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
         raise ValueError(LISTED)
-    return found
+    return value
 
 
 def _name(double: str, single: str, bare: str) -> str:
-    """One name of a list that is not JSON; whatever could be read in two ways is refused."""
+    """One name of a list that is not JSON. Whatever is ambiguous is refused."""
     name = double or single or bare
     inside = re.sub(rf"(?<=\w)[{APOSTROPHES}](?=\w)", "", name)
     if any(

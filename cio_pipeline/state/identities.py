@@ -96,11 +96,11 @@ class Identities:
     def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """What all days before `day` say about these distinct_ids: one row for each distinct_id about which anything is known.
 
-        Columns as `facts.learn` returns them: distinct_id, identified (bool), email and email_set (microseconds since 1970;
+        Columns as `facts.learn` returns them: distinct_id, identified (bool), email and email_set_at (microseconds since 1970;
         both None if no email is known).
         """
         rows = self._rows_for(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
-        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object)
+        frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set_at"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def linked(self, names: Iterable[str]) -> set[str]:

@@ -94,7 +94,7 @@ def _hash(table: sa.Table, rows: pa.Table) -> int:
 
 def _rows(facts: pd.DataFrame, merged: pd.DataFrame, linked: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
     """The rows of a part of a day, by table, without the day."""
-    with_email = facts[facts["email"].notna()].rename(columns={"email_set": "microseconds"})
+    with_email = facts[facts["email"].notna()].rename(columns={"email_set_at": "microseconds"})
     named = merged.assign(microseconds=merged["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     names = pd.DataFrame(sorted(linked), columns=["name", "distinct_id"], dtype=object)
     frames = {identified: facts[facts["identified"].to_numpy(bool)], emails: with_email, merges: named, links: names}

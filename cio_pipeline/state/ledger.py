@@ -146,9 +146,9 @@ class Ledger:
         return self._entry(entry.number) == entry
 
     def _entry(self, number: Any) -> Entry | None:
-        found = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
+        columns = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
         with reading(self._engine) as connection:
-            row = connection.execute(sa.select(*found).where(deliveries.c.id == number)).first()
+            row = connection.execute(sa.select(*columns).where(deliveries.c.id == number)).first()
         return None if row is None else Entry(row[0], row[1], bytes(row[2] or b"").hex())
 
     def totals(self, day: str) -> DayTotals:

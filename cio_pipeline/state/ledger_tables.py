@@ -69,6 +69,6 @@ delivery_lock = sa.Table(
 CHUNK = 1000
 
 
-def customer_item(key: str, part: int) -> str:
+def upsert_id(key: str, part: int) -> str:
     """The item of an upsert in the refusals: the hash of its customer's key, and its part."""
     return f"{customer_id(key).hex()}#{part}"

@@ -26,9 +26,9 @@ class OverlayIdentities(Identities):
     def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
         """As `Identities.known_before`. Events belong to the day of their time, so the last email has the latest time."""
         parts = [self._base.known_before(min(day, self._first), distinct_ids), super().known_before(day, distinct_ids)]
-        rows = pd.concat(parts, ignore_index=True).sort_values("email_set", na_position="first", kind="stable")
+        rows = pd.concat(parts, ignore_index=True).sort_values("email_set_at", na_position="first", kind="stable")
         people = rows.groupby("distinct_id", sort=False)
-        known = people[["email", "email_set"]].last().astype(object)
+        known = people[["email", "email_set_at"]].last().astype(object)
         known = known.where(known.notna(), None)
         return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
 

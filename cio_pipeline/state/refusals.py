@@ -23,7 +23,7 @@ from cio_pipeline.state.ledger_tables import CHUNK, refusals
 class Refusal:
     """An item that Customer.io refused, with what it takes to send it again.
 
-    item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.customer_item`; kind: `event` or `customer`;
+    item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.upsert_id`; kind: `event` or `customer`;
     reason: Customer.io's word for it, and the field; detail: its whole message, which may quote the data; operation: what was
     sent; key, call and state: as in `customerio.batches.Item`.
     """

@@ -28,7 +28,7 @@ def test_a_command_and_its_options_are_in_the_readme_and_have_a_make_target(comm
 def test_the_readme_names_no_option_that_does_not_exist() -> None:
     known = {name for command in cli.commands.values() for option in command.params for name in option.opts}
     named = set(re.findall(r"--[a-z][a-z-]+", README))
-    assert named - known == {"--help", "--env-file"}
+    assert named - known == {"--help"}
 
 
 @pytest.mark.parametrize("command", cli.commands.values(), ids=lambda command: str(command.name))

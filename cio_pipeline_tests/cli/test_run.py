@@ -28,7 +28,7 @@ from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.assets.before_delivery import is_backfill
+from cio_pipeline.defs.delivery.preconditions import is_backfill
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, days_between
 from cio_pipeline.posthog.source import NotExtracted
@@ -103,7 +103,7 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
             raise NotDelivered("Customer.io is away.")
         return deliver(day, *given)
 
-    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.deliver", fail_on_the_third)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.deliver", fail_on_the_third)
     assert run(DAY, THIRD_DAY) == 1
     said = capsys.readouterr()
     assert [line.partition(" events sent")[0] for line in said.out.splitlines() if " events sent, " in line] == [

@@ -82,7 +82,7 @@ def test_a_look_says_what_a_delivery_then_does(workspace: Workspace, ledger: Led
     counts = shown.counts
     assert (counts["new customers"], counts["changed customers"], counts["customers with nothing new"]) == (2, 1, 1)
     assert (counts["events to send"], counts["events delivered before"]) == (3, 2)
-    assert counts["events that can trigger campaigns"] == 1
+    assert counts["events under 72 hours"] == 1
     assert shown.event_names == {"c": 2, "Invited b***@e***.com": 1}
     sent = send(workspace, ledger, made)
     assert sent.counts["new customers"] == counts["new customers"]

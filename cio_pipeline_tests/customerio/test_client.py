@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import urllib3
 
-from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient, UnnamedRefusal
+from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient, WholeRequestRefused
 from cio_pipeline.customerio.rate_limit import RateLimit, Stopped
 from cio_pipeline.http import retry as http
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -118,7 +118,7 @@ def test_an_answer_that_has_a_name_twice_or_names_no_item_tells_of_none_whether_
     monkeypatch: pytest.MonkeyPatch, body: str
 ) -> None:
     answering(monkeypatch, 207, body)
-    with pytest.raises(UnnamedRefusal):
+    with pytest.raises(WholeRequestRefused):
         client("https://track.customer.io").batch([b"{}", b"{}"])
 
 

@@ -34,7 +34,7 @@ def refusal(made: Frames, operation: str | None = None) -> Refusal:
 
 
 def refused_upsert(upsert: Any) -> Refusal:
-    return Refusal(upsert.name, "customer", "invalid", "", upsert.operation.decode(), upsert.key, state=unpack(upsert.state))
+    return Refusal(upsert.item_id, "customer", "invalid", "", upsert.operation.decode(), upsert.key, state=unpack(upsert.state))
 
 
 def planned(
@@ -83,7 +83,7 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
     for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
         found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
-        assert (found.counts[why], found.closed) == (1, [upsert.name])
+        assert (found.counts[why], found.closed) == (1, [upsert.item_id])
 
 
 def test_what_was_refused_goes_out_upserts_before_events() -> None:

@@ -25,12 +25,12 @@ from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import connections
-from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, _ranges, refuse_missing_days
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
+from cio_pipeline.defs.delivery.delivery import not_suppressed
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, refuse_missing_days
 from cio_pipeline.defs.failures import RunNotStarted
-from cio_pipeline.defs.jobs.redeliver import _not_suppressed
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.defs.services import event_source, track_client
@@ -53,7 +53,7 @@ KEYS = {
     "CIO_STITCH_ANONYMOUS_DAYS": "2",
 }
 NOTHING = Learned.of(
-    pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"]).astype({"identified": bool}),
+    pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set_at"]).astype({"identified": bool}),
     pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetime64[us, UTC]"}),
 )
 
@@ -62,7 +62,7 @@ import json
 from datetime import datetime, timezone
 import dagster as dg
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, backfill_policy, days
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, backfill_policy, daily_partitions
 def tick(*at):
     context = dg.build_schedule_context(scheduled_execution_time=datetime(*at, tzinfo=timezone.utc))
     data = defs.resolve_schedule_def("customerio_daily").evaluate_tick(context)
@@ -71,7 +71,7 @@ def tick(*at):
 def when(name):
     schedule = defs.resolve_schedule_def(name)
     return [schedule.cron_schedule, schedule.execution_timezone]
-print(json.dumps([days.get_first_partition_key(), backfill_policy.max_partitions_per_run,
+print(json.dumps([daily_partitions.get_first_partition_key(), backfill_policy.max_partitions_per_run,
       *map(when, ["customerio_daily", "customerio_hourly_schedule", "customerio_checks_daily"]),
       tick(2026, 3, 10, 3, 15), tick(2026, 3, 2, 3, 15), tick(2026, 3, 1, 3, 15)]))
 """
@@ -155,12 +155,12 @@ def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_
     refused = [keep_a_day(store)]
     assert refused[0].key == "email:jane@example.com"
     for who, left in (("u1", []), ("u2", refused)):
-        assert _not_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
+        assert not_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
 
 
 def test_a_refused_event_of_somebody_suppressed_is_known_by_its_key_where_the_days_tables_are_gone(store: Store) -> None:
     refused = [Refusal("1", "event", "invalid", "", "{}", "id:u1"), Refusal("2", "event", "invalid", "", "{}", "id:u2")]
-    assert _not_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
+    assert not_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
 
 
 def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(

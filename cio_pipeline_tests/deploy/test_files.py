@@ -36,6 +36,14 @@ def test_hadolint_has_nothing_to_say_of_the_image() -> None:
     assert shown(BIN / "hadolint", "Dockerfile") == ""
 
 
+def test_the_image_is_built_of_files_that_are_there_and_that_the_build_may_see() -> None:
+    copied = [line.split()[1:-1] for line in re.findall(r"^COPY (?!--from).+$", DOCKERFILE, re.MULTILINE)]
+    sources = {word for words in copied for word in words if not word.startswith("--")}
+    seen = {line[1:] for line in (DEPLOY / "Dockerfile.dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert len(sources) == 8
+    assert {source for source in sources if not (PROJECT / source).exists() or source.partition("/")[0] not in seen} == set()
+
+
 def test_compose_yaml_is_what_the_compose_specification_asks_for() -> None:
     assert shown(sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", "compose.yaml") == ""
     compose = read("compose.yaml")

@@ -65,7 +65,7 @@ class Sending(NamedTuple):
     distinct_id: str
     key: str
     email: str | None
-    email_set: int
+    email_set_at: int
 
 
 @dataclass
@@ -98,7 +98,7 @@ def expected(events: list[Event], start: str, options: Options) -> Expected:
         last[sending.day, sending.key] = event.uuid
         made_of, counted = attributes(sending, properties, options)
         for name, value in made_of.items():
-            at = sending.email_set if name == "email" else event.at
+            at = sending.email_set_at if name == "email" else event.at
             if name not in customer or customer[name][1] <= at:
                 customer[name] = (value, at)
         counted += [("data", name) for name in changed(sendable(event.properties, as_it_is=True)) if name not in SPECIAL]
@@ -180,8 +180,8 @@ class Known:
         own = who if is_email(who) else None
         email = self.email_of(who) if self.options.identify_by_email else own
         key = f"id:{who}" if email is None else f"email:{email.lower()}"
-        email_set = event.at if key.startswith("email:") else self.emails.get(who, ("", event.at))[1]
-        return Sending(event, day, who, key, self.email_of(who), min(email_set, event.at))
+        email_set_at = event.at if key.startswith("email:") else self.emails.get(who, ("", event.at))[1]
+        return Sending(event, day, who, key, self.email_of(who), min(email_set_at, event.at))
 
 
 def stitched(event: Event, known: Known, held_back: dict[str, list[Event]], options: Options) -> list[Sending]:

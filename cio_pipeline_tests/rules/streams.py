@@ -22,7 +22,7 @@ YESTERDAY = 1_772_323_200_000_000
 def known(**people: tuple[bool, str | None]) -> pd.DataFrame:
     """What earlier days said: distinct_id=(identified, email)."""
     rows = [(distinct_id, identified, email, YESTERDAY) for distinct_id, (identified, email) in people.items()]
-    return pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set"], dtype=object).astype(
+    return pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set_at"], dtype=object).astype(
         {"identified": bool}
     )
 

@@ -15,13 +15,14 @@ from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline_tests.rules.streams import customers, event, known, reasons, sent, tables
 
 
-def test_the_worked_case_in_the_docs_is_what_goes_out() -> None:
-    page = (Path(__file__).parents[2] / "docs" / "rules.md").read_text()
+@pytest.mark.parametrize("page", ["docs/rules.md", "README.md"])
+def test_the_worked_case_in_the_docs_is_what_goes_out(page: str) -> None:
     stream = event(
         "some event", event_property="stays on the event", set_={"email": "test@example.com", "userProperty": "value"}
     )
     made = tables({**stream, "uuid": "019cadd9-8c00-7b1a-9c55-3f2f5a7d0e11"})
-    assert page.partition("```json\n")[2].partition("```")[0].splitlines() == [
+    text = (Path(__file__).parents[2] / page).read_text()
+    assert text.partition("```json\n")[2].partition("```")[0].splitlines() == [
         *made.customers["operation"],
         *made.events["operation"],
     ]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.rules.facts import learn_with_links
+from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merges
 from cio_pipeline_tests.days import Days
@@ -238,7 +238,7 @@ def test_r16_an_identify_whose_uuid_is_none_names_nobody() -> None:
 
 def test_r21_an_identify_that_is_refused_ties_all_the_same() -> None:
     refused = {**merge(MONDAY), "uuid": "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"}
-    assert learn_with_links(frame(refused))[1] == learn_with_links(frame(merge(MONDAY)))[1] != set()
+    assert learn(frame(refused))[1] == learn(frame(merge(MONDAY)))[1] != set()
 
 
 def test_r16_of_two_namings_with_one_uuid_the_first_by_distinct_id_takes_all(tmp_path: Path) -> None:

@@ -113,8 +113,8 @@ def test_the_example_is_readable_and_names_settings_only(tmp_path: Path) -> None
     assert set(read_env_file(tmp_path / ".env")) == NAMES - {"CIO_SANDBOX"}
 
 
-def test_the_readme_lists_every_setting_and_each_value_to_choose_from() -> None:
-    table = "".join(line for line in (PROJECT / "README.md").read_text().splitlines() if line.startswith("| `"))
+def test_the_list_of_settings_has_every_setting_and_each_value_to_choose_from() -> None:
+    table = "".join(line for line in (PROJECT / "docs" / "settings.md").read_text().splitlines() if line.startswith("| `"))
     named = re.findall(r"`([^`]*)`", table)
     assert [name for name in NAMES if name not in named] == []
     for field in Settings.model_fields.values():

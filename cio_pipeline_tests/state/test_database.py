@@ -33,7 +33,7 @@ from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned
 url, number = sys.argv[1], int(sys.argv[2])
 ids = [f"u{number}-{n}" for n in range(2_000)]
-facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set"])
+facts = pd.DataFrame([(who, True, None, None) for who in ids], columns=["distinct_id", "identified", "email", "email_set_at"])
 nobody = pd.DataFrame(columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
 nobody = nobody.astype({"timestamp": "datetime64[us, UTC]"})
 ledger, identities, state = Ledger(url), Identities(url), {b"12345": (b"123456", 1)}

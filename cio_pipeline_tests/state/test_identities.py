@@ -21,7 +21,7 @@ NOBODY_NAMED = pd.DataFrame(columns=MERGE_COLUMNS).astype({"timestamp": "datetim
 
 
 def facts(*rows: tuple[str, bool, str | None]) -> pd.DataFrame:
-    frame = pd.DataFrame([(*row, 1) for row in rows], columns=["distinct_id", "identified", "email", "email_set"])
+    frame = pd.DataFrame([(*row, 1) for row in rows], columns=["distinct_id", "identified", "email", "email_set_at"])
     return frame.astype({"identified": bool})
 
 
@@ -233,7 +233,7 @@ def merge(anonymous_id: str, distinct_id: str) -> Learned:
 def test_r21_a_person_is_found_through_any_chain_and_nobody_else(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned(("u1", False, "Jane@example.com"), ("u3", False, "joe@example.com")))
     keep(identities, "2026-03-02", [merge("anon", "u2"), *learned(("u2", False, "JANE@example.com"))])
-    nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set"])
+    nobody = pd.DataFrame(columns=["distinct_id", "identified", "email", "email_set_at"])
     links = {("jane@work.example.com", "Jane@Work.example.com"), ("jane@work.example.com", "u1")}
     keep(identities, HISTORY_PARTITION, [Learned.of(nobody, NOBODY_NAMED, links)])
     jane = {"u1", "u2", "anon", "Jane@Work.example.com", "jane@example.com", "jane@work.example.com"}

@@ -18,7 +18,7 @@ from cio_pipeline.packed_ids import CROCKFORD, pack_ids
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
-from cio_pipeline.state.ledger_tables import customer_item
+from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
@@ -118,7 +118,7 @@ def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once
 
 def test_a_days_totals_are_of_all_runs_and_what_is_refused_is_no_part_once_it_is_accepted(ledger: Ledger) -> None:
     first, second, refused = new_id(), new_id(), new_id()
-    items = [refusal(refused), refusal(customer_item("id:u1", 0), "customer", plan=("pro", 10))]
+    items = [refusal(refused), refusal(upsert_id("id:u1", 0), "customer", plan=("pro", 10))]
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first]).tobytes(), campaign_events=1, refused=items))
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first, second]).tobytes(), campaign_events=1))
     assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=2, refused_events=1)
@@ -147,7 +147,7 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
 
 
 def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledger) -> None:
-    item = customer_item("id:u1", 0)
+    item = upsert_id("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": pack(state(plan=("pro", 30), city=("Bonn", 30)))}))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))}))
@@ -157,7 +157,7 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
 
 
 def test_an_upsert_that_was_refused_on_two_days_is_closed_on_that_whose_attributes_were_set_since(ledger: Ledger) -> None:
-    item = customer_item("id:u1", 0)
+    item = upsert_id("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(refused=[refusal(item, "customer", city=("Bonn", 20))]))
     ledger.acknowledge("2026-03-04", Acknowledgement(customers={"id:u1": pack(state(plan=("free", 30)))}))

@@ -25,7 +25,7 @@ def learn(identities: Identities, day: str, taught: list[Any]) -> None:
     at = 0 if day == HISTORY_PARTITION else pd.Timestamp(day, tz="UTC").value // 1000
     facts = pd.DataFrame(
         [(who, was, email, at if email else None) for who, was, email, _ in taught],
-        columns=["distinct_id", "identified", "email", "email_set"],
+        columns=["distinct_id", "identified", "email", "email_set_at"],
         dtype=object,
     )
     named = [(anonymous, who, pd.Timestamp(day, tz="UTC"), "u") for who, _, _, anonymous in taught if anonymous and at]
@@ -38,7 +38,7 @@ def seen(identities: Identities, day: str) -> Any:
     rows: Any = identities.known_before(day, PEOPLE).itertuples()
     merges: Any = identities.merges_between(DAYS[0], day, PEOPLE).itertuples()
     return (
-        sorted((row.distinct_id, bool(row.identified), row.email, row.email_set) for row in rows),
+        sorted((row.distinct_id, bool(row.identified), row.email, row.email_set_at) for row in rows),
         sorted((row.anonymous_id, row.distinct_id, row.timestamp, row.uuid) for row in merges),
         [identities.linked([name]) for name in (*PEOPLE, *EMAILS)],
         set(identities.all_names()),

@@ -1,4 +1,4 @@
-"""What has happened in Dagster since the last tick, read from its storage, as the events that alerts are made of."""
+"""What has happened in Dagster since the last tick, read from its storage, as the events that `alerts.alerts_of` takes."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -29,13 +29,13 @@ MAX_AT_ONCE = 20
 """The most failed runs that are read, and alerts that wait to be sent, at once; the rest stays in Dagster's storage."""
 
 MAX_RUNS, MAX_DELIVERIES, MAX_EVALUATIONS = 200, 1000, 20
-"""The most that one tick reads; evaluations: of each check. No minute has so many."""
+"""The most that one tick reads (evaluations: of each check). No minute has that many."""
 
 OLDEST_SECONDS = 7 * 86400
 """Older events, read after the sensor was off, raise no alert."""
 
 UNDECIDED_SECONDS = 600
-"""Dagster runs a failed run again, if at all, before this is over."""
+"""If Dagster retries a failed run at all, it does so before this is over."""
 
 MAX_DAYS = 31
 """The most overdue days that are reported after the sensor was off."""
@@ -63,10 +63,10 @@ SCHEDULE = "dagster/schedule_name"
 
 
 class Position(BaseModel):
-    """One target's part of the cursor.
+    """One target's part of the cursor: how far Dagster's storage was read for it.
 
-    failures, successes, deliveries: storage ids; checks, since: timestamps; day: the last day asked about. Up to these
-    Dagster's storage was read. open_alerts: by key; unsent: alerts that wait.
+    failures, successes, deliveries: storage ids; checks, since: timestamps; day: the last day that was checked; open_alerts: by
+    key; unsent: alerts that wait.
     """
 
     failures: int
@@ -85,7 +85,7 @@ def now() -> datetime:
 
 
 def start(instance: dg.DagsterInstance) -> Position:
-    """Where a new target starts: with what happens from now on, and whether yesterday is delivered."""
+    """Where a new target starts: it gets what happens from now on, and whether yesterday is delivered."""
     deliveries = instance.fetch_materializations(customerio_delivery.key, limit=1).records
     return Position(
         failures=newest(instance, dg.DagsterEventType.RUN_FAILURE),
@@ -99,7 +99,7 @@ def start(instance: dg.DagsterInstance) -> Position:
 def events_since(
     instance: dg.DagsterInstance, settings: AlertSettings, position: Position, checks: Sequence[dg.AssetCheckKey]
 ) -> list[Event]:
-    """The events after `position`, of these checks and our runs; moves `position` behind them."""
+    """The events after `position`, of these checks and our runs. Moves `position` past them."""
     events = [
         *_deliveries(instance, position),
         *_failures(instance, position),
@@ -111,7 +111,7 @@ def events_since(
 
 
 def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
-    """The runs that have failed for good; stops at the first that Dagster may still retry."""
+    """The runs that have finally failed; stops at the first that Dagster may still retry."""
     limit = MAX_AT_ONCE - len(position.unsent)
     for record, run in runs_ended(instance, dg.DagsterEventType.RUN_FAILURE, position.failures, limit):
         if run is not None and _is_undecided(instance, run, record.timestamp):
@@ -133,13 +133,13 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
 
 
 def _is_of_a_backfill(run: dg.DagsterRun) -> bool:
-    """Whether `customerio_backfill` runs it, which goes on and names the days that failed; not a re-execution by hand of such a
-    run, which has its tags."""
+    """Whether `customerio_backfill` started it, which goes on and names the days that failed. A re-execution by hand of such a
+    run has the same tags, but is not."""
     return STARTED_BY in run.tags and run.parent_run_id is None
 
 
 def _is_undecided(instance: dg.DagsterInstance, run: dg.DagsterRun, at: float) -> bool:
-    """Whether Dagster will retry the failed run and has not started that yet, or has not decided yet."""
+    """Whether Dagster has not decided yet whether to retry the failed run, or has not started the retry."""
     will_retry = run.tags.get(WILL_RETRY) == "true" or (instance.run_retries_enabled and WILL_RETRY not in run.tags)
     return will_retry and not run.tags.get(RETRIED_BY) and at > now().timestamp() - UNDECIDED_SECONDS
 
@@ -160,7 +160,7 @@ def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Ev
 
 
 def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Sequence[dg.AssetCheckKey]) -> Iterator[Event]:
-    """Dagster cannot list the evaluations of all checks in order, so each check's newest ones are read."""
+    """Each check's newest evaluations, as Dagster cannot list those of all checks in order."""
     for key in checks:
         name = f"{key.name} of {key.asset_key.path[-1]}"
         since = position.checks.get(name, position.since)
@@ -168,11 +168,11 @@ def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Seque
         for record in reversed(history):
             if record.event is None or record.event.timestamp <= since or record.event.dagster_event is None:
                 continue
-            found = record.event.dagster_event.asset_check_evaluation_data
+            evaluation = record.event.dagster_event.asset_check_evaluation_data
             position.checks[name] = max(record.event.timestamp, position.checks.get(name, 0))
             page = f"/assets/{'/'.join(key.asset_key.path)}?view=checks"
             yield CheckEvaluated(
-                record.event.timestamp, name, found.partition, found.passed, mask(found.description or ""), page
+                record.event.timestamp, name, evaluation.partition, evaluation.passed, mask(evaluation.description or ""), page
             )
 
 
@@ -192,7 +192,7 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, positio
 
 
 def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
-    """How the day's last run after its end went, and the page to look at."""
+    """What happened to the day's last run after its end, and the page to look at."""
     since = window(day)[1]
     for job in (customerio_sync.name, ASSET_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MAX_RUNS):
@@ -205,7 +205,7 @@ def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
 def runs_ended(
     instance: dg.DagsterInstance, end: RunEnd, since: int, limit: int = MAX_RUNS
 ) -> list[tuple[dg.EventLogRecord, dg.DagsterRun | None]]:
-    """The runs that have ended so since, in their order; None for one that is not ours, or deleted."""
+    """The runs that have ended like this since, in order; None for one that is not ours, or deleted."""
     wanted = dg.RunStatusChangeRecordsFilter(end, after_storage_id=since)
     records = instance.fetch_run_status_changes(wanted, limit=limit, ascending=True).records
     runs = [(record, instance.get_run_by_id(record.run_id)) for record in records]
@@ -213,13 +213,13 @@ def runs_ended(
 
 
 def newest(instance: dg.DagsterInstance, end: RunEnd) -> int:
-    """The storage id of the run that has ended so last; 0 where none has."""
+    """The storage id of the last run that has ended like this; 0 if there is none."""
     records = instance.fetch_run_status_changes(end, limit=1).records
     return records[0].storage_id if records else 0
 
 
 def is_delivered_by_schedule(run: dg.DagsterRun | None) -> bool:
-    """Whether a run that has succeeded is one that the nightly schedule has started."""
+    """Whether a run that has succeeded was started by the nightly schedule."""
     return run is not None and run.tags.get(SCHEDULE) == customerio_daily.name
 
 
@@ -231,7 +231,7 @@ def checks_of(context: dg.SensorEvaluationContext) -> list[dg.AssetCheckKey]:
 
 
 def _is_ours(run: dg.DagsterRun) -> bool:
-    """Whether a run is of our jobs, or materializes our assets."""
+    """Whether a run is of one of our jobs, or materializes our assets."""
     return run.job_name in JOBS or any(map(_is_our_asset, run.asset_selection or ()))
 
 
@@ -250,7 +250,7 @@ def _is_delivered_since(instance: dg.DagsterInstance, day: str, since: float) ->
 
 
 def days_of(run: dg.DagsterRun) -> tuple[str, ...]:
-    """The days that a run's tags name; none where it has no partition."""
+    """The days that a run's tags name; none if it has no partition."""
     first, last = days_in_tags(run.tags)
     try:
         return tuple(_days(date.fromisoformat(first), date.fromisoformat(last)))

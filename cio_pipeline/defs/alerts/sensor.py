@@ -1,7 +1,7 @@
-"""The sensor that sends alerts about failed runs, failed checks and days that are not delivered: Dagster itself sends none.
+"""The sensor that sends alerts about failed runs, failed checks and days that are not delivered, as Dagster itself sends none.
 
-It runs every minute, and needs Dagster's daemon and nothing else: no schedule, no run. Its cursor holds what it has read and
-sent, for each target separately: what cannot be sent to one is tried at the next tick, and is not sent to another twice.
+It runs every minute, and needs only Dagster's daemon: no schedule and no run. Its cursor records what it has read and sent, for
+each target separately: what cannot be sent to one is tried again at the next tick, and is not sent to another twice.
 """
 
 import logging
@@ -35,7 +35,7 @@ DESCRIPTION = (
 )
 EVERY_SECONDS = 60
 SENDING_SECONDS = 12.0
-"""After so long a tick sends no more alerts to one target: Dagster ends the tick after 60 seconds."""
+"""After this long a tick sends no more alerts to one target, as Dagster ends the tick after 60 seconds."""
 
 
 class Cursor(BaseModel):
@@ -52,7 +52,7 @@ def _default_status() -> dg.DefaultSensorStatus:
 
 @dg.sensor(description=DESCRIPTION, minimum_interval_seconds=EVERY_SECONDS, default_status=_default_status())
 def customerio_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """One tick: reads what has happened for each target, then sends it; the cursor keeps what could not be sent."""
+    """One tick: reads what has happened for each target, and sends it. The cursor keeps what could not be sent."""
     settings, cursor = load_alert_settings(), _cursor(context.cursor)
     senders = senders_of(settings)
     instance, checks = context.instance, checks_of(context)
@@ -78,7 +78,7 @@ def _cursor(text: str | None) -> Cursor:
 def _read(
     instance: dg.DagsterInstance, settings: AlertSettings, position: Position, checks: Sequence[dg.AssetCheckKey]
 ) -> Position:
-    """Reads what has happened since, as alerts to send; reads nothing while many wait."""
+    """Turns what has happened since into alerts to send; reads nothing while many wait."""
     if len(position.unsent) >= MAX_AT_ONCE:
         return position
     after = position.model_copy(deep=True)
@@ -89,7 +89,7 @@ def _read(
 
 
 def _send_all(senders: dict[str, Send], targets: dict[str, Position]) -> Iterator[str]:
-    """Sends what waits, and gives the first problem of each target."""
+    """Sends the alerts that wait. Returns the first problem of each target."""
     for target, send in senders.items():
         end, problems, left = time.monotonic() + SENDING_SECONDS, list[str](), list[Alert]()
         for alert in targets[target].unsent:
@@ -106,7 +106,8 @@ def _send_all(senders: dict[str, Send], targets: dict[str, Position]) -> Iterato
 
 
 def _heartbeat(instance: dg.DagsterInstance, settings: AlertSettings, last: int | None) -> tuple[int | None, str]:
-    """Calls CIO_HEARTBEAT_URL if the schedule has delivered since; gives the last storage id read, and any problem."""
+    """Calls CIO_HEARTBEAT_URL if the schedule has delivered since. Returns the last storage id that was read, and any
+    problem."""
     if settings.heartbeat_url is None:
         return None, ""
     if last is None:

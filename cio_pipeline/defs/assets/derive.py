@@ -15,7 +15,7 @@ from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
-from cio_pipeline.defs.partitions import backfill_policy, days
+from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline import STITCHED, derive_day
 from cio_pipeline.tables.tables import Tables
@@ -48,7 +48,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
 
 @dg.multi_asset(
     specs=[_spec(name, text) for name, text in DESCRIPTIONS.items()],
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     group_name=GROUP,
     check_specs=SPECS,

@@ -15,10 +15,10 @@ from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
-from cio_pipeline.defs.partitions import backfill_policy, days, window
+from cio_pipeline.defs.partitions import backfill_policy, daily_partitions, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.extraction import Extracted, extract_day, extract_history, extracted_before
+from cio_pipeline.extraction import ExtractionCounts, extract_day, extract_history, reusable_extraction
 from cio_pipeline.learning import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
@@ -37,7 +37,7 @@ def now() -> datetime:
 
 
 @dg.asset(
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     key_prefix=PREFIX,
     group_name=GROUP,
@@ -53,7 +53,7 @@ def posthog_events(
     context: dg.AssetExecutionContext, posthog: PostHog, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
-    extracted: dict[str, Extracted] = {}
+    extracted: dict[str, ExtractionCounts] = {}
     counted: dict[str, int] = {}
     metadata: dict[str, dict[str, int | dg.MetadataValue]] = {}
 
@@ -85,33 +85,37 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
 
-def read_day(day: str, posthog: PostHog, store: Store, until: datetime | None = None) -> tuple[Extracted, dict[str, int]]:
+def read_day(
+    day: str, posthog: PostHog, store: Store, until: datetime | None = None
+) -> tuple[ExtractionCounts, dict[str, int]]:
     """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
     and what the reading took (`Window.stats`)."""
     began, (start, end) = now(), window(day)
     events = posthog.source.events(start, until or end)
-    extracted = extracted_before(store.tables, day, events.fingerprint)
+    extracted = reusable_extraction(store.tables, day, events.fingerprint)
     if extracted is not None:
-        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{extracted.rows:,}")
+        logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{extracted.rows_written:,}")
     else:
         with Progress(day, "events read", events.expected) as progress:
             counted = replace(events, frames=progress.rows_of(events.frames))
             extracted = extract_day(store.tables, day, start, counted, store.attributes_from, began, store.workers)
-    if extracted.without:
+    if extracted.lacked_person:
         logger.warning(
-            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.", day, f"{extracted.without:,}"
+            "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
+            day,
+            f"{extracted.lacked_person:,}",
         )
     return extracted, events.stats
 
 
-def _day_metadata(extracted: Extracted, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
+def _day_metadata(extracted: ExtractionCounts, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
     duplicates = [{"count": count, "why": why} for why, count in extracted.duplicates.most_common()]
     took = {**stats, "files written": extracted.shards}
     return {
-        "dagster/partition_row_count": extracted.rows,
+        "dagster/partition_row_count": extracted.rows_written,
         "duplicates": extracted.duplicates.total(),
-        "events with a $set that PostHog has dropped since": extracted.remembered,
-        "events that give the person's properties": extracted.from_person,
+        "events with a $set that PostHog has dropped since": extracted.set_restored,
+        "events that give the person's properties": extracted.used_person,
         "duplicates by reason": table(duplicates),
         "what the reading took": table([{"count": _readable(name, count), "what": name} for name, count in took.items()]),
     }
@@ -175,7 +179,7 @@ def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
 
 
 def _history_end() -> datetime:
-    return window(days.get_first_partition_key() or str(days.start.date()))[0]
+    return window(daily_partitions.get_first_partition_key() or str(daily_partitions.start.date()))[0]
 
 
 def _history_setting(store: Store) -> str:
@@ -183,7 +187,7 @@ def _history_setting(store: Store) -> str:
 
 
 @dg.asset(
-    partitions_def=days,
+    partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     key_prefix=PREFIX,
     group_name=GROUP,

@@ -1,4 +1,4 @@
-"""The checks of `customerio_delivery`: nothing refused is still open, yesterday is delivered, and no day was passed over."""
+"""The checks of `customerio_delivery`: no refusal is open, yesterday is delivered, and no day was skipped."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -24,64 +24,68 @@ DAYS_LOOKED_BACK = 30
 
 @dg.asset_check(
     asset=DELIVERY,
-    description="Whether all that Customer.io has refused, of any day, was accepted since, or replaced by newer data.",
+    description="Whether everything that Customer.io has refused, of any day, was accepted since, or replaced by newer data.",
 )
 def nothing_refused(store: Store) -> dg.AssetCheckResult:
-    """Goes by the ledger, so it can be run alone; `redeliver_refused` evaluates it again."""
+    """Uses only the ledger, so it can be run on its own; `redeliver_refused` evaluates it again."""
     return or_warning(lambda: _nothing_refused(store))
 
 
 def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
-    """What `nothing_refused` finds now, for a run of another job to report."""
-    found = or_warning(lambda: _nothing_refused(store))
+    """The result of `nothing_refused` now, for a run of another job to report."""
+    result = or_warning(lambda: _nothing_refused(store))
     return dg.AssetCheckEvaluation(
         asset_key=DELIVERY,
         check_name="nothing_refused",
-        passed=found.passed,
-        metadata=found.metadata,
-        severity=found.severity,
-        description=found.description,
+        passed=result.passed,
+        metadata=result.metadata,
+        severity=result.severity,
+        description=result.description,
         blocking=False,
     )
 
 
 def _nothing_refused(store: Store) -> dg.AssetCheckResult:
-    found = store.ledger.open_refusals()
-    total = sum(one.items for one in found)
+    open_refusals = store.ledger.open_refusals()
+    total = sum(one.items for one in open_refusals)
     rows = [dg.TableRecord(masked(day, one)) for day, some in store.ledger.refusals(limit=SHOWN).items() for one in some]
     reasons = [
         dg.TableRecord({"reason": mask(one.reason), "refused": one.items, "first day": one.first, "last day": one.last})
-        for one in found
+        for one in open_refusals
     ]
-    tables = {"refused, by reason": reasons, f"refused, the first {SHOWN}": rows} if found else {}
+    tables = {"refused, by reason": reasons, f"refused, the first {SHOWN}": rows} if open_refusals else {}
     return dg.AssetCheckResult(
-        passed=not found,
+        passed=not open_refusals,
         severity=dg.AssetCheckSeverity.WARN,
-        description=_description(found, total) if found else None,
+        description=_description(open_refusals, total) if open_refusals else None,
         metadata={
             "refused, open": total,
-            "reasons": len(found),
+            "reasons": len(open_refusals),
             **{name: dg.MetadataValue.table(records) for name, records in tables.items()},
         },
     )
 
 
-def _description(found: Sequence[OpenRefusals], total: int) -> str:
-    """How many were refused for which reason, and what to do."""
+def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
+    """How many items were refused for which reasons, and what to do."""
     reasons = "; ".join(
         f"{one.items:,} for '{mask(one.reason)}' ({one.first}{f' to {one.last}' if one.last != one.first else ''})"
-        for one in found[:REASONS_SHOWN]
+        for one in open_refusals[:REASONS_SHOWN]
     )
-    more = f"; {sum(one.items for one in found[REASONS_SHOWN:]):,} for other reasons" if len(found) > REASONS_SHOWN else ""
+    more = (
+        f"; {sum(one.items for one in open_refusals[REASONS_SHOWN:]):,} for other reasons"
+        if len(open_refusals) > REASONS_SHOWN
+        else ""
+    )
     return (
         f"{total:,} {'item that Customer.io refused is' if total == 1 else 'items that Customer.io refused are'} still open:"
-        f" {reasons}{more}. Mend the cause, in PostHog's data or in Customer.io's workspace; then send them again by the job"
+        f" {reasons}{more}. Fix the cause, in PostHog's data or in Customer.io's workspace; then send them again with the job"
         " redeliver_refused (`make redeliver`), all or by partition and reason."
     )
 
 
 def masked(day: str, refusal: Refusal) -> dict[str, str]:
-    """A refused item as it may be shown: whose and what it is, the reason, and Customer.io's message without the data."""
+    """A refused item, masked: its customer, what it is, the reason, and Customer.io's message without data."""
     operation = read_object(refusal.operation)
     event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
     api_words: dict[str, object] = {"type": {}, "action": {}, "name": {}}
@@ -98,11 +102,11 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether the last night's day is delivered from {DUE} on (CIO_DELIVERED_BY), and till then the one before it,"
-    " by a run that began when the day was over. It is about now, whichever days the run has.",
+    description=f"Whether the day of the last nightly run is delivered, or before {DUE} (CIO_DELIVERED_BY) the one before it,"
+    " by a run that began after the day was over. This is about now, whatever the days of the run.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Goes by Dagster's materializations, so it can be run alone; `customerio_checks_daily` does so each day."""
+    """Uses only Dagster's materializations, so it can be run on its own; `customerio_checks_daily` does so each day."""
     return _yesterday_delivered(context.instance, datetime.now(UTC))
 
 
@@ -116,7 +120,7 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
         severity=dg.AssetCheckSeverity.WARN,
         description=None
         if passed or day is None
-        else f"{day} is {what}. See in Runs whether its run failed or waits, and whether the daemon and the schedule"
+        else f"{day} is {what}. Look in Runs whether its run failed or is waiting, and whether the daemon and the schedule"
         f" customerio_daily are running; then {how_to_run([day])}.",
         metadata={"day": day or "", "days not delivered": int(not passed)},
     )
@@ -124,11 +128,11 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether no day of the last {DAYS_LOOKED_BACK} was passed over, with others before and after it delivered."
+    description=f"Whether no day of the last {DAYS_LOOKED_BACK} was skipped, although days before and after it were delivered."
     " After a long outage the schedule does not go back to all of its days.",
 )
 def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
-    """Goes by Dagster's materializations, so it can be run alone."""
+    """Uses only Dagster's materializations, so it can be run on its own."""
     delivered = context.instance.get_materialized_partitions(DELIVERY)
     missed = missed_days(delivered, datetime.now(UTC))
     return dg.AssetCheckResult(
@@ -142,6 +146,7 @@ def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult
 
 
 def missed_days(delivered: set[str], now: datetime) -> list[str]:
-    """The days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, but others before and after them."""
+    """The days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, although days before and after them
+    were."""
     recent = days_before(str(now.date()))[-DAYS_LOOKED_BACK:] if delivered else []
     return [day for day in recent if min(delivered) < day < max(delivered) and day not in delivered]

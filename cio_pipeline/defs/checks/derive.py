@@ -1,4 +1,4 @@
-"""The checks of what is derived: no event is lost, few are refused, and what earlier days said is known."""
+"""The checks of what is derived: no event is lost, few are refused, and earlier days are learned."""
 
 from collections.abc import Mapping
 
@@ -6,7 +6,7 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.defs.checks.common import NAMED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
@@ -32,7 +32,7 @@ SPECS = [
 
 
 def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> dg.AssetCheckResult:
-    """R15: extracted = sent + filtered + refused, by what stands in the tables."""
+    """R15: extracted = sent + filtered + refused, according to the tables."""
     off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
     days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
     total = Account()
@@ -57,22 +57,22 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
 
 
 def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) -> dg.AssetCheckResult:
-    """The check of this name, of the days that were just derived; `allowed` is CIO_REFUSED_SHARE."""
+    """The check of this name, for the days that were just derived; `allowed` is CIO_REFUSED_SHARE."""
     extracted = {day: account.outcomes.total() for day, account in accounts.items()}
     refused = {day: account.refused for day, account in accounts.items()}
     shares = {day: refused[day] / extracted[day] for day in accounts if extracted[day]}
     beyond = [day for day, share in shares.items() if share > allowed]
     details = "; ".join(
-        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(accounts[day])})" for day in beyond[:NAMED]
+        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(accounts[day])})" for day in beyond[:MAX_LISTED]
     )
-    more = f", and of {len(beyond) - NAMED:,} days more" if len(beyond) > NAMED else ""
+    more = f", and of {len(beyond) - MAX_LISTED:,} days more" if len(beyond) > MAX_LISTED else ""
     return dg.AssetCheckResult(
         asset_key=key("rejects"),
         check_name="few_refused_by_the_rules",
         passed=not beyond,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"The rules refused {details}{more}. CIO_REFUSED_SHARE allows {percent(allowed)}. The table rejects has"
-        " each event with the rule: mend what sends such events to PostHog, or raise CIO_REFUSED_SHARE if that is how they are."
+        " each event with the rule: fix what sends such events to PostHog, or raise CIO_REFUSED_SHARE if they are intended."
         if beyond
         else None,
         metadata={
@@ -92,11 +92,11 @@ def _why(account: Account) -> str:
 @dg.asset_check(
     asset=key("customers"),
     additional_deps=[key("identities")],
-    description="Whether all days before the last one that was derived were learned: by what they say about people R1"
-    " decides who an event is of.",
+    description="Whether all days before the last derived one were learned: by what they say about people, R1 decides whose an"
+    " event is.",
 )
 def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
-    """Goes by the database, so it can be run alone, as after the days that it listed were run."""
+    """Uses only the database, so it can be run on its own, for example after the days that it lists were run."""
     return or_warning(lambda: _earlier_days_learned(store))
 
 
@@ -122,10 +122,10 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=key("identities"),
     additional_deps=[key(name) for name in ("customers", "events", "rejects")],
-    description="Whether every day was derived after all days before it were learned, as they are learned now.",
+    description="Whether every day was derived after all days before it had been learned as they are now.",
 )
 def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
-    """Goes by the database, so it can be run alone."""
+    """Uses only the database, so it can be run on its own."""
     return or_warning(lambda: _later_days_up_to_date(store))
 
 
@@ -148,7 +148,7 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     f" ids: Customer.io gives an email to one customer only. {WHICH_DAYS}",
 )
 def emails_not_shared(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
-    """Goes by the database, so it can be run alone."""
+    """Uses only the database, so it can be run on its own."""
     return or_warning(lambda: _emails_not_shared(store, days_of(context.run)))
 
 
@@ -159,7 +159,7 @@ def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
         shared.update(store.identities.shared_emails(day))
     by_email = store.options.identify_by_email
     ids = sum(map(len, shared.values()))
-    most = sorted(shared.items(), key=lambda item: (-len(item[1]), item[0]))[:NAMED]
+    most = sorted(shared.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_LISTED]
     rows = [dg.TableRecord({"email": mask(email), "ids": len(of), "some of them": _masked(of)}) for email, of in most]
     what = "1 email is" if len(shared) == 1 else f"{len(shared):,} emails are"
     return dg.AssetCheckResult(

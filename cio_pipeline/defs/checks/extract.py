@@ -1,4 +1,4 @@
-"""The checks of `posthog_events`: what PostHog gave is what it has, is as much as usual, and still has its attributes."""
+"""The checks of `posthog_events`: it has what PostHog counted, about as many events as usual, and still attributes."""
 
 from collections.abc import Mapping
 from datetime import date, timedelta
@@ -9,16 +9,16 @@ import dagster as dg
 from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.extraction import Extracted
+from cio_pipeline.extraction import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
 EVENTS = key("posthog_events")
 
 USUAL_WEEKS = 8
-"""A day is compared with the same weekday of so many weeks before it."""
+"""With how many weeks before it a day is compared, by the same weekday."""
 
 FAR_BELOW, FAR_ABOVE = 0.5, 5
-"""The check warns of fewer events than this share of the usual number, and of more than so many times of it."""
+"""The check warns of fewer events than the first, and of more than the second, times the usual number."""
 
 MANY = 100
 """Fewer events than this are never too many."""
@@ -45,10 +45,10 @@ SPECS = [
 ]
 
 
-def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> dg.AssetCheckResult:
-    """The check of this name, of the days that were just read; `counted`: PostHog's counts, of the days that have one."""
-    short = [day for day, count in counted.items() if kept[day].read < count]
-    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].read:,}" for day in short)
+def counts_agree(kept: Mapping[str, ExtractionCounts], counted: Mapping[str, int]) -> dg.AssetCheckResult:
+    """The check of this name, for the days that were just read. counted: PostHog's counts, for the days that have one."""
+    short = [day for day, count in counted.items() if kept[day].rows_read < count]
+    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].rows_read:,}" for day in short)
     return dg.AssetCheckResult(
         check_name="counts_agree_with_posthog",
         passed=not short,
@@ -59,8 +59,8 @@ def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> d
         else None,
         metadata={
             "events counted by PostHog": sum(counted.values()),
-            "events read": sum(one.read for one in kept.values()),
-            "events kept": sum(one.rows for one in kept.values()),
+            "events read": sum(one.rows_read for one in kept.values()),
+            "events kept": sum(one.rows_written for one in kept.values()),
             "duplicates": sum(one.duplicates.total() for one in kept.values()),
             "days short of events": len(short),
             "days without a count": len(kept) - len(counted),
@@ -68,12 +68,13 @@ def counts_agree(kept: Mapping[str, Extracted], counted: Mapping[str, int]) -> d
     )
 
 
-def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
-    """The check of this name, of the days that were just read.
+def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResult:
+    """The check of this name, for the days that were just read.
 
-    A young day may well have but `$identify` events that set nothing; that an old one has is a sign that they are dropped.
+    A recent day may have only `$identify` events that set nothing; if an old one does, PostHog has probably dropped its
+    attributes.
     """
-    bare = [day for day, one in kept.items() if one.is_old and one.identity_events and not one.gives]
+    bare = [day for day, one in kept.items() if one.may_lack_set and one.identity_events and not one.has_attributes]
     return dg.AssetCheckResult(
         check_name="attributes_given",
         passed=not bare,
@@ -82,7 +83,7 @@ def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
         metadata={
             "days without attributes": len(bare),
             "$identify and $set events": sum(one.identity_events for one in kept.values()),
-            "events that have lost their $set": sum(one.without for one in kept.values()),
+            "events that have lost their $set": sum(one.lacked_person for one in kept.values()),
         },
     )
 
@@ -93,7 +94,7 @@ def attributes_given(kept: Mapping[str, Extracted]) -> dg.AssetCheckResult:
     f" {USUAL_WEEKS} weeks before. {WHICH_DAYS}",
 )
 def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
-    """Goes by the tables, so it can be run alone."""
+    """Uses only the tables, so it can be run on its own."""
     return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of(context.run)))
 
 
@@ -121,13 +122,13 @@ def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckRe
 
 
 def is_unusual(events: int, usual: float) -> bool:
-    """Whether a day with so many events has none, or is far from the usual number (0 where none is known)."""
+    """Whether a day with this many events has none, or is far from the usual number (0 if that is unknown)."""
     is_far_above = bool(usual) and events > usual * FAR_ABOVE and events >= MANY
     return not events or events < usual * FAR_BELOW or is_far_above
 
 
 def usual_events(tables: Tables, day: str) -> float:
-    """How many events the weekday usually has: the median of the weeks before that were extracted; 0 where none was."""
+    """How many events the weekday usually has: the median of the extracted weeks before; 0 if there are none."""
     before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
     versions = [tables.find_version("posthog_events", one) for one in before]
     rows = [version.rows for version in versions if version is not None]

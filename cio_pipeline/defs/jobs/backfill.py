@@ -1,7 +1,7 @@
-"""The job `customerio_backfill`, and how it and the command line run a range of days: some days a run, in one process.
+"""The job `customerio_backfill`, and how it and the command line run a range of days: several days per run, in one process.
 
-So a run costs about a second, not the ten that Dagster takes to queue and start one; a range is not bound to the 90 days of the
-UI's dialog; and a day that fails stops none of the others.
+So a run costs about a second, instead of the ten that Dagster takes to queue and start one; the range is not limited to the 90
+days of the UI's dialog; and a day that fails does not stop the others.
 """
 
 import logging
@@ -19,17 +19,17 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.deliver import DeliveryConfig, customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import EVENTS, identities, identity_history
-from cio_pipeline.defs.failures import IN_A_ROW, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
+from cio_pipeline.defs.failures import MAX_FAILURES, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, SETTINGS, days_asked_for, days_tag
-from cio_pipeline.errors import PipelineError
+from cio_pipeline.errors import PipelineError, causes
 
 logger = logging.getLogger(__name__)
 
 AFTER_EXTRACTION = [identity_history.key, identities.key, *customers_events_rejects.keys, *customerio_delivery.keys]
 
 STARTED_BY = "cio_pipeline/started_by"
-"""The tag of a backfill's runs that names the run of `customerio_backfill` they are part of."""
+"""The tag that names the run of `customerio_backfill` that started a run."""
 
 SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Run config without Dagster's own console, which prints each of its events."""
@@ -38,15 +38,15 @@ Assets = Sequence[dg.AssetKey] | None
 """The assets of a run; None: all of `customerio_sync`."""
 
 RunDays = Callable[[str, list[str], Assets], None]
-"""Runs some days: the run's id, its days and assets. Raises what the run fails of."""
+"""Runs some days, given the run's id, its days and assets. Raises the error that the run fails with."""
 
 
 def run_range(instance: dg.DagsterInstance, days: list[str], run_days: RunDays, days_per_run: int) -> None:
-    """Runs the days, oldest first, `days_per_run` a run. Where days of a run fail, its others are run without them.
+    """Runs the days, oldest first, `days_per_run` per run. If days of a run fail, the others are run without them.
 
-    Raises `DaysFailed` at the end, which names the days that failed, or when `IN_A_ROW` have failed in a row. Raises at once
-    what other days would fail of, too: a setting or key, what stops a delivery before its first request (bounds, earlier days),
-    a full disk. Of a single day it raises what that failed of.
+    Raises `DaysFailed`, which names the days that failed, at the end, or when `MAX_FAILURES` have failed in a row. An error
+    that would stop other days, too, is raised at once: a setting or key, whatever stops a delivery before its first request
+    (limits, earlier days), a full disk. The error of a single day is raised as it is.
     """
     backfill = _Backfill(instance, days, run_days)
     for start in range(0, len(days), days_per_run):
@@ -57,7 +57,7 @@ def run_range(instance: dg.DagsterInstance, days: list[str], run_days: RunDays, 
 
 @dataclass
 class _Backfill:
-    """A range of days, and which of them have failed so far and why."""
+    """A range of days, and which of them have failed so far, and why."""
 
     instance: dg.DagsterInstance
     days: list[str]
@@ -66,19 +66,19 @@ class _Backfill:
     reasons: list[str] = field(default_factory=list)
 
     def run(self, days: list[str], assets: Assets = None) -> None:
-        """Runs these days in one run. Where it fails, runs those once more that may go without the others."""
+        """Runs these days in one run. If it fails, runs once more those that can be run without the others."""
         run_id = str(uuid.uuid4())
         try:
             self.run_days(run_id, days, assets)
         except Exception as error:
-            self._refuse_to_go_on(error)
+            self._raise_lasting_error(error)
             extracted = days if assets else self._extracted(run_id)
             missing = [day for day in days if day not in extracted]
             if len(days) == 1:
                 self._note(days, error)
             elif extracted and missing:
                 self._note(missing, error)
-                for some in self._uninterrupted(extracted):
+                for some in self._consecutive(extracted):
                     self.run(some, AFTER_EXTRACTION)
             else:
                 for day in days:
@@ -87,12 +87,12 @@ class _Backfill:
     def failure(self) -> DaysFailed:
         """Which days have failed, and why."""
         of = f"{len(self.failed)} of {len(self.days)} days failed ({', '.join(self.failed)})"
-        return DaysFailed(f"{of}; run them again when the cause is mended. {' '.join(self.reasons)}")
+        return DaysFailed(f"{of}; run them again once the cause is fixed. {' '.join(self.reasons)}")
 
-    def _refuse_to_go_on(self, error: Exception) -> None:
-        """Raises where the days to come would fail of the same, or there are none."""
+    def _raise_lasting_error(self, error: Exception) -> None:
+        """Raises the error where it would stop the other days, too, or where there are none."""
         ours = _ours(error)
-        is_the_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_the_machines, _causes(error)))
+        is_the_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_the_machines, causes(error)))
         if len(self.days) > 1 and is_the_days and not isinstance(error, RunNotStarted):
             return
         if not self.failed:
@@ -100,8 +100,8 @@ class _Backfill:
         self.reasons.append(f"Then the backfill stopped: {ours or type(error).__name__}")
         raise self.failure() from error
 
-    def _uninterrupted(self, days: list[str]) -> list[list[str]]:
-        """The days in lists of such as follow each other."""
+    def _consecutive(self, days: list[str]) -> list[list[str]]:
+        """The days in lists of consecutive ones."""
         numbered = groupby(enumerate(days), lambda one: self.days.index(one[1]) - one[0])
         return [[day for _, day in some] for _, some in numbered]
 
@@ -115,21 +115,14 @@ class _Backfill:
         self.reasons.append(f"{days[0]}: {_ours(error) or type(error).__name__}" if len(days) == 1 else str(_ours(error)))
         logger.warning("%s", self.reasons[-1])
         last = self.days.index(days[-1])
-        if last + 1 >= IN_A_ROW and set(self.days[last + 1 - IN_A_ROW : last + 1]) <= set(self.failed):
+        if last + 1 >= MAX_FAILURES and set(self.days[last + 1 - MAX_FAILURES : last + 1]) <= set(self.failed):
             self.reasons.append(f"After so many in a row the days from {days[-1]} on were not run.")
             raise self.failure() from error
 
 
-def _causes(error: BaseException) -> list[BaseException]:
-    causes = [error]
-    while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and cause not in causes:
-        causes.append(cause)
-    return causes
-
-
 def _ours(error: BaseException) -> PipelineError | None:
-    """The error of ours that a run has failed of; its message may be shown."""
-    return next((cause for cause in _causes(error) if isinstance(cause, PipelineError)), None)
+    """Our own error among the causes, whose message may be shown."""
+    return next((cause for cause in causes(error) if isinstance(cause, PipelineError)), None)
 
 
 def _is_the_machines(error: BaseException) -> bool:
@@ -137,41 +130,42 @@ def _is_the_machines(error: BaseException) -> bool:
 
 
 class BackfillConfig(DeliveryConfig):
-    """The days, and how their runs shall differ from usual ones."""
+    """The days, and the options of their deliveries."""
 
     first: str = Field(default="YYYY-MM-DD", alias="from", description="The first day.")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
 
 
 def run_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The run config of `customerio_sync`, of what was chosen of a `DeliveryConfig`, without Dagster's own console."""
+    """The run config of `customerio_sync` for these options of `DeliveryConfig`, without Dagster's own console."""
     given = {name: value for name, value in chosen.items() if value is not None}
     delivery = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": given}}}}
     return {**SILENT, "ops": delivery}
 
 
 def run_tags(days: list[str], of: list[str]) -> dict[str, str]:
-    """The tags of a run of these days, out of all that were asked for. Dagster does not retry it: who started it goes on."""
+    """The tags of a run of these days, out of all days of the backfill, which itself goes on, so that Dagster does not retry
+    it."""
     return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(of)), MAX_RETRIES: "0"}
 
 
 @dg.op(out=dg.Out(dg.Nothing), required_resource_keys={"store"})
 @with_readable_failures
 def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
-    """Runs the days in this process, some a run: the list of runs has each of these runs, and the assets have its days."""
+    """Runs the days in this process, several per run. Each run is in the list of runs, and its days are on the assets."""
     from cio_pipeline.definitions import defs  # which loads this module
 
-    keys = days_asked_for(config.first, config.last)
-    context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: keys[0], RANGE_END: keys[-1]}))
+    days = days_asked_for(config.first, config.last)
+    context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: days[0], RANGE_END: days[-1]}))
     job = defs.resolve_job_def(customerio_sync.name)
     chosen = config.model_dump(exclude={"first", "last"})
 
     def run(run_id: str, some: list[str], assets: Assets) -> None:
-        tags = {**run_tags(some, keys), STARTED_BY: context.run_id}
+        tags = {**run_tags(some, days), STARTED_BY: context.run_id}
         job.execute_in_process(run_config(chosen), context.instance, run_id=run_id, tags=tags, asset_selection=assets)
 
-    run_range(context.instance, keys, run, SETTINGS.days_per_run)
-    logger.info("%s to %s: %d days are delivered.", keys[0], keys[-1], len(keys))
+    run_range(context.instance, days, run, SETTINGS.days_per_run)
+    logger.info("%s to %s: %d days are delivered.", days[0], days[-1], len(days))
 
 
 @dg.job(
@@ -180,5 +174,6 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
     tags={"dagster/max_runtime": "0"},
 )
 def customerio_backfill() -> None:
-    """Takes any range of days from PostHog to Customer.io. Launchpad: from, to. The dialog of partitions shows 90 days only."""
+    """Delivers any range of days from PostHog to Customer.io. Launchpad: from, to. The dialog of partitions shows only 90
+    days."""
     run_days()

@@ -34,7 +34,7 @@ customerio_checks = dg.define_asset_job(
     " was ever delivered. It reads and sends nothing.",
 )
 def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Evaluates the checks at CIO_DELIVERED_BY, also where no run was started."""
+    """Evaluates the checks at CIO_DELIVERED_BY, even if no run was started."""
     if not anything_delivered(context.instance):
         return dg.SkipReason("Nothing was ever delivered: there is nothing to check.")
     return dg.RunRequest()

@@ -1,4 +1,4 @@
-"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files; nothing stored changes."""
+"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files, and changes nothing stored."""
 
 import logging
 from collections import Counter
@@ -11,17 +11,19 @@ from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
-from cio_pipeline.defs.assets.before_delivery import (
+from cio_pipeline.defs.assets.deliver import DeliveryConfig
+from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
+from cio_pipeline.defs.delivery.delivery import events_held, suppressed, tables_to_send
+from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
+from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
     is_backfill,
     refuse_days_before_ledger,
     refuse_missing_days,
     shards,
 )
-from cio_pipeline.defs.assets.deliver import DeliveryConfig, events_held, suppressed, tables_to_send
-from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
-from cio_pipeline.defs.assets.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
@@ -48,7 +50,7 @@ dry_run = dg.AssetSpec(
 
 
 class DryRunConfig(DeliveryConfig):
-    """The days, and how the run shall differ from a usual one."""
+    """The days, and the options of a delivery."""
 
     first: str = Field(default="yesterday", alias="from", description="The first day, YYYY-MM-DD, or yesterday (UTC).")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
@@ -60,41 +62,41 @@ def preview_delivery(
     context: dg.OpExecutionContext, config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store
 ) -> None:
     """Reads the days from PostHog, derives them, and reports what would be sent: in the log and on the page of `dry_run`."""
-    keys = days_asked_for(config.first, config.last)
-    with store.overlay(keys[0]) as overlay:
-        options = _read(keys, config, posthog, customerio, overlay)
+    days = days_asked_for(config.first, config.last)
+    with store.overlay(days[0]) as overlay:
+        options = _read(days, config, posthog, customerio, overlay)
         report = DryRunReport(
-            list(_days_previewed(keys, config, overlay, options)), store.refused_share, options.suppressed.names
+            list(_days_previewed(days, config, overlay, options)), store.refused_share, options.suppressed.names
         )
         is_ledger_stale = ledger_is_stale(store, context.instance)
-        report.stops = list(_stops(keys, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
+        report.stops = list(_stops(days, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
         lists = (store.options.event_allowlist, store.options.exclude_attributes)
-        report.unmatched = list(unmatched(overlay.tables, keys, *lists))
+        report.unmatched = list(unmatched(overlay.tables, days, *lists))
     context.log_event(dg.AssetObservation(dry_run.key, metadata=report.metadata()))
     for line in report.lines():
         logger.info("%s", line)
 
 
-def _read(keys: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
-    """Reads and learns the days, and the history if that was never read; gives the options of the delivery."""
+def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
+    """Reads and learns the days, and the history if that was never read. Returns the options of the delivery."""
     if not history_is_known(store):
         logger.info("identity_history was never read: it is read for this dry run only. Materialize it to keep it.")
         read_history(posthog, store)
-    for day in keys:
+    for day in days:
         read_day(day, posthog, store)
         learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
-    return config.options(suppressed(customerio, store), store.options.allow_consent)
+    return config.options(suppressed(customerio, store.identities), store.options.allow_consent)
 
 
-def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
+def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
     """Derives each day, and reports what would be sent of it."""
     new_customers: set[str] = set()
-    for day in keys:
+    for day in days:
         account = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.held_from)
             delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
-            delivery.counts[HELD] += events_held(store, tables, day, options)
+            delivery.counts[HELD] += events_held(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))
@@ -102,20 +104,20 @@ def _days_previewed(keys: list[str], config: DryRunConfig, store: Store, options
 
 
 def _stops(
-    keys: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
+    days: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
-    """What would stop a run before its first request. The limits hold for each run, which has a few of the days."""
+    """What would stop a run before its first request. The limits apply to each run, which has some of the days."""
     for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
         try:
-            refuse(store, keys)
+            refuse(store, days)
         except NotDelivered as error:
             yield str(error)
     for start in range(0, len(previewed), SETTINGS.days_per_run):
         run = previewed[start : start + SETTINGS.days_per_run]
-        limits = config.run_limits(store, is_backfill=is_backfill({}, keys), is_ledger_stale=is_ledger_stale)
+        limits = config.run_limits(store, is_backfill=is_backfill({}, days), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
-            limits.refuse_beyond(counts["new customers"], counts["events that can trigger campaigns"])
+            limits.refuse_beyond(counts[NEW_CUSTOMERS], counts[CAMPAIGN_EVENTS])
         except NotDelivered as error:
             prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
             yield f"{days_text([day.day for day in run])}: {prefix}{error}"

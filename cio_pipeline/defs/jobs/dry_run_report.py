@@ -8,25 +8,24 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.delivery import Report
-from cio_pipeline.customerio.sender import ONLY_PERSONLESS
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.tables import Row, lines, table
 
 NOTHING_SENT = "Nothing was sent."
 DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
 REFUSED_BEFORE = "refused by Customer.io before"
-CAMPAIGNS = "events under 72 hours"
 ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
 
 ALWAYS = {
     "events to send": "events to send",
-    "new customers": "new customers",
-    "events that can trigger campaigns": CAMPAIGNS,
+    NEW_CUSTOMERS: NEW_CUSTOMERS,
+    CAMPAIGN_EVENTS: CAMPAIGN_EVENTS,
     "changed customers": "customers changed",
     "events delivered before": "events delivered before",
     "customers with nothing new": "customers with nothing new",
 }
-"""The counts of a preview that the table of days always has, and their names there."""
+"""The counts of a preview that the table of days always shows, and their names there."""
 
 WHERE_ANY = (
     REFUSED_BEFORE,
@@ -44,8 +43,8 @@ WHERE_ANY = (
 class DayReport:
     """One day of a dry run.
 
-    account: what becomes of its events; delivery: what would be sent (a new customer counts on the first day that has them);
-    rejects: how often the rules refuse or leave out something, by what it is and the reason.
+    account: what becomes of its events; delivery: what would be sent, where a new customer counts on their first day only;
+    rejects: what the rules refuse or leave out, counted by what it is and the reason.
     """
 
     day: str
@@ -55,16 +54,16 @@ class DayReport:
 
     @property
     def events(self) -> int:
-        """How many events PostHog has of it."""
+        """How many events the day has in PostHog."""
         return self.account.outcomes.total()
 
     @property
     def refused(self) -> int:
-        """How many of its events the rules refuse."""
+        """How many of these the rules refuse."""
         return self.account.refused
 
     def counts(self) -> Counter[str]:
-        """Its row of the table of days."""
+        """The day's row in the table of days."""
         counts = self.delivery.counts
         return Counter(
             {
@@ -95,13 +94,13 @@ class DryRunReport:
 
     def total(self) -> Counter[str]:
         """The sums of all days. A new customer counts once, a changed one on each day that changes them."""
-        found = Counter[str]()
+        total = Counter[str]()
         for day in self.days:
-            found.update(day.counts())
-        return found
+            total.update(day.counts())
+        return total
 
     def by_day(self) -> list[Row]:
-        """A row for each day and one for all; of a single day, a row for each count."""
+        """A row for each day and one for their sum; for a single day, a row for each count."""
         total = self.total()
         names = [name for name, count in total.items() if count or name not in WHERE_ANY]
         if len(self.days) == 1:
@@ -110,7 +109,7 @@ class DryRunReport:
         return [{"day": day, **{name: of_day[name] for name in names}} for day, of_day in counts.items()]
 
     def events_by_name(self) -> list[Row]:
-        """How many events would be sent of each (masked) name."""
+        """How many events would be sent, by masked name."""
         names = sum((day.delivery.event_names for day in self.days), Counter[str]())
         return [{"events to send": count, "event": name} for name, count in names.most_common()]
 
@@ -124,16 +123,16 @@ class DryRunReport:
         return [{"day": day.day, "what would be sent, masked": line} for day in self.days for line in day.delivery.sample]
 
     def beyond(self) -> list[DayReport]:
-        """The days of which the rules refuse more than CIO_REFUSED_SHARE."""
+        """The days with more refused by the rules than CIO_REFUSED_SHARE allows."""
         return [day for day in self.days if day.refused > self.refused_share * day.events]
 
     def metadata(self) -> dict[str, str | int | dg.MetadataValue]:
-        """As metadata of an observation."""
+        """The report as metadata of an observation."""
         total = self.total()
         return {
             "result": NOTHING_SENT,
             "days": days_text([day.day for day in self.days]),
-            **{name: total[name] for name in ("new customers", CAMPAIGNS, "events to send", "customers changed")},
+            **{name: total[name] for name in (NEW_CUSTOMERS, CAMPAIGN_EVENTS, "events to send", "customers changed")},
             "what would stop the run": " ".join(self.stops) or "nothing",
             DAYS_BEYOND: len(self.beyond()),
             "by day": table(self.by_day()),
@@ -145,9 +144,9 @@ class DryRunReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """For the log and the terminal."""
+        """The report as lines, for the log and the terminal."""
         yield f"What a run of {days_text([day.day for day in self.days])} would send:"
-        for title, rows, most in (
+        for title, rows, limit in (
             ("", self.by_day(), None),
             ("Events by name:", self.events_by_name(), ROWS_SHOWN),
             ("Refused or left out by the rules:", self.rejects(), ROWS_SHOWN),
@@ -155,7 +154,7 @@ class DryRunReport:
         ):
             if title and rows:
                 yield title
-            yield from (f"  {line}" for line in lines(rows, most))
+            yield from (f"  {line}" for line in lines(rows, limit))
         if self.suppressed:
             yield f"The suppression list names {self.suppressed:,} people."
         yield from self.unmatched

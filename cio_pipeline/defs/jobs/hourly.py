@@ -1,13 +1,12 @@
 """The job `customerio_hourly`: delivers what today, which is not over, has so far (R22), and the schedule that runs it.
 
-It works on temporary tables and identities over the stored ones, as a dry run does, and keeps what Customer.io has acknowledged
-in the ledger, and nothing else. So no partition, table or fact is there of half a day, and the nightly run does the day as if
-there had been no hourly one, but for what is delivered already. It leaves an observation: a materialization would show the day
-as complete, and a partition of today would be asked for by backfills.
+Like a dry run, it works on temporary tables and identities on top of the stored ones. It stores only what Customer.io has
+acknowledged, in the ledger. So there is no partition, table or fact of half a day, and the nightly run does the day as if there
+had been no hourly run, but does not send again what is delivered. It leaves an observation, since a materialization would show
+the day as complete, and backfills would ask for a partition of today.
 """
 
 import logging
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,14 +16,12 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.defs.assets import ledger_checkpoint
-from cio_pipeline.defs.assets.before_delivery import RunLimitsConfig, refuse_missing_days, refuse_too_much, shards
-from cio_pipeline.defs.assets.deliver import DeliveryConfig, receipt_of, suppressed
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.delivery.delivery import prepared, receipt_of
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, refuse_missing_days
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
-from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
+from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import SETTINGS, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -39,14 +36,14 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 SETTLED = timedelta(minutes=5)
-"""Younger events are left to the next run: PostHog takes in those of the same minutes in any order, and an email that comes
-after events of its person would leave these with another customer (R22)."""
+"""Younger events are left to the next run, as PostHog receives those of the same minutes in any order, and an email that
+arrives after events of its person would leave these with another customer (R22)."""
 
 DAYS, SKIPPED = "days", "skipped"
-"""The tags that show in the runs list of what a run is, and why it has sent nothing."""
+"""The tags that show, in the list of runs, what a run is of, and why it has sent nothing."""
 
 LONGEST_SECONDS = 6 * 3600
-"""So long a run may take. The schedule starts no other meanwhile, nor while Dagster waits for a run whose machine is gone."""
+"""How long a run may take. Meanwhile the schedule starts no other, nor while Dagster waits for a run whose machine is gone."""
 
 QUERIES_AN_HOUR = 2400
 """What PostHog allows a project (posthog.com/docs/api)."""
@@ -61,7 +58,7 @@ UNFINISHED = [
 
 
 class NotNow(PipelineError):
-    """A run leaves what there is to another one, which is no failure; the message says why."""
+    """A run leaves its work to another one, which is not a failure; the message says why."""
 
 
 def now() -> datetime:
@@ -71,7 +68,7 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class SoFar:
-    """What an open day has until a moment. reading: what it took to read; waiting: the events that wait for the whole day."""
+    """What an open day has until a moment. reading: what it took to read; waiting: how many events wait for the whole day."""
 
     until: datetime
     account: Account
@@ -102,7 +99,7 @@ def deliver_so_far(
 
 
 def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
-    """Raises `NotNow` where the day has but begun, what comes before it is not known yet, or another run delivers."""
+    """Raises `NotNow` where the day has only just begun, what comes before it is not known yet, or another run delivers."""
     if began - SETTLED <= window(day)[0]:
         raise NotNow(f"{day} has only begun: nothing was sent.")
     if not history_is_known(store):
@@ -138,7 +135,7 @@ def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> 
 
 
 def _waiting(day: str, account: Account, today: Store) -> int:
-    """How many events more would be sent if the day had ended now (R22)."""
+    """How many more events would be sent if the day had ended now (R22)."""
     if not (today.options.identify_by_email or today.options.stitches):
         return 0
     with temporary_folder() as folder:
@@ -156,28 +153,21 @@ def deliver_part(
     today: Store,
     instance: dg.DagsterInstance,
 ) -> dict[str, dg.MetadataValue | int | str]:
-    """Sends what `today` holds of the day, and gives what to tell of it.
+    """Sends what `today` has of the day. Returns the metadata of its observation.
 
-    New customers of the day's earlier runs count for the bound, or many small runs would pass it. Raises `NotNow` where the day
-    is over and was extracted as a whole meanwhile: what that has sent is newer.
+    New customers of the day's earlier runs count for the limit, or many small runs would exceed it. Raises `NotNow` where the
+    day is over and has been extracted as a whole in the meantime, as what that has sent is newer.
     """
-    started, before = time.monotonic(), customerio.traffic()
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
-        is_ledger_stale = ledger_checkpoint.ledger_is_stale(store, instance)
-        limits = config.run_limits(store, is_backfill=False, is_ledger_stale=is_ledger_stale)
-        limits = replace(limits, made_before=store.ledger.totals(day).new_customers)
-        options = DeliveryConfig().options(suppressed(customerio, today), store.options.allow_consent)
-        refuse_too_much(store, {day: today.tables}, options, limits, is_ledger_stale=is_ledger_stale)
-        events = today.tables.version("events", day).rows
-        sent = deliver(day, shards(today.tables, day), store.ledger, customerio.client, options, events)
-        if not is_ledger_stale or config.max_campaign_events is not None:
-            ledger_checkpoint.save(store)
-    run = run_counts(sent.counts, customerio.traffic() - before, time.monotonic() - started)
-    logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(run))
+        made = store.ledger.totals(day).new_customers
+        delivery = prepared(config, store, customerio, instance, is_backfill=False, people=today.identities, made_before=made)
+        delivery.check_limits({day: today.tables})
+        report, counts = delivery.deliver(day, today.tables)
+    logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(counts))
     logger.info("%s events wait for the whole day (R22).", f"{so_far.waiting:,}")
-    return _observation(so_far, dict(receipt_of(today, day, run, sent.sample)))
+    return _observation(so_far, dict(receipt_of(today, day, counts, report.sample)))
 
 
 def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> dict[str, dg.MetadataValue | int | str]:
@@ -201,7 +191,7 @@ def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> d
     executor_def=dg.in_process_executor,
 )
 def customerio_hourly() -> None:
-    """Delivers what today has so far; the nightly run delivers the whole. It stores no table and completes no partition."""
+    """Delivers what today has so far; the nightly run delivers the rest. It stores no table and completes no partition."""
     deliver_so_far()
 
 
@@ -215,7 +205,7 @@ def customerio_hourly() -> None:
     " each 40,000 events.",
 )
 def customerio_hourly_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Starts a run, unless one is not finished."""
+    """Starts a run, unless another is not finished."""
     unfinished = context.instance.get_runs(dg.RunsFilter(job_name=customerio_hourly.name, statuses=UNFINISHED), limit=1)
     if unfinished:
         return dg.SkipReason(f"The run {unfinished[0].run_id} of customerio_hourly is not finished: no other is started.")

@@ -7,7 +7,7 @@ import dagster as dg
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, SETTINGS, daily_at, days
+from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, SETTINGS, daily_at, daily_partitions
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
@@ -30,11 +30,11 @@ DESCRIPTION = (
     description=DESCRIPTION,
 )
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """By the time of the tick, which *Preview tick result* lets one choose: of days to come nothing is asked for."""
+    """Goes by the time of the tick, which can be chosen with *Preview tick result*. Future days are not requested."""
     if context.scheduled_execution_time > datetime.now(UTC):
         return dg.SkipReason("This tick lies in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
-        keys = days.get_partition_keys()[-1 - LATE_DAYS :]
+        keys = daily_partitions.get_partition_keys()[-1 - LATE_DAYS :]
     if not keys:
         return dg.SkipReason("There is no partition yet: CIO_START_DATE is not over.")
     return dg.RunRequest(run_key=keys[-1], tags={RANGE_START: keys[0], RANGE_END: keys[-1]})

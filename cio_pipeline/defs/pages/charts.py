@@ -1,6 +1,6 @@
 """What became of the events of a day, and of the days before it, as small charts for light and dark pages.
 
-They are SVG within Markdown, and short: Dagster's UI shows no more than `MAX_MARKDOWN` characters.
+They are SVG in Markdown, and short, as Dagster's UI shows no more than `MAX_MARKDOWN` characters.
 """
 
 from collections.abc import Sequence
@@ -13,13 +13,13 @@ MAX_MARKDOWN = 999
 
 DAYS_SHOWN = 14
 WIDTH, HEIGHT, STEP = 340, 99, 24
-"""Pixels. A wider picture would be cut off on the page of the asset in a window of 1,400."""
+"""In pixels. A wider picture would be cut off on the asset's page in a window of 1,400."""
 
-LEAST = 2
-"""Pixels of a part that has any event, so that a single refused one is seen."""
+MIN_HEIGHT = 2
+"""The minimum height, in pixels, of a part that has any event, so that a single refused one is visible."""
 
 GREY = "#787878"
-"""The texts': on white and on Dagster's dark page the contrast is 4.3 or more to 1."""
+"""For texts: the contrast on white and on Dagster's dark page is at least 4.3 to 1."""
 
 COLOURS = {"sent": "#2a6", "not_sent": "#da2", "filtered": "#89b", "refused": "#d45"}
 WORDS = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refused": "refused"}
@@ -27,8 +27,8 @@ WORDS = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refuse
 
 @dataclass(frozen=True)
 class DayEvents:
-    """What became of a day's events: sent, not sent (held, beyond a limit or suppressed), filtered, and refused by the rules
-    or by Customer.io."""
+    """What became of a day's events: sent, not sent (held back, beyond a limit or suppressed), filtered, and refused by the
+    rules or by Customer.io."""
 
     day: str
     sent: int = 0
@@ -43,12 +43,12 @@ class DayEvents:
 
     @property
     def total(self) -> int:
-        """All of them."""
+        """Their sum."""
         return sum(self.parts.values())
 
 
 def day_chart(day: DayEvents) -> str:
-    """A day as one bar, with its numbers below: Markdown."""
+    """The day as one bar, with its numbers below, as Markdown."""
     edges = [round(WIDTH * count / (day.total or 1)) for count in accumulate(day.parts.values(), initial=0)]
     bar = "".join(
         f"<path stroke='{colour}' d='M{left} 8H{right}'/>"
@@ -64,7 +64,7 @@ def day_chart(day: DayEvents) -> str:
 
 
 def last_days_chart(days: Sequence[DayEvents]) -> str:
-    """Each day as a bar, from old to new, in the colours of `day_chart`: Markdown."""
+    """Each day as a bar, from oldest to newest, in the colours of `day_chart`, as Markdown."""
     most = max(day.total for day in days)
     bars = ""
     for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
@@ -77,11 +77,11 @@ def last_days_chart(days: Sequence[DayEvents]) -> str:
 
 
 def _tops(day: DayEvents, most: int) -> dict[str, int]:
-    """How high each part that has any event reaches, in pixels."""
+    """The height, in pixels, of the top of each part that has any event."""
     tops, below = dict[str, int](), 0
     for name, count in day.parts.items():
         if count:
-            below = tops[name] = below + max(LEAST, round((HEIGHT - 4 * LEAST) * count / most))
+            below = tops[name] = below + max(MIN_HEIGHT, round((HEIGHT - 4 * MIN_HEIGHT) * count / most))
     return tops
 
 

@@ -1,4 +1,4 @@
-"""A few rows of a table for its page in Dagster's UI, with the JSON as it goes out and every value masked."""
+"""A few rows of a table for its page in Dagster's UI, with the JSON as it is sent, but every value masked."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,13 +14,13 @@ from cio_pipeline.masking import mask, printable
 from cio_pipeline.tables.tables import Tables
 
 ROWS, NAMES, DEEP = 5, 12, 3
-"""So many rows of a table are shown, and names of an object; and so deep its objects within objects."""
+"""How many rows of a table are shown, how many names of an object, and how many levels of objects."""
 
 MORE = "…"
 HIDDEN = "***"
 
 AS_IT_IS = ("type", "action", "timestamp", "id")
-"""The members of an operation that are no personal data: `id` is the event's."""
+"""The members of an operation that are not personal data: `id` is the event's."""
 
 CUSTOMERS = ("key", "attributes", "timestamp", "operation")
 EVENTS = ("key", "name", "timestamp", "operation")
@@ -35,7 +35,7 @@ def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
 
 
 def masked_operation(text: str) -> str:
-    """An operation's JSON with the names of what it holds and, of each value, the first character: `"pro"` -> `"p***"`."""
+    """An operation's JSON with all names, and the first character of each value: `"pro"` -> `"p***"`."""
     shown = dict[str, Any]()
     for name, value in read_object(text).items():
         if name == "name":
@@ -48,7 +48,7 @@ def masked_operation(text: str) -> str:
 
 
 def masked(value: Any, deep: int = 0) -> Any:
-    """A JSON value, masked: names and structure as they are, texts and numbers cut to their first character."""
+    """A JSON value, masked: names and structure stay, texts and numbers are cut to their first character."""
     if value is None or isinstance(value, bool):
         return value
     if deep == DEEP and isinstance(value, dict | list):
@@ -104,7 +104,7 @@ def _time(row: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    """With spaces, at which a page breaks the line."""
+    """JSON with spaces, at which a page can break the line."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -114,4 +114,4 @@ SHOWN: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "rejects": (REJECTS, _reject),
     "posthog_events": (POSTHOG_EVENTS, _posthog_event),
 }
-"""The columns that are read of each table, and what is shown of a row."""
+"""The columns that are read of each table, and the function that turns a row into what is shown."""

@@ -31,7 +31,8 @@ MEANING = {
     SAMPLE: "Some of what this run sent, masked.",
     CONNECTED: "Where the events come from and where they go.",
 }
-"""A receipt's entries, always the same. The numbers are the day's, so that a run that sends nothing changes none of them."""
+"""A receipt's entries, which are always the same. The numbers are the day's, so a run that sends nothing does not change
+them."""
 
 TYPES = {name: "int" if name in (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS) else "string" for name in MEANING}
 
@@ -46,14 +47,14 @@ ALWAYS = (
 )
 HELD = "events held as too recent"
 WHERE_ANY = (HELD, "customers beyond the limit", "events beyond the limit", "customers suppressed", "events suppressed")
-"""What was left out on purpose; shown only where it is not 0."""
+"""What was left out on purpose; shown only if it is not 0."""
 
 IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
 WORDS = {"refused": "refused by Customer.io"}
 
 
 def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> dict[str, int | float]:
-    """What a run did of a day, by name: the usual counts first, then all others that are not 0, then what it took."""
+    """What a run did of a day, by name: first the usual counts, then all others that are not 0, then what it took."""
     refused = sum(count for name, count in counts.items() if name.startswith("refused"))
     usual = {**{name: counts[name] for name in ALWAYS}, "refused": refused}
     others = {name: count for name, count in counts.items() if count and name not in usual}
@@ -64,7 +65,8 @@ def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> d
 def receipt(
     totals: DayTotals, run: Mapping[str, int | float], sample: list[str], days: list[DayEvents], connected: str
 ) -> dict[str, dg.MetadataValue | int]:
-    """The receipt as Dagster shows it, by `MEANING`. The last of the `days` is its own; `connected` is Markdown."""
+    """The receipt as Dagster shows it, with the entries of `MEANING`. The last of the `days` is the day itself; `connected` is
+    Markdown."""
     shown = {WORDS.get(name, name): size(int(value)) if name == "bytes" else value for name, value in run.items()}
     return {
         NEW_CUSTOMERS: totals.new_customers,
@@ -81,7 +83,7 @@ def receipt(
 
 
 def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
-    """What has become of the events of the day, whose totals are given, and of the days before it."""
+    """What became of the events of the day, with these totals, and of the days before it."""
     shown = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(DAYS_SHOWN - 1, -1, -1)]
     delivered = {**store.ledger.events_delivered(shown[:-1]), day: totals.events}
     refused = {**store.ledger.events_refused(shown[:-1]), day: totals.refused_events}
@@ -89,7 +91,7 @@ def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
 
 
 def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEvents:
-    """What has become of a day's events, of which so many were delivered, and refused by Customer.io.
+    """What became of a day's events, of which this many were delivered, and refused by Customer.io.
 
     The ledger may have more than the rules would send now: what was sent twice, or under other settings.
     """
@@ -109,12 +111,12 @@ def _account(store: Store, day: str) -> Account:
 
 
 def in_one_line(run: Mapping[str, Any]) -> str:
-    """`3 events sent, 2 customers sent, ...`, of what `run_counts` gives."""
+    """`3 events sent, 2 customers sent, ...`, from what `run_counts` gives."""
     names = [*IN_ONE_LINE, *(name for name in WHERE_ANY if run.get(name))]
     return ", ".join(f"{run.get(name, 0):,} {_singular(WORDS.get(name, name), run.get(name, 0))}" for name in names)
 
 
 def _singular(words: str, count: int | float) -> str:
-    """`1 event sent`, and not `1 events sent`."""
+    """`1 event sent` instead of `1 events sent`."""
     first, _, rest = words.partition(" ")
     return " ".join(filter(None, (first.removesuffix("s") if count == 1 else first, rest)))

@@ -1,4 +1,4 @@
-"""What the pages of the tables say of each column: its type, what it is, whether it is personal, and where it comes from."""
+"""What the pages of the tables say about each column: its type, what it is, whether it is personal, and where it comes from."""
 
 from collections.abc import Mapping
 
@@ -58,7 +58,7 @@ IDENTITY_COLUMNS = {
     "distinct_id": "Who.",
     "identified": "Whether there was an $identify of theirs.",
     "email": "The last valid email that was set.",
-    "email_set": "When, in microseconds since 1970.",
+    "email_set_at": "When, in microseconds since 1970.",
     "anonymous_id": "An anonymous id that was theirs before they were identified (R16).",
 }
 DRY_RUN_COLUMNS = {
@@ -106,16 +106,16 @@ COMES_FROM: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "rejects": {**SAME, **dict.fromkeys(("what", "name", "reason"), ("event", *IDENTIFIED_BY))},
 }
-"""From which columns of `posthog_events` each column of the derived tables is made."""
+"""The columns of `posthog_events` from which each column of the derived tables is made."""
 
 
 def schema(fields: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
-    """The columns of a table on disk as Dagster shows them."""
+    """The columns of a stored table as Dagster shows them."""
     return described(descriptions, {field.name: TYPES.get(str(field.type), str(field.type)) for field in fields})
 
 
 def described(descriptions: Mapping[str, str], types: Mapping[str, str] | None = None) -> dg.TableSchema:
-    """The columns that are described, in their order; personal ones are tagged."""
+    """These columns with their descriptions, in order; personal ones are tagged."""
     types = types or dict.fromkeys(descriptions, "string")
     tags = {name: PERSONAL if name in PERSONAL_COLUMNS else None for name in types}
     return dg.TableSchema([dg.TableColumn(name, kind, descriptions[name], tags=tags[name]) for name, kind in types.items()])

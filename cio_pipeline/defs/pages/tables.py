@@ -1,6 +1,6 @@
 """Tables and numbers for the pages of Dagster's UI, and the same as lines for a terminal.
 
-Dagster's UI shows a table whole; long Markdown it hides behind a link.
+Dagster's UI shows a whole table, but hides long Markdown behind a link.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -10,23 +10,23 @@ import dagster as dg
 Row = Mapping[str, object]
 
 
-def table(rows: Sequence[Row], most: int | None = None) -> dg.TableMetadataValue:
-    """The rows as a table, at most `most` of them, with a last row that says how many are not shown.
+def table(rows: Sequence[Row], limit: int | None = None) -> dg.TableMetadataValue:
+    """The rows as a table; at most `limit` of them, with a last row that says how many are not shown.
 
     The first row names the columns. Without rows the table says `none`.
     """
-    first, shown = rows[0] if rows else {"": "none"}, rows[:most]
+    first, shown = rows[0] if rows else {"": "none"}, rows[:limit]
     records = [{name: _cell(row[name]) for name in first} for row in shown or [first]]
     records += [{name: text if not at else "" for at, name in enumerate(first)} for text in _more(rows, shown)]
     columns = [dg.TableColumn(name, _type(value)) for name, value in first.items()]
     return dg.MetadataValue.table([dg.TableRecord(record) for record in records], dg.TableSchema(columns))
 
 
-def lines(rows: Sequence[Row], most: int | None = None) -> Iterator[str]:
-    """The same as one line per row, in aligned columns; nothing where there are no rows."""
+def lines(rows: Sequence[Row], limit: int | None = None) -> Iterator[str]:
+    """The same as one line per row, in aligned columns; nothing if there are no rows."""
     if not rows:
         return
-    names, shown = list(rows[0]), rows[:most]
+    names, shown = list(rows[0]), rows[:limit]
     cells = [names, *([_text(row[name]) for name in names] for row in shown)]
     widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
     right = [_is_number(rows[0][name]) for name in names]

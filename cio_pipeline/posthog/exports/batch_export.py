@@ -1,8 +1,8 @@
-"""Events out of the files of a PostHog batch export, in a folder or at any fsspec URL.
+"""Events from the files of a PostHog batch export, in a folder or at any fsspec URL.
 
-A day is a day of event time, while a run's files hold what *landed* in its interval: up to seven days after it happened, or up
-to one day before, where a clock is fast. So a day is looked for in the runs from one day before it to `late_days` after it.
-What landed later than that is not seen, nor what PostHog never exports: events more than seven days old when they landed.
+A day is a day of event time, whereas the files of a run have what *landed* in its interval: up to seven days after it happened
+or, if a clock is fast, up to one day before. So a day is read from the runs from one day before it to `late_days` after it.
+What landed later is not found; PostHog itself never exports events that were more than seven days old when they landed.
 """
 
 from __future__ import annotations
@@ -39,30 +39,31 @@ from cio_pipeline.storage_errors import cause
 logger = logging.getLogger(__name__)
 
 EARLY = timedelta(days=1)
-"""PostHog exports no event that is dated further ahead of its landing."""
+"""PostHog exports no event that is dated further ahead of its landing than this."""
 
 NAMES_SHOWN = 5
 
 
 class BatchExportSource:
-    """The `batch_export` source: the files under `url`, for events that landed up to `late_days` days after their day."""
+    """The `batch_export` source: the files under `url`, with events that landed up to `late_days` days after their day."""
 
     def __init__(self, url: str, late_days: int, allowlist: tuple[str, ...], attributes_from: AttributesFrom) -> None:
         self._url, self._late = url, timedelta(days=late_days)
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where the folder cannot be listed, or holds no batch export."""
+        """Raises `NotExtracted` where the folder cannot be listed, or contains no batch export."""
         self._listed()
 
     def events(self, start: datetime, end: datetime) -> Window:
         """The window's events.
 
-        Raises `NotExtracted` where the export is not finished up to the window's end, has nothing of it, or cannot be read.
+        Raises `NotExtracted` where the export is not finished up to the window's end, has nothing from the window, or cannot be
+        read.
         """
-        folder, found = self._listed()
-        near = [_with_counted_files(run, folder) for run in found if run.overlaps(start - EARLY, end + self._late)]
-        far = [run for run in found if not run.overlaps(start - EARLY, end + self._late)]
+        folder, all_runs = self._listed()
+        near = [_with_counted_files(run, folder) for run in all_runs if run.overlaps(start - EARLY, end + self._late)]
+        far = [run for run in all_runs if not run.overlaps(start - EARLY, end + self._late)]
         for gap in gaps(near + far, start, end):
             logger.warning("%s", describe_gap(gap))
         wanted, files = Wanted(start, end, self._allowlist, self._attributes_from), _finished(near)
@@ -70,8 +71,8 @@ class BatchExportSource:
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
         """The end of the newest finished run. Raises `NothingSoFar` where that is not after `start`, as in a daily export."""
-        folder, found = self._listed()
-        near = (_with_counted_files(run, folder) for run in found if run.overlaps(start, moment))
+        folder, all_runs = self._listed()
+        near = (_with_counted_files(run, folder) for run in all_runs if run.overlaps(start, moment))
         reach = max((run.end for run in near if run.finished), default=start)
         if reach <= start:
             raise NothingSoFar(
@@ -81,32 +82,32 @@ class BatchExportSource:
         return min(reach, moment)
 
     def history(self, before: datetime) -> Window:
-        """All `$identify` and `$set` events before that time that were exported."""
-        folder, found = self._listed()
-        early = [_with_counted_files(run, folder) for run in found if run.start < before + self._late]
+        """All exported `$identify` and `$set` events before that time."""
+        folder, all_runs = self._listed()
+        early = [_with_counted_files(run, folder) for run in all_runs if run.start < before + self._late]
         uncovered(early, EPOCH, before)
         wanted = Wanted(EPOCH, before, HISTORY_EVENTS, self._attributes_from)
         tables = _read(_finished(early), folder, wanted)
         return window_of(table.filter(pc.is_in(table["event"], pa.array(HISTORY_EVENTS))) for table in tables)
 
     def _listed(self) -> tuple[Folder, list[Run]]:
-        """The folder, and the runs of the events' export in it."""
+        """The folder, and the runs of the export of events in it."""
         folder = listed(self._url)
-        nameless, found = unnamed(folder.sizes), runs(folder.sizes)
-        if not found:
+        nameless, all_runs = unnamed(folder.sizes), runs(folder.sizes)
+        if not all_runs:
             seen = f" It has {_names(nameless, folder)}." if nameless else ""
             raise NotExtracted(f"CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export, named such as {EXAMPLE}.{seen}")
         if nameless:
             logger.info(
                 "Ignored, because there is no interval in their names, as in %s: %s.", EXAMPLE, _names(nameless, folder)
             )
-        others = of_other_models((path for run in found for path in (*run.files, *run.parts)), folder)
+        others = of_other_models((path for run in all_runs for path in (*run.files, *run.parts)), folder)
         if others and (of_events := runs(set(folder.sizes) - set(others))):
             logger.info(
                 "Ignored, because they are an export of persons or sessions, not of events: %s.", _names(others, folder)
             )
             return folder, of_events
-        return folder, found
+        return folder, all_runs
 
 
 def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
@@ -115,8 +116,8 @@ def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table
 
 
 def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
-    """What stands for the files and what is wanted of them. None where a file may change unseen, or where what is read depends
-    on today (R20)."""
+    """The fingerprint of the files and of what is wanted from them. None where a file may change unnoticed, or where what is
+    read depends on today (R20)."""
     stamps = [(path, folder.stamps.get(path)) for path in files]
     if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(UTC)):
         return None
@@ -124,9 +125,9 @@ def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None
 
 
 def _with_counted_files(run: Run, folder: Folder) -> Run:
-    """The run with all of its files that count; with a manifest that is not whole it is as if it had none yet.
+    """The run with all of its files that count. An incomplete manifest counts as none yet.
 
-    Raises `NotExtracted` where a file of the interval may be one of the run's, but its name is none that is understood.
+    Raises `NotExtracted` where a file of the interval may belong to the run, but has an unknown name.
     """
     run, left = counted_files(run, _manifests(run, folder))
     if left:
@@ -140,9 +141,9 @@ def _with_counted_files(run: Run, folder: Folder) -> Run:
 
 
 def _manifests(run: Run, folder: Folder) -> dict[str, list[str]]:
-    """The run's manifests that are whole, and the names in each: a later run's may lie beside an earlier one's copy."""
-    found = {path: _manifest(path, folder) for path in run.manifests}
-    return {path: names for path, names in found.items() if names is not None}
+    """The run's complete manifests, and the names in each: a later run's may lie next to an earlier one's copy."""
+    manifests = {path: _manifest(path, folder) for path in run.manifests}
+    return {path: names for path, names in manifests.items() if names is not None}
 
 
 def _manifest(path: str, folder: Folder) -> list[str] | None:
@@ -157,12 +158,12 @@ def _manifest(path: str, folder: Folder) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(name, str) for name in names) else None
 
 
-def _finished(found: list[Run]) -> list[str]:
-    """The files of the runs that are finished; the others are logged."""
-    for run in found:
+def _finished(runs_read: list[Run]) -> list[str]:
+    """The files of the finished runs; the unfinished ones are logged."""
+    for run in runs_read:
         if not run.finished:
             logger.warning("%s What is only in it comes when the day is run again.", unfinished(run))
-    return [path for run in found if run.finished for path in run.files]
+    return [path for run in runs_read if run.finished for path in run.files]
 
 
 def _names(paths: Iterable[str], folder: Folder) -> str:

@@ -1,4 +1,4 @@
-"""The columns of an exported Parquet file, of whatever type they are, as `EVENT_SCHEMA` has them, or a refusal by name."""
+"""The columns of an exported Parquet file, of any type, converted to `EVENT_SCHEMA` or refused by name."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ class Unreadable(ValueError):
 
 
 class Column(NamedTuple):
-    """A column as the file has it."""
+    """A column of the file."""
 
     name: str
     type: pa.DataType
 
 
 def columns_of(schema: pa.Schema, needs_person: bool) -> dict[str, Column]:
-    """The file's columns by their names in `EVENT_SCHEMA`, in any order and case; those that may be missing may be missing.
+    """The file's columns by their names in `EVENT_SCHEMA`, in any order and case. Optional ones may be missing.
 
-    Raises `Unreadable` where a needed one is missing, is there twice, or has a type that is not understood.
+    Raises `Unreadable` where a required one is missing, there twice, or of an unknown type.
     """
-    found = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
+    by_name = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
     needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
-    if missing := [name for name in needed if found[name] is None]:
+    if missing := [name for name in needed if by_name[name] is None]:
         raise Unreadable(f"it is not an export of events, for it has no column {', '.join(missing)}")
-    columns = {name: column for name, column in found.items() if column is not None}
+    columns = {name: column for name, column in by_name.items() if column is not None}
     for name, column in columns.items():
         if not _is_understood(name, _plain_type(column.type)):
             wanted = "times" if name in ("timestamp", "created_at") else "JSON text" if name in JSON else "text"
@@ -61,9 +61,9 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The times of a plain column in UTC, to the microsecond; null where there is none, or one that cannot be read.
+    """The times of a plain column in UTC, in microseconds; null where there is none, or one that cannot be read.
 
-    Those without a zone are in UTC. What is beyond all years is in the first or last of them.
+    Times without a zone are in UTC. Times beyond the first or last year are in that year.
     """
     if not pa.types.is_timestamp(column.type):
         return _parsed(column)
@@ -76,7 +76,7 @@ def times(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The texts of a plain column in UTF-8, nulls as what they mean in it; uuids, also those of 16 bytes, in lower case."""
+    """The texts of a plain column in UTF-8, with nulls as what they mean there; uuids, also as 16 bytes, in lower case."""
     are_bytes, are_fixed = any(test(column.type) for test in _BINARY), pa.types.is_fixed_size_binary(column.type)
     if pa.types.is_null(column.type) or pa.types.is_integer(column.type):
         return column.cast(pa.string()).fill_null(NULL_MEANS[name])
@@ -86,15 +86,16 @@ def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     if are_fixed:
         column = _converted(column, lambda value: value.rstrip(b"\0"), pa.binary())
     try:
-        found = column.cast(pa.string())  # refuses what is no UTF-8
+        converted = column.cast(pa.string())  # refuses what is no UTF-8
     except pa.ArrowInvalid:
-        found = _converted(column, json_text if name in JSON else plain_text)
-    found = found.fill_null(NULL_MEANS[name])
-    return pc.utf8_lower(found) if name == "uuid" else found
+        converted = _converted(column, json_text if name in JSON else plain_text)
+    converted = converted.fill_null(NULL_MEANS[name])
+    return pc.utf8_lower(converted) if name == "uuid" else converted
 
 
 def json_text(value: bytes) -> str:
-    """JSON that is not UTF-8: half a surrogate pair is written as its escape; other bytes too, which then are no JSON."""
+    """JSON that is not valid UTF-8: an unpaired surrogate is written as its escape, and so are other bytes, so that it is not
+    JSON."""
     try:
         return value.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
     except UnicodeDecodeError:
@@ -102,7 +103,7 @@ def json_text(value: bytes) -> str:
 
 
 def plain_text(value: Any) -> str:
-    """A name or an id, bytes or text, in UTF-8: what is no character, such as half a surrogate pair, becomes U+FFFD."""
+    """A name or an id, bytes or text, in UTF-8: what is not a character, such as an unpaired surrogate, becomes U+FFFD."""
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8", "surrogatepass")
@@ -132,7 +133,7 @@ _BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view
 
 
 def _uuid_text(value: bytes) -> str:
-    """The text of a uuid; 16 bytes are the uuid itself, for no text of one is so short."""
+    """A uuid as text. 16 bytes are the uuid itself, as no text of one is that short."""
     return str(uuid.UUID(bytes=value)) if len(value) == 16 else plain_text(value)
 
 

@@ -24,14 +24,14 @@ MAX_FILE_BYTES = 4 << 30
 """PostHog is asked for files of 100 MB."""
 
 GONE = frozenset({403, 404, 410})
-"""What the store answers where a file was removed: Amazon's says 403 to who may not list its files."""
+"""The store's statuses for a file that was removed: Amazon's says 403 to those who may not list its files."""
 
 NO_EXPORT = "PostHog's answer is not an export: is POSTHOG_HOST the address of PostHog itself?"
 STORE = "The store of PostHog's exports"
 
 
 class Export(NamedTuple):
-    """An export that PostHog has been asked for, and what it said last; None where it did not say which files or how many."""
+    """A requested export, and what PostHog said about it last; None where it did not say which files or how many."""
 
     path: str
     status: str
@@ -45,11 +45,11 @@ class NotFound(NotExtracted):
 
 
 class _NoWholeFile(Exception):
-    """A try that gave no whole file; the message says why."""
+    """A try that did not give a complete file; the message says why."""
 
 
 class Downloads:
-    """The files of a project's exports, by an API that knows the project."""
+    """The files of the exports of a project, by its API."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -57,10 +57,10 @@ class Downloads:
         self._store.headers.clear()
 
     def download(self, export: Export, file: str, into: Path) -> int:
-        """Writes the Parquet file, and gives its rows; a link that has expired, or broke, is asked for anew.
+        """Writes the Parquet file, and returns how many rows it has. If a link has expired or broken, another one is requested.
 
-        Raises `NotExtracted` where there is no whole file after some tries, and where none can be written; and what
-        `Api.ask` raises, which has been tried again enough.
+        Raises `NotExtracted` where several tries give no complete file, or where it cannot be written, and what `Api.ask`
+        raises after its own tries.
         """
         why = ""
         for attempt in range(TRIES):
@@ -75,7 +75,7 @@ class Downloads:
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({why}).")
 
     def _link(self, export: Export, file: str) -> str:
-        """Where the file is for a while."""
+        """The URL of the file, which is valid for a while."""
         answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
         if answer.status == 400:  # "still in progress", although it was told to be completed
             raise _NoWholeFile(str(refused(answer)))
@@ -88,7 +88,7 @@ class Downloads:
             raise _NoWholeFile("PostHog's link to it is no address") from None
 
     def _fetch(self, link: str, into: Path) -> None:
-        """Writes the file. The link leads to another service, so neither the key nor our headers are sent."""
+        """Downloads the file. The link leads to another service, so neither the key nor our headers are sent."""
         try:
             with into.open("wb") as file:
                 answer = send(
@@ -121,7 +121,7 @@ class Downloads:
 
 
 def _rows(file: Path) -> int:
-    """The rows of a whole Parquet file."""
+    """How many rows a complete Parquet file has."""
     try:
         with pq.ParquetFile(file) as whole:
             return int(whole.metadata.num_rows)
@@ -132,7 +132,7 @@ def _rows(file: Path) -> int:
 
 @contextmanager
 def _keeping() -> Iterator[None]:
-    """Raises `NotExtracted` where the file cannot be written; what else goes wrong with a download is no `OSError`."""
+    """Raises `NotExtracted` where the file cannot be written; other errors of a download are not an `OSError`."""
     try:
         yield
     except OSError as error:
@@ -141,7 +141,7 @@ def _keeping() -> Iterator[None]:
 
 
 def refused_export(answer: Answer) -> NotExtracted:
-    """What an answer other than the wanted one means, by the setting to correct."""
+    """What an unexpected answer means, as the setting to correct."""
     if answer.status == 403:
         needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
         return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")

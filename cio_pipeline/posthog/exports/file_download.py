@@ -1,7 +1,8 @@
-"""Events by PostHog Cloud's on-demand export: asked for, waited for, downloaded (`file_download_batch_exports`).
+"""Events by PostHog Cloud's on-demand export: requested, waited for, and downloaded (`file_download_batch_exports`).
 
-PostHog selects by when an event landed, a day is one of event time: so it is asked for from one day before the day, for clocks
-that are fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished export is read again.
+PostHog selects by when an event landed, whereas a day is one of event time. So the export is requested from one day before the
+day, as clocks may be fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished export
+is read again.
 """
 
 from __future__ import annotations
@@ -27,17 +28,17 @@ logger = logging.getLogger(__name__)
 
 LONGEST_EXPORT = timedelta(weeks=1)
 EARLY = timedelta(days=1)
-"""PostHog exports no event that is dated further ahead of its landing."""
+"""PostHog exports no event that is dated further ahead of its landing than this."""
 
 CLOCKS_DIFFER = timedelta(minutes=1)
-"""PostHog refuses an export that ends in the future, by its own clock."""
+"""PostHog refuses an export that ends in the future by its own clock."""
 
 KEPT = "file_downloads"
-"""The folder below CIO_DATA_DIR with the ids of the exports that were asked for."""
+"""The folder in CIO_DATA_DIR with the ids of requested exports."""
 
 
 class FileDownloadSource:
-    """The `file_download` source: exports of at most a week each, with what landed up to `late_days` days later."""
+    """The `file_download` source: exports of at most a week each, with events that landed up to `late_days` days later."""
 
     def __init__(
         self,
@@ -55,9 +56,9 @@ class FileDownloadSource:
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not take the key or the project.
+        """Raises `NotExtracted` where PostHog does not accept the key or the project.
 
-        Not every PostHog lists its exports: on 405 there are some, on 404 the first one that is asked for will tell.
+        Not every PostHog lists its exports: 405 means that it has some, and after 404 only the first request will tell.
         """
         answer = self._api.ask("GET", PATH, params={"limit": 1})
         if answer.status == 404:
@@ -66,18 +67,19 @@ class FileDownloadSource:
             raise refused_export(answer)
 
     def history(self, before: datetime) -> Window:
-        """All `$identify` and `$set` events before that time: few events of a long time, so by HogQL (scope Query Read)."""
+        """All `$identify` and `$set` events before that time, by HogQL (scope Query Read), since they are few over a long
+        time."""
         return self._queries.history(before)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
-        """Raises `NothingSoFar`: each time, PostHog would bill all that has landed since a day before."""
+        """Raises `NothingSoFar`: each time, PostHog would bill everything that has landed since a day before."""
         raise NothingSoFar(
             f"PostHog bills each export of a file_download, so none is asked for of {start:%Y-%m-%d}, which is not over:"
             " CIO_EVENT_SOURCE=query, or a batch export of every hour, gives today's events."
         )
 
     def events(self, start: datetime, end: datetime) -> Window:
-        """The window's events; everything is downloaded and read when this returns. Raises `NotExtracted`."""
+        """The window's events, all of which are downloaded and read when this returns. Raises `NotExtracted`."""
         now = datetime.now(UTC).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
@@ -86,7 +88,7 @@ class FileDownloadSource:
         return window_of(table for first, last in weeks for table in self._exported(first, last, wanted))
 
     def _exported(self, first: datetime, last: datetime, wanted: Wanted) -> Iterator[pa.Table]:
-        """The wanted events of an export; its files have as many rows as PostHog says, or `NotExtracted` is raised."""
+        """The wanted events of an export. Raises `NotExtracted` unless its files have as many rows as PostHog says."""
         export = self._exports.finished(first, last)
         files, rows, known = list(export.files or []), 0, set(export.files or [])
         while files:

@@ -1,4 +1,4 @@
-"""One file of a batch export as tables of events, or a refusal that names the file and the cause."""
+"""A file of a batch export as tables of events, or a refusal that names the file and the cause."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def events_in(path: str, folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
 
 
 def check_is_parquet(file: IO[bytes]) -> None:
-    """Raises `Unreadable` where the file does not begin as Parquet does, and says what it is instead."""
+    """Raises `Unreadable`, saying what it is instead, where the file does not begin like Parquet."""
     start = file.read(64)
     file.seek(0)
     if start.startswith(b"PAR1"):
@@ -66,7 +66,7 @@ def _tables(path: str, folder: Folder, wanted: Wanted) -> Iterator[pa.Table]:
 
 @contextmanager
 def _here(path: str, folder: Folder) -> Iterator[str]:
-    """The file on this machine: Parquet is read here and there, which is slow over a network."""
+    """A local copy of the file, since Parquet is not read from start to end, which is slow over a network."""
     if folder.is_local:
         yield path
         return

@@ -1,4 +1,4 @@
-"""The folder or bucket that a batch export is written to: what lies in it, and which of it is an export of events."""
+"""The folder or bucket of a batch export: what files it has, and which of them are an export of events."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from cio_pipeline.storage_errors import cause
 EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gs", "gcs": "gs", "az": "az", "abfs": "az", "abfss": "az", "adl": "az"}
 FIRST_LINE_BYTES = 1 << 20
 STEP_OF_THE_CLOCK = 3_000_000_000
-"""Nanoseconds: the coarsest file systems tell times two seconds apart."""
+"""In nanoseconds: the clocks of the coarsest file systems have steps of two seconds."""
 
 OTHER_MODELS = {"person_id", "session_id"}
-"""PostHog exports persons and sessions, too; these columns are theirs, where there is neither `uuid` nor `event`."""
+"""PostHog also exports persons and sessions: they have these columns, but neither `uuid` nor `event`."""
 
 
 Listed = tuple[dict[str, int | None], dict[str, str]]
@@ -36,8 +36,8 @@ Listed = tuple[dict[str, int | None], dict[str, str]]
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder at any fsspec URL, and the files in it and below, as they were when it was listed: their sizes, and for each
-    that can be known again what is another one whenever the file has changed."""
+    """A folder at any fsspec URL, and the files in it and its subfolders when it was listed: their sizes and, for those that
+    can be recognised later, a stamp that is another one whenever the file has changed."""
 
     files: Any
     root: str
@@ -50,12 +50,12 @@ class Folder:
         return isinstance(self.files, LocalFileSystem)
 
     def name(self, path: str) -> str:
-        """The file as a message names it: without what comes before the folder, which may hold credentials."""
+        """The file as messages name it: without what comes before the folder, which may contain credentials."""
         return path.removeprefix(self.root).lstrip("/") or PurePosixPath(path).name
 
 
 def listed(url: str) -> Folder:
-    """The folder at this URL. Raises `NotExtracted` where it cannot be listed, not even in part."""
+    """The folder at this URL. Raises `NotExtracted` where it, or part of it, cannot be listed."""
     try:
         root = UPath(url)
         files = root.fs
@@ -71,9 +71,9 @@ def listed(url: str) -> Folder:
 
 
 def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
-    """Those of the files that lie in folders of an export of persons or sessions.
+    """The files in folders of an export of persons or sessions.
 
-    Folders that differ in numbers only, as those of days do, are of one export: one of their files is looked at.
+    Folders whose names differ only in numbers, such as days, belong to one export, so one of their files is read.
     """
     kinds: dict[str, list[str]] = {}
     for path in sorted(paths):
@@ -82,42 +82,43 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
 
 
 def _remote(files: Any, root: str) -> Listed:
-    """The sizes and stamps of the files; the latter are the ETags, where a store has them: the hash of what a file holds."""
-    found = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
-    tags = {path: info.get("ETag") or info.get("etag") for path, info in found.items()}
-    return {path: info.get("size") for path, info in found.items()}, {path: str(tag) for path, tag in tags.items() if tag}
+    """The sizes and stamps of the files. Stamps are ETags, where a store has them: hashes of the content."""
+    infos = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
+    tags = {path: info.get("ETag") or info.get("etag") for path, info in infos.items()}
+    return {path: info.get("size") for path, info in infos.items()}, {path: str(tag) for path, tag in tags.items() if tag}
 
 
 def _local(root: str) -> Listed:
-    """Like `_remote`; fsspec would pass over folders that it may not read. A stamp is of the size and of all that the system
-    changes when it writes the file; it does so by a clock with steps, so one that was just written has none."""
+    """Like `_remote`, since fsspec would skip folders that it may not read. A stamp consists of the size and whatever the
+    system changes when it writes the file. As its clock has steps, a file that was just written has none."""
     settled = time.time_ns() - STEP_OF_THE_CLOCK
-    found = dict(_below(root) if Path(root).is_dir() else ())
+    stats = dict(_below(root) if Path(root).is_dir() else ())
     if Path(root).is_file():
-        found[root] = Path(root).stat()
+        stats[root] = Path(root).stat()
     stamps = {
         path: repr((file.st_dev, file.st_ino, file.st_size, file.st_mtime_ns, file.st_ctime_ns))
-        for path, file in found.items()
+        for path, file in stats.items()
         if file and max(file.st_mtime_ns, file.st_ctime_ns) < settled
     }
-    return {path: file.st_size if file else None for path, file in found.items()}, stamps
+    return {path: file.st_size if file else None for path, file in stats.items()}, stamps
 
 
 def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """The files in a folder and below; None for a link that leads nowhere. Raises `OSError` where one may not be looked at."""
+    """The files in a folder and its subfolders; None for a link that leads nowhere. Raises `OSError` where one cannot be
+    read."""
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
-                found = entry.stat()
+                status = entry.stat()
             except OSError:
                 if Path(entry.path).exists():
                     raise
                 yield entry.path, None
                 continue
-            if stat.S_ISDIR(found.st_mode):
+            if stat.S_ISDIR(status.st_mode):
                 yield from _below(entry.path)
             else:
-                yield entry.path, found
+                yield entry.path, status
 
 
 def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
@@ -132,7 +133,7 @@ def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
 
 
 def _columns(path: str, folder: Folder) -> set[str]:
-    """The names of a file's columns; none where it is empty."""
+    """The names of a file's columns; none if it is empty."""
     name = named(path)
     with folder.files.open(path, "rb") as file:
         if name is None or name.kind == "parquet":

@@ -1,4 +1,4 @@
-"""PostHog's on-demand exports (`file_download_batch_exports`): asked for, waited for and found again."""
+"""PostHog's on-demand exports (`file_download_batch_exports`): requested, waited for, and found again."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ FILE = {"format": "Parquet", "compression": "zstd", "max_size_mb": 100}
 POLL_SECONDS = 5.0
 LONGEST_WAIT_SECONDS = 6 * 3600
 LIST_SECONDS = 600.0
-"""So long the list of a completed export's files is waited for; "a small delay", PostHog's code says."""
+"""How long to wait for the list of a completed export's files: "a small delay", according to PostHog's code."""
 
 EMPTY_LIST_SECONDS = 30.0
-"""So long where the list is empty, and PostHog does not say how many events there are: an export may well have none."""
+"""How long to wait if the list is empty and PostHog does not say how many events there are, as an export may have none."""
 
 PAUSES_OF_A_CREATION = (0.0, 15.0, 90.0)
-"""Seconds before each try. An export may have been made, and is billed, though the answer says otherwise or is lost."""
+"""Seconds before each try. An export may be created, and billed, even if the answer says otherwise or is lost."""
 
 PATIENCE = PATIENCE_SECONDS / len(PAUSES_OF_A_CREATION)
 
@@ -49,16 +49,17 @@ UNDER_WAY = ("Starting", "Running")
 
 
 class FileExports:
-    """A project's exports. Which ones were asked for is kept in the folder `kept`, for PostHog's list does not tell of what."""
+    """The exports of a project. Which ones were requested is stored in the folder `kept`, as PostHog's list does not say what
+    they are of."""
 
     def __init__(self, api: Api, name: str, kept: UPath | None) -> None:
         self._api, self._name, self._kept = api, name, kept
         self.downloads = Downloads(api)
 
     def finished(self, first: datetime, last: datetime) -> Export:
-        """A completed export of the interval and the list of its files: an earlier one, where its files are still there.
+        """A completed export of the interval and the list of its files: an earlier one, if its files are still there.
 
-        One that ended otherwise is asked for once more. Raises `NotExtracted`, and `http.retry.Unavailable`.
+        One that has ended otherwise is requested once more. Raises `NotExtracted` and `http.retry.Unavailable`.
         """
         between = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
         if (earlier := self._earlier(first, last)) is not None:
@@ -74,7 +75,7 @@ class FileExports:
         raise NotExtracted(f"PostHog's export of {first:%Y-%m-%d %H:%M} UTC ended as {export.status} twice: {export.error}")
 
     def more_files(self, export: Export, known: set[str]) -> list[str]:
-        """The files that PostHog lists by now, beyond the known ones: waited for a while, perhaps none."""
+        """Files that PostHog lists now in addition to the known ones, after waiting for a while; perhaps none."""
         began = time.monotonic()
         while time.monotonic() - began < EMPTY_LIST_SECONDS:
             time.sleep(POLL_SECONDS)
@@ -83,7 +84,7 @@ class FileExports:
         return []
 
     def _earlier(self, first: datetime, last: datetime) -> Export | None:
-        """An export of this interval that is completed or under way, and whose files are not known to be gone."""
+        """A completed or running export of this interval, unless its files are known to be gone."""
         for path in dict.fromkeys((*self._kept_paths(first, last), *self._listed(first, last))):
             if (export := self._usable(path)) is not None:
                 return export
@@ -99,7 +100,7 @@ class FileExports:
         return None if is_gone else export
 
     def _create(self, first: datetime, last: datetime) -> str:
-        """The path of a new export. Where too many are under way in the project (429), it is waited for."""
+        """The path of a new export. If too many are running in the project (429), it waits."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
         why: PipelineError = NotExtracted(NO_EXPORT)
         for seconds in PAUSES_OF_A_CREATION:
@@ -121,7 +122,8 @@ class FileExports:
         raise why
 
     def _awaited(self, path: str) -> Export:
-        """The export when it has ended, with its files. It is cancelled where this run is: a rerun takes up any other one."""
+        """The export once it has ended, with its files. If this run is cancelled, so is the export: a rerun takes up any other
+        one."""
         try:
             return self._with_files(self._ended(path))
         except PipelineError:
@@ -172,10 +174,10 @@ class FileExports:
         raise NotExtracted(NO_EXPORT)
 
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
-        """The exports of this interval in PostHog's list, as far as that tells of what they are."""
+        """The exports of this interval in PostHog's list, as far as that says what they are of."""
         body = self._api.ask("GET", PATH, patience=LIST_SECONDS).body
-        found = body.get("results") if isinstance(body, dict) else None
-        for one in found if isinstance(found, list) else []:
+        listed = body.get("results") if isinstance(body, dict) else None
+        for one in listed if isinstance(listed, list) else []:
             if isinstance(one, dict) and one.get("model", "events") == "events" and _interval(one) == (first, last):
                 yield f"{PATH}/{quote(str(one.get('id')), safe='')}"
 
@@ -195,7 +197,7 @@ class FileExports:
 
 
 def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
-    """The export that PostHog tells of; None where its answer is none."""
+    """The export in an answer of PostHog; None where there is none."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     files = body.get("files")
@@ -205,7 +207,7 @@ def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of records, also as text or with a fraction of 0; None where it is none."""
+    """A number of records, also as text or with a fraction of 0; None where it is not one."""
     try:
         return None if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
@@ -213,7 +215,7 @@ def _count(value: Any) -> int | None:
 
 
 def _id(response: requests.Response) -> str | None:
-    """The id of the export that was made; None where the answer does not tell it."""
+    """The id of the created export; None where the answer does not have it."""
     try:
         name = response.json()["id"]
     except (ValueError, KeyError, TypeError, RecursionError):

@@ -1,7 +1,7 @@
-"""The events in a JSONLines file that PostHog exported: their properties as the text that stands in the line.
+"""The events in a JSONLines file that PostHog exported, with their properties as the text in the line.
 
-A line is an event where it is an object with most of an event's fields. Whatever else is odd in it is passed on, so that the
-rules refuse this one event, not the file; and so is JSON that cannot be read, or is nested without end, in its properties.
+A line is an event if it is an object with most of an event's fields. Anything else that is odd in it is passed on, so that the
+rules refuse this event and not the file; so is JSON in its properties that cannot be read, or is nested too deeply.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from cio_pipeline.posthog.exports.times import FIRST, moment, time_or_none
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 
 LINE_BYTES = 32_000_000
-"""PostHog takes no event of more than 1 MB, and no person of more."""
+"""PostHog accepts no event of more than 1 MB, and no person of more."""
 
 BOMB_BYTES, BOMB_RATIO = 512_000_000, 1000
-"""What grows to more than so many bytes, by more than so many times, is none of real events."""
+"""What decompresses to more bytes than this, and by more than this factor, is not real events."""
 
 MAX_BLANK_LINES = 1_000_000
-"""So many more blank lines than others no export has; packed, billions of them are a small file."""
+"""No export has this many more blank lines than others; compressed, billions of them are a small file."""
 
 MAX_MISSING = 2
-"""Of an event's essential fields; a line without more of them is something else's."""
+"""Of an event's essential fields; a line that lacks more of them is something else."""
 
 BOM = b"\xef\xbb\xbf"
 MARKS = {b"\x1f\x8b": "gzip", b"\x28\xb5\x2f\xfd": "zstd", b"\x04\x22\x4d\x18": "lz4"}
-"""How files that are packed begin; brotli's have no such mark."""
+"""How compressed files begin; brotli has no such mark."""
 
 DIGITS = bytes(48 if 48 <= byte < 58 else 32 for byte in range(256))
 LONG_INTEGER = b"0" * 19
-"""Where a line has such a run of digits, orjson may lose some of them."""
+"""If a line has that many digits in a row, orjson may lose some of them."""
 
 TOKEN = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*(?:"|\\?\Z)|[{}\[\]:,]', re.DOTALL)
 
@@ -66,9 +66,9 @@ def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
 
 
 def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool) -> dict[str, Any] | None:
-    """The line's event, as `EVENT_SCHEMA` says; None where its time is not in `start` <= time < `end`, in microseconds.
+    """The line's event, as `EVENT_SCHEMA`; None where its time is not in `start` <= time < `end`, in microseconds.
 
-    Where its time cannot be read, that of its ingestion counts, else it is in; and its timestamp is the year 1. Raises
+    If its time cannot be read, that of its ingestion counts, or else it is included, and its timestamp is the year 1. Raises
     `Unreadable` where it is not an event.
     """
     try:
@@ -94,7 +94,8 @@ def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool)
 
 @contextmanager
 def _unpacked(file: IO[bytes], codec: str | None) -> Iterator[io.BufferedReader]:
-    """The file's text, by how it begins: what unpacked a file on its way may have left its name as it was."""
+    """The file's content, decompressed according to how it begins, since a file may have been decompressed on its way but kept
+    its name."""
     start = file.read(8)
     file.seek(0)
     packed = next((name for mark, name in MARKS.items() if start.startswith(mark)), None)
@@ -111,7 +112,7 @@ def _unpacked(file: IO[bytes], codec: str | None) -> Iterator[io.BufferedReader]
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """The event's fields: texts, or None. Raises `ValueError` where the line is no object."""
+    """The event's fields: texts, or None. Raises `ValueError` where the line is not an object."""
     if LONG_INTEGER not in line.translate(DIGITS):
         try:
             event = orjson.loads(line)
@@ -122,7 +123,7 @@ def _fields(line: bytes) -> dict[str, Any]:
 
 
 def _lower(event: Any) -> dict[str, Any]:
-    """The event's known fields, in whatever case their names are."""
+    """The event's known fields, in any case of their names."""
     if not isinstance(event, dict):
         raise TypeError
     lower = {name.lower(): value for name, value in event.items()}
@@ -138,7 +139,7 @@ def _fast(name: str, value: Any) -> Any:
 
 
 def _exact(name: str, raw: bytes) -> Any:
-    """Text is read; anything else is taken as it stands: numbers keep all their digits."""
+    """A text as text, any other value as it is in the line, so that numbers keep all their digits."""
     if raw == b"null":
         return None
     if not raw.startswith(b'"'):
@@ -152,7 +153,7 @@ def _exact(name: str, raw: bytes) -> Any:
 
 
 def raw_fields(line: bytes) -> dict[str, bytes]:
-    """The values of a JSON object as they stand in the line, by name. Raises `ValueError` where it is no whole object."""
+    """The values of a JSON object as they are in the line, by name. Raises `ValueError` where it is not a complete object."""
     fields: dict[str, bytes] = {}
     depth, start, name = 0, 0, None
     for token in TOKEN.finditer(line):

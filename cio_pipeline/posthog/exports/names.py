@@ -1,7 +1,7 @@
-"""The names of a batch export's files (PostHog makes them in `get_s3_key`), also as browsers and copying have changed them.
+"""The names of a batch export's files, which PostHog makes in `get_s3_key`, and which browsers and copying may have changed.
 
 A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and `{start}-{end}_manifest.json` names the parts of
-an interval. What saved the file may have put `_` or `%3A` for the colons, ` (1)` behind the name, or capitals into its ending.
+an interval. When saved or copied, a name may get `_` or `%3A` for the colons, ` (1)` at its end, or a suffix in capitals.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ REST = re.compile(
 )
 MANIFEST = re.compile(rf"_manifest{COPY}\.json{COPY}", re.IGNORECASE)
 SIDECAR = re.compile(r"\.(?:crc|md5|sha\d*|asc|sig|etag)$", re.IGNORECASE)
-"""What belongs to a file and holds no events."""
+"""Files that accompany another one and hold no events."""
 
 TEMPORARY = re.compile(
     r"^[.~]|~$|\.(?:tmp|temp|part|partial|crdownload|download|opdownload|filepart|gstmp|swp|inprogress|uploading)\b"
     r"|\.(?:parquet|jsonl)(?:\.\w+)?\.[0-9a-z]{6,8}$",
     re.IGNORECASE,
 )
-"""How browsers and copying tools name what they have not finished."""
+"""How browsers and copying tools name files that are not finished."""
 
 DAYS = re.compile(rf"{DATE}.*?{DATE}")
 DATA = re.compile(r"\.(?:parquet|jsonl|ndjson|json|csv|tsv|avro|orc|arrow)\b", re.IGNORECASE)
@@ -49,7 +49,7 @@ DATA = re.compile(r"\.(?:parquet|jsonl|ndjson|json|csv|tsv|avro|orc|arrow)\b", r
 class Named(NamedTuple):
     """What a file's name says: when its events landed, `start` <= landed < `end`, and which file of that interval it is.
 
-    `part` is its number, `kind` is `parquet`, `jsonl`, `manifest`, or `other`, which is no name that is understood.
+    part: its number; kind: `parquet`, `jsonl`, `manifest`, or `other` for an unknown name.
     """
 
     start: datetime
@@ -62,7 +62,7 @@ class Named(NamedTuple):
 
 @lru_cache(1 << 15)
 def named(path: str) -> Named | None:
-    """What the file's name says; None where there is no interval in it, or it holds no events."""
+    """What the file's name says; None where it has no interval, or the file holds no events."""
     name = unquote(PurePosixPath(path).name)
     if SIDECAR.search(name):
         return None
@@ -82,22 +82,22 @@ def named(path: str) -> Named | None:
 
 
 def looks_like_data(path: str) -> bool:
-    """Whether a file without an interval in its name may hold events all the same."""
+    """Whether a file without an interval in its name may hold events nevertheless."""
     return DATA.search(PurePosixPath(path).name) is not None and SIDECAR.search(path) is None
 
 
 def _ending(rest: str) -> str:
-    """The ending without part and mark of a copy: what the files of one export share."""
+    """The ending without part and mark of a copy, which the files of one export share."""
     return re.sub(COPY + "$", "", rest[rest.index(".") :].lower())
 
 
 def is_temporary(path: str) -> bool:
-    """Whether a name that is not understood is one of a file that is still being written."""
+    """Whether an unknown name is that of a file that is still being written."""
     return TEMPORARY.search(PurePosixPath(path).name) is not None
 
 
 def _of_days(name: str) -> Named | None:
-    """Two dates in the name of a file that may hold events are an interval, but not one as PostHog writes it."""
+    """Two dates in the name of a file that may hold events are an interval, but not as PostHog writes it."""
     days = DAYS.search(name) if DATA.search(name) else None
     if days is None:
         return None

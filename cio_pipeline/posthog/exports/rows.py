@@ -1,8 +1,8 @@
-"""The events in a file that PostHog exported, Parquet or JSONLines, in pieces of a bounded size.
+"""The events in a file that PostHog exported, Parquet or JSONLines, in pieces of limited size.
 
-Columns are taken by name: their order has changed, others may be added. Nothing is passed over silently: an event whose time
-cannot be read belongs to the time when PostHog ingested it, or, without that, to every window; its own time then is the year 1,
-which R14 refuses. Where none of several events has a uuid, all of them are refused, for it is a fault of the files.
+Columns are found by name, as their order has changed and others may be added. Nothing is skipped silently: an event whose time
+cannot be read belongs to the time when PostHog ingested it or, without that, to every window; its own time is then the year 1,
+which R14 refuses. If none of several events has a uuid, all of them are refused, as the files must be at fault.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ PIECE_BYTES = 8_000_000
 """A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
 
 BATCH_BYTES = 32_000_000
-"""What a batch of Parquet rows may take at most, should each have the longest text of its column's dictionary."""
+"""What a batch of Parquet rows may need at most, if each has the longest text of its column's dictionary."""
 
 UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
 EMAIL = r'"email"|\\u00'
-"""What the text of properties has that may give an email (R1); names may have escapes in them."""
+"""What the text of properties contains that may give an email (R1); names may have escapes in them."""
 
 
 class Wanted(NamedTuple):
-    """Which events: `start` <= timestamp < `end`, of the listed names (none: of every name) or needed for facts (R1, R3).
+    """Which events are wanted: `start` <= timestamp < `end`, and one of these names (if empty, any) or needed by R1 (R3).
 
-    `person` needs the person's properties, `auto` takes them where a file has them and `$set` may be dropped.
+    `person` needs the person properties; `auto` uses them if a file has them and `$set` may have been dropped.
     """
 
     start: datetime
@@ -49,18 +49,19 @@ class Wanted(NamedTuple):
 
     @property
     def needs_person(self) -> bool:
-        """Whether a file without the person's properties will not do."""
+        """Whether a file without the person properties is of no use."""
         return self.attributes_from == "person"
 
     @property
     def reads_person(self) -> bool:
-        """Whether the person's properties are looked at where a file has them: by `auto` if the window reaches back (R20)."""
+        """Whether the person properties are read if a file has them: with `auto`, if the window reaches back (R20)."""
         looks = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(UTC))
         return self.needs_person or looks or bool(self.allowlist)
 
 
 def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
-    """The row groups that may hold events of the window, by their statistics. Raises `Unreadable` where columns do not do."""
+    """The row groups that may have events of the window, by their statistics. Raises `Unreadable` where columns are
+    unusable."""
     metadata, at = file.metadata, columns_of(file.schema_arrow, wanted.needs_person)["timestamp"]
     if not pa.types.is_timestamp(at.type):
         return list(range(metadata.num_row_groups))
@@ -101,7 +102,7 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
 
 
 def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> Window:
-    """A window of these events, which are read as its frames are asked for.
+    """A window of these events, which are read as its frames are taken.
 
     Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
     """
@@ -109,31 +110,31 @@ def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> Win
 
 
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:
-    """The rows of the window, as `EVENT_SCHEMA` says."""
+    """The rows of the window, as `EVENT_SCHEMA`."""
     table = pa.table({name: plain(table[column.name]) for name, column in columns.items()})
     at = times(table["timestamp"])
     created = pc.coalesce(times(table["created_at"]), at) if "created_at" in columns else at
     belongs = pc.coalesce(at, created, pa.scalar(wanted.start, at.type))
     inside = pc.and_(pc.greater_equal(belongs, wanted.start), pc.less(belongs, wanted.end))
     known = pc.coalesce(at, pa.scalar(moment(FIRST), at.type))
-    found: dict[str, Any] = {"timestamp": known, "created_at": created}
+    columns_read: dict[str, Any] = {"timestamp": known, "created_at": created}
     if not pc.all(inside).as_py():
-        table, found = table.filter(inside), {name: column.filter(inside) for name, column in found.items()}
+        table, columns_read = table.filter(inside), {name: column.filter(inside) for name, column in columns_read.items()}
     for name, column in columns.items():
-        if name not in found:
-            found[name] = _bounded(texts(table[name], name), column)
+        if name not in columns_read:
+            columns_read[name] = _bounded(texts(table[name], name), column)
     nulls = pa.nulls(len(table), pa.string())
-    return pa.table([found.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
+    return pa.table([columns_read.get(name, nulls) for name in EVENT_SCHEMA.names], schema=EVENT_SCHEMA)
 
 
-def _bounded(found: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    if (pc.max(pc.binary_length(found)).as_py() or 0) > LINE_BYTES:
+def _bounded(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if (pc.max(pc.binary_length(values)).as_py() or 0) > LINE_BYTES:
         raise Unreadable(f"its column {column.name} has a value of more than {LINE_BYTES:,} bytes, and no event has")
-    return found
+    return values
 
 
 def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
-    """Those of the events that the settings need."""
+    """The events that the settings need."""
     if wanted.allowlist:
         needed = pc.is_in(events["event"], pa.array([*wanted.allowlist, "$identify"]))
         by = JSON if wanted.attributes_from == "auto" else columns_with_emails(wanted.attributes_from, wanted.start)
@@ -147,8 +148,8 @@ def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
 
 
 def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same events. Raises `NotExtracted` at the end where none of several has a uuid and a time: R14 refuses one that has
-    none, but if all are so it is a fault of the files."""
+    """The same events. Raises `NotExtracted` at the end where none of several has a uuid and a time: R14 refuses single events,
+    but if all are like that, the files are at fault."""
     events, has_any = 0, False
     for table in tables:
         events += len(table)
@@ -166,7 +167,7 @@ def _has_usable(events: pa.Table) -> bool:
 
 
 def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
-    """How many rows of a row group are read at once. Raises `Unreadable` where it grows as no real events do."""
+    """How many rows of a row group to read at once. Raises `Unreadable` where it decompresses to more than real events do."""
     metadata = file.metadata
     chunks = {column.name: metadata.row_group(group).column(_leaf(metadata, column)) for column in columns.values()}
     rows = max(1, metadata.row_group(group).num_rows)
@@ -184,7 +185,7 @@ def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, 
 
 
 def _longest(path: str, group: int, names: list[str]) -> int:
-    """The bytes of a row that has the longest text of each column's dictionary."""
+    """The size in bytes of a row with the longest text of each column's dictionary."""
     with pq.ParquetFile(path, buffer_size=1 << 20, read_dictionary=names) as file:
         batch = next(file.iter_batches(1, [group], columns=names))
     lengths = (pc.max(pc.binary_length(batch[name].dictionary)).as_py() for name in names if hasattr(batch[name], "dictionary"))
@@ -196,7 +197,7 @@ def _leaf(metadata: pq.FileMetaData, column: Column) -> int:
 
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in pieces that are not small: late events come by ones and twos."""
+    """The same rows in larger pieces, as late events come by ones and twos."""
     piece: list[pa.Table] = []
     rows = size = 0
     for table in filter(len, tables):
@@ -210,7 +211,7 @@ def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _may_hold(statistics: Any, wanted: Wanted) -> bool:
-    """Whether a row group may hold events of the window; such as have no time may be of any."""
+    """Whether a row group may have events of the window. Events without a time may belong to any."""
     try:
         if statistics is None or statistics.null_count != 0 or not isinstance(statistics.min, datetime):
             return True

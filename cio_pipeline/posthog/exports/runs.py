@@ -1,14 +1,14 @@
-"""The runs of a PostHog batch export, as the names of their files give them.
+"""The runs of a PostHog batch export, according to the names of their files.
 
-A file holds what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
-file. Where files have a greatest size, each is a numbered part, and a manifest, written last, names the parts that count; in
-2024 the first part had no number and there was no manifest. Several runs may have written files of one interval, such as a
-backfill: all of them count, and an event that is in two of them is one event. Only numbered parts that no manifest of files of
-their own kind names are known to be what a failed run left.
+A file has what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
+file. If files have a maximum size, each is a numbered part, and a manifest, written last, names the parts that count; in 2024
+the first part had no number, and there was no manifest. Several runs may have written files of one interval, such as a
+backfill: all of them count, and an event in two of them is one event. Only numbered parts that no manifest of files of their
+own kind names are known to come from a failed run.
 
-So a missing file may mean an empty hour or a missing run; nothing in the folder says which, not even later files, which may
-come after a failed run too. So a day is read only when runs reach to both of its ends, and a gap inside is reported
-by name. A project in which nothing happened that long says so by an empty file of the right name, such as
+So a missing file may mean an empty hour or a missing run. Nothing in the folder says which, not even later files, which may
+come after a failed run, too. Therefore a day is read only when runs reach to both of its ends, and gaps within it are reported
+by name. If nothing happened in a project for that long, an empty file of the right name says so, such as
 `2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
 """
 
@@ -30,7 +30,7 @@ AGAIN = "Copy it again, or backfill it in PostHog."
 class Run:
     """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
 
-    `files` are read; `parts` are numbered and wait until a manifest names them; `others` have names that are not understood.
+    files: are read; parts: are numbered, and wait until a manifest names them; others: have unknown names.
     """
 
     start: datetime
@@ -42,11 +42,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Parts without a manifest are of a run that is still under way, or has failed."""
+        """Whether it has no parts without a manifest, which belong to a run that is still running or has failed."""
         return bool(self.files or self.manifests)
 
     def overlaps(self, start: datetime, end: datetime) -> bool:
-        """Whether anything may have landed both in this run's interval and in this one."""
+        """Whether anything may have landed both in this run's interval and in the other's."""
         return self.start < end and self.end > start
 
     def __str__(self) -> str:
@@ -54,13 +54,13 @@ class Run:
 
 
 def runs(paths: Iterable[str]) -> list[Run]:
-    """The runs whose files these are, by time; paths without an interval in their names are passed over: see `unnamed`."""
-    found: dict[tuple[str, datetime, datetime], Run] = {}
+    """The runs of these files, by time. Paths without an interval in their names are skipped: see `unnamed`."""
+    by_interval: dict[tuple[str, datetime, datetime], Run] = {}
     for path in sorted(paths):
         name = named(path)
         if name is None:
             continue
-        run = found.setdefault((path.rpartition("/")[0], name.start, name.end), Run(name.start, name.end))
+        run = by_interval.setdefault((path.rpartition("/")[0], name.start, name.end), Run(name.start, name.end))
         if name.kind == "manifest":
             run.manifests.append(path)
         elif name.kind == "other":
@@ -69,19 +69,18 @@ def runs(paths: Iterable[str]) -> list[Run]:
             run.files.append(path)
         else:
             run.parts[path] = name
-    return sorted(found.values(), key=lambda run: (run.end, run.start))
+    return sorted(by_interval.values(), key=lambda run: (run.end, run.start))
 
 
 def unnamed(paths: Iterable[str]) -> list[str]:
-    """The files that may hold events, but whose names do not say of when."""
+    """The files that may hold events, but whose names do not say from when."""
     return sorted(path for path in paths if named(path) is None and looks_like_data(path))
 
 
 def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
     """The run with all of its files that count, and the parts that a failed run left.
 
-    `manifests` are those of its manifests that are whole, and the names in each. Raises `NotExtracted` where a file is not
-    there.
+    manifests: its complete manifests, and the names in each. Raises `NotExtracted` where a file is missing.
     """
     if not manifests:
         _check_numbers(run)
@@ -100,12 +99,12 @@ def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[
 
 
 def strange(run: Run) -> list[str]:
-    """The files of the run's interval whose names are not understood, although nothing says that they are not finished."""
+    """The files of the run's interval with unknown names, although nothing says that they are unfinished."""
     return [path for path in run.others if not is_temporary(path)]
 
 
 def _check_numbers(run: Run) -> None:
-    """PostHog's first numbered parts came, from 1 on, behind a file without a number."""
+    """PostHog's first numbered parts, from 1 on, came after a file without a number."""
     for ending in {name.ending for name in run.parts.values()}:
         numbers = {name.part or 0 for name in run.parts.values() if name.ending == ending}
         first = [path for path in run.files if (name := named(path)) and name.ending == ending]
@@ -118,11 +117,12 @@ def _identity(path: str) -> Named | str:
     return named(path) or PurePosixPath(path).name
 
 
-def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """What of `start` to `end` no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover nothing."""
+def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """The parts of `start` to `end` that no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover
+    nothing."""
     day = f"{start:%Y-%m-%d}"
-    holes = uncovered(found, start, end)
-    finished = [run for run in found if run.finished]
+    holes = uncovered(all_runs, start, end)
+    finished = [run for run in all_runs if run.finished]
     reach = max((run.end for run in finished), default=EPOCH)
     if reach < end:
         raise NotExtracted(
@@ -139,13 +139,13 @@ def gaps(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetim
     return holes
 
 
-def uncovered(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """What of `start` to `end` no finished run covers. Raises `NotExtracted` where an unfinished one would.
+def uncovered(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+    """The parts of `start` to `end` that no finished run covers. Raises `NotExtracted` where an unfinished one would.
 
-    Where finished runs cover it, an unfinished run is no obstacle: it may be what a failed one left behind.
+    Where finished runs cover it, an unfinished run does not matter: a failed one may have left it.
     """
-    holes = _holes([run for run in found if run.finished], start, end)
-    for run in found:
+    holes = _holes([run for run in all_runs if run.finished], start, end)
+    for run in all_runs:
         if not run.finished and any(run.overlaps(*hole) for hole in holes):
             raise NotExtracted(f"{unfinished(run)} Wait until it is, or backfill it in PostHog.")
     return holes
@@ -169,9 +169,9 @@ def _remedy(start: datetime, end: datetime) -> str:
     return f"If nothing happened then, put an empty file {_iso(start)}-{_iso(end)}.jsonl beside the others."
 
 
-def _holes(found: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
+def _holes(some_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
     holes, covered = [], start
-    for run in sorted((run for run in found if run.overlaps(start, end)), key=lambda run: run.start):
+    for run in sorted((run for run in some_runs if run.overlaps(start, end)), key=lambda run: run.start):
         if covered < run.start:
             holes.append((covered, run.start))
         covered = max(covered, run.end)

@@ -17,13 +17,13 @@ ISO = re.compile(
     re.ASCII | re.VERBOSE,
 )
 USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)", re.ASCII)
-"""Of what `ISO` takes, what most files have, and Python reads by itself."""
+"""The form that most files have, which Python itself reads."""
 
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
-"""Numbers below the first are in units of so many microseconds (s, ms, us); larger ones are nanoseconds."""
+"""Numbers below the first are in units of this many microseconds (s, ms, us); larger ones are nanoseconds."""
 
 FIRST = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // MICROSECOND
 LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
@@ -31,7 +31,7 @@ LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
 def microseconds(value: Any) -> int:
-    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` where it is no time."""
+    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` where it is not a time."""
     if isinstance(value, str):
         text = value.strip()
         return _of_number(Decimal(text)) if NUMBER.fullmatch(text) else _of_text(text)
@@ -41,7 +41,7 @@ def microseconds(value: Any) -> int:
 
 
 def time_or_none(value: Any) -> int | None:
-    """What `microseconds` gives; None where the value is no time."""
+    """The result of `microseconds`; None where the value is not a time."""
     try:
         return microseconds(value)
     except (ValueError, ArithmeticError):
@@ -49,7 +49,7 @@ def time_or_none(value: Any) -> int | None:
 
 
 def moment(microseconds: int) -> datetime:
-    """The time as a `datetime` in UTC; what one cannot hold is the first or last that it can."""
+    """The time as a `datetime` in UTC; if that cannot hold it, the first or last that it can."""
     return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)
 
 

@@ -53,7 +53,7 @@ EVENTS: list[dict[str, Any]] = [
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, with four events of two people in PostHog, and settings that name both."""
-    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
         for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
@@ -211,7 +211,7 @@ def test_an_email_on_the_list_stops_its_person_on_days_before_it_was_known_too(
 ) -> None:
     store = Identities(load_settings().ledger_url)
     facts = pd.DataFrame(
-        [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set"]
+        [("joe", False, "joe@new.example.com", 1)], columns=["distinct_id", "identified", "email", "email_set_at"]
     )
     links = frozenset({("joe@new.example.com", "joe")})
     store.replace("2025-01-02", "set", 1, [Learned.of(facts, merges(pd.DataFrame(columns=KEPT_EVENTS.names)), links)])

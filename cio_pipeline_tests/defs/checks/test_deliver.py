@@ -64,8 +64,8 @@ def test_what_was_refused_is_open_until_it_is_redelivered_and_then_the_check_and
             {"refused, open": 1, "reasons": 1},
         )
         assert failed.description == (
-            f"1 item that Customer.io refused is still open: 1 for 'required name' ({DAY}). Mend the cause, in PostHog's data"
-            " or in Customer.io's workspace; then send them again by the job redeliver_refused (`make redeliver`), all or by"
+            f"1 item that Customer.io refused is still open: 1 for 'required name' ({DAY}). Fix the cause, in PostHog's data"
+            " or in Customer.io's workspace; then send them again with the job redeliver_refused (`make redeliver`), all or by"
             " partition and reason."
         )
         table: Any = failed.metadata["refused, the first 50"]
@@ -191,7 +191,7 @@ def test_a_day_that_is_due_and_not_delivered_is_said_once_anything_ever_was(inst
     materialized(instance, DAY)
     check = _yesterday_delivered(instance, now)
     assert (check.passed, check.severity, check.metadata["days not delivered"].value) == (False, dg.AssetCheckSeverity.WARN, 1)
-    assert (check.description or "").startswith(f"{yesterday} is not delivered. See in Runs whether ")
+    assert (check.description or "").startswith(f"{yesterday} is not delivered. Look in Runs whether ")
     materialized(instance, yesterday)
     assert _yesterday_delivered(instance, now).passed
     tomorrow = now + timedelta(days=1)

@@ -78,7 +78,7 @@ def test_a_day_that_cannot_be_extracted_is_named_and_the_others_are_delivered(
 ) -> None:
     with failing(extract, "read_day", NotExtracted("PostHog gave 1 of 2 events."), DAYS[2]):
         said = backfill(instance, to=DAYS[3])
-    assert said.startswith(f"1 of 4 days failed ({DAYS[2]}); run them again when the cause is mended.")
+    assert said.startswith(f"1 of 4 days failed ({DAYS[2]}); run them again once the cause is fixed.")
     assert f"{DAYS[2]}: PostHog gave 1 of 2 events." in said
     assert arrived(workspace) == [day for day in DAYS[:4] if day != DAYS[2]]
     assert instance.get_materialized_partitions(DELIVERY) == set(DAYS[:4]) - {DAYS[2]}

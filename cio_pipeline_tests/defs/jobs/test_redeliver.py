@@ -35,7 +35,7 @@ def refused_event(number: int, day: str) -> Refusal:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, settings that name it, and a ledger with two refused events of each day."""
-    monkeypatch.setattr("cio_pipeline.defs.assets.deliver.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
         for name, value in Sandbox("http://127.0.0.1:9", server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():
@@ -46,8 +46,10 @@ def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Works
         yield server
 
 
-def redeliver(instance: dg.DagsterInstance) -> dg.ExecuteInProcessResult:
-    return defs.resolve_job_def("redeliver_refused").execute_in_process(instance=instance, raise_on_error=False)
+def redeliver(instance: dg.DagsterInstance, **config: Any) -> dg.ExecuteInProcessResult:
+    job = defs.resolve_job_def("redeliver_refused")
+    run_config = {"ops": {"send_refused_again": {"config": config}}}
+    return job.execute_in_process(run_config=run_config, instance=instance, raise_on_error=False)
 
 
 def still_open(result: dg.ExecuteInProcessResult) -> list[Any]:
@@ -78,3 +80,18 @@ def test_a_day_that_fails_leaves_the_check_with_what_is_open_then(workspace: Wor
     assert not result.success
     assert still_open(result) == [4, 4], "once for each try of the step"
     assert len(instance.fetch_observations(dg.AssetRecordsFilter(asset_key=DELIVERY), limit=9).records) == 1
+
+
+def test_an_older_copy_of_the_ledger_sends_no_refused_event_that_can_start_a_campaign_until_somebody_says_so(
+    workspace: Workspace, instance: dg.DagsterInstance, tmp_path: Path
+) -> None:
+    """It may have been accepted after the copy was made."""
+    today = datetime.now(UTC).date().isoformat()
+    Ledger(load_settings().ledger_url).acknowledge(today, Acknowledgement(refused=[refused_event(9, today)]))
+    lacking = {"number": 99, "day": DAYS[0], "first_id": "01JGGZ"}
+    (tmp_path / "data" / "ledger_checkpoint.json").write_text(json.dumps(lacking))
+    [failure] = [event for event in redeliver(instance).all_events if event.is_step_failure]
+    assert "lacks deliveries that ledger_checkpoint.json" in str(failure.step_failure_data.user_failure_data)
+    assert workspace.totals()["events"] == 0
+    assert redeliver(instance, max_campaign_events=1).success
+    assert workspace.totals()["events"] == 7

@@ -18,13 +18,13 @@ from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace
 
 FILE = "ledger_checkpoint.json"
 
-RECEIPTS_READ = 100
-"""So many of the newest receipts are looked at."""
+MAX_RECEIPTS = 100
+"""How many of the newest receipts are read."""
 
 
 def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
-    """Whether the ledger lacks the entry that the checkpoint names, or, without a checkpoint, all events of a day of which
-    Dagster's receipts say that some were delivered. Raises `StorageError`."""
+    """Whether the ledger lacks the entry that the checkpoint names or, without a checkpoint, has no event of a day of which
+    some were delivered according to Dagster's receipts. Raises `StorageError`."""
     entry = _read(store.tables.root / FILE)
     if entry is not None:
         return not store.ledger.has(entry)
@@ -33,16 +33,18 @@ def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
 
 
 def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
-    """The days of the newest receipts, without those of which no event was delivered."""
-    records = instance.fetch_materializations(key("customerio_delivery"), limit=RECEIPTS_READ).records
+    """The days of the newest receipts with delivered events."""
+    records = instance.fetch_materializations(key("customerio_delivery"), limit=MAX_RECEIPTS).records
     receipts = {record.partition_key: record.asset_materialization for record in reversed(records)}
     return [
-        day for day, made in receipts.items() if day and made and DELIVERED in made.metadata and made.metadata[DELIVERED].value
+        day
+        for day, receipt in receipts.items()
+        if day and receipt and DELIVERED in receipt.metadata and receipt.metadata[DELIVERED].value
     ]
 
 
 def save(store: Store) -> None:
-    """Writes the ledger's newest entry to the file. Raises `StorageError` where the file cannot be written."""
+    """Writes the ledger's newest entry to the checkpoint. Raises `StorageError` where that cannot be written."""
     newest, path = store.ledger.newest(), store.tables.root / FILE
     if newest is None:
         return

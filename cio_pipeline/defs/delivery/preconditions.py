@@ -7,12 +7,14 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.forecast import Forecast, RunLimits
+from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions, Shards
-from cio_pipeline.defs.assets.ledger_checkpoint import FILE
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.learning import learned_under
+from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
@@ -45,6 +47,10 @@ class RunLimitsConfig(dg.Config):
             return RunLimits(customers, events or 0)
         return RunLimits(customers, events if is_backfill else None)
 
+    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
+        """The delivery's options, with those that the settings determine."""
+        return DeliveryOptions(suppressed, allow_consent=allow_consent)
+
 
 STALE_LEDGER = (
     f"The ledger (CIO_LEDGER_URL) lacks deliveries that {FILE} in CIO_DATA_DIR, or Dagster's receipts, tell of: it was lost, or"
@@ -52,13 +58,13 @@ STALE_LEDGER = (
 )
 
 
-def is_backfill(tags: Mapping[str, str], keys: list[str]) -> bool:
+def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
     """Whether a run with these tags and days is a backfill, to which `CIO_MAX_CAMPAIGN_EVENTS` applies."""
-    days = int(tags.get(DAYS_IN_ALL, len(keys)))
-    return BACKFILL in tags or (days > FEW_DAYS and SCHEDULE not in tags)
+    in_all = int(tags.get(DAYS_IN_ALL, len(days)))
+    return BACKFILL in tags or (in_all > FEW_DAYS and SCHEDULE not in tags)
 
 
-def refuse_missing_days(store: Store, keys: list[str]) -> None:
+def refuse_missing_days(store: Store, days: list[str]) -> None:
     """R1, R18: raises `NotDelivered` where the history or earlier days were never learned, and what is sent, or under which
     key, depends on them."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
@@ -69,23 +75,23 @@ def refuse_missing_days(store: Store, keys: list[str]) -> None:
             " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
             " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
         )
-    missing = store.identities.unlearned(days_before(max(keys)), learned_under(store.attributes_from))
+    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.attributes_from))
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
             f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
-            f" {keys[0]}{'' if len(keys) == 1 else f' to {keys[-1]}'}: nothing was sent. Run them first, the oldest"
+            f" {days[0]}{'' if len(days) == 1 else f' to {days[-1]}'}: nothing was sent. Run them first, the oldest"
             " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
         )
 
 
-def refuse_days_before_ledger(store: Store, keys: list[str], *, resend: bool) -> None:
+def refuse_days_before_ledger(store: Store, days: list[str], *, resend: bool) -> None:
     """Raises `NotDelivered` where days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
     first = store.first_day_of_ledger
-    if first is not None and keys[0] < first and not resend:
+    if first is not None and days[0] < first and not resend:
         raise NotDelivered(
             f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
-            f" {keys[0]}: what was delivered of it would be sent again, so nothing was sent. If those days were never"
+            f" {days[0]}: what was delivered of it would be sent again, so nothing was sent. If those days were never"
             " delivered, or are to be sent again, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
         )
 
@@ -98,27 +104,6 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
         ranges[-1].append(day) if follows else ranges.append([day])
     texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
-
-
-def refuse_too_much(
-    store: Store, to_send: TablesByDay, options: DeliveryOptions, limits: RunLimits, *, is_ledger_stale: bool = False
-) -> None:
-    """Raises `NotDelivered` where the run would exceed its limits. Nothing is counted where there are fewer rows than that."""
-    customers, events = (
-        sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
-    )
-    are_few = limits.new_customers is None or customers + limits.made_before <= limits.new_customers
-    if are_few and (limits.campaign_events is None or events <= limits.campaign_events):
-        return
-    forecast = Forecast()
-    for day, tables in to_send.items():
-        forecast.add_day(day, shards(tables, day), store.ledger, options)
-    try:
-        forecast.refuse_beyond(limits)
-    except NotDelivered as error:
-        if is_ledger_stale:
-            raise NotDelivered(f"{STALE_LEDGER} {error}") from None
-        raise
 
 
 def shards(tables: Tables, day: str) -> Shards:

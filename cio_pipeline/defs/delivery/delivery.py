@@ -1,0 +1,187 @@
+"""One run's delivery: one at a time, without who is suppressed, within its limits; and the receipt of a day."""
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+import dagster as dg
+
+from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.delivery import Report, deliver, redeliver
+from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
+from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs.delivery import ledger_checkpoint
+from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay, shards
+from cio_pipeline.defs.failures import delivered_count_in_errors
+from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_counts
+from cio_pipeline.defs.partitions import window
+from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.http.retry import Unavailable
+from cio_pipeline.pipeline import derive_day
+from cio_pipeline.state.database import DatabaseError
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.refusals import Refusal
+from cio_pipeline.tables.files import temporary_folder
+from cio_pipeline.tables.tables import Tables
+
+logger = logging.getLogger(__name__)
+
+RETRY_SECONDS = 30
+
+RunCounts = dict[str, int | float]
+"""What a run did of a day, by name: `receipts.run_counts`."""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """A run's delivery, to be used while it holds the ledger's lock.
+
+    options: what is left out, and how the rest is sent; ledger_is_stale: the ledger lacks earlier deliveries
+    (`ledger_checkpoint`); accepts_stale_ledger: the run config says how many campaign events it may send even so.
+    """
+
+    store: Store
+    customerio: CustomerIo
+    options: DeliveryOptions
+    limits: RunLimits
+    ledger_is_stale: bool
+    accepts_stale_ledger: bool
+
+    def check_limits(self, to_send: TablesByDay) -> None:
+        """Raises `NotDelivered` if the tables of all the days together would exceed the run's limits.
+
+        If they have fewer rows than that, the ledger is not asked.
+        """
+        customers, events = (
+            sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
+        )
+        limits, forecast = self.limits, Forecast()
+        has_few_customers = limits.new_customers is None or customers + limits.made_before <= limits.new_customers
+        if has_few_customers and (limits.campaign_events is None or events <= limits.campaign_events):
+            return
+        for day, tables in to_send.items():
+            forecast.add_day(day, shards(tables, day), self.store.ledger, self.options)
+        self.check_forecast(forecast)
+
+    def check_forecast(self, forecast: Forecast) -> None:
+        """Raises `NotDelivered` if the forecast exceeds the run's limits."""
+        try:
+            forecast.refuse_beyond(self.limits)
+        except NotDelivered as error:
+            raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
+
+    def deliver(self, day: str, tables: Tables, whole: Tables | None = None) -> tuple[Report, RunCounts]:
+        """Sends what the ledger does not have of the day. `whole`: the day's tables with the events that these hold back."""
+
+        def send() -> Report:
+            events = tables.version("events", day).rows
+            with delivered_count_in_errors(self.store.ledger, day, events):
+                report = deliver(day, shards(tables, day), self.store.ledger, self.customerio.client, self.options, events)
+            report.counts[HELD] += 0 if whole is None else events_held(day, whole, tables, self.store, self.options)
+            return report
+
+        return self._counted(send)
+
+    def redeliver(self, day: str, refused: list[Refusal]) -> tuple[Report, RunCounts]:
+        """Sends a day's refused items again, without those of suppressed people."""
+
+        def send() -> Report:
+            allowed = not_suppressed(refused, self.options.suppressed, self.store, day)
+            report = redeliver(day, allowed, self.store.ledger, self.customerio.client, self.options)
+            report.counts["refusals suppressed"] += len(refused) - len(allowed)
+            return report
+
+        return self._counted(send)
+
+    def _counted(self, send: Callable[[], Report]) -> tuple[Report, RunCounts]:
+        """Sends, and returns what was done; the checkpoint then names the ledger's newest entry.
+
+        A stale ledger counts as current once a run has said how many campaign events it may send with it.
+        """
+        began, before = time.monotonic(), self.customerio.traffic()
+        report = send()
+        if not self.ledger_is_stale or self.accepts_stale_ledger:
+            ledger_checkpoint.save(self.store)
+        counts = run_counts(report.counts, self.customerio.traffic() - before, time.monotonic() - began)
+        return report, counts
+
+
+def prepared(
+    config: RunLimitsConfig,
+    store: Store,
+    customerio: CustomerIo,
+    instance: dg.DagsterInstance,
+    *,
+    is_backfill: bool,
+    people: Identities | None = None,
+    made_before: int = 0,
+) -> Delivery:
+    """The delivery of a run with this config.
+
+    people: by whose links the suppression list is completed (R21), the store's by default; made_before: new customers that
+    earlier runs of the day have made. Raises `StorageError`, and what reading the suppression list raises.
+    """
+    is_stale = ledger_checkpoint.ledger_is_stale(store, instance)
+    limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
+    options = config.options(suppressed(customerio, people or store.identities), store.options.allow_consent)
+    accepts_stale = config.max_campaign_events is not None
+    return Delivery(store, customerio, options, replace(limits, made_before=made_before), is_stale, accepts_stale)
+
+
+def suppressed(customerio: CustomerIo, people: Identities) -> Suppressed:
+    """Who must not be sent: the people on the list, with every id and email that any day has linked to them (R21)."""
+    return customerio.suppressed.with_linked(people.linked, people.all_names())
+
+
+def not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
+    """Those of a day's refusals that are not of suppressed people.
+
+    The day's tables name emails and distinct_ids of people that a refused event does not.
+    """
+    if not listed:
+        return refused
+    is_derived = store.tables.find_version("customers", day) is not None
+    keys = {key for shard in shards(store.tables, day) for key in suppressed_keys(listed, *shard)} if is_derived else set()
+    return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
+
+
+@contextmanager
+def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Waits until no other run delivers with the same ledger. After a transient error the step is retried once."""
+    try:
+        with store.ledger.hold_delivery_lock(
+            lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
+        ):
+            yield
+    except (Unavailable, DatabaseError) as error:
+        if context.retry_number:
+            raise
+        raise dg.RetryRequested(max_retries=1, seconds_to_wait=RETRY_SECONDS) from error
+
+
+def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
+    """The day's tables. If some of its events are held back, the tables are derived again without them, as an event can bring
+    attributes, customers, and earlier events of an anonymous visitor."""
+    if held_from is None or window(day)[1] <= held_from:
+        return store.tables
+    without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
+    return without_held
+
+
+def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:
+    """How many unsent events of the whole day are not in the tables that are sent."""
+    if tables.root == whole.root:
+        return 0
+    unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (whole, tables)]
+    return max(0, unsent[0] - unsent[1])
+
+
+def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:
+    """The day's receipt, from what the ledger now records of it, and what a run did."""
+    totals = store.ledger.totals(day)
+    return receipt(totals, counts, sample, last_days(day, store, totals), store.connected)
