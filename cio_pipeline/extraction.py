@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
-from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NotExtracted, Window, duplicates, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted, duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.tables.files import temporary_folder
@@ -97,8 +97,8 @@ class WriteContext:
 
 
 def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> ExtractionCounts | None:
-    """Returns the counts of the last extraction if its table can stay: the same window (`Window.fingerprint`), the same code,
-    and intact files. Otherwise, or if that is unknown, returns None.
+    """Returns the counts of the last extraction if its table can stay: the same events (`EventStream.fingerprint`), the same
+    code, and intact files. Otherwise, or if that is unknown, returns None.
     """
     version = tables.find_version(DAY, day)
     if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_code(fingerprint):
@@ -107,7 +107,7 @@ def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> Ex
 
 
 def extract_day(
-    tables: Tables, day: str, start: datetime, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables, day: str, start: datetime, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> ExtractionCounts:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
@@ -124,7 +124,7 @@ def extract_day(
 
 
 def extract_history(
-    tables: Tables, partition: str, window: Window, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables, partition: str, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> ExtractionCounts:
     """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
     use_person: UsePersonProperties = "never"
@@ -137,7 +137,7 @@ def _extract(
     tables: Tables,
     table: str,
     partition: str,
-    window: Window,
+    window: EventStream,
     use_person: UsePersonProperties,
     now: datetime,
     workers: int,
@@ -179,7 +179,7 @@ def _code_hash() -> str:
 
 
 def _spilled(
-    window: Window, overview: Overview, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
+    window: EventStream, overview: Overview, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
     """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the overview."""
     for frame in window.frames:
@@ -243,9 +243,9 @@ def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
 
 
 def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
-    """Each event once, in the order and by the rules of `source.in_order`, and how many rows that leaves out, by reason.
+    """Returns each event once, sorted by `BY_PERSON`, and how many rows that leaves out, by reason.
 
-    Only the rows whose uuid comes more than once are compared.
+    Only the rows whose uuid occurs more than once are compared (`source.without_duplicates`).
     """
     left_out: Counter[str] = Counter()
     if len(pc.unique(rows["uuid"])) < len(rows):
@@ -253,7 +253,7 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
         repeated = pc.is_in(rows["uuid"], counts.field("values").filter(pc.greater(counts.field("counts"), 1)))
         several = rows.filter(repeated).to_pandas()
         left_out = duplicates(several)
-        again = pa.Table.from_pandas(in_order(several), rows.schema, preserve_index=False)
+        again = pa.Table.from_pandas(without_duplicates(several), rows.schema, preserve_index=False)
         rows = pa.concat_tables([rows.filter(pc.invert(repeated)), again])
     return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
 

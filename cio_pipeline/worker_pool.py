@@ -85,7 +85,7 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
                 running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, 1))
         except BrokenProcessPool:
             raise WorkerDied(
-                "A worker process was ended from outside, perhaps for want of memory: run this again; if it happens again,"
+                "A worker process was ended from outside, perhaps because memory ran out: run this again; if it happens again,"
                 " with a smaller CIO_WORKERS."
             ) from None
         finally:

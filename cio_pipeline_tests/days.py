@@ -14,7 +14,7 @@ from cio_pipeline.accounting import Account
 from cio_pipeline.attribute_state import name_hash, state_time, unpack
 from cio_pipeline.learning import learn_day, learn_history
 from cio_pipeline.pipeline import derive_day
-from cio_pipeline.posthog.source import EVENT_SCHEMA, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, without_duplicates
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline.rules.options import Options
@@ -34,7 +34,9 @@ class Days:
     def extract(self, day: str, events: pd.DataFrame, shards: int = 1) -> None:
         """Keeps the day's events, or the history's where the day is `HISTORY_PARTITION`, in so many shards."""
         table = "identity_history" if day == HISTORY_PARTITION else "posthog_events"
-        rows = pa.Table.from_pandas(in_order(events.assign(created_at=events["timestamp"])), EVENT_SCHEMA, preserve_index=False)
+        rows = pa.Table.from_pandas(
+            without_duplicates(events.assign(created_at=events["timestamp"])), EVENT_SCHEMA, preserve_index=False
+        )
         split = buckets_of(rows["distinct_id"], shards)
         with self.tables.replace(day, {table: EVENT_SCHEMA}) as new:
             for shard in range(shards):

@@ -17,7 +17,7 @@ from cio_pipeline.defs.assets import extract as asset
 from cio_pipeline.extraction import ExtractionCounts, extract_day, reusable_extraction
 from cio_pipeline.posthog.exports import folder as exports
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.source import Window
+from cio_pipeline.posthog.source import EventStream
 from cio_pipeline.tables.tables import Tables
 
 START = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=3)
@@ -53,7 +53,7 @@ def tables(tmp_path: Path) -> Tables:
     return Tables(str(tmp_path / "tables"))
 
 
-def window(folder: Path, start: datetime = START, **options: Any) -> Window:
+def window(folder: Path, start: datetime = START, **options: Any) -> EventStream:
     given: dict[str, Any] = {"late_days": 1, "allowlist": (), "attributes_from": "auto", **options}
     return BatchExportSource(str(folder), **given).events(start, start + timedelta(days=1))
 

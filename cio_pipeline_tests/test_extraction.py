@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.extraction import SPILLED, ExtractionCounts, extract_day, extract_history
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
@@ -46,11 +46,11 @@ def event(
     }
 
 
-def window(*events: dict[str, Any], expected: int | None = None) -> Window:
+def window(*events: dict[str, Any], expected: int | None = None) -> EventStream:
     rows = pd.DataFrame(events, columns=EVENT_SCHEMA.names)
     for name in ("timestamp", "created_at"):
         rows[name] = pd.to_datetime(rows[name], utc=True).astype("datetime64[us, UTC]")
-    return Window(len(events) if expected is None else expected, iter([rows]))
+    return EventStream(len(events) if expected is None else expected, iter([rows]))
 
 
 def extract(
@@ -242,7 +242,7 @@ def test_a_source_that_fails_half_way_leaves_the_table_as_it_was(tables: Tables)
         raise NotExtracted("gone")
 
     with pytest.raises(NotExtracted, match="gone"):
-        extract_day(tables, DAY, START, Window(2, frames()), "auto", OLD)
+        extract_day(tables, DAY, START, EventStream(2, frames()), "auto", OLD)
     assert tables.version("posthog_events", DAY) == before
 
 

@@ -19,7 +19,7 @@ from cio_pipeline.accounting import discrepancies
 from cio_pipeline.extraction import extract_day
 from cio_pipeline.learning import learn_day
 from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day
-from cio_pipeline.posthog.source import EVENT_SCHEMA, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
 from cio_pipeline.rules.options import Options
@@ -386,7 +386,7 @@ def test_r6_distinct_ids_that_are_one_email_in_several_cases_are_one_customer(tm
     events = frame(*monday)
     table = pa.Table.from_pandas(events.assign(created_at=events["timestamp"]), EVENT_SCHEMA)
     product = Days(str(tmp_path), Options())
-    window = Window(3, iter([table]))
+    window = EventStream(3, iter([table]))
     now = datetime(2026, 3, 3, tzinfo=UTC)
     extract_day(product.tables, MONDAY, datetime(2026, 3, 2, tzinfo=UTC), window, "auto", now)
     product.derive(MONDAY)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.client import Api, refused
 from cio_pipeline.posthog.rows import NO_TIME, event_frame
-from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NotExtracted, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.facts import ORDER
@@ -66,7 +66,7 @@ class EventsApiSource:
         if self._attributes_from == "person":
             raise NotExtracted("CIO_ATTRIBUTES_FROM must be auto or set: PostHog's list of events has no person properties.")
 
-    def events(self, start: datetime, end: datetime) -> Window:
+    def events(self, start: datetime, end: datetime) -> EventStream:
         """The window's events, day by day, as windows of several days were seen to be incomplete."""
         days = [start + number * DAY for number in range(-(-(end - start) // DAY))]
         pages = (page for day in days for page in self._pages(day, min(day + DAY, end)))
@@ -76,7 +76,7 @@ class EventsApiSource:
         """The moment itself: PostHog gives what it has."""
         return moment
 
-    def history(self, before: datetime) -> Window:
+    def history(self, before: datetime) -> EventStream:
         """All `$identify` and `$set` events before that time."""
         pages = (page for event in HISTORY_EVENTS for page in self._pages(EPOCH, before, event=event))
         return _counted(f"Before {before:%Y-%m-%d}", pages)
@@ -118,7 +118,7 @@ class EventsApiSource:
         return events[events["event"].isin(self._needed) | events["properties"].str.contains('"email"', regex=False, na=False)]
 
 
-def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
+def _counted(what: str, pages: Iterator[pd.DataFrame]) -> EventStream:
     """The rows of the pages, which are first read into a temporary file, as PostHog cannot count them."""
     stats = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - it goes when the frames are gone
@@ -129,7 +129,7 @@ def _counted(what: str, pages: Iterator[pd.DataFrame]) -> Window:
             spool.write_table(pa.Table.from_pandas(page, EVENT_SCHEMA, preserve_index=False))
     spooled = pq.ParquetFile(file)
     frames = (batch.to_pandas() for batch in spooled.iter_batches(FRAME_ROWS))
-    return Window(spooled.metadata.num_rows, frames, stats)
+    return EventStream(spooled.metadata.num_rows, frames, stats)
 
 
 @dataclass

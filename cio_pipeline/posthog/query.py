@@ -11,7 +11,7 @@ from typing import Any
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.reading import COUNTED, Queries, Reading, Selection
 from cio_pipeline.posthog.slices import TARGET_ROWS
-from cio_pipeline.posthog.source import HISTORY_EVENTS, NotExtracted, Window
+from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails
 from cio_pipeline.rules.values import EPOCH
 
@@ -46,25 +46,25 @@ class QuerySource:
         if answer.status != 200:
             raise refused(answer)
 
-    def events(self, start: datetime, end: datetime) -> Window:
+    def events(self, start: datetime, end: datetime) -> EventStream:
         """The window's events, which are counted first. Raises `NotExtracted` where PostHog refuses."""
         needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
         reading.stats[COUNTED] = counts.total()
-        return Window(counts.total(), reading.frames(counts), reading.stats)
+        return EventStream(counts.total(), reading.frames(counts), reading.stats)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
         """The moment itself: PostHog gives what it has."""
         return moment
 
-    def history(self, before: datetime) -> Window:
+    def history(self, before: datetime) -> EventStream:
         """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
         selection = Selection(self._columns(EPOCH), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
         reading = Reading(self._queries, selection, EPOCH, before)
         months = reading.months(EPOCH, before)
         windows = (Reading(self._queries, selection, start, end) for start, end in _windows(months, before))
-        return Window(
+        return EventStream(
             months.total(), (frame for window in windows for frame in window.all_frames(reading.stats)), reading.stats
         )
 

@@ -45,7 +45,7 @@ IN_SLICE = (
 )
 LEFT = "bytes left to read"
 COUNTED = "events counted by PostHog"
-"""PostHog's own count of a window's events, made before they are read: an entry of `Window.stats`."""
+"""PostHog's own count of a window's events, made before they are read: an entry of `EventStream.stats`."""
 
 
 class Selection(NamedTuple):

@@ -47,7 +47,7 @@ class NothingSoFar(NotExtracted):
 
 
 @dataclass(frozen=True)
-class Window:
+class EventStream:
     """The events of a time window.
 
     expected: about how many, if that is known; frames: pandas or Arrow tables with the columns of `EVENT_SCHEMA`, in any order,
@@ -68,18 +68,18 @@ class EventSource(Protocol):
     def check(self) -> None:
         """Raises `NotExtracted` where the settings do not give access to events."""
 
-    def events(self, start: datetime, end: datetime) -> Window:
+    def events(self, start: datetime, end: datetime) -> EventStream:
         """The events with `start` <= timestamp < `end` that the settings need."""
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
         """Until when, `moment` at the latest, the events from `start` on are available of a day that is not over. Raises
         `NothingSoFar`."""
 
-    def history(self, before: datetime) -> Window:
+    def history(self, before: datetime) -> EventStream:
         """All `$identify` and `$set` events before that time (R18)."""
 
 
-def in_order(events: pd.DataFrame) -> pd.DataFrame:
+def without_duplicates(events: pd.DataFrame) -> pd.DataFrame:
     """Each event once, as PostHog ingested it last, sorted by distinct_id, timestamp, uuid and name.
 
     Rows with the same day, name, distinct_id and uuid are the same event, as in PostHog. If the uuid is not valid, only rows
@@ -94,7 +94,7 @@ def in_order(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def duplicates(events: pd.DataFrame) -> Counter[str]:
-    """How many rows `in_order` leaves out, by reason."""
+    """How many rows `without_duplicates` leaves out, by reason."""
     events = events.reset_index(drop=True)
     again = _again(events, _repeated(events))
     same = int(again.drop(columns=["day", "row"]).duplicated().sum())

@@ -18,7 +18,7 @@ from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_d
 from cio_pipeline.posthog import events_list as events_api
 from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, NotExtracted, Window, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, EventStream, NotExtracted, without_duplicates
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import legacy
@@ -67,11 +67,11 @@ def source(
     return EventsApiSource(server.url, "1", "phx_sandbox", allowlist, attributes_from)
 
 
-def read(found: Window) -> pd.DataFrame:
+def read(found: EventStream) -> pd.DataFrame:
     frames = list(found.frames)
     rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
     assert len(rows) == found.expected
-    return in_order(rows)
+    return without_duplicates(rows)
 
 
 @pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])

@@ -19,7 +19,7 @@ from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.rows import event_frame, rows_in
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, without_duplicates
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.project import Project
 
@@ -56,7 +56,7 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 
 def read(found: QuerySource) -> pd.DataFrame:
     frames = list(found.events(START, END).frames)
-    return in_order(pd.concat(frames)) if frames else EVENT_SCHEMA.empty_table().to_pandas()
+    return without_duplicates(pd.concat(frames)) if frames else EVENT_SCHEMA.empty_table().to_pandas()
 
 
 def rows(**values: Any) -> pd.DataFrame:
@@ -250,7 +250,7 @@ def test_a_time_that_is_none_or_of_another_day_is_refused(value: object) -> None
 )
 def test_an_odd_time_of_ingestion_stops_nothing(value: object) -> None:
     assert rows(created_at=value)["created_at"].isna().all()
-    assert len(in_order(rows(created_at=value))) == 1
+    assert len(without_duplicates(rows(created_at=value))) == 1
 
 
 ODD_VALUES: list[Any] = [
@@ -276,7 +276,7 @@ def test_no_value_of_a_row_stops_a_day(column: str, value: Any) -> None:
     frame = rows(**{column: value})
     written = pa.Table.from_pandas(frame, EVENT_SCHEMA)
     written.validate(full=True)
-    assert len(in_order(frame)) == 1
+    assert len(without_duplicates(frame)) == 1
 
 
 def test_half_a_surrogate_pair_is_repaired_in_names_and_stays_as_it_came_in_properties() -> None:

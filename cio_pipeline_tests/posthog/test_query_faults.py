@@ -18,7 +18,7 @@ from cio_pipeline.posthog import client as api
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.reading import Reading
-from cio_pipeline.posthog.source import NotExtracted, in_order
+from cio_pipeline.posthog.source import NotExtracted, without_duplicates
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import hogql
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -90,7 +90,7 @@ def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 
 
 def read(source: QuerySource) -> pd.DataFrame:
-    return in_order(pd.concat(source.events(START, END).frames))
+    return without_duplicates(pd.concat(source.events(START, END).frames))
 
 
 @pytest.mark.parametrize("column", ["event", "month"])

@@ -89,7 +89,7 @@ def read_day(
     day: str, posthog: PostHog, store: Store, until: datetime | None = None
 ) -> tuple[ExtractionCounts, dict[str, int]]:
     """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
-    and what the reading took (`Window.stats`)."""
+    and what the reading took (`EventStream.stats`)."""
     began, (start, end) = now(), window(day)
     events = posthog.source.events(start, until or end)
     extracted = reusable_extraction(store.tables, day, events.fingerprint)

@@ -31,7 +31,7 @@ from cio_pipeline.posthog.exports.runs import (
     unfinished,
     unnamed,
 )
-from cio_pipeline.posthog.source import HISTORY_EVENTS, NotExtracted, NothingSoFar, Window
+from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted, NothingSoFar
 from cio_pipeline.rules.dropped_set import AttributesFrom, reaches_back
 from cio_pipeline.rules.values import EPOCH
 from cio_pipeline.storage_errors import cause
@@ -55,7 +55,7 @@ class BatchExportSource:
         """Raises `NotExtracted` where the folder cannot be listed, or contains no batch export."""
         self._listed()
 
-    def events(self, start: datetime, end: datetime) -> Window:
+    def events(self, start: datetime, end: datetime) -> EventStream:
         """The window's events.
 
         Raises `NotExtracted` where the export is not finished up to the window's end, has nothing from the window, or cannot be
@@ -81,7 +81,7 @@ class BatchExportSource:
             )
         return min(reach, moment)
 
-    def history(self, before: datetime) -> Window:
+    def history(self, before: datetime) -> EventStream:
         """All exported `$identify` and `$set` events before that time."""
         folder, all_runs = self._listed()
         early = [_with_counted_files(run, folder) for run in all_runs if run.start < before + self._late]

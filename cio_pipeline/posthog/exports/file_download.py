@@ -19,7 +19,7 @@ from cio_pipeline.posthog.exports.downloads import refused_export
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, Window
+from cio_pipeline.posthog.source import EventStream, NotExtracted, NothingSoFar
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.storage_errors import cause
 from cio_pipeline.temporary_files import no_space, spill_folder
@@ -66,7 +66,7 @@ class FileDownloadSource:
         elif answer.status not in (200, 405):
             raise refused_export(answer)
 
-    def history(self, before: datetime) -> Window:
+    def history(self, before: datetime) -> EventStream:
         """All `$identify` and `$set` events before that time, by HogQL (scope Query Read), since they are few over a long
         time."""
         return self._queries.history(before)
@@ -78,7 +78,7 @@ class FileDownloadSource:
             " CIO_EVENT_SOURCE=query, or a batch export of every hour, gives today's events."
         )
 
-    def events(self, start: datetime, end: datetime) -> Window:
+    def events(self, start: datetime, end: datetime) -> EventStream:
         """The window's events, all of which are downloaded and read when this returns. Raises `NotExtracted`."""
         now = datetime.now(UTC).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.exports.columns import JSON, Column, Unreadable, columns_of, plain, texts, times
 from cio_pipeline.posthog.exports.lines import BOMB_BYTES, BOMB_RATIO, LINE_BYTES, event_in, lines
 from cio_pipeline.posthog.exports.times import FIRST, MICROSECOND, moment
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, Window
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails, reaches_back
 from cio_pipeline.rules.values import EPOCH
 
@@ -101,12 +101,12 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
     yield _wanted(pa.Table.from_pylist(rows, schema=EVENT_SCHEMA), wanted)
 
 
-def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> Window:
+def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> EventStream:
     """A window of these events, which are read as its frames are taken.
 
     Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
     """
-    return Window(None, _pieces(_usable(tables)), fingerprint=fingerprint)
+    return EventStream(None, _pieces(_usable(tables)), fingerprint=fingerprint)
 
 
 def _events(table: pa.Table, columns: dict[str, Column], wanted: Wanted) -> pa.Table:

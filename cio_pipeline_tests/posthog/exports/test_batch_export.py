@@ -18,7 +18,7 @@ from cio_pipeline.posthog.exports import rows as exported_rows
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.folder import listed
 from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, in_order
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.rules import dropped_set
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
 from cio_pipeline_tests.bucket import CREDENTIALS
@@ -39,7 +39,7 @@ def source(folder: Path | str, late_days: int = 2, **options: Any) -> BatchExpor
 def read(found: BatchExportSource) -> pd.DataFrame:
     window = found.events(START, END)
     frames = [table.to_pandas() for table in window.frames]
-    return in_order(pd.concat(frames)) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    return without_duplicates(pd.concat(frames)) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
 
 
 def numbers(events: pd.DataFrame) -> list[int]:

@@ -22,7 +22,7 @@ from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, in_order
+from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
@@ -65,7 +65,7 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 def read(found: FileDownloadSource) -> pd.DataFrame:
     window = found.events(START, END)
     frames = [table.to_pandas() for table in window.frames]
-    return in_order(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
+    return without_duplicates(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
 
 
 def numbers(events: pd.DataFrame) -> list[int]:
