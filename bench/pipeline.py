@@ -26,7 +26,7 @@ REQUESTS_PER_SECOND = 1_000
 
 
 def run_days(first: date, last: date, export: Path, data: Path, customerio: str) -> Measured:
-    """Runs the days from a batch export's folder to a Customer.io. Raises `RuntimeError` where they were not delivered."""
+    """Runs the days from a batch export's folder to a Customer.io. Raises `RuntimeError` if they were not delivered."""
     data.mkdir(exist_ok=True)
     environment = bare_environment(data) | {
         "CIO_SANDBOX": "Yes",

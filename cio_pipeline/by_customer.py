@@ -112,7 +112,7 @@ def days_stitched(day: str, options: Options) -> list[str]:
 
 
 def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
-    """Those of the days that have events. Raises `NotMaterialized` where a day had some that are gone."""
+    """Those of the days that have events. Raises `NotMaterialized` if a day had some that are gone."""
     absent = {day for day in days if tables.find_version("posthog_events", day) is None}
     gone = absent - set(identities.unlearned(sorted(absent)))
     if gone:

@@ -111,7 +111,7 @@ def extract_day(
 ) -> ExtractionCounts:
     """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
 
-    Raises `NotExtracted` where a row that came is neither in the table nor a duplicate.
+    Raises `NotExtracted` if a row that came is neither in the table nor a duplicate.
     """
     reaches_back = dropped_set.reaches_back(start, now)
     use_person: UsePersonProperties = "never"

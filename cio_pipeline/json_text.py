@@ -70,7 +70,7 @@ def loads(content: bytes) -> Any:
 def read_object(text: Any) -> dict[str, Any]:
     """The JSON object in `text` (str, or bytes of UTF-8). Null (pandas may give NaN) or empty text is an empty object.
 
-    Raises `UnusableJson` where the text is not a JSON object, or has a number that JSON cannot express (NaN, Infinity). An
+    Raises `UnusableJson` if the text is not a JSON object, or has a number that JSON cannot express (NaN, Infinity). An
     unpaired surrogate, which UTF-8 cannot express, stays in it: see `repair_surrogates`.
     """
     content = _utf8(text)
@@ -120,7 +120,7 @@ def repair_surrogates(content: bytes, members: dict[str, Any]) -> tuple[dict[str
 
 
 def write(value: Any) -> bytes:
-    """Compact JSON in UTF-8. Raises `UnusableJson` where JSON or UTF-8 cannot express the value."""
+    """Compact JSON in UTF-8. Raises `UnusableJson` if JSON or UTF-8 cannot express the value."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -160,7 +160,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _read_roughly(content: bytes) -> Any:
-    """Reads what orjson does not: unpaired surrogates, NaN and Infinity. None where it is not an object, or too deep."""
+    """Reads what orjson does not: unpaired surrogates, NaN and Infinity. None if it is not an object, or too deep."""
     try:
         value = _read_exactly(content, _integer, float, float)
     except UnusableJson:

@@ -22,7 +22,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 def spill_folder() -> Iterator[Path]:
     """A folder that only its owner can read, removed after the block. Creating it removes what killed runs have left.
 
-    Raises `OSError` where the temporary folder cannot be written to; see `no_space`.
+    Raises `OSError` if the temporary folder cannot be written to; see `no_space`.
     """
     _remove_abandoned()
     folder, lock = _locked_folder()

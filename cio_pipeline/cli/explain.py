@@ -19,7 +19,7 @@ from cio_pipeline.tables.tables import Tables
 
 
 def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
-    """Prints each event and attribute of the days, and what became of it. Raises `DaysError` where these are no partitions."""
+    """Prints each event and attribute of the days, and what became of it. Raises `DaysError` if these are no partitions."""
     days = days_asked_for(first, last)
     database = (settings.ledger_url, settings.ledger_lock_seconds)
     identities, ledger = Identities(*database), Ledger(*database)

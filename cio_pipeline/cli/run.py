@@ -82,7 +82,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
     """Runs `customerio_dry_run` for the days, which logs what would be sent. Returns the exit status: 1 where the rules would
     refuse more events of a day than CIO_REFUSED_SHARE allows.
 
-    chosen: run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` where the days are not partitions.
+    chosen: run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` if the days are not partitions.
     """
     days_between(first, last)
     beyond: list[Any] = []

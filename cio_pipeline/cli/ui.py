@@ -30,7 +30,7 @@ SUPERSEDED = "ignore:Function `dev_command` is superseded"
 
 
 def ui() -> int:
-    """Runs `dagster dev`, with the environment where it and `.env` differ. Raises `SettingsError` where a setting is wrong."""
+    """Runs `dagster dev`, with the environment where it and `.env` differ. Raises `SettingsError` if a setting is wrong."""
     settings = load_settings()
     home = dagster_home(settings.data_dir)
     if not (home / "dagster.yaml").exists():
@@ -50,7 +50,7 @@ def ui() -> int:
 
 @contextmanager
 def only_one(home: Path) -> Iterator[None]:
-    """Locks Dagster's home for the block. Raises `SettingsError` where another UI uses it, as its daemon would run everything
+    """Locks Dagster's home for the block. Raises `SettingsError` if another UI uses it, as its daemon would run everything
     twice."""
     with (home / "ui.lock").open("w") as file:
         try:
@@ -100,7 +100,7 @@ def _stop(*_: Any) -> None:
 
 
 def free_port() -> int:
-    """3000, or the next free port. Raises `SettingsError` where there is none."""
+    """3000, or the next free port. Raises `SettingsError` if there is none."""
     last = FIRST_PORT + PORTS - 1
     for port in range(FIRST_PORT, last + 1):
         if _is_free(port):

@@ -21,7 +21,7 @@ HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 
 
 def json_object(response: requests.Response) -> dict[str, Any] | None:
-    """The answer as a JSON object in UTF-8; None where it is not one, or has a name twice, so that one value may hide
+    """The answer as a JSON object in UTF-8; None if it is not one, or has a name twice, so that one value may hide
     another."""
     try:
         parsed = json.loads(response.content.decode("utf-8", "replace"), object_pairs_hook=_each_once)
@@ -47,7 +47,7 @@ def serving_host(account: dict[str, Any] | None) -> str | None:
 
 
 def host(url: Any) -> str | None:
-    """The host of a URL; None where it has none."""
+    """The host of a URL; None if it has none."""
     try:
         return urlsplit(url).hostname if isinstance(url, str) else None
     except ValueError:

@@ -83,7 +83,7 @@ class TrackClient:
         self._counting = threading.Lock()
 
     def check(self) -> None:
-        """Requests the account's region. Raises `NotDelivered` where the keys or the endpoint are wrong."""
+        """Requests the account's region. Raises `NotDelivered` if the keys or the endpoint are wrong."""
         try:
             response = self._send("GET", REGION, None, _fault_in_region)
         except Unusable as odd:
@@ -113,14 +113,14 @@ class TrackClient:
         return refused
 
     def event(self, identifier: str, operation: bytes) -> None:
-        """Posts one event's body to the v1 call. Raises `WholeRequestRefused` where it is refused."""
+        """Posts one event's body to the v1 call. Raises `WholeRequestRefused` if it is refused."""
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
             raise WholeRequestRefused(*self._without_keys(first_reason(errors)), max_at_fault=1)
 
     def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
         """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
 
-        Raises `http.retry.Unavailable` where Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
+        Raises `http.retry.Unavailable` if Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
         """
         refused: dict[int, tuple[str, str]] = {}
         try:
@@ -137,7 +137,7 @@ class TrackClient:
         raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses {what}, with {words}: a rerun sends it.")
 
     def _post(self, path: str, body: bytes) -> list[Any]:
-        """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` where all of it was
+        """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` if all of it was
         refused."""
         response = self._send("POST", path, body, _fault_in_post)
         if response.status_code in (401, 403):

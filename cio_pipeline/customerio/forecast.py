@@ -36,7 +36,7 @@ class RunLimits:
     made_before: int = 0
 
     def refuse_beyond(self, new_customers: int, campaign_events: int) -> None:
-        """Raises `NotDelivered` where these exceed the limits."""
+        """Raises `NotDelivered` if these exceed the limits."""
         with_them = f", with the {self.made_before:,} of earlier runs of the day" if self.made_before else ""
         for count, limit, what, setting in (
             (new_customers + self.made_before, self.new_customers, f"make {{}} new customers{with_them}", "MAX_NEW_CUSTOMERS"),
@@ -81,7 +81,7 @@ class Forecast:
         self.campaign_events += sum(at > since for at in times)
 
     def refuse_beyond(self, limits: RunLimits) -> None:
-        """Raises `NotDelivered` where this exceeds the limits."""
+        """Raises `NotDelivered` if this exceeds the limits."""
         limits.refuse_beyond(self.new_customers, self.campaign_events)
 
     def _add_new(self, keys: list[str], ledger: Ledger) -> None:

@@ -135,7 +135,7 @@ def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
 
 
 def _plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
-    """R17: the upsert without attributes that a later event has set; None where it would change nothing.
+    """R17: the upsert without attributes that a later event has set; None if it would change nothing.
 
     An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or
     Customer.io might ignore it. consent: whether R19 has to be applied.

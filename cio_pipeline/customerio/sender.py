@@ -67,7 +67,7 @@ class Sender:
     def _send(self, request: Request) -> None:
         """Sends one request. If the answer does not say which item is bad, sends its halves, until the bad item is alone.
 
-        Raises `http.retry.Unavailable` where all items are refused, and so is a probe.
+        Raises `http.retry.Unavailable` if all items are refused, and so is a probe.
         """
         try:
             refused = self._post(request)

@@ -63,7 +63,7 @@ class Unusable(Exception):
 
 
 def read_suppressed(location: str | None) -> Suppressed:
-    """The list at a path or URL. Raises `NotDelivered` where it cannot be read, or names nobody without saying so."""
+    """The list at a path or URL. Raises `NotDelivered` if it cannot be read, or names nobody without saying so."""
     if not location:
         return Suppressed()
     try:

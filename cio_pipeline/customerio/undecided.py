@@ -18,7 +18,7 @@ def retry_undecided(days: Iterable[str], deliver: Callable[[str], Done]) -> Iter
     """Delivers the days. Yields each when it is done, with what `deliver` returned, and whether more days follow.
 
     A day that raises `Undecided` is delivered once more after all others. So it does not hold them up, and if something of the
-    same kind was accepted of them, that settles it. Raises `Undecided` where nothing is left that could settle it.
+    same kind was accepted of them, that settles it. Raises `Undecided` if nothing is left that could settle it.
     """
     todo, postponed = deque(days), set[str]()
     while todo:

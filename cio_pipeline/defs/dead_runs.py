@@ -39,7 +39,7 @@ class RunLock:
     """The file that a run locks while its process lives. It contains the name of its machine."""
 
     def __init__(self, data_dir: str, run_id: str) -> None:
-        """Raises `StorageError` where the file cannot be written."""
+        """Raises `StorageError` if the file cannot be written."""
         self._file: Path | None = None
         if is_url(data_dir):
             return

@@ -33,7 +33,7 @@ class DaysError(PipelineError):
 
 
 def days_between(first: str, last: str) -> list[str]:
-    """The partitions from the first to the last. Raises `DaysError` where either is not a partition, or the first is later."""
+    """The partitions from the first to the last. Raises `DaysError` if either is not a partition, or the first is later."""
     for key in (first, last):
         if not daily_partitions.has_partition_key(key):
             earliest, latest = daily_partitions.get_first_partition_key(), daily_partitions.get_last_partition_key()
@@ -71,7 +71,7 @@ def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
 
 
 def refuse_wrong_days(tags: Mapping[str, str]) -> None:
-    """Raises `DaysError` where a run's tags name a day that is not over, or not a day: Dagster accepts any text there."""
+    """Raises `DaysError` if a run's tags name a day that is not over, or not a day: Dagster accepts any text there."""
     first, last = days_in_tags(tags)
     if first or last:
         days_between(first or last, last or first)

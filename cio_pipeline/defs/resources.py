@@ -179,7 +179,7 @@ class Store(dg.ConfigurableResource[None]):
 
     @property
     def first_day_of_ledger(self) -> str | None:
-        """The first day for which the ledger keeps what was delivered; None where it keeps all days."""
+        """The first day for which the ledger keeps what was delivered; None if it keeps all days."""
         days = self._settings.ledger_days
         return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
 
@@ -233,7 +233,7 @@ def tag(context: dg.InitResourceContext, **values: str) -> None:
 
 
 def refuse_closed_bucket(data_dir: str) -> None:
-    """Raises `StorageError` where the tables are in a bucket that cannot be reached or read."""
+    """Raises `StorageError` if the tables are in a bucket that cannot be reached or read."""
     if not is_url(data_dir):
         return
     try:

@@ -20,7 +20,7 @@ GZIP_OR_ZLIB = 47
 def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: int, end: float) -> None:
     """Reads the body into the response, or that of a 200 into the file, if there is one.
 
-    Raises `UnusableBody` where it has more than `max_bytes`, cannot be decompressed, or comes later than `end`
+    Raises `UnusableBody` if it has more than `max_bytes`, cannot be decompressed, or comes later than `end`
     (`time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None

@@ -153,7 +153,7 @@ def pause(attempt: int) -> float:
 
 
 def _json(response: requests.Response) -> Any:
-    """The answer's JSON; None where it is not JSON."""
+    """The answer's JSON; None if it is not JSON."""
     try:
         return loads(response.content)
     except (ValueError, RecursionError):

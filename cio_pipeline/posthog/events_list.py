@@ -60,7 +60,7 @@ class EventsApiSource:
         self._attributes_from = attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not accept the key or the project, or person properties are required."""
+        """Raises `NotExtracted` if PostHog does not accept the key or the project, or person properties are required."""
         now = datetime.now(UTC)
         self._page(Rest(now - DAY, now, limit=1))
         if self._attributes_from == "person":
@@ -152,7 +152,7 @@ class Rest:
     _given: dict[int, int] = field(default_factory=dict)
 
     def new_in(self, page: pd.DataFrame) -> pd.DataFrame:
-        """The rows that the previous page did not have. Raises `NotExtracted` where the page does not begin with that page's
+        """The rows that the previous page did not have. Raises `NotExtracted` if the page does not begin with that page's
         last moment.
 
         Events of the same moment may come in another order each time, so any of them may be first.
@@ -164,7 +164,7 @@ class Rest:
         return page[[event not in self._seen for event in _identities(page)]]
 
     def go_behind(self, page: Page) -> None:
-        """Moves on, or requests larger pages if the page is a single moment. Raises `NotExtracted` where neither is
+        """Moves on, or requests larger pages if the page is a single moment. Raises `NotExtracted` if neither is
         possible."""
         before, self._rows = self._rows, len(page.events)
         if page.events.empty:

@@ -41,13 +41,13 @@ class QuerySource:
         return False
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not accept the key or the project."""
+        """Raises `NotExtracted` if PostHog does not accept the key or the project."""
         answer = self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)
         if answer.status != 200:
             raise refused(answer)
 
     def events(self, start: datetime, end: datetime) -> EventStream:
-        """The window's events, which are counted first. Raises `NotExtracted` where PostHog refuses."""
+        """The window's events, which are counted first. Raises `NotExtracted` if PostHog refuses."""
         needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
         reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
         counts = reading.counts(start, end)
@@ -59,7 +59,7 @@ class QuerySource:
         return moment
 
     def history(self, before: datetime) -> EventStream:
-        """All `$identify` and `$set` events before that time. Raises `NotExtracted` where PostHog refuses."""
+        """All `$identify` and `$set` events before that time. Raises `NotExtracted` if PostHog refuses."""
         selection = Selection(self._columns(EPOCH), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
         reading = Reading(self._queries, selection, EPOCH, before)
         months = reading.months(EPOCH, before)

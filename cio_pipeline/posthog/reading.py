@@ -181,7 +181,7 @@ class Reading:
         return self._query(columns, f"AND {IN_SLICE}", values, is_smallest)
 
     def _query(self, columns: str, rest: str, values: dict[str, Any], is_smallest: bool = False) -> Rows | None:
-        """The rows of a query; None where it is too much for PostHog.
+        """The rows of a query; None if it is too much for PostHog.
 
         If PostHog may only be busy, the query is tried again after a wait, and then counts as too much. A query that cannot be
         made smaller is tried as long as the window's patience lasts.
@@ -206,7 +206,7 @@ class Reading:
         raise AssertionError
 
     def _waited(self, answer: Answer, attempt: int, is_smallest: bool) -> bool:
-        """Whether to try the same query again, after the wait. Raises `NotExtracted` where nothing else is left to try.
+        """Whether to try the same query again, after the wait. Raises `NotExtracted` if nothing else is left to try.
 
         Once a smaller query was tried, it waits once at most, and not at all if PostHog answers other queries meanwhile.
         """

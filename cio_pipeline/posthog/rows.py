@@ -41,14 +41,14 @@ class Rows(NamedTuple):
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str) -> tuple[Any, ...]:
-        """A column's values. Raises `NotExtracted` where the answer has no such column."""
+        """A column's values. Raises `NotExtracted` if the answer has no such column."""
         if name not in self.columns:
             raise NotExtracted(f"PostHog's answer lacks {name}: is POSTHOG_HOST the address of PostHog itself?")
         return self.columns[name]
 
 
 def rows_in(body: Any, max_rows: int) -> Rows:
-    """The rows of a query's answer; it is full if it has `max_rows`. Raises `NotExtracted` where it is not such an answer."""
+    """The rows of a query's answer; it is full if it has `max_rows`. Raises `NotExtracted` if it is not such an answer."""
     if isinstance(body, dict) and body.get("error"):
         raise NotExtracted("PostHog says that its query failed, but answers as if it had not: run the partition again.")
     try:
@@ -62,7 +62,7 @@ def rows_in(body: Any, max_rows: int) -> Rows:
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:
     """The events as a frame of `EVENT_SCHEMA`, from JSON values by column; created_at and person_properties may be missing.
 
-    A timestamp that cannot be read becomes the year 1, which R14 refuses. Raises `NotExtracted` where another column is
+    A timestamp that cannot be read becomes the year 1, which R14 refuses. Raises `NotExtracted` if another column is
     missing, where a timestamp is not in `start` <= timestamp < `end`, or where no event has one.
     """
     missing = [name for name in ("uuid", "event", "distinct_id", "timestamp", "properties") if name not in columns]
@@ -101,7 +101,7 @@ def _times(values: Iterable[Any]) -> pd.Series[Any]:
 
 
 def _moment(value: Any) -> datetime | None:
-    """A time in UTC, without its zone; None where there is none, or none within the years 1 to 9999."""
+    """A time in UTC, without its zone; None if there is none, or none within the years 1 to 9999."""
     match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None

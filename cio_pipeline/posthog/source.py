@@ -66,7 +66,7 @@ class EventSource(Protocol):
     """A PostHog project's events."""
 
     def check(self) -> None:
-        """Raises `NotExtracted` where the settings do not give access to events."""
+        """Raises `NotExtracted` if the settings do not give access to events."""
 
     def events(self, start: datetime, end: datetime) -> EventStream:
         """The events with `start` <= timestamp < `end` that the settings need."""

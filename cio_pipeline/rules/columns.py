@@ -22,7 +22,7 @@ ANY_BRACKET = 0xDF
 
 
 def utf8(column: pd.Series[Any]) -> Any:
-    """The texts as an Arrow array of UTF-8 bytes, null where there is none. An unpaired surrogate is encoded as Python encodes
+    """The texts as an Arrow array of UTF-8 bytes, null if there is none. An unpaired surrogate is encoded as Python encodes
     it (`surrogatepass`)."""
     if not isinstance(column.dtype, pd.StringDtype):
         encoded = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None for text in column.tolist()]
@@ -38,7 +38,7 @@ def to_list(array: Any) -> list[Any]:
 
 
 def text_array(column: pd.Series[Any]) -> Any:
-    """The texts of a column as an Arrow array, null where there is none."""
+    """The texts of a column as an Arrow array, null if there is none."""
     return as_text(utf8(column))
 
 

@@ -71,7 +71,7 @@ def read_event_data(contents: Any, persons: Any, plain: Any, names: NameRule, op
 
 
 def _scan(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Findings] | None:
-    """The data of plain JSON, and what else it holds; None where the JSON has to be parsed."""
+    """The data of plain JSON, and what else it holds; None if the JSON has to be parsed."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:

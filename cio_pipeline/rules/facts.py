@@ -73,7 +73,7 @@ def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
 
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
-    """The anonymous id that each `$identify` names; None where it names none, or where R14 refuses either of the two ids."""
+    """The anonymous id that each `$identify` names; None if it names none, or where R14 refuses either of the two ids."""
     pairs = zip(texts(identifies["distinct_id"]), texts(identifies["anonymous_id"]), strict=True)
     return [anonymous if isinstance(anonymous, str) and usable(who) and usable(anonymous) else None for who, anonymous in pairs]
 

@@ -100,7 +100,7 @@ def _parse_chunk(identifies: Any, contents: Any, persons: Any) -> pa.Table:
 
 
 def members_of(content: bytes) -> Members | None:
-    """The members of JSON that need not be parsed in full; None where it is not an object."""
+    """The members of JSON that need not be parsed in full; None if it is not an object."""
     try:
         return _decode(content)
     except msgspec.DecodeError:
@@ -108,7 +108,7 @@ def members_of(content: bytes) -> Members | None:
 
 
 def without_members(content: bytes, members: Members) -> bytes | None:
-    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None where it is not certain where these are."""
+    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None if it is not certain where these are."""
     for name, member in ((b'"$set":', members.given), (b'"$set_once":', members.set_once), (b'"$unset":', members.unset)):
         if member is not ABSENT:
             if content.count(name) != 1:

@@ -38,7 +38,7 @@ def merge_windows(
     today: the day's merges, as `classify` gives them; earlier: those of the days before (`MERGE_COLUMNS`); identified_before:
     the anonymous ids that were identified themselves before the day; identified_today: each distinct_id's first `$identify` of
     the day (`ORDER`). Gives the merges that may take events: later than since, and later than the previous merge
-    (timestamp_before, uuid_before, event_before, distinct_id_before; null where there is none).
+    (timestamp_before, uuid_before, event_before, distinct_id_before; null if there is none).
     """
     every = pd.concat([earlier[MERGE_COLUMNS].assign(event="$identify"), today], ignore_index=True).sort_values(ORDER)
     windows = every.join(every.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))

@@ -25,7 +25,7 @@ DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 def demo(folder: Path | None = None) -> int:
     """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status.
 
-    The folder, which is made anew, has all that the demo writes. Raises `SettingsError` where it cannot be made, and
+    The folder, which is made anew, has all that the demo writes. Raises `SettingsError` if it cannot be made, and
     `KeyboardInterrupt` on Ctrl-C or SIGTERM, when the services have ended.
     """
     interruptible()

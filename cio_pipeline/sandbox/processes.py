@@ -36,7 +36,7 @@ def sandbox_folder(name: str) -> Path:
 
 
 def empty_folder(folder: Path) -> None:
-    """Makes the folder anew. Raises `SettingsError` where that cannot be done."""
+    """Makes the folder anew. Raises `SettingsError` if that cannot be done."""
     try:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
@@ -70,7 +70,7 @@ class Sandbox:
     def environment(self, data_dir: Path, start: date, **settings: str) -> dict[str, str]:
         """An environment made from nothing, with settings that name the sandbox, and no other settings than those given.
 
-        Raises `SettingsError` where a service is not on this machine.
+        Raises `SettingsError` if a service is not on this machine.
         """
         if away := [address for address in (self.posthog, self.customerio) if not is_loopback(address)]:
             raise SettingsError(f"{away[0]} is refused: the sandbox reads and sends on this machine only.")
@@ -92,7 +92,7 @@ class Sandbox:
 def sandbox(start: date, days: int) -> Iterator[Sandbox]:
     """Both services, with generated PostHog events of so many days, until the block ends.
 
-    Raises `SettingsError` where the libraries that only they need are not installed.
+    Raises `SettingsError` if the libraries that only they need are not installed.
     """
     if missing := [library for library in ("duckdb", "sqlglot") if find_spec(library) is None]:
         raise SettingsError(f"The sandbox needs {' and '.join(missing)}: install the extra, cio_pipeline[sandbox].")

@@ -41,7 +41,7 @@ def smtp_url(text: Any) -> Any:
 
 
 def _parts(text: str, *schemes: str) -> SplitResult | None:
-    """The parts of a URL with one of these schemes; None where it is not one, or its host or port is impossible."""
+    """The parts of a URL with one of these schemes; None if it is not one, or its host or port is impossible."""
     try:
         parts = urlsplit(text)
         return parts if parts.scheme in schemes and addresses.is_host(parts.hostname or "") and parts.port != 0 else None

@@ -44,7 +44,7 @@ it."""
 def load_environment(known: Collection[str]) -> None:
     """Adds what `.env` says to the environment where that says nothing; an empty value counts as not set.
 
-    known: the names of all settings. Raises `SettingsError` where `.env` is ambiguous, or where a name with one of our prefixes
+    known: the names of all settings. Raises `SettingsError` if `.env` is ambiguous, or where a name with one of our prefixes
     is not a setting. The sandbox reads no `.env`.
     """
     values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())

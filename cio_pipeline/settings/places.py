@@ -109,7 +109,7 @@ def refuse_unknown_storage(name: str, place: str) -> None:
 
 
 def dagster_home(data_dir: str) -> Path:
-    """DAGSTER_HOME or, without one, a folder in CIO_DATA_DIR, which is created. Raises `SettingsError` where it is not a
+    """DAGSTER_HOME or, without one, a folder in CIO_DATA_DIR, which is created. Raises `SettingsError` if it is not a
     folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (base_folder() / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"

@@ -119,7 +119,7 @@ class Ledger:
                 self._lock = None
 
     def check_lock(self) -> None:
-        """To be called before each request. Raises `delivery_lock.LockLost` where the delivery has lost its lock.
+        """To be called before each request. Raises `delivery_lock.LockLost` if the delivery has lost its lock.
 
         Whether another delivery has taken it since is checked by `acknowledge`.
         """
@@ -253,7 +253,7 @@ class Ledger:
             refusals.keep(transaction, day, answer.refused)
 
     def _check_lock(self, transaction: sa.Connection) -> bool:
-        """Raises `LockLost` where another delivery has taken the lock. None can take it until the transaction ends. Returns
+        """Raises `LockLost` if another delivery has taken the lock. None can take it until the transaction ends. Returns
         whether there is any refusal."""
         for_share = " FOR SHARE" if self._engine.dialect.name == "postgresql" else ""
         stored, any_refusal = transaction.exec_driver_sql(HOLDER.format(for_share)).one()

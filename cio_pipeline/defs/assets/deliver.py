@@ -57,7 +57,7 @@ class DeliveryConfig(RunLimitsConfig):
 
     @property
     def held_from(self) -> datetime | None:
-        """The time from which events are held back for a later run; None where none are."""
+        """The time from which events are held back for a later run; None if none are."""
         if self.hold_recent_events is None:
             return None
         return datetime.now(UTC) - timedelta(hours=self.hold_recent_events)

@@ -44,7 +44,7 @@ def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
 
 
 def save(store: Store) -> None:
-    """Writes the ledger's newest entry to the checkpoint. Raises `StorageError` where that cannot be written."""
+    """Writes the ledger's newest entry to the checkpoint. Raises `StorageError` if that cannot be written."""
     newest, path = store.ledger.newest(), store.tables.root / FILE
     if newest is None:
         return

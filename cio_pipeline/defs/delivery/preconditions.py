@@ -65,7 +65,7 @@ def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
 
 
 def refuse_missing_days(store: Store, days: list[str]) -> None:
-    """R1, R18: raises `NotDelivered` where the history or earlier days were never learned, and what is sent, or under which
+    """R1, R18: raises `NotDelivered` if the history or earlier days were never learned, and what is sent, or under which
     key, depends on them."""
     if store.allows_missing_days or not store.options.needs_earlier_days:
         return
@@ -86,7 +86,7 @@ def refuse_missing_days(store: Store, days: list[str]) -> None:
 
 
 def refuse_days_before_ledger(store: Store, days: list[str], *, resend: bool) -> None:
-    """Raises `NotDelivered` where days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
+    """Raises `NotDelivered` if days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
     first = store.first_day_of_ledger
     if first is not None and days[0] < first and not resend:
         raise NotDelivered(

@@ -99,7 +99,7 @@ def deliver_so_far(
 
 
 def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
-    """Raises `NotNow` where the day has only just begun, what comes before it is not known yet, or another run delivers."""
+    """Raises `NotNow` if the day has only just begun, what comes before it is not known yet, or another run delivers."""
     if began - SETTLED <= window(day)[0]:
         raise NotNow(f"{day} has only begun: nothing was sent.")
     if not history_is_known(store):
@@ -114,7 +114,7 @@ def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
 
 @contextmanager
 def no_other_delivery(store: Store) -> Iterator[None]:
-    """Holds the delivery lock during the block. Raises `NotNow` where another run holds it."""
+    """Holds the delivery lock during the block. Raises `NotNow` if another run holds it."""
 
     def leave() -> None:
         raise NotNow("Another run is delivering by this ledger: nothing was sent, the next run sends it.")
@@ -155,7 +155,7 @@ def deliver_part(
 ) -> dict[str, dg.MetadataValue | int | str]:
     """Sends what `today` has of the day. Returns the metadata of its observation.
 
-    New customers of the day's earlier runs count for the limit, or many small runs would exceed it. Raises `NotNow` where the
+    New customers of the day's earlier runs count for the limit, or many small runs would exceed it. Raises `NotNow` if the
     day is over and has been extracted as a whole in the meantime, as what that has sent is newer.
     """
     with no_other_delivery(store):

@@ -52,13 +52,13 @@ class BatchExportSource:
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where the folder cannot be listed, or contains no batch export."""
+        """Raises `NotExtracted` if the folder cannot be listed, or contains no batch export."""
         self._listed()
 
     def events(self, start: datetime, end: datetime) -> EventStream:
         """The window's events.
 
-        Raises `NotExtracted` where the export is not finished up to the window's end, has nothing from the window, or cannot be
+        Raises `NotExtracted` if the export is not finished up to the window's end, has nothing from the window, or cannot be
         read.
         """
         folder, all_runs = self._listed()
@@ -70,7 +70,7 @@ class BatchExportSource:
         return window_of(_read(files, folder, wanted), _fingerprint(files, folder, wanted))
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
-        """The end of the newest finished run. Raises `NothingSoFar` where that is not after `start`, as in a daily export."""
+        """The end of the newest finished run. Raises `NothingSoFar` if that is not after `start`, as in a daily export."""
         folder, all_runs = self._listed()
         near = (_with_counted_files(run, folder) for run in all_runs if run.overlaps(start, moment))
         reach = max((run.end for run in near if run.finished), default=start)
@@ -116,7 +116,7 @@ def _read(files: list[str], folder: Folder, wanted: Wanted) -> Iterator[pa.Table
 
 
 def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None:
-    """The fingerprint of the files and of what is wanted from them. None where a file may change unnoticed, or where what is
+    """The fingerprint of the files and of what is wanted from them. None if a file may change unnoticed, or where what is
     read depends on today (R20)."""
     stamps = [(path, folder.stamps.get(path)) for path in files]
     if any(stamp is None for _, stamp in stamps) or reaches_back(wanted.start, datetime.now(UTC)):
@@ -127,7 +127,7 @@ def _fingerprint(files: list[str], folder: Folder, wanted: Wanted) -> str | None
 def _with_counted_files(run: Run, folder: Folder) -> Run:
     """The run with all of its files that count. An incomplete manifest counts as none yet.
 
-    Raises `NotExtracted` where a file of the interval may belong to the run, but has an unknown name.
+    Raises `NotExtracted` if a file of the interval may belong to the run, but has an unknown name.
     """
     run, left = counted_files(run, _manifests(run, folder))
     if left:

@@ -34,7 +34,7 @@ class Column(NamedTuple):
 def columns_of(schema: pa.Schema, needs_person: bool) -> dict[str, Column]:
     """The file's columns by their names in `EVENT_SCHEMA`, in any order and case. Optional ones may be missing.
 
-    Raises `Unreadable` where a required one is missing, there twice, or of an unknown type.
+    Raises `Unreadable` if a required one is missing, there twice, or of an unknown type.
     """
     by_name = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
     needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
@@ -61,7 +61,7 @@ def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
 
 
 def times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The times of a plain column in UTC, in microseconds; null where there is none, or one that cannot be read.
+    """The times of a plain column in UTC, in microseconds; null if there is none, or one that cannot be read.
 
     Times without a zone are in UTC. Times beyond the first or last year are in that year.
     """

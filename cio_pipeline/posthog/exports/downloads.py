@@ -31,7 +31,7 @@ STORE = "The store of PostHog's exports"
 
 
 class Export(NamedTuple):
-    """A requested export, and what PostHog said about it last; None where it did not say which files or how many."""
+    """A requested export, and what PostHog said about it last; None if it did not say which files or how many."""
 
     path: str
     status: str
@@ -59,7 +59,7 @@ class Downloads:
     def download(self, export: Export, file: str, into: Path) -> int:
         """Writes the Parquet file, and returns how many rows it has. If a link has expired or broken, another one is requested.
 
-        Raises `NotExtracted` where several tries give no complete file, or where it cannot be written, and what `Api.ask`
+        Raises `NotExtracted` if several tries give no complete file, or where it cannot be written, and what `Api.ask`
         raises after its own tries.
         """
         why = ""
@@ -132,7 +132,7 @@ def _rows(file: Path) -> int:
 
 @contextmanager
 def _keeping() -> Iterator[None]:
-    """Raises `NotExtracted` where the file cannot be written; other errors of a download are not an `OSError`."""
+    """Raises `NotExtracted` if the file cannot be written; other errors of a download are not an `OSError`."""
     try:
         yield
     except OSError as error:

@@ -56,7 +56,7 @@ class FileDownloadSource:
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
 
     def check(self) -> None:
-        """Raises `NotExtracted` where PostHog does not accept the key or the project.
+        """Raises `NotExtracted` if PostHog does not accept the key or the project.
 
         Not every PostHog lists its exports: 405 means that it has some, and after 404 only the first request will tell.
         """

@@ -55,7 +55,7 @@ class Folder:
 
 
 def listed(url: str) -> Folder:
-    """The folder at this URL. Raises `NotExtracted` where it, or part of it, cannot be listed."""
+    """The folder at this URL. Raises `NotExtracted` if it, or part of it, cannot be listed."""
     try:
         root = UPath(url)
         files = root.fs
@@ -104,7 +104,7 @@ def _local(root: str) -> Listed:
 
 
 def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """The files in a folder and its subfolders; None for a link that leads nowhere. Raises `OSError` where one cannot be
+    """The files in a folder and its subfolders; None for a link that leads nowhere. Raises `OSError` if one cannot be
     read."""
     with os.scandir(folder) as entries:
         for entry in entries:

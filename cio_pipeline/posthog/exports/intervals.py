@@ -197,7 +197,7 @@ class FileExports:
 
 
 def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
-    """The export in an answer of PostHog; None where there is none."""
+    """The export in an answer of PostHog; None if there is none."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     files = body.get("files")
@@ -207,7 +207,7 @@ def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of records, also as text or with a fraction of 0; None where it is not one."""
+    """A number of records, also as text or with a fraction of 0; None if it is not one."""
     try:
         return None if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
@@ -215,7 +215,7 @@ def _count(value: Any) -> int | None:
 
 
 def _id(response: requests.Response) -> str | None:
-    """The id of the created export; None where the answer does not have it."""
+    """The id of the created export; None if the answer does not have it."""
     try:
         name = response.json()["id"]
     except (ValueError, KeyError, TypeError, RecursionError):

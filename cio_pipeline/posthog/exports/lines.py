@@ -66,7 +66,7 @@ def lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:
 
 
 def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool) -> dict[str, Any] | None:
-    """The line's event, as `EVENT_SCHEMA`; None where its time is not in `start` <= time < `end`, in microseconds.
+    """The line's event, as `EVENT_SCHEMA`; None if its time is not in `start` <= time < `end`, in microseconds.
 
     If its time cannot be read, that of its ingestion counts, or else it is included, and its timestamp is the year 1. Raises
     `Unreadable` where it is not an event.
@@ -112,7 +112,7 @@ def _unpacked(file: IO[bytes], codec: str | None) -> Iterator[io.BufferedReader]
 
 
 def _fields(line: bytes) -> dict[str, Any]:
-    """The event's fields: texts, or None. Raises `ValueError` where the line is not an object."""
+    """The event's fields: texts, or None. Raises `ValueError` if the line is not an object."""
     if LONG_INTEGER not in line.translate(DIGITS):
         try:
             event = orjson.loads(line)
@@ -153,7 +153,7 @@ def _exact(name: str, raw: bytes) -> Any:
 
 
 def raw_fields(line: bytes) -> dict[str, bytes]:
-    """The values of a JSON object as they are in the line, by name. Raises `ValueError` where it is not a complete object."""
+    """The values of a JSON object as they are in the line, by name. Raises `ValueError` if it is not a complete object."""
     fields: dict[str, bytes] = {}
     depth, start, name = 0, 0, None
     for token in TOKEN.finditer(line):

@@ -62,7 +62,7 @@ class Named(NamedTuple):
 
 @lru_cache(1 << 15)
 def named(path: str) -> Named | None:
-    """What the file's name says; None where it has no interval, or the file holds no events."""
+    """What the file's name says; None if it has no interval, or the file holds no events."""
     name = unquote(PurePosixPath(path).name)
     if SIDECAR.search(name):
         return None

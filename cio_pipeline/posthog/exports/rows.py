@@ -60,7 +60,7 @@ class Wanted(NamedTuple):
 
 
 def row_groups(file: pq.ParquetFile, wanted: Wanted) -> list[int]:
-    """The row groups that may have events of the window, by their statistics. Raises `Unreadable` where columns are
+    """The row groups that may have events of the window, by their statistics. Raises `Unreadable` if columns are
     unusable."""
     metadata, at = file.metadata, columns_of(file.schema_arrow, wanted.needs_person)["timestamp"]
     if not pa.types.is_timestamp(at.type):
@@ -167,7 +167,7 @@ def _has_usable(events: pa.Table) -> bool:
 
 
 def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
-    """How many rows of a row group to read at once. Raises `Unreadable` where it decompresses to more than real events do."""
+    """How many rows of a row group to read at once. Raises `Unreadable` if it decompresses to more than real events do."""
     metadata = file.metadata
     chunks = {column.name: metadata.row_group(group).column(_leaf(metadata, column)) for column in columns.values()}
     rows = max(1, metadata.row_group(group).num_rows)

@@ -80,7 +80,7 @@ def unnamed(paths: Iterable[str]) -> list[str]:
 def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
     """The run with all of its files that count, and the parts that a failed run left.
 
-    manifests: its complete manifests, and the names in each. Raises `NotExtracted` where a file is missing.
+    manifests: its complete manifests, and the names in each. Raises `NotExtracted` if a file is missing.
     """
     if not manifests:
         _check_numbers(run)
@@ -118,7 +118,7 @@ def _identity(path: str) -> Named | str:
 
 
 def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """The parts of `start` to `end` that no run covers. Raises `NotExtracted` where runs do not reach to both ends, or cover
+    """The parts of `start` to `end` that no run covers. Raises `NotExtracted` if runs do not reach to both ends, or cover
     nothing."""
     day = f"{start:%Y-%m-%d}"
     holes = uncovered(all_runs, start, end)
@@ -140,7 +140,7 @@ def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[date
 
 
 def uncovered(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """The parts of `start` to `end` that no finished run covers. Raises `NotExtracted` where an unfinished one would.
+    """The parts of `start` to `end` that no finished run covers. Raises `NotExtracted` if an unfinished one would.
 
     Where finished runs cover it, an unfinished run does not matter: a failed one may have left it.
     """

@@ -31,7 +31,7 @@ LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
 
 
 def microseconds(value: Any) -> int:
-    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` where it is not a time."""
+    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` if it is not a time."""
     if isinstance(value, str):
         text = value.strip()
         return _of_number(Decimal(text)) if NUMBER.fullmatch(text) else _of_text(text)
@@ -41,7 +41,7 @@ def microseconds(value: Any) -> int:
 
 
 def time_or_none(value: Any) -> int | None:
-    """The result of `microseconds`; None where the value is not a time."""
+    """The result of `microseconds`; None if the value is not a time."""
     try:
         return microseconds(value)
     except (ValueError, ArithmeticError):

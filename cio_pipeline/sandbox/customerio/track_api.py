@@ -199,7 +199,7 @@ def parse_track(identifier: Identifier, call: dict[str, Any], *, type_: Any, dat
 
 
 def parse_timestamp(call: dict[str, Any], key: str) -> int | None:
-    """Whole Unix seconds, or None where there are none: "now". Milliseconds and times before 1970 are refused."""
+    """Whole Unix seconds, or None if there are none: "now". Milliseconds and times before 1970 are refused."""
     timestamp = call.get(key)
     if key in call and (type(timestamp) is not int or not 0 <= timestamp < LATEST_TIMESTAMP):
         raise InvalidRequestError("invalid", key, f"{key} must be an integer of Unix seconds")
