@@ -6,7 +6,7 @@ import sys
 
 
 def main() -> int:
-    """Runs the command that this process's arguments name; gives the exit status."""
+    """Runs the command that this process's arguments name. Returns the exit status."""
     # What Dagster and pandas load is no garbage, and looking for some takes a third of the time.
     gc.set_threshold(100_000, 50, 100)
     try:

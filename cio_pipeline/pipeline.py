@@ -79,7 +79,7 @@ def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | Non
 
 
 def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> Account:
-    """Writes the shards of a new version of the day's tables; gives what became of its events."""
+    """Writes the shards of a new version of the day's tables. Returns what became of its events."""
     what = f"{source.day}: derived"
     with temporary_folder() as folder:
         if source.options.identify_by_email or source.options.stitches:

@@ -1,6 +1,12 @@
 """The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12, R14, R17).
 
-JSON that many events have in common is written once, and Arrow joins it with the rest.
+An upsert, an event, and an event's body for the v1 call:
+
+    {"type":"person","action":"identify","identifiers":{"id":"u1"},"timestamp":1772445600,"attributes":{"plan":"pro"}}
+    {"type":"person","action":"event","identifiers":{"id":"u1"},"id":"01KJ…","name":"paid","timestamp":1772445600,"attributes":{}}
+    {"id":"01KJ…","name":"paid","timestamp":1772445600,"type":"event","data":{}}
+
+The client wraps items in `{"batch":[…]}`. JSON that many events have in common is written once; Arrow joins it with the rest.
 """
 
 from __future__ import annotations

@@ -37,13 +37,15 @@ def merge_windows(
 
     today: the day's merges, as `classify` gives them; earlier: those of the days before (`MERGE_COLUMNS`); identified_before:
     the anonymous ids that were identified themselves before the day; identified_today: each distinct_id's first `$identify` of
-    the day (`ORDER`). Gives the merges that may take events: later than since, and later than the previous merge
-    (timestamp_before, uuid_before, event_before, distinct_id_before; null if there is none).
+    the day (`ORDER`). Returns a row for each merge that may take events, with `since`, the earliest time it may take, and the
+    position of the previous merge, after which it takes (timestamp_before, uuid_before, event_before, distinct_id_before; null
+    for the first).
     """
-    every = pd.concat([earlier[MERGE_COLUMNS].assign(event="$identify"), today], ignore_index=True).sort_values(ORDER)
-    windows = every.join(every.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))
-    own = identified_today.assign(anonymous_id=identified_today["distinct_id"]).add_suffix("_own")
-    windows = windows[windows["key"].notna()].merge(own, how="left", left_on="anonymous_id", right_on="anonymous_id_own")
+    all_merges = pd.concat([earlier[MERGE_COLUMNS].assign(event="$identify"), today], ignore_index=True).sort_values(ORDER)
+    windows = all_merges.join(all_merges.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))
+    own_identify = identified_today.assign(anonymous_id=identified_today["distinct_id"]).add_suffix("_own")
+    todays = windows[windows["key"].notna()]
+    windows = todays.merge(own_identify, how="left", left_on="anonymous_id", right_on="anonymous_id_own")
     is_identified = windows["timestamp_own"].notna() & ~_after(windows, "_own", "")
     may_take = ~is_identified & ~windows["anonymous_id"].isin(identified_before)
     if options.anonymous_users == "emails":
