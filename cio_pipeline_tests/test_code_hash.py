@@ -16,11 +16,12 @@ DECIDES_NOTHING = {"errors", "state", "tables", "worker_pool", "posthog"}
 
 
 def imported(module: Path) -> Iterator[Path]:
-    """The package's modules that one of them imports."""
+    """The package's modules that one of them imports, by `from a import b` whichever of the two is the module."""
     for node in ast.walk(ast.parse(module.read_text())):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("cio_pipeline."):
-            path = PACKAGE.joinpath(*node.module.split(".")[1:])
-            yield from (found for found in (path.with_suffix(".py"), path / "__init__.py") if found.exists())
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE.name:
+            path = PACKAGE.parent.joinpath(*node.module.split("."))
+            paths = (path, *(path / alias.name for alias in node.names))
+            yield from (found for one in paths if (found := one.with_suffix(".py")).exists())
 
 
 @pytest.mark.parametrize("start", ["pipeline", "learning"])
