@@ -13,7 +13,7 @@ from upath import UPath
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.receipts import DELIVERED
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.state.ledger import Entry
+from cio_pipeline.state.ledger import LedgerEntry
 from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace_file, unreadable, writing
 
 FILE = "ledger_checkpoint.json"
@@ -53,10 +53,10 @@ def save(store: Store) -> None:
         replace_file(path, json.dumps(newest._asdict()).encode())
 
 
-def _read(path: UPath) -> Entry | None:
+def _read(path: UPath) -> LedgerEntry | None:
     try:
         content = read_file(path)
-        return None if content is None else Entry(**json.loads(content))
+        return None if content is None else LedgerEntry(**json.loads(content))
     except errors_of(path, TypeError, ValueError) as error:
         remedy = (
             ": it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is the one that was used before, remove"
