@@ -52,7 +52,6 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     a run raises, after printing its failed checks.
     """
     keys = days_between(first, last)
-    keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:
 
@@ -123,6 +122,7 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     """Prints where it reads and writes, and gives Dagster's instance."""
     show(_places(settings, dagster_home(settings.data_dir)))
+    keep_engines()
     with dagster_instance(settings) as instance:
         yield instance
 

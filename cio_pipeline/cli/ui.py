@@ -19,6 +19,7 @@ import requests
 
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.sandbox.processes import end, local
+from cio_pipeline.settings.environment import KEEP_ENGINES
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
 from cio_pipeline.settings.settings import SettingsError
@@ -71,7 +72,7 @@ def dagster_dev(home: Path, environment: dict[str, str]) -> int:
     python = [sys.executable, "-W", SUPERSEDED, "-m", "dagster"]
     command = [*python, "dev", "-w", str(WORKSPACE_YAML), "-h", "127.0.0.1", "-p", port, "--log-level", "warning"]
     os.umask(0o077)
-    child = subprocess.Popen(command, env=environment, cwd=home, text=True, start_new_session=True)  # noqa: S603
+    child = subprocess.Popen(command, env={**environment, KEEP_ENGINES: "yes"}, cwd=home, text=True, start_new_session=True)  # noqa: S603
     try:
         while child.poll() is None and not _answers(f"http://127.0.0.1:{port}/server_info"):
             time.sleep(0.5)

@@ -24,6 +24,8 @@ PREFIXES = ("CIO_", "POSTHOG_", "CUSTOMERIO_")
 SANDBOX = "CIO_SANDBOX"
 OTHER_NAMES = "CIO_OTHER_NAMES"
 DAGSTER_HOME = "DAGSTER_HOME"
+KEEP_ENGINES = "KEEP_DAGSTER_ENGINES"
+"""Set by this package's own commands for the processes of Dagster that they start: see `defs.dagster_storage`."""
 
 OTHER_TOOLS = (
     *("POSTHOG_API_KEY", "POSTHOG_PROJECT_API_KEY", "POSTHOG_PROJECT_TOKEN", "POSTHOG_KEY", "POSTHOG_TOKEN"),

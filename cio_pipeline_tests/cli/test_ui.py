@@ -67,6 +67,7 @@ def test_dagster_gets_the_environment_first_and_finds_no_env_file(
     assert not (home / ".env").exists()
     assert (home / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
     wanted = {"CIO_LATE_DAYS": "5", "POSTHOG_PROJECT_ID": "1", "DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    wanted[environment.KEEP_ENGINES] = "yes"
     assert wanted.items() <= dagster.given["env"].items()
     assert dagster.command[dagster.command.index("-w") + 1] == str(WORKSPACE_YAML)
     assert capsys.readouterr().out.startswith("Sends to https://track.customer.io; the tables are in ")

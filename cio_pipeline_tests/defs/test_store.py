@@ -88,7 +88,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
 
 
 def learn(store: Store, day: str, events: int = 1, setting: str | None = None) -> None:
-    store.identities.replace(day, setting or learned_under(store.attributes_from), events, [NOTHING])
+    store.identities.replace(day, setting or learned_under(store.settings.attributes_from), events, [NOTHING])
 
 
 def test_what_a_run_writes_is_its_owners_and_it_may_open_many_files(store: Store) -> None:

@@ -61,10 +61,10 @@ def customers_events_rejects(
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
     accounts: dict[str, Account] = {}
     for day in context.partition_keys:
-        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
+        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
         _add_metadata(context, store, day, accounts[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
-    yield few_refused_by_the_rules(accounts, store.refused_share)
+    yield few_refused_by_the_rules(accounts, store.settings.refused_share)
     yield every_event_accounted_for(accounts, store)
 
 

@@ -90,7 +90,7 @@ def read_day(
 ) -> tuple[ExtractionCounts, dict[str, int]]:
     """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
     and what the reading took (`EventStream.stats`)."""
-    began, (start, end) = now(), window(day)
+    began, (start, end), settings = now(), window(day), store.settings
     events = posthog.source.events(start, until or end)
     extracted = reusable_extraction(store.tables, day, events.fingerprint)
     if extracted is not None:
@@ -98,7 +98,7 @@ def read_day(
     else:
         with Progress(day, "events read", events.expected) as progress:
             counted = replace(events, frames=progress.rows_of(events.frames))
-            extracted = extract_day(store.tables, day, start, counted, store.attributes_from, began, store.workers)
+            extracted = extract_day(store.tables, day, start, counted, settings.attributes_from, began, settings.workers)
     if extracted.lacked_person:
         logger.warning(
             "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
@@ -162,8 +162,8 @@ def read_history(posthog: PostHog, store: Store) -> None:
     events = posthog.source.history(_history_end())
     with Progress("History", "events read", events.expected) as progress:
         counted = replace(events, frames=progress.rows_of(events.frames))
-        extract_history(store.tables, HISTORY_PARTITION, counted, store.attributes_from, began, store.workers)
-    learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+        extract_history(store.tables, HISTORY_PARTITION, counted, store.settings.attributes_from, began, store.settings.workers)
+    learn_history(_history_setting(store), store.tables, store.identities, store.settings.workers)
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
@@ -183,7 +183,7 @@ def _history_end() -> datetime:
 
 
 def _history_setting(store: Store) -> str:
-    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
+    return f"{learned_under(store.settings.attributes_from)} before {_history_end():%Y-%m-%d}"
 
 
 @dg.asset(
@@ -200,7 +200,8 @@ def _history_setting(store: Store) -> str:
 @with_readable_failures
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
     """What the day says about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    setting, workers = learned_under(store.settings.attributes_from), store.settings.workers
     for day in context.partition_keys:
-        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
+        counts = learn_day(day, setting, store.tables, store.identities, workers)
         learned = {name: counts[name] for name in LEARNED}
         context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **learned}, partition_key=day)

@@ -102,7 +102,7 @@ def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 
 def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     last = store.identities.last_derived()
-    missing = store.identities.unlearned(days_before(last), learned_under(store.attributes_from)) if last else []
+    missing = store.identities.unlearned(days_before(last), learned_under(store.settings.attributes_from)) if last else []
     return dg.AssetCheckResult(
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,

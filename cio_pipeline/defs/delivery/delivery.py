@@ -14,6 +14,7 @@ from cio_pipeline.customerio.delivery import Report, deliver, redeliver
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay, shards
 from cio_pipeline.defs.failures import delivered_count_in_errors
@@ -169,7 +170,8 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime
     if held_from is None or window(day)[1] <= held_from:
         return store.tables
     without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
+    workers = store.settings.workers
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=workers)
     return without_held
 
 
@@ -184,4 +186,4 @@ def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:
     """The day's receipt, from what the ledger now records of it, and what a run did."""
     totals = store.ledger.totals(day)
-    return receipt(totals, counts, sample, last_days(day, store, totals), store.connected)
+    return receipt(totals, counts, sample, last_days(day, store, totals), connections.as_markdown(store.settings))

@@ -40,9 +40,9 @@ class RunLimitsConfig(dg.Config):
     def run_limits(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> RunLimits:
         """The run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may send
         none unless it is set."""
-        customers, events = self.max_new_customers, self.max_campaign_events
-        customers = store.run_limits.new_customers if customers is None else customers
-        events = store.run_limits.campaign_events if events is None else events
+        settings = store.settings
+        customers = settings.max_new_customers if self.max_new_customers is None else self.max_new_customers
+        events = settings.max_campaign_events if self.max_campaign_events is None else self.max_campaign_events
         if is_ledger_stale:
             return RunLimits(customers, events or 0)
         return RunLimits(customers, events if is_backfill else None)
@@ -67,7 +67,7 @@ def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
 def refuse_missing_days(store: Store, days: list[str]) -> None:
     """R1, R18: raises `NotDelivered` if the history or earlier days were never learned, and what is sent, or under which
     key, depends on them."""
-    if store.allows_missing_days or not store.options.needs_earlier_days:
+    if store.settings.missing_days == "allow" or not store.options.needs_earlier_days:
         return
     if store.identities.unlearned([HISTORY_PARTITION]):
         raise NotDelivered(
@@ -75,7 +75,7 @@ def refuse_missing_days(store: Store, days: list[str]) -> None:
             " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
             " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
         )
-    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.attributes_from))
+    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.settings.attributes_from))
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"

@@ -66,7 +66,7 @@ def preview_delivery(
     with store.overlay(days[0]) as overlay:
         options = _read(days, config, posthog, customerio, overlay)
         report = DryRunReport(
-            list(_days_previewed(days, config, overlay, options)), store.refused_share, options.suppressed.names
+            list(_days_previewed(days, config, overlay, options)), store.settings.refused_share, options.suppressed.names
         )
         is_ledger_stale = ledger_is_stale(store, context.instance)
         report.stops = list(_stops(days, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
@@ -84,7 +84,7 @@ def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: C
         read_history(posthog, store)
     for day in days:
         read_day(day, posthog, store)
-        learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
+        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities, store.settings.workers)
     return config.options(suppressed(customerio, store.identities), store.options.allow_consent)
 
 
@@ -92,7 +92,7 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
     """Derives each day, and reports what would be sent of it."""
     new_customers: set[str] = set()
     for day in days:
-        account = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
+        account = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.held_from)
             delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)

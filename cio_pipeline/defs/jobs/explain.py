@@ -100,7 +100,7 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
             f"No person matches {config.person}: neither in the identities nor in the events of {days_text(days)}.",
             allow_retries=False,
         )
-    listed = read_suppressed(store.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
+    listed = read_suppressed(store.settings.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
     for number, names in enumerate(people[:MAX_PEOPLE], 1):
         records = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
         explanation = masked(explain(names, records))

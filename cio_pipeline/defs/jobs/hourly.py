@@ -126,9 +126,9 @@ def no_other_delivery(store: Store) -> Iterator[None]:
 def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> SoFar:
     """Extracts, learns and derives the events of the open day before `until`, in `today`, an overlay that begins with it."""
     _, reading = read_day(day, posthog, today, until)
-    learn_day(day, learned_under(today.attributes_from), today.tables, today.identities, today.workers)
+    learn_day(day, learned_under(today.settings.attributes_from), today.tables, today.identities, today.settings.workers)
     options = replace(today.options, day_is_open=True)
-    account = derive_day(day, today.tables, today.identities, options, workers=today.workers)
+    account = derive_day(day, today.tables, today.identities, options, workers=today.settings.workers)
     if wrong := discrepancies(day, account, today.tables):
         raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
     return SoFar(until, account, reading, _waiting(day, account, today))
@@ -140,7 +140,7 @@ def _waiting(day: str, account: Account, today: Store) -> int:
         return 0
     with temporary_folder() as folder:
         into = Tables(str(folder), temporary=True)
-        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.workers)
+        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.settings.workers)
     return max(0, whole.outcomes[SENT] + whole.stitched - account.outcomes[SENT])
 
 

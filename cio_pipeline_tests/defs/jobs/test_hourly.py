@@ -158,7 +158,7 @@ def learned(*days: str) -> None:
     read_history(source, store)
     for day in days:
         read_day(day, source, store)
-        learn_day(day, learned_under(store.attributes_from), store.tables, store.identities)
+        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities)
     store.teardown_after_execution(context)
 
 
