@@ -178,7 +178,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
         monkeypatch.setattr("cio_pipeline.defs.alerts.dagster_events.now", lambda: NOW.replace(minute=30))
         daemon.tick()
         daemon.tick()
-        why = "no run of it was started since: is the schedule customerio_daily on, and can it start runs?"
+        why = "no run of it has been started since: is the schedule customerio_daily on, and can it start runs?"
         assert hook.texts == [f"{YESTERDAY} was not delivered by 12:30 UTC (CIO_DELIVERED_BY): {why}"]
         deliver(instance, YESTERDAY)
         daemon.tick()
@@ -191,7 +191,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
     [
         (SYNC, {PARTITION: YESTERDAY}, "its last run failed."),
         ("__ASSET_JOB", {RANGE_START: "2025-03-01", RANGE_END: YESTERDAY}, "its last run failed."),
-        (SYNC, {PARTITION: "2025-03-01"}, "no run of it was started since:"),
+        (SYNC, {PARTITION: "2025-03-01"}, "no run of it has been started since:"),
     ],
 )
 def test_a_late_day_says_what_became_of_its_run(hook: Webhook, job: str, tags: dict[str, str], why: str) -> None:
@@ -293,7 +293,7 @@ def test_what_a_webhook_does_not_take_is_sent_at_the_next_tick_and_the_rest_not_
     fail(daemon.instance, **{PARTITION: YESTERDAY})
     why = "1 waiting to be sent: CIO_ALERT_WEBHOOK_URL (127.0.0.1) gave no usable answer in 1 try: it answered 404."
     assert daemon.tick() == why
-    assert f"{why} This is tried again in a minute." in caplog.messages
+    assert f"{why} It will be tried again in a minute." in caplog.messages
     evaluate(daemon.instance, passed=False)
     hook.status = 200
     daemon.tick()
