@@ -386,9 +386,9 @@ def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
 ) -> None:
     workspace = start([*stream(DAYS), event(9, "$identify", "jane", f"{DAYS[2]}T11:00:00Z")], **settings)
     assert stops(instance, DAYS[2:]) == (
-        "2 earlier days were never learned (2025-01-01 to 2025-01-02), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS"
-        " they decide what is sent of 2025-01-03: nothing was sent. Run them first, the oldest first; or set CIO_START_DATE to"
-        " the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+        "2 earlier days were never learned (2025-01-01 to 2025-01-02), and with the current CIO_IDENTIFY_BY_EMAIL and"
+        " CIO_ANONYMOUS_USERS they decide what is sent of 2025-01-03: nothing was sent. Run them first, beginning with the"
+        " oldest; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow if that is intended."
     )
     assert sent(workspace) == {"people": 0, "events": 0}
     run(instance, DAYS[:1])

@@ -1,4 +1,4 @@
-"""The two ends of the lineage, which the pipeline reads and fills but does not keep: nothing materializes them."""
+"""The two ends of the lineage, which the pipeline reads from and writes to: nothing materializes them."""
 
 import dagster as dg
 
@@ -28,7 +28,7 @@ customerio_workspace = dg.AssetSpec(
         "dagster/column_schema": described(
             {
                 "identifiers": "A person's id or email.",
-                "person's attributes": "What is known of them.",
+                "person's attributes": "What is known about them.",
                 "person's events": "What they did.",
             }
         ),

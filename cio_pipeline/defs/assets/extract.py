@@ -32,7 +32,7 @@ LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
 
 def now() -> datetime:
-    """When an extraction begins; R20 goes by the events' age then."""
+    """Returns when an extraction begins, which decides the age of its events (R20: dropped `$set`)."""
     return datetime.now(UTC)
 
 
@@ -76,7 +76,7 @@ def posthog_events(
 
 
 def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracted: int) -> PipelineError:
-    """The error of a run that could not extract some of its days."""
+    """Returns the error of a run that could not extract some of its days."""
     if len(errors) + len(not_tried) + extracted == 1:
         return next(iter(errors.values()))
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
@@ -88,8 +88,10 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
 def read_day(
     day: str, posthog: PostHog, store: Store, until: datetime | None = None
 ) -> tuple[ExtractionCounts, dict[str, int]]:
-    """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
-    and what the reading took (`EventStream.stats`)."""
+    """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`.
+
+    Returns the counts of the extraction and of the reading (`EventStream.stats`).
+    """
     began, (start, end), settings = now(), window(day), store.settings
     events = posthog.source.events(start, until or end)
     extracted = reusable_extraction(store.tables, day, events.fingerprint)
@@ -122,7 +124,7 @@ def _day_metadata(extracted: ExtractionCounts, stats: Mapping[str, int]) -> dict
 
 
 def _readable(name: str, count: int) -> str | int:
-    """Bytes as `1.3 GB`, any other count as it is."""
+    """Returns bytes as `1.3 GB`, any other count as it is."""
     return size(count) if name.startswith("bytes") else count
 
 
@@ -130,7 +132,7 @@ class HistoryConfig(dg.Config):
     """Options of the history."""
 
     again: bool = False
-    """Read it again, though it is known."""
+    """Read it again, although it is known."""
 
 
 @dg.asset(
@@ -144,7 +146,7 @@ class HistoryConfig(dg.Config):
 )
 @with_readable_failures
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
-    """What all $identify and $set events before the first partition say (R18); read once, then kept."""
+    """What all $identify and $set events before the first partition say (R18: history); read once, then kept."""
     is_new = config.again or not history_is_known(store)
     if is_new:
         read_history(posthog, store)
@@ -152,12 +154,12 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 
 
 def history_is_known(store: Store) -> bool:
-    """Whether the history was learned under the current settings."""
+    """Returns whether the history was learned under the current settings."""
     return not store.identities.unlearned([HISTORY_PARTITION], _history_setting(store))
 
 
 def read_history(posthog: PostHog, store: Store) -> None:
-    """Reads the history from PostHog and learns it (R18)."""
+    """Reads the history from PostHog, and learns it (R18)."""
     began = now()
     events = posthog.source.history(_history_end())
     with Progress("History", "events read", events.expected) as progress:
@@ -167,7 +169,7 @@ def read_history(posthog: PostHog, store: Store) -> None:
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
-    """What the history holds and has shown, the same whether it was read now or is known already."""
+    """Returns the counts of the history, which are the same whether it was read now or earlier."""
     version = store.tables.find_version("identity_history", HISTORY_PARTITION)
     counts = store.identities.counts(HISTORY_PARTITION)
     return {
@@ -199,7 +201,7 @@ def _history_setting(store: Store) -> str:
 )
 @with_readable_failures
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
-    """What the day says about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    """What the day says about each distinct_id: whether it was identified, its email (R1: facts), its anonymous ids (R16)."""
     setting, workers = learned_under(store.settings.attributes_from), store.settings.workers
     for day in context.partition_keys:
         counts = learn_day(day, setting, store.tables, store.identities, workers)

@@ -1,6 +1,6 @@
 """A file in CIO_DATA_DIR that names the ledger's newest entry after the last delivery of these tables.
 
-A ledger without that entry is stale: it was lost, or is an older copy. Where the file was lost with it, Dagster's receipts show
+A ledger without that entry is stale: it was lost, or is an older copy. If the file was lost with it, Dagster's receipts show
 that. Deliveries that the ledger lacks would be sent again, so a run then stops before events that can start campaigns
 (docs/deploy.md, When a piece is lost).
 """
@@ -19,12 +19,12 @@ from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace
 FILE = "ledger_checkpoint.json"
 
 MAX_RECEIPTS = 100
-"""How many of the newest receipts are read."""
+"""The number of the newest receipts that are read."""
 
 
 def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
-    """Whether the ledger lacks the entry that the checkpoint names or, without a checkpoint, has no event of a day of which
-    some were delivered according to Dagster's receipts. Raises `StorageError`."""
+    """Returns whether the ledger lacks the entry that the checkpoint names or, without a checkpoint, all events of a day that
+    Dagster's receipts call delivered. Raises `StorageError`."""
     entry = _read(store.tables.root / FILE)
     if entry is not None:
         return not store.ledger.has(entry)
@@ -33,7 +33,7 @@ def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
 
 
 def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
-    """The days of the newest receipts with delivered events."""
+    """Returns the days of the newest receipts with delivered events."""
     records = instance.fetch_materializations(key("customerio_delivery"), limit=MAX_RECEIPTS).records
     receipts = {record.partition_key: record.asset_materialization for record in reversed(records)}
     return [

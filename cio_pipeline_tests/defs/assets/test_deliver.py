@@ -237,7 +237,7 @@ def test_a_run_that_waits_for_another_says_so(
     monkeypatch.setattr("cio_pipeline.state.ledger.hold_delivery_lock", until_said)
     assert main(["run", "--partition", DAY]) == 0
     said = capsys.readouterr().out
-    assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1
+    assert said.count("Another run is delivering with this ledger: waiting until it is done.\n") == 1
     assert "mismatch" not in said
 
 

@@ -125,7 +125,7 @@ def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to
         [check] = [one for one in result.get_asset_check_evaluations() if one.check_name == "earlier_days_learned"]
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
         assert check.description == (
-            "What these days say about people is not known: 2025-01-01, 2025-01-02. If they matter, run the job"
+            "What these days say about people is not known: 2025-01-01, 2025-01-02. If you need them, run the job"
             " customerio_backfill for them (`make run FROM=2025-01-01 TO=2025-01-02`), then the days that the check"
             " later_days_up_to_date names. If you do not want them, set CIO_START_DATE later."
         )
@@ -135,8 +135,8 @@ def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to
         check = checks["later_days_up_to_date"]
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
         assert check.description == (
-            "Earlier days were learned since these were derived: 2025-01-03. Materialize customers, events and rejects for them"
-            " again, then customerio_delivery."
+            "Earlier days have been learned since these were derived: 2025-01-03. Materialize customers, events and rejects for"
+            " them again, then customerio_delivery."
         )
         job.execute_in_process(instance=instance, partition_key="2025-01-03")
         assert alone(instance)["later_days_up_to_date"].passed
@@ -162,7 +162,7 @@ def test_r15_a_day_that_does_not_add_up_is_not_delivered(
     assert workspace.workspace.totals()["events"] == 0
     assert checks["every_event_accounted_for"].metadata["days that are off"].value == 1
     description = checks["every_event_accounted_for"].description
-    assert f"of {DAY}, 4 events are sent, but so many were counted: 3. Materialize customers, events and" in description
+    assert f"of {DAY}, 4 events are sent, but this many were counted: 3. Materialize customers, events and" in description
 
 
 def derived(folder: Path) -> Days:
@@ -195,10 +195,10 @@ def test_r15_is_recounted_from_the_tables_on_disk(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("outcome", "change", "said"),
     [
-        ("sent", 1, ["2 events are sent, but so many were counted: 3"]),
-        ("filtered: x", 1, ["4 events are extracted, but so many are sent, filtered or refused: 5"]),
-        ("refused: x", 1, ["0 events are refused as 'x', but so many were counted: 1"]),
-        (None, 1, ["1 events of earlier days are sent, but so many were counted: 2"]),
+        ("sent", 1, ["2 events are sent, but this many were counted: 3"]),
+        ("filtered: x", 1, ["4 events were extracted, but this many are sent, filtered or refused: 5"]),
+        ("refused: x", 1, ["0 events are refused as 'x', but this many were counted: 1"]),
+        (None, 1, ["1 events of earlier days are sent, but this many were counted: 2"]),
     ],
 )
 def test_r15_each_count_is_compared(tmp_path: Path, outcome: str | None, change: int, said: list[str]) -> None:
@@ -216,7 +216,7 @@ def test_r15_a_reason_that_only_the_table_has_is_found(tmp_path: Path) -> None:
     account = product.accounts["2026-03-02"]
     del account.outcomes["refused: distinct_id is blank (R14)"]
     assert discrepancies("2026-03-02", account, product.tables) == [
-        "1 events are refused as 'distinct_id is blank (R14)', but so many were counted: 0"
+        "1 events are refused as 'distinct_id is blank (R14)', but this many were counted: 0"
     ]
 
 
@@ -229,9 +229,9 @@ def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
         events = kept[kept["timestamp"] >= pd.Timestamp("2026-03-02", tz="UTC")]
         new.shards.append(new.writer.write(0, {**nothing, "events": events}))
     assert discrepancies("2026-03-02", account, product.tables) == [
-        "4 events are extracted, but so many are sent, filtered or refused: 3",
-        "0 events of earlier days are sent, but so many were counted: 1",
-        "0 events are refused as 'distinct_id is blank (R14)', but so many were counted: 1",
+        "4 events were extracted, but this many are sent, filtered or refused: 3",
+        "0 events of earlier days are sent, but this many were counted: 1",
+        "0 events are refused as 'distinct_id is blank (R14)', but this many were counted: 1",
     ]
 
 
