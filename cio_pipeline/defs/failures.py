@@ -22,13 +22,13 @@ MAX_RETRIES = "dagster/max_retries"
 """The tag that says how often Dagster may retry a failed run (`run_retries` in dagster.yaml)."""
 
 TRANSIENT = (Unavailable, DatabaseError)
-"""Errors that a retry may not meet again."""
+"""Errors after which a retry may succeed."""
 
 GONE = (
     "The process of this run is gone: it was killed, perhaps for lack of memory, or its machine was restarted. What was"
     " delivered is kept; a rerun sends the rest."
 )
-"""Why a run failed whose process is gone."""
+"""The reason for a failure if the process of the run is gone."""
 
 ENDED_BY_DAGSTER = "This run has been marked as failed from outside the execution context."
 """Dagster's message for a run whose process it has found to be gone."""
@@ -39,7 +39,7 @@ Self = TypeVar("Self")
 
 
 MAX_FAILURES = 3
-"""After so many failed days in a row the fault is not in the days, so the next ones are not tried."""
+"""If this many days fail in a row, the fault is not in the days, and the next ones are not tried."""
 
 
 class DaysFailed(PipelineError):

@@ -34,7 +34,7 @@ OTHER_TOOLS = (
     *("*_SERVICE_HOST", "*_SERVICE_PORT", "*_SERVICE_PORT_*", "*_PORT", "*_PORT_[0-9]*_TCP*", "*_PORT_[0-9]*_UDP*"),
 )
 """Names with our prefixes that other clients of PostHog and Customer.io use, and those that Kubernetes makes from a service's
-name. None of them could be meant for a setting of ours that has a default."""
+name. None of them could be a misspelt setting of ours that has a default."""
 
 DAGSTER = frozenset(["dagster", "dagster-webserver", "dagster_webserver", "dagster-daemon", "dagster._daemon"])
 SURE_SPELLING = 0.87

@@ -79,7 +79,7 @@ def refuse_unusable_folder(name: str, folder: Path) -> None:
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
-    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises where it may not look
+    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises without permission
         raise SettingsError(f"{name} is wrong: {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")

@@ -17,7 +17,7 @@ _STATES = """
     WITH RECURSIVE place(n) AS (SELECT 1 UNION ALL SELECT n + :size FROM place WHERE n + :size <= length(:customers))
     SELECT customer, state FROM place CROSS JOIN customer_states WHERE customer = substr(:customers, n, :size)
 """
-"""The states of customers whose ids, of `size` bytes each, are joined in one parameter: thousands of parameters are slow."""
+"""Selects the states of customers. Their ids, of `size` bytes each, are joined in one parameter: thousands would be slow."""
 
 STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF customer_states")
 UPSERT_STATE = (

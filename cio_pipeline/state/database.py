@@ -55,11 +55,11 @@ class Text(sa.TypeDecorator[str]):
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect | None) -> str | None:  # noqa: ARG002
-        """The text as the database stores it."""
+        """Returns the text as the database stores it."""
         return value and value.replace("\\", r"\\").replace("\0", r"\0")
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        """The original text."""
+        """Returns the original text."""
         if value is None or "\\" not in value:
             return value
         return ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)

@@ -1,4 +1,4 @@
-"""An engine for a PostgreSQL database, whose connections end when either side is cut off, and wait for no lock forever."""
+"""An engine for a PostgreSQL database. Its connections end if either side is cut off, and no wait for a lock is endless."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval"
 """libpq's parameters: they detect a PostgreSQL that is gone, and keep firewalls from dropping idle connections."""
 
 POOL = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": 3600}
-"""Waiting for a connection takes as long as those who have one wait for the database, which has shorter limits of its own."""
+"""A thread may wait long for a connection: those that have one wait for the database, for which there are shorter limits."""
 
 
 def postgresql_engine(url: str, lock_seconds: int, cut_off_seconds: int) -> sa.Engine:
@@ -28,8 +28,7 @@ def postgresql_engine(url: str, lock_seconds: int, cut_off_seconds: int) -> sa.E
 
     @sa.event.listens_for(engine, "connect")
     def bound_waits(connection: Any, _: Any) -> None:
-        """So that the server detects a client that is cut off (by default after two hours), and no wait for a lock is
-        endless."""
+        """Makes the server detect a client that is cut off (by default after two hours), and limits the wait for a lock."""
         with connection.cursor() as cursor:
             for setting in settings.items():
                 cursor.execute("SELECT set_config(name, %s::text, false) FROM pg_settings WHERE name = %s", setting[::-1])

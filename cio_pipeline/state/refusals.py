@@ -20,7 +20,7 @@ from cio_pipeline.state.ledger_tables import CHUNK, refusals
 
 @dataclass(frozen=True)
 class Refusal:
-    """An item that Customer.io refused, with what it takes to send it again.
+    """An item that Customer.io refused, with all that is needed to send it again.
 
     item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.upsert_id`; kind: `event` or `customer`;
     reason: Customer.io's word for it, and the field; detail: its whole message, which may quote the data; operation: what was
@@ -101,7 +101,7 @@ def close(transaction: sa.Connection, day: str, items: list[str]) -> None:
 
 
 def close_superseded(transaction: sa.Connection, states: Mapping[bytes, bytes]) -> None:
-    """Closes refused upserts, of any day, all of whose attributes have been set since. `states`: packed, by customer's id."""
+    """Closes refused upserts, of any day, if all their attributes have been set since. states: packed, by customer's id."""
     columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
     for chunk in chunks(iter(states), CHUNK):
         upserts = sa.select(*columns).where(refusals.c.customer.in_(chunk), refusals.c.kind == "customer")

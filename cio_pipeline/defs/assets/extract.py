@@ -10,7 +10,7 @@ import dagster as dg
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
 from cio_pipeline.defs.connections import uri
-from cio_pipeline.defs.failures import DaysFailed, failures_of_days, with_readable_failures
+from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
@@ -80,7 +80,7 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
     if len(errors) + len(not_tried) + extracted == 1:
         return next(iter(errors.values()))
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
-    rest = f" So many failed in a row that the days from {not_tried[0]} on were not tried." if not_tried else ""
+    rest = f" After {MAX_FAILURES} failures in a row, the days from {not_tried[0]} on were not tried." if not_tried else ""
     others = f" The other {extracted} are extracted." if extracted > 1 else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 

@@ -15,7 +15,7 @@ from cio_pipeline.tables.tables import Tables
 EVENTS = key("posthog_events")
 
 USUAL_WEEKS = 8
-"""The number of weeks before a day whose same weekday it is compared with."""
+"""The number of weeks back in which a day is compared with the same weekday."""
 
 FAR_BELOW, FAR_ABOVE = 0.5, 5
 """The check warns of fewer events than the first, and of more than the second, times the usual number."""

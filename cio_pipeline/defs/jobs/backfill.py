@@ -117,7 +117,7 @@ class _Backfill:
         logger.warning("%s", self.reasons[-1])
         last = self.days.index(days[-1])
         if last + 1 >= MAX_FAILURES and set(self.days[last + 1 - MAX_FAILURES : last + 1]) <= set(self.failed):
-            self.reasons.append(f"After so many failures in a row, the days after {days[-1]} were not run.")
+            self.reasons.append(f"After {MAX_FAILURES} failures in a row, the days after {days[-1]} were not run.")
             raise self.failure() from error
 
 

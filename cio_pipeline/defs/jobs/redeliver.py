@@ -73,11 +73,11 @@ def send_refused_again(
 
 def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
     """Returns the days with refusals to send again. Raises `dagster.Failure` if refusals are open, but none of those chosen."""
-    meant = store.ledger.days_refused(config.partition, config.reason)
-    if not meant and (others := store.ledger.open_refusals()):
+    days = store.ledger.days_refused(config.partition, config.reason)
+    if not days and (others := store.ledger.open_refusals()):
         still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
         raise dg.Failure(f"No refusal has this partition and reason. Still refused: {still}.", allow_retries=False)
-    return meant
+    return days
 
 
 def _refusals(day: str, config: RedeliveryConfig, store: Store) -> list[Refusal]:

@@ -231,7 +231,7 @@ def test_fewer_events_than_posthog_counted_are_said(
     found = check(run(instance), "counts_agree_with_posthog")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert (found.description or "").startswith(
-        f"Fewer events were read than PostHog has: of {DAY}, PostHogcounted 3 events and returned 2. "
+        f"Fewer events were read than PostHog has: of {DAY}, PostHog counted 3 events and returned 2. "
     )
     without_counts = counts_agree({DAY: ExtractionCounts(rows_read=1)}, {})
     assert (without_counts.passed, without_counts.metadata["days without a count"].value) == (True, 1)
