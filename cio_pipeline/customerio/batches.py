@@ -19,8 +19,8 @@ from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 FRAME_BYTES = len(b'{"batch":[]}')
 
 MAX_LANES = 4
-LANE_BYTES = 16_000_000
-"""A lane is a queue of requests that are sent one after another. There is one for about every 16 MB: each lane costs a
+LANE_BYTES = 8_000_000
+"""A lane is a queue of requests that are sent one after another. There is one for about every 8 MB: each lane costs a
 half-filled request, and a small day needs only one."""
 
 TEXT, BYTES = pa.large_string(), pa.large_binary()

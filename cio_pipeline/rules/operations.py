@@ -84,8 +84,9 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
     for start in range(0, len(sent), CHUNK):
         chunk = sent.iloc[start : start + CHUNK]
         keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
-        contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
-        data = read_event_data(*contents, names, options)
+        properties, persons = utf8(chunk["properties"]), utf8(chunk["person_properties"])
+        plain, is_data = chunk["plain"].to_numpy(bool), chunk["is_data"].to_numpy(bool)
+        data = read_event_data(properties, persons, plain, is_data, names, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
         items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.data)
         events.append(_events(chunk, event_names, ids, items))
