@@ -22,14 +22,14 @@ RULES = (
 """The settings that determine what is sent, as fields of `Settings`."""
 
 
-def source(settings: Settings) -> str:
+def source_text(settings: Settings) -> str:
     """Returns the source of the events: `us.posthog.com, project 1`."""
     if settings.event_source == "batch_export":
         return f"batch export in {shown(settings.batch_export_url)}"
     return f"{settings.posthog_url.partition('://')[2]}, project {settings.posthog_project_id}"
 
 
-def sink(settings: Settings) -> str:
+def destination_text(settings: Settings) -> str:
     """Returns the destination of the events: `track.customer.io, US`."""
     region = REGIONS.get(settings.tracking_url)
     return settings.tracking_url.partition("://")[2] + (f", {region}" if region else "")
@@ -43,7 +43,7 @@ def source_url(settings: Settings) -> str | None:
     return f"{settings.posthog_url}/project/{settings.posthog_project_id}" if is_cloud else settings.posthog_url
 
 
-def sink_url(settings: Settings) -> str | None:
+def destination_url(settings: Settings) -> str | None:
     """Returns the address of Customer.io's workspaces, or of the sandbox's people, or None if the Track API is another."""
     if settings.tracking_url in REGIONS:
         return WORKSPACES
@@ -52,17 +52,20 @@ def sink_url(settings: Settings) -> str | None:
 
 def as_markdown(settings: Settings) -> str:
     """Returns the source and the destination of the events, as Markdown with links."""
-    ends = ((f"PostHog ({source(settings)})", source_url(settings)), (f"Customer.io ({sink(settings)})", sink_url(settings)))
+    ends = (
+        (f"PostHog ({source_text(settings)})", source_url(settings)),
+        (f"Customer.io ({destination_text(settings)})", destination_url(settings)),
+    )
     return " to ".join(f"[{text}]({url})" if url else text for text, url in ends)
 
 
-def ledger(settings: Settings) -> str:
+def ledger_text(settings: Settings) -> str:
     """Returns the ledger's address, without its password."""
     given = settings.ledger_url_given
     return "ledger.db in CIO_DATA_DIR" if given is None else shown(given.get_secret_value())
 
 
-def rules(settings: Settings) -> str:
+def rules_text(settings: Settings) -> str:
     """Returns the names and values of the settings that determine what is sent."""
     fields = {name: (type(settings).model_fields[name].alias, getattr(settings, name)) for name in RULES}
     return ", ".join(f"{alias}={_text(value)}" for alias, value in fields.values())
@@ -74,7 +77,7 @@ def _text(value: object) -> str:
     return "|".join(map(str, value)) or "none" if isinstance(value, tuple) else "no limit" if value is None else str(value)
 
 
-def loaded() -> Settings | None:
+def loaded_settings() -> Settings | None:
     """Returns the settings when the definitions are loaded, for pages that are shown before any run; None if one is wrong.
 
     A run reads them again, and fails with what is wrong.
@@ -85,20 +88,20 @@ def loaded() -> Settings | None:
         return None
 
 
-LOADED = loaded()
+LOADED = loaded_settings()
 
 
-def text(of: Callable[[Settings], str]) -> str:
+def text_about(of: Callable[[Settings], str]) -> str:
     """Returns a text about the loaded settings."""
     return "a setting is wrong: a run says which" if LOADED is None else of(LOADED) or "not set"
 
 
-def uri(folder: str) -> dict[str, str]:
+def folder_uri(folder: str) -> dict[str, str]:
     """Returns metadata with the address of a folder in CIO_DATA_DIR."""
     return {} if LOADED is None else {"dagster/uri": f"{shown(LOADED.data_dir).rstrip('/')}/{folder}"}
 
 
-def link(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
+def page_address(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
     """Returns metadata with the address of a service's page, if it is known."""
     url = of(LOADED) if LOADED is not None else None
     return {"address": dg.MetadataValue.url(url)} if url else {}

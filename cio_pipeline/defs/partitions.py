@@ -15,8 +15,6 @@ daily_partitions = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_da
 
 backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
 
-LATE_DAYS = SETTINGS.late_days
-
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"

@@ -43,7 +43,9 @@ logger = logging.getLogger(__name__)
 
 def _shown(setting: str, of: Callable[[Settings], str]) -> Any:
     """Returns a field that shows a setting on the resource's page, and configures nothing."""
-    return Field(default=connections.text(of), description=f"{setting}. Shown only: it is set in the environment or .env.")
+    return Field(
+        default=connections.text_about(of), description=f"{setting}. Shown only: it is set in the environment or .env."
+    )
 
 
 class PostHog(dg.ConfigurableResource[None]):
@@ -58,7 +60,7 @@ class PostHog(dg.ConfigurableResource[None]):
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings, and checks PostHog's key and project."""
         settings = settings_of_the_run(self, context)
-        tag(context, posthog=connections.source(settings))
+        tag(context, posthog=connections.source_text(settings))
         self._source = event_source(settings)
         self._source.check()
 
@@ -84,7 +86,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
         """Reads the settings and the suppression list, and checks Customer.io's keys and region."""
         settings = settings_of_the_run(self, context)
-        tag(context, customerio=connections.sink(settings))
+        tag(context, customerio=connections.destination_text(settings))
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
             logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.names:,}")
@@ -110,8 +112,8 @@ class Store(dg.ConfigurableResource[None]):
     """The tables in CIO_DATA_DIR, and the identities and the ledger in the database at CIO_LEDGER_URL."""
 
     tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
-    ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger)
-    rules: str = _shown("What is sent", connections.rules)
+    ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger_text)
+    rules: str = _shown("What is sent", connections.rules_text)
     _settings: Settings = PrivateAttr()
     _lock: RunLock | None = PrivateAttr(default=None)
     _tables: Tables = PrivateAttr()

@@ -232,7 +232,7 @@ def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store
 def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_LEDGER_URL", f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:1/cio")
     settings = settings_to_show()
-    shown = [connections.ledger(settings), connections.rules(settings), connections.as_markdown(settings)]
+    shown = [connections.ledger_text(settings), connections.rules_text(settings), connections.as_markdown(settings)]
     assert shown[0] == "postgresql://127.0.0.1:1/cio"
     assert "[Customer.io (track.customer.io, US)](https://fly.customer.io)" in shown[2]
     assert [secret for secret in (URL_PASSWORD, *KEYS.values()) if len(secret) > 3 and secret in " ".join(shown)] == []
@@ -240,7 +240,7 @@ def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: p
 
 def test_the_pages_say_so_where_a_setting_is_wrong_and_the_definitions_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_REFUSED_SHARE", "many")
-    assert connections.loaded() is None
+    assert connections.loaded_settings() is None
 
 
 def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:

@@ -9,7 +9,7 @@ import dagster as dg
 from cio_pipeline.accounting import Account
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
-from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
@@ -39,7 +39,7 @@ DESCRIPTIONS = {
 
 def _spec(name: str, description: str) -> dg.AssetSpec:
     """Returns a table's place in the asset graph, and the columns for its page."""
-    metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
+    metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **folder_uri("derived")}
     kinds = {"pandas", "parquet"}
     return dg.AssetSpec(
         key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=metadata

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from cio_pipeline.defs.connections import link, sink_url, source_url
+from cio_pipeline.defs.connections import destination_url, page_address, source_url
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, described
 
@@ -13,7 +13,7 @@ posthog_project = dg.AssetSpec(
     kinds={"posthog"},
     owners=OWNERS,
     tags=TAGS,
-    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **link(source_url)},
+    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **page_address(source_url)},
 )
 
 customerio_workspace = dg.AssetSpec(
@@ -32,6 +32,6 @@ customerio_workspace = dg.AssetSpec(
                 "person's events": "What they did.",
             }
         ),
-        **link(sink_url),
+        **page_address(destination_url),
     },
 )

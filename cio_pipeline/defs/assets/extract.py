@@ -9,7 +9,7 @@ import dagster as dg
 
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
-from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
@@ -45,7 +45,7 @@ def now() -> datetime:
     owners=OWNERS,
     tags=TAGS,
     deps=[posthog_project],
-    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **uri("posthog_events")},
+    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **folder_uri("posthog_events")},
     check_specs=SPECS,
 )
 @with_readable_failures
@@ -142,7 +142,7 @@ class HistoryConfig(dg.Config):
     owners=OWNERS,
     tags=TAGS,
     deps=[posthog_project],
-    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **uri("identity_history")},
+    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **folder_uri("identity_history")},
 )
 @with_readable_failures
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":

@@ -24,7 +24,7 @@ def or_warning(check: Callable[[], dg.AssetCheckResult]) -> dg.AssetCheckResult:
         )
 
 
-def days_of(run: dg.DagsterRun) -> list[str]:
+def days_of_run_or_recent(run: dg.DagsterRun) -> list[str]:
     """Returns the partitions of the run, or the last `RECENT_DAYS` if it has none because it only evaluates checks."""
     first, last = days_in_tags(run.tags)
     partitions = list(daily_partitions.get_partition_keys())

@@ -7,7 +7,7 @@ import dagster as dg
 
 from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
@@ -150,7 +150,7 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
 )
 def emails_not_shared(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own."""
-    return or_warning(lambda: _emails_not_shared(store, days_of(context.run)))
+    return or_warning(lambda: _emails_not_shared(store, days_of_run_or_recent(context.run)))
 
 
 def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:

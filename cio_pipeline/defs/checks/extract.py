@@ -6,7 +6,7 @@ from statistics import median
 
 import dagster as dg
 
-from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of, listed, or_warning
+from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.extraction import ExtractionCounts
@@ -98,7 +98,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
 )
 def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
     """Uses only the tables, so it can be run on its own."""
-    return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of(context.run)))
+    return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of_run_or_recent(context.run)))
 
 
 def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckResult:
