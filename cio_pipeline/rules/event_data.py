@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
-from cio_pipeline.rules.columns import to_list
+from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.properties import members_of, value_of, without_members
 
@@ -40,19 +40,26 @@ class Findings(NamedTuple):
 
 
 class EventData(NamedTuple):
-    """The data of several events: an Arrow array of JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
+    """The data of several events: JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
     and what else the JSON holds, if anything."""
 
-    data: Any
+    data: pa.LargeBinaryArray
     refused: dict[int, str]
     findings: dict[int, Findings]
 
 
-def read_event_data(contents: Any, persons: Any, plain: Any, is_data: Any, names: NameRule, options: Options) -> EventData:
+def read_event_data(
+    contents: pa.LargeBinaryArray,
+    persons: pa.LargeBinaryArray,
+    plain: Bools,
+    is_data: Bools,
+    names: NameRule,
+    options: Options,
+) -> EventData:
     """The data of the events with these properties.
 
-    contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both Arrow
-    arrays of JSON in UTF-8. plain, is_data: as in `properties.PARSED_COLUMNS` (numpy, bool).
+    contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both are JSON
+    in UTF-8. plain, is_data: as in `properties.PARSED_COLUMNS`.
     """
     data: list[bytes | None] = []
     refused: dict[int, str] = {}

@@ -7,7 +7,7 @@ that.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -111,7 +111,7 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
     return DerivedTables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
 
 
-def _events(sent: pd.DataFrame, names: Factorized, ids: Any, items: Items) -> pa.Table:
+def _events(sent: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:
     """The events table: the events that have an operation."""
     columns = {
         **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.json_text import read_leniently
-from cio_pipeline.rules.columns import are_deep, matches, to_list
+from cio_pipeline.rules.columns import Bools, are_deep, matches, to_list
 from cio_pipeline.rules.values import is_email
 
 PARSED_COLUMNS = pa.schema(
@@ -64,8 +64,8 @@ NO_MEMBERS = Members()
 _decode = msgspec.json.Decoder(Members).decode
 
 
-def parse_properties(names: Any, properties: Any, persons: Any) -> pa.Table:
-    """The columns `PARSED_COLUMNS` of events, given as Arrow arrays of UTF-8: their names, their properties and, where these
+def parse_properties(names: pa.LargeBinaryArray, properties: pa.LargeBinaryArray, persons: pa.LargeBinaryArray) -> pa.Table:
+    """The columns `PARSED_COLUMNS` of events, given in UTF-8: their names, their properties and, where these
     are to be used instead of `$set`, their persons' properties. JSON may be null."""
     identifies = pc.equal(names, pa.scalar(b"$identify", names.type)).to_numpy(zero_copy_only=False)
     pieces = [PARSED_COLUMNS.empty_table()]
@@ -75,7 +75,7 @@ def parse_properties(names: Any, properties: Any, persons: Any) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _parse_chunk(identifies: Any, contents: Any, persons: Any) -> pa.Table:
+def _parse_chunk(identifies: Bools, contents: pa.LargeBinaryArray, persons: pa.LargeBinaryArray) -> pa.Table:
     rows = len(contents)
     emails: list[str | None] = [None] * rows
     anonymous_ids: list[str | None] = [None] * rows
