@@ -11,9 +11,10 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import sqlalchemy as sa
 
 from cio_pipeline.attribute_state import State, customer_id, unpack
@@ -115,8 +116,8 @@ class Ledger:
             _, is_held = self._lock
             _refuse_lost(is_held(None))
 
-    def delivered(self, day: str) -> Any:
-        """Returns the ids of the day's acknowledged events, packed by `pack_ids` (numpy, S16), sorted, each once."""
+    def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
+        """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""
         with reading(self._engine) as connection:
             packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
             ids = np.frombuffer(b"".join(packed), dtype="S16")
@@ -133,7 +134,7 @@ class Ledger:
         """Returns whether this ledger has the acknowledgement."""
         return self._entry(entry.number) == entry
 
-    def _entry(self, number: Any) -> LedgerEntry | None:
+    def _entry(self, number: int | sa.ScalarSelect[int]) -> LedgerEntry | None:
         columns = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
         with reading(self._engine) as connection:
             row = connection.execute(sa.select(*columns).where(deliveries.c.id == number)).first()
