@@ -40,7 +40,7 @@ UsePersonProperties = Literal["never", "always", "if dropped in day", "if droppe
 
 @dataclass
 class ExtractionCounts:
-    """What an extraction has read and written.
+    """Counts of what an extraction has read and written.
 
     rows_read, rows_written, shards; duplicates: rows left out, by reason; set_restored: events with a `$set` that PostHog has
     dropped since an earlier extraction; used_person: events that use the person's properties; lacked_person: events that
@@ -67,13 +67,13 @@ class ExtractionCounts:
 
     @classmethod
     def from_json(cls, stored: dict[str, Any]) -> ExtractionCounts:
-        """The counts that were stored with the table's version."""
+        """Returns the counts that were stored with the table's version."""
         return cls(**{**stored, "duplicates": Counter(stored["duplicates"])})
 
 
 @dataclass
 class Overview:
-    """What only the window's events together show, once all are spilled. R20 uses it to tell which have lost their `$set`.
+    """What is known only once all of the window's events are spilled. R20 needs it to tell which have lost their `$set`.
 
     rows_read; first: the first event that has a `$set` now; always_used_person, any_had_set: whether the earlier extraction
     used the person's properties even for events with a `$set`, and whether any event had one.
@@ -87,7 +87,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class WriteContext:
-    """How the shards of a window are written, the same for all of them."""
+    """What all shards of a window need in order to be written."""
 
     writer: ShardWriter
     table: str
@@ -126,7 +126,7 @@ def extract_day(
 def extract_history(
     tables: Tables, partition: str, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> ExtractionCounts:
-    """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
+    """Writes the `identity_history` as `extract_day` does a day; here each event is considered alone (R18)."""
     use_person: UsePersonProperties = "never"
     if attributes != "set":
         use_person = "always" if attributes == "person" else "if dropped in history"
@@ -174,7 +174,7 @@ def _with_code(fingerprint: str) -> str:
 
 
 def _code_hash() -> str:
-    """What stands for the code that reads and keeps events: other code reads them again."""
+    """The hash of the code that reads and keeps events. When it changes, they are read again."""
     return f"{hash_of_code('posthog', 'tables', 'rules', 'extraction', 'events', 'json_text')} {pa.__version__}"
 
 

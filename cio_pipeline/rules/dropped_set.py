@@ -140,7 +140,7 @@ def with_restored_set(events: pa.Table, earlier: pa.Table) -> WithRestoredSet:
     """Copies `$set`, `$set_once` and `$unset` from `earlier` to the events that had them then and lack them now.
 
     `earlier` has the columns of `EVENT_SCHEMA`: the same window's events as an earlier extraction kept them, after
-    `with_only_set_properties`. The person's properties that were used then are copied, too, where there are none now.
+    `with_only_set_properties`. The person's properties that were used then are copied, too, if there are none now.
     """
     at = _rows_in(earlier, events)
     then = earlier.select(["properties", "person_properties"]).take(at)
