@@ -19,15 +19,16 @@ import pyarrow.compute as pc
 
 from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
 from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted, duplicates, without_duplicates
-from cio_pipeline.rules import dropped_set
+from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.set_properties import any_has_set, has_attributes
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, load_workers, map_shards
 
-KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
+KNOWN = (*restored_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction counts."""
 
@@ -202,8 +203,8 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
         overview.always_used_person = overview.always_used_person or dropped_set.always_used_person(rows)
-        overview.any_had_set = overview.any_had_set or dropped_set.any_has_set(rows["properties"])
-        known = dropped_set.with_only_set_properties(rows)
+        overview.any_had_set = overview.any_had_set or any_has_set(rows["properties"])
+        known = restored_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
@@ -220,7 +221,7 @@ def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writ
     del rows
     seen_before = used_person = _constant(events, False)
     if len(earlier):
-        events, seen_before, used_person, counts.set_restored = dropped_set.with_restored_set(events, earlier)
+        events, seen_before, used_person, counts.set_restored = restored_set.with_restored_set(events, earlier)
     if context.overview.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
         used_person = _constant(events, False)
     had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else _constant(events, False)
@@ -230,7 +231,7 @@ def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writ
     counts.used_person = len(events) - events["person_properties"].null_count
     counts.lacked_person = (pc.sum(uses_person).as_py() or 0) - counts.used_person
     counts.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    counts.has_attributes = dropped_set.has_attributes(events)
+    counts.has_attributes = has_attributes(events)
     return context.writer.write(number, {context.table: with_parsed_columns(events)}), counts
 
 
