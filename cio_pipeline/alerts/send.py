@@ -14,7 +14,7 @@ import requests
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.retry import Fault, Unavailable, new_session, send
+from cio_pipeline.http.retry import Limits, Problem, RetryPolicy, Unavailable, new_session, send
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -84,13 +84,14 @@ def _link(alert: Alert, dagster_url: str) -> str:
 def _request(method: str, url: str, setting: str, **request: Any) -> None:
     """One try, as the next tick makes the next one. Any answer but a 2xx is a failure."""
 
-    def fault_in(response: requests.Response) -> Fault | None:
-        is_taken = 200 <= response.status_code < 300
-        return None if is_taken else Fault(f"it answered {response.status_code}", tries=1)
+    def problem_in(response: requests.Response) -> Problem | None:
+        is_accepted = 200 <= response.status_code < 300
+        return None if is_accepted else Problem(f"it answered {response.status_code}")
 
-    request["timeout"] = SECONDS / 2
+    once = RetryPolicy(tries=1, problem_in=problem_in)
+    limits = Limits(seconds=SECONDS, timeout=(SECONDS / 2, SECONDS / 2))
     with new_session(url=url) as session:
-        send(session, method, url, service=setting, retried=(), tries=1, fault_in=fault_in, seconds=SECONDS, **request)
+        send(session, method, url, service=setting, retry=once, limits=limits, **request)
 
 
 def _mail(url: str, message: EmailMessage) -> None:

@@ -1,4 +1,4 @@
-"""The body of an answer, read and decompressed within limits."""
+"""Reads and decompresses the body of an answer, within limits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import IO
 
 import requests
 
-from cio_pipeline.http.errors import NotWritten, TooLongBody, UnusableBody
+from cio_pipeline.http.errors import BodyTooLong, NotWritten, UnusableBody
 
 BLOCK_BYTES = 1 << 16
 GZIP_OR_ZLIB = 47
-"""zlib's number for either."""
+"""The `wbits` with which zlib recognises either by its header."""
 
 
 def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: int, end: float) -> None:
     """Reads the body into the response, or that of a 200 into the file, if there is one.
 
-    Raises `UnusableBody` if it has more than `max_bytes`, cannot be decompressed, or comes later than `end`
-    (`time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
+    Raises `BodyTooLong` if it has more than `max_bytes`, `UnusableBody` if it cannot be decompressed or has not ended by `end`
+    (`time.monotonic`), `NotWritten`, and whatever urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None
     if file is not None:
@@ -32,7 +32,7 @@ def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: in
     for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
         length += len(block)
         if length > max_bytes:
-            raise TooLongBody(f"its answer is over {max_bytes:,} bytes")
+            raise BodyTooLong(f"its answer is over {max_bytes:,} bytes")
         if file is None:
             content += block
         else:
@@ -53,7 +53,7 @@ def _writing() -> Iterator[None]:
 
 
 def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
-    """What has come, as it comes, until the end; nothing after `end`."""
+    """The blocks of the body as they arrive. Raises `UnusableBody` if one arrives after `end`."""
     while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
         if time.monotonic() > end:
             raise UnusableBody("its answer did not come to an end in time")
@@ -61,7 +61,7 @@ def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
 
 
 def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """The decompressed body in small blocks; urllib3 would give all that a block decompresses to."""
+    """The decompressed body in small blocks, whereas urllib3 would return all that a block decompresses to."""
     if encoding in ("", "identity"):
         yield from blocks
         return
@@ -69,8 +69,8 @@ def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
         raise UnusableBody("it answered in an encoding that it was not asked for")
     unpack, is_whole = zlib.decompressobj(GZIP_OR_ZLIB), True
     try:
-        for given in blocks:
-            block = given
+        for received in blocks:
+            block = received
             while block:
                 yield unpack.decompress(block, BLOCK_BYTES)
                 is_whole, block = unpack.eof, unpack.unused_data or unpack.unconsumed_tail

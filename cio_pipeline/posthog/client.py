@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from cio_pipeline.http.retry import Bearer, new_session, send
+from cio_pipeline.http.retry import Bearer, Limits, RetryPolicy, new_session, send
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
@@ -88,19 +88,11 @@ class Api:
         If the request may be too big, only a 429 is waited out, and other answers that may pass are returned. Raises
         `http.retry.Unavailable`, or `NotExtracted` where something other than PostHog still answers.
         """
+        retry = RetryPolicy(tries, {429} if may_be_too_big else RETRIED, patience, pause=lambda seconds, _: sleep(seconds))
+        limits = Limits(timeout=TIMEOUT_SECONDS)
+        url = f"{self._project}/{path}/"
         for attempt in itertools.count(1):
-            response = send(
-                self._session,
-                method,
-                f"{self._project}/{path}/",
-                service="PostHog",
-                retried={429} if may_be_too_big else RETRIED,
-                tries=tries,
-                patience=patience,
-                pause=lambda seconds, _: sleep(seconds),
-                timeout=TIMEOUT_SECONDS,
-                **request,
-            )
+            response = send(self._session, method, url, service="PostHog", retry=retry, limits=limits, **request)
             answer = self._read(response)
             if isinstance(answer, Answer):
                 return answer

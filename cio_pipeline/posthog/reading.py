@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 import requests
 
-from cio_pipeline.http.retry import TooLong
+from cio_pipeline.http.retry import AnswerTooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, pause, refused
 from cio_pipeline.posthog.rows import Rows, event_frame, rows_in
@@ -191,7 +191,7 @@ class Reading:
         for attempt in itertools.count(1):
             try:
                 answer = self._queries.ask(hogql, {**values, **needed_values}, sleep=self._sleep, may_be_too_big=True)
-            except TooLong:
+            except AnswerTooLong:
                 return None
             self._note(answer.response)
             if answer.status == 200:

@@ -24,26 +24,32 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.http import body as http_body
 from cio_pipeline.http import retry as http
-from cio_pipeline.http.errors import Fault, fault_of
+from cio_pipeline.http.errors import Problem, problem_of
 from cio_pipeline_tests import raw_server
 
 SECRET = "s3cret"
 
 
-def ask(url: str, session: requests.Session | http.FewUrls | None = None, tries: int = 2, **how: Any) -> requests.Response:
-    how = {"pause": lambda *_: None, "timeout": (5, 5), "retried": {503}, "data": None, **how}
-    return http.send(session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", tries=tries, **how)
+def ask(
+    url: str, session: requests.Session | http.PreparedSession | None = None, tries: int = 2, **how: Any
+) -> requests.Response:
+    retry = http.RetryPolicy(tries, {503}, problem_in=how.pop("problem_in", lambda _: None), pause=lambda *_: None)
+    limits = http.Limits(timeout=(5, 5), **{name: how.pop(name) for name in ("seconds", "max_bytes") if name in how})
+    how = {"data": None, **how}
+    return http.send(
+        session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", retry=retry, limits=limits, **how
+    )
 
 
-def few_urls(url: str) -> http.FewUrls:
-    return http.FewUrls(http.new_session(url=url))
+def prepared(url: str) -> http.PreparedSession:
+    return http.PreparedSession(http.new_session(url=url))
 
 
 def any_session(url: str) -> requests.Session:
     return http.new_session()
 
 
-SESSIONS = pytest.mark.parametrize("session_for", [any_session, few_urls])
+SESSIONS = pytest.mark.parametrize("session_for", [any_session, prepared])
 
 
 def said_of(url: str, **how: Any) -> str:
@@ -104,7 +110,10 @@ def endless(head: bytes, block: bytes) -> raw_server.Answer:
     ],
 )
 def test_an_answer_without_an_end_is_left_at_its_limit(head: bytes) -> None:
-    with raw_server.serve(endless(head, b"x" * 65536)) as url, pytest.raises(http.TooLong, match="is over 1,000,000 bytes"):
+    with (
+        raw_server.serve(endless(head, b"x" * 65536)) as url,
+        pytest.raises(http.AnswerTooLong, match="is over 1,000,000 bytes"),
+    ):
         ask(url, max_bytes=1_000_000)
 
 
@@ -120,7 +129,7 @@ def test_an_answer_that_unpacks_to_very_much_is_left_at_its_limit(monkeypatch: p
     monkeypatch.setattr(http_body, "unpacked", noted)
     bomb = gzip.compress(bytes(200_000_000), 9)
     answer = raw_server.http(bomb, "200 OK", "Content-Encoding: gzip")
-    with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.TooLong):
+    with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.AnswerTooLong):
         ask(url, max_bytes=1_000_000)
     assert sum(given) < 1_200_000
 
@@ -153,10 +162,10 @@ def test_an_answer_that_is_not_whole_is_asked_for_again(body: bytes, header: str
         assert ask(url).content == b"whole"
 
 
-def test_a_fault_in_an_answer_is_tried_again_and_then_said() -> None:
+def test_a_problem_in_an_answer_is_tried_again_and_then_said() -> None:
     server = raw_server.serve(lambda connection, _: connection.sendall(raw_server.http()))
-    with server as url, pytest.raises(http.Unusable) as failed:
-        ask(url, fault_in=lambda response: Fault(f"it answered {response.text}"))
+    with server as url, pytest.raises(http.UnusableAnswer) as failed:
+        ask(url, problem_in=lambda response: Problem(f"it answered {response.text}"))
     assert str(failed.value) == "Customer.io (127.0.0.1) gave no usable answer in 2 tries: it answered {}."
 
 
@@ -238,9 +247,9 @@ def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
 @pytest.mark.parametrize(
     ("is_trusted", "host", "until", "said"),
     [
-        (False, "localhost", datetime(2100, 1, 1), "is of an issuer that is not trusted here"),
-        (True, "elsewhere.example.com", datetime(2100, 1, 1), "is of another host"),
-        (True, "localhost", datetime(2021, 1, 1), "has run out"),
+        (False, "localhost", datetime(2100, 1, 1), "is from an issuer that is not trusted here"),
+        (True, "elsewhere.example.com", datetime(2100, 1, 1), "is for another host"),
+        (True, "localhost", datetime(2021, 1, 1), "has expired"),
         (True, "localhost", datetime(2100, 1, 1), None),
     ],
 )
@@ -273,7 +282,7 @@ def test_a_ca_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch,
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
             secure = url.replace("http:", "https:")
             said = said_of(secure, session=session_for(secure), tries=9)
-            assert "in 1 try: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file" in said
+            assert "in 1 try: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE does not name a readable file" in said
 
 
 @SESSIONS
@@ -287,12 +296,14 @@ def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pyt
     with raw_server.serve(answer) as url:
         monkeypatch.setenv("HTTPS_PROXY", url.replace("//", f"//user:{SECRET}@"))
         track = "https://track.customer.io"
-        assert "in 3 tries: the proxy that HTTPS_PROXY" in said_of(track, session=session_for(track), tries=9)
+        assert "in 3 tries: the proxy in HTTPS_PROXY" in said_of(track, session=session_for(track), tries=9)
     assert asked[0].startswith(b"CONNECT track.customer.io:443")
 
 
 @pytest.mark.parametrize("is_by_a_proxy", [False, True])
-def test_a_few_urls_are_asked_as_by_a_session_but_without_cookies(monkeypatch: pytest.MonkeyPatch, is_by_a_proxy: bool) -> None:
+def test_a_prepared_session_sends_what_a_session_sends_but_without_cookies(
+    monkeypatch: pytest.MonkeyPatch, is_by_a_proxy: bool
+) -> None:
     asked: list[list[bytes]] = []
 
     def answer(connection: socket.socket, request: bytes) -> None:
@@ -307,10 +318,12 @@ def test_a_few_urls_are_asked_as_by_a_session_but_without_cookies(monkeypatch: p
             monkeypatch.setenv("NO_PROXY", "")
             url = "http://track.customer.io"
         auth = HTTPBasicAuth("site", "key")
-        quick = http.FewUrls(http.new_session(auth, url))
+        prepared_session = http.PreparedSession(http.new_session(auth, url))
         for method, path, body in (("POST", "/batch", b"{}"), ("GET", "/region", None), ("POST", "/a%7Eb/Z%C3%BC/", b"")):
             given: dict[str, Any] = {"method": method, "data": body, "headers": {"Content-Type": "application/json"}}
-            answers = [ask(url + path, one, **given) for one in (http.new_session(auth, url), quick, quick)]
+            answers = [
+                ask(url + path, one, **given) for one in (http.new_session(auth, url), prepared_session, prepared_session)
+            ]
             assert {(one.status_code, one.headers["x-kind"], one.content) for one in answers} == {(207, "odd", b"{}")}
             assert asked[0] == asked[1] == asked[2]
             asked.clear()
@@ -353,4 +366,4 @@ def test_netrc_takes_over_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
 
 
 def test_what_is_not_known_is_said_by_its_kind_alone() -> None:
-    assert fault_of(ValueError(SECRET), "PostHog") == Fault("the request could not be made (ValueError)", 1)
+    assert problem_of(ValueError(SECRET), "PostHog") == Problem("the request could not be made (ValueError)", 1)

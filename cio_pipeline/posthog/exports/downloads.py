@@ -12,16 +12,15 @@ from urllib.parse import quote, urljoin
 import pyarrow.parquet as pq
 import requests
 
-from cio_pipeline.http.retry import Unavailable, new_session, send
+from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space
 
 TRIES = 5
 PAUSE_SECONDS = 5.0
-DOWNLOAD_SECONDS = 3600.0
-MAX_FILE_BYTES = 4 << 30
-"""PostHog is asked for files of 100 MB."""
+LIMITS = Limits(max_bytes=4 << 30, seconds=3600.0, timeout=TIMEOUT_SECONDS)
+"""Of a download. The exports request files of 100 MB."""
 
 GONE = frozenset({403, 404, 410})
 """The store's statuses for a file that was removed: Amazon's says 403 to those who may not list its files."""
@@ -91,18 +90,7 @@ class Downloads:
         """Downloads the file. The link leads to another service, so neither the key nor our headers are sent."""
         try:
             with into.open("wb") as file:
-                answer = send(
-                    self._store,
-                    "GET",
-                    link,
-                    service=STORE,
-                    retried=(),
-                    tries=1,
-                    into=file,
-                    max_bytes=MAX_FILE_BYTES,
-                    seconds=DOWNLOAD_SECONDS,
-                    timeout=TIMEOUT_SECONDS,
-                )
+                answer = send(self._store, "GET", link, service=STORE, retry=RetryPolicy(tries=1), limits=LIMITS, into=file)
         except Unavailable as broken:
             raise _NoWholeFile(str(broken)) from None
         if answer.status_code != 200:
