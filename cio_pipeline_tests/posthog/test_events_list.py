@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -72,6 +74,14 @@ def read(found: EventStream) -> pd.DataFrame:
     rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
     assert len(rows) == found.expected
     return without_duplicates(rows)
+
+
+def test_listed_events_are_first_written_to_the_temporary_folder(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        source(server).events(START, END)
 
 
 @pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
@@ -260,8 +270,7 @@ def test_numbers_of_any_length_come_through_exactly(
     page = a_page("2026-03-02T10:00:00Z")
     page["results"][0]["properties"] = {"n": number}
     monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
-    rest = events_api.Rest(START, END)
-    [text] = source(server)._page(rest).events["properties"]
+    [text] = source(server)._page(events_api.ListingCursor(START, END)).events["properties"]
     assert text == f'{{"n": {number}}}'
 
 
@@ -291,7 +300,7 @@ def test_one_event_that_cannot_be_read_does_not_stop_the_day(
         row["properties"] = {"text": "[" * 300 + "9" * 5000, "n": 1}
     text = json.dumps(page).replace('"n": 1', f'"n": {value}', 1).encode()
     monkeypatch.setattr(server.project, "events", lambda _: Answer(text))
-    bad, *good = source(server)._page(events_api.Rest(START, END)).events["properties"]
+    bad, *good = source(server)._page(events_api.ListingCursor(START, END)).events["properties"]
     assert why_refused(bad) == reason
     assert [json.loads(text) for text in good] == [{"text": "[" * 300 + "9" * 5000, "n": 1}] * 2
 
@@ -330,15 +339,15 @@ def numbered(page: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
-        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
+        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "is not in order of time"),
         (a_page("2026-03-01T10:00:00Z"), "events of other days"),
         (a_page("2026-03-02T10:00:00Z", "soon"), "an event whose time cannot be read"),
         (a_page("soon", "2026-03-02T10:00:00Z"), "an event whose time cannot be read"),
-        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
-        ({"results": [{"id": "1"}], "next": None}, "list of events is none"),
-        ({"results": []}, "list of events is none"),
-        ({"results": None, "next": None}, "list of events is none"),
-        ([], "list of events is none"),
+        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse.+ not supported"),
+        ({"results": [{"id": "1"}], "next": None}, "answer is not a list of events"),
+        ({"results": []}, "answer is not a list of events"),
+        ({"results": None, "next": None}, "answer is not a list of events"),
+        ([], "answer is not a list of events"),
     ],
 )
 def test_a_page_that_cannot_be_trusted_is_refused(
@@ -353,7 +362,7 @@ def test_a_page_that_cannot_be_trusted_is_refused(
 def test_an_order_that_turns_is_refused() -> None:
     times = pd.Series(pd.to_datetime(["2026-03-02T10:00:00Z", "2026-03-02T11:00:00Z"]))
     assert events_api._is_ascending(times, None) is True
-    with pytest.raises(NotExtracted, match="no order"):
+    with pytest.raises(NotExtracted, match="not in order"):
         events_api._is_ascending(times, False)
 
 
