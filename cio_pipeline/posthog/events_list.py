@@ -12,7 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cio_pipeline.posthog.client import Api, refused
+from cio_pipeline.posthog.client import Api, error_for
 from cio_pipeline.posthog.rows import NO_TIME, event_frame
 from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted
 from cio_pipeline.progress import Progress
@@ -98,7 +98,7 @@ class EventsApiSource:
         bounds = {"after": _text(cursor.after), "before": _text(cursor.before)}
         answer = self._api.ask("GET", "events", params={**bounds, **only, "orderBy": '["timestamp"]', "limit": cursor.limit})
         if answer.status != 200:
-            raise refused(answer)
+            raise error_for(answer)
         try:
             rows, next_url = answer.body["results"], answer.body["next"]
             columns = {name: [row[name] for row in rows] for name in ("event", "distinct_id", "timestamp", "properties")}

@@ -17,7 +17,7 @@ from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog import client as api
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.reading import Reading
+from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted, without_duplicates
 from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import hogql
@@ -85,7 +85,7 @@ def source(project: Faulty) -> Iterator[QuerySource]:
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What is waited for between tries, in no time."""
     waited: list[float] = []
-    monkeypatch.setattr(Reading, "_sleep", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(WindowReader, "_sleep", lambda _, seconds: waited.append(seconds))
     return waited
 
 
@@ -152,7 +152,7 @@ def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
 
     project.fault = fault
     assert read(source)["uuid"].nunique() == 40
-    assert caplog.messages.count(f"PostHog: it answered {status}, busy or asked for too much; asking for less at once.") == 1
+    assert caplog.messages.count(f"PostHog answered {status}, busy or asked for too much; trying smaller queries.") == 1
     assert 0 < len(waits) < 20
     assert sum(waits) < 200
 
@@ -198,8 +198,8 @@ def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: Query
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ("GROUP BY", "cannot count the events of 2026-03-02 00:00"),
-        ("cityHash64", "cannot give the events 'order' of 2026-03-02"),
+        ("GROUP BY", "cannot count the events of the minute 2026-03-02 00:00"),
+        ("cityHash64", "cannot return the events 'order' of 2026-03-02"),
     ],
 )
 def test_a_posthog_that_never_has_the_time_is_an_error_soon(
@@ -218,7 +218,7 @@ def test_a_posthog_that_stays_busy_is_an_error_after_a_quarter_of_an_hour_of_wai
 ) -> None:
     project.add(stored(number) for number in range(10))
     project.fault = lambda hogql, *_: refusal(504) if part in hogql else None
-    with pytest.raises(NotExtracted, match="PostHog answers 504, for 15 minutes of waiting"):
+    with pytest.raises(NotExtracted, match="PostHog still answers 504 after 15 minutes of waiting"):
         read(source)
     assert 890 <= sum(waits) <= 930
     assert len(project.queries) < 200
@@ -237,7 +237,7 @@ def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: 
 
 def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
     project.fault = lambda *_: refusal(512)
-    with pytest.raises(NotExtracted, match="cannot count the events of 1970-01-01 00:00"):
+    with pytest.raises(NotExtracted, match="cannot count the events of the minute 1970-01-01 00:00"):
         source.history(START)
     assert len(project.queries) < 30
 
@@ -269,7 +269,7 @@ def test_more_rows_of_one_uuid_than_a_query_gives_are_an_error(
 ) -> None:
     monkeypatch.setattr(reading, "MAX_ROWS", 50)
     project.add([stored(1)] * 60)
-    with pytest.raises(NotExtracted, match="cannot give the events 'order' of 2026-03-02, not even in small parts"):
+    with pytest.raises(NotExtracted, match="cannot return the events 'order' of 2026-03-02, not even in small parts"):
         read(source)
     assert len(project.queries) < 80
 
@@ -404,7 +404,7 @@ def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faul
     )
 
 
-@pytest.mark.parametrize(("body", "sentence"), [(b"<html>", "answers with a web page"), (b"?", "no JSON, or cut short")])
+@pytest.mark.parametrize(("body", "sentence"), [(b"<html>", "answers with a web page"), (b"?", "not JSON, or is cut short")])
 def test_a_host_that_is_no_posthog_is_named(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch, body: bytes, sentence: str
 ) -> None:
@@ -513,7 +513,7 @@ def test_a_day_that_does_not_add_up_is_read_once_more(
     project.add(stored(number) for number in range(10))
     project.fault = lose(project, times=1)
     assert len(read(source)) == 10
-    assert caplog.messages == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them once more."]
+    assert caplog.messages == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them again."]
 
 
 def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QuerySource, project: Faulty) -> None:
@@ -540,7 +540,7 @@ def test_a_posthog_that_gives_fewer_rows_is_read_in_slices_within_them(
     project.add(stored(number, ("order", "visit")[number % 9 == 0], f"u{number % people}") for number in range(9000))
     assert read(source)["uuid"].nunique() == 9000
     assert len(caplog.messages) == 1
-    assert "but counts 9,000: reading them once more" in caplog.messages[0]
+    assert "but counts 9,000: reading them again" in caplog.messages[0]
     project.queries.clear()
     assert len(read(source)) == 9000
     assert len(caplog.messages) == 1, "the next day is not read twice"

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import requests
 
 from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
-from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
+from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, error_for
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space
 
@@ -77,10 +77,10 @@ class Downloads:
         """The URL of the file, which is valid for a while."""
         answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
         if answer.status == 400:  # "still in progress", although it was told to be completed
-            raise _NoWholeFile(str(refused(answer)))
+            raise _NoWholeFile(str(error_for(answer)))
         location = answer.response.headers.get("Location")
         if not 300 <= answer.status < 400 or not location:
-            raise refused_export(answer)
+            raise export_error_for(answer)
         try:
             return urljoin(answer.response.url, location)
         except ValueError:
@@ -128,14 +128,14 @@ def _keeping() -> Iterator[None]:
         raise NotExtracted(no_space(error) or kept) from None
 
 
-def refused_export(answer: Answer) -> NotExtracted:
+def export_error_for(answer: Answer) -> NotExtracted:
     """What an unexpected answer means, as the setting to correct."""
     if answer.status == 403:
         needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
         return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
     if answer.status == 404:
         return NotFound("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
-    return NotExtracted(NO_EXPORT) if answer.status < 400 else refused(answer)
+    return NotExtracted(NO_EXPORT) if answer.status < 400 else error_for(answer)
 
 
 def pause_before(attempt: int) -> None:

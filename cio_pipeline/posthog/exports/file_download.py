@@ -15,7 +15,7 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.posthog.client import Api
-from cio_pipeline.posthog.exports.downloads import refused_export
+from cio_pipeline.posthog.exports.downloads import export_error_for
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.query import QuerySource
@@ -64,7 +64,7 @@ class FileDownloadSource:
         if answer.status == 404:
             self._queries.check()
         elif answer.status not in (200, 405):
-            raise refused_export(answer)
+            raise export_error_for(answer)
 
     def history(self, before: datetime) -> EventStream:
         """All `$identify` and `$set` events before that time, by HogQL (scope Query Read), since they are few over a long

@@ -23,8 +23,8 @@ from cio_pipeline.posthog.exports.downloads import (
     Downloads,
     Export,
     NotFound,
+    export_error_for,
     pause_before,
-    refused_export,
 )
 from cio_pipeline.posthog.source import NotExtracted
 
@@ -114,7 +114,7 @@ class FileExports:
                 why = broken
             else:
                 if answer.status not in (200, 201, 202):
-                    raise refused_export(answer)
+                    raise export_error_for(answer)
                 if (name := _id(answer.response)) is not None:
                     return f"{PATH}/{quote(name, safe='')}"
             if listed := next(self._listed(first, last), None):
@@ -168,7 +168,7 @@ class FileExports:
             pause_before(attempt)
             answer = self._api.ask("GET", path)
             if answer.status != 200:
-                raise refused_export(answer)
+                raise export_error_for(answer)
             if (export := _export(path, answer.body, self._api.clean)) is not None:
                 return export
         raise NotExtracted(NO_EXPORT)
