@@ -41,8 +41,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for name in names:
             monkeypatch.setattr(module, name, 0.01)
-    monkeypatch.setattr(file_exports, "PAUSES_OF_A_CREATION", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(client, "pause", lambda _: 0.0)
+    monkeypatch.setattr(file_exports, "CREATION_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(client, "backoff", lambda _: 0.0)
 
 
 @pytest.fixture
@@ -240,7 +240,7 @@ def test_a_temporary_folder_that_goes_while_a_file_is_downloaded_is_said(
 ) -> None:
     server.add([stored(1)])
     monkeypatch.setattr("cio_pipeline.posthog.exports.file_download.spill_folder", lambda: nullcontext(tmp_path / "gone"))
-    with pytest.raises(NotExtracted, match=r"^A file of PostHog's export cannot be kept: No such file or directory\.$"):
+    with pytest.raises(NotExtracted, match=r"^A file of PostHog's export cannot be written: No such file or directory\.$"):
         read(source(server))
 
 
@@ -318,7 +318,7 @@ def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
 
     monkeypatch.setattr(downloads, "answer", unknown)
     source(server).check()
-    with pytest.raises(NotExtracted, match="or that PostHog has no file downloads"):
+    with pytest.raises(NotExtracted, match="or this PostHog has no file downloads"):
         read(source(server))
 
 

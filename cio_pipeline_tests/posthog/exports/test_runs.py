@@ -118,7 +118,7 @@ def test_a_manifest_that_names_a_file_that_is_not_there_is_refused_with_its_name
     put(tmp_path, f"{DAY}-0.parquet.zst", 0)
     put(tmp_path, f"{DAY}.jsonl", 1)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
-    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json names it, and it is not there"):
+    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json names it, but it is not there"):
         numbers(tmp_path)
 
 
@@ -213,7 +213,7 @@ def test_names_of_other_days_are_no_obstacle(tmp_path: Path) -> None:
 def test_a_file_that_is_still_being_written_is_an_unfinished_run(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{NEXT}.parquet.zst", 1)
     (tmp_path / name).touch()
-    with pytest.raises(NotExtracted, match=r"is not finished: .* is still being written, or was left"):
+    with pytest.raises(NotExtracted, match=r"is not finished: .* is still being written, or left over"):
         numbers(tmp_path)
     put(tmp_path, f"{DAY}.parquet.zst", 2)
     assert numbers(tmp_path) == [1, 2]
