@@ -115,11 +115,11 @@ CODES = {
     "ExpiredToken": "the credentials for the storage have expired: renew them",
     "AccessDenied": "the storage refuses access: let the credentials list the bucket and read",
     "InvalidObjectState": "it is archived .such as in Glacier.: restore it",
-    "NoSuchKey": "it is gone since the folder was listed",
+    "NoSuchKey": "it has disappeared since the folder was listed",
     "InvalidAccessKeyId": "the storage does not know the credentials",
     "SignatureDoesNotMatch": "the storage does not know the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "SlowDown": "the storage is too busy or has a fault: run the day again later",
+    "SlowDown": "the storage is too busy or has a problem: run the day again later",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
 
@@ -176,7 +176,7 @@ TABLES = {
     "AccessDenied": "the storage refuses access: let the credentials",
     "NoSuchBucket": "there is no such bucket: check its name in the setting (NoSuchBucket).",
     "InvalidObjectState": "it is archived (such as in Glacier): restore it first (InvalidObjectState).",
-    "SlowDown": "the storage is too busy or has a fault: run the day again later (SlowDown).",
+    "SlowDown": "the storage is too busy or has a problem: run the day again later (SlowDown).",
     CLOSED: "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL",
 }
 POINTER = b'{"version":"v","rows":{"events":[1]},"hashes":{"events":["x"]},"about":{}}'
@@ -211,7 +211,7 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
 
 def test_a_refusal_without_words_as_answers_without_a_body_are_is_not_taken_for_a_damaged_file(storage: type[Storage]) -> None:
     storage.head = "ExpiredToken"
-    with pytest.raises(StorageError, match=r"^events of .+ are the credentials expired, .+ \(400\)\.$"):
+    with pytest.raises(StorageError, match=r"^events of .+ have the credentials expired, .+ \(400\)\.$"):
         Tables("s3://tables/data").find_version("events", DAY)
 
 
@@ -240,11 +240,11 @@ def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
         (botocore.exceptions.ConnectTimeoutError(endpoint_url=SECRET), "cannot be reached"),
         (PermissionError(errno.EACCES, SECRET), "this user may not read it"),
         (PermissionError(SECRET), "refuses access"),
-        (FileNotFoundError(errno.ENOENT, SECRET), "is gone since"),
+        (FileNotFoundError(errno.ENOENT, SECRET), "has disappeared since"),
         (TimeoutError(SECRET), "cannot be reached"),
         (OSError(errno.EIO, SECRET), "is the file whole?"),
         (pa.ArrowInvalid(SECRET), "is the file whole?"),
-        (pa.ArrowNotImplementedError(SECRET), "packed in a way that is not supported"),
+        (pa.ArrowNotImplementedError(SECRET), "its compression is not supported"),
         (RuntimeError(SECRET), "is the file whole?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

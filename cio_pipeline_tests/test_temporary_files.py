@@ -101,9 +101,9 @@ def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(temporary: Pa
 @pytest.mark.parametrize(
     ("error", "names"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "is full: free space there, or let TMPDIR name"),
+        (OSError(errno.ENOSPC, "No space left on device"), "is full: free some space, or set TMPDIR to a folder"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
-        (OSError(errno.EROFS, "Read-only file system"), "cannot be written to: let TMPDIR name"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot be written to: set TMPDIR to"),
         (OSError(errno.EIO, "Input/output error"), None),
         (ValueError("No space left on device"), None),
     ],

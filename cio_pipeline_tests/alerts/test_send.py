@@ -113,7 +113,7 @@ def test_what_the_mail_server_refuses_is_said_without_the_login(
         monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
         with pytest.raises(NotSent) as failed:
             send()
-    assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not take an email: {sentence}"
+    assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not accept an email: {sentence}"
 
 
 def test_a_public_mail_server_without_tls_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,7 +151,7 @@ def test_an_email_goes_by_tls_to_a_server_whose_certificate_is_trusted_and_to_no
     with mail_server(tls=context, starttls=starttls) as (host, lines):
         monkeypatch.setenv("CIO_SMTP_URL", f"{scheme}://user:secret@{host}")
         monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
-        with pytest.raises(NotSent, match="did not take an email: SSLCertVerificationError"):
+        with pytest.raises(NotSent, match="did not accept an email: SSLCertVerificationError"):
             send()
         assert not any(line.upper().startswith(("AUTH", "MAIL")) for line in lines)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -228,7 +228,7 @@ def test_a_full_disk_is_said_as_one_and_nothing_is_downloaded_again(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(NotExtracted, match=r"^The temporary folder .+ is full: free space there, or let TMPDIR name"):
+        with pytest.raises(NotExtracted, match=r"^The temporary folder .+ is full: free some space, or set TMPDIR to a folder"):
             read(source(server))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
