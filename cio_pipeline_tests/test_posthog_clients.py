@@ -23,8 +23,8 @@ from cio_pipeline.defs.services import event_source
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.customerio.people import Person
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.sandbox.posthog.people import Person
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days

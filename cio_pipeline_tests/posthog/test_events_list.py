@@ -22,9 +22,9 @@ from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, EventStream, NotExtracted, without_duplicates
 from cio_pipeline.rules.dropped_set import AttributesFrom
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.legacy import EventsList
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings.settings import Settings

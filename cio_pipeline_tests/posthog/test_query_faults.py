@@ -19,9 +19,9 @@ from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted, without_duplicates
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import hogql
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.project import DAILY_BYTES, Project
 
 START = datetime(2026, 3, 2, tzinfo=UTC)

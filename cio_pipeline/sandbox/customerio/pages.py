@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 
 from cio_pipeline.sandbox.customerio.layout import in_layout
-from cio_pipeline.sandbox.posthog.people import FAILURE, Activity, Attribute, Person
+from cio_pipeline.sandbox.customerio.people import FAILURE, Activity, Attribute, Person
 
 ACTIVITIES_SHOWN = 200
 CHIPS_SHOWN = 2

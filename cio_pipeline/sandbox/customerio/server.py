@@ -28,7 +28,7 @@ import orjson
 from cio_pipeline.sandbox.customerio.pages import missing_page, people_page, person_page
 from cio_pipeline.sandbox.customerio.workspace import Answer, Workspace
 
-CUSTOMER_PATH = re.compile(r"/api/v1/customers/([^/]+)(/events)?")
+EVENTS_PATH = re.compile(r"/api/v1/customers/([^/]+)/events")
 PAGE_SIZE = 50
 
 Fault = tuple[Literal["status"], int, Mapping[str, str]] | Literal["reset-before", "reset-after", "slow"] | None
@@ -72,17 +72,13 @@ class CustomerioServer(socketserver.ThreadingTCPServer):
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "basic" or token.strip() != self._token:
             return 401, {"meta": {"error": "Unauthorized request"}}
-        customer = CUSTOMER_PATH.fullmatch(path)
+        customer = EVENTS_PATH.fullmatch(path)
         match method, path:
             case "GET", "/api/v1/accounts/region":
                 return 200, {"url": self.url, "region": "us", "environment_id": 1}
             case "POST", "/api/v2/batch":
                 return self.workspace.batch(body)
-            case "POST", "/api/v2/entity":
-                return self.workspace.entity(body)
-            case "PUT", _ if customer and not customer[2]:
-                return self.workspace.customer(unquote(customer[1]), body)
-            case "POST", _ if customer and customer[2]:
+            case "POST", _ if customer:
                 return self.workspace.customer_event(unquote(customer[1]), body)
         return 404, {"meta": {"error": "the sandbox has no such call"}}
 
@@ -216,14 +212,12 @@ def main() -> None:
     """Serve until SIGTERM or SIGINT, after one line that says where."""
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.customerio.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0 takes any free port")
-    parser.add_argument("--site-id", default="sandbox")
-    parser.add_argument("--api-key", default="sandbox-key")
     arguments = parser.parse_args()
     # Blocked before any thread starts, so that only sigwait below receives them, however early they come.
     stop = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
-        with serve(port=arguments.port, site_id=arguments.site_id, api_key=arguments.api_key) as server:
+        with serve(port=arguments.port) as server:
             print(f"Customer.io sandbox on {server.url}", flush=True)
             signal.sigwait(stop)
     except OSError as error:

@@ -106,14 +106,8 @@ def parse_item(item: Any) -> Identify | Track:
         raise InvalidRequestError("invalid" if "action" in item else "required", "action", message)
     identifier = parse_identifiers(item.get("identifiers"))
     if action == "identify":
-        return parse_identify(identifier, item.get("attributes", {}), item, "timestamp")
+        return parse_identify(identifier, item)
     return parse_track(identifier, item, type_=action, data_key="attributes")
-
-
-def parse_customer(identifier: str, body: bytes) -> Identify:
-    """A v1 identify, whose body is the attributes."""
-    attributes = parse_object(body)
-    return parse_identify(parse_path_identifier(identifier), attributes, attributes, "_timestamp")
 
 
 def parse_customer_event(identifier: str, body: bytes) -> Track:
@@ -155,8 +149,9 @@ def check_identifier(kind: str, value: Any, where: str) -> None:
         raise InvalidRequestError("invalid", where, f"id attribute cannot be longer than {MAX_ID_BYTES} bytes")
 
 
-def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, Any], time_key: str) -> Identify:
-    """An identify call, its attributes within the limits of one call; ``holder`` has the time under ``time_key``."""
+def parse_identify(identifier: Identifier, item: dict[str, Any]) -> Identify:
+    """Checks an identify operation: its attributes are within the limits of one call."""
+    attributes = item.get("attributes", {})
     if not isinstance(attributes, dict):
         raise InvalidRequestError("invalid", "attributes", "attributes must be an object")
     described = {name: value for name, value in attributes.items() if name not in DIRECTIVES}
@@ -165,7 +160,7 @@ def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, An
         raise InvalidRequestError("invalid", "attributes", message)
     for name, value in described.items():
         check_attribute(name, value)
-    return Identify(identifier, described, parse_timestamp(holder, time_key), attributes.get("_update") is True)
+    return Identify(identifier, described, parse_timestamp(item, "timestamp"), attributes.get("_update") is True)
 
 
 def check_attribute(name: str, value: Any) -> None:

@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from cio_pipeline.sandbox.customerio.people import FAILURE, Activity, Attribute, Person
 from cio_pipeline.sandbox.customerio.track_api import (
     IDENTIFIERS,
     Identifier,
@@ -12,12 +13,9 @@ from cio_pipeline.sandbox.customerio.track_api import (
     InvalidRequestError,
     Track,
     parse_batch,
-    parse_customer,
     parse_customer_event,
     parse_item,
-    parse_object,
 )
-from cio_pipeline.sandbox.posthog.people import FAILURE, Activity, Attribute, Person
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -49,21 +47,14 @@ class Workspace:
         errors = [{"batch_index": index, **error} for index, error in refusals if error]
         return (207, {"errors": errors}) if errors else (200, {})
 
-    def entity(self, body: bytes) -> Answer:
-        """``POST /api/v2/entity``: one operation, 200 or 400."""
-        try:
-            error = self._take(parse_object(body))
-        except InvalidRequestError as refused:
-            error = refused.error
-        return (400, {"errors": [error]}) if error else (200, {})
-
-    def customer(self, identifier: str, body: bytes) -> Answer:
-        """``PUT /api/v1/customers/{identifier}``: an identify whose body is the attributes."""
-        return self._v1(parse_customer, identifier, body)
-
     def customer_event(self, identifier: str, body: bytes) -> Answer:
-        """``POST /api/v1/customers/{identifier}/events``: one event, page or screen."""
-        return self._v1(parse_customer_event, identifier, body)
+        """Answers ``POST /api/v1/customers/{identifier}/events``: one event, page or screen."""
+        try:
+            operation = parse_customer_event(identifier, body)
+        except InvalidRequestError as refused:
+            return 400, {"meta": {"error": str(refused)}}
+        self._apply(operation)
+        return 200, {}
 
     def people(self) -> list[Person]:
         """A copy of everyone, the one who changed last first."""
@@ -96,14 +87,6 @@ class Workspace:
             return refused.error
         self._apply(operation)
         return None
-
-    def _v1(self, parse: Callable[[str, bytes], Identify | Track], identifier: str, body: bytes) -> Answer:
-        try:
-            operation = parse(identifier, body)
-        except InvalidRequestError as refused:
-            return 400, {"meta": {"error": str(refused)}}
-        self._apply(operation)
-        return 200, {}
 
     def _apply(self, operation: Identify | Track) -> None:
         with self._lock:

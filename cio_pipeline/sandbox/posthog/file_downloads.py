@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.exports import pack
 

@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 import duckdb
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import events_table
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
 from cio_pipeline.sandbox.posthog.hogql import SCHEMA, HogQLError, to_duckdb

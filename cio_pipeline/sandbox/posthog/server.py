@@ -8,19 +8,20 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.ingestion import Ingestion
-from cio_pipeline.sandbox.posthog.legacy import EventsList
-from cio_pipeline.sandbox.posthog.product import VISITORS_PER_DAY, days
+from cio_pipeline.sandbox.posthog.product import days
 from cio_pipeline.sandbox.posthog.project import Project
+
+SEED = 1
 
 
 class PostHog(ThreadingHTTPServer):
@@ -123,10 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
                 return Answer(b'{"status":1}')
             case "POST", ["sandbox", "events"]:
                 return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
-            case "POST", ["sandbox", "retention"]:
-                return Answer(orjson.dumps({"dropped": project.drop_old_sets(_now(_json_body(body or b"{}")))}))
-            case "GET", ["sandbox", "requests"]:
-                return Answer(orjson.dumps(project.account()))
             case "GET", [""]:
                 return Answer(project.page().encode())
         raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
@@ -137,14 +134,6 @@ def _json_body(body: bytes) -> Any:
         return json.loads(body)
     except ValueError as error:
         raise Refused(400, "validation_error", "invalid_json", f"JSON parse error - {error}") from error
-
-
-def _now(body: Any) -> datetime:
-    try:
-        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(UTC)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
-    return now if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def _captured(ingestion: Ingestion, body: bytes) -> list[Event]:
@@ -173,30 +162,14 @@ def main() -> None:
     """Serve generated days until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit())
-    options = _options()
-    events = () if options.empty else days(options.seed, options.start, options.days, options.visitors)
-    legacy = EventsList(options.legacy) if options.legacy else None
-    with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
-        if options.drop_old_sets:
-            posthog.project.drop_old_sets(datetime.now(UTC))
-        print(f"PostHog sandbox on {posthog.url}", flush=True)
-        threading.Event().wait()
-
-
-def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.posthog.server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--start", type=date.fromisoformat, default=date(2026, 3, 1), help="the first day")
     parser.add_argument("--days", type=int, default=10)
-    parser.add_argument("--visitors", type=int, default=VISITORS_PER_DAY, help="new visitors a day")
-    parser.add_argument("--timezone", default="UTC", help="the project's time zone")
-    parser.add_argument("--key", default="phx_sandbox", help="the personal API key that may query")
-    parser.add_argument("--project", default="1", help="the project's id")
-    parser.add_argument("--legacy", type=int, metavar="ROWS", help="an old PostHog: no queries, an events list of such pages")
-    parser.add_argument("--drop-old-sets", action="store_true", help="no $set on events over 60 days old, as PostHog has it")
-    parser.add_argument("--empty", action="store_true", help="start without events")
-    return parser.parse_args()
+    options = parser.parse_args()
+    with serve(days(SEED, options.start, options.days), port=options.port) as posthog:
+        print(f"PostHog sandbox on {posthog.url}", flush=True)
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -23,8 +23,8 @@ from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, without_duplicates
-from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
 from cio_pipeline_tests.posthog.exports.stored import stored
 

@@ -282,7 +282,9 @@ def test_a_file_that_changes_after_the_folder_was_listed_is_refused(
         return found
 
     monkeypatch.setattr(batch_export, "listed", then_changed)
-    names = "has disappeared since the folder was listed" if change == "gone" else "bytes, and had .* when the folder was listed"
+    names = (
+        "has disappeared since the folder was listed" if change == "gone" else "bytes, and had .* when the folder was listed"
+    )
     with pytest.raises(NotExtracted, match=f"cannot be read: .*{names}"):
         numbers(tmp_path)
 

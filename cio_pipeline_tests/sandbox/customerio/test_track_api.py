@@ -10,7 +10,6 @@ from cio_pipeline.sandbox.customerio.track_api import (
     InvalidRequestError,
     Track,
     parse_batch,
-    parse_customer,
     parse_customer_event,
     parse_item,
 )
@@ -118,6 +117,4 @@ def test_what_is_no_batch_of_items_is_refused(body: bytes) -> None:
     [("u1", ("id", "u1")), ("ada@example.com", ("email", "ada@example.com")), ("cio_0a", ("cio_id", "0a"))],
 )
 def test_a_v1_path_tells_the_kind_of_identifier_by_its_shape(text: str, identifier: tuple[str, str]) -> None:
-    body = b'{"plan":"pro","_timestamp":7,"_update":true}'
-    assert parse_customer(text, body) == Identify(identifier, {"plan": "pro"}, 7, update_only=True)
     assert parse_customer_event(text, b'{"name":"e","type":"page"}') == Track(identifier, "page", "e", {}, None, None)

@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
+from cio_pipeline.sandbox.customerio.people import FAILURE, Person
 from cio_pipeline.sandbox.customerio.workspace import Workspace
-from cio_pipeline.sandbox.posthog.people import FAILURE, Person
 
 NOW = 1_772_500_000
 ULID = "01KJQ5XG00ABCDEFGHJKMNPQRS"
@@ -145,20 +145,11 @@ def test_what_is_nested_too_deeply_to_be_shown_is_refused(workspace: Workspace) 
     assert orjson.dumps([found.to_dict() for found in workspace.people()])
 
 
-def test_an_entity_is_one_item_and_its_errors_have_no_index(workspace: Workspace) -> None:
-    assert workspace.entity(orjson.dumps(event({"id": "u1"}))) == (200, {})
-    status, answer = workspace.entity(orjson.dumps(event({"id": "u1"}, name="")))
-    assert (status, answer["errors"][0]) == (
-        400,
-        {"reason": "required", "field": "name", "message": "event name must not be blank"},
-    )
-
-
 def test_v1_reads_the_kind_of_identifier_from_its_shape(workspace: Workspace) -> None:
     for identifier in ("u1", "ada@example.com", "cio_000000000001", "cio_none"):
-        assert workspace.customer(identifier, b'{"plan":"pro","_timestamp":7}') == (200, {})
+        assert workspace.customer_event(identifier, b'{"name":"e","timestamp":7}') == (200, {})
     assert [found.identifiers.get("id") for found in workspace.people()] == ["u1", None]
-    assert person(workspace, "u1").attributes["plan"].set_at == 7
+    assert [event.timestamp for event in person(workspace, "u1").events] == [7, 7], "its cio_id is cio_000000000001"
 
 
 def test_v1_takes_an_event_of_100_000_bytes_and_refuses_in_its_own_shape(workspace: Workspace) -> None:
@@ -170,7 +161,7 @@ def test_v1_takes_an_event_of_100_000_bytes_and_refuses_in_its_own_shape(workspa
     message = "event data cannot be longer than 100000 bytes"
     assert workspace.customer_event("u1", orjson.dumps(call)) == (400, {"meta": {"error": message}})
     assert workspace.customer_event("u1", b'{"name":"e","type":"click"}')[0] == 400
-    assert workspace.customer("u1", b"not json")[0] == 400
+    assert workspace.customer_event("u1", b"not json")[0] == 400
 
 
 def test_the_search_finds_ids_emails_and_names_and_the_latest_change_comes_first(workspace: Workspace) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cio_pipeline.sandbox.answers import Refused
+from cio_pipeline.sandbox.posthog.answers import Refused
 from cio_pipeline.sandbox.posthog.product import days
 from cio_pipeline.sandbox.posthog.project import Project
 
