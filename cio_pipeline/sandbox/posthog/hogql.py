@@ -1,4 +1,4 @@
-"""HogQL written as DuckDB's SQL: a SELECT over the events table, with the functions an extraction needs."""
+"""Translates HogQL to DuckDB's SQL: a SELECT from the events table, with the functions that the extraction needs."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ _TOKEN = re.compile(
 
 
 class HogQLError(ValueError):
-    """A query that PostHog would refuse, with the `code` of its answer."""
+    """PostHog would refuse the query, with this `code`."""
 
     def __init__(self, detail: str, code: str = "hogql_query_error") -> None:
         super().__init__(detail)
@@ -63,16 +63,16 @@ class HogQLError(ValueError):
 
 @dataclass(frozen=True)
 class Statement:
-    """SQL for DuckDB (after `SCHEMA`); `limited` tells whether the query had a LIMIT of its own."""
+    """SQL for a DuckDB with `SCHEMA`. limited: the query had a LIMIT."""
 
     sql: str
     limited: bool
 
 
 def to_duckdb(query: str, values: Mapping[str, object], zone: str = "UTC") -> Statement:
-    """Bind `{name}` placeholders to `values` and translate; text without a zone given to toDateTime is in `zone`.
+    """Binds `{name}` placeholders to `values` and translates the query. zone: of times without one in toDateTime.
 
-    LIMIT is lowered to 50,000; without one, 101 rows are asked for, one more than PostHog returns.
+    LIMIT is lowered to 50,000. Without one, 101 rows are selected, one more than PostHog returns. Raises `HogQLError`.
     """
     select = _parsed(_bound(query, values))
     _check_tables(select)
@@ -86,7 +86,7 @@ def to_duckdb(query: str, values: Mapping[str, object], zone: str = "UTC") -> St
 
 
 def _bound(query: str, values: Mapping[str, object]) -> str:
-    """Put the values in as constants, and quote `$names`, which ClickHouse's grammar does not know."""
+    """Inserts the values as constants, and quotes `$names`, which ClickHouse's grammar does not know."""
 
     def token(match: re.Match[str]) -> str:
         if match["dollar"]:
@@ -141,7 +141,7 @@ def _limit(select: exp.Select) -> bool:
 
 
 def _resolve_fields(select: exp.Select) -> None:
-    """Name every column as PostHog would, and point every field at a column."""
+    """Names every column as PostHog does, and replaces every field by a column."""
     known = {*FIELDS, *(alias.alias for alias in select.find_all(exp.Alias))}
     tables = {"events", *(alias.name for alias in select.find_all(exp.TableAlias))}
     if any(isinstance(column, exp.Star) for column in select.expressions) and not select.find(exp.Subquery, exp.CTE):
@@ -173,7 +173,7 @@ def _field(chain: list[str], tables: set[str], known: set[str]) -> exp.Expr:
 
 
 def _type_literals(select: exp.Select) -> None:
-    """Read text compared with a UUID or a time as one, as ClickHouse does; nothing is in an empty list."""
+    """Converts text that is compared with a UUID or a time, as ClickHouse does, and IN an empty list to false."""
     for membership in list(select.find_all(exp.In)):
         if not membership.expressions and not membership.args.get("query"):
             membership.replace(exp.false())
@@ -194,7 +194,7 @@ def _compared(predicate: exp.Expr) -> Iterator[tuple[exp.Expression, exp.Expr]]:
 
 
 def _rewrite(call: exp.Expr, zone: str) -> None:
-    """Write text as a moment in UTC; every other function keeps its arguments."""
+    """Replaces toDateTime by a time in UTC; every other function keeps its arguments."""
     if isinstance(call, SAME_IN_DUCKDB):
         return
     name = _name(call)

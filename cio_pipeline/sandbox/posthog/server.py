@@ -1,4 +1,4 @@
-"""A PostHog on the loopback interface: the query API, as strict as PostHog's own, over generated or added events."""
+"""A PostHog on the loopback interface: its APIs, as strict as PostHog's own, over generated or added events."""
 
 import argparse
 import json
@@ -25,7 +25,7 @@ SEED = 1
 
 
 class PostHog(ThreadingHTTPServer):
-    """A project served over HTTP in a thread of its own, from its making until `close` or the end of a `with`."""
+    """Serves a project over HTTP in a thread of its own, until `close` or the end of a `with` block."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -39,11 +39,11 @@ class PostHog(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def add(self, events: Iterable[Event]) -> int:
-        """Store more events in the project."""
+        """Stores more events in the project. Returns how many."""
         return self.project.add(events)
 
     def close(self) -> None:
-        """Stop serving, and let no thread outlive it: DuckDB complains of those at the interpreter's end."""
+        """Stops serving, and all threads, which would otherwise make DuckDB fail when the interpreter ends."""
         self.shutdown()
         self.project.close()
         for thread, connection in list(self._open.items()):
@@ -56,7 +56,7 @@ class PostHog(ThreadingHTTPServer):
         self.close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection, remembered for `close`."""
+        """Serves a connection, and remembers it for `close`."""
         self._open[threading.current_thread()] = request
         try:
             super().process_request_thread(request, client_address)
@@ -64,7 +64,7 @@ class PostHog(ThreadingHTTPServer):
             del self._open[threading.current_thread()]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that hang up."""
+        """Ignores clients that hang up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -90,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._route(path.strip("/").split("/"), body)
         except Refused as refused:
             answer = Answer(orjson.dumps(refused.body), refused.status)
-        except Exception as error:  # as PostHog: a bug is an answer too
+        except Exception as error:  # PostHog also answers after a bug
             answer = Answer(orjson.dumps(Refused(500, "server_error", "error", repr(error)).body), 500)
         if path.startswith("/api/"):
             self.server.project.count(answer.status)
@@ -147,19 +147,19 @@ def _add(project: Project, events: Iterable[Event]) -> int:
     try:
         return project.add(events)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        detail = f"These are no stored events: {error!r}"
+        detail = f"These are not stored events: {error!r}"
         raise Refused(400, "validation_error", "invalid_input", detail) from error
 
 
 def serve(events: Iterable[Event] = (), project: Project | None = None, port: int = 0) -> PostHog:
-    """Serve a project that holds these events on a port of 127.0.0.1 (0: a free one)."""
+    """Serves a project with these events on a port of 127.0.0.1 (0: any free port)."""
     project = project or Project()
     project.add(events)
     return PostHog(project, port)
 
 
 def main() -> None:
-    """Serve generated days until SIGTERM or SIGINT."""
+    """Serves generated days until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit())
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.posthog.server", description=__doc__)
