@@ -1,4 +1,4 @@
-"""Protects the stand-in's HogQL: what PostHog would answer, and what it would refuse."""
+"""The PostHog sandbox answers and refuses HogQL queries as PostHog does."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ def test_events_are_counted_by_name(database: duckdb.DuckDBPyConnection) -> None
     assert counted == [("$identify", 1, 1, "2026-03-01 10:00:00.500000")]
 
 
-def test_a_text_without_a_zone_is_in_the_projects_time_zone(database: duckdb.DuckDBPyConnection) -> None:
+def test_a_time_without_a_zone_is_in_the_projects_time_zone(database: duckdb.DuckDBPyConnection) -> None:
     query = f"{IDS} timestamp < toDateTime('2026-03-02 06:30:00')"
     assert THIRD not in rows(database, query)
     assert THIRD in rows(database, query, zone="America/New_York")
@@ -105,7 +105,7 @@ def test_a_limit_is_lowered_to_what_posthog_returns(database: duckdb.DuckDBPyCon
         ("SELECT (", "Syntax error"),
     ],
 )
-def test_what_posthog_does_not_know_is_refused(query: str, message: str) -> None:
+def test_queries_that_posthog_would_refuse_are_refused(query: str, message: str) -> None:
     with pytest.raises(HogQLError) as refused:
         to_duckdb(query, {})
     assert message in str(refused.value)

@@ -1,4 +1,4 @@
-"""Protects the shape of PostHog's answer to a query: its JSON values, its types, and what it says of more rows."""
+"""The format of the PostHog sandbox's answer to a query: JSON values, types, and whether there are more rows."""
 
 from datetime import datetime
 from uuid import UUID
@@ -30,7 +30,7 @@ def test_utc_is_written_with_a_z() -> None:
     assert orjson.loads(answer["results"]) == [["2026-07-01T00:00:00Z"]]
 
 
-def test_without_a_limit_a_hundred_rows_are_shown_and_more_is_said() -> None:
+def test_without_a_limit_the_answer_has_a_hundred_rows_and_has_more() -> None:
     for count, more in ((100, False), (101, True)):
         rows = [(n,) for n in range(count)]
         answer = query_results(rows, [("n", "BIGINT")], "UTC", Statement("SELECT", limited=False))
