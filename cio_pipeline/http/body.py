@@ -29,7 +29,7 @@ def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: in
             file.seek(0)
             file.truncate()
     content, length = bytearray(), 0
-    for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
+    for block in decompressed(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
         length += len(block)
         if length > max_bytes:
             raise BodyTooLong(f"its answer is over {max_bytes:,} bytes")
@@ -60,25 +60,25 @@ def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
         yield block
 
 
-def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+def decompressed(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
     """The decompressed body in small blocks, whereas urllib3 would return all that a block decompresses to."""
     if encoding in ("", "identity"):
         yield from blocks
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnusableBody("it answered in an encoding that it was not asked for")
-    unpack, is_whole = zlib.decompressobj(GZIP_OR_ZLIB), True
+        raise UnusableBody("it answered in an encoding that was not requested")
+    stream, is_complete = zlib.decompressobj(GZIP_OR_ZLIB), True
     try:
         for received in blocks:
             block = received
             while block:
-                yield unpack.decompress(block, BLOCK_BYTES)
-                is_whole, block = unpack.eof, unpack.unused_data or unpack.unconsumed_tail
-                if unpack.eof:
-                    unpack = zlib.decompressobj(GZIP_OR_ZLIB)
-        yield unpack.flush()
-        is_whole = is_whole or unpack.eof
+                yield stream.decompress(block, BLOCK_BYTES)
+                is_complete, block = stream.eof, stream.unused_data or stream.unconsumed_tail
+                if stream.eof:
+                    stream = zlib.decompressobj(GZIP_OR_ZLIB)
+        yield stream.flush()
+        is_complete = is_complete or stream.eof
     except zlib.error:
-        is_whole = False
-    if not is_whole:
-        raise UnusableBody("its answer was packed, and cannot be unpacked")
+        is_complete = False
+    if not is_complete:
+        raise UnusableBody("its answer is compressed, and cannot be decompressed")

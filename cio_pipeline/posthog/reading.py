@@ -101,7 +101,7 @@ class WindowReader:
         rows = self._query(f"{column}, count() AS events", f"GROUP BY {name}", _times(start, end), is_smallest)
         if rows is not None and not rows.is_full:
             counts = Counter(
-                {str(value): _number(of) for value, of in zip(rows.column(name), rows.column("events"), strict=True)}
+                {str(value): _number(count) for value, count in zip(rows.column(name), rows.column("events"), strict=True)}
             )
             if rows.row_count % ROUND or not rows.row_count or self._total(start, end) == counts.total():
                 return counts
@@ -228,7 +228,7 @@ class WindowReader:
             else:
                 is_first, self._asked_for_less = not self._asked_for_less, True
                 if is_first:
-                    logger.info("PostHog answered %d, busy or asked for too much; trying smaller queries.", answer.status)
+                    logger.info("PostHog answered %d: busy, or the query was too large; trying smaller ones.", answer.status)
                 return False
         if wait >= 10:
             logger.info("PostHog answered %d; trying again in %.0f s.", answer.status, wait)

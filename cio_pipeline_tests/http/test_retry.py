@@ -119,14 +119,14 @@ def test_an_endless_answer_is_given_up_at_the_limit(head: bytes) -> None:
 
 def test_a_decompression_bomb_is_given_up_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    unpacked = http_body.unpacked
+    decompressed = http_body.decompressed
 
     def noted(*of: Any) -> Any:
-        for block in unpacked(*of):
+        for block in decompressed(*of):
             given.append(len(block))
             yield block
 
-    monkeypatch.setattr(http_body, "unpacked", noted)
+    monkeypatch.setattr(http_body, "decompressed", noted)
     bomb = gzip.compress(bytes(200_000_000), 9)
     answer = raw_server.http(bomb, "200 OK", "Content-Encoding: gzip")
     with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.AnswerTooLong):

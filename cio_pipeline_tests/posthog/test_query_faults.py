@@ -150,7 +150,7 @@ def test_an_error_that_may_mean_busy_or_too_big_is_retried_and_then_queried_in_p
 
     project.fault = fault
     assert read(source)["uuid"].nunique() == 40
-    assert caplog.messages.count(f"PostHog answered {status}, busy or asked for too much; trying smaller queries.") == 1
+    assert caplog.messages.count(f"PostHog answered {status}: busy, or the query was too large; trying smaller ones.") == 1
     assert 0 < len(waits) < 20
     assert sum(waits) < 200
 

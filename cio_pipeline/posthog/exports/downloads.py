@@ -111,11 +111,11 @@ class Downloads:
 def _rows(file: Path) -> int:
     """Counts the rows of a Parquet file. Raises `_Incomplete`."""
     try:
-        with pq.ParquetFile(file) as whole:
-            return int(whole.metadata.num_rows)
+        with pq.ParquetFile(file) as parquet:
+            return int(parquet.metadata.num_rows)
     except (ValueError, OSError) as broken:  # raised by Arrow if the file is not Parquet, or cut short
         size = f"{file.stat().st_size:,}" if file.exists() else "no"
-        raise _Incomplete(f"what came is not a whole Parquet file, {size} bytes, {type(broken).__name__}") from None
+        raise _Incomplete(f"it is not a complete Parquet file: {size} bytes, {type(broken).__name__}") from None
 
 
 @contextmanager

@@ -208,9 +208,7 @@ def test_a_download_that_is_html_or_cut_short_is_repeated(
     assert not wrong
     assert len(downloads.runs) == 1
     wrong += [b"<html>maintenance</html>"] * 5
-    with pytest.raises(
-        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is not a whole Parquet file, .* bytes"
-    ):
+    with pytest.raises(NotExtracted, match=r"could not be downloaded in 5 tries \(it is not a complete Parquet file: .* bytes"):
         read(source(server))
 
 
