@@ -21,12 +21,12 @@ COLUMNS = pa.schema(
 REWRITTEN_COLUMNS = pa.schema([("row", pa.int64()), ("properties", pa.string())])
 # In the order of PostHog's sort key, which is not that of time.
 INSERT = """
-INSERT INTO events BY NAME SELECT * REPLACE (toUUID(uuid) AS uuid) FROM added
+INSERT INTO events BY NAME SELECT * REPLACE (uuid::UUID AS uuid) FROM added
 ORDER BY timestamp::DATE, event, hash(distinct_id), hash(uuid)
 """
 # PostHog exports what landed in an interval, at most seven days after it happened, or one day before.
 EXPORTED = """
-SELECT DISTINCT ON (timestamp::DATE, event, distinct_id, uuid) * REPLACE (toString(uuid) AS uuid) FROM events
+SELECT DISTINCT ON (timestamp::DATE, event, distinct_id, uuid) * REPLACE (uuid::VARCHAR AS uuid) FROM events
 WHERE created_at >= $start AND created_at < $end
 AND timestamp >= $start - INTERVAL 7 DAY AND timestamp < $end + INTERVAL 1 DAY
 """

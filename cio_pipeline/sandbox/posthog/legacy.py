@@ -13,7 +13,7 @@ import orjson
 
 DEFAULT_ROWS = 100
 SELECT = """
-SELECT toString(uuid), event, distinct_id, timestamp, properties FROM events
+SELECT uuid::VARCHAR, event, distinct_id, timestamp, properties FROM events
 WHERE timestamp > $after AND timestamp < $before AND event = coalesce($event, event) ORDER BY timestamp {order} LIMIT {limit}
 """
 

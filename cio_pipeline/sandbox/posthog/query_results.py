@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -37,10 +36,9 @@ def query_results(
 
 
 def _json_values(column: Sequence[Any], kind: str, zone: str) -> Sequence[Any]:
-    """A column's values in PostHog's JSON: UUIDs as text (they are stored with their halves swapped), times with an offset."""
+    """A column's values in PostHog's JSON: UUIDs as text, times with an offset."""
     if kind == "UUID":
-        hexes = ("" if value is None else value.hex for value in column)
-        return [str(UUID(text[16:] + text[:16])) if text else None for text in hexes]
+        return [None if value is None else str(value) for value in column]
     if kind == "BOOLEAN":
         return [None if value is None else int(value) for value in column]
     if kind != "TIMESTAMP":

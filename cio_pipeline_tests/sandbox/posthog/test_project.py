@@ -61,7 +61,7 @@ def test_unsupported_queries_are_refused(berlin: Project, asked: dict[str, Any])
 
 
 def test_times_are_in_the_projects_zone_unless_the_query_opts_out(berlin: Project) -> None:
-    query = "SELECT timestamp FROM events WHERE timestamp >= toDateTime('2026-04-02')"
+    query = "SELECT timestamp FROM events WHERE timestamp >= toDateTime64('2026-04-02', 6)"
     utc = {"convertToProjectTimezone": False}
     assert ask(berlin, query)["results"] == [["2026-04-02T00:30:00.077000+02:00"]]
     assert ask(berlin, query, modifiers=utc)["results"] == []
