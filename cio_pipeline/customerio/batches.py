@@ -5,22 +5,23 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import NamedTuple
 from zlib import crc32
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.packed_ids import pack_joined
-from cio_pipeline.rules.columns import offsets_and_data, to_list
+from cio_pipeline.rules.columns import Bools, Integers, offsets_and_data, to_list
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
 
 MAX_LANES = 4
-LANE_BYTES = 16_000_000
-"""A lane is a queue of requests that are sent one after another. There is one for about every 16 MB: each lane costs a
+LANE_BYTES = 8_000_000
+"""A lane is a queue of requests that are sent one after another. There is one for about every 8 MB: each lane costs a
 half-filled request, and a small day needs only one."""
 
 TEXT, BYTES = pa.large_string(), pa.large_binary()
@@ -52,27 +53,27 @@ class Item(NamedTuple):
 class Events:
     """Events to send, by column.
 
-    ids (in Customer.io, ULIDs) and keys: Arrow arrays of text; operations: an Arrow array of bytes; is_large: whether it is
-    sent by the v1 call, and is_young: whether it may start campaigns (both numpy, bool).
+    ids: in Customer.io, ULIDs; keys: the customers'; operations: JSON in UTF-8; is_large: whether it is sent by the v1 call;
+    is_young: whether it may start campaigns.
     """
 
-    ids: Any = field(default_factory=lambda: pa.array([], TEXT))
-    keys: Any = field(default_factory=lambda: pa.array([], TEXT))
-    operations: Any = field(default_factory=lambda: pa.array([], BYTES))
-    is_large: Any = field(default_factory=lambda: np.array([], bool))
-    is_young: Any = field(default_factory=lambda: np.array([], bool))
+    ids: pa.LargeStringArray = field(default_factory=lambda: pa.array([], TEXT))
+    keys: pa.LargeStringArray = field(default_factory=lambda: pa.array([], TEXT))
+    operations: pa.LargeBinaryArray = field(default_factory=lambda: pa.array([], BYTES))
+    is_large: Bools = field(default_factory=lambda: np.array([], bool))
+    is_young: Bools = field(default_factory=lambda: np.array([], bool))
 
     def __len__(self) -> int:
         """How many events."""
         return len(self.ids)
 
     @cached_property
-    def packed_ids(self) -> Any:
+    def packed_ids(self) -> npt.NDArray[np.bytes_]:
         """The ids as the ledger keeps them (`packed_ids.pack_ids`)."""
         return pack_id_column(self.ids)
 
-    def take(self, rows: Any) -> Events:
-        """The events in these rows (numpy, integers)."""
+    def take(self, rows: Integers) -> Events:
+        """The events in these rows."""
         at = pa.array(rows)
         ids, keys, operations = (column.take(at) for column in (self.ids, self.keys, self.operations))
         return Events(ids, keys, operations, self.is_large[rows], self.is_young[rows])
@@ -90,7 +91,7 @@ class Request:
 
     upserts: list[Item]
     events: Events
-    rows: Any
+    rows: Integers
 
     def __len__(self) -> int:
         """How many items."""
@@ -167,10 +168,10 @@ def pack_requests(upserts: list[Item], events: Events) -> list[list[Request]]:
     return lanes
 
 
-def request_ranges(sizes: Any, is_large: Any) -> Iterator[tuple[int, int]]:
+def request_ranges(sizes: Integers, is_large: Bools) -> Iterator[tuple[int, int]]:
     """Packs items into requests: the number of the first item of each, and of the one after its last.
 
-    sizes: of the items, in bytes (numpy); is_large: which of them are sent by the v1 call, each in a request of its own. A
+    sizes: of the items, in bytes; is_large: which of them are sent by the v1 call, each in a request of its own. A
     batch has at most 475,000 bytes, unless it is a single item.
     """
     ends = np.cumsum(sizes + 1)
@@ -187,15 +188,15 @@ def request_ranges(sizes: Any, is_large: Any) -> Iterator[tuple[int, int]]:
         start = end
 
 
-def pack_id_column(ids: Any) -> Any:
-    """ULIDs, given as an Arrow array of large text, packed as by `packed_ids.pack_ids`."""
+def pack_id_column(ids: pa.LargeStringArray) -> npt.NDArray[np.bytes_]:
+    """ULIDs packed as by `packed_ids.pack_ids`."""
     return pack_joined(offsets_and_data(ids)[1])
 
 
-def _lanes(keys: list[str], count: int) -> Any:
+def _lanes(keys: list[str], count: int) -> Integers:
     """The lane of each key, out of `count` lanes."""
     return np.fromiter(map(crc32, map(str.encode, keys)), np.uint32, len(keys)) % count
 
 
-def _sizes(upserts: list[Item]) -> Any:
+def _sizes(upserts: list[Item]) -> Integers:
     return np.array([len(upsert.operation) for upsert in upserts], int)

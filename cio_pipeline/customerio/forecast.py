@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 
 from cio_pipeline.customerio.batches import pack_id_column
@@ -96,7 +97,7 @@ def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOpt
     return sum(len(_unsent(events, delivered)) for _, events in to_deliver(shards, ordinary, Counter()))
 
 
-def _unsent(events: Columns, delivered: Any) -> Columns:
+def _unsent(events: Columns, delivered: npt.NDArray[np.bytes_]) -> Columns:
     return FilteredRows(events, ~are_in(delivered, pack_id_column(column(events, "ulid"))))
 
 

@@ -10,6 +10,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -18,7 +19,7 @@ from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, pack_id_c
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids
-from cio_pipeline.rules.columns import to_list
+from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
@@ -37,7 +38,7 @@ class LedgerView:
     """
 
     states: Mapping[str, bytes]
-    delivered: Any
+    delivered: npt.NDArray[np.bytes_]
     refused: dict[str, Refusal]
 
 
@@ -229,7 +230,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
     return unsent.take(np.flatnonzero(kept))
 
 
-def _with_operations(events: Columns, before: Any) -> Events:
+def _with_operations(events: Columns, before: Bools) -> Events:
     """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
     again."""
     is_large = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
@@ -237,7 +238,7 @@ def _with_operations(events: Columns, before: Any) -> Events:
     return Events(*columns, is_large, is_young(events) & ~before)
 
 
-def is_young(events: Columns) -> Any:
-    """Which of the events may start campaigns, by their age now (numpy, bool)."""
+def is_young(events: Columns) -> Bools:
+    """Which of the events may start campaigns, by their age now."""
     since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), TIME)
     return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)

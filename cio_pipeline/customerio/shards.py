@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import pandas as pd
@@ -13,12 +13,21 @@ import pyarrow as pa
 
 from cio_pipeline.customerio.batches import TEXT
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.rules.columns import to_list
+from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import AllowConsent
 
-Columns = Any
-"""Rows of a table that have a length and give a column by name: a dataframe, `tables.columns.ShardColumns` or
-`FilteredRows`."""
+Column: TypeAlias = "pd.Series[Any] | pa.Array | pa.ChunkedArray"
+
+
+class Columns(Protocol):
+    """Rows of a table, by column: a dataframe, `tables.columns.ShardColumns` or `FilteredRows`."""
+
+    def __len__(self) -> int:
+        """The number of rows."""
+
+    def __getitem__(self, name: str, /) -> Column:
+        """A column."""
+
 
 Shards = Iterable[tuple[Columns, Columns]]
 """A day's customers and events, shard by shard. All rows of a customer are in one shard."""
@@ -44,18 +53,18 @@ DEFAULTS = DeliveryOptions()
 class FilteredRows:
     """Some rows of a shard, by column."""
 
-    def __init__(self, rows: Columns, keep: Any) -> None:
-        """keep: which of the rows (numpy, bool)."""
+    def __init__(self, rows: Columns, keep: Bools) -> None:
+        """keep: which of the rows."""
         self._rows, self._keep, self._length = rows, keep, int(keep.sum())
 
     def __len__(self) -> int:
         return self._length
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> pa.Array:
         return array(self._rows[name]).filter(pa.array(self._keep))
 
 
-def column(rows: Columns, name: str, kind: pa.DataType = TEXT) -> Any:
+def column(rows: Columns, name: str, kind: pa.DataType = TEXT) -> pa.Array:
     """A column as one Arrow array of this type."""
     return array(rows[name]).cast(kind)
 
@@ -65,7 +74,7 @@ def texts(rows: Columns, name: str) -> list[str]:
     return to_list(column(rows, name))
 
 
-def array(column: Any) -> Any:
+def array(column: Column) -> pa.Array:
     """A column as one Arrow array."""
     arrow = pa.array(column) if isinstance(column, pd.Series) else column
     return arrow.combine_chunks() if isinstance(arrow, pa.ChunkedArray) else arrow
@@ -108,6 +117,6 @@ def _limited(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
         yield FilteredRows(customers, _has_key(customers, first)), FilteredRows(events, _has_key(events, first))
 
 
-def _has_key(rows: Columns, keys: set[str]) -> Any:
-    """Which rows have one of these keys (numpy, bool)."""
+def _has_key(rows: Columns, keys: set[str]) -> Bools:
+    """Which rows have one of these keys."""
     return np.fromiter((key in keys for key in texts(rows, "key")), bool, len(rows))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from hashlib import sha256
-from typing import Any
 
 from cio_pipeline.json_text import read_object
 from cio_pipeline.rules.values import is_email
@@ -29,7 +28,7 @@ class Suppressed:
     def __bool__(self) -> bool:
         return bool(self.ids or self.emails or self.hashes)
 
-    def has(self, text: Any) -> bool:
+    def has(self, text: str | None) -> bool:
         """Whether this distinct_id or email is suppressed."""
         if not isinstance(text, str):
             return False
@@ -49,7 +48,13 @@ class Suppressed:
         ids = frozenset(linked(self.ids | self.emails | hashed | {text.lower() for text in hashed if "@" in text}))
         return replace(self, ids=ids, emails=self.emails | {text.lower() for text in ids if is_email(text)})
 
-    def keys(self, keys: list[str], identifiers: list[Any], emails: list[Any], pairs: Iterable[tuple[str, str]]) -> set[str]:
+    def keys(
+        self,
+        keys: Sequence[str],
+        identifiers: Sequence[str | None],
+        emails: Sequence[str | None],
+        pairs: Iterable[tuple[str, str]],
+    ) -> set[str]:
         """The suppressed keys of a shard: by the key itself, by the `identifier` or `email` of its customer (which may be
         None), or by a distinct_id of its events, given as `pairs` of key and distinct_id."""
         customers = zip(keys, identifiers, emails, strict=True)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.rules.columns import factorize, matches, microseconds, utf8
+from cio_pipeline.rules.columns import Bools, Integers, factorize, matches, microseconds, utf8
 from cio_pipeline.rules.distinct_ids import is_blank, is_placeholder
 from cio_pipeline.rules.facts import Known, known_at_each_event
 from cio_pipeline.rules.limits import MAX_EVENT_NAME_BYTES, MAX_ID_BYTES
@@ -51,24 +50,26 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
     )
 
 
-def _texts_of(uniques: list[str | None], codes: Any) -> Any:
-    """The text of each code: a pandas array."""
+def _texts_of(uniques: list[str | None], codes: Integers) -> pd.api.extensions.ExtensionArray:
+    """The text of each code."""
     return pa.array(uniques, pa.large_string()).take(pa.array(codes)).to_pandas().array
 
 
-def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], known: Known, options: Options) -> Any:
-    def where_id(is_so: Callable[[str], bool]) -> Any:
+def _outcomes(
+    events: pd.DataFrame, codes: Integers, distinct_ids: list[str], known: Known, options: Options
+) -> pd.api.extensions.ExtensionArray:
+    def where_id(is_so: Callable[[str], bool]) -> Bools:
         return np.array([is_so(text) for text in distinct_ids], dtype=bool)[codes]
 
     name_codes, names = factorize(events["event"])
 
-    def where_name(is_so: Callable[[str], bool]) -> Any:
+    def where_name(is_so: Callable[[str], bool]) -> Bools:
         return np.array([is_so(text) for text in names], dtype=bool)[name_codes]
 
     times = microseconds(events["timestamp"])
     allowed = frozenset(options.event_allowlist)
     has_email = np.array([email is not None for email in known.emails], dtype=bool)
-    reasons: dict[str, Any] = {
+    reasons: dict[str, Bools] = {
         **{FILTERED + f"{never} is never sent (R4)": where_name(never.__eq__) for never in NEVER_SENT},
         FILTERED + "not on the allowlist (R3)": where_name(lambda name: bool(allowed) and name not in allowed),
         REFUSED + "distinct_id is blank (R14)": where_id(is_blank),
@@ -89,7 +90,7 @@ def _outcomes(events: pd.DataFrame, codes: Any, distinct_ids: list[str], known: 
     return _texts_of([*reasons, SENT], first)
 
 
-def _held_back(passes: Any, options: Options, choice: str) -> Any:
+def _held_back(passes: Bools, options: Options, choice: str) -> Bools:
     return ~passes & (options.anonymous_users == choice)
 
 

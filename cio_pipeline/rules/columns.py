@@ -6,11 +6,16 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.json_text import MAX_LEVELS
+
+Bools = npt.NDArray[np.bool_]
+Integers = npt.NDArray[np.integer[Any]]
+Bytes = npt.NDArray[np.uint8]
 
 MICROSECONDS_PER_SECOND = 1_000_000
 
@@ -21,8 +26,8 @@ ANY_BRACKET = 0xDF
 """A mask that turns `{` into `[`, and no other character into it."""
 
 
-def utf8(column: pd.Series[Any]) -> Any:
-    """The texts as an Arrow array of UTF-8 bytes, null if there is none. An unpaired surrogate is encoded as Python encodes
+def utf8(column: pd.Series[Any]) -> pa.LargeBinaryArray:
+    """The texts in UTF-8, null if there is none. An unpaired surrogate is encoded as Python encodes
     it (`surrogatepass`)."""
     if not isinstance(column.dtype, pd.StringDtype):
         encoded = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None for text in column.tolist()]
@@ -31,14 +36,14 @@ def utf8(column: pd.Series[Any]) -> Any:
     return (array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array).cast(pa.large_binary())
 
 
-def to_list(array: Any) -> list[Any]:
+def to_list(array: pa.Array) -> list[Any]:
     """An Arrow array's values, None for nulls: much faster than its own `to_pylist`."""
     values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
     return values
 
 
-def text_array(column: pd.Series[Any]) -> Any:
-    """The texts of a column as an Arrow array, null if there is none."""
+def text_array(column: pd.Series[Any]) -> pa.LargeStringArray:
+    """The texts of a column, null if there is none."""
     return as_text(utf8(column))
 
 
@@ -47,21 +52,21 @@ def texts(column: pd.Series[Any]) -> list[Any]:
     return to_list(utf8(column).cast(pa.large_string())) if isinstance(column.dtype, pd.StringDtype) else column.tolist()
 
 
-def matches(array: Any, pattern: str) -> Any:
-    """Which values of an Arrow array contain a match of this RE2 pattern: a numpy array of bool, False for nulls."""
+def matches(array: pa.Array, pattern: str) -> Bools:
+    """Which values contain a match of this RE2 pattern; nulls do not."""
     is_match = pc.match_substring_regex(array, pattern).fill_null(False)
-    return is_match.to_numpy(zero_copy_only=False).astype(bool)
+    return np.asarray(is_match, bool)
 
 
 class Factorized(NamedTuple):
-    """A column of texts as `pandas.factorize` gives it: each row's code (numpy, int), which is the place of its text among the
+    """A column of texts as `pandas.factorize` gives it: each row's code, which is the place of its text among the
     unique ones, in order of first appearance."""
 
-    codes: Any
+    codes: Integers
     uniques: list[str]
 
-    def map(self, function: Callable[[str], bytes]) -> Any:
-        """The function's result for each row, as an Arrow array of bytes; it is called once for each unique text."""
+    def map(self, function: Callable[[str], bytes]) -> pa.LargeBinaryArray:
+        """The function's result for each row; it is called once for each unique text."""
         results = pa.array([function(text) for text in self.uniques], pa.large_binary())
         return results.take(pa.array(self.codes))
 
@@ -76,30 +81,29 @@ def factorize(column: pd.Series[Any]) -> Factorized:
     return Factorized(codes, uniques.tolist())
 
 
-def microseconds(times: pd.Series[Any]) -> Any:
-    """Timestamps as microseconds since 1970: a numpy array of int64."""
+def microseconds(times: pd.Series[Any]) -> Integers:
+    """Timestamps as microseconds since 1970."""
     return times.astype("datetime64[us, UTC]").astype("int64").to_numpy(np.int64)
 
 
-def as_text(array: Any) -> Any:
-    """An Arrow array of bytes that are known to be valid UTF-8, as text: no copy, no check."""
+def as_text(array: pa.LargeBinaryArray) -> pa.LargeStringArray:
+    """Bytes that are known to be valid UTF-8, as text: no copy, no check."""
     return array.view(pa.large_string())
 
 
-def are_deep(array: Any) -> Any:
-    """Which JSON in an Arrow array of bytes may be nested deeper than R14 allows, as it has so many opening brackets: a numpy
-    array of bool."""
+def are_deep(array: pa.LargeBinaryArray) -> Bools:
+    """Which JSON may be nested deeper than R14 allows, as it has so many opening brackets."""
     slices = [_have_many_brackets(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
     return np.concatenate([np.zeros(0, dtype=bool), *slices])
 
 
-def _have_many_brackets(offsets: Any, data: Any) -> Any:
+def _have_many_brackets(offsets: Integers, data: Bytes) -> Bools:
     are_opening = np.flatnonzero((data & ANY_BRACKET) == ord("["))
     return np.diff(np.searchsorted(are_opening, offsets)) > MAX_LEVELS
 
 
-def offsets_and_data(array: Any) -> tuple[Any, Any]:
-    """Where each text of an Arrow array begins, and where the last one ends, in the bytes of all: numpy arrays."""
+def offsets_and_data(array: pa.LargeBinaryArray | pa.LargeStringArray) -> tuple[Integers, Bytes]:
+    """Where each text begins, and where the last one ends, in the bytes of all; and these bytes."""
     _, offsets_buffer, data_buffer = array.buffers()
     if data_buffer is None or not data_buffer.size:
         return np.zeros(len(array) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)

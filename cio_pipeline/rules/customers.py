@@ -15,7 +15,7 @@ import pyarrow as pa
 from cio_pipeline.attribute_state import name_hash, pack_records, state_time, value_hash
 from cio_pipeline.json_text import write
 from cio_pipeline.rules.attributes import LeftOut, limit_attributes
-from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Factorized, factorize, microseconds, texts
+from cio_pipeline.rules.columns import MICROSECONDS_PER_SECOND, Factorized, Integers, factorize, microseconds, texts
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
@@ -136,7 +136,7 @@ def _with_given(own: Attributes, given: Attributes) -> Attributes:
     return Attributes({**own.values, **given.values, **own.values}, {**own.times, **given.times, **own.times})
 
 
-def _last_rows(keys: Factorized, rows: Any) -> Any:
+def _last_rows(keys: Factorized, rows: Integers) -> Integers:
     """The last of these rows of each key, in the order of `keys.uniques`; -1 where a key has none."""
     last = np.full(len(keys.uniques), -1)
     last[keys.codes[rows]] = rows

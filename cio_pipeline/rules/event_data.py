@@ -1,6 +1,7 @@
 """R12 and R13: an event's data in Customer.io, from its properties; and the attributes that it gives its customer (R7).
 
-The properties of nearly all events are plain (`properties.PARSED_COLUMNS`) and are sent as they are. The others are parsed.
+The properties of most events are sent as they are (`properties.PARSED_COLUMNS`). Of most others, a few members are cut out; the
+rest is parsed.
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ import pyarrow.compute as pc
 
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
 from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
-from cio_pipeline.rules.columns import matches, to_list
+from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.options import Options
-from cio_pipeline.rules.properties import NAMED, members_of, value_of, without_members
+from cio_pipeline.rules.properties import members_of, value_of, without_members
 
 REPAIRED = "half a surrogate pair became U+FFFD"
 REDIRECTS = "would redirect deliveries (R13)"
@@ -39,24 +40,31 @@ class Findings(NamedTuple):
 
 
 class EventData(NamedTuple):
-    """The data of several events: an Arrow array of JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
+    """The data of several events: JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
     and what else the JSON holds, if anything."""
 
-    data: Any
+    data: pa.LargeBinaryArray
     refused: dict[int, str]
     findings: dict[int, Findings]
 
 
-def read_event_data(contents: Any, persons: Any, plain: Any, names: NameRule, options: Options) -> EventData:
+def read_event_data(
+    contents: pa.LargeBinaryArray,
+    persons: pa.LargeBinaryArray,
+    plain: Bools,
+    is_data: Bools,
+    names: NameRule,
+    options: Options,
+) -> EventData:
     """The data of the events with these properties.
 
-    contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both Arrow
-    arrays of JSON in UTF-8. plain: as in `properties.PARSED_COLUMNS` (numpy, bool).
+    contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both are JSON
+    in UTF-8. plain, is_data: as in `properties.PARSED_COLUMNS`.
     """
     data: list[bytes | None] = []
     refused: dict[int, str] = {}
     findings: dict[int, Findings] = {}
-    changes = ~plain | matches(contents, NAMED) | persons.is_valid().to_numpy(zero_copy_only=False)
+    changes = ~is_data | persons.is_valid().to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(changes)
     chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
     for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from hashlib import blake2b
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.packed_ids import CROCKFORD, DIGIT_BITS, HALF_DIGITS, ULID_CHARACTERS
-from cio_pipeline.rules.columns import Factorized, offsets_and_data, to_list
+from cio_pipeline.rules.columns import Bytes, Factorized, Integers, offsets_and_data, to_list
 
 DAY = 86_400_000_000
 """Microseconds."""
@@ -27,12 +26,14 @@ SHIFTS = np.arange(DIGIT_BITS * (HALF_DIGITS - 1), -1, -DIGIT_BITS, dtype=np.uin
 DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
 
 
-def ulids(times: Any, names: Factorized, distinct_ids: Any, uuids: Any) -> Any:
-    """The events' ids in Customer.io, which are ULIDs: an Arrow array of ASCII bytes.
+def ulids(
+    times: Integers, names: Factorized, distinct_ids: pa.LargeBinaryArray, uuids: pa.LargeBinaryArray
+) -> pa.LargeBinaryArray:
+    """The events' ids in Customer.io, which are ULIDs.
 
-    `times` are microseconds since 1970 (numpy, integers); `distinct_ids` and `uuids` (valid ones, `is_uuid`) are Arrow arrays
-    of UTF-8. The first 48 bits of an id are the uuid's. The other 80 are the BLAKE2b hash of the text `<days since 1970> <uuid
-    in lower case> <length of the name> <name><distinct_id>`; the length keeps different names and distinct_ids apart.
+    `times` are microseconds since 1970; `distinct_ids` and `uuids` (valid ones, `is_uuid`) are in UTF-8. The first 48 bits of
+    an id are the uuid's. The other 80 are the BLAKE2b hash of the text `<days since 1970> <uuid in lower case> <length of the
+    name> <name><distinct_id>`; the length keeps different names and distinct_ids apart.
     """
     days = pa.array(times // DAY).cast(pa.large_string()).cast(pa.large_binary())
     # not ascii_lower: pyarrow 26 lower-cases the wrong bytes if an array's offsets do not begin at 0
@@ -45,9 +46,8 @@ def ulids(times: Any, names: Factorized, distinct_ids: Any, uuids: Any) -> Any:
     return pa.array(CHARACTERS.take(_digits(content)).view(f"S{ULID_CHARACTERS}").ravel(), pa.large_binary())
 
 
-def _digits(content: Any) -> Any:
-    """The 26 digits of five bits each of 128-bit numbers, given as an array of 16 bytes each. The first digit has only three
-    bits."""
+def _digits(content: Bytes) -> Bytes:
+    """The 26 digits of five bits each of 128-bit numbers, given as 16 bytes each. The first digit has only three bits."""
     first, last = content.view(">u8").astype(np.uint64).T
     digits = np.empty((len(content), ULID_CHARACTERS), dtype=np.uint8)
     for place, shift in enumerate(SHIFTS):
@@ -57,8 +57,8 @@ def _digits(content: Any) -> Any:
     return digits
 
 
-def _first_48_bits(uuids: Any) -> Any:
-    """The first six bytes of uuids in lower case, as an array."""
+def _first_48_bits(uuids: pa.LargeBinaryArray) -> Bytes:
+    """The first six bytes of uuids in lower case."""
     _, characters = offsets_and_data(uuids)
     digits = HEX_VALUES[characters.reshape(-1, UUID_CHARACTERS)[:, FIRST_12_DIGITS]]
-    return digits[:, ::2] << 4 | digits[:, 1::2]
+    return digits[:, ::2] << np.uint8(4) | digits[:, 1::2]

@@ -6,12 +6,12 @@ An events frame has the columns uuid, event, distinct_id, timestamp (UTC, micros
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.rules.columns import Factorized, factorize, microseconds, texts
+from cio_pipeline.rules.columns import Bools, Factorized, Integers, factorize, microseconds, texts
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 
@@ -25,8 +25,8 @@ Links = set[tuple[str, str]]
 """R21: pairs of an email in lower case, or an anonymous id, and a distinct_id that belong to the same person."""
 
 
-def in_order(events: pd.DataFrame) -> Any:
-    """The events' row numbers (numpy) sorted by `ORDER`. Only rows with equal times are compared as text."""
+def in_order(events: pd.DataFrame) -> Integers:
+    """The events' row numbers sorted by `ORDER`. Only rows with equal times are compared as text."""
     times = microseconds(events["timestamp"])
     order = np.argsort(times, kind="stable")
     same = times[order][1:] == times[order][:-1]
@@ -79,17 +79,16 @@ def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
 
 
 class Known(NamedTuple):
-    """What is known about the person of each event, up to and including that event. The arrays are numpy's, one entry per
-    event.
+    """What is known about the person of each event, up to and including that event. The arrays have one entry per event.
 
-    identified (bool); email_codes (int): the place of the email in `emails`, where None stands for no email; emails_set_at:
+    identified; email_codes: the place of the email in `emails`, where None stands for no email; emails_set_at:
     when it was set (microseconds since 1970), or `NEVER` if there is none or the distinct_id itself is the email.
     """
 
-    identified: Any
+    identified: Bools
     emails: list[str | None]
-    email_codes: Any
-    emails_set_at: Any
+    email_codes: Integers
+    emails_set_at: Integers
 
 
 def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
@@ -114,7 +113,7 @@ def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
     return Known(identified, [*(one for one, _ in at_first), *observed.emails.uniques], email, email_set_at)
 
 
-def _last_set(codes: Any, email_rows: Any) -> Any:
+def _last_set(codes: Integers, email_rows: Integers) -> Integers:
     """For each event, the last event of its distinct_id that has set an email by then, as a place in `email_rows`; -1 where
     there is none. `codes` are the distinct_ids' codes."""
     order = np.argsort(codes, kind="stable")
@@ -131,14 +130,14 @@ def _last_set(codes: Any, email_rows: Any) -> Any:
 class _Observed(NamedTuple):
     """What the events themselves say.
 
-    codes: each event's place in `distinct_ids`; identifies: whether it is a `$identify` (bool); email_rows: the rows of the
+    codes: each event's place in `distinct_ids`; identifies: whether it is a `$identify`; email_rows: the rows of the
     events that set an email; emails: the email of each of these rows.
     """
 
-    codes: Any
+    codes: Integers
     distinct_ids: list[str]
-    identifies: Any
-    email_rows: Any
+    identifies: Bools
+    email_rows: Integers
     emails: Factorized
 
 

@@ -12,14 +12,14 @@ The client wraps items in `{"batch":[…]}`. JSON that many events have in commo
 from __future__ import annotations
 
 import re
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.rules.columns import Factorized
+from cio_pipeline.rules.columns import Factorized, Integers
 from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
@@ -41,19 +41,21 @@ def event_type(name: str) -> str:
 
 
 class Items(NamedTuple):
-    """Events' operations: Arrow arrays of their calls (`batch` or `event`) and of their JSON in UTF-8, null where one is
-    refused; and, by row, the reason for that."""
+    """Events' operations: their calls (`batch` or `event`) and their JSON in UTF-8, null where one is refused; and, by row, the
+    reason for that."""
 
-    calls: Any
-    operations: Any
+    calls: pa.LargeStringArray
+    operations: pa.LargeBinaryArray
     refused: dict[int, str]
 
 
-def event_items(keys: Factorized, names: Factorized, ids: Any, seconds: Any, data: Any) -> Items:
+def event_items(
+    keys: Factorized, names: Factorized, ids: pa.LargeBinaryArray, seconds: Integers, data: pa.LargeBinaryArray
+) -> Items:
     """The events' operations.
 
-    ids: as `event_ids.ulids` gives them; seconds: the events' times (numpy, Unix seconds); data: Arrow array of JSON in UTF-8,
-    null where there is to be no operation.
+    ids: as `event_ids.ulids` gives them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null where there is
+    to be no operation.
     """
     joined = [
         names.map(_opening),

@@ -7,7 +7,7 @@ that.
 from __future__ import annotations
 
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -84,8 +84,9 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
     for start in range(0, len(sent), CHUNK):
         chunk = sent.iloc[start : start + CHUNK]
         keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
-        contents = (utf8(chunk["properties"]), utf8(chunk["person_properties"]), chunk["plain"].to_numpy(bool))
-        data = read_event_data(*contents, names, options)
+        properties, persons = utf8(chunk["properties"]), utf8(chunk["person_properties"])
+        plain, is_data = chunk["plain"].to_numpy(bool), chunk["is_data"].to_numpy(bool)
+        data = read_event_data(properties, persons, plain, is_data, names, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
         items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.data)
         events.append(_events(chunk, event_names, ids, items))
@@ -110,7 +111,7 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
     return DerivedTables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
 
 
-def _events(sent: pd.DataFrame, names: Factorized, ids: Any, items: Items) -> pa.Table:
+def _events(sent: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:
     """The events table: the events that have an operation."""
     columns = {
         **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},

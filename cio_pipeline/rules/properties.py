@@ -14,16 +14,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.json_text import read_leniently
-from cio_pipeline.rules.columns import are_deep, matches, to_list
+from cio_pipeline.rules.columns import Bools, are_deep, matches, to_list
 from cio_pipeline.rules.values import is_email
 
 PARSED_COLUMNS = pa.schema(
-    [("given_email", pa.string()), ("anonymous_id", pa.string()), ("personless", pa.bool_()), ("plain", pa.bool_())]
+    [
+        *((name, pa.string()) for name in ("given_email", "anonymous_id")),
+        *((name, pa.bool_()) for name in ("personless", "plain", "is_data")),
+    ]
 )
 """given_email: the valid email among the given attributes (R1, R2); anonymous_id: the `$anon_distinct_id` of a `$identify`
 (R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the properties are JSON as orjson
-writes it, without anything that R13 may leave out, so that they can be sent as they are once `NAMED` members are removed
-(R12)."""
+writes it, without anything that R13 may leave out; is_data: whether they are plain and have no `$set`, `$set_once` or `$unset`,
+so that they are the event's data as they are (R12)."""
 
 SPACE = r'(?:\A|[{\[,:])[ \t\r\n]+(?:["{}\[\]0-9-]|true|false|null)|[ \t\r\n](?:[}\],:]|\z)'
 """Spaces around JSON's tokens. It also matches inside strings, which only means that such JSON is parsed in full."""
@@ -45,9 +48,6 @@ CHUNK = 20_000
 ABSENT = msgspec.Raw()
 COMMA = ord(",")
 
-NAMED = r'"\$(?:set|set_once|unset)"'
-"""Members that are not sent as event data (R12). Few events have any."""
-
 
 class Members(msgspec.Struct):
     """The members of an event's properties that the rules read, as JSON."""
@@ -59,11 +59,13 @@ class Members(msgspec.Struct):
     profile: msgspec.Raw = msgspec.field(name="$process_person_profile", default=ABSENT)
 
 
+NO_MEMBERS = Members()
+
 _decode = msgspec.json.Decoder(Members).decode
 
 
-def parse_properties(names: Any, properties: Any, persons: Any) -> pa.Table:
-    """The columns `PARSED_COLUMNS` of events, given as Arrow arrays of UTF-8: their names, their properties and, where these
+def parse_properties(names: pa.LargeBinaryArray, properties: pa.LargeBinaryArray, persons: pa.LargeBinaryArray) -> pa.Table:
+    """The columns `PARSED_COLUMNS` of events, given in UTF-8: their names, their properties and, where these
     are to be used instead of `$set`, their persons' properties. JSON may be null."""
     identifies = pc.equal(names, pa.scalar(b"$identify", names.type)).to_numpy(zero_copy_only=False)
     pieces = [PARSED_COLUMNS.empty_table()]
@@ -73,30 +75,32 @@ def parse_properties(names: Any, properties: Any, persons: Any) -> pa.Table:
     return pa.concat_tables(pieces)
 
 
-def _parse_chunk(identifies: Any, contents: Any, persons: Any) -> pa.Table:
-    emails: list[str | None] = []
-    anonymous_ids: list[str | None] = []
-    personless: list[bool] = []
-    plain: list[bool] = []
+def _parse_chunk(identifies: Bools, contents: pa.LargeBinaryArray, persons: pa.LargeBinaryArray) -> pa.Table:
+    rows = len(contents)
+    emails: list[str | None] = [None] * rows
+    anonymous_ids: list[str | None] = [None] * rows
+    personless, plain, is_data = [False] * rows, [True] * rows, [True] * rows
     need_parsing = matches(contents, NEEDS_PARSING) | are_deep(contents)
-    rows = zip(to_list(contents), to_list(persons), identifies.tolist(), need_parsing.tolist(), strict=True)
-    for content, person, is_identify, needs_parsing in rows:
+    events = zip(to_list(contents), to_list(persons), need_parsing.tolist(), strict=True)
+    for row, (content, person, needs_parsing) in enumerate(events):
         members = None if needs_parsing or content is None else members_of(content)
         if members is None:
             whole = read_leniently(content)
             given, anonymous, profile = whole.get("$set"), whole.get("$anon_distinct_id"), whole.get("$process_person_profile")
-            plain.append(False)
+            plain[row] = is_data[row] = False
+        elif members == NO_MEMBERS and person is None:
+            continue
         else:
             given, anonymous, profile = value_of(members.given), value_of(members.anonymous_id), value_of(members.profile)
-            plain.append(True)
+            is_data[row] = members.given is members.set_once is members.unset is ABSENT
         if person is not None:
             given = read_leniently(person)
         email = given.get("email") if isinstance(given, dict) else None
-        emails.append(email if email is not None and is_email(email) else None)
-        anonymous_ids.append(anonymous if is_identify and isinstance(anonymous, str) else None)
-        personless.append(profile is False)
-    columns = (pa.array(emails, pa.string()), pa.array(anonymous_ids, pa.string()), pa.array(personless), pa.array(plain))
-    return pa.table(columns, schema=PARSED_COLUMNS)
+        emails[row] = email if email is not None and is_email(email) else None
+        anonymous_ids[row] = anonymous if isinstance(anonymous, str) and identifies[row] else None
+        personless[row] = profile is False
+    columns = zip((emails, anonymous_ids, personless, plain, is_data), PARSED_COLUMNS, strict=True)
+    return pa.table([pa.array(column, field.type) for column, field in columns], PARSED_COLUMNS)
 
 
 def members_of(content: bytes) -> Members | None:

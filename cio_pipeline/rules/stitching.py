@@ -6,8 +6,6 @@ the previous merge, at most CIO_STITCH_ANONYMOUS_DAYS days back.
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
 from cio_pipeline.rules.classify import HELD_BACK, classify
@@ -70,7 +68,7 @@ def stitched(events: pd.DataFrame, earlier: pd.DataFrame, windows: pd.DataFrame,
     return both[follows & _after(both, "_merge", "") & (both["timestamp"] >= both["since"])]
 
 
-def _after(frame: pd.DataFrame, one: str, other: str) -> Any:
+def _after(frame: pd.DataFrame, one: str, other: str) -> pd.Series[bool]:
     """For each row: whether the event in the columns with the suffix `one` comes after that with the suffix `other`."""
     after, same = pd.Series(False, index=frame.index), pd.Series(True, index=frame.index)
     for column in ORDER:

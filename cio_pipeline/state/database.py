@@ -7,7 +7,7 @@ import os
 import re
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any, NoReturn, TypeVar
@@ -83,6 +83,9 @@ versions = sa.Table(
 _engines: dict[tuple[str, int, int], sa.Engine] = {}
 _making_engine = threading.Lock()
 
+_sqlite_turn = threading.RLock()
+"""Held by the thread that writes to SQLite. SQLite itself would let the others sleep, and try again ever more rarely."""
+
 
 def connect(
     url: str, metadata: sa.MetaData, version: SchemaVersion | None = None, cut_off_seconds: int = CUT_OFF_SECONDS
@@ -110,8 +113,12 @@ def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 @contextmanager
 def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A transaction, committed when the block ends well. SQLite has only one at a time; others wait up to `BUSY_SECONDS`."""
-    with _without_driver_errors(), engine.begin() as transaction:
+    """A transaction, committed if the block succeeds.
+
+    SQLite has only one at a time. The threads of this process take turns; other processes wait up to `BUSY_SECONDS`.
+    """
+    turn = _sqlite_turn if engine.dialect.name == "sqlite" else nullcontext()
+    with _without_driver_errors(), turn, engine.begin() as transaction:
         yield transaction
 
 

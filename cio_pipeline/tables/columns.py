@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+
+import pyarrow as pa
 
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import Version
@@ -16,13 +17,13 @@ class ShardColumns:
         """together: columns that are all read when the first of them is used."""
         self._tables, self._place, self._together = tables, (table, partition, version, shard), together
         self._rows = version.shard_rows[shard]
-        self._read: dict[str, Any] = {}
+        self._read: dict[str, pa.ChunkedArray] = {}
 
     def __len__(self) -> int:
         """The number of rows."""
         return self._rows
 
-    def __getitem__(self, name: str) -> Any:
+    def __getitem__(self, name: str) -> pa.ChunkedArray:
         """A column."""
         if name not in self._read:
             names = self._together if name in self._together else [name]

@@ -16,10 +16,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.tables.files import StorageError, temporary_file_errors
+
+Integers = npt.NDArray[np.integer[Any]]
 
 BUCKETS = 512
 SPILL_BYTES = 24_000_000
@@ -35,13 +38,13 @@ class Spilled:
     """A spill file, whose rows are in the order of their buckets.
 
     starts: the first row of each bucket, and the end of the last; rows and bytes: of each bucket, as far as they count for a
-    shard's size. All are numpy arrays of integers.
+    shard's size.
     """
 
     path: Path
-    starts: Any
-    rows: Any
-    bytes: Any
+    starts: Integers
+    rows: Integers
+    bytes: Integers
 
 
 class Piece(NamedTuple):
@@ -124,7 +127,7 @@ def spill(rows: pa.Table, by: str, path: Path, buckets: int = BUCKETS, uncounted
 
 def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
     """Combines spill files, all with the same number of buckets, into shards: at least one."""
-    rows, sizes = sum(file.rows for file in spilled), sum(file.bytes for file in spilled)
+    rows, sizes = np.sum([file.rows for file in spilled], 0), np.sum([file.bytes for file in spilled], 0)
     combined = []
     for first, end in _grouped(rows.tolist(), sizes.tolist()):
         pieces = (Piece(file.path, int(file.starts[first]), int(file.starts[end] - file.starts[first])) for file in spilled)
@@ -132,7 +135,7 @@ def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
     return combined
 
 
-def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Any:
+def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Integers:
     """The bucket of each text, a number below `buckets`, by the CRC-32 of the text in lower case, which no library's update
     changes."""
     encoded = texts.combine_chunks().dictionary_encode()
@@ -153,7 +156,7 @@ def _grouped(rows: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
     yield first, BUCKETS
 
 
-def _row_bytes(rows: pa.Table) -> Any:
+def _row_bytes(rows: pa.Table) -> Integers:
     """The approximate size of each row in bytes."""
     sizes = np.full(len(rows), 8 * rows.num_columns, np.int64)
     for column in rows.columns:

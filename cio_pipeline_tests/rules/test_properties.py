@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pytest
@@ -116,8 +117,9 @@ def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> 
     found = parsed(text)
     if found["plain"]:
         wanted = {name: value for name, value in orjson.loads(text).items() if name not in NOT_DATA}
-        for plain in (True, False):
-            made = read_event_data(arrays(text), arrays(None), pa.array([plain]).to_numpy(False), lambda _: None, Options())
+        for plain, is_data in ((True, found["is_data"]), (True, False), (False, False)):
+            columns = [np.array([column]) for column in (plain, is_data)]
+            made = read_event_data(arrays(text), arrays(None), columns[0], columns[1], lambda _: None, Options())
             assert made.data.to_pylist() == [orjson.dumps(wanted)]
 
 
@@ -133,14 +135,14 @@ def test_the_facts_are_those_that_reading_all_of_the_json_tells(text: str) -> No
 def test_what_the_sources_give_nearly_always_is_plain() -> None:
     properties = {"$current_url": "https://a.example/?q=ü", "price": 12.34, "cart": [{"sku": "a", "count": 1}, None, True]}
     text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"))
-    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": True}
+    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": True, "is_data": True}
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "[]", "null", "{", '{"a":NaN}', '{"a":1e999}', '{"a":' + "[" * 300 + "]" * 300 + "}"]
 )
 def test_json_that_cannot_be_sent_is_not_plain(text: str | None) -> None:
-    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": False}
+    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": False, "is_data": False}
 
 
 def test_the_email_is_of_the_person_where_that_is_to_be_taken() -> None:

@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 
 import pytest
@@ -161,6 +161,20 @@ def test_who_waits_too_long_for_a_writer_says_for_whom(database_url: str, monkey
         writing.execute(sa.insert(identity_tables.learned_days), {"day": DAY})
         with pytest.raises(DatabaseError, match="was kept locked by another process for 1 seconds: run this again when"):
             known.mark_derived(DAY, "")
+
+
+def test_threads_of_one_process_wait_for_each_other_however_long_one_writes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cio_pipeline.state.database.BUSY_SECONDS", 0)
+    url = f"sqlite:///{tmp_path / 'ledger.db'}"
+    known = Identities(url)
+    with ThreadPoolExecutor(1) as thread, writing(engine_of(url)) as transaction:
+        other = thread.submit(known.mark_derived, DAY, "")
+        transaction.execute(sa.insert(identity_tables.derived_days), {"day": "2026-03-03"})
+        assert wait([other], timeout=0.3).not_done
+    other.result()
+    assert known.out_of_date(0) == [DAY, "2026-03-03"]
 
 
 def test_who_waits_for_a_writer_says_so_and_goes_on(
