@@ -42,7 +42,7 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """False if it has only parts without a manifest, which belong to a run that is still running or has failed."""
+        """True if it has a complete file or a manifest. Parts alone belong to a run that is still running or has failed."""
         return bool(self.files or self.manifests)
 
     def overlaps(self, start: datetime, end: datetime) -> bool:
