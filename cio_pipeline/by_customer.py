@@ -33,7 +33,7 @@ CLASSIFIED = pa.schema(
         ("outcome", pa.string()),
     ]
 )
-"""The events to send and the refused ones, as `classify` gives them."""
+"""The events to send and the refused ones, as `classify` returns them."""
 
 
 def shards_by_customer(
@@ -85,7 +85,7 @@ def _spill(rows: pd.DataFrame, path: Path, buckets: int) -> shuffle.Spilled:
 def _merge_windows(
     source: DerivationInput, identities: Identities, merged: pd.DataFrame, identified: pd.DataFrame
 ) -> pd.DataFrame:
-    """Returns what the day's merges may take, as `stitching.merge_windows` gives it."""
+    """Returns what the day's merges may take, as `stitching.merge_windows` does."""
     anonymous_ids = merged["anonymous_id"].unique().tolist()
     first = days_stitched(source.day, source.options)[0]
     merged_earlier = identities.merges_between(first, source.day, anonymous_ids)
@@ -112,7 +112,7 @@ def days_stitched(day: str, options: Options) -> list[str]:
 
 
 def _days_with_events(days: list[str], tables: Tables, identities: Identities) -> list[str]:
-    """Those of the days that have events. Raises `NotMaterialized` if a day had some that are gone."""
+    """Returns those of the days that have events. Raises `NotMaterialized` if a day had some that are gone."""
     absent = {day for day in days if tables.find_version("posthog_events", day) is None}
     gone = absent - set(identities.unlearned(sorted(absent)))
     if gone:

@@ -32,7 +32,7 @@ class DerivationInput:
 
 
 def classified_shard(source: DerivationInput, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
-    """A shard's events as `classify` gives them; `earlier` is what `said_earlier_of_shard` gives. Raises `StorageError`."""
+    """Returns a shard's events as `classify` does; `earlier` comes from `said_earlier_of_shard`. Raises `StorageError`."""
     events = shard_of_events(source.tables, "posthog_events", source.day, source.version, shard, COLUMNS)
     if source.until is not None:
         events = events.filter(pc.less(events["timestamp"], pa.scalar(source.until, events["timestamp"].type)))
@@ -40,13 +40,13 @@ def classified_shard(source: DerivationInput, shard: int, earlier: pd.DataFrame)
 
 
 def said_earlier_of_shard(source: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
-    """What earlier days said about the people of a shard's events, as `facts.learn` gives it."""
+    """Returns what earlier days said about the people of a shard's events, as `facts.learn` does."""
     events = source.tables.shard("posthog_events", source.day, source.version, shard, ["distinct_id"])
     return said_earlier(source.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
 
 
 def said_earlier(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
-    """What the days before this one said about these distinct_ids, as `facts.learn` gives it.
+    """Returns what the days before this one said about these distinct_ids, as `facts.learn` does.
 
     Those that R14 refuses are not looked up: nothing is learned about them, and they may be too long for the database's index.
     """

@@ -11,8 +11,8 @@ PipelineError
 │   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
 ├── Unavailable              http.retry             a service sent no usable answer in several tries
-│   ├── Unusable                                    the answer is not the service's own
-│   ├── TooLong                                     its answer was longer than allowed
+│   ├── UnusableAnswer                              the answer is not the service's own
+│   ├── AnswerTooLong                               its answer was longer than allowed
 │   └── Undecided            customerio.sender      no answer tells whether an item or the service is at fault
 ├── DatabaseError            state.database         the ledger's database cannot be used
 │   └── LockLost             state.delivery_lock    the delivery lock was lost while sending

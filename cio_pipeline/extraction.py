@@ -6,94 +6,32 @@ unless the rows that were read are the rows that were written, plus duplicates.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code, with_parsed_columns
-from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted, duplicates, without_duplicates
-from cio_pipeline.rules import dropped_set
+from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code
+from cio_pipeline.extracted_shard import ExtractionCounts, Overview, UsePersonProperties, WriteContext, constant, write_shard
+from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
+from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.set_properties import any_has_set
 from cio_pipeline.tables.files import temporary_folder
-from cio_pipeline.tables.shuffle import SHARD_ROWS, Shard, shuffle
+from cio_pipeline.tables.shuffle import SHARD_ROWS, shuffle
 from cio_pipeline.tables.tables import Tables
-from cio_pipeline.tables.versions import ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, load_workers, map_shards
 
-KNOWN = (*dropped_set.IDENTITY, "timestamp", "properties", "person_properties")
+KNOWN = (*restored_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction counts."""
 
-BY_PERSON = [(name, "ascending") for name in ("distinct_id", "timestamp", "uuid", "event")]
 DAY, HISTORY = "posthog_events", "identity_history"
 
-UsePersonProperties = Literal["never", "always", "if dropped in day", "if dropped in history"]
-"""For which events the person's properties are used instead of `$set` (R20)."""
-
-
-@dataclass
-class ExtractionCounts:
-    """What an extraction has read and written.
-
-    rows_read, rows_written, shards; duplicates: rows left out, by reason; set_restored: events with a `$set` that PostHog has
-    dropped since an earlier extraction; used_person: events that use the person's properties; lacked_person: events that
-    should, but the source has none; identity_events: `$identify` and `$set` events; has_attributes: whether any event has an
-    attribute; may_lack_set: whether the window is so old that PostHog may have dropped a `$set` in it.
-    """
-
-    rows_read: int = 0
-    rows_written: int = 0
-    shards: int = 0
-    duplicates: Counter[str] = field(default_factory=Counter)
-    set_restored: int = 0
-    used_person: int = 0
-    lacked_person: int = 0
-    identity_events: int = 0
-    has_attributes: bool = False
-    may_lack_set: bool = False
-
-    def add(self, other: ExtractionCounts) -> None:
-        """Adds the counts of another shard."""
-        for one in fields(self):
-            setattr(self, one.name, getattr(self, one.name) + getattr(other, one.name))
-        self.has_attributes, self.may_lack_set = bool(self.has_attributes), bool(self.may_lack_set)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> ExtractionCounts:
-        """The counts that were stored with the table's version."""
-        return cls(**{**stored, "duplicates": Counter(stored["duplicates"])})
-
-
-@dataclass
-class Overview:
-    """What only the window's events together show, once all are spilled. R20 uses it to tell which have lost their `$set`.
-
-    rows_read; first: the first event that has a `$set` now; always_used_person, any_had_set: whether the earlier extraction
-    used the person's properties even for events with a `$set`, and whether any event had one.
-    """
-
-    rows_read: int = 0
-    first: dropped_set.EventPosition | None = None
-    always_used_person: bool = False
-    any_had_set: bool = False
-
-
-@dataclass(frozen=True)
-class WriteContext:
-    """How the shards of a window are written, the same for all of them."""
-
-    writer: ShardWriter
-    table: str
-    use_person: UsePersonProperties
-    now: datetime
-    overview: Overview
+READING = ("events", "extracted_shard", "extraction", "json_text", "posthog", "rules", "tables")
+"""The modules, and rooms of modules, that decide which events are read, and what is kept of them."""
 
 
 def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> ExtractionCounts | None:
@@ -126,7 +64,7 @@ def extract_day(
 def extract_history(
     tables: Tables, partition: str, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> ExtractionCounts:
-    """Writes the `identity_history` as `extract_day` does a day; here each event is looked at by itself (R18)."""
+    """Writes the `identity_history` as `extract_day` does a day; here each event is considered alone (R18)."""
     use_person: UsePersonProperties = "never"
     if attributes != "set":
         use_person = "always" if attributes == "person" else "if dropped in history"
@@ -153,7 +91,7 @@ def _extract(
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         context = WriteContext(new.writer, table, use_person, now, overview)
         work = ((context, number, shard) for number, shard in enumerate(shards))
-        with closing(map_shards(_write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
+        with closing(map_shards(write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
             for written, of_shard in results:
                 new.shards.append(written)
                 counts.add(of_shard)
@@ -174,8 +112,8 @@ def _with_code(fingerprint: str) -> str:
 
 
 def _code_hash() -> str:
-    """What stands for the code that reads and keeps events: other code reads them again."""
-    return f"{hash_of_code('posthog', 'tables', 'rules', 'extraction', 'events', 'json_text')} {pa.__version__}"
+    """The hash of the code that reads and keeps events. When it changes, they are read again."""
+    return f"{hash_of_code(*READING)} {pa.__version__}"
 
 
 def _spilled(
@@ -202,72 +140,11 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
         overview.always_used_person = overview.always_used_person or dropped_set.always_used_person(rows)
-        overview.any_had_set = overview.any_had_set or dropped_set.any_has_set(rows["properties"])
-        known = dropped_set.with_only_set_properties(rows)
+        overview.any_had_set = overview.any_had_set or any_has_set(rows["properties"])
+        known = restored_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
 
 
 def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
-    return rows.append_column("earlier", _constant(rows, earlier)).cast(SPILLED)
-
-
-def _write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, ExtractionCounts]:
-    """Writes the events of a shard, each once and by distinct_id, with the properties that are to be used."""
-    rows, earlier = _parted(shard.read())
-    counts = ExtractionCounts(rows_read=len(rows), shards=1)
-    events, counts.duplicates = once(rows)
-    del rows
-    seen_before = used_person = _constant(events, False)
-    if len(earlier):
-        events, seen_before, used_person, counts.set_restored = dropped_set.with_restored_set(events, earlier)
-    if context.overview.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
-        used_person = _constant(events, False)
-    had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else _constant(events, False)
-    uses_person = _uses_person(context, events, used_person, had_set)
-    events = dropped_set.with_person_properties(events, uses_person)
-    counts.rows_written = len(events)
-    counts.used_person = len(events) - events["person_properties"].null_count
-    counts.lacked_person = (pc.sum(uses_person).as_py() or 0) - counts.used_person
-    counts.identity_events = pc.sum(pc.is_in(events["event"], pa.array(HISTORY_EVENTS))).as_py() or 0
-    counts.has_attributes = dropped_set.has_attributes(events)
-    return context.writer.write(number, {context.table: with_parsed_columns(events)}), counts
-
-
-def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The events that came and those kept before."""
-    is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
-    if not pc.any(is_earlier).as_py():
-        return rows, rows.slice(0, 0)
-    return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier)
-
-
-def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
-    """Returns each event once, sorted by `BY_PERSON`, and how many rows that leaves out, by reason.
-
-    Only the rows whose uuid occurs more than once are compared (`source.without_duplicates`).
-    """
-    left_out: Counter[str] = Counter()
-    if len(pc.unique(rows["uuid"])) < len(rows):
-        counts = pc.value_counts(rows["uuid"])
-        repeated = pc.is_in(rows["uuid"], counts.field("values").filter(pc.greater(counts.field("counts"), 1)))
-        several = rows.filter(repeated).to_pandas()
-        left_out = duplicates(several)
-        again = pa.Table.from_pandas(without_duplicates(several), rows.schema, preserve_index=False)
-        rows = pa.concat_tables([rows.filter(pc.invert(repeated)), again])
-    return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
-
-
-def _uses_person(
-    context: WriteContext, events: pa.Table, used_person: pa.ChunkedArray, had_set: pa.ChunkedArray
-) -> pa.ChunkedArray:
-    """Returns which events use the person's properties (bool). The last two are what an earlier extraction decided."""
-    if context.use_person == "if dropped in day":
-        return dropped_set.dropped_in_day(events, used_person, had_set, context.overview.first, context.now)
-    if context.use_person == "if dropped in history":
-        return dropped_set.dropped_in_history(events, context.now)
-    return _constant(events, context.use_person == "always")
-
-
-def _constant(rows: pa.Table, value: bool) -> pa.Array:
-    return pa.array(np.full(len(rows), value))
+    return rows.append_column("earlier", constant(rows, earlier)).cast(SPILLED)

@@ -1,4 +1,4 @@
-"""JSON text to values and back, exactly: integers keep all their digits, and only valid JSON in UTF-8 is written.
+"""Reads and writes JSON exactly: integers keep all their digits, and only valid JSON in UTF-8 is written.
 
 Integers of 19 digits and more may be read as `orjson.Fragment`, which is their text, and which `write` writes as it is.
 """
@@ -14,8 +14,8 @@ from typing import Any
 import orjson
 
 LONG_INTEGER = r"(?:\A|[:,\[\s-])[0-9]{19}"
-"""How a number of 19 digits and more begins; text rarely contains it. orjson reads integers beyond 64 bits as floats, so JSON
-that contains one is read by the standard library."""
+"""Matches the start of a number of 19 or more digits, and rarely text. orjson reads integers beyond 64 bits as floats, so
+JSON that contains one is read by the standard library."""
 
 ESCAPED_SURROGATE = r"\\u[dD][89a-fA-F]"
 """The escape of a surrogate, paired or not."""
@@ -23,13 +23,13 @@ ESCAPED_SURROGATE = r"\\u[dD][89a-fA-F]"
 LONG_INTEGER_BYTES, SURROGATE_BYTES = re.compile(LONG_INTEGER.encode()), re.compile(ESCAPED_SURROGATE.encode())
 
 MAX_LEVELS = 200
-"""R14: how deeply objects and arrays may be nested; the properties themselves are the first level."""
+"""The deepest nesting of objects and arrays (R14: what cannot be sent); the properties themselves are the first level."""
 
 HALF = re.compile("[\ud800-\udfff]")
 REPLACEMENT = "\ufffd"
 
 MAX_INTEGER_DIGITS = 4300
-"""R14: the longest integer that Python reads, and so perhaps whatever reads it after us."""
+"""The longest integer that Python reads, and perhaps whatever reads it after us (R14)."""
 
 NO_OBJECT = "properties are no JSON object"
 NO_JSON = "properties are not JSON"
@@ -51,10 +51,10 @@ class UnusableJson(ValueError):
 
 
 def loads(content: bytes) -> Any:
-    """The value of any JSON, with exact integers. Raises `ValueError` if it is not JSON.
+    """Parses any JSON, with exact integers. Raises `ValueError` if it is not JSON.
 
     One value does not spoil the rest: an integer that is too long to be read becomes NaN, and nesting that is too deep is cut
-    where it is still too deep for R14, so that R14 refuses both.
+    at a level that is still too deep for R14, so that R14 refuses both.
     """
     if not LONG_INTEGER_BYTES.search(content):
         try:
@@ -68,7 +68,7 @@ def loads(content: bytes) -> Any:
 
 
 def read_object(text: Any) -> dict[str, Any]:
-    """The JSON object in `text` (str, or bytes of UTF-8). Null (pandas may give NaN) or empty text is an empty object.
+    """Parses the JSON object in `text` (str, or bytes of UTF-8). Null (in pandas also NaN) or empty text is an empty object.
 
     Raises `UnusableJson` if the text is not a JSON object, or has a number that JSON cannot express (NaN, Infinity). An
     unpaired surrogate, which UTF-8 cannot express, stays in it: see `repair_surrogates`.
@@ -83,8 +83,8 @@ def read_object(text: Any) -> dict[str, Any]:
 def read_leniently(text: Any) -> dict[str, Any]:
     """Like `read_object`, but never raises: for what the rules read from properties even if these are not sent (R1, R5, R16).
 
-    Numbers are approximate, and may be ones that JSON cannot express. An unpaired surrogate becomes U+FFFD. What is not an
-    object, or is nested too deeply, is an empty object.
+    Numbers are approximate, and may be ones that JSON cannot express. An unpaired surrogate becomes U+FFFD. Text that is not an
+    object, or is nested too deeply, becomes an empty object.
     """
     content = _utf8(text)
     try:
@@ -95,7 +95,7 @@ def read_leniently(text: Any) -> dict[str, Any]:
 
 
 def is_too_deep(content: bytes, value: Any) -> bool:
-    """R14: whether this value, read from this content, is nested deeper than 200 levels."""
+    """True if the value, which was read from this content, is nested deeper than 200 levels (R14)."""
     if content.count(b"{") + content.count(b"[") <= MAX_LEVELS:
         return False
     level = [value]
@@ -108,9 +108,9 @@ def is_too_deep(content: bytes, value: Any) -> bool:
 
 
 def repair_surrogates(content: bytes, members: dict[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """The object with each unpaired surrogate replaced by U+FFFD, and the names (after that) of the members that changed.
+    """Replaces each unpaired surrogate by U+FFFD. Returns the object, and the names of its members that have changed.
 
-    members: of an object that was read from this content, and is not too deep.
+    members: those of an object that was read from this content, and is not nested too deeply.
     """
     if b"\\" not in content or not SURROGATE_BYTES.search(content):
         return members, []
@@ -120,7 +120,7 @@ def repair_surrogates(content: bytes, members: dict[str, Any]) -> tuple[dict[str
 
 
 def write(value: Any) -> bytes:
-    """Compact JSON in UTF-8. Raises `UnusableJson` if JSON or UTF-8 cannot express the value."""
+    """Returns compact JSON in UTF-8. Raises `UnusableJson` if JSON or UTF-8 cannot express the value."""
     try:
         return orjson.dumps(value)
     except TypeError:
@@ -160,7 +160,7 @@ def _object(value: Any) -> dict[str, Any]:
 
 
 def _read_roughly(content: bytes) -> Any:
-    """Reads what orjson does not: unpaired surrogates, NaN and Infinity. None if it is not an object, or too deep."""
+    """Reads what orjson cannot: unpaired surrogates, NaN and Infinity. Returns None unless it is an object, not too deep."""
     try:
         value = _read_exactly(content, _integer, float, float)
     except UnusableJson:
@@ -169,7 +169,7 @@ def _read_roughly(content: bytes) -> Any:
 
 
 def _read_exactly(content: bytes, integer: Any, number: Any, constant: Any) -> Any:
-    """Reads JSON by the standard library, with these functions for integers, other numbers, and NaN or Infinity."""
+    """Reads JSON with the standard library, and these functions for integers, other numbers, and NaN or Infinity."""
     text = HALF.sub(REPLACEMENT, content.decode("utf-8", "surrogatepass"))
     try:
         return json.loads(text, parse_int=integer, parse_float=number, parse_constant=constant)
@@ -213,7 +213,7 @@ def _whole(value: Any) -> Any:
 
 
 def _write_exactly(value: Any) -> bytes:
-    """Writes what orjson does not: integers beyond 64 bits, nesting beyond 254 levels."""
+    """Writes what orjson cannot: integers beyond 64 bits, nesting beyond 254 levels."""
     try:
         return json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:

@@ -25,7 +25,7 @@ def learn_day(day: str, setting: str, tables: Tables, identities: Identities, wo
     """Stores what the day's `posthog_events` say about people (R1) in the identities. Returns how many people, identified ones,
     emails and merges. If the same events were learned before, they are not learned again.
 
-    setting: as `learned_under` gives it.
+    setting: as `learned_under` returns it.
     """
     return _learn(day, setting, "posthog_events", tables, identities, workers)
 

@@ -1,4 +1,4 @@
-"""Makes text of others fit for logs and messages: without keys, email addresses, and what a terminal would obey."""
+"""Makes text from outside safe for logs and messages: without keys, email addresses and escape sequences."""
 
 from __future__ import annotations
 
@@ -12,23 +12,23 @@ from typing import Any
 from urllib.parse import unquote
 
 LONGEST = 2000
-"""How many characters of a text are read; no message shows more."""
+"""Only this many characters of a text are read; no message shows more."""
 
 NOT_IN_A_NAME = r"\s@\"'<>()\[\],;:/="
 EMAIL = re.compile(
     rf"(?<![^{NOT_IN_A_NAME}])([^{NOT_IN_A_NAME}])[^{NOT_IN_A_NAME}]*@([^\s@.])[^\s@.]*(?:\.[\w-]+)*\.([\w-]+)",
 )
 ANY_AT = re.compile(r"(?<![^\s*])[^\s*]+?(?:@|%40)[^\s*]+", re.IGNORECASE)
-"""Both look behind, so that they start where a word starts, and not again at each of its letters."""
+"""Both look behind, so that they match from the start of a word, and not again from each of its letters."""
 
 AROUND = "\"'`<>()[]{},;:.!?"
 
 ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)?|[ -/]*[0-~])")
-UNSEEN = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
+INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff]+")
 """Control characters, line ends, characters that reorder or hide text, and unpaired surrogates."""
 
-WITHIN_A_WORD = re.compile(rf"(?![\t-\r\x85\u2028\u2029]){UNSEEN.pattern[:-1]}")
-"""Those of them that do not separate words."""
+WITHIN_A_WORD = re.compile(rf"(?![\t-\r\x85\u2028\u2029]){INVISIBLE.pattern[:-1]}")
+"""Those of the invisible characters that do not separate words."""
 
 CODE = re.compile(r"\\(?:u\{?0{0,4}|x)([0-9a-f]{2})\}?", re.IGNORECASE)
 ESCAPED_LETTER = re.compile(r"\\[abefnrtv0]")
@@ -41,13 +41,13 @@ WORD = re.compile(r"\w+")
 
 QUOTES_A_KEY = "words that quote a key"
 KEY_CHARACTERS = 8
-"""This many characters of a key in a row count as a part of it."""
+"""This many consecutive characters of a key count as a part of it."""
 
 
 def mask(text: str) -> str:
-    """`jane@mail.example.com` -> `j***@m***.com`, anywhere in the text; any other `@` hides the text around it.
+    """Masks email addresses anywhere in the text: `jane@mail.example.com` -> `j***@m***.com`.
 
-    So does an `@` that appears only when the word is decoded. The text is made `printable`, and a long one is cut at a word.
+    Any other `@` hides the text around it, even one that appears only when the word is decoded. The text is made `printable`.
     """
     seen = printable(WITHIN_A_WORD.sub("", ESCAPE.sub("", _cut(text)))).split(" ")
     hidden = _beside_a_lone_at(seen) | {number for number, word in enumerate(seen) if _only_decoded_has_an_at(word)}
@@ -56,22 +56,21 @@ def mask(text: str) -> str:
 
 
 def printable(text: str) -> str:
-    """The text on one line, without control characters and escape sequences; a very long one is cut at a word."""
-    return UNSEEN.sub(" ", ESCAPE.sub(" ", _cut(text)))
+    """Returns the text on one line, without control characters and escape sequences; a very long one is cut at a word."""
+    return INVISIBLE.sub(" ", ESCAPE.sub(" ", _cut(text)))
 
 
 def without_keys(text: str, *keys: str) -> str:
-    """The text. If it quotes a part of a key, in any case, encoding or division, only that it does."""
+    """Returns the text, or only `QUOTES_A_KEY` if it contains a part of a key, however it is written, encoded or divided."""
     parts = {part for key in keys for form in _forms(key) for part in _parts(_squeezed(form))}
     read = [_squeezed(reading) for reading in _readings(WITHIN_A_WORD.sub("", ESCAPE.sub("", text)))]
     return QUOTES_A_KEY if any(part in reading for reading in read for part in parts) else text
 
 
 def without_values(text: str, content: Any) -> str:
-    """The masked text, with `***` for each word with which a word of the content's values begins, in any case, so that it
-    quotes none of them, whole or cut. The names in the content stay.
+    """Masks the text, and replaces by `***` each word that is a word of the content's values, or the start of one, in any case.
 
-    content: parsed JSON.
+    content: parsed JSON. The names of its members are not replaced.
     """
     names, values = set[str](), set[str]()
     _gather(content, names, values)
@@ -85,7 +84,7 @@ def without_values(text: str, content: Any) -> str:
 
 
 def _gather(content: Any, names: set[str], values: set[str]) -> None:
-    """Adds the words of the content's names and of its values."""
+    """Adds the words of the content to `names` and `values`."""
     if isinstance(content, dict):
         for name, value in content.items():
             names |= _words(name)
@@ -110,7 +109,7 @@ def _only_decoded_has_an_at(word: str) -> bool:
 
 
 def _beside_a_lone_at(words: list[str]) -> set[int]:
-    """The words with an `@` at their edge, and those next to them, as a line may have ended within the address."""
+    """The indices of words with an `@` at their edge, and of those next to them, as an address may be broken over two lines."""
     hidden = set[int]()
     for number, word in enumerate(words):
         bare = word.strip(AROUND)
@@ -120,7 +119,7 @@ def _beside_a_lone_at(words: list[str]) -> set[int]:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text, and the text decoded in the usual ways."""
+    """The text as it is, and decoded in the usual ways."""
     yield text
     plain = text
     for _ in range(TIMES_ENCODED):
@@ -135,7 +134,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def _text(content: bytes) -> Iterator[str]:
-    """The bytes as text; nothing if they are not text."""
+    """The bytes as text, if they are text."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -145,7 +144,7 @@ def _text(content: bytes) -> Iterator[str]:
 
 
 def _forms(key: str) -> Iterator[str]:
-    """The key, and the key in hexadecimal and in base64, alone or after something else."""
+    """The key as it is, in hexadecimal, and in base64, which depends on how many bytes precede it."""
     yield key
     if len(key) < KEY_CHARACTERS:
         return

@@ -1,4 +1,4 @@
-"""What the tables, the identities and the ledger have about one person."""
+"""Collects what the tables, the identities and the ledger hold about one person."""
 
 from __future__ import annotations
 

@@ -70,12 +70,12 @@ def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> st
 
 
 def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | None:
-    """What became of the day's events, where its tables were made of the same and are whole."""
+    """Returns what became of the day's events, if its tables have this fingerprint and are intact."""
     version = tables.find_version("customers", day)
     if version is None or version.metadata.get("fingerprint") != fingerprint:
         return None
-    is_whole = all(tables.is_intact(name, day) for name in DERIVED)
-    return Account.from_json(version.metadata["account"]) if is_whole else None
+    are_intact = all(tables.is_intact(name, day) for name in DERIVED)
+    return Account.from_json(version.metadata["account"]) if are_intact else None
 
 
 def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> Account:
@@ -145,7 +145,7 @@ def _refused(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _count_rejects(day: str, rejects: pd.DataFrame, account: Account) -> None:
-    """What was to be sent and was refused after all moves from `sent` to its reason."""
+    """Counts events that were to be sent, but were refused for their content, under the reason instead of `sent`."""
     account.left_out.update(rejects.loc[rejects["what"] != "event", "reason"])
     refused = rejects[rejects["what"] == "event"]
     earlier = refused["timestamp"] < pd.Timestamp(day, tz="UTC")

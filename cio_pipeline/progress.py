@@ -1,4 +1,4 @@
-"""The progress of a long step: a line in the log every ten seconds, or a bar in a terminal."""
+"""Shows the progress of a long step: a log line every ten seconds, or a bar in a terminal."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ EVERY_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 with_bars = False
-"""Whether to draw bars on stderr. The command line does so in a terminal, where it leaves out this logger's lines."""
+"""Whether to draw bars on stderr. The command line sets it in a terminal, where it hides this logger's lines."""
 
 
 class Progress:
-    """Counts what a step has done while its `with` block runs, and logs a last line when the block ends well.
+    """Logs a step's progress while its `with` block runs, and once more when the block succeeds.
 
-    subject: what is worked on, such as a partition; done: what is counted, such as "events read"; total: how many there are in
-    all, None if that is unknown. A line is `2026-03-02: 1,000 of 3,000 events read, 500 a second.`
+    subject: the partition, or whatever else is processed; done: what is counted, such as "events read"; total: the expected
+    count, or None if unknown. A line is `2026-03-02: 1,000 of 3,000 events read, 500 a second.`
     """
 
     def __init__(self, subject: str, done: str, total: int | None) -> None:
@@ -43,13 +43,13 @@ class Progress:
             self._log()
 
     def add(self, count: int) -> None:
-        """Adds what has been done since the last call. Any thread may call it."""
+        """Adds to the count. Any thread may call it."""
         with self._counting:
             self._count += count
             self._bar.update(count)
 
     def rows_of(self, frames: Iterable[pd.DataFrame]) -> Iterator[pd.DataFrame]:
-        """The same frames; their rows are counted as they are taken."""
+        """Yields the frames, and counts their rows."""
         for frame in frames:
             self.add(len(frame))
             yield frame

@@ -1,4 +1,4 @@
-"""Why a file cannot be read from where it is stored, in words, for the storage of Amazon, Google and Microsoft, and for disks.
+"""Explains why a file cannot be read, for the storage of Amazon, Google and Microsoft, and for disks.
 
 Only codes and the names of exceptions are used, because messages may contain keys and signed addresses.
 """
@@ -17,25 +17,25 @@ NO_KEY = (
     "no credentials for the storage were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage needs"
 )
 DENIED = (
-    "the storage refuses access: let the credentials list the bucket and read its objects (in Amazon's words s3:ListBucket and"
-    " s3:GetObject, and kms:Decrypt where it is encrypted), and in CIO_DATA_DIR also write and delete them (s3:PutObject and"
+    "the storage refuses access: let the credentials list the bucket and read its objects (at Amazon, s3:ListBucket and"
+    " s3:GetObject, and kms:Decrypt if it is encrypted), and for CIO_DATA_DIR also write and delete them (s3:PutObject and"
     " s3:DeleteObject)"
 )
 ARCHIVED = "it is archived (such as in Glacier): restore it first"
 NO_BUCKET = "there is no such bucket: check its name in the setting"
-GONE = "it is gone since the folder was listed: run the day again"
-BUSY = "the storage is too busy or has a fault: run the day again later"
+GONE = "it has disappeared since the folder was listed: run the day again"
+BUSY = "the storage is too busy or has a problem: run the day again later"
 REGION = "the bucket is in another region: set AWS_DEFAULT_REGION to the bucket's"
-UNSAID = (
-    "the storage refuses the request and does not say why: are the credentials expired, or is the bucket in another region than"
+NO_REASON = (
+    "the storage refuses the request without saying why: have the credentials expired, or is the bucket in another region than"
     " AWS_DEFAULT_REGION?"
 )
-CLOCK = "this machine's clock is wrong, and the storage refuses what it signs"
-UNREACHABLE = "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL where it is set"
-CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or an own CA that AWS_CA_BUNDLE must name?"
+CLOCK = "this machine's clock is wrong, so the storage refuses its signatures"
+UNREACHABLE = "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL if it is set"
+CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or a private CA that AWS_CA_BUNDLE must name?"
 NOT_ALLOWED = "this user may not read it: change its permissions"
 NO_SPACE = "the disk is full"
-NOT_SUPPORTED = "it is packed in a way that is not supported: export it with zstd, lz4, snappy, gzip or brotli"
+NOT_SUPPORTED = "its compression is not supported: export it with zstd, lz4, snappy, gzip or brotli"
 DAMAGED = "it is damaged or cut short: is the file whole? Copy it again, or backfill it in PostHog"
 
 CAUSES = {
@@ -64,7 +64,7 @@ CAUSES = {
         *("TemporaryRedirect", "InvalidRegionError"),
     ),
     CLOCK: ("RequestTimeTooSkewed",),
-    UNSAID: ("400",),
+    NO_REASON: ("400",),
     CERTIFICATE: ("SSLError", "SSLCertVerificationError", "ClientConnectorCertificateError"),
     UNREACHABLE: (
         *(
@@ -93,7 +93,7 @@ BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryE
 
 
 def cause(raised: BaseException) -> str:
-    """What is wrong and what to do, as the end of the sentence "this file cannot be read: ...", with the code in brackets."""
+    """Returns the cause and what to do, as the end of "this file cannot be read: ...", with the code in brackets."""
     if (code := _known_code(raised)) is not None:
         return f"{BY_CODE[code]} ({code})"
     for error in causes(raised):
@@ -106,7 +106,7 @@ def cause(raised: BaseException) -> str:
 
 
 def refusal(raised: BaseException) -> str | None:
-    """The same if the storage as a whole cannot be used; None if it may be only this file."""
+    """Returns the same if the storage as a whole cannot be used, or None if it may be only this file."""
     code = _known_code(raised)
     return None if code is None or BY_CODE[code] in (GONE, NOT_SUPPORTED) else f"{BY_CODE[code]} ({code})"
 
@@ -116,7 +116,7 @@ def _known_code(raised: BaseException) -> str | None:
 
 
 def _codes(error: BaseException) -> Iterator[str]:
-    """An error's code, where the client libraries have it, its HTTP status, and the names of its classes."""
+    """An error's code, wherever the client libraries put it, its HTTP status, and the names of its classes."""
     response: Any = getattr(error, "response", None)
     if isinstance(response, dict):
         yield str(response.get("Error", {}).get("Code", ""))

@@ -1,4 +1,4 @@
-"""Temporary files for what does not fit in memory. They contain personal data, so they are removed, even after a killed run.
+"""Temporary files for data that does not fit in memory. It is personal data, so they are removed, even after a killed run.
 
 Each run locks its folder while it runs, so that neither another run nor systemd removes it, whatever its age.
 """
@@ -20,7 +20,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @contextmanager
 def spill_folder() -> Iterator[Path]:
-    """A folder that only its owner can read, removed after the block. Creating it removes what killed runs have left.
+    """Yields a folder that only its owner can read, and removes it after the block. First removes what killed runs have left.
 
     Raises `OSError` if the temporary folder cannot be written to; see `no_space`.
     """
@@ -34,13 +34,13 @@ def spill_folder() -> Iterator[Path]:
 
 
 def no_space(error: BaseException) -> str | None:
-    """A sentence, if the error means that the temporary folder is full or cannot be written to, else None."""
+    """Returns a sentence if the error means that the temporary folder is full or cannot be written to, else None."""
     if not isinstance(error, OSError):
         return None
     if error.errno in FULL:
-        return f"The temporary folder {_temporary()} is full: free space there, or let TMPDIR name a folder that has some."
+        return f"The temporary folder {_temporary()} is full: free some space, or set TMPDIR to a folder with more."
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM) or "No usable temporary directory" in str(error):
-        return f"The temporary folder {_temporary()} cannot be written to: let TMPDIR name a folder that can."
+        return f"The temporary folder {_temporary()} cannot be written to: set TMPDIR to one that can."
     return None
 
 
@@ -48,7 +48,7 @@ def _temporary() -> str:
     try:
         return tempfile.gettempdir()
     except FileNotFoundError:
-        return os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - only named
+        return os.environ.get("TMPDIR", "/tmp")  # noqa: S108 - only for the message
 
 
 def _locked_folder() -> tuple[Path, int]:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings import environment
 from cio_pipeline_tests import examples as examples  # Hypothesis' profile

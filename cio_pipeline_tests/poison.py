@@ -1,4 +1,4 @@
-"""A filled `.env` and a filled environment that name listening services and folders of their own: none of it may be touched."""
+"""A `.env` and an environment whose settings name services and folders that must not be used."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from cio_pipeline.settings.places import PROJECT
 
 @dataclass
 class Poison:
-    """A working directory with a `.env`, an environment, and what has reached the services that both name."""
+    """A working directory with a `.env`, an environment, and the requests to the services that they name."""
 
     folder: Path
     environment: dict[str, str]
@@ -29,7 +29,7 @@ class Poison:
 
 @contextmanager
 def poisoned(folder: Path) -> Iterator[Poison]:
-    """One server stands for PostHog, Customer.io and a proxy, and says yes to everything."""
+    """A server that stands for PostHog, Customer.io and a proxy, and accepts everything."""
     reached: list[str] = []
 
     class Takes(BaseHTTPRequestHandler):

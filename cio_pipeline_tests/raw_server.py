@@ -1,4 +1,4 @@
-"""A server that answers each connection with bytes as they are given, however odd."""
+"""A server that answers each connection with the given bytes, however odd."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ Answer = Callable[[socket.socket, bytes], None]
 
 
 def http(body: bytes = b"{}", status: str = "200 OK", *headers: str) -> bytes:
-    """An answer as HTTP has it, after which the connection ends."""
+    """An HTTP answer, after which the connection is closed."""
     head = [f"HTTP/1.1 {status}", f"Content-Length: {len(body)}", "Connection: close", *headers]
     return "\r\n".join([*head, "", ""]).encode() + body
 
 
 @contextmanager
 def serve(answer: Answer, tls: ssl.SSLContext | None = None) -> Iterator[str]:
-    """The URL of a server. `answer` is given each connection and the request that came over it; what it raises is its end."""
+    """Runs a server, and yields its URL. answer: called with each connection and request; an exception closes it."""
     listening = socket.create_server(("127.0.0.1", 0))
     open_: list[socket.socket] = []
 

@@ -29,14 +29,14 @@ def subclasses(root: type[Exception]) -> Iterator[tuple[str, str]]:
         yield from subclasses(error)
 
 
-def test_each_error_stands_in_the_drawn_tree_below_its_base_class() -> None:
+def test_the_drawn_tree_has_each_error_below_its_base_class() -> None:
     for module in pkgutil.walk_packages(cio_pipeline.__path__, "cio_pipeline."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)
     assert sorted(drawn()) == sorted(subclasses(PipelineError))
 
 
-def test_each_drawn_error_can_be_imported_from_the_module_beside_it() -> None:
+def test_each_drawn_error_can_be_imported_from_the_module_next_to_it() -> None:
     places = [(name, place) for _, name, place in LINE.findall(str(errors.__doc__)) if "." in place]
     assert len(places) == 14
     for name, place in places:

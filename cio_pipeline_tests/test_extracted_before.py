@@ -14,7 +14,8 @@ import pytest
 
 from cio_pipeline import extraction
 from cio_pipeline.defs.assets import extract as asset
-from cio_pipeline.extraction import ExtractionCounts, extract_day, reusable_extraction
+from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.extraction import extract_day, reusable_extraction
 from cio_pipeline.posthog.exports import folder as exports
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EventStream

@@ -1,4 +1,4 @@
-"""What others say is shown without an address and without what a terminal would obey, however long it is."""
+"""Text from outside is shown without email addresses, keys and escape sequences, however long it is."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ ADDRESS, KEY = "jane@example.com", "Zq7kWm2Xv9LpTd4R"
         "%40" * 5_000,
     ],
 )
-def test_a_long_text_takes_no_time(text: str) -> None:
+def test_masking_a_long_text_is_fast(text: str) -> None:
     started = time.perf_counter()
     assert len(mask(text)) <= 3 * LONGEST
     without_keys(text, KEY)
     assert time.perf_counter() - started < 0.05
 
 
-def test_an_address_at_the_cut_is_not_shown_in_half() -> None:
+def test_an_address_at_the_cut_is_not_shown_in_part() -> None:
     text = "x " * (LONGEST // 2 - 3) + "jane.doe@example.com"
     assert "jane" not in mask(text)
 
@@ -50,12 +50,12 @@ def test_an_address_at_the_cut_is_not_shown_in_half() -> None:
 @pytest.mark.parametrize(
     "text", ["jane%40example.com", "a=jane%40example.com", "JANE@EXAMPLE", "\x1b[1mjane@example.com", "a\njane@b"]
 )
-def test_no_way_to_write_an_address_shows_it(text: str) -> None:
+def test_an_address_is_hidden_whatever_surrounds_it(text: str) -> None:
     assert "jane" not in mask(text).lower()
 
 
 def writings(text: str) -> dict[str, str]:
-    """Ways in which a service may quote what it was sent."""
+    """The ways in which a service may quote what it received."""
     return {
         "as it is": text,
         "upper case": text.upper(),
@@ -92,7 +92,7 @@ def test_an_address_is_masked_however_it_is_written(writing: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["jane\n@example.com", "jane@\nexample.com", "jane @ example.com", "@example"])
-def test_an_address_is_masked_where_a_line_ends_at_its_at(text: str) -> None:
+def test_an_address_is_masked_if_a_line_ends_at_its_at_sign(text: str) -> None:
     shown = mask(f"to\n{text}")
     assert "jane" not in shown
     assert "example" not in shown
@@ -125,12 +125,12 @@ def test_other_texts_are_shown(text: str) -> None:
         ("Käse 💡 ok", "Käse 💡 ok"),
     ],
 )
-def test_what_a_terminal_would_obey_is_taken_out(text: str, shown: str) -> None:
+def test_escape_sequences_are_removed(text: str, shown: str) -> None:
     assert printable(text) == shown
 
 
 @given(st.text(max_size=3 * LONGEST))
-def test_whatever_the_text_it_is_one_line_that_can_be_written(text: str) -> None:
+def test_any_text_becomes_one_line_of_valid_utf_8(text: str) -> None:
     shown = mask(text)
     assert not any(unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") for character in shown)
     assert not re.search(r"\w@\w", shown)
@@ -138,14 +138,14 @@ def test_whatever_the_text_it_is_one_line_that_can_be_written(text: str) -> None
 
 
 @given(st.dictionaries(st.text("abc", min_size=1, max_size=3), st.lists(st.text(max_size=20) | st.integers())), st.data())
-def test_no_word_of_a_value_is_left_whole_or_cut(content: dict[str, list[str | int]], data: st.DataObject) -> None:
+def test_no_word_of_a_value_remains_whole_or_in_part(content: dict[str, list[str | int]], data: st.DataObject) -> None:
     words = [word for values in content.values() for value in values for word in re.findall(r"\w+", str(value))]
     quoted = " ".join(word[: data.draw(st.integers(1, len(word)))] for word in words)
     left = {word.casefold() for word in re.findall(r"\w+", without_values(quoted, content))} - content.keys()
     assert not {word for word in left if any(one.casefold().startswith(word) for one in words)}
 
 
-def test_names_stay_in_a_text_without_values() -> None:
+def test_names_of_members_remain_in_a_text_without_values() -> None:
     content = {"plan": "Plan B", "vip": True, "n": 41}
     assert without_values("plan must not be B or 4 (TRUE), nor bee", content) == "plan must not be *** or *** (***), nor bee"
     assert without_values("'Jane\u200bDoe' is too long", {"name": "Jane\u200bDoe"}) == "'***' is too long"

@@ -1,4 +1,4 @@
-"""PostHog's own clients, used as an application uses them: whom Customer.io then holds.
+"""PostHog's own clients, used as in an application, and the people that Customer.io then has.
 
 The clients send to the sandbox's PostHog, whose events are extracted, learned, derived and delivered to the sandbox's
 Customer.io.
@@ -23,8 +23,8 @@ from cio_pipeline.defs.services import event_source
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
+from cio_pipeline.sandbox.customerio.people import Person
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.sandbox.posthog.people import Person
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
@@ -48,7 +48,7 @@ SETTINGS |= {"CUSTOMERIO_SITE_ID": "sandbox", "CUSTOMERIO_API_KEY": "sandbox-key
 
 
 def use_python(url: str) -> None:
-    """An application that uses posthog-python, without a distinct_id where it need not give one."""
+    """An application that uses posthog-python, without a distinct_id if that is optional."""
     client = Posthog("phc_sandbox", host=url, disable_geoip=True)
     client.capture("signed up", distinct_id="u1", properties={"amount": 1, "$set": {"email": "u1@example.com"}})
     client.capture("job ran")
@@ -63,7 +63,7 @@ def use_python(url: str) -> None:
 
 
 def use_node(url: str, folder: Path) -> None:
-    """An application that uses posthog-node, which npm installs first. Skips the test where that cannot be."""
+    """An application that uses posthog-node, which npm installs first. Skips the test if that fails."""
     if not (shutil.which("npm") and shutil.which("node")):
         pytest.skip("posthog-node was not run: there is no node with npm here")
     install = ["npm", "install", "--no-audit", "--no-fund", "--fetch-retries=0", "--fetch-timeout=30000", "posthog-node@5"]
@@ -78,7 +78,7 @@ def use_node(url: str, folder: Path) -> None:
 
 
 def delivered(server: posthog.PostHog, folder: Path, monkeypatch: pytest.MonkeyPatch, **options: Any) -> dict[str, Person]:
-    """Whom Customer.io holds after yesterday and today were run, by id."""
+    """The people in Customer.io after runs of yesterday and today, by id."""
     for name, value in {**SETTINGS, "POSTHOG_HOST": server.url}.items():
         monkeypatch.setenv(name, value)
     source, days = event_source(load_settings()), Days(str(folder / "data"), Options(**options))
@@ -103,7 +103,7 @@ def server() -> Iterator[posthog.PostHog]:
         yield running
 
 
-def test_posthog_python_makes_no_customer_that_is_nobody(
+def test_posthog_python_creates_no_customer_who_is_nobody(
     server: posthog.PostHog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_python(server.url)
@@ -113,7 +113,7 @@ def test_posthog_python_makes_no_customer_that_is_nobody(
     assert [activity.name for activity in people["u1"].events] == ["signed up", "$set", "$set_once"]
 
 
-def test_posthog_node_makes_no_customer_that_is_nobody(
+def test_posthog_node_creates_no_customer_who_is_nobody(
     server: posthog.PostHog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_node(server.url, tmp_path)
@@ -123,7 +123,7 @@ def test_posthog_node_makes_no_customer_that_is_nobody(
     assert [activity.name for activity in people["u2"].events] == ["signed up", "$identify"]
 
 
-def test_under_all_only_personless_events_make_customers_of_ids_that_nobody_chose(
+def test_with_all_only_personless_events_create_customers_with_generated_ids(
     server: posthog.PostHog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use_python(server.url)

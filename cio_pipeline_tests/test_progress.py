@@ -1,8 +1,9 @@
-"""A long step says how far it has come: by lines in the log, and in a terminal by a bar."""
+"""A long step shows its progress: in log lines, or in a terminal with a bar."""
 
 from __future__ import annotations
 
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from cio_pipeline import progress
 from cio_pipeline.progress import Progress
 
 
-def test_a_step_that_takes_long_is_logged_regularly_even_while_nothing_comes(
+def test_a_long_step_is_logged_regularly_even_without_progress(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(progress, "EVERY_SECONDS", 0.02)
@@ -23,7 +24,7 @@ def test_a_step_that_takes_long_is_logged_regularly_even_while_nothing_comes(
     assert set(caplog.messages[:3]) == {"2026-03-02: 1,000 of 3,000 events read."}
 
 
-def test_the_last_line_has_what_was_done_of_how_many_and_the_rate(
+def test_the_last_line_has_the_count_the_total_and_the_rate(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     clock = iter([0.0, 10.0])
@@ -33,13 +34,20 @@ def test_the_last_line_has_what_was_done_of_how_many_and_the_rate(
     assert caplog.messages == ["2026-03-02: 3,000 of 3,000 events read, 300 a second."]
 
 
-def test_without_a_total_only_what_was_done_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_without_a_total_only_the_count_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     with Progress("2026-03-02", "events listed", None) as step:
         step.add(12)
     assert caplog.messages == ["2026-03-02: 12 events listed."]
 
 
-def test_a_step_that_fails_is_not_said_to_be_done(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_count_is_the_sum_of_all_threads(caplog: pytest.LogCaptureFixture) -> None:
+    with Progress("2026-03-02", "events delivered", 3000) as step, ThreadPoolExecutor(4) as threads:
+        for _ in range(1000):
+            threads.submit(step.add, 2)
+    assert caplog.messages[-1].startswith("2026-03-02: 2,000 of 3,000 events delivered")
+
+
+def test_a_failed_step_has_no_last_line(caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(ValueError, match="no"), Progress("2026-03-02", "events read", 3000):
         raise ValueError("no")
     assert caplog.messages == []

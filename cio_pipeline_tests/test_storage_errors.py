@@ -1,4 +1,4 @@
-"""What a storage refuses is told in words, with what to do, and without a key or a signed address."""
+"""A storage's refusal is explained, with the remedy, and without a key or a signed address."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ STATUS = {
 
 
 class Storage(BaseHTTPRequestHandler):
-    """Lists one file, and answers with `code` when it is asked for it, or closes the connection where that is CLOSED; with
+    """Lists one file, and answers with `code` when that is requested, or closes the connection if it is CLOSED; with
     `listing` already when it is to list. The objects in `whole` it gives, by the ends of their names."""
 
     code = listing = head = ""
@@ -115,17 +115,17 @@ CODES = {
     "ExpiredToken": "the credentials for the storage have expired: renew them",
     "AccessDenied": "the storage refuses access: let the credentials list the bucket and read",
     "InvalidObjectState": "it is archived .such as in Glacier.: restore it",
-    "NoSuchKey": "it is gone since the folder was listed",
+    "NoSuchKey": "it has disappeared since the folder was listed",
     "InvalidAccessKeyId": "the storage does not know the credentials",
     "SignatureDoesNotMatch": "the storage does not know the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "SlowDown": "the storage is too busy or has a fault: run the day again later",
+    "SlowDown": "the storage is too busy or has a problem: run the day again later",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
 }
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: str) -> None:
+def test_amazons_refusal_of_a_file_is_explained(storage: type[Storage], code: str) -> None:
     storage.code = code
     with pytest.raises(
         NotExtracted, match=rf"^{NAME.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
@@ -143,14 +143,14 @@ def test_why_amazon_does_not_give_a_file_is_told(storage: type[Storage], code: s
         ("PermanentRedirect", "the bucket is in another region"),
     ],
 )
-def test_why_amazon_does_not_list_a_bucket_is_told(storage: type[Storage], code: str, names: str) -> None:
+def test_amazons_refusal_to_list_a_bucket_is_explained(storage: type[Storage], code: str, names: str) -> None:
     storage.listing = code
     with pytest.raises(NotExtracted, match=f"^CIO_BATCH_EXPORT_URL cannot be listed: {names}") as refused:
         BatchExportSource("s3://exports", 2, (), "set").check()
     assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
-def test_missing_credentials_and_an_absent_server_are_told(
+def test_missing_credentials_and_an_unreachable_server_are_explained(
     storage: type[Storage], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     assert not storage.code
@@ -176,7 +176,7 @@ TABLES = {
     "AccessDenied": "the storage refuses access: let the credentials",
     "NoSuchBucket": "there is no such bucket: check its name in the setting (NoSuchBucket).",
     "InvalidObjectState": "it is archived (such as in Glacier): restore it first (InvalidObjectState).",
-    "SlowDown": "the storage is too busy or has a fault: run the day again later (SlowDown).",
+    "SlowDown": "the storage is too busy or has a problem: run the day again later (SlowDown).",
     CLOSED: "the storage cannot be reached: check the network, the proxy, and AWS_ENDPOINT_URL",
 }
 POINTER = b'{"version":"v","rows":{"events":[1]},"hashes":{"events":["x"]},"about":{}}'
@@ -185,7 +185,7 @@ NUMBERS = pa.schema([("n", pa.int64())])
 
 
 @pytest.mark.parametrize("code", TABLES)
-def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_made_again(
+def test_a_buckets_refusal_of_tables_is_explained_without_advice_to_materialize_them_again(
     storage: type[Storage], code: str
 ) -> None:
     storage.code = code
@@ -209,13 +209,13 @@ def test_why_a_bucket_does_not_keep_or_give_tables_is_told_and_not_that_they_be_
         assert SECRET not in "".join(traceback.format_exception(refused.value))
 
 
-def test_a_refusal_without_words_as_answers_without_a_body_are_is_not_taken_for_a_damaged_file(storage: type[Storage]) -> None:
+def test_a_refusal_without_a_body_is_not_mistaken_for_a_damaged_file(storage: type[Storage]) -> None:
     storage.head = "ExpiredToken"
-    with pytest.raises(StorageError, match=r"^events of .+ are the credentials expired, .+ \(400\)\.$"):
+    with pytest.raises(StorageError, match=r"^events of .+ have the credentials expired, .+ \(400\)\.$"):
         Tables("s3://tables/data").find_version("events", DAY)
 
 
-def test_a_file_that_is_gone_from_a_bucket_is_to_be_made_again(storage: type[Storage]) -> None:
+def test_a_table_that_has_disappeared_from_a_bucket_is_to_be_materialized_again(storage: type[Storage]) -> None:
     storage.code, storage.whole = "NoSuchKey", {"current.json": POINTER}
     with pytest.raises(StorageError, match=r"^Shard 0 of events of .+ \(FileNotFoundError\): materialize events for"):
         list(Tables("s3://tables/data").read("events", DAY))
@@ -240,16 +240,16 @@ def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
         (botocore.exceptions.ConnectTimeoutError(endpoint_url=SECRET), "cannot be reached"),
         (PermissionError(errno.EACCES, SECRET), "this user may not read it"),
         (PermissionError(SECRET), "refuses access"),
-        (FileNotFoundError(errno.ENOENT, SECRET), "is gone since"),
+        (FileNotFoundError(errno.ENOENT, SECRET), "has disappeared since"),
         (TimeoutError(SECRET), "cannot be reached"),
         (OSError(errno.EIO, SECRET), "is the file whole?"),
         (pa.ArrowInvalid(SECRET), "is the file whole?"),
-        (pa.ArrowNotImplementedError(SECRET), "packed in a way that is not supported"),
+        (pa.ArrowNotImplementedError(SECRET), "its compression is not supported"),
         (RuntimeError(SECRET), "is the file whole?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
-def test_other_errors_are_told_by_their_kind(error: Exception, names: str) -> None:
+def test_other_errors_are_explained_by_their_class(error: Exception, names: str) -> None:
     assert names in cause(error)
     assert SECRET not in cause(error)
 
@@ -268,7 +268,7 @@ def test_other_errors_are_told_by_their_kind(error: Exception, names: str) -> No
         (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file whole?"),
     ],
 )
-def test_what_is_saved_as_parquet_and_is_none_says_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
+def test_a_parquet_file_with_other_content_is_reported_as_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
     (tmp_path / f"{NAME}.parquet").write_bytes(content)
     folder = listed(str(tmp_path))
     with pytest.raises(NotExtracted) as refused:

@@ -1,4 +1,4 @@
-"""Temporary files with people's data do not outlive their use, and do not go before its end."""
+"""Temporary files with personal data exist as long as they are in use, and no longer."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_what_a_killed_run_left_goes_and_what_is_not_ours_stays(temporary: Path) -> None:
+def test_the_folder_of_a_killed_run_is_removed_and_other_files_are_kept(temporary: Path) -> None:
     left, foreign = temporary / "cio_pipeline_spill_left", temporary / "cio_pipeline_other"
     for folder in (left, foreign):
         folder.mkdir()
@@ -46,7 +46,7 @@ def test_what_a_killed_run_left_goes_and_what_is_not_ours_stays(temporary: Path)
     assert not folder.exists()
 
 
-def test_the_folder_of_a_living_run_stays_however_old_and_goes_when_it_was_killed(temporary: Path) -> None:
+def test_the_folder_of_a_running_process_is_kept_whatever_its_age_until_it_is_killed(temporary: Path) -> None:
     environment = {**os.environ, "TMPDIR": str(temporary)}
     command = [sys.executable, "-c", HOLDS_ONE]
     owner = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
@@ -64,7 +64,7 @@ def test_the_folder_of_a_living_run_stays_however_old_and_goes_when_it_was_kille
         assert not held.exists()
 
 
-def test_many_at_once_never_take_each_others_folder(temporary: Path) -> None:
+def test_concurrent_runs_never_remove_each_others_folder(temporary: Path) -> None:
     lost: list[Path] = []
 
     def work() -> None:
@@ -83,7 +83,9 @@ def test_many_at_once_never_take_each_others_folder(temporary: Path) -> None:
     assert list(temporary.iterdir()) == []
 
 
-def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_was_removed_before_it_was_locked_is_created_again(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     flock, first = fcntl.flock, [True]
 
     def too_late(lock: int, how: int) -> None:
@@ -101,14 +103,14 @@ def test_a_folder_that_a_cleaner_took_before_its_lock_is_made_anew(temporary: Pa
 @pytest.mark.parametrize(
     ("error", "names"),
     [
-        (OSError(errno.ENOSPC, "No space left on device"), "is full: free space there, or let TMPDIR name"),
+        (OSError(errno.ENOSPC, "No space left on device"), "is full: free some space, or set TMPDIR to a folder"),
         (OSError(errno.EDQUOT, "Disk quota exceeded"), "is full"),
-        (OSError(errno.EROFS, "Read-only file system"), "cannot be written to: let TMPDIR name"),
+        (OSError(errno.EROFS, "Read-only file system"), "cannot be written to: set TMPDIR to"),
         (OSError(errno.EIO, "Input/output error"), None),
         (ValueError("No space left on device"), None),
     ],
 )
-def test_a_full_temporary_folder_is_named_with_what_to_do(temporary: Path, error: Exception, names: str | None) -> None:
+def test_a_full_temporary_folder_is_reported_with_the_remedy(temporary: Path, error: Exception, names: str | None) -> None:
     sentence = no_space(error)
     assert (sentence is None) == (names is None)
     assert names is None or (names in str(sentence) and str(temporary) in str(sentence))

@@ -1,4 +1,4 @@
-"""Which alerts the events in Dagster call for: one for each problem, and one when it is over. Pure: nothing is read or sent."""
+"""Decides which alerts the events in Dagster call for: one for each problem, and one when it is over. Pure functions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import BaseModel
 
 MAX_OPEN = 100
-"""How many alerts are kept open until their problem is over; the end of older ones is not reported."""
+"""At most this many alerts wait for the end of their problem; the end of older ones is not reported."""
 
 Kind = Literal["run", "check", "day"]
 
@@ -27,8 +27,8 @@ class Alert(BaseModel, frozen=True):
 class OpenAlert(BaseModel):
     """An alert whose problem is not over yet.
 
-    over: the alert to send when it is; days: those that must be delivered first; job: without days, the job that must succeed
-    first.
+    over: the alert to send when it is; days: those that must be delivered first; job: if there are no days, the job that must
+    succeed first.
     """
 
     over: Alert
@@ -40,8 +40,8 @@ class OpenAlert(BaseModel):
 class RunFailed:
     """A run has failed, and Dagster will not retry it.
 
-    root: the first run of those that were retried; undelivered: its days that it has not delivered; is_repeated: whether the
-    job runs again by itself, so that one alert is enough until one of its runs succeeds.
+    root: the first of a run and its retries; undelivered: its days that are not delivered; is_repeated: the job runs again by
+    itself, so that one alert is enough until one of its runs succeeds.
     """
 
     at: float
@@ -72,7 +72,7 @@ class Delivered:
 
 @dataclass(frozen=True)
 class CheckEvaluated:
-    """A check has passed or failed, of a partition if it is one of partitions."""
+    """A check has passed or failed. partition: None for a check of a whole asset."""
 
     at: float
     check: str
@@ -137,11 +137,11 @@ def _once(key: str, alert: Alert, opened: OpenAlert, still_open: dict[str, OpenA
 
 
 def _ended_by(day: str, still_open: dict[str, OpenAlert]) -> list[str]:
-    """The alerts that end with the day's delivery. The day is removed from those that wait for other days, too."""
+    """The keys of the alerts that end with the day's delivery. The day is removed from those that also wait for other days."""
     ended = [key for key, alert in still_open.items() if alert.days == [day]]
     for key, alert in still_open.items():
         if key not in ended and day in alert.days:
-            still_open[key] = alert.model_copy(update={"days": [one for one in alert.days if one != day]})
+            still_open[key] = alert.model_copy(update={"days": [other for other in alert.days if other != day]})
     return ended
 
 

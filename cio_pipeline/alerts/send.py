@@ -1,4 +1,4 @@
-"""Sends an alert to a webhook or by email, and calls the heartbeat URL. Errors do not quote the address, which is a secret."""
+"""Sends alerts to a webhook or by email, and calls the heartbeat URL. Errors do not quote the URLs, which are secrets."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import requests
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.retry import Fault, Unavailable, new_session, send
+from cio_pipeline.http.retry import Limits, Problem, RetryPolicy, Unavailable, new_session, send
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -29,15 +29,15 @@ class NotSent(PipelineError):
 
 
 TRANSIENT = (Unavailable, NotSent)
-"""What sending raises: one sentence that names the setting."""
+"""The errors of sending; each is a sentence that names the setting."""
 
 
 def senders_of(settings: AlertSettings) -> dict[str, Send]:
-    """The function that sends an alert to a target, for each target in the settings. Each raises `Unavailable` or `NotSent`."""
+    """Returns the function that sends an alert, for each target in the settings. Each raises `Unavailable` or `NotSent`."""
     senders: dict[str, Send] = {}
     if settings.alert_webhook_url is not None:
         url = settings.alert_webhook_url.get_secret_value()
-        body = _in_slacks_format if settings.alert_format == "slack" else _as_json
+        body = _for_slack if settings.alert_format == "slack" else _as_json
         senders["webhook"] = lambda alert: _request(
             "POST", url, "CIO_ALERT_WEBHOOK_URL", json=body(alert, settings.dagster_url)
         )
@@ -53,21 +53,21 @@ def call_heartbeat(url: str) -> None:
     _request("GET", url, "CIO_HEARTBEAT_URL")
 
 
-def _in_slacks_format(alert: Alert, dagster_url: str) -> dict[str, Any]:
-    """For Slack's incoming webhooks, whose markup uses `<` and `>`, so that `&`, `<` and `>` must be escaped."""
+def _for_slack(alert: Alert, dagster_url: str) -> dict[str, Any]:
+    """The body for Slack's incoming webhooks, whose markup uses `<` and `>`, so that `&`, `<` and `>` are escaped."""
     text = alert.text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     link = _link(alert, dagster_url).replace("&", "&amp;")
     return {"text": f"{text} <{link}|Open in Dagster>" if link else text}
 
 
 def _as_json(alert: Alert, dagster_url: str) -> dict[str, Any]:
-    """The alert and its parts, for a receiver of your own."""
+    """The body for a receiver of your own: the alert and its parts."""
     parts = {"kind": alert.kind, "is_over": alert.is_over, "partitions": list(alert.partitions)}
     return {"text": alert.text, **parts, "url": _link(alert, dagster_url) or None}
 
 
 def email(alert: Alert, sender: str, to: tuple[str, ...], dagster_url: str) -> EmailMessage:
-    """The alert as an email."""
+    """Returns the alert as an email."""
     message = EmailMessage()
     message["From"], message["To"] = sender, ", ".join(to)
     message["Subject"] = f"cio_pipeline: {alert.text if len(alert.text) <= 100 else alert.text[:99] + '…'}"
@@ -82,19 +82,20 @@ def _link(alert: Alert, dagster_url: str) -> str:
 
 
 def _request(method: str, url: str, setting: str, **request: Any) -> None:
-    """One try, as the next tick makes the next one. Any answer but a 2xx is a failure."""
+    """Sends a request once, as the sensor's next tick tries again. Any answer other than a 2xx is a failure."""
 
-    def fault_in(response: requests.Response) -> Fault | None:
-        is_taken = 200 <= response.status_code < 300
-        return None if is_taken else Fault(f"it answered {response.status_code}", tries=1)
+    def problem_in(response: requests.Response) -> Problem | None:
+        is_accepted = 200 <= response.status_code < 300
+        return None if is_accepted else Problem(f"it answered {response.status_code}")
 
-    request["timeout"] = SECONDS / 2
+    once = RetryPolicy(tries=1, problem_in=problem_in)
+    limits = Limits(seconds=SECONDS, timeout=(SECONDS / 2, SECONDS / 2))
     with new_session(url=url) as session:
-        send(session, method, url, service=setting, retried=(), tries=1, fault_in=fault_in, seconds=SECONDS, **request)
+        send(session, method, url, service=setting, retry=once, limits=limits, **request)
 
 
 def _mail(url: str, message: EmailMessage) -> None:
-    """Sends an email; without TLS only within a private network. Raises `NotSent`."""
+    """Sends an email; without TLS, only within a private network. Raises `NotSent`."""
     parts, context = urlsplit(url), ssl.create_default_context()
     host, is_tls = parts.hostname or "", parts.scheme == "smtps"
     where = f"CIO_SMTP_URL ({host})"
@@ -114,9 +115,9 @@ def _mail(url: str, message: EmailMessage) -> None:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
             server.send_message(message)
     except smtplib.SMTPResponseException as refused:
-        raise NotSent(f"{where} did not take an email: it answered {refused.smtp_code}.") from None
+        raise NotSent(f"{where} did not accept an email: it answered {refused.smtp_code}.") from None
     except smtplib.SMTPRecipientsRefused as refused:
         codes = ", ".join(sorted({str(code) for code, _ in refused.recipients.values()}))
-        raise NotSent(f"{where} did not take an email: it refused CIO_ALERT_EMAIL ({codes}).") from None
+        raise NotSent(f"{where} did not accept an email: it refused CIO_ALERT_EMAIL ({codes}).") from None
     except (smtplib.SMTPException, OSError) as error:
-        raise NotSent(f"{where} did not take an email: {type(error).__name__}.") from None
+        raise NotSent(f"{where} did not accept an email: {type(error).__name__}.") from None

@@ -1,4 +1,4 @@
-"""What Customer.io's answers say: JSON or a web page, the workspace's host, the errors, and whether items are at fault."""
+"""Reads Customer.io's answers: JSON or a web page, the workspace's host, the errors, and whether items are at fault."""
 
 from __future__ import annotations
 
@@ -63,8 +63,8 @@ def errors_in(body: dict[str, Any] | None) -> list[Any]:
 
 
 def max_items_at_fault(status: int, parsed: dict[str, Any] | None, *, is_batch: bool) -> int:
-    """How many items may themselves be at fault if every item of a kind is refused with this answer. If more are refused, the
-    service is at fault.
+    """Returns how many items may themselves be at fault if every item of a kind is refused with this answer. If more are
+    refused, the service is at fault.
 
     - 401, the keys: none;
     - 413, the size: a few;

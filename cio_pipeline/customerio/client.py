@@ -23,7 +23,16 @@ from cio_pipeline.customerio.answers import (
 )
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.retry import Fault, FewUrls, Unavailable, Unusable, new_session, send
+from cio_pipeline.http.retry import (
+    Limits,
+    PreparedSession,
+    Problem,
+    RetryPolicy,
+    Unavailable,
+    UnusableAnswer,
+    new_session,
+    send,
+)
 from cio_pipeline.masking import mask, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})
@@ -66,7 +75,7 @@ class WholeRequestRefused(Exception):
 class TrackClient:
     """The calls that a delivery needs. Threads may share it.
 
-    Only an answer of the Track API counts: any other is retried, and finally raises `http.retry.Unusable`.
+    Only an answer of the Track API counts: any other is retried, and finally raises `http.retry.UnusableAnswer`.
     """
 
     def __init__(self, url: str, site_id: str, api_key: str, requests_per_second: float) -> None:
@@ -79,14 +88,14 @@ class TrackClient:
         session = new_session(HTTPBasicAuth(site_id, api_key), url)
         session.headers["User-Agent"] = "cio_pipeline"
         session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
-        self._session = FewUrls(session)
+        self._session = PreparedSession(session)
         self._counting = threading.Lock()
 
     def check(self) -> None:
         """Requests the account's region. Raises `NotDelivered` if the keys or the endpoint are wrong."""
         try:
-            response = self._send("GET", REGION, None, _fault_in_region)
-        except Unusable as odd:
+            response = self._send("GET", REGION, None, _problem_in_region)
+        except UnusableAnswer as odd:
             sentence = str(odd)
         else:
             self._refuse_settings(response)
@@ -139,7 +148,7 @@ class TrackClient:
     def _post(self, path: str, body: bytes) -> list[Any]:
         """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` if all of it was
         refused."""
-        response = self._send("POST", path, body, _fault_in_post)
+        response = self._send("POST", path, body, _problem_in_post)
         if response.status_code in (401, 403):
             self.check()  # it raises, if it is the keys
         self._refuse_redirect(response)
@@ -173,7 +182,7 @@ class TrackClient:
             )
 
     def _send(
-        self, method: str, path: str, body: bytes | None, fault_in: Callable[[requests.Response], Fault | None]
+        self, method: str, path: str, body: bytes | None, problem_in: Callable[[requests.Response], Problem | None]
     ) -> requests.Response:
         def turn() -> None:
             self.rate_limit.wait()
@@ -186,16 +195,10 @@ class TrackClient:
             method,
             self.url + path,
             service="Customer.io",
-            retried=RETRIED,
-            tries=TRIES,
-            before_each=turn,
-            pause=self.rate_limit.pause,
-            fault_in=fault_in,
-            max_bytes=MAX_ANSWER_BYTES,
-            seconds=ANSWER_SECONDS,
+            retry=RetryPolicy(TRIES, RETRIED, problem_in=problem_in, before_each=turn, pause=self.rate_limit.pause),
+            limits=Limits(MAX_ANSWER_BYTES, ANSWER_SECONDS, TIMEOUT_SECONDS),
             data=body,
             headers={"Content-Type": "application/json"},
-            timeout=TIMEOUT_SECONDS,
         )
 
 
@@ -207,9 +210,9 @@ def _body(operations: list[bytes]) -> bytes:
     return b",".join(parts)
 
 
-def _fault_in_region(response: requests.Response) -> Fault | None:
+def _problem_in_region(response: requests.Response) -> Problem | None:
     if response.status_code == 403 and json_object(response) is None:
-        return Fault("a firewall or proxy in between refuses it (status 403): may this machine reach it?", TRIES_OF_THE_CHECK)
+        return Problem("a firewall or proxy in between refuses it (status 403): may this machine reach it?", TRIES_OF_THE_CHECK)
     if response.status_code in (401, 403, *range(300, 400)):
         return None
     if response.status_code == 200 and serving_host(json_object(response)):
@@ -217,7 +220,7 @@ def _fault_in_region(response: requests.Response) -> Fault | None:
     return _not_the_track_api(response, TRIES_OF_THE_CHECK)
 
 
-def _fault_in_post(response: requests.Response) -> Fault | None:
+def _problem_in_post(response: requests.Response) -> Problem | None:
     """An acknowledgement is a 200 with an empty object, or with errors; a refusal has another status."""
     if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
         return None
@@ -227,7 +230,7 @@ def _fault_in_post(response: requests.Response) -> Fault | None:
     return _not_the_track_api(response, TRIES)
 
 
-def _not_the_track_api(response: requests.Response, tries: int) -> Fault:
+def _not_the_track_api(response: requests.Response, tries: int) -> Problem:
     path = urlsplit(response.url).path.partition("/customers/")[0]
-    fault = f"it did not answer as the Track API does (status {response.status_code} for {path})"
-    return Fault(f"{fault}: is CUSTOMERIO_TRACKING_ENDPOINT right?", tries)
+    problem = f"it did not answer as the Track API does (status {response.status_code} for {path})"
+    return Problem(f"{problem}: is CUSTOMERIO_TRACKING_ENDPOINT right?", tries)

@@ -58,8 +58,8 @@ def deliver(
 
 
 def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
-    """What `deliver` would send; nothing is sent or recorded. The day's new customers are added to `seen`, those of the days so
-    far."""
+    """Returns what `deliver` would send; nothing is sent or recorded. The day's new customers are added to `seen`, those of the
+    days so far."""
     report = Report()
     for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
         sizes = [request.size for lane in pack_requests(plan.upserts, plan.events) for request in lane]

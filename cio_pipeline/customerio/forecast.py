@@ -1,4 +1,4 @@
-"""What a run would send, counted over all its days by keys and the ledger, so that its limits hold before the first request."""
+"""Counts what a run would send over all its days, so that its limits are checked before the first request."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class Forecast:
 
 
 def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> int:
-    """How many of a day's events are still to be sent, without those of suppressed people."""
+    """Returns how many of a day's events are still to be sent, without those of suppressed people."""
     delivered = pack_ids([]) if options.resend else ledger.delivered(day)
     ordinary = DeliveryOptions(options.suppressed)
     return sum(len(_unsent(events, delivered)) for _, events in to_deliver(shards, ordinary, Counter()))
@@ -112,7 +112,7 @@ def _ids(events: Columns) -> list[str]:
 
 
 def _without_refused(rows: Columns, items: Callable[[Columns], list[str]], refused: dict[str, str]) -> Columns:
-    """The rows without those that were refused as they are now; `items` gives the rows' items, as refusals name them."""
+    """The rows without those that were refused as they are now; `items` returns the rows' items, as refusals name them."""
     if not refused:
         return rows
     pairs = zip(items(rows), texts(rows, "operation"), strict=True)

@@ -1,4 +1,4 @@
-"""What is still to be sent of a day's tables, given what the ledger records and the delivery's options."""
+"""Plans a delivery: what is still to be sent of a day's tables, given the ledger and the delivery's options."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TRIGGER_SECONDS = 72 * 3600
 
 @dataclass(frozen=True)
 class LedgerView:
-    """What the ledger records.
+    """The ledger's records that a plan depends on.
 
     states: packed states of customers, by key; delivered: the ids of the day's delivered events (`Ledger.delivered`); refused:
     the day's refusals, by item.
@@ -44,7 +44,7 @@ class LedgerView:
 
 @dataclass
 class Plan:
-    """What is to be done.
+    """What a delivery is to do.
 
     upserts and events: to send; states: packed states to record without sending, by key; closed: items whose refusals are to be
     closed without sending; counts: what need not be sent, by reason; latest: the latest time of each customer's upserts so far
@@ -239,6 +239,6 @@ def _with_operations(events: Columns, before: Bools) -> Events:
 
 
 def is_young(events: Columns) -> Bools:
-    """Which of the events may start campaigns, by their age now."""
+    """Returns which of the events may start campaigns, by their age now."""
     since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), TIME)
     return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)

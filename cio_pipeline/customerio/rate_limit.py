@@ -1,4 +1,4 @@
-"""When the next request may be sent: one limit, one pause and one stop for all lanes."""
+"""Decides when the next request may be sent: one limit, one pause and one stop for all lanes."""
 
 from __future__ import annotations
 

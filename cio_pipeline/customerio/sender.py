@@ -86,7 +86,7 @@ class Sender:
         """Decides whether an item that was refused alone is at fault: it is, if Customer.io accepts probes in between.
 
         The item and probes alternate unevenly, so that the item does not take the blame for a fault that comes and goes. Raises
-        `http.retry.Unavailable` where a probe is refused, too, as Customer.io would then refuse anything.
+        `http.retry.Unavailable` if a probe is refused, too, as Customer.io would then refuse anything.
         """
         for probes in PROBES_BETWEEN_TRIES:
             for _ in range(probes):

@@ -38,7 +38,7 @@ class Suppressed:
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
     def with_linked(self, linked: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """These people, with all of their distinct_ids and emails (R21), which `linked` gives for some of their names.
+        """These people, with all of their distinct_ids and emails (R21), which `linked` returns for some of their names.
 
         `all_names` are all known distinct_ids and emails. They are searched only if the list has hashes.
         """

@@ -17,7 +17,7 @@ from upath import UPath
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.http.retry import Unavailable, new_session, send
+from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 
@@ -111,11 +111,8 @@ def _download(url: str) -> bytes:
         "GET",
         url,
         service=SETTING,
-        retried=PASSING,
-        tries=TRIES,
-        pause=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS)),
-        max_bytes=MAX_BYTES,
-        seconds=MAX_SECONDS,
+        retry=RetryPolicy(TRIES, PASSING, pause=lambda seconds, _: time.sleep(min(seconds, LONGEST_WAIT_SECONDS))),
+        limits=Limits(MAX_BYTES, MAX_SECONDS),
     )
     if answer.status_code != 200:
         redirected = "a redirect, which is not followed" if answer.is_redirect else f"status {answer.status_code}"

@@ -1,4 +1,4 @@
-"""The body of an answer, read and decompressed within limits."""
+"""Reads and decompresses the body of an answer, within limits."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from typing import IO
 
 import requests
 
-from cio_pipeline.http.errors import NotWritten, TooLongBody, UnusableBody
+from cio_pipeline.http.errors import BodyTooLong, NotWritten, UnusableBody
 
 BLOCK_BYTES = 1 << 16
 GZIP_OR_ZLIB = 47
-"""zlib's number for either."""
+"""The `wbits` with which zlib recognises either by its header."""
 
 
 def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: int, end: float) -> None:
     """Reads the body into the response, or that of a 200 into the file, if there is one.
 
-    Raises `UnusableBody` if it has more than `max_bytes`, cannot be decompressed, or comes later than `end`
-    (`time.monotonic`), `NotWritten`, and what urllib3 and the socket raise.
+    Raises `BodyTooLong` if it has more than `max_bytes`, `UnusableBody` if it cannot be decompressed or has not ended by `end`
+    (`time.monotonic`), `NotWritten`, and whatever urllib3 and the socket raise.
     """
     file = into if response.status_code == 200 else None
     if file is not None:
@@ -29,10 +29,10 @@ def read_body(response: requests.Response, into: IO[bytes] | None, max_bytes: in
             file.seek(0)
             file.truncate()
     content, length = bytearray(), 0
-    for block in unpacked(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
+    for block in decompressed(_blocks(response, end), response.headers.get("Content-Encoding", "").strip().lower()):
         length += len(block)
         if length > max_bytes:
-            raise TooLongBody(f"its answer is over {max_bytes:,} bytes")
+            raise BodyTooLong(f"its answer is over {max_bytes:,} bytes")
         if file is None:
             content += block
         else:
@@ -53,32 +53,32 @@ def _writing() -> Iterator[None]:
 
 
 def _blocks(response: requests.Response, end: float) -> Iterator[bytes]:
-    """What has come, as it comes, until the end; nothing after `end`."""
+    """The blocks of the body as they arrive. Raises `UnusableBody` if one arrives after `end`."""
     while block := response.raw.read1(BLOCK_BYTES, decode_content=False):
         if time.monotonic() > end:
             raise UnusableBody("its answer did not come to an end in time")
         yield block
 
 
-def unpacked(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
-    """The decompressed body in small blocks; urllib3 would give all that a block decompresses to."""
+def decompressed(blocks: Iterable[bytes], encoding: str) -> Iterator[bytes]:
+    """The decompressed body in small blocks, whereas urllib3 would return all that a block decompresses to."""
     if encoding in ("", "identity"):
         yield from blocks
         return
     if encoding not in ("gzip", "x-gzip", "deflate"):
-        raise UnusableBody("it answered in an encoding that it was not asked for")
-    unpack, is_whole = zlib.decompressobj(GZIP_OR_ZLIB), True
+        raise UnusableBody("it answered in an encoding that was not requested")
+    stream, is_complete = zlib.decompressobj(GZIP_OR_ZLIB), True
     try:
-        for given in blocks:
-            block = given
+        for received in blocks:
+            block = received
             while block:
-                yield unpack.decompress(block, BLOCK_BYTES)
-                is_whole, block = unpack.eof, unpack.unused_data or unpack.unconsumed_tail
-                if unpack.eof:
-                    unpack = zlib.decompressobj(GZIP_OR_ZLIB)
-        yield unpack.flush()
-        is_whole = is_whole or unpack.eof
+                yield stream.decompress(block, BLOCK_BYTES)
+                is_complete, block = stream.eof, stream.unused_data or stream.unconsumed_tail
+                if stream.eof:
+                    stream = zlib.decompressobj(GZIP_OR_ZLIB)
+        yield stream.flush()
+        is_complete = is_complete or stream.eof
     except zlib.error:
-        is_whole = False
-    if not is_whole:
-        raise UnusableBody("its answer was packed, and cannot be unpacked")
+        is_complete = False
+    if not is_complete:
+        raise UnusableBody("its answer is compressed, and cannot be decompressed")

@@ -1,4 +1,4 @@
-"""One HTTP request to one of the two services, retried where that may help, but never endlessly.
+"""Sends an HTTP request to a service, and retries it while that may help, but never endlessly.
 
 No error raised here quotes a header, a URL or a body, and neither do its causes.
 """
@@ -6,14 +6,11 @@ No error raised here quotes a header, a URL or a body, and neither do its causes
 from __future__ import annotations
 
 import logging
-import queue
 import random
 import re
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -23,11 +20,22 @@ from urllib.parse import urlsplit
 import requests
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.body import read_body
-from cio_pipeline.http.errors import Fault, NotWritten, TooLongBody, fault_of
-from cio_pipeline.http.session import Bearer, FewUrls, new_session
+from cio_pipeline.http.attempt import Limits, send_once
+from cio_pipeline.http.errors import BodyTooLong, NotWritten, Problem, problem_of
+from cio_pipeline.http.session import Bearer, PreparedSession, new_session
 
-__all__ = ["Bearer", "Fault", "FewUrls", "TooLong", "Unavailable", "Unusable", "new_session", "send"]
+__all__ = [
+    "AnswerTooLong",
+    "Bearer",
+    "Limits",
+    "PreparedSession",
+    "Problem",
+    "RetryPolicy",
+    "Unavailable",
+    "UnusableAnswer",
+    "new_session",
+    "send",
+]
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -35,176 +43,145 @@ LONGEST_RETRY_AFTER_SECONDS = 3600.0
 FAILURES_OF_THE_SERVICE = 3
 """This many failures in a row are not the fault of one connection."""
 
-MAX_BYTES = 256 << 20
-ANSWER_SECONDS = 600.0
-"""The largest answer, decompressed, and the longest time that a request may take to the last byte of its answer."""
+DEFAULT_LIMITS = Limits()
 
 logger = logging.getLogger(__name__)
 
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-"""It warns of headers that it cannot read by quoting them, with the URL; what is wrong is said here."""
-
-Pause = Callable[[float, bool], object]
+"""It warns of headers that it cannot read by quoting them, with the URL. The errors here say what is wrong instead."""
 
 
 class Unavailable(PipelineError):
-    """A service gave no usable answer in several tries; the message names it, its host, and the last fault."""
+    """A service gave no usable answer in several tries; the message names it, its host, and the last problem."""
 
 
-class Unusable(Unavailable):
+class UnusableAnswer(Unavailable):
     """Something answered, but not as the service does."""
 
 
-class TooLong(Unavailable):
-    """The answer was longer than allowed, so that asking again would not help."""
+class AnswerTooLong(Unavailable):
+    """The answer was longer than allowed, so that another request would not help."""
 
 
 @dataclass(frozen=True)
-class Failure:
-    """A try without a usable answer: the fault, the error to raise if it was the last try, and the seconds that the answer asks
-    to wait.
+class RetryPolicy:
+    """When a request is sent again, and how it waits until then.
 
-    is_busy: it does not count as a failed try while there is patience left.
+    A try fails if no complete answer comes within the limits, if the answer's status is one of `statuses`, or if `problem_in`
+    returns a problem. `problem_in` may raise an error that must not be retried.
+
+    The wait is what `Retry-After` says (at most an hour), or else twice as long each time, with jitter. With `patience`, a 429
+    is not a failed try, but is waited out for that many seconds in all.
+
+    before_each: called before every try; pause: does the waiting, given the seconds, and whether the whole service has a
+    problem rather than one connection.
     """
 
-    fault: Fault
-    error: type[Unavailable] = Unavailable
-    retry_after: float | None = None
-    is_busy: bool = False
-
-
-class Tries:
-    """The tries of a request so far, and how many of them have failed with which fault."""
-
-    def __init__(self, where: str, tries: int, patience: float) -> None:
-        """where: the service and its host, for the error; the others as in `send`."""
-        self._where, self._tries, self._patience = where, tries, patience
-        self._made, self._waited, self._kinds = 0, 0.0, Counter[str]()
-        self.failed = 0
-
-    def wait_after(self, failure: Failure) -> float:
-        """The seconds to wait before the next try. Raises the failure's error where there is to be none."""
-        self._made += 1
-        wait = failure.retry_after or _backoff(self._made)
-        if failure.is_busy:
-            self._waited += wait
-        else:
-            self.failed += 1
-        self._kinds[failure.fault.words] += 1
-        if (
-            self.failed == self._tries
-            or self._waited > self._patience
-            or self._kinds[failure.fault.words] == failure.fault.tries
-        ):
-            raise failure.error(self._sentence(failure))
-        return wait
-
-    def _sentence(self, failure: Failure) -> str:
-        tried = f"{self._made} {'try' if self._made == 1 else 'tries'}"
-        what = "gave no usable answer" if failure.error is Unusable else "could not be reached"
-        end = "" if failure.fault.words.endswith("?") else "."
-        return f"{self._where} {what} in {tried}: {failure.fault.words}{end}"
+    tries: int
+    statuses: Collection[int] = ()
+    patience: float = 0.0
+    problem_in: Callable[[requests.Response], Problem | None] = lambda _: None
+    before_each: Callable[[], None] = lambda: None
+    pause: Callable[[float, bool], object] = lambda seconds, _: time.sleep(seconds)
 
 
 def send(
-    session: requests.Session | FewUrls,
+    session: requests.Session | PreparedSession,
     method: str,
     url: str,
     *,
     service: str,
-    retried: Collection[int],
-    tries: int,
-    patience: float = 0,
-    before_each: Callable[[], None] = lambda: None,
-    pause: Pause = lambda seconds, _: time.sleep(seconds),
-    say: Callable[[str], None] = logger.info,
-    fault_in: Callable[[requests.Response], Fault | None] = lambda _: None,
+    retry: RetryPolicy,
+    limits: Limits = DEFAULT_LIMITS,
     into: IO[bytes] | None = None,
-    max_bytes: int = MAX_BYTES,
-    seconds: float = ANSWER_SECONDS,
     **request: Any,
 ) -> requests.Response:
-    """The first answer whose status is not among `retried` and that has no fault. Redirects are never followed.
+    """Sends a request until it has a usable answer, and returns that, with its body read. Redirects are never followed.
 
-    Its body has been read: into the file `into`, if there is one and the status is 200, else into `content`. A try fails if the
-    body is over `max_bytes`, or not complete after `seconds`. fault_in: returns what is wrong with an answer, or None; it may
-    raise what must not be retried.
+    service: the name in messages; into: a file that gets the body if the status is 200, instead of `content`; request: `data`,
+    `headers` and whatever else `requests.Session.request` takes.
 
-    Between tries it waits as long as `Retry-After` says (at most an hour), or twice as long each time, with jitter. With
-    `patience`, a 429 is not a failed try, but is waited out for that many seconds in all. before_each: called before every try;
-    say: called before a wait of ten seconds or more; pause: does the waiting, given the seconds, and whether the whole service
-    is at fault.
-
-    Raises `Unavailable` when the tries or the patience are used up, `Unusable` if the last answer had a fault, and
-    `http.errors.NotWritten`.
+    Raises `Unavailable` when the policy allows no more tries, `UnusableAnswer` if the last answer had a problem,
+    `AnswerTooLong`, and `http.errors.NotWritten`.
     """
-    so_far = Tries(f"{service} ({_host(url)})", tries, patience)
+    where = f"{service} ({_host(url)})"
+    tries = Tries(where, retry)
     request["headers"] = {"Accept-Encoding": "gzip, deflate", **(request.get("headers") or {})}
     while True:
-        before_each()
-        answer = _ask(session, method, url, service, into, max_bytes, seconds, request)
-        if isinstance(answer, Fault):
-            failure = Failure(answer)
-        elif (wanting := _failure(answer, retried, patience > 0, fault_in)) is not None:
-            failure = wanting
+        retry.before_each()
+        answer = send_once(session, method, url, limits, into, **request)
+        if isinstance(answer, NotWritten):
+            raise answer
+        if isinstance(answer, BodyTooLong):
+            raise AnswerTooLong(f"{where} gave no usable answer: {answer}.")
+        if isinstance(answer, Exception):
+            failed = FailedTry(problem_of(answer, service))
+        elif (rejected := _rejected(answer, retry)) is not None:
+            failed = rejected
         else:
             return answer
-        wait = so_far.wait_after(failure)
-        if wait >= 10:
-            say(f"{service}: {failure.fault.words}; trying again in {wait:.0f} s.")
-        pause(wait, failure.retry_after is not None or so_far.failed >= FAILURES_OF_THE_SERVICE)
+        seconds = tries.wait_after(failed)
+        if seconds >= 10:
+            logger.info("%s: %s; trying again in %.0f s.", service, failed.problem.text, seconds)
+        retry.pause(seconds, failed.retry_after is not None or tries.failed >= FAILURES_OF_THE_SERVICE)
 
 
-def _failure(
-    answer: requests.Response,
-    retried: Collection[int],
-    is_patient: bool,
-    fault_in: Callable[[requests.Response], Fault | None],
-) -> Failure | None:
-    """Why this is not a usable answer; None if it is."""
-    if answer.status_code in retried:
-        is_busy = answer.status_code == 429 and is_patient
-        return Failure(Fault(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_busy)
-    fault = fault_in(answer)
-    return None if fault is None else Failure(fault, Unusable, _retry_after(answer.headers))
+@dataclass(frozen=True)
+class FailedTry:
+    """A try without a usable answer: the problem, the error to raise if it was the last try, and the seconds that the answer
+    asks to wait.
+
+    is_rate_limited: a 429, which does not count as a failed try while there is patience left.
+    """
+
+    problem: Problem
+    error: type[Unavailable] = Unavailable
+    retry_after: float | None = None
+    is_rate_limited: bool = False
 
 
-def _ask(
-    session: requests.Session | FewUrls,
-    method: str,
-    url: str,
-    service: str,
-    into: IO[bytes] | None,
-    max_bytes: int,
-    seconds: float,
-    request: dict[str, Any],
-) -> requests.Response | Fault:
-    """One try, in a thread of its own, because a connection's timeouts start again with each byte, even within the head of an
-    answer."""
-    answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
-    end = time.monotonic() + seconds
+class Tries:
+    """The tries of a request so far, and how many of them have failed with which problem."""
 
-    def ask() -> None:
-        try:
-            response = session.request(method, url, allow_redirects=False, stream=True, **request)
-            with closing(response):
-                read_body(response, into, max_bytes, end)
-            answers.put(response)
-        except Exception as error:
-            answers.put(error)
+    def __init__(self, where: str, policy: RetryPolicy) -> None:
+        """where: the service and its host, for the error."""
+        self._where, self._policy = where, policy
+        self._made, self._waited, self._problems = 0, 0.0, Counter[str]()
+        self.failed = 0
 
-    threading.Thread(target=ask, name="request", daemon=True).start()
-    try:
-        answer = answers.get(timeout=seconds + 1)
-    except queue.Empty:
-        return _too_slow(seconds)
-    if isinstance(answer, requests.Response):
-        return answer
-    if isinstance(answer, NotWritten):
-        raise answer
-    if isinstance(answer, TooLongBody):
-        raise TooLong(f"{service} ({_host(url)}) gave no usable answer: {answer}.")
-    return fault_of(answer, service)
+    def wait_after(self, failed: FailedTry) -> float:
+        """Returns the seconds to wait before the next try. Raises the error of the failed try if it was the last one."""
+        self._made += 1
+        wait = failed.retry_after or _backoff(self._made)
+        if failed.is_rate_limited:
+            self._waited += wait
+        else:
+            self.failed += 1
+        self._problems[failed.problem.text] += 1
+        if (
+            self.failed == self._policy.tries
+            or self._waited > self._policy.patience
+            or self._problems[failed.problem.text] == failed.problem.max_tries
+        ):
+            raise failed.error(self._sentence(failed))
+        return wait
+
+    def _sentence(self, failed: FailedTry) -> str:
+        tried = f"{self._made} {'try' if self._made == 1 else 'tries'}"
+        what = "gave no usable answer" if failed.error is UnusableAnswer else "could not be reached"
+        end = "" if failed.problem.text.endswith("?") else "."
+        return f"{self._where} {what} in {tried}: {failed.problem.text}{end}"
+
+
+def _rejected(answer: requests.Response, retry: RetryPolicy) -> FailedTry | None:
+    """The failed try, if the policy does not accept this answer."""
+    if answer.status_code in retry.statuses:
+        is_rate_limited = answer.status_code == 429 and retry.patience > 0
+        return FailedTry(
+            Problem(f"it answered {answer.status_code}"), Unavailable, _retry_after(answer.headers), is_rate_limited
+        )
+    problem = retry.problem_in(answer)
+    return None if problem is None else FailedTry(problem, UnusableAnswer, _retry_after(answer.headers))
 
 
 def _host(url: str) -> str:
@@ -212,10 +189,6 @@ def _host(url: str) -> str:
         return urlsplit(url).hostname or "no host"
     except ValueError:
         return "no host"
-
-
-def _too_slow(seconds: float) -> Fault:
-    return Fault(f"its answer did not come to an end in {seconds:.0f} s")
 
 
 def _backoff(attempt: int) -> float:

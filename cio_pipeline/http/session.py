@@ -1,4 +1,4 @@
-"""Sessions that take proxies and a CA from the environment, but credentials only as they are given."""
+"""Sessions that take proxies and a CA from the environment, but never credentials from `.netrc`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from requests.auth import AuthBase, HTTPBasicAuth
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_auth_from_url
 
-FEW_URLS = 8
+MAX_PREPARED = 8
 
 
 class Bearer(AuthBase):
-    """A bearer token for each request of a session."""
+    """Adds a bearer token to each request of a session."""
 
     def __init__(self, token: str) -> None:
         self._token = token
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        """The request with the token."""
+        """Returns the request with the token."""
         request.headers["Authorization"] = f"Bearer {self._token}"
         return request
 
 
 def new_session(auth: AuthBase | None = None, url: str | None = None) -> requests.Session:
-    """A session with the proxies and the CA of the environment, as requests reads them, but without `.netrc`.
+    """Returns a session with the proxies and the CA of the environment, as requests reads them, but without `.netrc`.
 
-    requests would read credentials from there if a session had no auth. So without `auth`, a session uses those in each URL, or
-    none. With a URL, the session is for that one only, and the environment is read once, instead of before each request.
+    requests would read credentials from there if a session had no auth. So without `auth`, the session uses those in each URL,
+    or none. With `url`, it is for that service only, and reads the environment once instead of before each request.
     """
     session = _Session()
     session.auth = auth or _login_of_the_url
@@ -45,7 +45,7 @@ class _Session(requests.Session):
     """A session that ignores redirects completely: to see where one leads, requests would first read the whole body."""
 
     def get_redirect_target(self, resp: requests.Response) -> None:
-        """Nowhere."""
+        """Returns None: no redirect is followed."""
 
 
 def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedRequest:
@@ -53,23 +53,23 @@ def _login_of_the_url(request: requests.PreparedRequest) -> requests.PreparedReq
     return HTTPBasicAuth(user, password)(request) if user or password else request
 
 
-class FewUrls:
-    """Sends requests to a few URLs like a session, but in half the time, as it prepares the request for each URL only once.
+class PreparedSession:
+    """Sends requests like a session, but in half the time, as it prepares the request for each URL only once.
 
-    The connections are the session's, with its credentials, proxies and CA; there are no cookies. Threads may share it.
+    It uses the session's connections, with its credentials, proxies and CA, but no cookies. Threads may share it.
     """
 
     def __init__(self, session: requests.Session) -> None:
-        """session: one that does not read the environment before each request."""
+        """session: one that does not read the environment before each request (`new_session` with a URL)."""
         self._session = session
-        self._prepared = lru_cache(FEW_URLS)(self._prepare)
+        self._prepared = lru_cache(MAX_PREPARED)(self._prepare)
 
     def request(
         self, method: str, url: str, *, headers: Mapping[str, str], data: bytes | None, timeout: tuple[float, float], **_: bool
     ) -> requests.Response:
-        """The answer of `Session.request` with `stream` and without `allow_redirects`, so that its body is still to be read.
+        """Does what `Session.request` does with `stream` and without `allow_redirects`: the body is still to be read.
 
-        Raises as that does, or as urllib3.
+        Raises what that raises, or what urllib3 raises.
         """
         request, pool, target = self._prepared(method, url, tuple(headers.items()))
         raw = pool.urlopen(
@@ -92,7 +92,7 @@ class FewUrls:
     def _prepare(
         self, method: str, url: str, headers: tuple[tuple[str, str], ...]
     ) -> tuple[requests.PreparedRequest, urllib3.HTTPConnectionPool, str]:
-        """The request without its body, the connections for it, and the target, which for a proxy is the whole URL."""
+        """The request without its body, the connection pool, and the request target (for a proxy, the whole URL)."""
         session, request = self._session, self._session.prepare_request(requests.Request(method, url, dict(headers)))
         request.headers.pop("Content-Length", None)
         adapter: Any = session.get_adapter(url)

@@ -1,4 +1,4 @@
-"""PostHog's private API: one project, one key, and answers as JSON or a sentence that says what to fix."""
+"""A client for PostHog's private API: one project, one key. An answer is JSON, or a sentence that says what to fix."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import requests
 
-from cio_pipeline.http.retry import Bearer, new_session, send
+from cio_pipeline.http.retry import Bearer, Limits, RetryPolicy, new_session, send
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 RETRIED = frozenset({408, 429, *range(500, 600)})
 
 TOO_BIG = frozenset({413, 512, 513})
-"""The query ran out of time or memory, which a smaller one may not. PostHog also says so in words, with 400 and 504."""
+"""A query ran out of time or memory, and a smaller one may not. PostHog also says so in words, with 400 and 504."""
 
 TOO_BIG_WORDS = re.compile(
     r"memory[ _]limit|exceed\w*[ _]memory|out[ _]of[ _]memory|timeout[ _]exceeded|max(imum)?[ _]execution[ _]time"
@@ -34,14 +34,14 @@ TRIES = 9
 TIMEOUT_SECONDS = (10, 150)
 
 PATIENCE_SECONDS = 6 * 3600
-"""How long to wait for a 429 to pass: neither a used-up hourly read budget nor the queries of others must make a day fail."""
+"""How long to wait out 429s: neither a used-up hourly read budget nor other clients' queries should make a day fail."""
 
 LONGEST_PAUSE_SECONDS = 30.0
 MAX_DETAIL = 2000
 
 
 class Answer(NamedTuple):
-    """PostHog's answer: its JSON as `body` if the status is 200, else None; `code` and `detail` of an error."""
+    """PostHog's answer: `body` is its JSON if the status is 200, else None; `code` and `detail` are those of an error."""
 
     response: requests.Response
     body: Any
@@ -55,13 +55,13 @@ class Answer(NamedTuple):
 
     @property
     def is_too_big(self) -> bool:
-        """Whether a smaller request might be answered."""
+        """True if a smaller request might be answered."""
         says_so = bool(TOO_BIG_WORDS.search(self.code) or TOO_BIG_WORDS.search(self.detail))
         return self.status in TOO_BIG or ((self.status == 400 or self.status >= 500) and says_so)
 
     @property
-    def may_pass(self) -> bool:
-        """Whether PostHog may only be busy, although such an answer also comes if too much was requested."""
+    def may_be_transient(self) -> bool:
+        """True if PostHog may only be busy, although it also answers like this if too much was requested."""
         return self.status in RETRIED and self.status != 429 and not self.is_too_big
 
 
@@ -83,37 +83,29 @@ class Api:
         patience: float = PATIENCE_SECONDS,
         **request: Any,
     ) -> Answer:
-        """The answer, after as many tries as may help, also if something in front of PostHog answers instead.
+        """Sends a request, retries it while that may help, and returns the answer. tries, patience: as in `RetryPolicy`.
 
-        If the request may be too big, only a 429 is waited out, and other answers that may pass are returned. Raises
-        `http.retry.Unavailable`, or `NotExtracted` where something other than PostHog still answers.
+        If the request may be too big, only a 429 is retried, and other errors that may be transient are returned. Raises
+        `http.retry.Unavailable`, or `NotExtracted` if something in front of PostHog answers in its place to the last.
         """
+        retry = RetryPolicy(tries, {429} if may_be_too_big else RETRIED, patience, pause=lambda seconds, _: sleep(seconds))
+        limits = Limits(timeout=TIMEOUT_SECONDS)
+        url = f"{self._project}/{path}/"
         for attempt in itertools.count(1):
-            response = send(
-                self._session,
-                method,
-                f"{self._project}/{path}/",
-                service="PostHog",
-                retried={429} if may_be_too_big else RETRIED,
-                tries=tries,
-                patience=patience,
-                pause=lambda seconds, _: sleep(seconds),
-                timeout=TIMEOUT_SECONDS,
-                **request,
-            )
+            response = send(self._session, method, url, service="PostHog", retry=retry, limits=limits, **request)
             answer = self._read(response)
             if isinstance(answer, Answer):
                 return answer
             if attempt == tries:
                 raise NotExtracted(answer)
-            wait = pause(attempt)
+            wait = backoff(attempt)
             if wait >= 10:
                 logger.info("PostHog: %s Trying again in %.0f s.", answer, wait)
             sleep(wait)
         raise AssertionError
 
     def _read(self, response: requests.Response) -> Answer | str:
-        """The answer, or a sentence that says why it is not PostHog's."""
+        """Returns the answer, or a sentence that says why it is not PostHog's."""
         status, body = response.status_code, _json(response)
         if status == 200:
             return _no_json(response) if body is None else Answer(response, body)
@@ -121,19 +113,19 @@ class Api:
         if 400 <= status < 500 and status not in RETRIED and "detail" not in content:
             return (
                 f"POSTHOG_HOST answers {status}, but not as PostHog does: is it PostHog's own address, and does a proxy or"
-                " firewall before it let its API through?"
+                " firewall in front of it let API requests through?"
             )
         return Answer(
             response, None, self.clean(content.get("code", "")), self.clean(content.get("detail") or "no detail given.")
         )
 
     def clean(self, text: Any) -> str:
-        """PostHog's words in one line, without the key or anybody's address, as they may quote a query's values."""
+        """Returns PostHog's words on one line, without the key and email addresses, as they may quote a query's values."""
         return mask(without_keys(str(text)[:MAX_DETAIL], self._key))[:500]
 
 
-def refused(answer: Answer) -> NotExtracted:
-    """What an answer other than 200 means, as the setting to correct."""
+def error_for(answer: Answer) -> NotExtracted:
+    """Returns the error for an answer other than 200: it names the setting to correct."""
     status = answer.status
     if status == 401:
         return NotExtracted("POSTHOG_PERSONAL_API_KEY is not accepted by PostHog (401).")
@@ -142,18 +134,18 @@ def refused(answer: Answer) -> NotExtracted:
     if status == 404:
         return NotExtracted("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST (404): is it the project's region?")
     if 300 <= status < 400:
-        return NotExtracted(f"POSTHOG_HOST sends elsewhere ({status}): give the address it sends to.")
+        return NotExtracted(f"POSTHOG_HOST redirects ({status}): set it to the address that it redirects to.")
     return NotExtracted(f"PostHog refused the request ({status}): {answer.detail}")
 
 
-def pause(attempt: int) -> float:
-    """The seconds before the next try: twice as long each time, with jitter."""
+def backoff(attempt: int) -> float:
+    """Returns the seconds to wait before the next try: twice as long each time, with jitter."""
     longest = min(LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(attempt - 1, 16))
     return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
 
 
 def _json(response: requests.Response) -> Any:
-    """The answer's JSON; None if it is not JSON."""
+    """The answer's JSON, or None if it is not JSON."""
     try:
         return loads(response.content)
     except (ValueError, RecursionError):
@@ -162,5 +154,5 @@ def _json(response: requests.Response) -> Any:
 
 def _no_json(response: requests.Response) -> str:
     if response.content.lstrip().startswith(b"<"):
-        return "POSTHOG_HOST answers with a web page: give the address of PostHog itself."
-    return "POSTHOG_HOST answers with something that is no JSON, or cut short: give the address of PostHog itself."
+        return "POSTHOG_HOST answers with a web page: set it to the address of PostHog itself."
+    return "POSTHOG_HOST answers with something that is not JSON, or is cut short: set it to the address of PostHog itself."

@@ -1,4 +1,4 @@
-"""Events by HogQL over PostHog's query endpoint, `POST /api/projects/:id/query/`."""
+"""Events from HogQL queries to PostHog's query endpoint, `POST /api/projects/:id/query/`."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from cio_pipeline.posthog.client import Answer, Api, pause, refused
-from cio_pipeline.posthog.reading import COUNTED, Queries, Reading, Selection
+from cio_pipeline.posthog.client import Answer, Api, backoff, error_for
+from cio_pipeline.posthog.reading import COUNTED, Queries, Selection, WindowReader
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails
 from cio_pipeline.rules.values import EPOCH
 
-TRIES_OF_A_CHECK = 5
-TRIES_OF_THE_ENDPOINT = 3
+CHECK_TRIES = 5
+ENDPOINT_TRIES = 3
 
 PERSON = "poe.properties"
 COLUMNS = ("uuid", "event", "distinct_id", "timestamp", "created_at", "properties")
 
 
 class QuerySource:
-    """The `query` source: counts first, then slices by event and hash, checked against the counts."""
+    """The `query` source: counts the events, reads them in slices by name and hash, and checks them against the counts."""
 
     def __init__(
         self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], attributes_from: AttributesFrom
@@ -32,57 +32,58 @@ class QuerySource:
         self._allowlist, self._attributes_from = allowlist, attributes_from
 
     def exists(self) -> bool:
-        """Whether this PostHog has the query endpoint: False only if it says itself, several times, that it has none."""
-        for attempt in range(TRIES_OF_THE_ENDPOINT):
+        """True unless PostHog itself says, several times, that it has no query endpoint."""
+        for attempt in range(ENDPOINT_TRIES):
             if attempt:
-                time.sleep(pause(attempt))
-            if not _has_no_queries(self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)):
+                time.sleep(backoff(attempt))
+            if not _has_no_queries(self._queries.ask("SELECT 1", {}, tries=CHECK_TRIES)):
                 return True
         return False
 
     def check(self) -> None:
         """Raises `NotExtracted` if PostHog does not accept the key or the project."""
-        answer = self._queries.ask("SELECT 1", {}, tries=TRIES_OF_A_CHECK)
+        answer = self._queries.ask("SELECT 1", {}, tries=CHECK_TRIES)
         if answer.status != 200:
-            raise refused(answer)
+            raise error_for(answer)
 
     def events(self, start: datetime, end: datetime) -> EventStream:
-        """The window's events, which are counted first. Raises `NotExtracted` if PostHog refuses."""
+        """Returns the events of a time window, which are counted first. Raises `NotExtracted` if PostHog refuses."""
         needed = _needed(self._allowlist, columns_with_emails(self._attributes_from, start))
-        reading = Reading(self._queries, Selection(self._columns(start), *needed), start, end)
-        counts = reading.counts(start, end)
-        reading.stats[COUNTED] = counts.total()
-        return EventStream(counts.total(), reading.frames(counts), reading.stats)
+        reader = WindowReader(self._queries, Selection(self._columns(start), *needed), start, end)
+        counts = reader.counts(start, end)
+        reader.stats[COUNTED] = counts.total()
+        return EventStream(counts.total(), reader.frames(counts), reader.stats)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
-        """The moment itself: PostHog gives what it has."""
+        """Returns `moment`: a query finds all events that PostHog has."""
         return moment
 
     def history(self, before: datetime) -> EventStream:
-        """All `$identify` and `$set` events before that time. Raises `NotExtracted` if PostHog refuses."""
+        """Returns all `$identify` and `$set` events before that time. Raises `NotExtracted` if PostHog refuses."""
         selection = Selection(self._columns(EPOCH), " AND event IN {needed}", {"needed": list(HISTORY_EVENTS)})
-        reading = Reading(self._queries, selection, EPOCH, before)
-        months = reading.months(EPOCH, before)
-        windows = (Reading(self._queries, selection, start, end) for start, end in _windows(months, before))
+        reader = WindowReader(self._queries, selection, EPOCH, before)
+        months = reader.months(EPOCH, before)
+        windows = (WindowReader(self._queries, selection, start, end) for start, end in _windows(months, before))
         return EventStream(
-            months.total(), (frame for window in windows for frame in window.all_frames(reading.stats)), reading.stats
+            months.total(), (frame for window in windows for frame in window.all_frames(reader.stats)), reader.stats
         )
 
     def _columns(self, start: datetime) -> tuple[str, ...]:
-        takes_person = self._attributes_from != "set" and "person_properties" in columns_with_emails(
+        needs_person = self._attributes_from != "set" and "person_properties" in columns_with_emails(
             self._attributes_from, start
         )
-        return (*COLUMNS, f"{PERSON} AS person_properties") if takes_person else COLUMNS
+        return (*COLUMNS, f"{PERSON} AS person_properties") if needs_person else COLUMNS
 
 
 def _has_no_queries(answer: Answer) -> bool:
-    """Whether this is the answer of a PostHog without queries: its router's 404, or Django REST's 405."""
+    """True for the answer of a PostHog without queries: its router's 404, or Django REST's 405."""
     no_endpoint = answer.status == 404 and answer.detail == "Endpoint not found."
     return no_endpoint or (answer.status == 405 and answer.code == "method_not_allowed")
 
 
 def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, dict[str, Any]]:
-    """A condition for the events that the settings need (R1, R3): those on the list, and those that give R1 its facts.
+    """Returns a condition for the events that the settings need, and its values: the allowlist (R3), and events that identify
+    people (R1).
 
     `LIKE` selects a few events too many, but misses none, whereas ClickHouse's JSON functions find nothing in text with an
     unpaired surrogate.
@@ -95,7 +96,7 @@ def _needed(allowlist: tuple[str, ...], columns: tuple[str, ...]) -> tuple[str, 
 
 
 def _windows(months: Counter[str], before: datetime) -> Iterator[tuple[datetime, datetime]]:
-    """Windows that together cover all time up to `before`, each of as many months as fit in one slice, but at least one."""
+    """Splits the time up to `before` into windows of as many months as fit in one slice, but at least one."""
     start, rows = EPOCH, 0
     for month in sorted(months):
         if rows and rows + months[month] > TARGET_ROWS:
@@ -110,4 +111,4 @@ def _first_of(month: str) -> datetime:
     try:
         return datetime.strptime(month, "%Y%m").replace(tzinfo=UTC)
     except ValueError:
-        raise NotExtracted("PostHog's months are not months: is POSTHOG_HOST the address of PostHog itself?") from None
+        raise NotExtracted("PostHog's answer is not a list of months: is POSTHOG_HOST the address of PostHog itself?") from None

@@ -63,7 +63,7 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
     """The events as a frame of `EVENT_SCHEMA`, from JSON values by column; created_at and person_properties may be missing.
 
     A timestamp that cannot be read becomes the year 1, which R14 refuses. Raises `NotExtracted` if another column is
-    missing, where a timestamp is not in `start` <= timestamp < `end`, or where no event has one.
+    missing, if a timestamp is not in `start` <= timestamp < `end`, or if no event has one.
     """
     missing = [name for name in ("uuid", "event", "distinct_id", "timestamp", "properties") if name not in columns]
     if missing:
@@ -90,7 +90,7 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
 
 
 def _times(values: Iterable[Any]) -> pd.Series[Any]:
-    """The times in UTC, in microseconds; null where a value is not a time. pandas reads most of them, and faster."""
+    """The times in UTC, in microseconds; null if a value is not a time. pandas reads most of them, and faster."""
     values = list(values)
     if all(isinstance(value, str) and value[:2] in ("19", "20") for value in values):
         with suppress(ValueError):

@@ -1,7 +1,7 @@
-"""How a window is cut into slices, whose queries give fewer than PostHog's 50,000 rows.
+"""Cuts a time window into slices, each small enough for one query: PostHog returns at most 50,000 rows.
 
 PostHog's table is sorted by day, event, hash of distinct_id and hash of uuid. A slice is a range of that key, so PostHog reads
-each event about once. Paging by time would read everything again for every page.
+each event about once. Paging by time would make it read everything again for every page.
 """
 
 from __future__ import annotations
@@ -16,17 +16,20 @@ TARGET_ROWS = 40_000
 """The planned size of a slice."""
 
 MAX_NAMES = 500
-"""So that the names of a query stay well under ClickHouse's `max_query_size` of 256 KiB."""
+"""Keeps a query with that many names well under ClickHouse's `max_query_size` of 256 KiB."""
 
 MAX_CUTS = 16
-"""A slice that is still too big after this many cuts (500 names need 9, seven more leave a 16,000th) is given up."""
+"""A slice that is still too big after this many cuts fails (500 names need 9 cuts; 7 more leave a 16,000th of a name)."""
 
 LARGEST_HASH = 2**64 - 1
 
 
 @dataclass(frozen=True)
 class Slice:
-    """Events of some names whose hashes are in these ranges, both ends included. If they are narrowed, there is one name."""
+    """The events with one of these names whose hashes are in these ranges, both ends included.
+
+    Only a slice of a single name has narrower ranges than all hashes.
+    """
 
     events: tuple[str, ...]
     ids: tuple[int, int] = (0, LARGEST_HASH)
@@ -34,10 +37,9 @@ class Slice:
     cuts: int = 0
 
     def smaller(self) -> list[Slice]:
-        """Slices that together are this one: half the names each, or quarters of a single name; none if it cannot be cut
-        further.
+        """Cuts this slice into halves of its names, or a single name into quarters. Returns none if it cannot be cut further.
 
-        A quarter has half of both hashes' ranges, so it is smaller whether the events belong to many people or to one.
+        A quarter has half of the range of each hash, so it is smaller whether the events belong to many people or to one.
         """
         cut = replace(self, cuts=self.cuts + 1)
         if self.cuts == MAX_CUTS:
@@ -49,7 +51,8 @@ class Slice:
         return quarters if len(quarters) > 1 else []
 
     def by_uuid(self, rows: int, target: int = TARGET_ROWS) -> list[Slice]:
-        """Slices of a single name with `rows` rows, about `target` each, by uuid; none if it cannot be cut further.
+        """Cuts a slice of a single name with `rows` rows by uuid, into slices of about `target`. Returns none if it cannot be
+        cut further.
 
         The hashes of uuids are evenly distributed, even if most events have the same distinct_id.
         """
@@ -59,7 +62,7 @@ class Slice:
 
 
 def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]:
-    """Slices of about `target` rows or fewer, for a window with these numbers of events by name."""
+    """Returns slices of about `target` rows or fewer, given the number of events by name."""
     group: list[str] = []
     rows = 0
     for event, count in sorted(counts.items(), key=lambda item: item[1]):
@@ -76,7 +79,7 @@ def slices(counts: dict[str, int], target: int = TARGET_ROWS) -> Iterator[Slice]
 
 
 def _parts(hashes: tuple[int, int], count: int) -> list[tuple[int, int]]:
-    """A range in `count` equal parts, both ends included; fewer if it has fewer hashes."""
+    """Divides a range, both ends included, into `count` equal parts, or fewer if it has fewer hashes."""
     low, size = hashes[0], hashes[1] - hashes[0] + 1
     edges = [low + size * part // count for part in range(count + 1)]
     return [(start, end - 1) for start, end in zip(edges, edges[1:], strict=False) if start < end]

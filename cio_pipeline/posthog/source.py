@@ -1,4 +1,4 @@
-"""What all sources of PostHog's events have in common."""
+"""The interface of the sources of PostHog's events, and what they share."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ In the tables that the extraction writes, `person_properties` is null unless it 
 """
 
 HISTORY_EVENTS = ("$identify", "$set")
-"""The events that give R1 its facts from before the first day (R18)."""
+"""The events that identify people from before the first day (R18)."""
 
 SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
 """The columns that identify an event."""
@@ -43,17 +43,17 @@ class NotExtracted(PipelineError):
 
 
 class NothingSoFar(NotExtracted):
-    """Nothing is available yet of a day that is not over, which is not a fault; the message says why."""
+    """Nothing of a day that is not over is available yet, which is not a failure; the message says why."""
 
 
 @dataclass(frozen=True)
 class EventStream:
     """The events of a time window.
 
-    expected: about how many, if that is known; frames: pandas or Arrow tables with the columns of `EVENT_SCHEMA`, in any order,
-    perhaps with duplicates, whose iterator raises `NotExtracted` rather than end too early; stats: what the reading took
-    (requests, bytes), by name, complete once the frames are exhausted; fingerprint: of everything that the events are read
-    from, so that the same fingerprint means the same events, or None if that is not certain.
+    expected: about how many there are, if known; frames: pandas or Arrow tables with the columns of `EVENT_SCHEMA`, in any
+    order, perhaps with duplicates, whose iterator raises `NotExtracted` rather than end too early; stats: the requests and
+    bytes that the reading took, by name, complete once the frames are exhausted; fingerprint: equal fingerprints mean equal
+    events; None if unknown.
     """
 
     expected: int | None
@@ -63,27 +63,27 @@ class EventStream:
 
 
 class EventSource(Protocol):
-    """A PostHog project's events."""
+    """A source of a PostHog project's events."""
 
     def check(self) -> None:
         """Raises `NotExtracted` if the settings do not give access to events."""
 
     def events(self, start: datetime, end: datetime) -> EventStream:
-        """The events with `start` <= timestamp < `end` that the settings need."""
+        """Returns the events with `start` <= timestamp < `end` that the settings need."""
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:
-        """Until when, `moment` at the latest, the events from `start` on are available of a day that is not over. Raises
+        """Returns the time, at most `moment`, up to which the events of the day that begins at `start` are available. Raises
         `NothingSoFar`."""
 
     def history(self, before: datetime) -> EventStream:
-        """All `$identify` and `$set` events before that time (R18)."""
+        """Returns all `$identify` and `$set` events before that time (R18: history)."""
 
 
 def without_duplicates(events: pd.DataFrame) -> pd.DataFrame:
-    """Each event once, as PostHog ingested it last, sorted by distinct_id, timestamp, uuid and name.
+    """Returns each event once, as PostHog ingested it last, sorted by distinct_id, timestamp, uuid and name.
 
     Rows with the same day, name, distinct_id and uuid are the same event, as in PostHog. If the uuid is not valid, only rows
-    that are the same in every column are, because PostHog cannot have taken others for the same.
+    that are equal in every column are, because PostHog would not have considered others the same.
     """
     events = events.reset_index(drop=True)
     repeated = _repeated(events)
@@ -94,7 +94,7 @@ def without_duplicates(events: pd.DataFrame) -> pd.DataFrame:
 
 
 def duplicates(events: pd.DataFrame) -> Counter[str]:
-    """How many rows `without_duplicates` leaves out, by reason."""
+    """Counts the rows that `without_duplicates` leaves out, by reason."""
     events = events.reset_index(drop=True)
     again = _again(events, _repeated(events))
     same = int(again.drop(columns=["day", "row"]).duplicated().sum())
@@ -103,21 +103,21 @@ def duplicates(events: pd.DataFrame) -> Counter[str]:
 
 
 def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
-    """Whether a row's event has several rows. Few uuids come twice, so only for these are the other columns compared."""
+    """A mask of the rows whose event has several rows. The other columns are compared only if the uuid is repeated."""
     repeated = events["uuid"].duplicated(keep=False)
     repeated[repeated] = _with_identity(events[repeated]).duplicated(SAME_EVENT, keep=False)
     return repeated
 
 
 def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
-    """The rows of events that have several, with the columns `SAME_EVENT`, in the order of ingestion; at equal times, in the
-    order of their text."""
+    """The rows of events that have several, with the columns `SAME_EVENT`, sorted by time of ingestion, then by their text."""
     by = ["created_at", "timestamp", "properties", "person_properties"]
     return _with_identity(events[repeated]).sort_values(by, kind="stable", na_position="first")
 
 
 def _with_identity(events: pd.DataFrame) -> pd.DataFrame:
-    """The events with the columns of `SAME_EVENT`: their day, and the whole row as text if the uuid is not valid, else ""."""
+    """The events with the columns of `SAME_EVENT`: `day`, and `row`, which is the whole row as text if the uuid is not valid,
+    else ""."""
     rows = zip(*(events[name] for name in EVENT_SCHEMA.names), strict=True)
     texts = ["" if is_uuid(row[0]) else repr(row) for row in rows]
     return events.assign(day=events["timestamp"].dt.floor("D"), row=pd.Series(texts, events.index, dtype=object))

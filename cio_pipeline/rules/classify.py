@@ -36,8 +36,8 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
     `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set_at: the
-    email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said, as `facts.learn`
-    gives it.
+    email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said, as
+    `facts.learn` returns it.
     """
     known = known_at_each_event(events, earlier)
     codes, distinct_ids = factorize(events["distinct_id"])

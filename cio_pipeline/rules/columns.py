@@ -48,12 +48,12 @@ def text_array(column: pd.Series[Any]) -> pa.LargeStringArray:
 
 
 def texts(column: pd.Series[Any]) -> list[Any]:
-    """The texts of a column, None (or NaN, in a column of objects) where there is none."""
+    """The texts of a column, None (or NaN, in a column of objects) for nulls."""
     return to_list(utf8(column).cast(pa.large_string())) if isinstance(column.dtype, pd.StringDtype) else column.tolist()
 
 
 def matches(array: pa.Array, pattern: str) -> Bools:
-    """Which values contain a match of this RE2 pattern; nulls do not."""
+    """Returns which values contain a match of this RE2 pattern; nulls do not."""
     is_match = pc.match_substring_regex(array, pattern).fill_null(False)
     return np.asarray(is_match, bool)
 
@@ -92,7 +92,7 @@ def as_text(array: pa.LargeBinaryArray) -> pa.LargeStringArray:
 
 
 def are_deep(array: pa.LargeBinaryArray) -> Bools:
-    """Which JSON may be nested deeper than R14 allows, as it has so many opening brackets."""
+    """Returns which JSON may be nested deeper than R14 allows, as it has so many opening brackets."""
     slices = [_have_many_brackets(*offsets_and_data(array.slice(start, SLICE))) for start in range(0, len(array), SLICE)]
     return np.concatenate([np.zeros(0, dtype=bool), *slices])
 
@@ -103,7 +103,7 @@ def _have_many_brackets(offsets: Integers, data: Bytes) -> Bools:
 
 
 def offsets_and_data(array: pa.LargeBinaryArray | pa.LargeStringArray) -> tuple[Integers, Bytes]:
-    """Where each text begins, and where the last one ends, in the bytes of all; and these bytes."""
+    """Returns where each text begins, and where the last one ends, in the bytes of all; and these bytes."""
     _, offsets_buffer, data_buffer = array.buffers()
     if data_buffer is None or not data_buffer.size:
         return np.zeros(len(array) + 1, dtype=np.int64), np.zeros(0, dtype=np.uint8)

@@ -102,7 +102,7 @@ Member = tuple[str, _Name, bytes]
 
 
 def _own_attributes(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
-    """R7: the customers' keys, in order of first appearance, each with the attributes that nobody gives it.
+    """R7: the customers' keys, in order of first appearance, each with the attributes that no event's JSON gives it.
 
     `identifier` is the distinct_id of the last event. `email` is the key's, or else the email that was set last, with the time
     at which it was set: that an event still has it does not make it newer (R17). That time is never later than the event's: a

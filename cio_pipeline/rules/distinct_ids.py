@@ -13,11 +13,11 @@ PLACEHOLDERS_IN_ANY_CASE = _quoted_too(
     "anonymous", "guest", "distinctid", "distinct_id", "id", "not_authenticated", "email", "undefined", "true", "false"
 )
 PLACEHOLDERS = _quoted_too("[object Object]", "NaN", "None", "none", "null", "0")
-"""Ids that PostHog never merges (its person-merge code): what faulty clients send where they have no id."""
+"""Ids that PostHog never merges (its person-merge code): faulty clients send them if they have no id."""
 
 
 def is_placeholder(distinct_id: str) -> bool:
-    """Whether faulty clients send this instead of an id, so that many people share it."""
+    """Returns whether this is sent by faulty clients instead of an id, so that many people share it."""
     return distinct_id in PLACEHOLDERS or distinct_id.lower() in PLACEHOLDERS_IN_ANY_CASE
 
 

@@ -27,7 +27,7 @@ DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 
 
 class Findings(NamedTuple):
-    """What an event's JSON holds besides its data.
+    """The parts of an event's JSON that are not its data.
 
     given: the given attributes; attributes: those of them that were left out or repaired, and why; unset: the value of
     `$unset`; data: the properties that were left out or repaired, and why.
@@ -111,7 +111,7 @@ def _parse(content: bytes | None, person: bytes | None, names: NameRule, options
 
 
 def _person_attributes(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
-    """R7: the attributes that the person's properties give, and those left out or repaired; none where they cannot be read."""
+    """R7: the attributes that the person's properties give, and those left out or repaired; none if they cannot be read."""
     try:
         given, changed = repair_surrogates(person, _read_sendable(person))
     except UnusableJson as reason:

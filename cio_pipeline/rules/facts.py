@@ -37,7 +37,7 @@ def in_order(events: pd.DataFrame) -> Integers:
 
 
 def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
-    """What the day says about people (R1), and which ids and emails belong to the same person (R21).
+    """Returns what the day says about people (R1), and which ids and emails belong to the same person (R21).
 
     The frame has one row for each distinct_id that the day says anything about: distinct_id (text), identified (bool: it had a
     `$identify`), email (text or None: the last valid one that was set) and email_set_at (when, in microseconds since 1970, or
@@ -79,7 +79,7 @@ def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
 
 
 class Known(NamedTuple):
-    """What is known about the person of each event, up to and including that event. The arrays have one entry per event.
+    """What is known about each event's person, up to and including that event. The arrays have one entry per event.
 
     identified; email_codes: the place of the email in `emails`, where None stands for no email; emails_set_at:
     when it was set (microseconds since 1970), or `NEVER` if there is none or the distinct_id itself is the email.
@@ -92,7 +92,10 @@ class Known(NamedTuple):
 
 
 def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
-    """What is known at each event. `earlier` is what all earlier days said: columns as in `learn`, one row per distinct_id."""
+    """Returns what is known at each event.
+
+    earlier: what all earlier days said, as `learn` returns it, with one row per distinct_id.
+    """
     observed = _observe(events)
     codes, ids, rows = observed.codes, observed.distinct_ids, np.arange(len(events))
     before = set(earlier.loc[earlier["identified"], "distinct_id"])

@@ -54,7 +54,7 @@ def event_items(
 ) -> Items:
     """The events' operations.
 
-    ids: as `event_ids.ulids` gives them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null where there is
+    ids: as `event_ids.ulids` returns them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null where there is
     to be no operation.
     """
     joined = [

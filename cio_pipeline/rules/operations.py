@@ -48,7 +48,7 @@ REJECTS = pa.schema(
 )
 
 CHUNK = 20_000
-"""How many events are worked on at once, since their JSON is then in memory several times."""
+"""The number of events that are processed at once, since their JSON is then in memory several times."""
 
 
 class DerivedTables(NamedTuple):

@@ -12,7 +12,7 @@ from cio_pipeline.rules.consent import AllowConsent
 class Options:
     """The settings of the rules, with their documented defaults.
 
-    CIO_ATTRIBUTES_FROM is not among them. The extraction applies it: `person_properties` is kept only where it is to be used
+    CIO_ATTRIBUTES_FROM is not among them. The extraction applies it: `person_properties` is kept only if it is to be used
     instead of `$set`.
     """
 

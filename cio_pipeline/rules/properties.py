@@ -1,4 +1,4 @@
-"""What the rules need from an event's JSON. It is parsed once, when the event is extracted.
+"""Reads what the rules need from an event's JSON, once, when the event is extracted.
 
 Most JSON is only scanned: msgspec finds the members that matter, and validates the rest without building values, in a sixth of
 the time. JSON that msgspec might read differently from orjson is parsed in full, with the same result.
@@ -43,7 +43,7 @@ OVERRIDE = '(?i:"(?:recipient|from_address|reply_to)")'
 NEEDS_PARSING = "|".join((SPACE, NUMBER, ESCAPE, OVERRIDE))
 
 CHUNK = 20_000
-"""How many events' JSON is taken out of Arrow at once."""
+"""The number of events whose JSON is taken out of Arrow at once."""
 
 ABSENT = msgspec.Raw()
 COMMA = ord(",")
@@ -128,5 +128,5 @@ def without_members(content: bytes, members: Members) -> bytes | None:
 
 
 def value_of(member: msgspec.Raw) -> Any:
-    """The value of a member, None where it is absent."""
+    """Returns the value of a member, None if it is absent."""
     return None if member is ABSENT else orjson.loads(bytes(member))

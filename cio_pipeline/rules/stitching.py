@@ -31,9 +31,9 @@ def merges(events: pd.DataFrame) -> pd.DataFrame:
 def merge_windows(
     today: pd.DataFrame, earlier: pd.DataFrame, identified_before: set[str], identified_today: pd.DataFrame, options: Options
 ) -> pd.DataFrame:
-    """Which events each of the day's merges may take.
+    """Returns which events each of the day's merges may take.
 
-    today: the day's merges, as `classify` gives them; earlier: those of the days before (`MERGE_COLUMNS`); identified_before:
+    today: the day's merges, as `classify` returns them; earlier: those of the days before (`MERGE_COLUMNS`); identified_before:
     the anonymous ids that were identified themselves before the day; identified_today: each distinct_id's first `$identify` of
     the day (`ORDER`). Returns a row for each merge that may take events, with `since`, the earliest time it may take, and the
     position of the previous merge, after which it takes (timestamp_before, uuid_before, event_before, distinct_id_before; null

@@ -1,6 +1,6 @@
 """`make demo`: three days of a generated product, from the local PostHog to the local Customer.io, through Dagster.
 
-Only identified people are sent, and what they did anonymously in the week before comes with them (R5, R16).
+Only identified people are sent, with what they did anonymously in the week before (R5, R16).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ DAYS = ("2026-03-01", "2026-03-02", "2026-03-03")
 
 
 def demo(folder: Path | None = None) -> int:
-    """Runs the days, runs them again, adds ten late events, and prints what Customer.io holds; gives the exit status.
+    """Runs the days, runs them again, adds ten late events, and prints the content of Customer.io. Returns the exit status.
 
-    The folder, which is made anew, has all that the demo writes. Raises `SettingsError` if it cannot be made, and
-    `KeyboardInterrupt` on Ctrl-C or SIGTERM, when the services have ended.
+    Everything is written to the folder, which is emptied first. Raises `SettingsError` if that fails, and `KeyboardInterrupt`
+    on Ctrl-C or SIGTERM, once the services have ended.
     """
     interruptible()
     folder = folder or sandbox_folder("demo")
@@ -36,7 +36,7 @@ def demo(folder: Path | None = None) -> int:
         print(
             f"A local PostHog ({services.posthog}) and a local Customer.io ({services.customerio}) are running. Three days of"
         )
-        print("events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.")
+        print("events go from one to the other, and nothing goes anywhere else: neither .env nor your settings are read.")
         print("Anonymous visits are held back, and sent once their person is identified:\n", flush=True)
         if not _run(folder, environment):
             return 1
@@ -53,7 +53,7 @@ def demo(folder: Path | None = None) -> int:
 
 
 def _run(folder: Path, environment: dict[str, str], first: str = DAYS[0], last: str = DAYS[-1]) -> bool:
-    """Runs the days in a session of their own, so that Ctrl-C reaches only us."""
+    """Runs the days in a session of their own, so that Ctrl-C reaches only this process."""
     command = [sys.executable, "-m", "cio_pipeline", "run", "--from", first, "--to", last]
     child = subprocess.Popen(command, cwd=folder, env=environment, text=True, start_new_session=True)  # noqa: S603
     try:
@@ -63,7 +63,7 @@ def _run(folder: Path, environment: dict[str, str], first: str = DAYS[0], last: 
 
 
 def _add_late_events(services: Sandbox) -> None:
-    """Events of the ten people who were identified first."""
+    """Adds an event for each of the ten people who were identified first."""
     identified = [
         (event["timestamp"], person["identifiers"]["id"])
         for person in _people(services)
@@ -91,12 +91,14 @@ def _people(services: Sandbox) -> list[dict[str, Any]]:
 
 
 def _print_tables(folder: Path) -> None:
-    """How many rows each day's tables have, and how many of the events were anonymous when they happened (R16)."""
+    """Prints the number of rows in each day's tables, and of events that were anonymous when they happened (R16)."""
     tables = Tables(str(folder))
     print("\nday          extracted   customers   events to send   stitched   rejects")
     for day in DAYS:
         rows = {name: tables.version(name, day).rows for name in ("posthog_events", "customers", "events", "rejects")}
-        raw = pd.concat([events[["uuid", "distinct_id"]] for one in DAYS for events in tables.read("posthog_events", one)])
+        raw = pd.concat(
+            [events[["uuid", "distinct_id"]] for any_day in DAYS for events in tables.read("posthog_events", any_day)]
+        )
         sent = pd.concat([events[["uuid", "key"]] for events in tables.read("events", day)]).merge(raw, on="uuid")
         stitched = int((sent["key"] != "id:" + sent["distinct_id"]).sum())
         print(
@@ -107,11 +109,9 @@ def _print_tables(folder: Path) -> None:
 
 def _print_people(services: Sandbox, folder: Path) -> None:
     people = _people(services)
-    taken = local().get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
+    requests = local().get(f"{services.customerio}/sandbox/requests", timeout=30).json()["requests"]
     events = sum(len(person["events"]) for person in people)
-    print(
-        f"\nCustomer.io now holds {len(people):,} people and {events:,} events, brought by {taken} requests. Three of them:\n"
-    )
+    print(f"\nCustomer.io now holds {len(people):,} people and {events:,} events, from {requests} requests. Three of them:\n")
     for person in sorted(people, key=lambda person: -len(person["attributes"]))[:3]:
         shown = {name: person["attributes"].get(name) for name in ("email", "name", "plan", "created_at")}
         print(f"  {person['identifiers'].get('id')}: {shown}, {len(person['events'])} events")

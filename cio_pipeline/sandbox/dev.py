@@ -14,9 +14,9 @@ DAYS = 10
 
 
 def dev(folder: Path | None = None, days: int = DAYS, **settings: str) -> int:
-    """Runs both services and `dagster dev` on the last days; ends all of them on Ctrl-C or SIGTERM.
+    """Runs both services and `dagster dev` with the last days, until Ctrl-C or SIGTERM.
 
-    The folder, which is made anew, has all that they write; the settings are the sandbox's and those given.
+    Everything is written to the folder, which is emptied first. settings: in addition to the sandbox's own.
     """
     interruptible()
     folder = folder or sandbox_folder("dev")
@@ -29,8 +29,8 @@ def dev(folder: Path | None = None, days: int = DAYS, **settings: str) -> int:
         with sandbox(start, days) as services:
             print(
                 f"PostHog:     {services.posthog}\nPeople page: {services.customerio}, the local Customer.io\n"
-                "Events go from one to the other, and nothing goes elsewhere: neither .env nor your settings are read.\n"
-                f"What they write is in {folder}, which is emptied at each start. Dagster is starting ...",
+                "Events go from one to the other, and nothing goes anywhere else: neither .env nor your settings are read.\n"
+                f"Everything is written to {folder}, which is emptied at each start. Dagster is starting ...",
                 flush=True,
             )
             return dagster_dev(home, services.environment(folder, start, DAGSTER_HOME=str(home), **settings))

@@ -1,7 +1,7 @@
-"""The sandbox as processes: a local PostHog and a local Customer.io, started and ended together.
+"""Starts and ends the sandbox's processes: a local PostHog and a local Customer.io.
 
-Nothing of it knows the caller's settings, proxies or credentials: each process has an environment made from nothing, and a
-working directory without a `.env`, which Dagster would read.
+None of them knows the caller's settings, proxies or credentials: each has a new environment, and a working directory without a
+`.env`, which Dagster would read.
 """
 
 from __future__ import annotations
@@ -25,36 +25,36 @@ from cio_pipeline.settings.envfile import SettingsError
 from cio_pipeline.settings.places import PROJECT, base_folder, is_loopback
 
 GRACE_SECONDS = 10
-KEPT = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
-"""What a process needs of the caller's environment to run at all."""
+INHERITED = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
+"""The variables that a process needs from the caller's environment to run at all."""
 
 
 def sandbox_folder(name: str) -> Path:
-    """`data/demo` and the like in a checkout. Elsewhere a folder of a name that is surely ours, for it is made anew."""
+    """Returns `data/{name}` in a checkout. Elsewhere, the name says whose folder it is, as it is emptied at each start."""
     base = base_folder()
     return base / "data" / name if base == PROJECT else base / f"cio_pipeline_{name}"
 
 
 def empty_folder(folder: Path) -> None:
-    """Makes the folder anew. Raises `SettingsError` if that cannot be done."""
+    """Empties the folder, or creates it. Raises `SettingsError` if that fails."""
     try:
         with suppress(FileNotFoundError):
             shutil.rmtree(folder)
         folder.mkdir(parents=True)
     except OSError as error:
         raise SettingsError(
-            f"The sandbox's folder {folder} cannot be made anew ({error.strerror}): run this in a checkout of your own."
+            f"The sandbox's folder {folder} cannot be emptied ({error.strerror}): run this in a checkout of your own."
         ) from None
 
 
 def bare_environment(home: Path) -> dict[str, str]:
-    """An environment made from nothing, with its home folder, and so its `.netrc`, in `home`."""
-    kept = {name: os.environ[name] for name in KEPT if name in os.environ}
-    return {**kept, "HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    """Returns a new environment whose home folder, where a `.netrc` would be, is `home`."""
+    inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
+    return {**inherited, "HOME": str(home), "PYTHONPATH": str(PROJECT)}
 
 
 def local() -> requests.Session:
-    """A session that asks this machine, whatever proxy or `.netrc` the caller has."""
+    """Returns a session for requests to this machine, which ignores the caller's proxy and `.netrc`."""
     session = requests.Session()
     session.trust_env = False
     return session
@@ -62,13 +62,13 @@ def local() -> requests.Session:
 
 @dataclass(frozen=True)
 class Sandbox:
-    """Where the two services listen."""
+    """The URLs of the two services."""
 
     posthog: str
     customerio: str
 
     def environment(self, data_dir: Path, start: date, **settings: str) -> dict[str, str]:
-        """An environment made from nothing, with settings that name the sandbox, and no other settings than those given.
+        """Returns a new environment with the sandbox's settings, and the given ones.
 
         Raises `SettingsError` if a service is not on this machine.
         """
@@ -90,7 +90,7 @@ class Sandbox:
 
 @contextmanager
 def sandbox(start: date, days: int) -> Iterator[Sandbox]:
-    """Both services, with generated PostHog events of so many days, until the block ends.
+    """Runs both services until the block ends; PostHog has generated events of so many days.
 
     Raises `SettingsError` if the libraries that only they need are not installed.
     """
@@ -106,7 +106,7 @@ def sandbox(start: date, days: int) -> Iterator[Sandbox]:
 
 @contextmanager
 def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
-    """A Python module as a process of its own session, so that Ctrl-C reaches only us, ended with the block."""
+    """Runs a Python module until the block ends, in a session of its own, so that Ctrl-C reaches only this process."""
     command = [sys.executable, "-m", module, *arguments]
     with tempfile.TemporaryDirectory(prefix="cio_pipeline_sandbox_") as folder:
         child = subprocess.Popen(  # noqa: S603
@@ -119,17 +119,17 @@ def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
 
 
 def end(child: subprocess.Popen[str]) -> None:
-    """Asks a process of its own session to end, and sees that it does, and all that it has started."""
+    """Ends a process that has a session of its own, and all processes that it has started."""
     child.terminate()
     with suppress(subprocess.TimeoutExpired):
         child.wait(GRACE_SECONDS)
-    with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group that is gone
+    with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter if the group has ended
         os.killpg(child.pid, signal.SIGKILL)
     child.wait()
 
 
 def _address(child: subprocess.Popen[str]) -> str:
-    """The URL at the end of the line that the service prints when it listens."""
+    """The URL at the end of the line that a service prints when it is ready."""
     line = child.stdout.readline() if child.stdout else ""
     if "http://" not in line:
         raise RuntimeError(f"A sandbox process did not start: {child.args!r}")

@@ -1,4 +1,4 @@
-"""`make screenshots`: the picture of a receipt in the README, as Dagster's UI shows it after `make demo`."""
+"""`make screenshots`: takes the README's picture of a receipt in Dagster's UI after `make demo`."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from cio_pipeline.sandbox.demo import DAYS, demo
 from cio_pipeline.sandbox.processes import bare_environment, end, local, sandbox_folder
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML
 
-DAY_CHART = PROJECT / "docs" / "img" / "receipt.png"
-SHOWN = DAY_CHART.with_suffix(".txt")
-"""The entries of the receipt in the picture: a test compares them with a receipt's, and so tells when the picture is old."""
+RECEIPT_IMAGE = PROJECT / "docs" / "img" / "receipt.png"
+ENTRIES = RECEIPT_IMAGE.with_suffix(".txt")
+"""The names of the entries in the picture. A test compares them with a receipt's, so that the picture is kept current."""
 
-RECEIPT = """{ assetNodeOrError(assetKey: {path: ["cio", "customerio_delivery"]}) {
+QUERY = """{ assetNodeOrError(assetKey: {path: ["cio", "customerio_delivery"]}) {
   ... on AssetNode { assetMaterializations(limit: 1) { metadataEntries { label } } } } }"""
 START_SECONDS = 180
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 
 
 def screenshots() -> int:
-    """Runs the demo and takes the picture of its late events' receipt in Dagster's UI with Chromium; gives the exit status."""
+    """Runs the demo and takes the picture of the receipt for its late events with Chromium. Returns the exit status."""
     browser = next(filter(None, map(shutil.which, BROWSERS)), None)
     if browser is None:
-        sys.stderr.write("Chromium is needed to take the pictures.\n")
+        sys.stderr.write("Chromium is needed to take the picture.\n")
         return 1
     if demo():
         return 1
@@ -51,8 +51,8 @@ def screenshots() -> int:
     )
     try:
         _wait_for(address)
-        _take(browser, f"{address}/assets/cio/customerio_delivery?view=partitions&partition={DAYS[1]}")
-        SHOWN.write_text("".join(f"{name}\n" for name in _entries(address)))
+        _capture(browser, f"{address}/assets/cio/customerio_delivery?view=partitions&partition={DAYS[1]}")
+        ENTRIES.write_text("".join(f"{name}\n" for name in _entries(address)))
     finally:
         end(webserver)
     return 0
@@ -71,20 +71,20 @@ def _wait_for(address: str) -> None:
 
 
 def _entries(address: str) -> list[str]:
-    """The names of the entries of the last receipt."""
-    answer = local().post(f"{address}/graphql", json={"query": RECEIPT}, timeout=60).json()
+    """The names of the last receipt's entries."""
+    answer = local().post(f"{address}/graphql", json={"query": QUERY}, timeout=60).json()
     [receipt] = answer["data"]["assetNodeOrError"]["assetMaterializations"]
     return [entry["label"] for entry in receipt["metadataEntries"]]
 
 
-def _take(browser: str, url: str) -> None:
+def _capture(browser: str, url: str) -> None:
     with tempfile.TemporaryDirectory() as profile:
         options = ("--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--no-first-run")
         view = (f"--user-data-dir={profile}", "--window-size=1400,1400", "--virtual-time-budget=20000")
         subprocess.run(  # noqa: S603
-            [browser, *options, *view, f"--screenshot={DAY_CHART}", url], check=True, timeout=180, capture_output=True
+            [browser, *options, *view, f"--screenshot={RECEIPT_IMAGE}", url], check=True, timeout=180, capture_output=True
         )
-    print(f"{DAY_CHART} is new.")
+    print(f"Updated {RECEIPT_IMAGE}.")
 
 
 if __name__ == "__main__":

@@ -23,7 +23,7 @@ KEPT_REPLACED = timedelta(days=1)
 """How long a replaced version is kept, for runs that still read it."""
 
 KEPT_UNFINISHED = timedelta(days=7)
-"""How long a version that no `current.json` has named is kept: a run may still be writing it. Later, that run was killed."""
+"""How long a version that no `current.json` has named is kept. A run that has written for longer must have been killed."""
 
 TIME_FORMAT = "%Y%m%dT%H%M%S"
 

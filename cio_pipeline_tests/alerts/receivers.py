@@ -1,4 +1,4 @@
-"""A webhook and a mail server that keep what they are given."""
+"""A webhook and a mail server that record what they receive."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from typing import Any
 
 @dataclass
 class Webhook:
-    """What a URL was called with. `status` is its answer."""
+    """The requests that a webhook has received. status: its answer."""
 
     url: str = ""
     status: int = 200
@@ -29,7 +29,7 @@ class Webhook:
 
 @contextmanager
 def webhook() -> Iterator[Webhook]:
-    """A server on loopback; a GET is kept as None."""
+    """Runs a webhook on loopback; a GET is recorded as None."""
     kept = Webhook()
 
     class Handler(BaseHTTPRequestHandler):
@@ -58,7 +58,7 @@ def webhook() -> Iterator[Webhook]:
 
 
 class MailServer(socketserver.ThreadingTCPServer):
-    """Takes what it is told, and gives the answers; by TLS from the first byte, or with `starttls` from that command on."""
+    """Serves SMTP, with TLS from the first byte, or from STARTTLS on if `starttls`."""
 
     daemon_threads = True
 
@@ -112,7 +112,7 @@ class MailHandler(socketserver.StreamRequestHandler):
 def mail_server(
     answers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, *, starttls: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
-    """A mail server on loopback: its `host:port`, and the lines it was given. `answers`: to a command, if not yes."""
+    """Runs a mail server on loopback. Yields its `host:port`, and the lines it receives. answers: by command, if not a yes."""
     server = MailServer(answers or {}, tls, starttls=starttls)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:

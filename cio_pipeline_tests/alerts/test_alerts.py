@@ -1,4 +1,4 @@
-"""Which alerts are sent: each problem once, its end once, however the ticks divide the events."""
+"""Each problem is alerted once, and its end once, however the ticks divide the events."""
 
 from __future__ import annotations
 
@@ -56,13 +56,13 @@ def told(chunks: list[list[Event]]) -> list[Alert]:
 
 
 @given(streams, st.lists(st.integers(0, 40)))
-def test_it_does_not_matter_how_ticks_cut_the_events(stream: list[Event], cuts: list[int]) -> None:
+def test_alerts_do_not_depend_on_how_ticks_divide_the_events(stream: list[Event], cuts: list[int]) -> None:
     bounds = [0, *sorted(min(cut, len(stream)) for cut in cuts), len(stream)]
     assert told([stream[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]) == told([stream])
 
 
 @given(streams)
-def test_each_failed_run_is_told_once_and_nothing_is_over_that_was_not_told(stream: list[Event]) -> None:
+def test_each_failed_run_is_reported_once_and_only_reported_problems_end(stream: list[Event]) -> None:
     alerts = told([stream])
     failed = [event for event in stream if isinstance(event, RunFailed)]
     assert len([alert for alert in alerts if alert.kind == "run" and not alert.is_over]) == len(failed)
@@ -73,7 +73,7 @@ def test_each_failed_run_is_told_once_and_nothing_is_over_that_was_not_told(stre
 
 
 @given(streams)
-def test_checks_and_days_are_told_and_over_by_turns(stream: list[Event]) -> None:
+def test_checks_and_days_alternate_between_an_alert_and_its_end(stream: list[Event]) -> None:
     seen: dict[tuple[object, ...], bool] = {}
     for alert in told([stream]):
         if alert.kind != "run":
@@ -83,7 +83,7 @@ def test_checks_and_days_are_told_and_over_by_turns(stream: list[Event]) -> None
 
 
 @given(streams)
-def test_after_all_is_well_nothing_is_open(stream: list[Event]) -> None:
+def test_no_alert_is_open_once_all_problems_are_over(stream: list[Event]) -> None:
     last = float(len(stream))
     well: list[Event] = [Delivered(last, day) for day in DAYS]
     well += [RunSucceeded(last + 1, job) for job in ("customerio_sync", "redeliver_refused")]
@@ -109,7 +109,7 @@ def test_a_run_without_days_is_over_when_its_job_succeeds() -> None:
     ]
 
 
-def test_only_so_many_alerts_are_kept_open() -> None:
+def test_only_the_newest_alerts_are_kept_open() -> None:
     many: list[Event] = [RunFailed(at, "", str(at), "customerio_sync", (), (), "") for at in range(MAX_OPEN + 5)]
     alerts, open_alerts = alerts_of(many, {})
     assert len(alerts) == MAX_OPEN + 5

@@ -1,4 +1,4 @@
-"""An alert on its way: Slack's format, JSON, an email; a heartbeat; and what is said of a place that does not take it."""
+"""Alerts in Slack's format, as JSON and by email, the heartbeat, and the errors of receivers that do not accept them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ def send() -> None:
     one(ALERT)
 
 
-def test_slack_gets_its_escapes_and_a_link(hook: Webhook) -> None:
+def test_slack_gets_escaped_text_and_a_link(hook: Webhook) -> None:
     send()
     link = "<https://dagster.example.com/ui/runs/1?a&amp;b|Open in Dagster>"
     assert hook.got == [{"text": f"A &amp; B &lt;failed&gt; of 2026-03-02. {link}"}]
 
 
-def test_without_the_uis_address_there_is_no_link(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_address_of_the_ui_there_is_no_link(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CIO_DAGSTER_URL")
     send()
     assert hook.got == [{"text": "A &amp; B &lt;failed&gt; of 2026-03-02."}]
@@ -62,21 +62,21 @@ def test_json_has_the_parts(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("status", [302, 404, 429, 500])
-def test_another_answer_than_a_2xx_is_a_failure_that_shows_no_secret(hook: Webhook, status: int) -> None:
+def test_any_answer_other_than_a_2xx_is_a_failure_that_shows_no_secret(hook: Webhook, status: int) -> None:
     hook.status = status
     with pytest.raises(Unavailable) as failed:
         send()
     assert str(failed.value) == f"CIO_ALERT_WEBHOOK_URL (127.0.0.1) gave no usable answer in 1 try: it answered {status}."
 
 
-def test_a_webhook_that_is_not_there_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unreachable_webhook_is_reported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_ALERT_WEBHOOK_URL", "http://127.0.0.1:1/secret-token")
     with pytest.raises(Unavailable, match=r"^CIO_ALERT_WEBHOOK_URL \(127\.0\.0\.1\) could not be reached in 1 try") as failed:
         send()
     assert "secret" not in str(failed.value)
 
 
-def test_a_heartbeat_is_a_call(hook: Webhook) -> None:
+def test_a_heartbeat_is_a_get_request(hook: Webhook) -> None:
     call_heartbeat(hook.url)
     assert hook.got == [None]
     hook.status = 404
@@ -84,7 +84,7 @@ def test_a_heartbeat_is_a_call(hook: Webhook) -> None:
         call_heartbeat(hook.url)
 
 
-def test_an_email_goes_to_each_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_email_goes_to_each_address_with_the_link(monkeypatch: pytest.MonkeyPatch) -> None:
     with mail_server() as (host, lines):
         monkeypatch.setenv("CIO_SMTP_URL", f"smtp://{host}")
         monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com, b@example.com")
@@ -105,7 +105,7 @@ def test_an_email_goes_to_each_with_the_link(monkeypatch: pytest.MonkeyPatch) ->
         ({"DATA": "552 full"}, "it answered 552."),
     ],
 )
-def test_what_the_mail_server_refuses_is_said_without_the_login(
+def test_a_mail_servers_refusal_is_reported_without_the_login(
     monkeypatch: pytest.MonkeyPatch, answers: dict[str, str], sentence: str
 ) -> None:
     with mail_server(answers) as (host, _):
@@ -113,10 +113,10 @@ def test_what_the_mail_server_refuses_is_said_without_the_login(
         monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
         with pytest.raises(NotSent) as failed:
             send()
-    assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not take an email: {sentence}"
+    assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not accept an email: {sentence}"
 
 
-def test_a_public_mail_server_without_tls_is_sent_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_nothing_is_sent_to_a_public_mail_server_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.alerts.send.is_private", lambda host: False)
     with mail_server() as (host, lines):
         monkeypatch.setenv("CIO_SMTP_URL", f"smtp://user:secret@{host}")
@@ -128,7 +128,7 @@ def test_a_public_mail_server_without_tls_is_sent_nothing(monkeypatch: pytest.Mo
 
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A PEM file with the key and the certificate that it has signed for 127.0.0.1."""
+    """A PEM file with a key and a self-signed certificate for 127.0.0.1."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([])
     alternative = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
     now = datetime.now(UTC)
@@ -143,7 +143,7 @@ def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize(("scheme", "starttls"), [("smtp", True), ("smtps", False)])
-def test_an_email_goes_by_tls_to_a_server_whose_certificate_is_trusted_and_to_no_other(
+def test_an_email_goes_by_tls_only_to_a_server_with_a_trusted_certificate(
     certificate: Path, monkeypatch: pytest.MonkeyPatch, scheme: str, *, starttls: bool
 ) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -151,7 +151,7 @@ def test_an_email_goes_by_tls_to_a_server_whose_certificate_is_trusted_and_to_no
     with mail_server(tls=context, starttls=starttls) as (host, lines):
         monkeypatch.setenv("CIO_SMTP_URL", f"{scheme}://user:secret@{host}")
         monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com")
-        with pytest.raises(NotSent, match="did not take an email: SSLCertVerificationError"):
+        with pytest.raises(NotSent, match="did not accept an email: SSLCertVerificationError"):
             send()
         assert not any(line.upper().startswith(("AUTH", "MAIL")) for line in lines)
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate))

@@ -121,7 +121,7 @@ def test_a_sandbox_where_nothing_can_be_written_says_so_in_one_sentence(
     monkeypatch.setattr(sandbox, "__defaults__", (tmp_path / "data" / command, *sandbox.__defaults__[1:]))
     assert main([command]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"The sandbox's folder \S+ cannot be made anew \(Not a directory\): .+ of your own\.\n", said)
+    assert re.fullmatch(r"The sandbox's folder \S+ cannot be emptied \(Not a directory\): .+ of your own\.\n", said)
 
 
 def test_the_sandbox_is_started_without_pythons_own_settings_of_the_caller() -> None:

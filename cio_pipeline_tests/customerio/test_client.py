@@ -76,9 +76,9 @@ def test_what_is_not_the_track_api_is_tried_again_and_is_no_refusal_and_no_ackno
     answering(monkeypatch, status, body)
     path = r"\(status \d+ for /api/v2/batch\)"
     said = rf"^Customer\.io \(track\.customer\.io\) gave no usable .* in 9 tries: .* {path}: is CUSTOMERIO_\w+ right\?$"
-    with pytest.raises(http.Unusable, match=said):
+    with pytest.raises(http.UnusableAnswer, match=said):
         client("https://track.customer.io").batch([b"{}"])
-    with pytest.raises(http.Unusable) as wrong:
+    with pytest.raises(http.UnusableAnswer) as wrong:
         client("https://track.customer.io").event("someone@example.com", b"{}")
     assert "someone" not in str(wrong.value)
 

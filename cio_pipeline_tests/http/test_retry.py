@@ -1,4 +1,4 @@
-"""Requests end in time and in words: whatever answers, or does not, and without a key, a URL or netrc's credentials."""
+"""Whatever a server answers, a request ends in time, and its error is a sentence without keys, URLs or credentials."""
 
 from __future__ import annotations
 
@@ -24,38 +24,44 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.http import body as http_body
 from cio_pipeline.http import retry as http
-from cio_pipeline.http.errors import Fault, fault_of
+from cio_pipeline.http.errors import Problem, problem_of
 from cio_pipeline_tests import raw_server
 
 SECRET = "s3cret"
 
 
-def ask(url: str, session: requests.Session | http.FewUrls | None = None, tries: int = 2, **how: Any) -> requests.Response:
-    how = {"pause": lambda *_: None, "timeout": (5, 5), "retried": {503}, "data": None, **how}
-    return http.send(session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", tries=tries, **how)
+def ask(
+    url: str, session: requests.Session | http.PreparedSession | None = None, tries: int = 2, **how: Any
+) -> requests.Response:
+    retry = http.RetryPolicy(tries, {503}, problem_in=how.pop("problem_in", lambda _: None), pause=lambda *_: None)
+    limits = http.Limits(timeout=(5, 5), **{name: how.pop(name) for name in ("seconds", "max_bytes") if name in how})
+    how = {"data": None, **how}
+    return http.send(
+        session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", retry=retry, limits=limits, **how
+    )
 
 
-def few_urls(url: str) -> http.FewUrls:
-    return http.FewUrls(http.new_session(url=url))
+def prepared(url: str) -> http.PreparedSession:
+    return http.PreparedSession(http.new_session(url=url))
 
 
 def any_session(url: str) -> requests.Session:
     return http.new_session()
 
 
-SESSIONS = pytest.mark.parametrize("session_for", [any_session, few_urls])
+SESSIONS = pytest.mark.parametrize("session_for", [any_session, prepared])
 
 
-def said_of(url: str, **how: Any) -> str:
-    """The sentence, after a look at all that led to the error."""
+def error_of(url: str, **how: Any) -> str:
+    """The error's message. Neither it nor its causes may contain the secret."""
     with pytest.raises(http.Unavailable) as failed:
         ask(url, **how)
-    assert SECRET not in everything_of(failed.value)
+    assert SECRET not in with_causes(failed.value)
     return str(failed.value)
 
 
-def everything_of(error: BaseException | None) -> str:
-    return "" if error is None else f"{error!r}{everything_of(error.__cause__)}{everything_of(error.__context__)}"
+def with_causes(error: BaseException | None) -> str:
+    return "" if error is None else f"{error!r}{with_causes(error.__cause__)}{with_causes(error.__context__)}"
 
 
 def drip(before: bytes, drop: bytes) -> raw_server.Answer:
@@ -79,11 +85,11 @@ def drip(before: bytes, drop: bytes) -> raw_server.Answer:
         drip(b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
     ],
 )
-def test_an_answer_a_byte_at_a_time_ends_in_time(answer: raw_server.Answer) -> None:
+def test_an_answer_that_comes_byte_by_byte_is_given_up_in_time(answer: raw_server.Answer) -> None:
     with raw_server.serve(answer) as url:
         started = time.monotonic()
-        assert "Customer.io (127.0.0.1) could not be reached in 2 tries" in said_of(url, seconds=0.3)
-        assert time.monotonic() - started < 5
+        assert "Customer.io (127.0.0.1) could not be reached in 2 tries" in error_of(url, seconds=0.3)
+        assert time.monotonic() - started < 30
 
 
 def endless(head: bytes, block: bytes) -> raw_server.Answer:
@@ -103,30 +109,33 @@ def endless(head: bytes, block: bytes) -> raw_server.Answer:
         b"HTTP/1.0 302 Found\r\nLocation: /\r\n\r\n",
     ],
 )
-def test_an_answer_without_an_end_is_left_at_its_limit(head: bytes) -> None:
-    with raw_server.serve(endless(head, b"x" * 65536)) as url, pytest.raises(http.TooLong, match="is over 1,000,000 bytes"):
+def test_an_endless_answer_is_given_up_at_the_limit(head: bytes) -> None:
+    with (
+        raw_server.serve(endless(head, b"x" * 65536)) as url,
+        pytest.raises(http.AnswerTooLong, match="is over 1,000,000 bytes"),
+    ):
         ask(url, max_bytes=1_000_000)
 
 
-def test_an_answer_that_unpacks_to_very_much_is_left_at_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_given_up_at_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     given: list[int] = []
-    unpacked = http_body.unpacked
+    decompressed = http_body.decompressed
 
     def noted(*of: Any) -> Any:
-        for block in unpacked(*of):
+        for block in decompressed(*of):
             given.append(len(block))
             yield block
 
-    monkeypatch.setattr(http_body, "unpacked", noted)
+    monkeypatch.setattr(http_body, "decompressed", noted)
     bomb = gzip.compress(bytes(200_000_000), 9)
     answer = raw_server.http(bomb, "200 OK", "Content-Encoding: gzip")
-    with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.TooLong):
+    with raw_server.serve(lambda connection, _: connection.sendall(answer)) as url, pytest.raises(http.AnswerTooLong):
         ask(url, max_bytes=1_000_000)
     assert sum(given) < 1_200_000
 
 
 @pytest.mark.parametrize("pack", [gzip.compress, zlib.compress, lambda text: gzip.compress(text[:9]) + gzip.compress(text[9:])])
-def test_a_packed_answer_is_unpacked(pack: Any) -> None:
+def test_a_compressed_answer_is_decompressed(pack: Any) -> None:
     text = b"some text, and more of it" * 10_000
     name = "deflate" if pack is zlib.compress else "gzip"
     answer = raw_server.http(pack(text), "200 OK", f"Content-Encoding: {name}")
@@ -147,16 +156,16 @@ def test_a_packed_answer_is_unpacked(pack: Any) -> None:
         (b"{}", "Content-Length: 20"),
     ],
 )
-def test_an_answer_that_is_not_whole_is_asked_for_again(body: bytes, header: str) -> None:
+def test_an_incomplete_answer_is_requested_again(body: bytes, header: str) -> None:
     answers = [raw_server.http(body, "200 OK", header).replace(b"Content-Length: 2\r\n", b"", 1), raw_server.http(b"whole")]
     with raw_server.serve(lambda connection, _: connection.sendall(answers.pop(0))) as url:
         assert ask(url).content == b"whole"
 
 
-def test_a_fault_in_an_answer_is_tried_again_and_then_said() -> None:
+def test_an_answer_with_a_problem_is_retried_and_then_reported() -> None:
     server = raw_server.serve(lambda connection, _: connection.sendall(raw_server.http()))
-    with server as url, pytest.raises(http.Unusable) as failed:
-        ask(url, fault_in=lambda response: Fault(f"it answered {response.text}"))
+    with server as url, pytest.raises(http.UnusableAnswer) as failed:
+        ask(url, problem_in=lambda response: Problem(f"it answered {response.text}"))
     assert str(failed.value) == "Customer.io (127.0.0.1) gave no usable answer in 2 tries: it answered {}."
 
 
@@ -188,11 +197,11 @@ SKEWED = "Thu, 01 Jan 2015 00:00:00 GMT"
         ("Fri, 99 Dec 2026 99:59:59 GMT", None),
     ],
 )
-def test_the_wait_that_is_asked_for_is_read_by_the_answers_own_clock_and_bounded(given: str, seconds: float | None) -> None:
+def test_retry_after_is_relative_to_the_answers_own_clock_and_bounded(given: str, seconds: float | None) -> None:
     assert http._retry_after({"Retry-After": given, "Date": SKEWED}) == seconds
 
 
-def test_without_a_date_the_wait_is_by_our_clock() -> None:
+def test_without_a_date_header_retry_after_is_relative_to_our_clock() -> None:
     for date in ({}, {"Date": "yesterday"}):
         asked = http._retry_after({"Retry-After": formatdate(time.time() + 100, usegmt=True), **date})
         assert asked is not None
@@ -200,9 +209,9 @@ def test_without_a_date_the_wait_is_by_our_clock() -> None:
 
 
 @SESSIONS
-def test_a_host_that_no_name_server_knows_is_said_after_three_tries(session_for: Any) -> None:
+def test_an_unknown_host_is_reported_after_three_tries(session_for: Any) -> None:
     url = f"https://{SECRET}@nowhere.invalid/?token={SECRET}"
-    said = said_of(url, session=session_for(url), tries=9)
+    said = error_of(url, session=session_for(url), tries=9)
     assert said == (
         "Customer.io (nowhere.invalid) could not be reached in 3 tries:"
         " no name server knows that host: is CUSTOMERIO_TRACKING_ENDPOINT right?"
@@ -210,17 +219,17 @@ def test_a_host_that_no_name_server_knows_is_said_after_three_tries(session_for:
 
 
 @SESSIONS
-def test_a_refused_connection_is_said_in_words(session_for: Any) -> None:
+def test_a_refused_connection_is_explained(session_for: Any) -> None:
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{unused.getsockname()[1]}/{SECRET}"
-        assert "in 5 tries: it refused the connection: is CUSTOMERIO_TRACKING_ENDPOINT right" in said_of(
+        assert "in 5 tries: it refused the connection: is CUSTOMERIO_TRACKING_ENDPOINT right" in error_of(
             url, session=session_for(url), tries=9
         )
 
 
 def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
-    """A server's side of TLS with a certificate that nobody has signed, in `ca.pem`."""
+    """A TLS server context with a self-signed certificate, which is in `ca.pem`."""
     key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, host)])
     made = (
         x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number(), datetime(2020, 1, 1), until)
@@ -238,13 +247,13 @@ def certificate(folder: Path, host: str, until: datetime) -> ssl.SSLContext:
 @pytest.mark.parametrize(
     ("is_trusted", "host", "until", "said"),
     [
-        (False, "localhost", datetime(2100, 1, 1), "is of an issuer that is not trusted here"),
-        (True, "elsewhere.example.com", datetime(2100, 1, 1), "is of another host"),
-        (True, "localhost", datetime(2021, 1, 1), "has run out"),
+        (False, "localhost", datetime(2100, 1, 1), "is from an issuer that is not trusted here"),
+        (True, "elsewhere.example.com", datetime(2100, 1, 1), "is for another host"),
+        (True, "localhost", datetime(2021, 1, 1), "has expired"),
         (True, "localhost", datetime(2100, 1, 1), None),
     ],
 )
-def test_a_certificate_is_said_at_once_and_an_own_ca_is_trusted(
+def test_a_bad_certificate_is_reported_at_once_and_a_private_ca_is_trusted(
     monkeypatch: pytest.MonkeyPatch,
     tmp_path: Path,
     session_for: Any,
@@ -261,23 +270,23 @@ def test_a_certificate_is_said_at_once_and_an_own_ca_is_trusted(
         if said is None:
             assert ask(url, session_for(url)).content == b"{}"
         else:
-            sentence = said_of(url, session=session_for(url), tries=9)
+            sentence = error_of(url, session=session_for(url), tries=9)
             assert f"in 1 try: its certificate {said}: is CUSTOMERIO_TRACKING_ENDPOINT right?" in sentence
 
 
 @SESSIONS
-def test_a_ca_bundle_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_for: Any) -> None:
+def test_a_missing_ca_bundle_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, session_for: Any) -> None:
     (tmp_path / "empty.pem").write_text("no certificate")
     with raw_server.serve(lambda connection, _: None) as url:
         for name in ("nowhere.pem", "empty.pem"):
             monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(tmp_path / name))
             secure = url.replace("http:", "https:")
-            said = said_of(secure, session=session_for(secure), tries=9)
-            assert "in 1 try: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE names no file" in said
+            said = error_of(secure, session=session_for(secure), tries=9)
+            assert "in 1 try: REQUESTS_CA_BUNDLE or CURL_CA_BUNDLE does not name a readable file" in said
 
 
 @SESSIONS
-def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pytest.MonkeyPatch, session_for: Any) -> None:
+def test_the_environments_proxy_is_used_and_its_refusal_is_reported(monkeypatch: pytest.MonkeyPatch, session_for: Any) -> None:
     asked: list[bytes] = []
 
     def answer(connection: socket.socket, request: bytes) -> None:
@@ -287,12 +296,14 @@ def test_the_environments_proxy_is_used_and_its_refusal_is_said(monkeypatch: pyt
     with raw_server.serve(answer) as url:
         monkeypatch.setenv("HTTPS_PROXY", url.replace("//", f"//user:{SECRET}@"))
         track = "https://track.customer.io"
-        assert "in 3 tries: the proxy that HTTPS_PROXY" in said_of(track, session=session_for(track), tries=9)
+        assert "in 3 tries: the proxy in HTTPS_PROXY" in error_of(track, session=session_for(track), tries=9)
     assert asked[0].startswith(b"CONNECT track.customer.io:443")
 
 
 @pytest.mark.parametrize("is_by_a_proxy", [False, True])
-def test_a_few_urls_are_asked_as_by_a_session_but_without_cookies(monkeypatch: pytest.MonkeyPatch, is_by_a_proxy: bool) -> None:
+def test_a_prepared_session_sends_what_a_session_sends_but_without_cookies(
+    monkeypatch: pytest.MonkeyPatch, is_by_a_proxy: bool
+) -> None:
     asked: list[list[bytes]] = []
 
     def answer(connection: socket.socket, request: bytes) -> None:
@@ -307,29 +318,31 @@ def test_a_few_urls_are_asked_as_by_a_session_but_without_cookies(monkeypatch: p
             monkeypatch.setenv("NO_PROXY", "")
             url = "http://track.customer.io"
         auth = HTTPBasicAuth("site", "key")
-        quick = http.FewUrls(http.new_session(auth, url))
+        prepared_session = http.PreparedSession(http.new_session(auth, url))
         for method, path, body in (("POST", "/batch", b"{}"), ("GET", "/region", None), ("POST", "/a%7Eb/Z%C3%BC/", b"")):
             given: dict[str, Any] = {"method": method, "data": body, "headers": {"Content-Type": "application/json"}}
-            answers = [ask(url + path, one, **given) for one in (http.new_session(auth, url), quick, quick)]
+            answers = [
+                ask(url + path, one, **given) for one in (http.new_session(auth, url), prepared_session, prepared_session)
+            ]
             assert {(one.status_code, one.headers["x-kind"], one.content) for one in answers} == {(207, "odd", b"{}")}
             assert asked[0] == asked[1] == asked[2]
             asked.clear()
 
 
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\u201d", f"a\r\nb: {SECRET}"])
-def test_a_key_that_no_header_can_hold_is_never_quoted(key: str) -> None:
+def test_a_key_that_is_invalid_in_a_header_is_never_quoted(key: str) -> None:
     with raw_server.serve(lambda connection, _: connection.sendall(raw_server.http())) as url:
-        assert "in 1 try: the request could not be made" in said_of(url, session=http.new_session(http.Bearer(key)))
+        assert "in 1 try: the request could not be made" in error_of(url, session=http.new_session(http.Bearer(key)))
 
 
 @pytest.mark.parametrize(
     "url", ["https://[::1", "http://", f"http://a..b/{SECRET}", f"ftp://host/{SECRET}", f"https://{'a' * 70}.b/{SECRET}"]
 )
-def test_a_url_that_is_none_is_never_quoted(url: str) -> None:
-    assert "Customer.io" in said_of(url)
+def test_an_invalid_url_is_never_quoted(url: str) -> None:
+    assert "Customer.io" in error_of(url)
 
 
-def test_netrc_takes_over_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_credentials_never_come_from_netrc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     asked: list[str] = []
 
     def answer(connection: socket.socket, request: bytes) -> None:
@@ -352,5 +365,5 @@ def test_netrc_takes_over_no_credentials(monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert own == "Basic bWU6cEBzcw=="
 
 
-def test_what_is_not_known_is_said_by_its_kind_alone() -> None:
-    assert fault_of(ValueError(SECRET), "PostHog") == Fault("the request could not be made (ValueError)", 1)
+def test_an_unknown_exception_is_reported_only_by_its_class() -> None:
+    assert problem_of(ValueError(SECRET), "PostHog") == Problem("the request could not be made (ValueError)", 1)

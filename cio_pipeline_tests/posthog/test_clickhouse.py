@@ -55,7 +55,7 @@ FROM numbers(3 * {each})
 
 
 class ClickHouse:
-    """A database with the events, and the account of what was asked of it."""
+    """A database with the events, which records its queries."""
 
     def __init__(self, folder: Path) -> None:
         self._session = importlib.import_module("chdb.session").Session(str(folder))
@@ -137,7 +137,9 @@ def test_a_large_day_is_read_once_and_cheaply(source: type[QuerySource], clickho
 
 
 @pytest.mark.parametrize(("attributes_from", "share"), [("set", 0.0), ("person", 0.01), ("auto", 0.01)])
-def test_conditions_and_the_persons_properties_run_too(source: type[QuerySource], attributes_from: Any, share: float) -> None:
+def test_queries_with_conditions_and_person_properties_run_too(
+    source: type[QuerySource], attributes_from: Any, share: float
+) -> None:
     events = read(source("http://localhost", "1", "key", ("event 1", "it's"), attributes_from))
     others = events[events["event"] != "event 1"]
     assert len(events) > len(others)
@@ -145,12 +147,12 @@ def test_conditions_and_the_persons_properties_run_too(source: type[QuerySource]
     assert events["person_properties"].notna().all() == (attributes_from != "set")
 
 
-def test_full_slices_are_cut_and_still_add_up(source: type[QuerySource], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_slices_are_split_and_still_add_up(source: type[QuerySource], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.posthog.reading.MAX_ROWS", ROWS // 30)
     assert read(source("http://localhost", "1", "key", (), attributes_from="set"))["uuid"].nunique() == ROWS
 
 
-def test_history_runs_too(source: type[QuerySource], clickhouse: ClickHouse) -> None:
+def test_the_query_for_the_history_runs_too(source: type[QuerySource], clickhouse: ClickHouse) -> None:
     clickhouse.add("$identify", START - timedelta(days=400))
     found = source("http://localhost", "1", "key", (), attributes_from="person").history(START)
     assert found.expected == len(pd.concat(found.frames)) == 1

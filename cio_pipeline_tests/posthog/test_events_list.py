@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -20,9 +22,9 @@ from cio_pipeline.posthog.events_list import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, EventStream, NotExtracted, without_duplicates
 from cio_pipeline.rules.dropped_set import AttributesFrom
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.legacy import EventsList
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline.settings.settings import Settings
@@ -42,7 +44,7 @@ def stored(number: int, at: datetime, event: str = "order", **properties: Any) -
 
 
 def a_day(rows: int, ties: int, seed: int = 1) -> list[dict[str, Any]]:
-    """Events of the whole day, both ends of it and beyond, some of them of one moment."""
+    """Events of the whole day, at and just outside both of its ends, and `ties` events of a single moment."""
     rng = random.Random(seed)
     moments = [START + timedelta(microseconds=rng.randrange(86_400_000_000)) for _ in range(rows - ties - 2)]
     moments += [START + timedelta(hours=5)] * ties + [START, END - timedelta(microseconds=1)]
@@ -74,9 +76,17 @@ def read(found: EventStream) -> pd.DataFrame:
     return without_duplicates(rows)
 
 
+def test_listed_events_are_first_written_to_the_temporary_folder(
+    server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(FileNotFoundError, match="missing"):
+        source(server).events(START, END)
+
+
 @pytest.mark.parametrize("knows_order", [True, False], ids=["oldest-first", "newest-first"])
 @pytest.mark.parametrize(("max_rows", "rows", "ties"), [(100, 720, 60), (1000, 5200, 900), (50_000, 5200, 3000)])
-def test_every_event_of_a_day_once_whatever_the_page_size(
+def test_every_event_of_a_day_is_read_once_whatever_the_page_size(
     server: posthog.PostHog, project: Project, max_rows: int, rows: int, ties: int, knows_order: bool
 ) -> None:
     project.legacy = EventsList(max_rows, knows_order)
@@ -86,7 +96,7 @@ def test_every_event_of_a_day_once_whatever_the_page_size(
     assert (events["timestamp"].min(), events["timestamp"].max()) == (START, END - timedelta(microseconds=1))
 
 
-def test_random_days_of_many_ties(server: posthog.PostHog, project: Project) -> None:
+def test_random_days_with_many_simultaneous_events_are_read_once(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(100)
     rng = random.Random(7)
     moments = [START + timedelta(seconds=rng.randrange(40)) for _ in range(1500)]
@@ -95,14 +105,14 @@ def test_random_days_of_many_ties(server: posthog.PostHog, project: Project) -> 
 
 
 @pytest.mark.parametrize("rows", [0, 1, 99, 100, 101, 200])
-def test_days_that_end_with_a_page(server: posthog.PostHog, project: Project, rows: int) -> None:
+def test_days_that_end_with_a_full_page_are_complete(server: posthog.PostHog, project: Project, rows: int) -> None:
     project.legacy = EventsList(100)
     server.add(stored(number, START + timedelta(minutes=number)) for number in range(rows))
     assert len(read(source(server).events(START, END))) == rows
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_a_moment_that_fills_every_page_is_refused_by_its_time(
+def test_a_moment_that_fills_every_page_is_refused_with_its_time(
     server: posthog.PostHog, project: Project, knows_order: bool
 ) -> None:
     project.legacy = EventsList(100, knows_order)
@@ -112,7 +122,7 @@ def test_a_moment_that_fills_every_page_is_refused_by_its_time(
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
+def test_a_day_with_a_single_moment_is_requested_in_a_larger_page(
     server: posthog.PostHog, project: Project, knows_order: bool
 ) -> None:
     project.legacy = EventsList(50_000, knows_order)
@@ -120,7 +130,7 @@ def test_a_day_of_one_moment_is_asked_for_in_a_larger_page(
     assert len(read(source(server).events(START, END))) == 1200
 
 
-def test_a_second_moment_that_fills_a_page_is_no_end_either(server: posthog.PostHog, project: Project) -> None:
+def test_a_second_moment_that_fills_a_page_is_not_the_end_either(server: posthog.PostHog, project: Project) -> None:
     project.legacy = EventsList(50_000)
     moments = [START + timedelta(seconds=6 * number) for number in range(14_000)]
     moments += [START + timedelta(hours=hour) for hour in (1, 20) for _ in range(1200)]
@@ -140,14 +150,16 @@ def test_a_moment_that_fills_pages_of_any_size_is_refused(
         source(server).events(START, END)
 
 
-def test_a_last_moment_of_1000_is_whole_where_the_server_gave_more_at_once(server: posthog.PostHog, project: Project) -> None:
+def test_a_last_moment_with_1000_events_is_complete_if_the_server_returned_larger_pages(
+    server: posthog.PostHog, project: Project
+) -> None:
     project.legacy = EventsList(50_000)
     moments = [START] * 10 + [START + timedelta(hours=5)] * 1100 + [START + timedelta(hours=6)] * 1000
     server.add(stored(number, at) for number, at in enumerate(moments))
     assert len(read(source(server).events(START, END))) == 2110
 
 
-def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_is_given(
+def test_a_last_moment_that_fills_a_page_is_refused_even_without_a_next(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.legacy = EventsList(250)
@@ -161,7 +173,7 @@ def test_a_last_moment_that_fills_a_page_like_others_is_refused_though_no_next_i
 
 @pytest.mark.parametrize("edge", [START, END - timedelta(microseconds=1)], ids=["first", "last"])
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
+def test_a_first_or_last_moment_that_fills_pages_of_any_size_is_refused(
     server: posthog.PostHog, project: Project, edge: datetime, knows_order: bool
 ) -> None:
     project.legacy = EventsList(250, knows_order)
@@ -172,20 +184,20 @@ def test_the_days_first_or_last_moment_may_fill_pages_of_any_size_too(
 
 
 @pytest.mark.parametrize("rows", [1, 7, 99, 101, 1200])
-def test_a_day_of_one_moment_is_whole_when_nothing_is_found_around_it(server: posthog.PostHog, rows: int) -> None:
+def test_a_day_with_a_single_moment_is_complete_if_nothing_is_found_around_it(server: posthog.PostHog, rows: int) -> None:
     server.project.legacy = EventsList(50_000)
     server.add(stored(number, START + timedelta(hours=5)) for number in range(rows))
     assert len(read(source(server).events(START, END))) == rows
 
 
-def test_a_next_without_an_end_is_not_believed(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_next_that_never_ends_is_not_believed(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add(stored(number, START + timedelta(hours=5)) for number in range(2))
     page = EventsList.page
     monkeypatch.setattr(EventsList, "page", lambda *asked: {**page(*asked), "next": asked[2]})
     assert len(read(source(server).events(START, END))) == 2
 
 
-def test_a_day_that_comes_empty_is_asked_for_once_more(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_day_is_requested_again(server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch) -> None:
     server.add(stored(number, START + timedelta(hours=number)) for number in range(9))
     page, asked = EventsList.page, list[Any]()
 
@@ -197,7 +209,7 @@ def test_a_day_that_comes_empty_is_asked_for_once_more(server: posthog.PostHog, 
     assert len(read(source(server).events(START, END))) == 9
 
 
-def test_ties_may_come_in_another_order_each_time(
+def test_simultaneous_events_may_come_in_a_different_order_each_time(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     project.legacy = EventsList(50_000)
@@ -215,12 +227,12 @@ def test_ties_may_come_in_another_order_each_time(
     assert len(read(source(server).events(START, END))) == 3998
 
 
-def test_a_day_that_ends_with_as_many_ties_as_smaller_servers_give(server: posthog.PostHog) -> None:
+def test_a_day_may_end_with_as_many_simultaneous_events_as_smaller_servers_return(server: posthog.PostHog) -> None:
     server.add(stored(number, START + timedelta(seconds=min(number, 1100))) for number in range(1200))
     assert len(read(source(server).events(START, END))) == 1200
 
 
-def test_a_list_that_skips_the_moment_asked_from_is_refused(
+def test_a_list_that_skips_the_moment_it_should_begin_with_is_refused(
     server: posthog.PostHog, project: Project, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number, START + timedelta(seconds=number)) for number in range(1500))
@@ -237,7 +249,9 @@ def test_longer_windows_are_read_day_by_day(server: posthog.PostHog, project: Pr
 
 
 @pytest.mark.parametrize("knows_order", [True, False])
-def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog, project: Project, knows_order: bool) -> None:
+def test_r18_history_has_all_events_that_identify_people_before_a_day(
+    server: posthog.PostHog, project: Project, knows_order: bool
+) -> None:
     project.legacy = EventsList(100, knows_order)
     names = ("$identify", "$set", "order")
     server.add(stored(number, START - timedelta(days=3 * number), names[number % 3]) for number in range(600))
@@ -254,14 +268,13 @@ def test_an_event_is_as_posthog_lists_it(server: posthog.PostHog) -> None:
 
 
 @pytest.mark.parametrize("number", [2**53 + 1, 2**64, 12345678901234567890123, 10**400, -(10**20), 0.1])
-def test_numbers_of_any_length_come_through_exactly(
+def test_numbers_of_any_length_are_read_exactly(
     server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch, number: float
 ) -> None:
     page = a_page("2026-03-02T10:00:00Z")
     page["results"][0]["properties"] = {"n": number}
     monkeypatch.setattr(server.project, "events", lambda _: Answer(json.dumps(page).encode()))
-    rest = events_api.Rest(START, END)
-    [text] = source(server)._page(rest).events["properties"]
+    [text] = source(server)._page(events_api.ListingCursor(START, END)).events["properties"]
     assert text == f'{{"n": {number}}}'
 
 
@@ -291,12 +304,12 @@ def test_one_event_that_cannot_be_read_does_not_stop_the_day(
         row["properties"] = {"text": "[" * 300 + "9" * 5000, "n": 1}
     text = json.dumps(page).replace('"n": 1', f'"n": {value}', 1).encode()
     monkeypatch.setattr(server.project, "events", lambda _: Answer(text))
-    bad, *good = source(server)._page(events_api.Rest(START, END)).events["properties"]
+    bad, *good = source(server)._page(events_api.ListingCursor(START, END)).events["properties"]
     assert why_refused(bad) == reason
     assert [json.loads(text) for text in good] == [{"text": "[" * 300 + "9" * 5000, "n": 1}] * 2
 
 
-def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
+def test_only_events_that_the_settings_need_are_kept(server: posthog.PostHog) -> None:
     server.add(
         [
             stored(1, START, "order"),
@@ -309,7 +322,7 @@ def test_only_what_the_settings_need_is_kept(server: posthog.PostHog) -> None:
     assert sorted(events["event"]) == ["$identify", "order", "visit"]
 
 
-def test_the_persons_properties_are_not_to_be_had(server: posthog.PostHog) -> None:
+def test_person_properties_are_not_available(server: posthog.PostHog) -> None:
     with pytest.raises(NotExtracted, match="CIO_ATTRIBUTES_FROM must be auto or set"):
         source(server, attributes_from="person").check()
 
@@ -323,22 +336,22 @@ def a_page(*timestamps: str) -> dict[str, Any]:
 
 
 def numbered(page: dict[str, Any]) -> dict[str, Any]:
-    """As PostHog 1.30.0 lists them out of PostgreSQL."""
+    """The page as PostHog 1.30.0 returns it without ClickHouse."""
     return {**page, "results": [{**row, "id": number} for number, row in enumerate(page["results"], 100)]}
 
 
 @pytest.mark.parametrize(
     ("page", "sentence"),
     [
-        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "in no order of time"),
+        (a_page("2026-03-02T10:00:00Z", "2026-03-02T12:00:00Z", "2026-03-02T11:00:00Z"), "is not in order of time"),
         (a_page("2026-03-01T10:00:00Z"), "events of other days"),
         (a_page("2026-03-02T10:00:00Z", "soon"), "an event whose time cannot be read"),
         (a_page("soon", "2026-03-02T10:00:00Z"), "an event whose time cannot be read"),
-        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse .+ not supported"),
-        ({"results": [{"id": "1"}], "next": None}, "list of events is none"),
-        ({"results": []}, "list of events is none"),
-        ({"results": None, "next": None}, "list of events is none"),
-        ([], "list of events is none"),
+        (numbered(a_page("2026-03-02T10:00:00Z")), "runs without ClickHouse.+ not supported"),
+        ({"results": [{"id": "1"}], "next": None}, "answer is not a list of events"),
+        ({"results": []}, "answer is not a list of events"),
+        ({"results": None, "next": None}, "answer is not a list of events"),
+        ([], "answer is not a list of events"),
     ],
 )
 def test_a_page_that_cannot_be_trusted_is_refused(
@@ -350,14 +363,16 @@ def test_a_page_that_cannot_be_trusted_is_refused(
         source(server).events(START, END)
 
 
-def test_an_order_that_turns_is_refused() -> None:
+def test_an_order_that_changes_is_refused() -> None:
     times = pd.Series(pd.to_datetime(["2026-03-02T10:00:00Z", "2026-03-02T11:00:00Z"]))
     assert events_api._is_ascending(times, None) is True
-    with pytest.raises(NotExtracted, match="no order"):
+    with pytest.raises(NotExtracted, match="not in order"):
         events_api._is_ascending(times, False)
 
 
-def test_events_of_one_uuid_and_moment_are_each_read_wherever_a_page_ends(server: posthog.PostHog, project: Project) -> None:
+def test_different_events_with_the_same_uuid_and_time_are_all_read_wherever_a_page_ends(
+    server: posthog.PostHog, project: Project
+) -> None:
     project.legacy = EventsList(100)
     moments = [START + timedelta(seconds=number // 30) for number in range(900)]
     one_uuid = {"uuid": str(uuid.UUID(int=1))}
@@ -371,8 +386,8 @@ def test_events_of_one_uuid_and_moment_are_each_read_wherever_a_page_ends(server
 
 
 @pytest.fixture
-def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What is waited for between tries, in no time."""
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The waits between tries, which take no time here."""
     waited: list[float] = []
     monkeypatch.setattr(time, "sleep", lambda seconds: waited.append(seconds) if seconds else None)
     return waited
@@ -381,13 +396,13 @@ def at_once(monkeypatch: pytest.MonkeyPatch) -> list[float]:
 def chosen(
     server: posthog.PostHog, attributes_from: AttributesFrom = "auto", project_id: str = "1", key: str = "phx_sandbox"
 ) -> EventSource:
-    """What CIO_EVENT_SOURCE=query leads to."""
+    """The source for CIO_EVENT_SOURCE=query."""
     names = {"POSTHOG_HOST": server.url, "POSTHOG_PROJECT_ID": project_id, "POSTHOG_PERSONAL_API_KEY": key}
     return event_source(Settings.model_validate({**names, "CIO_ATTRIBUTES_FROM": attributes_from}))
 
 
-def test_the_endpoint_that_is_there_is_chosen_and_a_switch_is_said(
-    server: posthog.PostHog, project: Project, at_once: list[float], caplog: pytest.LogCaptureFixture
+def test_the_available_endpoint_is_chosen_and_a_switch_is_logged(
+    server: posthog.PostHog, project: Project, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     old = chosen(server)
     assert isinstance(old, EventsApiSource)
@@ -410,11 +425,11 @@ PASSING = {
 
 @pytest.mark.parametrize("answer", PASSING.values(), ids=PASSING)
 @pytest.mark.parametrize("attributes_from", ["auto", "person"])
-def test_one_answer_that_is_none_of_posthogs_switches_nothing(
+def test_a_single_answer_that_is_not_posthogs_switches_nothing(
     server: posthog.PostHog,
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
-    at_once: list[float],
+    waits: list[float],
     answer: Answer,
     attributes_from: AttributesFrom,
 ) -> None:
@@ -424,16 +439,16 @@ def test_one_answer_that_is_none_of_posthogs_switches_nothing(
     found = chosen(server, attributes_from)
     assert isinstance(found, QuerySource)
     found.check()
-    assert len(at_once) == 1
+    assert len(waits) == 1
 
 
 @pytest.mark.parametrize("answer", [PASSING["an ingress"], PASSING["a gateway"], PASSING["a method"]])
 @pytest.mark.parametrize("attributes_from", ["auto", "person"])
-def test_a_proxy_that_stays_in_the_way_is_named_and_no_setting_is_blamed(
+def test_a_proxy_that_keeps_answering_is_reported_and_no_setting_is_blamed(
     server: posthog.PostHog,
     project: Project,
     monkeypatch: pytest.MonkeyPatch,
-    at_once: list[float],
+    waits: list[float],
     answer: Answer,
     attributes_from: AttributesFrom,
 ) -> None:
@@ -449,10 +464,10 @@ def test_a_proxy_that_stays_in_the_way_is_named_and_no_setting_is_blamed(
     ("key", "project_id", "sentence"),
     [("phx_sandbox", "2", "POSTHOG_PROJECT_ID is not found"), ("phx_wrong", "1", "POSTHOG_PERSONAL_API_KEY is not accepted")],
 )
-def test_a_wrong_project_or_key_is_named_whatever_the_endpoint(
+def test_a_wrong_project_or_key_is_reported_whatever_the_endpoint(
     server: posthog.PostHog,
     project: Project,
-    at_once: list[float],
+    waits: list[float],
     legacy: EventsList | None,
     key: str,
     project_id: str,

@@ -1,4 +1,4 @@
-"""Every HogQL text the product sends, read by PostHog's own grammar.
+"""Parses every HogQL query that the product sends with PostHog's own grammar.
 
 Beside what is here, `conftest.py` has the grammar read each query that the sandbox's PostHog answers in any test.
 """
@@ -15,8 +15,8 @@ import pytest
 from cio_pipeline.posthog import reading
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.rules.dropped_set import AttributesFrom
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.project import Project
 from cio_pipeline_tests.grammar import parsed
 
@@ -27,7 +27,7 @@ START = datetime(2026, 3, 2, tzinfo=UTC)
 
 
 def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, Any]]]:
-    """The queries of a check, of a day whose slices are full, and of history, under all settings that change a query."""
+    """The queries for a check, for a day whose slices are full, and for history, with all settings that change a query."""
     sent: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr(reading, "MAX_ROWS", 4)
     project, ask = Project(), Project.query
@@ -51,7 +51,7 @@ def all_queries(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, dict[str, An
     return sent
 
 
-def test_every_query_is_hogql_and_its_values_are_those_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_query_is_valid_hogql_and_has_the_values_that_it_names(monkeypatch: pytest.MonkeyPatch) -> None:
     sent = all_queries(monkeypatch)
     assert len({hogql for hogql, _ in sent}) == 16, "a check; counts, slices, a slice's count; of history"
     for hogql, values in sent:
@@ -69,5 +69,5 @@ def test_every_query_of_events_has_a_limit_no_offset_and_no_order(monkeypatch: p
         assert "order_by" not in tree
 
 
-def test_the_grammar_tells_what_is_wrong() -> None:
+def test_the_grammar_detects_errors() -> None:
     assert parsed("SELECT event FROM")["error"] is True

@@ -60,12 +60,12 @@ def read(found: QuerySource) -> pd.DataFrame:
 
 
 def rows(**values: Any) -> pd.DataFrame:
-    """One row of an answer, with these values."""
+    """An answer with one row of these values."""
     row = {"uuid": "x", "event": "e", "distinct_id": "u", "timestamp": "2026-03-02T10:00:00Z", "properties": "{}", **values}
     return event_frame({name: [value] for name, value in row.items()}, START, END)
 
 
-def test_an_answer_that_says_it_failed_is_no_empty_day() -> None:
+def test_an_answer_that_reports_a_failure_is_not_an_empty_day() -> None:
     body = {"columns": ["event", "events"], "results": [], "error": None}
     assert rows_in(body, 50_000).row_count == 0
     with pytest.raises(NotExtracted, match="says that its query failed"):
@@ -115,7 +115,7 @@ def test_duplicates_are_one_event(server: posthog.PostHog) -> None:
     assert len(read(source(server))) == 2
 
 
-def test_only_what_the_settings_need_is_asked_for(server: posthog.PostHog) -> None:
+def test_only_events_that_the_settings_need_are_queried(server: posthog.PostHog) -> None:
     server.add(
         [
             stored(1, "order"),
@@ -127,13 +127,13 @@ def test_only_what_the_settings_need_is_asked_for(server: posthog.PostHog) -> No
     assert read(source(server, allowlist=("order",)))["event"].tolist() == ["order", "$identify", "visit"]
 
 
-def test_the_persons_properties_are_asked_for_where_attributes_come_from_there(server: posthog.PostHog) -> None:
+def test_person_properties_are_queried_if_attributes_come_from_them(server: posthog.PostHog) -> None:
     server.add([stored(1), stored(2, "visit")])
     assert read(source(server, attributes_from="person"))["person_properties"].tolist() == ['{"n":1}', '{"n":2}']
     assert len(read(source(server, attributes_from="person", allowlist=("order",)))) == 1
 
 
-def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -> None:
+def test_r18_history_has_all_events_that_identify_people_before_a_day(server: posthog.PostHog) -> None:
     names = ("$identify", "$set", "order")
     at = [f"202{5 - number % 3}-{number % 12 + 1:02d}-01T00:00:00.000000Z" for number in range(90)]
     server.add([stored(number, names[number % 3], when) for number, when in enumerate(at)])
@@ -143,7 +143,7 @@ def test_r18_history_is_all_that_teaches_before_a_day(server: posthog.PostHog) -
     assert pd.concat(found.frames)["event"].value_counts().to_dict() == {"$identify": 31, "$set": 30}
 
 
-def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, project: Project) -> None:
+def test_a_stray_event_in_1970_takes_no_more_queries(server: posthog.PostHog, project: Project) -> None:
     server.add([stored(1, "$identify", "1970-01-01T00:00:00Z"), stored(2, "$identify", "2026-02-01T00:00:00Z")])
     found = source(server).history(START)
     assert len(pd.concat(found.frames)) == found.expected == 2
@@ -151,7 +151,7 @@ def test_a_stray_event_of_1970_takes_no_more_queries(server: posthog.PostHog, pr
     assert found.stats["queries"] == 3
 
 
-def test_months_are_merged_into_windows_that_leave_no_time_out() -> None:
+def test_months_are_merged_into_windows_without_gaps() -> None:
     months = Counter({"197001": 1, "202501": 30_000, "202502": 9_000, "202503": 2_000, "202504": 90_000, "202512": 1})
     windows = list(query._windows(months, START))
     assert [(f"{start:%Y%m}", f"{end:%Y%m%d}") for start, end in windows] == [
@@ -164,10 +164,10 @@ def test_months_are_merged_into_windows_that_leave_no_time_out() -> None:
 
 
 @pytest.mark.parametrize(("attributes_from", "found_there"), [("set", 2), ("auto", 2), ("person", 1)])
-def test_the_emails_of_old_events_are_looked_for_in_the_person_too(
+def test_emails_of_old_events_are_also_looked_up_in_person_properties(
     server: posthog.PostHog, attributes_from: str, found_there: int
 ) -> None:
-    """With `set`, too: what the event had set when the day was extracted before is still known."""
+    """Also with `set`: an earlier extraction knew what the event had set."""
     server.add([{**stored(1, "visit"), "person_properties": {"email": "a@example.com"}}, stored(2, "visit")])
     server.add([{**stored(3, "visit"), "properties": {"$set": {"email": "a@example.com"}}}])
     found = read(source(server, allowlist=("order",), attributes_from=attributes_from))
@@ -175,7 +175,7 @@ def test_the_emails_of_old_events_are_looked_for_in_the_person_too(
     assert found["person_properties"].notna().all() == (attributes_from != "set")
 
 
-def test_with_auto_young_events_are_read_without_the_person(server: posthog.PostHog) -> None:
+def test_with_auto_recent_events_are_read_without_person_properties(server: posthog.PostHog) -> None:
     young = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0) - timedelta(days=5)
     server.add([stored(1, at=young.isoformat())])
     [frame] = source(server, attributes_from="auto").events(young, young + timedelta(days=1)).frames
@@ -203,7 +203,7 @@ def test_a_rerun_reads_no_cached_answer(server: posthog.PostHog) -> None:
         ({"project": "2"}, "POSTHOG_PROJECT_ID is not found"),
     ],
 )
-def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
+def test_wrong_settings_are_reported_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
     with pytest.raises(NotExtracted, match=names) as refused:
         source(server, **wrong).check()
     assert "phx_" not in str(refused.value)
@@ -240,7 +240,7 @@ ODD_TIMES: list[Any] = [
 
 
 @pytest.mark.parametrize("value", ODD_TIMES)
-def test_a_time_that_is_none_or_of_another_day_is_refused(value: object) -> None:
+def test_an_invalid_time_or_one_of_another_day_is_refused(value: object) -> None:
     with pytest.raises(NotExtracted, match="time"):
         rows(timestamp=value)
 
@@ -248,7 +248,7 @@ def test_a_time_that_is_none_or_of_another_day_is_refused(value: object) -> None
 @pytest.mark.parametrize(
     "value", [value for value in ODD_TIMES if value not in ("2026-03-03T00:00:00Z", "2026-03-01T16:00:00")]
 )
-def test_an_odd_time_of_ingestion_stops_nothing(value: object) -> None:
+def test_an_invalid_time_of_ingestion_does_not_stop_the_day(value: object) -> None:
     assert rows(created_at=value)["created_at"].isna().all()
     assert len(without_duplicates(rows(created_at=value))) == 1
 
@@ -272,14 +272,14 @@ ODD_VALUES: list[Any] = [
 
 @pytest.mark.parametrize("value", ODD_VALUES)
 @pytest.mark.parametrize("column", ["uuid", "event", "distinct_id", "properties", "person_properties"])
-def test_no_value_of_a_row_stops_a_day(column: str, value: Any) -> None:
+def test_no_value_in_a_row_stops_the_day(column: str, value: Any) -> None:
     frame = rows(**{column: value})
     written = pa.Table.from_pandas(frame, EVENT_SCHEMA)
     written.validate(full=True)
     assert len(without_duplicates(frame)) == 1
 
 
-def test_half_a_surrogate_pair_is_repaired_in_names_and_stays_as_it_came_in_properties() -> None:
+def test_an_unpaired_surrogate_is_replaced_in_names_and_kept_in_properties() -> None:
     text = '{"a":"\\ud800"}'
     [row] = rows(event="a\ud800\udc00b\udfff", distinct_id="\ud83d", properties=text, person_properties='{"\ud800":1}').to_dict(
         "records"
@@ -288,7 +288,7 @@ def test_half_a_surrogate_pair_is_repaired_in_names_and_stays_as_it_came_in_prop
     assert (row["properties"], row["person_properties"]) == (text, '{"\\ud800":1}')
 
 
-def test_a_column_that_is_missing_is_named() -> None:
+def test_a_missing_column_is_named() -> None:
     with pytest.raises(NotExtracted, match="lacks distinct_id, properties"):
         event_frame({"uuid": [], "event": [], "timestamp": []}, START, END)
 
@@ -304,13 +304,13 @@ def test_slices_hold_40000_rows_and_cover_every_hash() -> None:
     assert all(before.ids[1] + 1 == after.ids[0] for before, after in zip(large, large[1:], strict=False))
 
 
-def test_a_query_names_500_events_at_most() -> None:
+def test_a_query_names_at_most_500_events() -> None:
     found = list(slices({f"event {number}": 1 for number in range(1201)}))
     assert [len(part.events) for part in found] == [500, 500, 201]
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_a_large_day_takes_no_more_queries_than_names_and_30000s_of_rows(seed: int) -> None:
+def test_a_large_day_takes_no_more_queries_than_names_plus_one_per_30000_rows(seed: int) -> None:
     rng = random.Random(seed)
     counts = {f"event {number}": int(10 ** rng.uniform(0, 6.3)) for number in range(rng.randrange(1, 80))}
     counts["largest"] = 1_000_000
@@ -326,7 +326,7 @@ def test_a_large_day_takes_no_more_queries_than_names_and_30000s_of_rows(seed: i
         Slice(("a",), ids=(3, 4), uuids=(9, 9)),
     ],
 )
-def test_what_a_slice_is_cut_into_covers_it_once(part: Slice) -> None:
+def test_the_parts_of_a_slice_cover_it_once(part: Slice) -> None:
     smaller = part.smaller()
     assert sorted(name for cut in smaller for name in cut.events)[:: len(smaller) if len(part.events) == 1 else 1] == [
         *part.events
@@ -343,10 +343,10 @@ def hashes(part: Slice) -> int:
     return (part.ids[1] - part.ids[0] + 1) * (part.uuids[1] - part.uuids[0] + 1)
 
 
-def test_one_hash_cannot_be_cut() -> None:
+def test_a_single_hash_cannot_be_split() -> None:
     assert Slice(("a",), ids=(5, 5), uuids=(6, 6)).smaller() == []
     assert Slice(("a",), uuids=(6, 6)).by_uuid(100_000) == []
 
 
-def test_an_empty_window_is_asked_no_slice() -> None:
+def test_an_empty_window_has_no_slices() -> None:
     assert list(slices({})) == []

@@ -1,4 +1,4 @@
-"""What PostHog may answer instead of a day's rows: waited out, asked for in smaller parts, or an error; never a short day."""
+"""Whatever PostHog answers instead of a day's rows is waited out, queried in smaller parts, or an error; never a short day."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog import client as api
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.reading import Reading
+from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted, without_duplicates
-from cio_pipeline.sandbox.answers import Answer
 from cio_pipeline.sandbox.posthog import hogql
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.project import DAILY_BYTES, Project
 
 START = datetime(2026, 3, 2, tzinfo=UTC)
 END = START + timedelta(days=1)
 
 Fault = Callable[[str, dict[str, Any], int], "Answer | None"]
-"""What is answered instead: given the query, its values and how many came before."""
+"""Returns the answer to give instead, from the query, its values and the number of earlier queries, or None."""
 
 
 class Cut(bytes):
-    """Half of what is announced."""
+    """Answers with half of the announced bytes."""
 
     def __len__(self) -> int:
         return 2 * super().__len__()
 
 
 class Faulty(Project):
-    """A project that answers some queries otherwise."""
+    """A project that answers some queries with a fault."""
 
     fault: Fault
     queries: list[tuple[str, dict[str, Any]]]
@@ -83,9 +83,9 @@ def source(project: Faulty) -> Iterator[QuerySource]:
 
 @pytest.fixture
 def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """What is waited for between tries, in no time."""
+    """The waits between tries, which take no time here."""
     waited: list[float] = []
-    monkeypatch.setattr(Reading, "_sleep", lambda _, seconds: waited.append(seconds))
+    monkeypatch.setattr(WindowReader, "_sleep", lambda _, seconds: waited.append(seconds))
     return waited
 
 
@@ -94,9 +94,7 @@ def read(source: QuerySource) -> pd.DataFrame:
 
 
 @pytest.mark.parametrize("column", ["event", "month"])
-def test_one_answer_that_counts_nothing_is_no_empty_day_and_no_empty_history(
-    source: QuerySource, project: Faulty, column: str
-) -> None:
+def test_a_single_count_of_zero_is_not_an_empty_day_or_history(source: QuerySource, project: Faulty, column: str) -> None:
     project.add(stored(number, "$identify") for number in range(3))
     nothing = Answer(orjson.dumps({"columns": [column, "events"], "results": []}))
     project.fault = lambda *asked: nothing if asked[2] == 0 else None
@@ -123,7 +121,7 @@ TOO_BIG = [
 
 
 @pytest.mark.parametrize(("status", "code", "detail"), TOO_BIG)
-def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
+def test_a_slice_that_is_too_big_is_queried_in_parts_and_not_retried(
     source: QuerySource, project: Faulty, status: int, code: str, detail: str, waits: list[float]
 ) -> None:
     project.add(stored(number, f"event {number % 2}") for number in range(40))
@@ -141,7 +139,7 @@ def test_a_slice_that_is_too_big_is_asked_for_in_parts_and_not_again(
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 504, 520, 524])
-def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
+def test_an_error_that_may_mean_busy_or_too_big_is_retried_and_then_queried_in_parts(
     source: QuerySource, project: Faulty, status: int, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add(stored(number, f"event {number % 2}") for number in range(40))
@@ -152,7 +150,7 @@ def test_what_may_be_busy_or_too_big_is_waited_for_and_then_asked_for_in_parts(
 
     project.fault = fault
     assert read(source)["uuid"].nunique() == 40
-    assert caplog.messages.count(f"PostHog: it answered {status}, busy or asked for too much; asking for less at once.") == 1
+    assert caplog.messages.count(f"PostHog answered {status}: busy, or the query was too large; trying smaller ones.") == 1
     assert 0 < len(waits) < 20
     assert sum(waits) < 200
 
@@ -166,13 +164,13 @@ def test_a_posthog_that_is_busy_for_some_minutes_does_not_fail_a_day(
     assert read(source)["uuid"].nunique() == 40
 
 
-def test_posthogs_wish_to_wait_is_granted(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+def test_posthogs_retry_after_is_respected(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *asked: refusal(503, Retry_After="77") if asked[2] < 1 else None
     source.events(START, END)
     assert waits == [77]
 
 
-def test_a_uuid_that_is_on_more_events_than_an_answer_holds_is_no_end(
+def test_a_uuid_with_more_events_than_fit_in_an_answer_is_read_completely(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_ROWS", 50)
@@ -198,11 +196,11 @@ def test_a_count_that_is_too_big_is_added_up_over_parts_of_the_day(source: Query
 @pytest.mark.parametrize(
     ("part", "sentence"),
     [
-        ("GROUP BY", "cannot count the events of 2026-03-02 00:00"),
-        ("cityHash64", "cannot give the events 'order' of 2026-03-02"),
+        ("GROUP BY", "cannot count the events of the minute 2026-03-02 00:00"),
+        ("cityHash64", "cannot return the events 'order' of 2026-03-02"),
     ],
 )
-def test_a_posthog_that_never_has_the_time_is_an_error_soon(
+def test_a_posthog_that_always_times_out_is_soon_an_error(
     source: QuerySource, project: Faulty, part: str, sentence: str
 ) -> None:
     project.add(stored(number) for number in range(10))
@@ -218,13 +216,13 @@ def test_a_posthog_that_stays_busy_is_an_error_after_a_quarter_of_an_hour_of_wai
 ) -> None:
     project.add(stored(number) for number in range(10))
     project.fault = lambda hogql, *_: refusal(504) if part in hogql else None
-    with pytest.raises(NotExtracted, match="PostHog answers 504, for 15 minutes of waiting"):
+    with pytest.raises(NotExtracted, match="PostHog still answers 504 after 15 minutes of waiting"):
         read(source)
     assert 890 <= sum(waits) <= 930
     assert len(project.queries) < 200
 
 
-def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: QuerySource, project: Faulty) -> None:
+def test_an_address_in_an_event_name_or_in_posthogs_message_is_masked(source: QuerySource, project: Faulty) -> None:
     project.add([stored(1, "Invited bob@example.com")])
     project.fault = lambda hogql, *_: refusal(513) if "cityHash64" in hogql else None
     with pytest.raises(NotExtracted, match=r"the events 'Invited b\*\*\*@e\*\*\*.com' of 2026-03-02"):
@@ -235,9 +233,9 @@ def test_an_address_in_an_events_name_or_in_what_posthog_says_is_masked(source: 
         read(source)
 
 
-def test_a_history_whose_beginning_takes_too_long_is_an_error(source: QuerySource, project: Faulty) -> None:
+def test_a_history_whose_beginning_cannot_be_counted_is_an_error(source: QuerySource, project: Faulty) -> None:
     project.fault = lambda *_: refusal(512)
-    with pytest.raises(NotExtracted, match="cannot count the events of 1970-01-01 00:00"):
+    with pytest.raises(NotExtracted, match="cannot count the events of the minute 1970-01-01 00:00"):
         source.history(START)
     assert len(project.queries) < 30
 
@@ -254,7 +252,7 @@ def test_a_history_too_long_for_one_query_is_added_up_over_its_parts(source: Que
     assert found.expected == len(pd.concat(found.frames)) == 60
 
 
-def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
+def test_a_full_slice_of_one_person_is_counted_and_split_at_once(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_ROWS", 50)
@@ -264,17 +262,17 @@ def test_a_full_slice_of_one_person_is_counted_and_cut_at_once(
     assert len(project.queries) < 3 * 1000 / 40
 
 
-def test_more_rows_of_one_uuid_than_a_query_gives_are_an_error(
+def test_more_rows_with_one_uuid_than_a_query_returns_are_an_error(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reading, "MAX_ROWS", 50)
     project.add([stored(1)] * 60)
-    with pytest.raises(NotExtracted, match="cannot give the events 'order' of 2026-03-02, not even in small parts"):
+    with pytest.raises(NotExtracted, match="cannot return the events 'order' of 2026-03-02, not even in small parts"):
         read(source)
     assert len(project.queries) < 80
 
 
-def test_an_answer_that_says_there_is_more_is_full(source: QuerySource, project: Faulty) -> None:
+def test_an_answer_with_has_more_is_a_full_slice(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number, f"event {number % 2}") for number in range(8))
 
     def fault(hogql: str, values: dict[str, Any], _: int) -> Answer | None:
@@ -289,7 +287,7 @@ def test_an_answer_that_says_there_is_more_is_full(source: QuerySource, project:
 # Not now
 
 
-def test_a_spent_hourly_budget_is_waited_out_and_said(
+def test_a_used_up_hourly_budget_is_waited_out_and_logged(
     source: QuerySource, project: Faulty, waits: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add([stored(1)])
@@ -305,7 +303,9 @@ def test_no_wait_is_longer_than_an_hour(source: QuerySource, project: Faulty, wa
     assert waits == [3600]
 
 
-def test_a_429_that_says_no_time_is_asked_again_ever_later(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+def test_a_429_without_retry_after_is_retried_after_longer_and_longer_waits(
+    source: QuerySource, project: Faulty, waits: list[float]
+) -> None:
     project.fault = lambda *asked: refusal(429, "throttled") if asked[2] < 20 else None
     source.events(START, END)
     assert waits[0] <= 0.5
@@ -319,7 +319,9 @@ def test_patience_ends(source: QuerySource, project: Faulty, waits: list[float])
     assert sum(waits) == api.PATIENCE_SECONDS
 
 
-def test_nobody_waits_for_a_day_that_is_lost(source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_query_waits_for_a_day_that_has_failed(
+    source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(reading, "TARGET_ROWS", 1)
     project.add([stored(1, "waits"), stored(2, "fails")])
 
@@ -342,7 +344,7 @@ def test_nobody_waits_for_a_day_that_is_lost(source: QuerySource, project: Fault
 
 
 @pytest.mark.parametrize("status", [408, 500, 502, 503, 520])
-def test_passing_troubles_are_tried_again(source: QuerySource, project: Faulty, status: int, waits: list[float]) -> None:
+def test_transient_errors_are_retried(source: QuerySource, project: Faulty, status: int, waits: list[float]) -> None:
     project.add([stored(1)])
     project.fault = lambda *asked: refusal(status) if asked[2] in (0, 1, 3, 4) else None
     assert len(read(source)) == 1
@@ -360,7 +362,7 @@ GARBLED = {
 
 
 @pytest.mark.parametrize("content", GARBLED.values(), ids=GARBLED)
-def test_an_answer_that_is_cut_off_is_asked_for_again(
+def test_an_answer_that_is_cut_off_is_requested_again(
     source: QuerySource, project: Faulty, content: bytes, waits: list[float]
 ) -> None:
     project.add([stored(1)])
@@ -384,7 +386,7 @@ def refused_by_a_proxy(status: int, body: bytes = b"<html>nginx</html>") -> Answ
         ],
     ],
 )
-def test_what_a_proxy_answers_in_posthogs_place_is_asked_for_again(
+def test_an_answer_from_a_proxy_is_requested_again(
     source: QuerySource, project: Faulty, status: int, body: bytes, waits: list[float]
 ) -> None:
     project.add([stored(1)])
@@ -393,7 +395,7 @@ def test_what_a_proxy_answers_in_posthogs_place_is_asked_for_again(
     assert len(waits) == 2
 
 
-def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faulty, waits: list[float]) -> None:
+def test_lasting_errors_end_in_a_sentence(source: QuerySource, project: Faulty, waits: list[float]) -> None:
     project.fault = lambda *_: refused_by_a_proxy(404)
     with pytest.raises(NotExtracted, match=r"POSTHOG_HOST answers 404, but not as PostHog does"):
         source.events(START, END)
@@ -404,8 +406,8 @@ def test_troubles_that_stay_end_in_a_sentence(source: QuerySource, project: Faul
     )
 
 
-@pytest.mark.parametrize(("body", "sentence"), [(b"<html>", "answers with a web page"), (b"?", "no JSON, or cut short")])
-def test_a_host_that_is_no_posthog_is_named(
+@pytest.mark.parametrize(("body", "sentence"), [(b"<html>", "answers with a web page"), (b"?", "not JSON, or is cut short")])
+def test_a_host_that_is_not_posthog_is_reported(
     source: QuerySource, project: Faulty, monkeypatch: pytest.MonkeyPatch, body: bytes, sentence: str
 ) -> None:
     monkeypatch.setattr(time, "sleep", lambda _: None)
@@ -415,7 +417,7 @@ def test_a_host_that_is_no_posthog_is_named(
     assert len(project.queries) == 5
 
 
-def test_neither_the_key_nor_an_address_is_in_what_is_raised(source: QuerySource, project: Faulty) -> None:
+def test_errors_contain_neither_the_key_nor_an_address(source: QuerySource, project: Faulty) -> None:
     said = "Bearer phx_sandbox\x1b[31m\nSELECT 'jane.doe@example.com' FROM events " + "x@y" * 9000
     project.fault = lambda *_: refusal(400, detail=said)
     with pytest.raises(NotExtracted, match="PostHog refused the request") as raised:
@@ -429,7 +431,7 @@ def test_neither_the_key_nor_an_address_is_in_what_is_raised(source: QuerySource
 
 
 @pytest.mark.parametrize("value", ["many", "", "-1", "1e3", "٣"])
-def test_an_odd_budget_header_stops_nothing(source: QuerySource, project: Faulty, value: str) -> None:
+def test_an_invalid_budget_header_is_ignored(source: QuerySource, project: Faulty, value: str) -> None:
     project.add([stored(1)])
     project_query = Project.query
 
@@ -462,7 +464,7 @@ def test_a_check_is_never_too_big(source: QuerySource, project: Faulty, monkeypa
         (Answer(b'{"columns": ["event", "events"], "results": {"a": 1}}'), "no columns and results"),
     ],
 )
-def test_an_answer_of_another_shape_is_an_error_at_once(
+def test_an_answer_with_another_structure_is_an_error_at_once(
     source: QuerySource, project: Faulty, answer: Answer, sentence: str, waits: list[float]
 ) -> None:
     project.fault = lambda *_: answer
@@ -481,7 +483,7 @@ def test_a_count_written_as_text_is_a_number(source: QuerySource, project: Fault
 # Days that change, or do not add up
 
 
-def test_events_that_arrive_while_a_day_is_read_are_no_error(source: QuerySource, project: Faulty) -> None:
+def test_events_that_arrive_while_a_day_is_read_are_not_an_error(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(10))
 
     def fault(hogql: str, *_: Any) -> None:
@@ -493,7 +495,7 @@ def test_events_that_arrive_while_a_day_is_read_are_no_error(source: QuerySource
 
 
 def lose(project: Faulty, times: int) -> Fault:
-    """The answers to so many slices lack a row."""
+    """A fault: the answers to that many slices lack a row."""
     lost = iter(range(times))
 
     def fault(hogql: str, *_: Any) -> Answer | None:
@@ -507,13 +509,13 @@ def lose(project: Faulty, times: int) -> Fault:
     return fault
 
 
-def test_a_day_that_does_not_add_up_is_read_once_more(
+def test_a_day_that_does_not_add_up_is_read_again(
     source: QuerySource, project: Faulty, caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add(stored(number) for number in range(10))
     project.fault = lose(project, times=1)
     assert len(read(source)) == 10
-    assert caplog.messages == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them once more."]
+    assert caplog.messages == ["PostHog gave 9 events of 2026-03-02, but counts 10: reading them again."]
 
 
 def test_a_day_that_still_does_not_add_up_fails_with_both_numbers(source: QuerySource, project: Faulty) -> None:
@@ -534,13 +536,13 @@ def clamped(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("clamped")
 @pytest.mark.parametrize("people", [1, 9000])
-def test_a_posthog_that_gives_fewer_rows_is_read_in_slices_within_them(
+def test_a_posthog_with_a_lower_row_limit_is_read_in_smaller_slices(
     source: QuerySource, project: Faulty, people: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     project.add(stored(number, ("order", "visit")[number % 9 == 0], f"u{number % people}") for number in range(9000))
     assert read(source)["uuid"].nunique() == 9000
     assert len(caplog.messages) == 1
-    assert "but counts 9,000: reading them once more" in caplog.messages[0]
+    assert "but counts 9,000: reading them again" in caplog.messages[0]
     project.queries.clear()
     assert len(read(source)) == 9000
     assert len(caplog.messages) == 1, "the next day is not read twice"
@@ -548,12 +550,12 @@ def test_a_posthog_that_gives_fewer_rows_is_read_in_slices_within_them(
 
 
 @pytest.mark.usefixtures("clamped")
-def test_more_names_than_rows_are_given_are_all_counted(source: QuerySource, project: Faulty) -> None:
+def test_more_event_names_than_the_row_limit_are_all_counted(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number, f"event {number}", at=START + timedelta(minutes=number // 2)) for number in range(2600))
     assert len(read(source)) == 2600
 
 
-def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(source: QuerySource, project: Faulty) -> None:
+def test_a_complete_answer_with_a_round_number_of_rows_takes_no_more_queries(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(3000))
     assert len(read(source)) == 3000
     assert len(project.queries) == 2
@@ -562,7 +564,7 @@ def test_a_round_number_of_rows_that_is_all_there_is_takes_no_more_queries(sourc
 # What a person sees
 
 
-def test_what_the_reading_took_is_known_at_its_end(source: QuerySource, project: Faulty) -> None:
+def test_the_stats_are_complete_at_the_end(source: QuerySource, project: Faulty) -> None:
     project.add(stored(number) for number in range(10))
     found = source.events(START, END)
     counted = found.stats["bytes PostHog read"]

@@ -1,6 +1,6 @@
-"""`make demo` and the tests beside a filled `.env` and in a filled environment: nothing that these name is touched.
+"""`make demo` and the tests use nothing that a `.env` or the environment names.
 
-`make dev` is tried in the same way by `test_ui.py`.
+`test_ui.py` tests `make dev` in the same way.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def in_poison(poison: Poison, *arguments: str) -> subprocess.CompletedProcess[st
     )
 
 
-def test_the_demo_touches_nothing_that_env_or_the_environment_name(tmp_path: Path) -> None:
+def test_the_demo_uses_nothing_named_in_dotenv_or_the_environment(tmp_path: Path) -> None:
     with poisoned(tmp_path / "poison") as poison:
         ran = in_poison(poison, "-c", DEMO, str(tmp_path / "demo"))
         assert (ran.returncode, ran.stderr) == (0, "")
@@ -47,7 +47,7 @@ def test_the_demo_touches_nothing_that_env_or_the_environment_name(tmp_path: Pat
     assert (tmp_path / "demo" / "ledger.db").exists()
 
 
-def test_the_tests_touch_nothing_that_env_or_the_environment_name(tmp_path: Path) -> None:
+def test_the_tests_use_nothing_named_in_dotenv_or_the_environment(tmp_path: Path) -> None:
     tests = [str(PROJECT / "cio_pipeline_tests" / test) for test in TESTS]
     options = ["-q", "-p", "no:cacheprovider", "-c", str(PROJECT / "pyproject.toml"), "--rootdir", str(PROJECT)]
     with poisoned(tmp_path / "poison") as poison:
@@ -56,6 +56,6 @@ def test_the_tests_touch_nothing_that_env_or_the_environment_name(tmp_path: Path
         assert poison.touched() == []
 
 
-def test_a_sandbox_elsewhere_is_refused(tmp_path: Path) -> None:
+def test_a_sandbox_on_another_machine_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"^https://track\.customer\.io is refused: the sandbox reads and sends on this"):
         Sandbox("http://127.0.0.1:1", "https://track.customer.io").environment(tmp_path, FIRST)

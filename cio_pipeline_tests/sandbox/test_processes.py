@@ -1,4 +1,4 @@
-"""What the sandbox starts ends with it."""
+"""The processes that the sandbox starts end with it."""
 
 from __future__ import annotations
 

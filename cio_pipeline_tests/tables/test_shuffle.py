@@ -168,7 +168,7 @@ def test_a_full_temporary_folder_is_a_sentence_that_names_it(tmp_path: Path, mon
         with monkeypatch.context() as disk:
             disk.setattr(fails, full)
             with (
-                pytest.raises(StorageError, match=r"^The temporary folder /.+ is full: free space there"),
+                pytest.raises(StorageError, match=r"^The temporary folder /.+ is full: free some space"),
                 temporary_folder() as folder,
             ):
                 shuffle([table(("a", "", 1))], "who", SCHEMA, folder)

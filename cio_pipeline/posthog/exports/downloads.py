@@ -1,4 +1,4 @@
-"""The files of PostHog's on-demand exports: their links, which expire, and their download."""
+"""Downloads the files of PostHog's on-demand exports, by links that expire."""
 
 from __future__ import annotations
 
@@ -12,26 +12,25 @@ from urllib.parse import quote, urljoin
 import pyarrow.parquet as pq
 import requests
 
-from cio_pipeline.http.retry import Unavailable, new_session, send
-from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, refused
+from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
+from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, error_for
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space
 
 TRIES = 5
 PAUSE_SECONDS = 5.0
-DOWNLOAD_SECONDS = 3600.0
-MAX_FILE_BYTES = 4 << 30
-"""PostHog is asked for files of 100 MB."""
+LIMITS = Limits(max_bytes=4 << 30, seconds=3600.0, timeout=TIMEOUT_SECONDS)
+"""The limits of a download. The exports are requested with files of 100 MB."""
 
 GONE = frozenset({403, 404, 410})
-"""The store's statuses for a file that was removed: Amazon's says 403 to those who may not list its files."""
+"""The store's statuses for a file that was removed: Amazon's answers 403 to those who may not list its files."""
 
 NO_EXPORT = "PostHog's answer is not an export: is POSTHOG_HOST the address of PostHog itself?"
 STORE = "The store of PostHog's exports"
 
 
 class Export(NamedTuple):
-    """A requested export, and what PostHog said about it last; None if it did not say which files or how many."""
+    """A requested export as PostHog last described it. files, records: None if PostHog did not say which, or how many."""
 
     path: str
     status: str
@@ -44,12 +43,12 @@ class NotFound(NotExtracted):
     """PostHog knows no such export or file."""
 
 
-class _NoWholeFile(Exception):
-    """A try that did not give a complete file; the message says why."""
+class _Incomplete(Exception):
+    """A try brought no complete file; the message says why."""
 
 
 class Downloads:
-    """The files of the exports of a project, by its API."""
+    """Downloads the files of a project's exports."""
 
     def __init__(self, api: Api) -> None:
         self._api = api
@@ -57,99 +56,89 @@ class Downloads:
         self._store.headers.clear()
 
     def download(self, export: Export, file: str, into: Path) -> int:
-        """Writes the Parquet file, and returns how many rows it has. If a link has expired or broken, another one is requested.
+        """Writes the Parquet file, and returns its number of rows. If a link has expired or is broken, requests another one.
 
-        Raises `NotExtracted` if several tries give no complete file, or where it cannot be written, and what `Api.ask`
-        raises after its own tries.
+        Raises `NotExtracted` if several tries bring no complete file, or it cannot be written, and what `Api.ask` raises after
+        its own tries.
         """
         why = ""
         for attempt in range(TRIES):
             pause_before(attempt)
             try:
                 link = self._link(export, file)
-                with _keeping():
+                with _writing():
                     self._fetch(link, into)
                 return _rows(into)
-            except _NoWholeFile as broken:
+            except _Incomplete as broken:
                 why = str(broken).removesuffix(".")
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({why}).")
 
     def _link(self, export: Export, file: str) -> str:
         """The URL of the file, which is valid for a while."""
         answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
-        if answer.status == 400:  # "still in progress", although it was told to be completed
-            raise _NoWholeFile(str(refused(answer)))
+        if answer.status == 400:  # "still in progress", although PostHog has said that it is completed
+            raise _Incomplete(str(error_for(answer)))
         location = answer.response.headers.get("Location")
         if not 300 <= answer.status < 400 or not location:
-            raise refused_export(answer)
+            raise export_error_for(answer)
         try:
             return urljoin(answer.response.url, location)
         except ValueError:
-            raise _NoWholeFile("PostHog's link to it is no address") from None
+            raise _Incomplete("PostHog's link to it is not an address") from None
 
     def _fetch(self, link: str, into: Path) -> None:
         """Downloads the file. The link leads to another service, so neither the key nor our headers are sent."""
         try:
             with into.open("wb") as file:
-                answer = send(
-                    self._store,
-                    "GET",
-                    link,
-                    service=STORE,
-                    retried=(),
-                    tries=1,
-                    into=file,
-                    max_bytes=MAX_FILE_BYTES,
-                    seconds=DOWNLOAD_SECONDS,
-                    timeout=TIMEOUT_SECONDS,
-                )
+                answer = send(self._store, "GET", link, service=STORE, retry=RetryPolicy(tries=1), limits=LIMITS, into=file)
         except Unavailable as broken:
-            raise _NoWholeFile(str(broken)) from None
+            raise _Incomplete(str(broken)) from None
         if answer.status_code != 200:
-            raise _NoWholeFile(f"its link answered {answer.status_code}")
+            raise _Incomplete(f"its link answered {answer.status_code}")
 
     def is_gone(self, export: Export, file: str) -> bool:
-        """Whether PostHog or its store says that there is no such file any more. Anything else may pass."""
+        """True if PostHog or its store says that the file no longer exists. Any other failure may be transient."""
         try:
             link = self._link(export, file)
             with self._store.get(link, stream=True, allow_redirects=False, timeout=TIMEOUT_SECONDS) as answer:
                 return answer.status_code in GONE
         except NotFound:
             return True
-        except (_NoWholeFile, requests.RequestException, ValueError):
+        except (_Incomplete, requests.RequestException, ValueError):
             return False
 
 
 def _rows(file: Path) -> int:
-    """How many rows a complete Parquet file has."""
+    """Counts the rows of a Parquet file. Raises `_Incomplete`."""
     try:
-        with pq.ParquetFile(file) as whole:
-            return int(whole.metadata.num_rows)
-    except (ValueError, OSError) as broken:  # what Arrow raises where the file is no Parquet, or cut short
+        with pq.ParquetFile(file) as parquet:
+            return int(parquet.metadata.num_rows)
+    except (ValueError, OSError) as broken:  # raised by Arrow if the file is not Parquet, or cut short
         size = f"{file.stat().st_size:,}" if file.exists() else "no"
-        raise _NoWholeFile(f"what came is not a whole Parquet file, {size} bytes, {type(broken).__name__}") from None
+        raise _Incomplete(f"it is not a complete Parquet file: {size} bytes, {type(broken).__name__}") from None
 
 
 @contextmanager
-def _keeping() -> Iterator[None]:
-    """Raises `NotExtracted` if the file cannot be written; other errors of a download are not an `OSError`."""
+def _writing() -> Iterator[None]:
+    """Raises `NotExtracted` if the file cannot be written. No other error of a download is an `OSError`."""
     try:
         yield
     except OSError as error:
-        kept = f"A file of PostHog's export cannot be kept: {error.strerror}."
-        raise NotExtracted(no_space(error) or kept) from None
+        sentence = f"A file of PostHog's export cannot be written: {error.strerror}."
+        raise NotExtracted(no_space(error) or sentence) from None
 
 
-def refused_export(answer: Answer) -> NotExtracted:
-    """What an unexpected answer means, as the setting to correct."""
+def export_error_for(answer: Answer) -> NotExtracted:
+    """Returns the error for an unexpected answer: it names the setting to correct."""
     if answer.status == 403:
         needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
         return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
     if answer.status == 404:
-        return NotFound("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or that PostHog has no file downloads (404).")
-    return NotExtracted(NO_EXPORT) if answer.status < 400 else refused(answer)
+        return NotFound("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or this PostHog has no file downloads (404).")
+    return NotExtracted(NO_EXPORT) if answer.status < 400 else error_for(answer)
 
 
 def pause_before(attempt: int) -> None:
+    """Sleeps before each try except the first, which is number 0."""
     if attempt:
         time.sleep(PAUSE_SECONDS)

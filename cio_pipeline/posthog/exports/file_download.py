@@ -1,8 +1,8 @@
-"""Events by PostHog Cloud's on-demand export: requested, waited for, and downloaded (`file_download_batch_exports`).
+"""Events from PostHog Cloud's on-demand exports (`file_download_batch_exports`).
 
-PostHog selects by when an event landed, whereas a day is one of event time. So the export is requested from one day before the
-day, as clocks may be fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished export
-is read again.
+PostHog selects events by when they landed, whereas a day is a day of event time. So the export is requested from one day before
+the day, as clocks may be fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished
+export is used again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.posthog.client import Api
-from cio_pipeline.posthog.exports.downloads import refused_export
+from cio_pipeline.posthog.exports.downloads import export_error_for
 from cio_pipeline.posthog.exports.intervals import PATH, FileExports
 from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
 from cio_pipeline.posthog.query import QuerySource
@@ -28,12 +28,12 @@ logger = logging.getLogger(__name__)
 
 LONGEST_EXPORT = timedelta(weeks=1)
 EARLY = timedelta(days=1)
-"""PostHog exports no event that is dated further ahead of its landing than this."""
+"""PostHog exports no event whose time is later than its landing by more than this."""
 
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future by its own clock."""
 
-KEPT = "file_downloads"
+STORED = "file_downloads"
 """The folder in CIO_DATA_DIR with the ids of requested exports."""
 
 
@@ -52,43 +52,43 @@ class FileDownloadSource:
     ) -> None:
         self._api = Api(url, project_id, api_key)
         self._queries = QuerySource(url, project_id, api_key, allowlist, attributes_from)
-        self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / KEPT if data_dir else None)
+        self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / STORED if data_dir else None)
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
 
     def check(self) -> None:
         """Raises `NotExtracted` if PostHog does not accept the key or the project.
 
-        Not every PostHog lists its exports: 405 means that it has some, and after 404 only the first request will tell.
+        Not every PostHog lists its exports: 405 means that it supports them, and after 404 only the first export will tell.
         """
         answer = self._api.ask("GET", PATH, params={"limit": 1})
         if answer.status == 404:
             self._queries.check()
         elif answer.status not in (200, 405):
-            raise refused_export(answer)
+            raise export_error_for(answer)
 
     def history(self, before: datetime) -> EventStream:
-        """All `$identify` and `$set` events before that time, by HogQL (scope Query Read), since they are few over a long
-        time."""
+        """Returns all `$identify` and `$set` events before that time, by HogQL (scope Query Read), since they are few over a
+        long time."""
         return self._queries.history(before)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
         """Raises `NothingSoFar`: each time, PostHog would bill everything that has landed since a day before."""
         raise NothingSoFar(
-            f"PostHog bills each export of a file_download, so none is asked for of {start:%Y-%m-%d}, which is not over:"
-            " CIO_EVENT_SOURCE=query, or a batch export of every hour, gives today's events."
+            f"PostHog bills each export of a file_download, so none is requested for {start:%Y-%m-%d}, which is not over:"
+            " for today's events use CIO_EVENT_SOURCE=query, or an hourly batch export."
         )
 
     def events(self, start: datetime, end: datetime) -> EventStream:
-        """The window's events, all of which are downloaded and read when this returns. Raises `NotExtracted`."""
+        """Returns the events of a time window, all of which are downloaded and read by then. Raises `NotExtracted`."""
         now = datetime.now(UTC).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
-            raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports what is past.")
+            raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports only what is past.")
         wanted = Wanted(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
         return window_of(table for first, last in weeks for table in self._exported(first, last, wanted))
 
     def _exported(self, first: datetime, last: datetime, wanted: Wanted) -> Iterator[pa.Table]:
-        """The wanted events of an export. Raises `NotExtracted` unless its files have as many rows as PostHog says."""
+        """Returns the wanted events of an export. Raises `NotExtracted` unless its files have as many rows as PostHog says."""
         export = self._exports.finished(first, last)
         files, rows, known = list(export.files or []), 0, set(export.files or [])
         while files:

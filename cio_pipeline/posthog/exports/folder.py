@@ -1,4 +1,4 @@
-"""The folder or bucket of a batch export: what files it has, and which of them are an export of events."""
+"""Lists the folder or bucket of a batch export, and finds files that are not an export of events."""
 
 from __future__ import annotations
 
@@ -36,8 +36,10 @@ Listed = tuple[dict[str, int | None], dict[str, str]]
 
 @dataclass(frozen=True)
 class Folder:
-    """A folder at any fsspec URL, and the files in it and its subfolders when it was listed: their sizes and, for those that
-    can be recognised later, a stamp that is another one whenever the file has changed."""
+    """A folder at any fsspec URL, and the files in it and its subfolders when it was listed.
+
+    sizes: in bytes, if known; stamps: for files whose changes can be detected, a text that differs after each change.
+    """
 
     files: Any
     root: str
@@ -46,16 +48,16 @@ class Folder:
 
     @property
     def is_local(self) -> bool:
-        """Whether it is on this machine."""
+        """True if it is on this machine."""
         return isinstance(self.files, LocalFileSystem)
 
     def name(self, path: str) -> str:
-        """The file as messages name it: without what comes before the folder, which may contain credentials."""
+        """Returns the file's name for messages: without the address of the folder, which may contain credentials."""
         return path.removeprefix(self.root).lstrip("/") or PurePosixPath(path).name
 
 
 def listed(url: str) -> Folder:
-    """The folder at this URL. Raises `NotExtracted` if it, or part of it, cannot be listed."""
+    """Lists the folder at this URL. Raises `NotExtracted` if it, or part of it, cannot be listed."""
     try:
         root = UPath(url)
         files = root.fs
@@ -65,15 +67,15 @@ def listed(url: str) -> Folder:
         extra = EXTRAS.get(urlsplit(url).scheme)
         install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
-    except Exception as error:  # every file system has its own
+    except Exception as error:  # each file system raises its own
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {cause(error)}.") from None
     return Folder(files, root.path, sizes, stamps)
 
 
 def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
-    """The files in folders of an export of persons or sessions.
+    """Returns the files in folders of an export of persons or sessions.
 
-    Folders whose names differ only in numbers, such as days, belong to one export, so one of their files is read.
+    Folders whose names differ only in numbers, such as days, belong to one export, so only one of their files is read.
     """
     kinds: dict[str, list[str]] = {}
     for path in sorted(paths):
@@ -82,15 +84,18 @@ def of_other_models(paths: Iterable[str], folder: Folder) -> list[str]:
 
 
 def _remote(files: Any, root: str) -> Listed:
-    """The sizes and stamps of the files. Stamps are ETags, where a store has them: hashes of the content."""
+    """The sizes and stamps of the files. Stamps are ETags, if the store has them: hashes of the content."""
     infos = {path: info for path, info in files.find(root, detail=True).items() if info.get("type") != "directory"}
     tags = {path: info.get("ETag") or info.get("etag") for path, info in infos.items()}
     return {path: info.get("size") for path, info in infos.items()}, {path: str(tag) for path, tag in tags.items() if tag}
 
 
 def _local(root: str) -> Listed:
-    """Like `_remote`, since fsspec would skip folders that it may not read. A stamp consists of the size and whatever the
-    system changes when it writes the file. As its clock has steps, a file that was just written has none."""
+    """Like `_remote`, but without fsspec, which would skip folders that it may not read.
+
+    A stamp consists of the size and whatever else the system changes when a file is written. As its clock has steps, a file
+    that was just written has none.
+    """
     settled = time.time_ns() - STEP_OF_THE_CLOCK
     stats = dict(_below(root) if Path(root).is_dir() else ())
     if Path(root).is_file():
@@ -104,8 +109,7 @@ def _local(root: str) -> Listed:
 
 
 def _below(folder: str) -> Iterator[tuple[str, os.stat_result | None]]:
-    """The files in a folder and its subfolders; None for a link that leads nowhere. Raises `OSError` if one cannot be
-    read."""
+    """The files in a folder and its subfolders; None for a broken link. Raises `OSError` if one cannot be read."""
     with os.scandir(folder) as entries:
         for entry in entries:
             try:
@@ -125,7 +129,7 @@ def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
     for path in paths:
         try:
             names = _columns(path, folder)
-        except Exception:  # whatever is wrong is reported when the file is read
+        except Exception:  # reported when the file is read
             return False
         if names:
             return bool(names & OTHER_MODELS) and not names & {"uuid", "event"}
@@ -133,7 +137,7 @@ def _is_of_other_model(paths: list[str], folder: Folder) -> bool:
 
 
 def _columns(path: str, folder: Folder) -> set[str]:
-    """The names of a file's columns; none if it is empty."""
+    """The names of a file's columns, in lower case; none if it is empty."""
     name = named(path)
     with folder.files.open(path, "rb") as file:
         if name is None or name.kind == "parquet":

@@ -1,4 +1,4 @@
-"""PostHog's on-demand exports (`file_download_batch_exports`): requested, waited for, and found again."""
+"""Requests PostHog's on-demand exports (`file_download_batch_exports`), waits for them, and finds earlier ones again."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cio_pipeline.posthog.exports.downloads import (
     Downloads,
     Export,
     NotFound,
+    export_error_for,
     pause_before,
-    refused_export,
 )
 from cio_pipeline.posthog.source import NotExtracted
 
@@ -38,36 +38,35 @@ LIST_SECONDS = 600.0
 """How long to wait for the list of a completed export's files: "a small delay", according to PostHog's code."""
 
 EMPTY_LIST_SECONDS = 30.0
-"""How long to wait if the list is empty and PostHog does not say how many events there are, as an export may have none."""
+"""How long to wait if the list is empty and PostHog does not say how many events there are: there may be none."""
 
-PAUSES_OF_A_CREATION = (0.0, 15.0, 90.0)
+CREATION_PAUSES = (0.0, 15.0, 90.0)
 """Seconds before each try. An export may be created, and billed, even if the answer says otherwise or is lost."""
 
-PATIENCE = PATIENCE_SECONDS / len(PAUSES_OF_A_CREATION)
+PATIENCE = PATIENCE_SECONDS / len(CREATION_PAUSES)
 
-UNDER_WAY = ("Starting", "Running")
+IN_PROGRESS = ("Starting", "Running")
 
 
 class FileExports:
-    """The exports of a project. Which ones were requested is stored in the folder `kept`, as PostHog's list does not say what
-    they are of."""
+    """The exports of a project. Their ids are kept in the folder `stored` by interval, which PostHog's list may lack."""
 
-    def __init__(self, api: Api, name: str, kept: UPath | None) -> None:
-        self._api, self._name, self._kept = api, name, kept
+    def __init__(self, api: Api, name: str, stored: UPath | None) -> None:
+        self._api, self._name, self._stored = api, name, stored
         self.downloads = Downloads(api)
 
     def finished(self, first: datetime, last: datetime) -> Export:
-        """A completed export of the interval and the list of its files: an earlier one, if its files are still there.
+        """Returns a completed export of the interval with the list of its files: an earlier one if its files still exist.
 
-        One that has ended otherwise is requested once more. Raises `NotExtracted` and `http.retry.Unavailable`.
+        An export that ends in any other status is requested once more. Raises `NotExtracted` and `http.retry.Unavailable`.
         """
         between = f"{first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC"
         if (earlier := self._earlier(first, last)) is not None:
-            logger.info("PostHog's export of %s was made before, and is read again.", between)
+            logger.info("PostHog's export of %s exists from before, and is read again.", between)
             return earlier
         for _ in range(2):
             path = self._create(first, last)
-            self._keep(first, last, path)
+            self._store(first, last, path)
             export = self._awaited(path)
             logger.info("PostHog's export of %s: %s.", between, export.status)
             if export.status == "Completed":
@@ -75,7 +74,7 @@ class FileExports:
         raise NotExtracted(f"PostHog's export of {first:%Y-%m-%d %H:%M} UTC ended as {export.status} twice: {export.error}")
 
     def more_files(self, export: Export, known: set[str]) -> list[str]:
-        """Files that PostHog lists now in addition to the known ones, after waiting for a while; perhaps none."""
+        """Returns the files that PostHog lists in addition to the known ones, after waiting for a while; perhaps none."""
         began = time.monotonic()
         while time.monotonic() - began < EMPTY_LIST_SECONDS:
             time.sleep(POLL_SECONDS)
@@ -84,8 +83,8 @@ class FileExports:
         return []
 
     def _earlier(self, first: datetime, last: datetime) -> Export | None:
-        """A completed or running export of this interval, unless its files are known to be gone."""
-        for path in dict.fromkeys((*self._kept_paths(first, last), *self._listed(first, last))):
+        """An earlier export of this interval, completed by now, unless its files are known to be gone."""
+        for path in dict.fromkeys((*self._stored_paths(first, last), *self._listed(first, last))):
             if (export := self._usable(path)) is not None:
                 return export
         return None
@@ -95,15 +94,15 @@ class FileExports:
             export = self._look(path)
         except NotFound:
             return None
-        export = self._awaited(path) if export.status in UNDER_WAY else self._with_files(export)
+        export = self._awaited(path) if export.status in IN_PROGRESS else self._with_files(export)
         is_gone = export.status != "Completed" or any(self.downloads.is_gone(export, file) for file in export.files or [])
         return None if is_gone else export
 
     def _create(self, first: datetime, last: datetime) -> str:
-        """The path of a new export. If too many are running in the project (429), it waits."""
+        """Creates an export and returns its path. If too many are running in the project (429), it waits."""
         interval = {"data_interval_start": first.isoformat(), "data_interval_end": last.isoformat()}
         why: PipelineError = NotExtracted(NO_EXPORT)
-        for seconds in PAUSES_OF_A_CREATION:
+        for seconds in CREATION_PAUSES:
             if seconds:
                 time.sleep(seconds)
             try:
@@ -114,7 +113,7 @@ class FileExports:
                 why = broken
             else:
                 if answer.status not in (200, 201, 202):
-                    raise refused_export(answer)
+                    raise export_error_for(answer)
                 if (name := _id(answer.response)) is not None:
                     return f"{PATH}/{quote(name, safe='')}"
             if listed := next(self._listed(first, last), None):
@@ -122,8 +121,8 @@ class FileExports:
         raise why
 
     def _awaited(self, path: str) -> Export:
-        """The export once it has ended, with its files. If this run is cancelled, so is the export: a rerun takes up any other
-        one."""
+        """Returns the export once it has ended, with its files. If this run is cancelled, so is the export; after any other
+        failure, a rerun continues with it."""
         try:
             return self._with_files(self._ended(path))
         except PipelineError:
@@ -139,10 +138,10 @@ class FileExports:
     def _ended(self, path: str) -> Export:
         began = time.monotonic()
         export = self._look(path)
-        while export.status in UNDER_WAY:
+        while export.status in IN_PROGRESS:
             if time.monotonic() - began > LONGEST_WAIT_SECONDS:
                 self._cancel(path)
-                raise NotExtracted(f"PostHog's export was still under way ({export.status}) after six hours.")
+                raise NotExtracted(f"PostHog's export was still in progress ({export.status}) after six hours.")
             time.sleep(POLL_SECONDS)
             export = self._look(path)
         return export
@@ -168,36 +167,36 @@ class FileExports:
             pause_before(attempt)
             answer = self._api.ask("GET", path)
             if answer.status != 200:
-                raise refused_export(answer)
+                raise export_error_for(answer)
             if (export := _export(path, answer.body, self._api.clean)) is not None:
                 return export
         raise NotExtracted(NO_EXPORT)
 
     def _listed(self, first: datetime, last: datetime) -> Iterator[str]:
-        """The exports of this interval in PostHog's list, as far as that says what they are of."""
+        """The paths of the exports of this interval in PostHog's list, as far as it tells their intervals."""
         body = self._api.ask("GET", PATH, patience=LIST_SECONDS).body
         listed = body.get("results") if isinstance(body, dict) else None
-        for one in listed if isinstance(listed, list) else []:
-            if isinstance(one, dict) and one.get("model", "events") == "events" and _interval(one) == (first, last):
-                yield f"{PATH}/{quote(str(one.get('id')), safe='')}"
+        for item in listed if isinstance(listed, list) else []:
+            if isinstance(item, dict) and item.get("model", "events") == "events" and _interval(item) == (first, last):
+                yield f"{PATH}/{quote(str(item.get('id')), safe='')}"
 
-    def _keep(self, first: datetime, last: datetime, path: str) -> None:
-        if self._kept is not None:
-            self._kept.mkdir(parents=True, exist_ok=True)
-            self._kept_file(self._kept, first, last).write_text(path)
+    def _store(self, first: datetime, last: datetime, path: str) -> None:
+        if self._stored is not None:
+            self._stored.mkdir(parents=True, exist_ok=True)
+            self._stored_file(self._stored, first, last).write_text(path)
 
-    def _kept_paths(self, first: datetime, last: datetime) -> list[str]:
-        if self._kept is None or not (file := self._kept_file(self._kept, first, last)).exists():
+    def _stored_paths(self, first: datetime, last: datetime) -> list[str]:
+        if self._stored is None or not (file := self._stored_file(self._stored, first, last)).exists():
             return []
         return [path] if (path := file.read_text()).startswith(f"{PATH}/") else []
 
-    def _kept_file(self, kept: UPath, first: datetime, last: datetime) -> UPath:
+    def _stored_file(self, stored: UPath, first: datetime, last: datetime) -> UPath:
         project = hashlib.sha256(self._name.encode()).hexdigest()[:12]
-        return kept / f"{first:%Y%m%dT%H%M%S}-{last:%Y%m%dT%H%M%S}-{project}.txt"
+        return stored / f"{first:%Y%m%dT%H%M%S}-{last:%Y%m%dT%H%M%S}-{project}.txt"
 
 
 def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
-    """The export in an answer of PostHog; None if there is none."""
+    """The export in an answer of PostHog, or None if there is none."""
     if not isinstance(body, dict) or not isinstance(body.get("status"), str):
         return None
     files = body.get("files")
@@ -207,7 +206,7 @@ def _export(path: str, body: Any, clean: Callable[[Any], str]) -> Export | None:
 
 
 def _count(value: Any) -> int | None:
-    """A number of records, also as text or with a fraction of 0; None if it is not one."""
+    """A number of records, which may also be text or a float, or None if it is not a number."""
     try:
         return None if isinstance(value, bool) else int(value)
     except (TypeError, ValueError, OverflowError):
@@ -215,7 +214,7 @@ def _count(value: Any) -> int | None:
 
 
 def _id(response: requests.Response) -> str | None:
-    """The id of the created export; None if the answer does not have it."""
+    """The id of the created export, or None if the answer has none."""
     try:
         name = response.json()["id"]
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -223,9 +222,9 @@ def _id(response: requests.Response) -> str | None:
     return str(name) if name and isinstance(name, str | int) and name is not True else None
 
 
-def _interval(one: dict[str, Any]) -> tuple[datetime, datetime] | None:
+def _interval(item: dict[str, Any]) -> tuple[datetime, datetime] | None:
     try:
-        start, end = (str(one[f"data_interval_{name}"]).replace("Z", "+00:00") for name in ("start", "end"))
+        start, end = (str(item[f"data_interval_{name}"]).replace("Z", "+00:00") for name in ("start", "end"))
         return datetime.fromisoformat(start), datetime.fromisoformat(end)
     except (KeyError, ValueError):
         return None

@@ -69,7 +69,7 @@ def event_in(line: bytes, number: int, start: int, end: int, needs_person: bool)
     """The line's event, as `EVENT_SCHEMA`; None if its time is not in `start` <= time < `end`, in microseconds.
 
     If its time cannot be read, that of its ingestion counts, or else it is included, and its timestamp is the year 1. Raises
-    `Unreadable` where it is not an event.
+    `Unreadable` if it is not an event.
     """
     try:
         fields = _fields(line)

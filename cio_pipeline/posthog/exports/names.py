@@ -1,4 +1,4 @@
-"""The names of a batch export's files, which PostHog makes in `get_s3_key`, and which browsers and copying may have changed.
+"""Parses the names of a batch export's files, which PostHog makes in `get_s3_key`, and browsers and copying may change.
 
 A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and `{start}-{end}_manifest.json` names the parts of
 an interval. When saved or copied, a name may get `_` or `%3A` for the colons, ` (1)` at its end, or a suffix in capitals.
@@ -40,16 +40,16 @@ TEMPORARY = re.compile(
     r"|\.(?:parquet|jsonl)(?:\.\w+)?\.[0-9a-z]{6,8}$",
     re.IGNORECASE,
 )
-"""How browsers and copying tools name files that are not finished."""
+"""How browsers and copying tools name unfinished files."""
 
 DAYS = re.compile(rf"{DATE}.*?{DATE}")
 DATA = re.compile(r"\.(?:parquet|jsonl|ndjson|json|csv|tsv|avro|orc|arrow)\b", re.IGNORECASE)
 
 
 class Named(NamedTuple):
-    """What a file's name says: when its events landed, `start` <= landed < `end`, and which file of that interval it is.
+    """A parsed name: when the file's events landed, `start` <= landed < `end`, and which file of that interval it is.
 
-    part: its number; kind: `parquet`, `jsonl`, `manifest`, or `other` for an unknown name.
+    part: its number; kind: `parquet`, `jsonl`, `manifest`, or `other` for an unknown name; ending: as in `_ending`.
     """
 
     start: datetime
@@ -62,14 +62,14 @@ class Named(NamedTuple):
 
 @lru_cache(1 << 15)
 def named(path: str) -> Named | None:
-    """What the file's name says; None if it has no interval, or the file holds no events."""
+    """Parses a file's name. Returns None if it has no interval, or the file holds no events."""
     name = unquote(PurePosixPath(path).name)
     if SIDECAR.search(name):
         return None
     interval = INTERVAL.search(name)
     start, end = (_time(interval["start"]), _time(interval["end"])) if interval else (None, None)
     if interval is None or start is None or end is None:
-        return _of_days(name)
+        return _between_dates(name)
     rest = name[interval.end() :]
     file, begins = REST.fullmatch(rest), interval.start() == 0 or name[: interval.start()].lower() == "copy of "
     if MANIFEST.fullmatch(rest) and begins:
@@ -82,22 +82,22 @@ def named(path: str) -> Named | None:
 
 
 def looks_like_data(path: str) -> bool:
-    """Whether a file without an interval in its name may hold events nevertheless."""
+    """True if a file without an interval in its name may hold events nevertheless."""
     return DATA.search(PurePosixPath(path).name) is not None and SIDECAR.search(path) is None
 
 
 def _ending(rest: str) -> str:
-    """The ending without part and mark of a copy, which the files of one export share."""
+    """The ending without the part's number and the mark of a copy: the files of one export share it."""
     return re.sub(COPY + "$", "", rest[rest.index(".") :].lower())
 
 
 def is_temporary(path: str) -> bool:
-    """Whether an unknown name is that of a file that is still being written."""
+    """True if an unknown name is that of a file that is still being written."""
     return TEMPORARY.search(PurePosixPath(path).name) is not None
 
 
-def _of_days(name: str) -> Named | None:
-    """Two dates in the name of a file that may hold events are an interval, but not as PostHog writes it."""
+def _between_dates(name: str) -> Named | None:
+    """An `other` name, if two dates in it are an interval that PostHog did not write, and the file may hold events."""
     days = DAYS.search(name) if DATA.search(name) else None
     if days is None:
         return None

@@ -26,7 +26,7 @@ __all__ = ["Unreadable", "Wanted", "read_jsonlines", "read_parquet", "row_groups
 
 PIECE_ROWS = 20_000
 PIECE_BYTES = 8_000_000
-"""A piece has at most so many rows, and fewer where they are large: this bounds the memory."""
+"""A piece has at most so many rows, and fewer if they are large: this bounds the memory."""
 
 BATCH_BYTES = 32_000_000
 """What a batch of Parquet rows may need at most, if each has the longest text of its column's dictionary."""
@@ -104,7 +104,7 @@ def read_jsonlines(file: IO[bytes], codec: str | None, wanted: Wanted) -> Iterat
 def window_of(tables: Iterable[pa.Table], fingerprint: str | None = None) -> EventStream:
     """A window of these events, which are read as its frames are taken.
 
-    Its frames raise `NotExtracted` at the end where none of several events has a uuid and a time.
+    Its frames raise `NotExtracted` at the end if none of several events has a uuid and a time.
     """
     return EventStream(None, _pieces(_usable(tables)), fingerprint=fingerprint)
 
@@ -148,8 +148,8 @@ def _wanted(events: pa.Table, wanted: Wanted) -> pa.Table:
 
 
 def _usable(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same events. Raises `NotExtracted` at the end where none of several has a uuid and a time: R14 refuses single events,
-    but if all are like that, the files are at fault."""
+    """Yields the same events. Raises `NotExtracted` at the end if none of several has a uuid and a time: R14 refuses single
+    events, but if all are like that, the files are at fault."""
     events, has_any = 0, False
     for table in tables:
         events += len(table)
@@ -167,7 +167,8 @@ def _has_usable(events: pa.Table) -> bool:
 
 
 def _batch_rows(path: str, file: pq.ParquetFile, group: int, columns: dict[str, Column]) -> int:
-    """How many rows of a row group to read at once. Raises `Unreadable` if it decompresses to more than real events do."""
+    """Returns how many rows of a row group to read at once. Raises `Unreadable` if it decompresses to more than real events
+    do."""
     metadata = file.metadata
     chunks = {column.name: metadata.row_group(group).column(_leaf(metadata, column)) for column in columns.values()}
     rows = max(1, metadata.row_group(group).num_rows)
@@ -197,7 +198,7 @@ def _leaf(metadata: pq.FileMetaData, column: Column) -> int:
 
 
 def _pieces(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in larger pieces, as late events come by ones and twos."""
+    """Yields the same rows in larger pieces, as late events come by ones and twos."""
     piece: list[pa.Table] = []
     rows = size = 0
     for table in filter(len, tables):

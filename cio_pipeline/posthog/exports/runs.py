@@ -1,14 +1,14 @@
-"""The runs of a PostHog batch export, according to the names of their files.
+"""Finds the runs of a PostHog batch export by the names of their files.
 
-A file has what *landed* in PostHog in the interval of its name, not what happened in it. A run that found nothing writes no
-file. If files have a maximum size, each is a numbered part, and a manifest, written last, names the parts that count; in 2024
-the first part had no number, and there was no manifest. Several runs may have written files of one interval, such as a
-backfill: all of them count, and an event in two of them is one event. Only numbered parts that no manifest of files of their
-own kind names are known to come from a failed run.
+A file has the events that *landed* in PostHog in the interval of its name, not those that happened in it. A run that found
+nothing writes no file. If files have a maximum size, each is a numbered part, and a manifest, written last, names the parts
+that count; in 2024 the first part had no number, and there was no manifest. Several runs may have written files of one
+interval, such as a backfill: all of them count, and an event in two of them is one event. Only a numbered part that is missing
+from the manifests of its format is known to come from a failed run.
 
-So a missing file may mean an empty hour or a missing run. Nothing in the folder says which, not even later files, which may
-come after a failed run, too. Therefore a day is read only when runs reach to both of its ends, and gaps within it are reported
-by name. If nothing happened in a project for that long, an empty file of the right name says so, such as
+So a missing file may mean an empty hour or a missing run. Nothing in the folder says which: even after a failed run, later
+files may follow. Therefore a day is read only if runs cover both of its ends, and gaps within it are reported by name. If
+nothing happened in a project for that long, an empty file with the right name says so, such as
 `2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.jsonl`.
 """
 
@@ -28,9 +28,9 @@ AGAIN = "Copy it again, or backfill it in PostHog."
 
 @dataclass
 class Run:
-    """An interval, `start` <= landed < `end`, and the paths of what was exported of it, in one folder.
+    """An interval, `start` <= landed < `end`, and the paths of its files in one folder.
 
-    files: are read; parts: are numbered, and wait until a manifest names them; others: have unknown names.
+    files: those to read; parts: numbered, to be read only once a manifest names them; others: with unknown names.
     """
 
     start: datetime
@@ -42,11 +42,11 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether it has no parts without a manifest, which belong to a run that is still running or has failed."""
+        """True if it has a complete file or a manifest. Parts alone belong to a run that is still running or has failed."""
         return bool(self.files or self.manifests)
 
     def overlaps(self, start: datetime, end: datetime) -> bool:
-        """Whether anything may have landed both in this run's interval and in the other's."""
+        """True if the two intervals have any time in common."""
         return self.start < end and self.end > start
 
     def __str__(self) -> str:
@@ -54,7 +54,7 @@ class Run:
 
 
 def runs(paths: Iterable[str]) -> list[Run]:
-    """The runs of these files, by time. Paths without an interval in their names are skipped: see `unnamed`."""
+    """Groups files into runs, sorted by time. Paths without an interval in their names are skipped: see `unnamed`."""
     by_interval: dict[tuple[str, datetime, datetime], Run] = {}
     for path in sorted(paths):
         name = named(path)
@@ -73,14 +73,14 @@ def runs(paths: Iterable[str]) -> list[Run]:
 
 
 def unnamed(paths: Iterable[str]) -> list[str]:
-    """The files that may hold events, but whose names do not say from when."""
+    """Returns the files that may hold events, but have no interval in their names."""
     return sorted(path for path in paths if named(path) is None and looks_like_data(path))
 
 
 def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[str]]:
-    """The run with all of its files that count, and the parts that a failed run left.
+    """Returns the run with all of its files that count, and the parts that a failed run has left.
 
-    manifests: its complete manifests, and the names in each. Raises `NotExtracted` if a file is missing.
+    manifests: the names in each complete manifest. Raises `NotExtracted` if a file is missing.
     """
     if not manifests:
         _check_numbers(run)
@@ -91,7 +91,7 @@ def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[
         for name in names:
             if _identity(name) not in there:
                 by = PurePosixPath(manifest).name
-                raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, and it is not there. {AGAIN}")
+                raise NotExtracted(f"{PurePosixPath(name).name} cannot be read: {by} names it, but it is not there. {AGAIN}")
         listed |= {_identity(name) for name in names}
         endings |= {found.ending for name in names if (found := named(name))}
     left = [path for path, part in run.parts.items() if part.ending in endings and _identity(path) not in listed]
@@ -99,12 +99,12 @@ def counted_files(run: Run, manifests: dict[str, list[str]]) -> tuple[Run, list[
 
 
 def strange(run: Run) -> list[str]:
-    """The files of the run's interval with unknown names, although nothing says that they are unfinished."""
+    """Returns the run's files with unknown names that do not look unfinished."""
     return [path for path in run.others if not is_temporary(path)]
 
 
 def _check_numbers(run: Run) -> None:
-    """PostHog's first numbered parts, from 1 on, came after a file without a number."""
+    """Raises `NotExtracted` if a part is missing. In 2024, a file without a number was followed by parts from 1 on."""
     for ending in {name.ending for name in run.parts.values()}:
         numbers = {name.part or 0 for name in run.parts.values() if name.ending == ending}
         first = [path for path in run.files if (name := named(path)) and name.ending == ending]
@@ -118,15 +118,15 @@ def _identity(path: str) -> Named | str:
 
 
 def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """The parts of `start` to `end` that no run covers. Raises `NotExtracted` if runs do not reach to both ends, or cover
-    nothing."""
+    """Returns the parts of `start` to `end` that no run covers. Raises `NotExtracted` if no run covers the start, the end, or
+    anything."""
     day = f"{start:%Y-%m-%d}"
     holes = uncovered(all_runs, start, end)
     finished = [run for run in all_runs if run.finished]
     reach = max((run.end for run in finished), default=EPOCH)
     if reach < end:
         raise NotExtracted(
-            f"The batch export reaches only to {_moment(reach)}: {day} is not exported to its end yet."
+            f"The batch export reaches only to {_moment(reach)}: {day} is not fully exported yet."
             f" {_remedy(max(reach, start), end)}"
         )
     first = min(run.start for run in finished)
@@ -140,9 +140,9 @@ def gaps(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[date
 
 
 def uncovered(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple[datetime, datetime]]:
-    """The parts of `start` to `end` that no finished run covers. Raises `NotExtracted` if an unfinished one would.
+    """Returns the parts of `start` to `end` that no finished run covers. Raises `NotExtracted` if an unfinished one would.
 
-    Where finished runs cover it, an unfinished run does not matter: a failed one may have left it.
+    An unfinished run does not matter if finished runs cover its interval: it may be left from a failure.
     """
     holes = _holes([run for run in all_runs if run.finished], start, end)
     for run in all_runs:
@@ -152,16 +152,16 @@ def uncovered(all_runs: list[Run], start: datetime, end: datetime) -> list[tuple
 
 
 def unfinished(run: Run) -> str:
-    """A sentence that names a run that is not finished."""
+    """Returns a sentence that says that the run is not finished."""
     if run.parts or not run.others:
         return f"The batch export of {run} is not finished: it has numbered parts, but no manifest that can be read."
     return (
-        f"The batch export of {run} is not finished: {PurePosixPath(run.others[0]).name} is still being written, or was left."
+        f"The batch export of {run} is not finished: {PurePosixPath(run.others[0]).name} is still being written, or left over."
     )
 
 
 def describe_gap(gap: tuple[datetime, datetime]) -> str:
-    """A sentence that names the gap."""
+    """Returns a sentence that says where the gap is."""
     return f"The batch export has no file of {_moment(gap[0])} to {_moment(gap[1])}: nothing landed then, or a run is missing."
 
 

@@ -1,4 +1,4 @@
-"""Times as exported files write them: ISO 8601 text in any of its usual forms, or a number since 1970."""
+"""Parses the times in exported files: ISO 8601 text in any of its usual forms, or a number since 1970."""
 
 from __future__ import annotations
 
@@ -17,31 +17,31 @@ ISO = re.compile(
     re.ASCII | re.VERBOSE,
 )
 USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)", re.ASCII)
-"""The form that most files have, which Python itself reads."""
+"""The form in most files, which Python can parse."""
 
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
-"""Numbers below the first are in units of this many microseconds (s, ms, us); larger ones are nanoseconds."""
+"""A number below the first is in units of this many microseconds (s, ms, us); a larger one is in nanoseconds."""
 
 FIRST = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // MICROSECOND
 LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
-"""What a `datetime` of any zone can hold."""
+"""The range of a `datetime` in any zone, in microseconds."""
 
 
 def microseconds(value: Any) -> int:
-    """Whole microseconds since 1970, UTC; text without a zone is in UTC. Raises `ValueError` if it is not a time."""
+    """Returns whole microseconds since 1970, UTC. Text without a zone is in UTC. Raises `ValueError` if it is not a time."""
     if isinstance(value, str):
         text = value.strip()
         return _of_number(Decimal(text)) if NUMBER.fullmatch(text) else _of_text(text)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return _of_number(Decimal(str(value)))
-    raise ValueError("no time")
+    raise ValueError("not a time")
 
 
 def time_or_none(value: Any) -> int | None:
-    """The result of `microseconds`; None if the value is not a time."""
+    """Returns `microseconds(value)`, or None if the value is not a time."""
     try:
         return microseconds(value)
     except (ValueError, ArithmeticError):
@@ -49,13 +49,13 @@ def time_or_none(value: Any) -> int | None:
 
 
 def moment(microseconds: int) -> datetime:
-    """The time as a `datetime` in UTC; if that cannot hold it, the first or last that it can."""
+    """Returns the time as a `datetime` in UTC, or the first or last possible one if it is out of range."""
     return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)
 
 
 def _of_number(number: Decimal) -> int:
     if not number.is_finite():
-        raise ValueError("no time")
+        raise ValueError("not a time")
     for below, unit in UNITS:
         if number < below:
             return int(number * unit // 1)
@@ -67,7 +67,7 @@ def _of_text(text: str) -> int:
         return (datetime.fromisoformat(text) - EPOCH) // MICROSECOND
     match = ISO.fullmatch(text)
     if match is None:
-        raise ValueError("no time")
+        raise ValueError("not a time")
     year, month, day, hour, minute, second, hours, minutes = (
         int(match[part] or 0) for part in ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
     )

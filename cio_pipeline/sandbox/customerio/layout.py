@@ -1,4 +1,4 @@
-"""What every page of the Customer.io sandbox has around its own part: the header, the style, and the refresh."""
+"""The layout of the Customer.io sandbox's pages: header, style and automatic refresh."""
 
 from html import escape
 
@@ -128,7 +128,7 @@ setInterval(() => document.hidden || refresh(), 3000);
 
 
 def in_layout(title: str, totals: dict[str, int], body: str) -> str:
-    """The whole page around a body that is HTML already; `title` may be hostile, `totals` stand in the header."""
+    """Returns a page. title: text, which may be hostile; totals: for the header; body: HTML."""
     figures = "".join(f"<div><dt>{name.capitalize()}</dt><dd>{count:,}</dd></div>" for name, count in totals.items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">

@@ -1,6 +1,6 @@
 """The HTML of the Customer.io sandbox: the people of the workspace, and one person.
 
-Whatever comes from the workspace is hostile text: it reaches a page only through ``escape``.
+All text from the workspace may be hostile, so it passes through `escape`.
 """
 
 from datetime import UTC, datetime
@@ -11,7 +11,7 @@ from urllib.parse import quote
 import orjson
 
 from cio_pipeline.sandbox.customerio.layout import in_layout
-from cio_pipeline.sandbox.posthog.people import FAILURE, Activity, Attribute, Person
+from cio_pipeline.sandbox.customerio.people import FAILURE, Activity, Attribute, Person
 
 ACTIVITIES_SHOWN = 200
 CHIPS_SHOWN = 2
@@ -20,7 +20,7 @@ NOT_A_CHIP = ("identifier", "email", "name", "first_name", "last_name", "created
 
 
 def people_page(people: list[Person], totals: dict[str, int], *, query: str, page: int, pages: int) -> str:
-    """The front page: the people of one page of a search, those who changed last on top."""
+    """Returns the front page: one page of a search for people, the last changed first."""
     if people:
         columns = (
             '<th class="wide">Person</th><th class="wide">Email</th><th>Name</th><th class="wide">Attributes</th>'
@@ -42,11 +42,11 @@ def people_page(people: list[Person], totals: dict[str, int], *, query: str, pag
 
 
 def person_page(person: Person, totals: dict[str, int]) -> str:
-    """One person: who it is, the attributes, and the activity log with the newest on top."""
+    """Returns the page of a person: identifiers, attributes, and the activity log, newest first."""
     name = _identifier(person)
-    who = " · ".join(f"{kind} {escape(value)}" for kind, value in sorted(person.identifiers.items(), reverse=True))
+    identifiers = " · ".join(f"{kind} {escape(value)}" for kind, value in sorted(person.identifiers.items(), reverse=True))
     body = f"""<div class="crumb"><a href="/">People</a><h1 class="title">{escape(name)}</h1>
-<div class="soft" id="who" data-live>{who}</div></div>
+<div class="soft" id="who" data-live>{identifiers}</div></div>
 <div class="split"><section class="card"><div class="bar"><h2>Attributes</h2></div>
 <div id="attributes" data-live>{_attributes(person)}</div></section>
 <section class="card"><div class="bar"><h2>Activity</h2></div>
@@ -55,7 +55,7 @@ def person_page(person: Person, totals: dict[str, int]) -> str:
 
 
 def missing_page(text: str, totals: dict[str, int]) -> str:
-    """What is shown for a person or a page that is not there."""
+    """Returns the page for a person or a page that does not exist."""
     nothing = _empty(f"Nothing here for “{escape(text)}”", '<a href="/">All people</a>')
     return in_layout("Not found", totals, f'<section class="card">{nothing}</section>')
 

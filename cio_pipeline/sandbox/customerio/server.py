@@ -1,6 +1,6 @@
-"""A Customer.io to try things on: the Track API over real HTTP on loopback, in memory, with pages to watch it fill.
+"""A Customer.io on the loopback interface, in memory: the Track API, and pages that show its people.
 
-``python -m cio_pipeline.sandbox.customerio.server --port 0`` starts it; in a test, ``with serve() as sandbox`` does.
+`python -m cio_pipeline.sandbox.customerio.server` starts it; in a test, `with serve() as sandbox` does.
 """
 
 import argparse
@@ -28,7 +28,7 @@ import orjson
 from cio_pipeline.sandbox.customerio.pages import missing_page, people_page, person_page
 from cio_pipeline.sandbox.customerio.workspace import Answer, Workspace
 
-CUSTOMER_PATH = re.compile(r"/api/v1/customers/([^/]+)(/events)?")
+EVENTS_PATH = re.compile(r"/api/v1/customers/([^/]+)/events")
 PAGE_SIZE = 50
 
 Fault = tuple[Literal["status"], int, Mapping[str, str]] | Literal["reset-before", "reset-after", "slow"] | None
@@ -37,7 +37,7 @@ Faults = Callable[[int, str], Fault]
 
 @dataclass(frozen=True)
 class Request:
-    """One call of the Track API: its status is 0 where the connection was reset, its bytes are those of the body."""
+    """A call of the Track API. status: 0 if the connection was reset; bytes: the size of the body."""
 
     method: str
     path: str
@@ -46,11 +46,11 @@ class Request:
 
 
 class CustomerioServer(socketserver.ThreadingTCPServer):
-    """The sandbox while it runs: its ``url``, its ``workspace`` and the ``requests`` it was sent under ``/api/``.
+    """The running sandbox: its `url`, its `workspace`, and the `requests` to `/api/`.
 
-    ``faults`` is asked with the number of each such request (from 1) and its path: ``("status", code, headers)``
-    answers that at once, ``"reset-before"`` breaks the connection before the request is taken, ``"reset-after"``
-    after it was, and ``"slow"`` takes it and answers ``slow_seconds`` later.
+    `faults` is called with the number of each such request (from 1) and its path. It returns `("status", code, headers)` to
+    answer that at once, `"reset-before"` or `"reset-after"` to break the connection before or after the request is processed,
+    `"slow"` to answer `slow_seconds` later, or None.
     """
 
     allow_reuse_address = True
@@ -68,42 +68,38 @@ class CustomerioServer(socketserver.ThreadingTCPServer):
         self._token = base64.b64encode(f"{site_id}:{api_key}".encode()).decode()
 
     def answer(self, method: str, path: str, authorization: str, body: bytes) -> Answer:
-        """What the Track API says to a request: its status and JSON body."""
+        """Returns the Track API's answer: status and JSON body."""
         scheme, _, token = authorization.partition(" ")
         if scheme.lower() != "basic" or token.strip() != self._token:
             return 401, {"meta": {"error": "Unauthorized request"}}
-        customer = CUSTOMER_PATH.fullmatch(path)
+        customer = EVENTS_PATH.fullmatch(path)
         match method, path:
             case "GET", "/api/v1/accounts/region":
                 return 200, {"url": self.url, "region": "us", "environment_id": 1}
             case "POST", "/api/v2/batch":
                 return self.workspace.batch(body)
-            case "POST", "/api/v2/entity":
-                return self.workspace.entity(body)
-            case "PUT", _ if customer and not customer[2]:
-                return self.workspace.customer(unquote(customer[1]), body)
-            case "POST", _ if customer and customer[2]:
+            case "POST", _ if customer:
                 return self.workspace.customer_event(unquote(customer[1]), body)
         return 404, {"meta": {"error": "the sandbox has no such call"}}
 
     def totals(self) -> dict[str, int]:
-        """How many people, events and requests there are."""
+        """Counts the people, events and requests."""
         return {**self.workspace.totals(), "requests": len(self.requests)}
 
     def request_counts(self) -> dict[str, Any]:
-        """The requests so far, in all, by path and by status."""
+        """Counts the requests so far, in all, by path and by status."""
         paths = (re.sub(r"^(/api/v1/customers)/[^/]+", r"\1/{identifier}", request.path) for request in self.requests)
         statuses = (str(request.status) for request in self.requests)
         return {"requests": len(self.requests), "by_path": Counter(paths), "by_status": Counter(statuses)}
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that hangs up is no error of the sandbox; anything else is shown."""
+        """Ignores clients that hang up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection, kept alive; an answer leaves in one piece."""
+    """Serves a connection, which is kept alive."""
 
     server: CustomerioServer
     protocol_version = "HTTP/1.1"
@@ -111,7 +107,7 @@ class Handler(BaseHTTPRequestHandler):
     wbufsize = -1
 
     def do_GET(self) -> None:
-        """Answer any request, by where it goes: ``/api/`` is Customer.io's, the rest is the sandbox's own."""
+        """Answers a request of any method: `/api/` is Customer.io's, the rest is the sandbox's own."""
         length = self.headers.get("Content-Length", "0")
         if not length.isdecimal() or "Transfer-Encoding" in self.headers:
             self.close_connection = True
@@ -126,7 +122,7 @@ class Handler(BaseHTTPRequestHandler):
     do_POST = do_PUT = do_DELETE = do_GET  # noqa: N815
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing: the requests are counted, not logged."""
+        """Logs nothing: the requests are counted instead."""
 
     def _track(self, body: bytes) -> None:
         number = next(self.server.numbers)
@@ -185,7 +181,7 @@ class Handler(BaseHTTPRequestHandler):
         self.wfile.write(content)
 
     def _reset(self) -> None:
-        """Break the connection off with a TCP reset, the way a lost peer does."""
+        """Breaks the connection with a TCP reset, as a lost peer does."""
         self.close_connection = True
         self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         os.close(self.connection.detach())
@@ -200,7 +196,7 @@ def serve(
     faults: Faults | None = None,
     slow_seconds: float = 1.0,
 ) -> Iterator[CustomerioServer]:
-    """Run the sandbox in a thread for as long as the context lasts; port 0 takes any free one."""
+    """Runs the sandbox in a thread until the block ends. port: 0 for any free one."""
     server = CustomerioServer(port, site_id, api_key, faults, slow_seconds)
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
     thread.start()
@@ -213,17 +209,15 @@ def serve(
 
 
 def main() -> None:
-    """Serve until SIGTERM or SIGINT, after one line that says where."""
+    """Prints the URL, and serves until SIGTERM or SIGINT."""
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.customerio.server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0 takes any free port")
-    parser.add_argument("--site-id", default="sandbox")
-    parser.add_argument("--api-key", default="sandbox-key")
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     arguments = parser.parse_args()
-    # Blocked before any thread starts, so that only sigwait below receives them, however early they come.
+    # Blocked before any thread starts, so that only sigwait below receives them, however early they arrive.
     stop = {signal.SIGINT, signal.SIGTERM}
     signal.pthread_sigmask(signal.SIG_BLOCK, stop)
     try:
-        with serve(port=arguments.port, site_id=arguments.site_id, api_key=arguments.api_key) as server:
+        with serve(port=arguments.port) as server:
             print(f"Customer.io sandbox on {server.url}", flush=True)
             signal.sigwait(stop)
     except OSError as error:

@@ -1,8 +1,8 @@
-"""What the Track API takes: each call checked by its rules, and read as an identify or a track.
+"""Parses the calls of the Track API, and checks them by its rules.
 
-The limits are Customer.io's documented ones, in bytes. Where its documentation is silent the stand-in is strict, so
-that a mistake shows here rather than in a real workspace: an event ``id`` must be a ULID and a ``timestamp`` whole Unix
-seconds (Customer.io itself puts "now" in the place of a timestamp it cannot read).
+The limits are Customer.io's documented ones, in bytes. Where its documentation is silent, the sandbox is strict, so that a
+mistake shows here rather than in a real workspace: an event `id` must be a ULID, and a `timestamp` whole Unix seconds
+(Customer.io itself replaces a timestamp that it cannot read by the current time).
 """
 
 import re
@@ -23,7 +23,7 @@ LATEST_TIMESTAMP = 10**11
 
 EVENT_TYPES = ("event", "page", "screen")
 IDENTIFIERS = ("id", "email", "cio_id")
-# These steer the identify call and are no attributes of the person.
+# These are options of the identify call, not attributes of the person.
 DIRECTIVES = frozenset({"_update", "_timestamp", "_created_in_customerio_at", "cio_relationships"})
 ULID = re.compile(r"[0-7][0-9A-HJKMNP-TV-Z]{25}", re.IGNORECASE | re.ASCII)
 
@@ -31,7 +31,7 @@ Identifier = tuple[str, str]
 
 
 class InvalidRequestError(Exception):
-    """What the Track API refuses, in the three words of its v2 errors: reason, field and message."""
+    """The Track API refuses the call, with the reason, field and message of its v2 errors."""
 
     def __init__(self, reason: str, field: str, message: str) -> None:
         super().__init__(message)
@@ -61,18 +61,18 @@ class Track:
 
 
 def compact_size(value: Any) -> int:
-    """The bytes of a value: of text its UTF-8, of anything else its compact JSON."""
+    """Returns the size of a value in bytes: of text in UTF-8, of anything else as compact JSON."""
     if isinstance(value, str):
         return len(value.encode())
     try:
-        # orjson writes 254 levels; the four around the value are those of the people listing.
+        # orjson writes 254 levels; the four around the value are those of `GET /sandbox/people`.
         return len(orjson.dumps([[[[value]]]])) - 8
     except orjson.JSONEncodeError as error:
         raise InvalidRequestError("invalid", "", "value is nested too deeply") from error
 
 
 def parse_object(body: bytes) -> dict[str, Any]:
-    """The JSON object in a body; anything else, invalid UTF-8 and lone surrogates included, is refused."""
+    """Parses the JSON object in a body. Anything else is refused, including invalid UTF-8 and unpaired surrogates."""
     try:
         parsed = orjson.loads(body)
     except orjson.JSONDecodeError as error:
@@ -83,7 +83,7 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def parse_batch(body: bytes) -> list[Any]:
-    """The items of a ``/api/v2/batch`` body, which must be smaller than 500 kB and hold at least one."""
+    """Parses the items of a `/api/v2/batch` body, which must be smaller than 500 kB and have at least one."""
     if len(body) >= BATCH_BYTES:
         raise InvalidRequestError("invalid", "batch", f"batch request must be smaller than {BATCH_BYTES} bytes")
     items = parse_object(body).get("batch")
@@ -93,7 +93,7 @@ def parse_batch(body: bytes) -> list[Any]:
 
 
 def parse_item(item: Any) -> Identify | Track:
-    """One v2 operation on a person, checked: what it says and that it is at most 32 kB."""
+    """Parses a v2 operation on a person, of at most 32 kB."""
     if not isinstance(item, dict):
         raise InvalidRequestError("invalid", "", "item must be an object")
     if compact_size(item) > MAX_ITEM_BYTES:
@@ -106,24 +106,18 @@ def parse_item(item: Any) -> Identify | Track:
         raise InvalidRequestError("invalid" if "action" in item else "required", "action", message)
     identifier = parse_identifiers(item.get("identifiers"))
     if action == "identify":
-        return parse_identify(identifier, item.get("attributes", {}), item, "timestamp")
+        return parse_identify(identifier, item)
     return parse_track(identifier, item, type_=action, data_key="attributes")
 
 
-def parse_customer(identifier: str, body: bytes) -> Identify:
-    """A v1 identify, whose body is the attributes."""
-    attributes = parse_object(body)
-    return parse_identify(parse_path_identifier(identifier), attributes, attributes, "_timestamp")
-
-
 def parse_customer_event(identifier: str, body: bytes) -> Track:
-    """A v1 event, page or screen."""
+    """Parses a v1 event, page or screen."""
     call = parse_object(body)
     return parse_track(parse_path_identifier(identifier), call, type_=call.get("type", "event"), data_key="data")
 
 
 def parse_identifiers(identifiers: Any) -> Identifier:
-    """The one identifier of a v2 item: ``id``, ``email`` or ``cio_id``."""
+    """Parses the single identifier of a v2 item: `id`, `email` or `cio_id`."""
     if not isinstance(identifiers, dict) or len(identifiers) != 1:
         raise InvalidRequestError("required", "identifiers", "identifiers must be an object of exactly one identifier")
     kind, value = next(iter(identifiers.items()))
@@ -134,7 +128,7 @@ def parse_identifiers(identifiers: Any) -> Identifier:
 
 
 def parse_path_identifier(text: str) -> Identifier:
-    """The identifier in a v1 path, its kind guessed from its shape as Customer.io does."""
+    """Parses the identifier in a v1 path, whose kind Customer.io guesses from its form."""
     if "@" in text:
         identifier = ("email", text)
     elif text.startswith("cio_"):
@@ -146,7 +140,7 @@ def parse_path_identifier(text: str) -> Identifier:
 
 
 def check_identifier(kind: str, value: Any, where: str) -> None:
-    """Refuse an identifier that is no text, is blank, or is an id of more than 150 bytes."""
+    """Refuses an identifier that is not text, is blank, or is an id of more than 150 bytes."""
     if not isinstance(value, str):
         raise InvalidRequestError("invalid", where, f"{kind} attribute must be a string value")
     if not value.strip():
@@ -155,8 +149,9 @@ def check_identifier(kind: str, value: Any, where: str) -> None:
         raise InvalidRequestError("invalid", where, f"id attribute cannot be longer than {MAX_ID_BYTES} bytes")
 
 
-def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, Any], time_key: str) -> Identify:
-    """An identify call, its attributes within the limits of one call; ``holder`` has the time under ``time_key``."""
+def parse_identify(identifier: Identifier, item: dict[str, Any]) -> Identify:
+    """Parses an identify operation, and checks its attributes."""
+    attributes = item.get("attributes", {})
     if not isinstance(attributes, dict):
         raise InvalidRequestError("invalid", "attributes", "attributes must be an object")
     described = {name: value for name, value in attributes.items() if name not in DIRECTIVES}
@@ -165,11 +160,11 @@ def parse_identify(identifier: Identifier, attributes: Any, holder: dict[str, An
         raise InvalidRequestError("invalid", "attributes", message)
     for name, value in described.items():
         check_attribute(name, value)
-    return Identify(identifier, described, parse_timestamp(holder, time_key), attributes.get("_update") is True)
+    return Identify(identifier, described, parse_timestamp(item, "timestamp"), attributes.get("_update") is True)
 
 
 def check_attribute(name: str, value: Any) -> None:
-    """Refuse an attribute whose name or value is too long, or an ``id`` that could not be one."""
+    """Refuses an attribute whose name or value is too long, or an invalid `id`."""
     if compact_size(name) > MAX_ATTRIBUTE_NAME_BYTES:
         message = f"attribute name cannot be longer than {MAX_ATTRIBUTE_NAME_BYTES} bytes"
         raise InvalidRequestError("invalid", "attributes", message)
@@ -181,7 +176,7 @@ def check_attribute(name: str, value: Any) -> None:
 
 
 def parse_track(identifier: Identifier, call: dict[str, Any], *, type_: Any, data_key: str) -> Track:
-    """An event, page or screen call; v2 keeps the event's data under ``attributes``, v1 under ``data``."""
+    """Parses an event, page or screen. data_key: of the event's data, which is `attributes` in v2, `data` in v1."""
     name, data, ulid = call.get("name"), call.get(data_key, {}), call.get("id")
     if type_ not in EVENT_TYPES:
         raise InvalidRequestError("invalid", "type", "type must be event, page or screen")
@@ -199,7 +194,7 @@ def parse_track(identifier: Identifier, call: dict[str, Any], *, type_: Any, dat
 
 
 def parse_timestamp(call: dict[str, Any], key: str) -> int | None:
-    """Whole Unix seconds, or None if there are none: "now". Milliseconds and times before 1970 are refused."""
+    """Parses whole Unix seconds, or returns None if there are none. Milliseconds and times before 1970 are refused."""
     timestamp = call.get(key)
     if key in call and (type(timestamp) is not int or not 0 <= timestamp < LATEST_TIMESTAMP):
         raise InvalidRequestError("invalid", key, f"{key} must be an integer of Unix seconds")

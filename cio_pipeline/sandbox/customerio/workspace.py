@@ -1,10 +1,11 @@
-"""A Customer.io workspace in memory: its people, and what the calls of the Track API make of them."""
+"""A Customer.io workspace in memory: its people, and how the calls of the Track API change them."""
 
 import threading
 import time
 from collections.abc import Callable
 from typing import Any
 
+from cio_pipeline.sandbox.customerio.people import FAILURE, Activity, Attribute, Person
 from cio_pipeline.sandbox.customerio.track_api import (
     IDENTIFIERS,
     Identifier,
@@ -12,23 +13,20 @@ from cio_pipeline.sandbox.customerio.track_api import (
     InvalidRequestError,
     Track,
     parse_batch,
-    parse_customer,
     parse_customer_event,
     parse_item,
-    parse_object,
 )
-from cio_pipeline.sandbox.posthog.people import FAILURE, Activity, Attribute, Person
 
 Answer = tuple[int, dict[str, Any]]
 
 
 class Workspace:
-    """The people of a workspace and the calls that change them; safe to use from several threads.
+    """The people of a workspace, and the calls that change them. Threads may share it.
 
-    An email belongs to one person, as in Customer.io: whoever is identified by it or was given it first as an
-    attribute. An identify that would give it to a second person answers 200, leaves that person's email as it was and
-    records an "Attribute Update Failure"; every other attribute is set. The stand-in never merges: where Customer.io
-    would let a new id take over the profile that holds the email, two people stay visible here.
+    An email belongs to one person, as in Customer.io: the one who is identified by it, or first had it as an attribute. An
+    identify that would set it on a second person answers 200, leaves that person's email as it was, and records an "Attribute
+    Update Failure"; all other attributes are set. The sandbox never merges people: where Customer.io would let a new id take
+    over the profile that has the email, two people stay visible here.
     """
 
     def __init__(self, clock: Callable[[], float] = time.time) -> None:
@@ -40,37 +38,30 @@ class Workspace:
         self._events = 0
 
     def batch(self, body: bytes) -> Answer:
-        """``POST /api/v2/batch``: 200, 207 that names the refused items by index, or 400 for what is no batch."""
+        """Answers `POST /api/v2/batch`: 200, 207 with the refused items by index, or 400 if it is not a batch."""
         try:
             items = parse_batch(body)
         except InvalidRequestError as refused:
             return 400, {"errors": [refused.error]}
-        refusals = ((index, self._take(item)) for index, item in enumerate(items))
+        refusals = ((index, self._accept(item)) for index, item in enumerate(items))
         errors = [{"batch_index": index, **error} for index, error in refusals if error]
         return (207, {"errors": errors}) if errors else (200, {})
 
-    def entity(self, body: bytes) -> Answer:
-        """``POST /api/v2/entity``: one operation, 200 or 400."""
-        try:
-            error = self._take(parse_object(body))
-        except InvalidRequestError as refused:
-            error = refused.error
-        return (400, {"errors": [error]}) if error else (200, {})
-
-    def customer(self, identifier: str, body: bytes) -> Answer:
-        """``PUT /api/v1/customers/{identifier}``: an identify whose body is the attributes."""
-        return self._v1(parse_customer, identifier, body)
-
     def customer_event(self, identifier: str, body: bytes) -> Answer:
-        """``POST /api/v1/customers/{identifier}/events``: one event, page or screen."""
-        return self._v1(parse_customer_event, identifier, body)
+        """Answers `POST /api/v1/customers/{identifier}/events`: one event, page or screen."""
+        try:
+            operation = parse_customer_event(identifier, body)
+        except InvalidRequestError as refused:
+            return 400, {"meta": {"error": str(refused)}}
+        self._apply(operation)
+        return 200, {}
 
     def people(self) -> list[Person]:
-        """A copy of everyone, the one who changed last first."""
+        """Returns a copy of everyone, the last changed first."""
         return self.search("", 0, None)[0]
 
     def search(self, query: str, start: int, stop: int | None) -> tuple[list[Person], int]:
-        """A page of the people whose id, email or name contains the query, and how many there are in all."""
+        """Returns a page of the people whose id, email or name contains the query, and how many there are in all."""
         wanted = query.strip().lower()
         with self._lock:
             newest = reversed(self._people.values())
@@ -78,32 +69,24 @@ class Workspace:
             return [person.copy() for person in found[start:stop]], len(found)
 
     def person(self, text: str) -> Person | None:
-        """A copy of the person with this id, email or, written ``cio_...``, cio_id."""
+        """Returns a copy of the person with this id, email or cio_id (written `cio_...`), if there is one."""
         keys = (("id", text), ("email", text.lower()), ("cio_id", text.removeprefix("cio_")))
         with self._lock:
             found = next((self._index[key] for key in keys if key in self._index), None)
             return found.copy() if found else None
 
     def totals(self) -> dict[str, int]:
-        """How many people and events the workspace holds."""
+        """Counts the people and events."""
         with self._lock:
             return {"people": len(self._people), "events": self._events}
 
-    def _take(self, item: Any) -> dict[str, str] | None:
+    def _accept(self, item: Any) -> dict[str, str] | None:
         try:
             operation = parse_item(item)
         except InvalidRequestError as refused:
             return refused.error
         self._apply(operation)
         return None
-
-    def _v1(self, parse: Callable[[str, bytes], Identify | Track], identifier: str, body: bytes) -> Answer:
-        try:
-            operation = parse(identifier, body)
-        except InvalidRequestError as refused:
-            return 400, {"meta": {"error": str(refused)}}
-        self._apply(operation)
-        return 200, {}
 
     def _apply(self, operation: Identify | Track) -> None:
         with self._lock:
@@ -139,7 +122,7 @@ class Workspace:
         self._events += 1
 
     def _find(self, identifier: Identifier, *, create: bool) -> Person | None:
-        """The person of an identifier, moved to the end as the one who changed last; an unknown cio_id is nobody."""
+        """The person with an identifier, moved to the end as the last changed. An unknown cio_id is never created."""
         kind, value = identifier
         person = self._index.get(_key(kind, value))
         if person is None and (not create or kind == "cio_id"):
@@ -154,9 +137,9 @@ class Workspace:
         return person
 
     def _claim(self, person: Person, kind: str, value: Any) -> bool:
-        """Make an identifier the person's own, or say that it cannot be: taken, no text, or not to be changed."""
-        has_another_name = "id" in person.identifiers
-        if value is None and kind == "email" and has_another_name:
+        """Sets an identifier of the person. Returns False if it is taken, not text, or must not change."""
+        has_id = "id" in person.identifiers
+        if value is None and kind == "email" and has_id:
             self._drop(person, kind)
             return True
         if not isinstance(value, str) or not value.strip():
@@ -164,7 +147,7 @@ class Workspace:
         owner = self._index.get(_key(kind, value))
         if owner is not None:
             return owner is person
-        if kind in person.identifiers and not (kind == "email" and has_another_name):
+        if kind in person.identifiers and not (kind == "email" and has_id):
             return False
         self._drop(person, kind)
         self._hold(person, kind, value)

@@ -1,4 +1,4 @@
-"""Events captured of a person, as PostHog stores them: with what ingestion adds, and what it knows of the person by then."""
+"""Captures a person's events as PostHog stores them: with what ingestion adds, and the person's properties at that time."""
 
 import random
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ Properties = dict[str, Any]
 
 @dataclass
 class Person:
-    """Somebody who uses the product; `properties` is what PostHog knows of them by now."""
+    """A user of the product. properties: those that PostHog has by now."""
 
     number: int
     name: str
@@ -29,7 +29,7 @@ class Person:
 
 @dataclass
 class Session:
-    """One person's events in a row, each some seconds after the one before."""
+    """Consecutive events of one person, some seconds apart. clock: the last event's time; delay: until PostHog stores one."""
 
     person: Person
     clock: datetime
@@ -39,7 +39,7 @@ class Session:
     events: list[Event] = field(default_factory=list)
 
     def capture(self, event: str, /, **properties: Any) -> None:
-        """Store an event as PostHog does, and update the person's properties."""
+        """Adds an event as PostHog stores it, and updates the person's properties."""
         self.clock += timedelta(milliseconds=self.rng.randrange(400, 90_000))
         stored = _with_person_properties({**self.client, **properties})
         person = self.person
@@ -52,7 +52,7 @@ class Session:
 
 
 def _with_person_properties(properties: Properties) -> Properties:
-    """PostHog's ingestion: browser, system and campaign of an event are the person's, and the first ones stay."""
+    """Adds what ingestion adds: browser, system and campaign are set on the person, the first ones as `$initial_`."""
     known = {name: value for name, value in properties.items() if name in ("$browser", "$os", "$app_version")}
     known |= {name: value for name, value in properties.items() if name.startswith("utm_")}
     if not known:
@@ -74,7 +74,7 @@ def stored_event(
     properties: Properties,
     person_properties: Properties,
 ) -> Event:
-    """An event at a moment, stored `delay` later, with a copy of the person's properties; times are ISO text in UTC."""
+    """Returns an event that PostHog stores `delay` later, with a copy of the person's properties. Times are ISO text in UTC."""
     return {
         "uuid": _uuid7(at, rng),
         "event": event,

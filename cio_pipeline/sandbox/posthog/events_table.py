@@ -1,4 +1,4 @@
-"""A project's events in DuckDB: stored, exported by when they landed, counted by day."""
+"""A project's events in DuckDB: stores them, exports them by when they landed, and counts them by day."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,45 +19,45 @@ COLUMNS = pa.schema(
     ]
 )
 REWRITTEN_COLUMNS = pa.schema([("row", pa.int64()), ("properties", pa.string())])
-# The order of PostHog's own sort key, which is not that of time.
+# In the order of PostHog's sort key, which is not that of time.
 INSERT = """
-INSERT INTO events BY NAME SELECT * REPLACE (toUUID(uuid) AS uuid) FROM added
+INSERT INTO events BY NAME SELECT * REPLACE (uuid::UUID AS uuid) FROM added
 ORDER BY timestamp::DATE, event, hash(distinct_id), hash(uuid)
 """
-# What PostHog exports of an interval: what landed in it, at most seven days late and one day early.
+# PostHog exports what landed in an interval, at most seven days after it happened, or one day before.
 EXPORTED = """
-SELECT DISTINCT ON (timestamp::DATE, event, distinct_id, uuid) * REPLACE (toString(uuid) AS uuid) FROM events
+SELECT DISTINCT ON (timestamp::DATE, event, distinct_id, uuid) * REPLACE (uuid::VARCHAR AS uuid) FROM events
 WHERE created_at >= $start AND created_at < $end
 AND timestamp >= $start - INTERVAL 7 DAY AND timestamp < $end + INTERVAL 1 DAY
 """
-# PostHog's retention of `$set` and `$set_once`; an event's other properties stay, and the person's as stored with it.
-KEEPS_SETS = timedelta(days=60)
+# How long PostHog keeps `$set` and `$set_once`. An event's other properties stay, and the person's that are stored with it.
+SET_RETENTION = timedelta(days=60)
 WITH_SETS = "SELECT rowid, properties FROM events WHERE timestamp < $before AND contains(properties, '$set')"
 REWRITTEN = "UPDATE events SET properties = rewritten.properties FROM rewritten WHERE events.rowid = rewritten.row"
 BY_DAY = "SELECT timestamp::DATE AS day, count(*) FROM events GROUP BY day ORDER BY day"
 
 
 def to_table(events: Iterable[Event]) -> pa.Table:
-    """The rows of events as `product.days` gives them; `properties` may be JSON text."""
+    """Converts events, as `product.days` returns them, to rows. `properties` may also be JSON text."""
     return pa.Table.from_pylist([_row(event) for event in events], schema=COLUMNS)
 
 
 def insert(database: duckdb.DuckDBPyConnection, table: pa.Table) -> None:
-    """Store the rows of `to_table` in PostHog's order."""
+    """Stores the rows of `to_table` in PostHog's order."""
     database.register("added", table)
     database.execute(INSERT)
 
 
 def exported(database: duckdb.DuckDBPyConnection, start: datetime, end: datetime) -> list[dict[str, Any]]:
-    """The events of an export of this interval; their times are UTC."""
+    """Returns the events of an export of this interval, with times in UTC."""
     rows = database.execute(EXPORTED, {"start": _naive(start), "end": _naive(end)}).fetchall()
     columns = [name for name, *_ in database.description]
     return [dict(zip(columns, row, strict=True)) for row in rows]
 
 
 def drop_old_sets(database: duckdb.DuckDBPyConnection, now: datetime) -> int:
-    """Drop `$set` and `$set_once` of the events that are over 60 days old by then; give how many lost one."""
-    found = database.execute(WITH_SETS, {"before": _naive(now - KEEPS_SETS)}).fetchall()
+    """Drops `$set` and `$set_once` of events that are over 60 days old at `now`. Returns how many events have lost one."""
+    found = database.execute(WITH_SETS, {"before": _naive(now - SET_RETENTION)}).fetchall()
     rewritten = [{"row": row, "properties": _without_sets(text)} for row, text in found]
     database.register("rewritten", pa.Table.from_pylist(rewritten, schema=REWRITTEN_COLUMNS))
     database.execute(REWRITTEN)
@@ -65,7 +65,7 @@ def drop_old_sets(database: duckdb.DuckDBPyConnection, now: datetime) -> int:
 
 
 def count_by_day(database: duckdb.DuckDBPyConnection) -> list[tuple[date, int]]:
-    """How many events each day in UTC has."""
+    """Counts the events of each day in UTC."""
     return database.execute(BY_DAY).fetchall()
 
 
@@ -93,7 +93,7 @@ def _without_sets(text: str) -> str:
 
 
 def _json_text(value: object) -> str:
-    """Text as it stands, anything else as compact JSON; a lone surrogate stays an escape, as JavaScript writes it."""
+    """Text as it is, anything else as compact JSON. An unpaired surrogate is an escape, as JavaScript writes it."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, separators=(",", ":"))
     return text.encode("utf-8", "backslashreplace").decode()
 

@@ -1,4 +1,4 @@
-"""Files as PostHog's batch exports write them: events by when they landed, the files named and packed likewise."""
+"""Writes files as PostHog's batch exports do: events by when they landed, with the same names and compression."""
 
 import io
 import json
@@ -33,9 +33,9 @@ def export(
     compression: str | None = "zstd",
     parts: int = 0,
 ) -> list[str]:
-    """Writes a file for each interval in which events landed, under folders by the interval's end; gives their names.
+    """Writes a file for each interval in which events landed, in a folder for the interval's end. Returns their names.
 
-    With `parts`, each interval has so many numbered files, and a manifest.
+    With `parts`, each interval has that many numbered files, and a manifest.
     """
     landed: dict[datetime, list[Event]] = {}
     for event in events:
@@ -57,7 +57,7 @@ def export(
 
 
 def pack(events: Iterable[Event], file_format: str, compression: str | None) -> bytes:
-    """A file of these events; Parquet is compressed inside, JSONLines outside."""
+    """Returns the content of a file with these events. Parquet is compressed internally, JSONLines as a whole."""
     buffer = io.BytesIO()
     if file_format == "parquet":
         table = pa.Table.from_pylist([_row(event) for event in events], schema=SCHEMA)
@@ -85,7 +85,7 @@ def _row(event: Event) -> dict[str, Any]:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    """Objects stand as such, times as ISO text."""
+    """A line of JSON: objects are not text here, and times are ISO text."""
     objects = {name: orjson.Fragment(row[name] or "null") for name in ("properties", "person_properties")}
     return orjson.dumps({**row, **objects}) + b"\n"
 

@@ -1,4 +1,4 @@
-"""PostHog's file download exports: created, polled, and downloaded behind a redirect to a store that wants no key."""
+"""PostHog's file download exports: created, polled, and downloaded by a redirect to a store that accepts no key."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from uuid import uuid4
 
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.exports import pack
 
@@ -20,7 +20,7 @@ LONGEST = timedelta(weeks=1)
 
 @dataclass
 class Run:
-    """An export; `polls` more looks at it find it running."""
+    """An export. polls: it is still running for that many requests."""
 
     start: datetime
     end: datetime
@@ -32,9 +32,10 @@ class Run:
 
 @dataclass
 class FileDownloads:
-    """The exports of a project, whose events for an interval `exported` gives, and faults to be had from them.
+    """The exports of a project, and the faults to simulate.
 
-    The next exports end as `ends_as` says, in order; the next `expired` links are refused by the store; a file has `file_rows`.
+    exported: returns the events of an interval; at_once: the exports that may run at once; polls: as in `Run`; file_rows: the
+    most rows in a file; ends_as: the statuses of the next exports, in order; expired: how many links the store refuses next.
     """
 
     exported: Callable[[datetime, datetime], list[Event]]
@@ -49,7 +50,7 @@ class FileDownloads:
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def answer(self, method: str, path: list[str], body: Any, url: str) -> Answer:
-        """Answer a request below `file_download_batch_exports/`; links lead to `url`."""
+        """Answers a request below `file_download_batch_exports/`. url: where its links lead."""
         with self._lock:
             match method, path:
                 case "POST", []:
@@ -68,7 +69,7 @@ class FileDownloads:
         raise Refused(404, "invalid_request", "not_found", "Not found.")
 
     def file(self, link: str, headers: Collection[str]) -> Answer:
-        """Answer a request to the store, which like Amazon's refuses one that is signed and brings a key too."""
+        """Answers a request to the store. Like Amazon's, it refuses a signed link that is requested with a key."""
         if {"authorization", "cookie"} & {name.lower() for name in headers}:
             return Answer(b"Only one auth mechanism allowed", 400)
         if link not in self._links or self.expired:
@@ -78,8 +79,8 @@ class FileDownloads:
 
     def _create(self, body: Any) -> Answer:
         start, end = (_time(body, name) for name in ("data_interval_start", "data_interval_end"))
-        known = body.get("model") == "events" and body.get("file", {}).get("format") == "Parquet"
-        if not known or start > end or end - start > LONGEST or end > datetime.now(UTC):
+        is_supported = body.get("model") == "events" and body.get("file", {}).get("format") == "Parquet"
+        if not is_supported or start > end or end - start > LONGEST or end > datetime.now(UTC):
             raise Refused(
                 400, "validation_error", "invalid_input", "No such export, or its interval is too long or in the future."
             )
@@ -123,4 +124,4 @@ def _time(body: Any, name: str) -> datetime:
     try:
         return datetime.fromisoformat(body[name].replace("Z", "+00:00"))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise Refused(400, "validation_error", "invalid_input", f"{name} is no time.") from error
+        raise Refused(400, "validation_error", "invalid_input", f"{name} is not a time.") from error

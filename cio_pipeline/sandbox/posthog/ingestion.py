@@ -1,4 +1,4 @@
-"""The capture endpoint: what PostHog's own clients send it, and what ingestion stores of that."""
+"""The capture endpoint: turns what PostHog's own clients send into stored events."""
 
 import gzip
 import json
@@ -13,14 +13,14 @@ GZIP = b"\x1f\x8b"
 
 
 class Ingestion:
-    """Knows the persons of the events that came so far: each distinct_id's properties, which two ids of one person share."""
+    """Stores events, and keeps each distinct_id's person properties, which all ids of one person share."""
 
     def __init__(self) -> None:
         self._persons: dict[str, Properties] = {}
         self._lock = threading.Lock()
 
     def stored(self, body: bytes) -> list[Event]:
-        """The events of a request's body, a batch or a single one, as PostHog stores them. Raises `ValueError` for others."""
+        """Returns the events of a request's body, a batch or a single one, as PostHog stores them. Raises `ValueError`."""
         sent = json.loads(gzip.decompress(body) if body.startswith(GZIP) else body)
         now = datetime.now(UTC).isoformat()
         with self._lock:
@@ -42,7 +42,7 @@ class Ingestion:
         }
 
     def _update_person(self, name: str, distinct_id: str, properties: Properties) -> Properties:
-        """What is known of the person after this event."""
+        """Updates the person of the event, and returns their properties."""
         person = self._persons.setdefault(distinct_id, {})
         other = properties.get({"$identify": "$anon_distinct_id", "$create_alias": "alias"}.get(name, ""))
         if isinstance(other, str):

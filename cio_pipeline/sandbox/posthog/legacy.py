@@ -1,4 +1,4 @@
-"""PostHog's old events list, `GET /api/projects/:id/events/`, with its traps: strict bounds, and a `next` that skips ties."""
+"""PostHog's old events list, `GET /api/projects/:id/events/`, and its traps: exclusive bounds, a `next` that skips ties."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ import orjson
 
 DEFAULT_ROWS = 100
 SELECT = """
-SELECT toString(uuid), event, distinct_id, timestamp, properties FROM events
+SELECT uuid::VARCHAR, event, distinct_id, timestamp, properties FROM events
 WHERE timestamp > $after AND timestamp < $before AND event = coalesce($event, event) ORDER BY timestamp {order} LIMIT {limit}
 """
 
 
 @dataclass(frozen=True)
 class EventsList:
-    """How the list answers: at most so many rows a page (100: whatever `limit` says), and which parameters it knows."""
+    """The list of one version of PostHog: its page size at most, and whether it knows `orderBy`."""
 
     max_rows: int = 1000
     knows_order: bool = True
 
     def page(self, database: duckdb.DuckDBPyConnection, url: str, parameters: Mapping[str, str]) -> dict[str, Any]:
-        """Answers a request whose bounds are both given."""
+        """Answers a request that has both bounds."""
         limit = min(int(parameters.get("limit", DEFAULT_ROWS)), self.max_rows)
         is_ascending = self.knows_order and parameters.get("orderBy") == '["timestamp"]'
         bounds = {name: datetime.fromisoformat(parameters[name].replace("Z", "+00:00")) for name in ("after", "before")}
         naive = {name: bound.astimezone(UTC).replace(tzinfo=None) for name, bound in bounds.items()}
-        asked = {**naive, "event": parameters.get("event")}
+        values = {**naive, "event": parameters.get("event")}
         order = "ASC" if is_ascending else "DESC"
-        rows = database.execute(SELECT.format(order=order, limit=limit + 1), asked).fetchall()
+        rows = database.execute(SELECT.format(order=order, limit=limit + 1), values).fetchall()
         results = [_result(*row) for row in rows[:limit]]
-        following = None
+        next_url = None
         if len(rows) > limit:
             bound = "after" if is_ascending else "before"
-            following = f"{url}?{urlencode({**parameters, bound: results[-1]['timestamp']})}"
-        return {"next": following, "results": results}
+            next_url = f"{url}?{urlencode({**parameters, bound: results[-1]['timestamp']})}"
+        return {"next": next_url, "results": results}
 
 
 def _result(uuid: str, event: str, distinct_id: str, timestamp: datetime, properties: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""A believable product: days of stored PostHog events, the same for the same seed in any process."""
+"""Generates the events of a realistic product, as PostHog stores them: the same for the same seed in any process."""
 
 import random
 from collections.abc import Iterator
@@ -26,9 +26,9 @@ PRODUCTS: tuple[tuple[str, float], ...] = (("mug", 12.5), ("poster", 24.0), ("no
 
 
 def days(seed: int, start: date, count: int, visitors_per_day: int = VISITORS_PER_DAY) -> Iterator[Event]:
-    """Yield the events of `count` days from the product's first day, in order of time, in the shape PostHog stores.
+    """Yields the events of `count` days from the product's first day, in order of time, as PostHog stores them.
 
-    Times are ISO text in UTC; a day's events are the same however many days are made.
+    Times are ISO text in UTC. A day's events are the same however many days are generated.
     """
     people: list[Person] = []
     for day in range(count):
@@ -66,12 +66,12 @@ def _first_visit(person: Person, day: int, midnight: datetime, rng: random.Rando
 
 
 def _later_day(person: Person, day: int, midnight: datetime, rng: random.Random) -> list[Event]:
-    """The day of somebody who came before: they sign up, or use what they signed up for, or come back to look."""
-    customer = bool(person.distinct_id)
-    if day != person.signup_day and rng.random() > (0.3 if customer else 0.02):
+    """The events of a person who has visited before: they sign up, use the product, or look around again."""
+    is_customer = bool(person.distinct_id)
+    if day != person.signup_day and rng.random() > (0.3 if is_customer else 0.02):
         return []
     session = _web(person, midnight, rng)
-    if not customer:
+    if not is_customer:
         _browse(session, rng.randrange(1, 4))
         if day == person.signup_day:
             _sign_up(session)
@@ -92,8 +92,8 @@ def _sign_up(session: Session) -> None:
     created_at = f"{session.clock:%Y-%m-%dT%H:%M:%S}.{session.clock.microsecond // 1000:03}Z"
     person.plan = rng.choice(PLANS[:2])
     person.distinct_id = f"user-{person.number:06}"
-    learned = {"email": person.email, "name": person.name, "plan": person.plan, "created_at": created_at}
-    session.capture("$identify", **{"$anon_distinct_id": person.anonymous_id, "$set": learned})
+    attributes = {"email": person.email, "name": person.name, "plan": person.plan, "created_at": created_at}
+    session.capture("$identify", **{"$anon_distinct_id": person.anonymous_id, "$set": attributes})
     session.capture("signed up", plan=person.plan, **{"$set": {"trial_ends_at": created_at[:10]}})
     if rng.random() < 0.1:
         company = rng.choice(COMPANIES)
@@ -104,7 +104,7 @@ def _sign_up(session: Session) -> None:
 
 
 def _sign_in_elsewhere(session: Session) -> None:
-    """Look around with another browser first, under a new anonymous id, then sign in."""
+    """Looks around in another browser, with a new anonymous id, then signs in."""
     person, rng = session.person, session.rng
     stranger = replace(person, distinct_id="", anonymous_id=str(UUID(int=rng.getrandbits(128), version=4)), properties={})
     elsewhere = Session(stranger, session.clock, rng, session.client)
@@ -157,7 +157,7 @@ def _on_the_server(person: Person, midnight: datetime, rng: random.Random) -> li
 
 
 def _oddities(midnight: datetime, rng: random.Random) -> list[Event]:
-    """What every real project has a few of: values and ids that nobody meant to send."""
+    """Values and ids that nobody meant to send: every real project has a few."""
     long_list = [f"tag number {number}" for number in range(90)]
     odd: tuple[tuple[str, str, Properties], ...] = (
         ("odd-1", "profile updated", {"$set": {"email": "ada at example", "city": "Malmö"}}),
@@ -184,5 +184,5 @@ def _web(person: Person, midnight: datetime, rng: random.Random) -> Session:
 
 
 def _moment(midnight: datetime, rng: random.Random) -> datetime:
-    """A time of day, by day rather than by night, that leaves room for a session before midnight."""
+    """A random time, in the daytime rather than at night, that leaves room for a session before midnight."""
     return midnight + timedelta(milliseconds=int(rng.triangular(0, 23, 14) * 3_600_000))

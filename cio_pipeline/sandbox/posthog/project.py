@@ -1,4 +1,4 @@
-"""A PostHog project: who may ask, what it answers from its events, how many queries at once, and at what cost."""
+"""A PostHog project: checks keys, and answers queries about its events, within limits."""
 
 import hashlib
 import json
@@ -15,8 +15,8 @@ from urllib.parse import parse_qsl
 import duckdb
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import events_table
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
 from cio_pipeline.sandbox.posthog.hogql import SCHEMA, HogQLError, to_duckdb
@@ -25,15 +25,15 @@ from cio_pipeline.sandbox.posthog.query_results import query_results
 
 QUERIES_AT_ONCE = 3
 DAILY_BYTES = 480_000_000_000
-KEPT_ANSWERS = 64
+CACHED_ANSWERS = 64
 
 
 @dataclass
 class Project:
-    """A PostHog project: its events, the rules for querying them, and the account of the requests.
+    """A PostHog project: its events, the rules for querying them, and counts of the requests.
 
-    `key` may query; `key` followed by `_unscoped` is known, but lacks the scope. A fourth query waits `queue_seconds`
-    for its turn; each takes at least `query_seconds`. With `legacy`, it is an old PostHog: an events list and no queries.
+    `key` may query; `key` followed by `_unscoped` is valid, but lacks the scope. A fourth query waits `queue_seconds` for its
+    turn; each takes at least `query_seconds`. With `legacy`, it is an old PostHog, with an events list and no queries.
     """
 
     id: str = "1"
@@ -58,26 +58,26 @@ class Project:
         self.file_downloads = FileDownloads(self.exported)
 
     def add(self, events: Iterable[Event]) -> int:
-        """Store events (as `product.days` gives them; `properties` may be JSON text) and return how many."""
+        """Stores events (as `product.days` returns them; `properties` may be JSON text). Returns how many."""
         table = events_table.to_table(events)
         with self._lock, self._database.cursor() as cursor:
             events_table.insert(cursor, table)
         return len(table)
 
     def drop_old_sets(self, now: datetime) -> int:
-        """Drop `$set` and `$set_once` of all events over 60 days old by then, as PostHog does; give how many lost one."""
+        """Drops `$set` and `$set_once` of events over 60 days old at `now`, as PostHog does. Returns how many have lost one."""
         with self._lock, self._database.cursor() as cursor:
             dropped = events_table.drop_old_sets(cursor, now)
             self._answers.clear()
         return dropped
 
     def exported(self, start: datetime, end: datetime) -> list[dict[str, Any]]:
-        """The events of an export of this interval; their times are UTC."""
+        """Returns the events of an export of this interval, with times in UTC."""
         with self._database.cursor() as cursor:
             return events_table.exported(cursor, start, end)
 
     def authorize(self, authorization: str, project_id: str) -> None:
-        """Refuse, as PostHog does, a request without a good key or for another project."""
+        """Raises `Refused`, as PostHog answers, without a valid key or for another project."""
         key = authorization.removeprefix("Bearer ")
         if not authorization:
             detail = "Authentication credentials were not provided."
@@ -92,7 +92,7 @@ class Project:
             raise Refused(404, "invalid_request", "not_found", "Project not found.")
 
     def query(self, body: Any) -> Answer:
-        """Answer a HogQLQuery; one asked before comes from the cache unless `refresh` is force_blocking."""
+        """Answers a HogQLQuery; a repeated one from the cache, unless `refresh` is force_blocking."""
         query = body.get("query") if isinstance(body, dict) else None
         if not isinstance(query, dict) or query.get("kind") != "HogQLQuery" or not isinstance(query.get("query"), str):
             raise Refused(400, "validation_error", "invalid_input", "The sandbox serves queries of kind HogQLQuery only.")
@@ -117,23 +117,23 @@ class Project:
             return Answer(orjson.dumps((self.legacy or EventsList()).page(cursor, address, dict(parse_qsl(parameters)))))
 
     def count(self, status: int) -> None:
-        """Note an answer of the API in the account."""
+        """Counts an answer of the API."""
         with self._lock:
             self.statuses[status] += 1
 
     def account(self) -> dict[str, Any]:
-        """Count the API's answers by status, and tell how many queries ran at once at most."""
+        """Returns the number of the API's answers by status, and the most queries that ran at once."""
         return {"requests": {str(status): n for status, n in self.statuses.items()}, "max_at_once": self.max_at_once}
 
     def page(self) -> str:
-        """Describe the project in plain text: its events by day, in UTC."""
+        """Returns a page in plain text: the project's events by day, in UTC."""
         with self._database.cursor() as cursor:
             counts = events_table.count_by_day(cursor)
         lines = [f"{day}  {count:>9,}" for day, count in counts]
         return "\n".join([f"PostHog sandbox, project {self.id}, time zone {self.zone}", "", *lines, ""])
 
     def close(self) -> None:
-        """End the queries that run, then let go of the events."""
+        """Interrupts running queries, and closes the database."""
         with self._turns:
             self._closed = True
             self._turns.notify_all()
@@ -183,7 +183,7 @@ class Project:
     def _keep(self, cache_key: str, payload: dict[str, Any]) -> None:
         with self._lock:
             self._answers[cache_key] = payload
-            if len(self._answers) > KEPT_ANSWERS:
+            if len(self._answers) > CACHED_ANSWERS:
                 del self._answers[next(iter(self._answers))]
 
     def _budget(self, read: int) -> dict[str, str]:

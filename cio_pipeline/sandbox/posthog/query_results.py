@@ -1,9 +1,8 @@
-"""What DuckDB found, as PostHog's query API writes it: JSON values, ClickHouse's types, and whether there is more."""
+"""Formats DuckDB's rows as PostHog's query API does: JSON values, ClickHouse's types, and whether there are more rows."""
 
 from collections.abc import Sequence
 from datetime import UTC
 from typing import Any
-from uuid import UUID
 from zoneinfo import ZoneInfo
 
 import orjson
@@ -16,9 +15,9 @@ TYPES = {"UUID": "UUID", "VARCHAR": "String", "BOOLEAN": "UInt8", "INTEGER": "UI
 def query_results(
     rows: list[tuple[Any, ...]], columns: list[tuple[str, str]], zone: str, statement: Statement
 ) -> dict[str, Any]:
-    """The rows of a statement as PostHog answers them; only a query without a LIMIT learns whether there is more.
+    """Returns PostHog's answer with these rows. Only for a query without a LIMIT it says whether there are more.
 
-    `columns` are the names and DuckDB's types of the rows' values; times are shown in `zone`.
+    columns: the names and DuckDB's types of the values; zone: of the times in the answer.
     """
     paging = {} if statement.limited else {"hasMore": len(rows) > DEFAULT_ROWS, "limit": DEFAULT_ROWS, "offset": 0}
     if not statement.limited:
@@ -37,10 +36,9 @@ def query_results(
 
 
 def _json_values(column: Sequence[Any], kind: str, zone: str) -> Sequence[Any]:
-    """PostHog's JSON of a column: UUIDs as text (stored with their halves swapped), times with their offset."""
+    """A column's values in PostHog's JSON: UUIDs as text, times with an offset."""
     if kind == "UUID":
-        hexes = ("" if value is None else value.hex for value in column)
-        return [str(UUID(text[16:] + text[:16])) if text else None for text in hexes]
+        return [None if value is None else str(value) for value in column]
     if kind == "BOOLEAN":
         return [None if value is None else int(value) for value in column]
     if kind != "TIMESTAMP":

@@ -1,4 +1,4 @@
-"""A PostHog on the loopback interface: the query API, as strict as PostHog's own, over generated or added events."""
+"""A PostHog on the loopback interface: its APIs, as strict as PostHog's own, over generated or added events."""
 
 import argparse
 import json
@@ -8,23 +8,24 @@ import sys
 import threading
 from collections.abc import Iterable
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import date
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import urlsplit
 
 import orjson
 
-from cio_pipeline.sandbox.answers import Answer, Refused
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.capture import Event
 from cio_pipeline.sandbox.posthog.ingestion import Ingestion
-from cio_pipeline.sandbox.posthog.legacy import EventsList
-from cio_pipeline.sandbox.posthog.product import VISITORS_PER_DAY, days
+from cio_pipeline.sandbox.posthog.product import days
 from cio_pipeline.sandbox.posthog.project import Project
+
+SEED = 1
 
 
 class PostHog(ThreadingHTTPServer):
-    """A project served over HTTP in a thread of its own, from its making until `close` or the end of a `with`."""
+    """Serves a project over HTTP in a thread of its own, until `close` or the end of a `with` block."""
 
     daemon_threads = True
     request_queue_size = 64
@@ -38,11 +39,11 @@ class PostHog(ThreadingHTTPServer):
         threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
 
     def add(self, events: Iterable[Event]) -> int:
-        """Store more events in the project."""
+        """Stores more events in the project. Returns how many."""
         return self.project.add(events)
 
     def close(self) -> None:
-        """Stop serving, and let no thread outlive it: DuckDB complains of those at the interpreter's end."""
+        """Stops serving, and all threads, which would otherwise make DuckDB fail when the interpreter ends."""
         self.shutdown()
         self.project.close()
         for thread, connection in list(self._open.items()):
@@ -55,7 +56,7 @@ class PostHog(ThreadingHTTPServer):
         self.close()
 
     def process_request_thread(self, request: Any, client_address: Any) -> None:
-        """Serve one connection, remembered for `close`."""
+        """Serves a connection, and remembers it for `close`."""
         self._open[threading.current_thread()] = request
         try:
             super().process_request_thread(request, client_address)
@@ -63,7 +64,7 @@ class PostHog(ThreadingHTTPServer):
             del self._open[threading.current_thread()]
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Say nothing of clients that hang up."""
+        """Ignores clients that hang up."""
         if not isinstance(sys.exc_info()[1], ConnectionError):
             super().handle_error(request, client_address)
 
@@ -89,7 +90,7 @@ class _Handler(BaseHTTPRequestHandler):
             answer = self._route(path.strip("/").split("/"), body)
         except Refused as refused:
             answer = Answer(orjson.dumps(refused.body), refused.status)
-        except Exception as error:  # as PostHog: a bug is an answer too
+        except Exception as error:  # PostHog also answers after a bug
             answer = Answer(orjson.dumps(Refused(500, "server_error", "error", repr(error)).body), 500)
         if path.startswith("/api/"):
             self.server.project.count(answer.status)
@@ -123,10 +124,6 @@ class _Handler(BaseHTTPRequestHandler):
                 return Answer(b'{"status":1}')
             case "POST", ["sandbox", "events"]:
                 return Answer(orjson.dumps({"added": _add(project, _json_body(body))}))
-            case "POST", ["sandbox", "retention"]:
-                return Answer(orjson.dumps({"dropped": project.drop_old_sets(_now(_json_body(body or b"{}")))}))
-            case "GET", ["sandbox", "requests"]:
-                return Answer(orjson.dumps(project.account()))
             case "GET", [""]:
                 return Answer(project.page().encode())
         raise Refused(404, "invalid_request", "not_found", "Endpoint not found.")
@@ -137,14 +134,6 @@ def _json_body(body: bytes) -> Any:
         return json.loads(body)
     except ValueError as error:
         raise Refused(400, "validation_error", "invalid_json", f"JSON parse error - {error}") from error
-
-
-def _now(body: Any) -> datetime:
-    try:
-        now = datetime.fromisoformat(body["now"].replace("Z", "+00:00")) if body else datetime.now(UTC)
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise Refused(400, "validation_error", "invalid_input", "now is no time.") from error
-    return now if now.tzinfo else now.replace(tzinfo=UTC)
 
 
 def _captured(ingestion: Ingestion, body: bytes) -> list[Event]:
@@ -158,45 +147,29 @@ def _add(project: Project, events: Iterable[Event]) -> int:
     try:
         return project.add(events)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        detail = f"These are no stored events: {error!r}"
+        detail = f"These are not stored events: {error!r}"
         raise Refused(400, "validation_error", "invalid_input", detail) from error
 
 
 def serve(events: Iterable[Event] = (), project: Project | None = None, port: int = 0) -> PostHog:
-    """Serve a project that holds these events on a port of 127.0.0.1 (0: a free one)."""
+    """Serves a project with these events on a port of 127.0.0.1 (0: any free port)."""
     project = project or Project()
     project.add(events)
     return PostHog(project, port)
 
 
 def main() -> None:
-    """Serve generated days until SIGTERM or SIGINT."""
+    """Serves generated days until SIGTERM or SIGINT."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit())
-    options = _options()
-    events = () if options.empty else days(options.seed, options.start, options.days, options.visitors)
-    legacy = EventsList(options.legacy) if options.legacy else None
-    with serve(events, Project(options.project, options.key, options.timezone, legacy=legacy), options.port) as posthog:
-        if options.drop_old_sets:
-            posthog.project.drop_old_sets(datetime.now(UTC))
-        print(f"PostHog sandbox on {posthog.url}", flush=True)
-        threading.Event().wait()
-
-
-def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.posthog.server", description=__doc__)
-    parser.add_argument("--port", type=int, default=0, help="0: a free one")
-    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--start", type=date.fromisoformat, default=date(2026, 3, 1), help="the first day")
     parser.add_argument("--days", type=int, default=10)
-    parser.add_argument("--visitors", type=int, default=VISITORS_PER_DAY, help="new visitors a day")
-    parser.add_argument("--timezone", default="UTC", help="the project's time zone")
-    parser.add_argument("--key", default="phx_sandbox", help="the personal API key that may query")
-    parser.add_argument("--project", default="1", help="the project's id")
-    parser.add_argument("--legacy", type=int, metavar="ROWS", help="an old PostHog: no queries, an events list of such pages")
-    parser.add_argument("--drop-old-sets", action="store_true", help="no $set on events over 60 days old, as PostHog has it")
-    parser.add_argument("--empty", action="store_true", help="start without events")
-    return parser.parse_args()
+    options = parser.parse_args()
+    with serve(days(SEED, options.start, options.days), port=options.port) as posthog:
+        print(f"PostHog sandbox on {posthog.url}", flush=True)
+        threading.Event().wait()
 
 
 if __name__ == "__main__":

@@ -19,8 +19,8 @@ from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.events import KEPT_EVENTS
-from cio_pipeline.extraction import ExtractionCounts
-from cio_pipeline.posthog.reading import Reading
+from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -220,13 +220,13 @@ def test_fewer_events_than_posthog_counted_are_said(
     server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One is deleted between the count and the reading."""
-    counts = Reading.counts
+    counts = WindowReader.counts
     gone = iter([1])
 
     def one_more(*arguments: Any) -> Counter[str]:
         return counts(*arguments) + Counter(order=next(gone, 0))
 
-    monkeypatch.setattr(Reading, "counts", one_more)
+    monkeypatch.setattr(WindowReader, "counts", one_more)
     server.add([event(1), event(2)])
     found = check(run(instance), "counts_agree_with_posthog")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)

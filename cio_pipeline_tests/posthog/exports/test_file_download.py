@@ -1,4 +1,4 @@
-"""PostHog's on-demand export: every event of the day exactly once, whatever befalls the export, and the key stays at home."""
+"""PostHog's on-demand export: every event of the day exactly once, whatever happens, and the key goes only to PostHog."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import intervals as file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, without_duplicates
-from cio_pipeline.sandbox.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
 from cio_pipeline_tests.posthog.exports.stored import stored
 
@@ -41,8 +41,8 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         for name in names:
             monkeypatch.setattr(module, name, 0.01)
-    monkeypatch.setattr(file_exports, "PAUSES_OF_A_CREATION", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(client, "pause", lambda _: 0.0)
+    monkeypatch.setattr(file_exports, "CREATION_PAUSES", (0.0, 0.01, 0.01))
+    monkeypatch.setattr(client, "backoff", lambda _: 0.0)
 
 
 @pytest.fixture
@@ -72,27 +72,27 @@ def numbers(events: pd.DataFrame) -> list[int]:
     return [json.loads(text)["n"] for text in events["properties"]]
 
 
-def test_a_day_is_read_to_the_microsecond_from_files_of_every_number(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_a_day_is_read_to_the_microsecond_from_any_number_of_files(server: posthog.PostHog, downloads: FileDownloads) -> None:
     times = ["2024-05-01T00:00:00Z", "2024-05-01T23:59:59.999999Z", "2024-04-30T23:59:59.999999Z", "2024-05-02T00:00:00Z"]
     server.add(stored(number, at=times[number % 4]) for number in range(100))
     downloads.file_rows = 30
     assert sorted(numbers(read(source(server)))) == [number for number in range(100) if number % 4 < 2]
 
 
-def test_late_events_are_had_for_as_many_days_as_asked(server: posthog.PostHog) -> None:
+def test_late_events_are_read_for_as_many_days_as_configured(server: posthog.PostHog) -> None:
     server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(5))
     server.add([stored(9, at="2024-05-01T10:00:00Z", landed="2024-04-30T10:00:01Z")])
     assert {days: sorted(numbers(read(source(server, late_days=days)))) for days in (0, 2)} == {0: [0, 9], 2: [0, 1, 2, 9]}
 
 
-def test_a_window_of_more_than_a_week_is_several_exports(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_a_window_of_more_than_a_week_takes_several_exports(server: posthog.PostHog, downloads: FileDownloads) -> None:
     server.add(stored(days, landed=f"2024-05-0{1 + days}T20:00:00Z") for days in range(7))
     server.add([stored(8, landed="2024-05-09T20:00:00Z")])
     assert len(read(source(server, late_days=10))) == 8
     assert [run.end - run.start <= timedelta(weeks=1) for run in downloads.runs.values()] == [True, True]
 
 
-def test_only_what_the_settings_need_is_given(server: posthog.PostHog) -> None:
+def test_only_events_that_the_settings_need_are_returned(server: posthog.PostHog) -> None:
     server.add([stored(1), stored(2, event="visit"), stored(3, event="visit", person_properties={"email": "a@example.com"})])
     events = read(source(server, allowlist=("order",), attributes_from="person"))
     assert numbers(events) == [1, 3]
@@ -103,7 +103,7 @@ def test_a_day_without_events_is_empty(server: posthog.PostHog) -> None:
     assert read(source(server)).empty
 
 
-def test_the_history_is_asked_for_by_queries(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_the_history_is_read_by_queries(server: posthog.PostHog, downloads: FileDownloads) -> None:
     server.add([stored(1), stored(2, event="$identify"), stored(3, event="$set", at="2016-01-01T00:00:00Z")])
     frames = list(source(server).history(START + timedelta(hours=12)).frames)
     assert sorted(numbers(pd.concat(frames))) == [2, 3]
@@ -116,7 +116,7 @@ def test_a_day_that_is_not_over_is_refused(server: posthog.PostHog) -> None:
         source(server).events(today - timedelta(hours=1), today + timedelta(hours=1))
 
 
-def test_an_open_day_is_not_asked_for_because_it_would_be_billed_each_time(
+def test_a_day_that_is_not_over_is_not_requested_because_it_would_be_billed_each_time(
     server: posthog.PostHog, downloads: FileDownloads
 ) -> None:
     with pytest.raises(NothingSoFar, match="PostHog bills each export"):
@@ -124,13 +124,13 @@ def test_an_open_day_is_not_asked_for_because_it_would_be_billed_each_time(
     assert not downloads.runs
 
 
-def test_yesterday_is_asked_for_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_yesterdays_export_reaches_up_to_now(server: posthog.PostHog, downloads: FileDownloads) -> None:
     now = datetime.now(UTC)
     list(source(server).events(now - timedelta(days=1), now - timedelta(hours=1)).frames)
     assert [now - run.end < timedelta(minutes=3) for run in downloads.runs.values()] == [True]
 
 
-def test_neither_the_key_nor_a_header_of_ours_goes_where_the_redirect_leads(
+def test_neither_the_key_nor_our_headers_follow_the_redirect(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add([stored(1)])
@@ -146,7 +146,7 @@ def test_neither_the_key_nor_a_header_of_ours_goes_where_the_redirect_leads(
     assert brought == [{"host", "accept-encoding", "user-agent"}]
 
 
-def test_too_many_exports_at_once_are_waited_for(
+def test_the_limit_of_concurrent_exports_is_waited_out(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add([stored(1)])
@@ -173,7 +173,7 @@ def test_too_many_exports_at_once_are_waited_for(
 
 
 @pytest.mark.parametrize("status", ["Failed", "FailedRetryable", "FailedBilling", "Terminated", "TimedOut", "Cancelled"])
-def test_an_export_that_failed_is_asked_for_once_more(server: posthog.PostHog, downloads: FileDownloads, status: str) -> None:
+def test_a_failed_export_is_requested_once_more(server: posthog.PostHog, downloads: FileDownloads, status: str) -> None:
     server.add([stored(1)])
     downloads.ends_as = [status]
     assert len(read(source(server))) == 1
@@ -182,7 +182,7 @@ def test_an_export_that_failed_is_asked_for_once_more(server: posthog.PostHog, d
         read(source(server))
 
 
-def test_a_link_that_has_expired_is_asked_for_anew(server: posthog.PostHog, downloads: FileDownloads) -> None:
+def test_an_expired_link_is_requested_again(server: posthog.PostHog, downloads: FileDownloads) -> None:
     server.add([stored(1)])
     downloads.expired = 2
     assert len(read(source(server))) == 1
@@ -191,7 +191,7 @@ def test_a_link_that_has_expired_is_asked_for_anew(server: posthog.PostHog, down
         read(source(server))
 
 
-def test_a_download_that_is_html_or_cut_short_begins_again(
+def test_a_download_that_is_html_or_cut_short_is_repeated(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number) for number in range(1000))
@@ -208,13 +208,11 @@ def test_a_download_that_is_html_or_cut_short_begins_again(
     assert not wrong
     assert len(downloads.runs) == 1
     wrong += [b"<html>maintenance</html>"] * 5
-    with pytest.raises(
-        NotExtracted, match=r"could not be downloaded in 5 tries \(what came is not a whole Parquet file, .* bytes"
-    ):
+    with pytest.raises(NotExtracted, match=r"could not be downloaded in 5 tries \(it is not a complete Parquet file: .* bytes"):
         read(source(server))
 
 
-def test_a_full_disk_is_said_as_one_and_nothing_is_downloaded_again(
+def test_a_full_disk_is_reported_and_nothing_is_downloaded_again(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number) for number in range(1000))
@@ -228,23 +226,23 @@ def test_a_full_disk_is_said_as_one_and_nothing_is_downloaded_again(
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))
     try:
-        with pytest.raises(NotExtracted, match=r"^The temporary folder .+ is full: free space there, or let TMPDIR name"):
+        with pytest.raises(NotExtracted, match=r"^The temporary folder .+ is full: free some space, or set TMPDIR to a folder"):
             read(source(server))
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert len(asked) == 1
 
 
-def test_a_temporary_folder_that_goes_while_a_file_is_downloaded_is_said(
+def test_a_temporary_folder_that_disappears_during_a_download_is_reported(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     server.add([stored(1)])
     monkeypatch.setattr("cio_pipeline.posthog.exports.file_download.spill_folder", lambda: nullcontext(tmp_path / "gone"))
-    with pytest.raises(NotExtracted, match=r"^A file of PostHog's export cannot be kept: No such file or directory\.$"):
+    with pytest.raises(NotExtracted, match=r"^A file of PostHog's export cannot be written: No such file or directory\.$"):
         read(source(server))
 
 
-def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
+def test_a_file_that_posthog_still_calls_unfinished_is_requested_again(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     answer, unfinished = downloads.answer, [True, True]
@@ -264,7 +262,7 @@ def test_a_file_that_posthog_still_calls_unfinished_is_asked_for_again(
 
 
 @pytest.mark.parametrize("method", ["POST", "GET"])
-def test_an_answer_that_is_no_export_is_one_sentence(
+def test_an_answer_that_is_not_an_export_is_reported_in_one_sentence(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, method: str
 ) -> None:
     answer = downloads.answer
@@ -279,7 +277,7 @@ def test_an_answer_that_is_no_export_is_one_sentence(
 
 
 @pytest.mark.parametrize("interrupt", [KeyboardInterrupt, RuntimeError])
-def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
+def test_the_export_of_a_cancelled_run_is_cancelled(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, interrupt: type[BaseException]
 ) -> None:
     downloads.polls = 5
@@ -294,7 +292,7 @@ def test_an_export_that_nobody_waits_for_any_more_is_cancelled(
 
 
 @pytest.mark.parametrize("status", [404, 405])
-def test_a_posthog_that_lists_no_exports_may_still_make_them(
+def test_a_posthog_that_does_not_list_exports_may_still_create_them(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     answer = downloads.answer
@@ -310,7 +308,7 @@ def test_a_posthog_that_lists_no_exports_may_still_make_them(
     assert len(read(source(server))) == 1
 
 
-def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
+def test_a_posthog_without_file_downloads_is_reported_at_the_first_request(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def unknown(*_: Any) -> Answer:
@@ -318,7 +316,7 @@ def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
 
     monkeypatch.setattr(downloads, "answer", unknown)
     source(server).check()
-    with pytest.raises(NotExtracted, match="or that PostHog has no file downloads"):
+    with pytest.raises(NotExtracted, match="or this PostHog has no file downloads"):
         read(source(server))
 
 
@@ -330,7 +328,7 @@ def test_a_posthog_without_file_downloads_is_named_when_one_is_asked_for(
         ({"project": "2"}, "POSTHOG_PROJECT_ID is not found"),
     ],
 )
-def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
+def test_wrong_settings_are_reported_without_the_key(server: posthog.PostHog, wrong: dict[str, str], names: str) -> None:
     for act in (source(server, **wrong).check, lambda: read(source(server, **wrong))):
         with pytest.raises(NotExtracted, match=names) as refused:
             act()
@@ -339,7 +337,7 @@ def test_wrong_settings_are_named_without_the_key(server: posthog.PostHog, wrong
 
 
 def answering(downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, *bodies: Any, wait_for: str = "Completed") -> None:
-    """PostHog's next answers about a run that is completed are these; those after them are its own."""
+    """Replaces PostHog's next answers about a completed run by these."""
     answer, left = downloads.answer, list(bodies)
 
     def other(method: str, path: list[str], *rest: Any) -> Answer:
@@ -364,7 +362,7 @@ DONE = {"status": "Completed"}
         [{}, [], {"status": 5}, {"detail": "maintenance"}],
     ],
 )
-def test_a_list_of_files_that_comes_late_is_waited_for(
+def test_a_late_list_of_files_is_waited_for(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, bodies: list[Any]
 ) -> None:
     server.add([stored(1), stored(2)])
@@ -384,7 +382,7 @@ def test_a_list_of_files_that_comes_late_is_waited_for(
         DONE | {"files": [], "records_completed": "2"},
     ],
 )
-def test_a_list_of_files_that_never_comes_is_refused(
+def test_a_list_of_files_that_never_comes_is_an_error(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, body: Any
 ) -> None:
     monkeypatch.setattr(file_exports, "LIST_SECONDS", 0.05)
@@ -393,7 +391,7 @@ def test_a_list_of_files_that_never_comes_is_refused(
         read(source(server))
 
 
-def test_an_export_of_nothing_is_not_waited_for(
+def test_an_empty_exports_files_are_not_waited_for(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(file_exports, "EMPTY_LIST_SECONDS", 600)
@@ -401,7 +399,7 @@ def test_an_export_of_nothing_is_not_waited_for(
     assert read(source(server)).empty
 
 
-def test_fewer_rows_than_posthog_completed_fail_with_both_numbers_unless_more_files_come(
+def test_fewer_rows_than_posthog_exported_fail_with_both_numbers_unless_more_files_come(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(stored(number) for number in range(20))
@@ -442,7 +440,7 @@ PASSING = [("502", 502, {}), ("a page", 200, b"<html>maintenance</html>"), ("cut
 
 @pytest.mark.parametrize("is_listed", [True, False])
 @pytest.mark.parametrize(("status", "content"), [fault[1:] for fault in PASSING], ids=[fault[0] for fault in PASSING])
-def test_an_export_that_was_made_though_the_answer_was_lost_is_taken_from_the_list_or_made_at_most_three_times(
+def test_an_export_whose_answer_was_lost_is_found_in_the_list_or_created_at_most_three_times(
     server: posthog.PostHog,
     downloads: FileDownloads,
     monkeypatch: pytest.MonkeyPatch,
@@ -481,7 +479,7 @@ def test_an_export_that_was_made_though_the_answer_was_lost_is_taken_from_the_li
         ("store", 200, b"<html>maintenance</html>"),
     ],
 )
-def test_a_finished_export_is_not_made_anew_for_a_fault_that_may_pass(
+def test_a_finished_export_is_not_created_again_after_a_transient_error(
     server: posthog.PostHog,
     downloads: FileDownloads,
     monkeypatch: pytest.MonkeyPatch,
@@ -511,7 +509,7 @@ def test_a_finished_export_is_not_made_anew_for_a_fault_that_may_pass(
 
 
 @pytest.mark.parametrize("records", [20, "20", 20.0])
-def test_a_file_that_is_listed_twice_is_read_once_and_the_missing_one_is_missed(
+def test_a_file_that_is_listed_twice_is_read_once_and_the_missing_rows_are_noticed(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch, records: Any
 ) -> None:
     server.add(stored(number) for number in range(20))
@@ -530,7 +528,7 @@ def test_a_file_that_is_listed_twice_is_read_once_and_the_missing_one_is_missed(
         read(source(server))
 
 
-def test_a_link_that_posthog_never_gives_is_not_asked_for_in_each_try_of_a_download_as_often_again(
+def test_a_link_that_posthog_never_returns_is_not_retried_again_for_each_try_of_a_download(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add([stored(1)])
@@ -548,7 +546,7 @@ def test_a_link_that_posthog_never_gives_is_not_asked_for_in_each_try_of_a_downl
 
 
 def listing(downloads: FileDownloads) -> Answer:
-    """A list of the exports that tells of which interval each is."""
+    """A list of the exports with their intervals."""
     found = [
         {"id": name, "data_interval_start": run.start.isoformat(), "data_interval_end": f"{run.end:%Y-%m-%dT%H:%M:%SZ}"}
         for name, run in downloads.runs.items()
@@ -556,7 +554,7 @@ def listing(downloads: FileDownloads) -> Answer:
     return Answer(orjson.dumps({"results": found}))
 
 
-def test_an_export_whose_files_have_expired_or_that_failed_or_is_unknown_is_made_anew(
+def test_an_export_that_has_failed_or_is_unknown_or_whose_files_have_expired_is_created_again(
     server: posthog.PostHog, downloads: FileDownloads, tmp_path: Path
 ) -> None:
     server.add([stored(1)])
@@ -590,7 +588,7 @@ def test_an_export_that_posthog_lists_with_its_interval_is_read_again(
     assert len(downloads.runs) == 1
 
 
-def test_no_error_of_a_download_holds_its_link(
+def test_no_error_of_a_download_contains_its_link(
     server: posthog.PostHog, downloads: FileDownloads, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add([stored(1)])

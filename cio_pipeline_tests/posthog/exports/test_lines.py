@@ -201,7 +201,7 @@ def test_times_of_other_ages_are_other_days(tmp_path: Path, text: str) -> None:
     "value", ["soon", "", "2024-13-01", "2024-05-01T25:00:00Z", "2024", True, None, [], {}, float("nan"), float("inf")]
 )
 def test_what_is_no_time_is_told(value: Any) -> None:
-    with pytest.raises(ValueError, match=r"no time|must be"):
+    with pytest.raises(ValueError, match=r"not a time|must be"):
         microseconds(value)
 
 

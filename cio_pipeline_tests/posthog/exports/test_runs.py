@@ -1,4 +1,4 @@
-"""Which files of a folder are read: every file of an interval counts, whatever wrote it; what is left aside is named."""
+"""The files of a folder that are read: every file of an interval, whatever wrote it; ignored files are named."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ ENDINGS = {
 
 
 def put(folder: Path, name: str, *numbers: int, like: str = "") -> None:
-    """A file of these events, in the format that its name, or the other one, ends with."""
+    """Writes a file with these events, in the format of its name, or of the other one."""
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
     ending = next(ending for ending in ENDINGS if (like or name).endswith(ending))
@@ -54,7 +54,7 @@ def numbers(folder: Path) -> list[int]:
     return sorted(json.loads(text)["n"] for text in events["properties"])
 
 
-def test_a_backfill_beside_the_parts_of_a_manifest_counts_too(tmp_path: Path) -> None:
+def test_a_backfill_counts_in_addition_to_the_parts_of_a_manifest(tmp_path: Path) -> None:
     put(tmp_path, f"{DAY}-0.parquet.zst", 0, 1, 2, 3)
     put(tmp_path, f"{DAY}-1.parquet.zst", 4, 5, 6, 7)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
@@ -63,7 +63,7 @@ def test_a_backfill_beside_the_parts_of_a_manifest_counts_too(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("ending", [".parquet.zst", ".jsonl.gz"])
-def test_the_parts_of_posthogs_first_scheme_count_without_a_manifest(tmp_path: Path, ending: str) -> None:
+def test_parts_named_as_in_2024_count_without_a_manifest(tmp_path: Path, ending: str) -> None:
     put(tmp_path, f"{DAY}{ending}", *range(5))
     put(tmp_path, f"{DAY}-1{ending}", *range(5, 9))
     put(tmp_path, f"{DAY}-2{ending}", *range(9, 13))
@@ -73,14 +73,14 @@ def test_the_parts_of_posthogs_first_scheme_count_without_a_manifest(tmp_path: P
         numbers(tmp_path)
 
 
-def test_parts_without_a_manifest_count_beside_a_file_of_another_run(tmp_path: Path) -> None:
+def test_parts_without_a_manifest_count_if_there_is_a_file_of_another_run(tmp_path: Path) -> None:
     put(tmp_path, f"{DAY}.jsonl", 0, 1)
     put(tmp_path, f"{DAY}-0.parquet.zst", 1, 2)
     put(tmp_path, f"{DAY}-1.parquet.zst", 3)
     assert numbers(tmp_path) == [0, 1, 2, 3]
 
 
-def test_every_format_compression_folder_and_overlap_counts_and_each_event_once(tmp_path: Path) -> None:
+def test_files_of_all_formats_folders_and_overlaps_count_and_each_event_is_read_once(tmp_path: Path) -> None:
     for number, ending in enumerate(ENDINGS):
         put(tmp_path / "a", f"{DAY}{ending}", number, 50)
     put(tmp_path / "b" / "2024", f"{DAY}.parquet", 4, 50)
@@ -89,7 +89,7 @@ def test_every_format_compression_folder_and_overlap_counts_and_each_event_once(
     assert numbers(tmp_path) == [0, 1, 2, 3, 4, 5, 6, 50]
 
 
-def test_parts_that_a_failed_run_left_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_parts_left_by_a_failed_run_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for part in range(3):
         put(tmp_path, f"{DAY}-{part}.parquet.zst", part)
     put(tmp_path, f"{DAY}-7.jsonl.gz", 7)
@@ -99,7 +99,7 @@ def test_parts_that_a_failed_run_left_are_named(tmp_path: Path, caplog: pytest.L
 
 
 @pytest.mark.parametrize("copy", ["_manifest (1).json", "_manifest - Copy.json"])
-def test_the_parts_of_a_manifest_and_of_its_older_or_newer_copy_all_count(tmp_path: Path, copy: str) -> None:
+def test_the_parts_of_a_manifest_and_of_its_copy_all_count(tmp_path: Path, copy: str) -> None:
     for part in range(4):
         put(tmp_path, f"{DAY}-{part}.parquet.zst", part)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
@@ -108,17 +108,17 @@ def test_the_parts_of_a_manifest_and_of_its_older_or_newer_copy_all_count(tmp_pa
 
 
 @pytest.mark.parametrize("name", ["0001-01-01-2024-05-02.jsonl", "0001-01-01T00:00:00+09:00-9999-12-31T00:00:00Z.jsonl"])
-def test_a_name_with_dates_beyond_all_years_is_none_that_is_understood(tmp_path: Path, name: str) -> None:
+def test_a_name_with_dates_out_of_range_is_not_understood(tmp_path: Path, name: str) -> None:
     put(tmp_path, name, 1)
     with pytest.raises(NotExtracted, match=f"CIO_BATCH_EXPORT_URL holds no file .* It has {re.escape(name)}"):
         numbers(tmp_path)
 
 
-def test_a_manifest_that_names_a_file_that_is_not_there_is_refused_with_its_name(tmp_path: Path) -> None:
+def test_a_manifest_that_names_a_missing_file_is_refused_with_its_name(tmp_path: Path) -> None:
     put(tmp_path, f"{DAY}-0.parquet.zst", 0)
     put(tmp_path, f"{DAY}.jsonl", 1)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
-    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json names it, and it is not there"):
+    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json names it, but it is not there"):
         numbers(tmp_path)
 
 
@@ -145,7 +145,7 @@ CHANGED = {
 
 
 @pytest.mark.parametrize("how", CHANGED)
-def test_names_that_were_changed_on_the_way_are_understood(tmp_path: Path, how: str) -> None:
+def test_names_that_were_changed_by_copying_are_understood(tmp_path: Path, how: str) -> None:
     put(tmp_path, CHANGED[how], 1, like=".parquet.zst")
     assert numbers(tmp_path) == [1]
 
@@ -175,7 +175,7 @@ def test_a_manifest_and_parts_that_a_browser_saved_are_understood(tmp_path: Path
         "events_2024-05-01_2024-05-01.parquet",
     ],
 )
-def test_a_name_that_is_not_understood_is_refused_where_it_may_hold_events_of_the_day(tmp_path: Path, name: str) -> None:
+def test_an_unknown_name_is_refused_if_the_file_may_have_events_of_the_day(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     put(tmp_path / "other", name, 2, like=".parquet.zst")
     with pytest.raises(NotExtracted, match=r"cannot be read: such a name is not understood. Name it as") as refused:
@@ -183,16 +183,14 @@ def test_a_name_that_is_not_understood_is_refused_where_it_may_hold_events_of_th
     assert f"other/{name}" in str(refused.value)
 
 
-def test_a_name_that_is_not_understood_is_named_beside_files_of_its_interval(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_an_unknown_name_is_logged_if_there_are_files_of_its_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     (tmp_path / f"{DAY}.csv").touch()
     assert numbers(tmp_path) == [1]
     assert any(f"{DAY}.csv" in text and "Ignored" in text for text in caplog.messages)
 
 
-def test_names_of_other_days_are_no_obstacle(tmp_path: Path) -> None:
+def test_unknown_names_of_other_days_do_not_matter(tmp_path: Path) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     (tmp_path / "2024-06-01T00:00:00+00:00-2024-06-02T00:00:00+00:00.csv").touch()
     assert numbers(tmp_path) == [1]
@@ -210,16 +208,16 @@ def test_names_of_other_days_are_no_obstacle(tmp_path: Path) -> None:
         f"{DAY}.parquet.zst_.gstmp",
     ],
 )
-def test_a_file_that_is_still_being_written_is_an_unfinished_run(tmp_path: Path, name: str) -> None:
+def test_a_file_that_is_still_being_written_means_an_unfinished_run(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{NEXT}.parquet.zst", 1)
     (tmp_path / name).touch()
-    with pytest.raises(NotExtracted, match=r"is not finished: .* is still being written, or was left"):
+    with pytest.raises(NotExtracted, match=r"is not finished: .* is still being written, or left over"):
         numbers(tmp_path)
     put(tmp_path, f"{DAY}.parquet.zst", 2)
     assert numbers(tmp_path) == [1, 2]
 
 
-def test_files_without_an_interval_in_their_names_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_files_without_an_interval_in_their_names_are_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     for name in ("events.parquet", "2024-05-01.jsonl.gz", "export.csv"):
         (tmp_path / name).touch()
     for name in (".DS_Store", "_SUCCESS", "README.md", f"{DAY}.parquet.zst.md5", f".{DAY}.parquet.crc"):
@@ -231,7 +229,7 @@ def test_files_without_an_interval_in_their_names_are_named(tmp_path: Path, capl
     assert any("events.parquet" in text and "README" not in text for text in caplog.messages)
 
 
-def test_an_export_of_persons_in_a_folder_below_is_left_aside_and_fills_no_gap(
+def test_an_export_of_persons_in_a_subfolder_is_ignored_and_fills_no_gap(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     persons = {"person_id": ["p"], "distinct_id": ["u"], "properties": ["{}"], "created_at": [START]}
@@ -248,7 +246,7 @@ def test_an_export_of_persons_in_a_folder_below_is_left_aside_and_fills_no_gap(
         BatchExportSource(str(tmp_path), 2, (), "set").events(END, END + timedelta(days=1))
 
 
-def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_without_permission_to_read_is_not_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     put(tmp_path / "more", f"{DAY}.jsonl", 2)
     scan = os.scandir
@@ -282,7 +280,9 @@ def test_a_file_that_changes_after_the_folder_was_listed_is_refused(
         return found
 
     monkeypatch.setattr(batch_export, "listed", then_changed)
-    names = "is gone since the folder was listed" if change == "gone" else "bytes, and had .* when the folder was listed"
+    names = (
+        "has disappeared since the folder was listed" if change == "gone" else "bytes, and had .* when the folder was listed"
+    )
     with pytest.raises(NotExtracted, match=f"cannot be read: .*{names}"):
         numbers(tmp_path)
 
@@ -311,5 +311,5 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         numbers(tmp_path)
 
 
-def test_a_time_that_no_calendar_has_is_no_interval() -> None:
+def test_an_impossible_time_is_not_an_interval() -> None:
     assert named("2024-13-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet") is None

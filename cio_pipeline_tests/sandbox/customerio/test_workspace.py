@@ -1,4 +1,4 @@
-"""Protects the sandbox workspace: what people become by the calls it takes, and how it answers those it refuses."""
+"""The sandbox's workspace: how calls change people, and the answers to refused calls."""
 
 import json
 from typing import Any
@@ -6,8 +6,8 @@ from typing import Any
 import orjson
 import pytest
 
+from cio_pipeline.sandbox.customerio.people import FAILURE, Person
 from cio_pipeline.sandbox.customerio.workspace import Workspace
-from cio_pipeline.sandbox.posthog.people import FAILURE, Person
 
 NOW = 1_772_500_000
 ULID = "01KJQ5XG00ABCDEFGHJKMNPQRS"
@@ -62,14 +62,14 @@ def test_an_update_without_a_timestamp_counts_as_now(workspace: Workspace) -> No
     assert person(workspace, "u1").values == {"plan": "same second"}
 
 
-def test_update_only_never_creates_and_is_no_attribute(workspace: Workspace) -> None:
+def test_update_only_never_creates_a_person_and_is_not_an_attribute(workspace: Workspace) -> None:
     take(workspace, identify({"id": "u1"}, {"_update": True, "plan": "pro"}))
     assert workspace.people() == []
     take(workspace, identify({"id": "u1"}), identify({"id": "u1"}, {"_update": True, "plan": "pro"}))
     assert person(workspace, "u1").values == {"plan": "pro"}
 
 
-def test_an_event_creates_an_unknown_person_but_an_unknown_cio_id_is_nobody(workspace: Workspace) -> None:
+def test_an_event_creates_an_unknown_person_except_for_a_cio_id(workspace: Workspace) -> None:
     take(workspace, event({"id": "u1"}, timestamp=5), event({"cio_id": "nobody"}))
     (only,) = workspace.people()
     assert only.to_dict() == {
@@ -81,13 +81,13 @@ def test_an_event_creates_an_unknown_person_but_an_unknown_cio_id_is_nobody(work
     assert len(person(workspace, "u1").events) == 2
 
 
-def test_an_event_id_counts_once_in_the_whole_workspace(workspace: Workspace) -> None:
+def test_an_event_id_counts_once_per_workspace(workspace: Workspace) -> None:
     take(workspace, event({"id": "u1"}, id=ULID), event({"id": "u1"}, id=ULID.lower()))
     take(workspace, event({"id": "u2"}, id=ULID, name="another"))
     assert workspace.totals() == {"people": 1, "events": 1}
 
 
-def test_an_email_attribute_makes_the_person_known_by_that_email(workspace: Workspace) -> None:
+def test_an_email_attribute_identifies_the_person(workspace: Workspace) -> None:
     take(workspace, identify({"id": "u1"}, {"email": "ada@example.com"}), event({"email": "ADA@example.com"}))
     assert workspace.totals() == {"people": 1, "events": 1}
     take(workspace, identify({"id": "u1"}, {"email": "new@example.com"}))
@@ -107,7 +107,7 @@ def test_an_email_that_another_person_owns_is_an_attribute_update_failure(worksp
     assert stays.events == []
 
 
-def test_an_email_person_can_be_given_an_id_once_and_keeps_its_only_email(workspace: Workspace) -> None:
+def test_a_person_with_only_an_email_can_get_an_id_once_and_keeps_the_email(workspace: Workspace) -> None:
     take(workspace, identify({"email": "ada@example.com"}, {"email": None}))
     assert "email" in person(workspace, "ada@example.com").identifiers
     take(workspace, identify({"email": "ada@example.com"}, {"id": "u1"}))
@@ -117,21 +117,21 @@ def test_an_email_person_can_be_given_an_id_once_and_keeps_its_only_email(worksp
     assert "email" not in person(workspace, "u1").identifiers
 
 
-def test_a_bad_item_is_named_and_the_rest_is_taken(workspace: Workspace) -> None:
+def test_a_bad_item_is_reported_and_the_others_are_accepted(workspace: Workspace) -> None:
     status, answer = send(workspace, event({"id": "before"}), event({"id": "u1"}, name=" "), event({"id": "after"}))
     blank = {"batch_index": 1, "reason": "required", "field": "name", "message": "event name must not be blank"}
     assert (status, answer) == (207, {"errors": [blank]})
     assert workspace.totals() == {"people": 2, "events": 2}
 
 
-def test_a_malformed_whole_is_refused_with_400(workspace: Workspace) -> None:
+def test_a_malformed_batch_is_refused_with_400(workspace: Workspace) -> None:
     status, answer = workspace.batch(b'{"batch":[]}')
     assert status == 400
     assert [set(error) for error in answer["errors"]] == [{"reason", "field", "message"}]
     assert workspace.people() == []
 
 
-def test_what_is_nested_too_deeply_to_be_shown_is_refused(workspace: Workspace) -> None:
+def test_values_nested_too_deeply_to_be_shown_are_refused(workspace: Workspace) -> None:
     def nested(depth: int) -> Any:
         return orjson.loads("[" * depth + "]" * depth)
 
@@ -145,23 +145,14 @@ def test_what_is_nested_too_deeply_to_be_shown_is_refused(workspace: Workspace) 
     assert orjson.dumps([found.to_dict() for found in workspace.people()])
 
 
-def test_an_entity_is_one_item_and_its_errors_have_no_index(workspace: Workspace) -> None:
-    assert workspace.entity(orjson.dumps(event({"id": "u1"}))) == (200, {})
-    status, answer = workspace.entity(orjson.dumps(event({"id": "u1"}, name="")))
-    assert (status, answer["errors"][0]) == (
-        400,
-        {"reason": "required", "field": "name", "message": "event name must not be blank"},
-    )
-
-
-def test_v1_reads_the_kind_of_identifier_from_its_shape(workspace: Workspace) -> None:
+def test_v1_tells_the_kind_of_identifier_by_its_form(workspace: Workspace) -> None:
     for identifier in ("u1", "ada@example.com", "cio_000000000001", "cio_none"):
-        assert workspace.customer(identifier, b'{"plan":"pro","_timestamp":7}') == (200, {})
+        assert workspace.customer_event(identifier, b'{"name":"e","timestamp":7}') == (200, {})
     assert [found.identifiers.get("id") for found in workspace.people()] == ["u1", None]
-    assert person(workspace, "u1").attributes["plan"].set_at == 7
+    assert [event.timestamp for event in person(workspace, "u1").events] == [7, 7], "its cio_id is cio_000000000001"
 
 
-def test_v1_takes_an_event_of_100_000_bytes_and_refuses_in_its_own_shape(workspace: Workspace) -> None:
+def test_v1_accepts_an_event_of_100_000_bytes_and_has_its_own_format_of_errors(workspace: Workspace) -> None:
     data = {"text": "x" * (100_000 - len('{"text":""}'))}
     call = {"name": "big", "type": "page", "id": ULID, "timestamp": 9, "data": data}
     assert workspace.customer_event("u1", orjson.dumps(call)) == (200, {})
@@ -170,10 +161,10 @@ def test_v1_takes_an_event_of_100_000_bytes_and_refuses_in_its_own_shape(workspa
     message = "event data cannot be longer than 100000 bytes"
     assert workspace.customer_event("u1", orjson.dumps(call)) == (400, {"meta": {"error": message}})
     assert workspace.customer_event("u1", b'{"name":"e","type":"click"}')[0] == 400
-    assert workspace.customer("u1", b"not json")[0] == 400
+    assert workspace.customer_event("u1", b"not json")[0] == 400
 
 
-def test_the_search_finds_ids_emails_and_names_and_the_latest_change_comes_first(workspace: Workspace) -> None:
+def test_the_search_finds_ids_emails_and_names_the_last_changed_first(workspace: Workspace) -> None:
     take(workspace, *[identify({"id": f"u{n}"}, {"name": f"Name {n}"}) for n in range(5)])
     take(workspace, identify({"email": "ada@example.com"}), event({"id": "u1"}))
     assert [found.identifiers.get("id") for found in workspace.people()] == ["u1", None, "u4", "u3", "u2", "u0"]
@@ -182,7 +173,7 @@ def test_the_search_finds_ids_emails_and_names_and_the_latest_change_comes_first
     assert workspace.search("ADA@", 0, None)[1] == 1
 
 
-def test_what_is_read_is_a_copy(workspace: Workspace) -> None:
+def test_people_are_returned_as_copies(workspace: Workspace) -> None:
     take(workspace, identify({"id": "u1"}, {"plan": "pro"}))
     workspace.people()[0].attributes.clear()
     assert person(workspace, "u1").values == {"plan": "pro"}

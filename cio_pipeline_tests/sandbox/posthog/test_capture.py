@@ -1,4 +1,4 @@
-"""Protects what the generated events hold beside what the product sent: what PostHog's ingestion adds and knows by then."""
+"""What PostHog's ingestion adds to generated events."""
 
 import random
 from datetime import UTC, datetime, timedelta
@@ -20,7 +20,7 @@ def session(person: Person, **client: str) -> Session:
     return Session(person, NOON, random.Random(1), client, timedelta(hours=2))
 
 
-def test_the_first_browser_and_campaign_stay_beside_the_latest(person: Person) -> None:
+def test_the_first_browser_and_campaign_are_kept_besides_the_latest(person: Person) -> None:
     first = session(person, **{"$browser": "Chrome", "utm_source": "newsletter"})
     first.capture("$pageview")
     session(person, **{"$browser": "Safari"}).capture("$pageview")
@@ -34,21 +34,21 @@ def test_the_first_browser_and_campaign_stay_beside_the_latest(person: Person) -
     }
 
 
-def test_a_server_event_sets_only_what_it_says(person: Person) -> None:
+def test_a_server_event_sets_only_its_own_set(person: Person) -> None:
     server = session(person, **{"$lib": "posthog-python"})
     server.capture("invoice paid", amount=3)
     assert server.events[0]["properties"] == {"$lib": "posthog-python", "amount": 3}
     assert person.properties == {}
 
 
-def test_an_event_keeps_what_was_known_of_the_person_by_then(person: Person) -> None:
+def test_an_event_has_the_persons_properties_at_its_time(person: Person) -> None:
     web = session(person)
     web.capture("a", **{"$set": {"plan": "free", "trial": True}})
     web.capture("b", **{"$set": {"plan": "pro"}, "$unset": ["trial", "never set"]})
     assert [event["person_properties"] for event in web.events] == [{"plan": "free", "trial": True}, {"plan": "pro"}]
 
 
-def test_a_session_goes_on_in_time_and_its_events_arrive_later(person: Person) -> None:
+def test_a_sessions_events_are_in_order_and_arrive_later(person: Person) -> None:
     web = session(person)
     web.capture("a")
     person.distinct_id = "user-1"

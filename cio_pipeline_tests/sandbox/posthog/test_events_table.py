@@ -1,4 +1,4 @@
-"""Protects the stand-in's events in DuckDB: what is stored of them, and which of them an export has."""
+"""The PostHog sandbox's events in DuckDB, and their exports."""
 
 from collections.abc import Iterator
 from datetime import UTC, date, datetime, timedelta
@@ -38,7 +38,7 @@ def test_an_event_is_stored_as_text_and_its_times_in_utc(database: duckdb.DuckDB
     }
 
 
-def test_an_export_has_once_what_landed_within_and_is_no_week_older(
+def test_an_export_has_each_event_once_that_landed_within_it_at_most_a_week_late(
     database: duckdb.DuckDBPyConnection,
 ) -> None:
     landed: dict[str, Any] = {"created_at": NOON.isoformat()}
@@ -70,7 +70,7 @@ def test_events_over_60_days_old_lose_their_sets_and_keep_the_rest(database: duc
     assert drop_old_sets(database, NOON + timedelta(days=60, seconds=1)) == 0
 
 
-def test_an_export_has_each_event_of_one_uuid(database: duckdb.DuckDBPyConnection) -> None:
+def test_an_export_has_all_events_that_share_a_uuid(database: duckdb.DuckDBPyConnection) -> None:
     insert(database, to_table([event(1), event(1), {**event(1), "event": "f"}, {**event(1), "distinct_id": "v"}]))
     assert sorted((row["event"], row["distinct_id"]) for row in exported(database, *DAY)) == [
         ("e", "u"),

@@ -1,4 +1,4 @@
-"""Protects the PostHog stand-in's capture: what clients send is stored as PostHog stores it."""
+"""The PostHog sandbox stores what clients send as PostHog does."""
 
 import gzip
 import json
@@ -33,19 +33,19 @@ def test_what_a_client_sets_beside_the_properties_is_stored_in_them() -> None:
         {"event": "$create_alias", "distinct_id": "visitor", "properties": {"alias": "u1"}},
     ],
 )
-def test_two_ids_of_one_person_share_what_is_known(merge: dict[str, Any]) -> None:
+def test_two_ids_of_one_person_share_properties(merge: dict[str, Any]) -> None:
     before = {"event": "$set", "distinct_id": "visitor", "$set": {"plan": "pro"}, "$set_once": {"plan": "free", "first": 1}}
     after = {"event": "visit", "distinct_id": "u1"}
     assert Ingestion().stored(body(before, merge, after))[2]["person_properties"] == {"plan": "pro", "first": 1}
 
 
-def test_a_personless_event_teaches_nothing_and_knows_nobody() -> None:
+def test_a_personless_event_neither_has_nor_sets_person_properties() -> None:
     personless = {"event": "a", "distinct_id": "u1", "properties": {"$process_person_profile": False, "$set": {"plan": "pro"}}}
     first, second = Ingestion().stored(body(personless, {"event": "b", "distinct_id": "u1"}))
     assert (first["person_properties"], second["person_properties"]) == ({}, {})
 
 
-def test_it_is_served_where_clients_send_to() -> None:
+def test_the_endpoints_of_posthogs_clients_are_served() -> None:
     event = {"event": "visit", "distinct_id": "u1", "properties": {}}
     with posthog.serve() as server:
         assert requests.post(f"{server.url}/batch/", data=gzip.compress(body(event)), timeout=5).json() == {"status": 1}

@@ -1,4 +1,4 @@
-"""Protects the demo's data: the same days for the same seed, in the shape in which PostHog stores events."""
+"""The demo's data: the same days for the same seed, as PostHog stores events."""
 
 import hashlib
 import json
@@ -38,12 +38,12 @@ def test_a_seed_gives_the_same_bytes_in_another_process() -> None:
     assert list(days(2, START, 1)) != list(days(1, START, 1))
 
 
-def test_a_day_is_the_same_however_many_days_are_made(events: list[dict[str, Any]]) -> None:
+def test_a_day_is_the_same_however_many_days_are_generated(events: list[dict[str, Any]]) -> None:
     three = list(days(1, START, 3))
     assert three == events[: len(three)]
 
 
-def test_days_hold_about_the_promised_number_of_events_and_scale(events: list[dict[str, Any]]) -> None:
+def test_days_have_about_the_promised_number_of_events_and_scale(events: list[dict[str, Any]]) -> None:
     by_day = Counter(event["timestamp"][:10] for event in events)
     assert sorted(by_day) == [f"2026-03-0{day}" for day in range(1, 7)]
     assert all(900 < count < 2200 for count in by_day.values())
@@ -69,18 +69,18 @@ def test_people_browse_anonymously_and_sign_up_that_day_or_later(events: list[di
     assert {0, 1} <= waits
 
 
-def test_anonymous_events_do_not_know_an_email(events: list[dict[str, Any]]) -> None:
+def test_anonymous_events_have_no_email(events: list[dict[str, Any]]) -> None:
     anonymous = {identify["properties"]["$anon_distinct_id"] for identify in named(events, "$identify")}
     assert not any("email" in event["person_properties"] for event in events if event["distinct_id"] in anonymous)
 
 
-def test_web_events_carry_what_ingestion_adds_and_server_events_do_not(events: list[dict[str, Any]]) -> None:
+def test_ingestion_adds_properties_to_web_events_and_not_to_server_events(events: list[dict[str, Any]]) -> None:
     properties = next(event["properties"] for event in named(events, "$pageview") if "$browser" in event["properties"])
     assert properties["$set"]["$browser"] == properties["$set_once"]["$initial_browser"] == properties["$browser"]
     assert "$browser" not in named(events, "invoice paid")[0]["properties"]
 
 
-def test_the_kinds_of_event_that_a_connector_must_tell_apart_are_there(events: list[dict[str, Any]]) -> None:
+def test_all_kinds_of_event_that_the_pipeline_must_distinguish_occur(events: list[dict[str, Any]]) -> None:
     kinds = {"$pageview", "$screen", "$identify", "$create_alias", "$groupidentify", "order placed", "plan changed"}
     assert kinds <= {event["event"] for event in events}
     assert {"recipient"} <= {name for event in events for name in event["properties"]}

@@ -1,4 +1,4 @@
-"""Protects how the stand-in's project answers queries: how many rows, in which order and zone, and when from the cache."""
+"""The PostHog sandbox's answers to queries: the number of rows, their order and time zone, and the cache."""
 
 import time
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 import pytest
 
-from cio_pipeline.sandbox.answers import Refused
+from cio_pipeline.sandbox.posthog.answers import Refused
 from cio_pipeline.sandbox.posthog.product import days
 from cio_pipeline.sandbox.posthog.project import Project
 
@@ -42,7 +42,7 @@ def ask(project: Project, query: Any, refresh: str = "blocking", **more: Any) ->
     return answer
 
 
-def test_without_a_limit_a_hundred_rows_come_back(generated: Project) -> None:
+def test_a_query_without_a_limit_returns_a_hundred_rows(generated: Project) -> None:
     body = ask(generated, "SELECT event FROM events")
     assert len(body["results"]) == body["limit"] == 100
     assert body["hasMore"] is True
@@ -54,14 +54,14 @@ def test_rows_do_not_come_in_order_of_time(generated: Project) -> None:
 
 
 @pytest.mark.parametrize("asked", [{"kind": "EventsQuery"}, {"query": None}, {"refresh": "async"}])
-def test_what_the_stand_in_does_not_serve_is_refused(berlin: Project, asked: dict[str, Any]) -> None:
+def test_unsupported_queries_are_refused(berlin: Project, asked: dict[str, Any]) -> None:
     with pytest.raises(Refused) as refused:
         ask(berlin, **{"query": "SELECT 1", **asked})
     assert refused.value.status == 400
 
 
-def test_times_are_in_the_projects_zone_unless_the_query_says_no(berlin: Project) -> None:
-    query = "SELECT timestamp FROM events WHERE timestamp >= toDateTime('2026-04-02')"
+def test_times_are_in_the_projects_zone_unless_the_query_opts_out(berlin: Project) -> None:
+    query = "SELECT timestamp FROM events WHERE timestamp >= toDateTime64('2026-04-02', 6)"
     utc = {"convertToProjectTimezone": False}
     assert ask(berlin, query)["results"] == [["2026-04-02T00:30:00.077000+02:00"]]
     assert ask(berlin, query, modifiers=utc)["results"] == []
@@ -78,7 +78,7 @@ def test_a_repeated_query_is_answered_from_the_cache_until_forced(berlin: Projec
     assert (fresh["results"], fresh["is_cached"]) == ([[2]], False)
 
 
-def test_fifty_thousand_rows_are_answered_in_a_moment(berlin: Project) -> None:
+def test_fifty_thousand_rows_are_answered_quickly(berlin: Project) -> None:
     berlin.add({**EVENT, "uuid": f"018f3173-7000-7421-831e-{n:012x}", "properties": "{}"} for n in range(50_001))
     started = time.process_time()  # other work on the machine does not count
     body = ask(berlin, "SELECT uuid, event, timestamp, created_at, properties FROM events LIMIT 60000")

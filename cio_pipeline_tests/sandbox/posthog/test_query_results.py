@@ -1,4 +1,4 @@
-"""Protects the shape of PostHog's answer to a query: its JSON values, its types, and what it says of more rows."""
+"""The format of the PostHog sandbox's answer to a query: JSON values, types, and whether there are more rows."""
 
 from datetime import datetime
 from uuid import UUID
@@ -9,14 +9,14 @@ from cio_pipeline.sandbox.posthog.hogql import Statement
 from cio_pipeline.sandbox.posthog.query_results import query_results
 
 COLUMNS = [("id", "UUID"), ("at", "TIMESTAMP"), ("known", "BOOLEAN"), ("name", "VARCHAR"), ("n", "BIGINT")]
-SWAPPED = UUID("831ee849-e8bb-6ffe-018f-317370007421")
+EVENT = UUID("018f3173-7000-7421-831e-e849e8bb6ffe")
 
 
 def test_values_are_written_as_posthog_does() -> None:
-    rows = [(SWAPPED, datetime(2026, 7, 1, 22, 30), True, "a", 5), (None, None, None, None, None)]
+    rows = [(EVENT, datetime(2026, 7, 1, 22, 30), True, "a", 5), (None, None, None, None, None)]
     answer = query_results(rows, COLUMNS, "Europe/Berlin", Statement("SELECT", limited=True))
     assert orjson.loads(answer["results"]) == [
-        ["018f3173-7000-7421-831e-e849e8bb6ffe", "2026-07-02T00:30:00+02:00", 1, "a", 5],
+        [str(EVENT), "2026-07-02T00:30:00+02:00", 1, "a", 5],
         [None, None, None, None, None],
     ]
     assert answer["columns"] == ["id", "at", "known", "name", "n"]
@@ -30,7 +30,7 @@ def test_utc_is_written_with_a_z() -> None:
     assert orjson.loads(answer["results"]) == [["2026-07-01T00:00:00Z"]]
 
 
-def test_without_a_limit_a_hundred_rows_are_shown_and_more_is_said() -> None:
+def test_without_a_limit_the_answer_has_a_hundred_rows_and_has_more() -> None:
     for count, more in ((100, False), (101, True)):
         rows = [(n,) for n in range(count)]
         answer = query_results(rows, [("n", "BIGINT")], "UTC", Statement("SELECT", limited=False))

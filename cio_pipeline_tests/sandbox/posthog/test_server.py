@@ -1,4 +1,4 @@
-"""Protects the PostHog stand-in's HTTP: keys, refusals, queue, added events, the old PostHog, the command line."""
+"""The PostHog sandbox over HTTP: keys, refusals, queue, added events, the old PostHog, the command line."""
 
 import re
 import signal
@@ -6,7 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from datetime import date
+from datetime import UTC, date, datetime
 from typing import Any
 
 import orjson
@@ -47,7 +47,7 @@ def ask(
     return requests.post(f"{server.url}/api/projects/{project}/query/", json=body, headers=headers, timeout=10)
 
 
-def test_an_answer_has_posthogs_shape(posthog: PostHog) -> None:
+def test_an_answer_has_posthogs_format(posthog: PostHog) -> None:
     answer = ask(posthog, "SELECT uuid, timestamp, properties FROM events WHERE event = '$identify' LIMIT 2")
     body = answer.json()
     assert body["columns"] == ["uuid", "timestamp", "properties"]
@@ -87,11 +87,10 @@ def test_a_fourth_query_at_once_waits_and_is_throttled(berlin: PostHog) -> None:
     with ThreadPoolExecutor(4) as pool:
         statuses = sorted(pool.map(lambda n: ask(berlin, f"SELECT {n}").status_code, range(4)))
     assert statuses == [200, 200, 200, 429]
-    account = requests.get(f"{berlin.url}/sandbox/requests", timeout=5).json()
-    assert account == {"requests": {"200": 3, "429": 1}, "max_at_once": 3}
+    assert berlin.project.account() == {"requests": {"200": 3, "429": 1}, "max_at_once": 3}
 
 
-def test_added_events_keep_a_lone_surrogate_as_it_was_written(berlin: PostHog) -> None:
+def test_an_unpaired_surrogate_in_an_added_event_is_kept(berlin: PostHog) -> None:
     text = '{"note": "half \\ud800 of \\u00e9"}'
     late = [
         {**EVENT, "event": "late", "properties": text},
@@ -125,8 +124,8 @@ def test_an_old_posthog_has_no_queries_and_a_next_that_skips_ties() -> None:
         assert requests.get(page["next"], headers=headers, timeout=5).json() == {"next": None, "results": []}
 
 
-def test_the_command_says_where_it_listens_and_ends_quietly() -> None:
-    command = [sys.executable, "-m", "cio_pipeline.sandbox.posthog.server", "--empty", "--port", "0"]
+def test_the_command_prints_its_url_and_ends_without_output() -> None:
+    command = [sys.executable, "-m", "cio_pipeline.sandbox.posthog.server", "--days", "0", "--port", "0"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -138,14 +137,10 @@ def test_the_command_says_where_it_listens_and_ends_quietly() -> None:
     assert (process.returncode, rest, errors) == (0, "", "")
 
 
-def test_old_sets_are_dropped_when_it_is_asked_for() -> None:
+def test_old_sets_are_dropped_on_request() -> None:
     with serve([EVENT]) as server:
         query = "SELECT properties FROM events LIMIT 1"
         assert ask(server, query).json()["results"] == [['{"$set":{"city":"Łódź"}}']]
-        dropped = [
-            requests.post(f"{server.url}/sandbox/retention", json={"now": now}, timeout=10).json()["dropped"]
-            for now in ("2026-05-31T22:00:00Z", "2026-05-31T23:00:00Z")
-        ]
-        assert dropped == [0, 1]
+        assert server.project.drop_old_sets(datetime(2026, 5, 31, 22, tzinfo=UTC)) == 0
+        assert server.project.drop_old_sets(datetime(2026, 5, 31, 23, tzinfo=UTC)) == 1
         assert ask(server, query).json()["results"] == [["{}"]]
-        assert requests.post(f"{server.url}/sandbox/retention", json={"now": "soon"}, timeout=10).status_code == 400

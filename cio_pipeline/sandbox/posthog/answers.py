@@ -1,4 +1,4 @@
-"""What the local PostHog's endpoints answer."""
+"""The answers of the local PostHog's endpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 
 class Refused(Exception):
-    """An answer other than 200, in the shape of PostHog's errors."""
+    """An error answer, in the format of PostHog's."""
 
     def __init__(self, status: int, kind: str, code: str, detail: str) -> None:
         super().__init__(detail)
@@ -16,7 +16,7 @@ class Refused(Exception):
 
 @dataclass
 class Answer:
-    """What goes back over HTTP."""
+    """An HTTP answer."""
 
     content: bytes
     status: int = 200

@@ -29,7 +29,7 @@ class Activity:
 
 @dataclass
 class Person:
-    """A profile: who it is, what is known of it, and what it did, in the order received."""
+    """A profile: its identifiers, attributes and activities, in the order received."""
 
     identifiers: dict[str, str]
     attributes: dict[str, Attribute] = field(default_factory=dict)
@@ -37,7 +37,7 @@ class Person:
 
     @property
     def events(self) -> list[Activity]:
-        """The activities that were sent as events, pages and screens."""
+        """The activities that are events, pages and screens."""
         return [activity for activity in self.activities if activity.type != FAILURE]
 
     @property
@@ -46,13 +46,13 @@ class Person:
         return {name: stored.value for name, stored in self.attributes.items() if stored.value is not None}
 
     def to_dict(self) -> dict[str, Any]:
-        """The person as ``GET /sandbox/people`` gives it."""
+        """Returns the person as `GET /sandbox/people` shows it."""
         keys = ("id", "name", "type", "timestamp", "data")
         events = [{key: getattr(event, key) for key in keys} for event in self.events]
         return {"identifiers": self.identifiers, "attributes": self.values, "events": events}
 
     def copy(self) -> Person:
-        """The person as it is now, whatever becomes of it."""
+        """Returns a copy, which later updates do not change."""
         return replace(
             self,
             identifiers=dict(self.identifiers),
@@ -61,6 +61,6 @@ class Person:
         )
 
     def searchable(self) -> str:
-        """What the search of the People page looks at, in lower case: identifiers and name."""
+        """Returns the text that the People page searches, in lower case: identifiers and name."""
         name = self.attributes.get("name")
         return "\n".join([*self.identifiers.values(), str(name.value if name else "")]).lower()
