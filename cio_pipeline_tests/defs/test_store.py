@@ -18,7 +18,6 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions
@@ -34,8 +33,9 @@ from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.defs.services import event_source, track_client
-from cio_pipeline.learning import learned_under
-from cio_pipeline.pipeline import DERIVED
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import DERIVED
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -247,13 +247,13 @@ def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store:
     told: dict[str, dict[str, Any]] = {}
     keep_a_day(store)
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
-    account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
+    day_counts = DayCounts(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 
     def add(metadata: dict[str, Any], asset_key: dg.AssetKey, partition_key: str) -> None:
         told[asset_key.path[-1]] = {name: getattr(value, "value", value) for name, value in metadata.items()}
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
-    _add_metadata(context, store, "2025-01-01", account)
+    _add_metadata(context, store, "2025-01-01", day_counts)
     events = told["events"]
     assert (events["extracted"], events["filtered"], events["refused"]) == (10, 3, 4)
     assert list(rows(events["outcomes"]).values()) == [5, 4, 3, 2, 1, 15]

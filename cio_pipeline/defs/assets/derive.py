@@ -6,7 +6,6 @@ from collections.abc import Iterator, Set
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.connections import folder_uri
@@ -17,7 +16,8 @@ from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import STITCHED, derive_day
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import STITCHED, derive_day
 from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
@@ -59,13 +59,13 @@ def customers_events_rejects(
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """Applies the rules to the day's posthog_events, with what the identities of this and all earlier days say."""
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
-    accounts: dict[str, Account] = {}
+    counts_by_day: dict[str, DayCounts] = {}
     for day in context.partition_keys:
-        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
-        _add_metadata(context, store, day, accounts[day])
+        counts_by_day[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
+        _add_metadata(context, store, day, counts_by_day[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
-    yield few_refused_by_the_rules(accounts, store.settings.refused_share)
-    yield every_event_accounted_for(accounts, store)
+    yield few_refused_by_the_rules(counts_by_day, store.settings.refused_share)
+    yield every_event_accounted_for(counts_by_day, store)
 
 
 def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
@@ -75,14 +75,14 @@ def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
         raise dg.Failure("To extract and derive in one run, select identities, too: they lie between.", allow_retries=False)
 
 
-def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
-    outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
+def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, day_counts: DayCounts) -> None:
+    outcomes = Counter({**day_counts.outcomes, STITCHED: day_counts.stitched})
     metadata: dict[str, dict[str, dg.MetadataValue | int]] = {
-        "customers": {"notes": _table(account.notes)},
+        "customers": {"notes": _table(day_counts.notes)},
         "events": {
-            "extracted": account.outcomes.total(),
-            "filtered": account.filtered,
-            "refused": account.refused,
+            "extracted": day_counts.outcomes.total(),
+            "filtered": day_counts.filtered,
+            "refused": day_counts.refused,
             "outcomes": _table(outcomes),
         },
         "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},

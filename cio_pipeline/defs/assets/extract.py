@@ -18,9 +18,9 @@ from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.extracted_shard import ExtractionCounts
-from cio_pipeline.extraction import extract_day, extract_history, reusable_extraction
-from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
+from cio_pipeline.pipeline.learn import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY_PARTITION

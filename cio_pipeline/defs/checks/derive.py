@@ -5,15 +5,15 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.learning import learned_under
 from cio_pipeline.masking import mask
+from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.classify import SENT
 
 SPECS = [
@@ -32,13 +32,13 @@ SPECS = [
 ]
 
 
-def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> dg.AssetCheckResult:
+def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Store) -> dg.AssetCheckResult:
     """Returns the result of the check of this name: extracted = sent + filtered + refused, according to the tables (R15)."""
-    off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
+    off = {day: wrong for day, day_counts in counts_by_day.items() if (wrong := discrepancies(day, day_counts, store.tables))}
     days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
-    total = Account()
-    for account in accounts.values():
-        total.add(account)
+    total = DayCounts()
+    for day_counts in counts_by_day.values():
+        total.add(day_counts)
     return dg.AssetCheckResult(
         asset_key=key("events"),
         check_name="every_event_accounted_for",
@@ -57,14 +57,15 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
     )
 
 
-def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) -> dg.AssetCheckResult:
+def few_refused_by_the_rules(counts_by_day: Mapping[str, DayCounts], allowed: float) -> dg.AssetCheckResult:
     """Returns the result of the check of this name, for the days that were just derived. allowed: CIO_REFUSED_SHARE."""
-    extracted = {day: account.outcomes.total() for day, account in accounts.items()}
-    refused = {day: account.refused for day, account in accounts.items()}
-    shares = {day: refused[day] / extracted[day] for day in accounts if extracted[day]}
+    extracted = {day: day_counts.outcomes.total() for day, day_counts in counts_by_day.items()}
+    refused = {day: day_counts.refused for day, day_counts in counts_by_day.items()}
+    shares = {day: refused[day] / extracted[day] for day in counts_by_day if extracted[day]}
     beyond = [day for day, share in shares.items() if share > allowed]
     details = "; ".join(
-        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(accounts[day])})" for day in beyond[:MAX_LISTED]
+        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(counts_by_day[day])})"
+        for day in beyond[:MAX_LISTED]
     )
     more = f", and of {len(beyond) - MAX_LISTED:,} days more" if len(beyond) > MAX_LISTED else ""
     return dg.AssetCheckResult(
@@ -86,8 +87,8 @@ def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) ->
     )
 
 
-def _why(account: Account) -> str:
-    return ", ".join(f"{count:,} because {reason}" for reason, count in account.refused_by_reason().most_common() if count)
+def _why(day_counts: DayCounts) -> str:
+    return ", ".join(f"{count:,} because {reason}" for reason, count in day_counts.refused_by_reason().most_common() if count)
 
 
 @dg.asset_check(

@@ -9,7 +9,7 @@ import dagster as dg
 from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
 EVENTS = key("posthog_events")

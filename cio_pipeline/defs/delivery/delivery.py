@@ -22,7 +22,7 @@ from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_count
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http.retry import Unavailable
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.refusals import Refusal

@@ -13,7 +13,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.learning import learned_under
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.columns import shards_by_column

@@ -31,8 +31,8 @@ from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, described
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
-from cio_pipeline.learning import learn_day, learned_under
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.unmatched import unmatched
 
 logger = logging.getLogger(__name__)

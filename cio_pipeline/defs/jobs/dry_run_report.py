@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.tables import Row, lines, table
+from cio_pipeline.pipeline.accounting import DayCounts
 
 NOTHING_SENT = "Nothing was sent."
 DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
@@ -43,24 +43,24 @@ WHERE_ANY = (
 class DayReport:
     """One day of a dry run.
 
-    account: what becomes of its events; delivery: what would be sent (a new customer counts only on their first day); rejects:
-    the number of events, attributes and properties that the rules refuse or leave out, by kind and reason.
+    day_counts: what becomes of its events; delivery: what would be sent (a new customer counts only on their first day);
+    rejects: the number of events, attributes and properties that the rules refuse or leave out, by kind and reason.
     """
 
     day: str
-    account: Account
+    day_counts: DayCounts
     delivery: Report
     rejects: Counter[tuple[str, str]]
 
     @property
     def events(self) -> int:
         """The number of the day's events in PostHog."""
-        return self.account.outcomes.total()
+        return self.day_counts.outcomes.total()
 
     @property
     def refused(self) -> int:
         """The number of these that the rules refuse."""
-        return self.account.refused
+        return self.day_counts.refused
 
     def counts(self) -> Counter[str]:
         """Returns the day's row in the table of days."""
@@ -69,7 +69,7 @@ class DayReport:
             {
                 **{called: counts[name] for name, called in ALWAYS.items()},
                 "events read": self.events,
-                "filtered": self.account.filtered,
+                "filtered": self.day_counts.filtered,
                 "refused by the rules": self.refused,
                 **{name: counts[name] for name in WHERE_ANY},
                 REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),

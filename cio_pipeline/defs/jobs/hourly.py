@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
@@ -26,8 +25,9 @@ from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import SETTINGS, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.learning import learn_day, learned_under
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.posthog.source import NothingSoFar
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.tables.files import temporary_folder
@@ -72,7 +72,7 @@ class SoFar:
     the whole day."""
 
     until: datetime
-    account: Account
+    day_counts: DayCounts
     reading: Mapping[str, int]
     waiting: int
 
@@ -129,20 +129,20 @@ def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> 
     _, reading = read_day(day, posthog, today, until)
     learn_day(day, learned_under(today.settings.attributes_from), today.tables, today.identities, today.settings.workers)
     options = replace(today.options, day_is_open=True)
-    account = derive_day(day, today.tables, today.identities, options, workers=today.settings.workers)
-    if wrong := discrepancies(day, account, today.tables):
+    day_counts = derive_day(day, today.tables, today.identities, options, workers=today.settings.workers)
+    if wrong := discrepancies(day, day_counts, today.tables):
         raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
-    return SoFar(until, account, reading, _waiting(day, account, today))
+    return SoFar(until, day_counts, reading, _waiting(day, day_counts, today))
 
 
-def _waiting(day: str, account: Account, today: Store) -> int:
+def _waiting(day: str, day_counts: DayCounts, today: Store) -> int:
     """Returns how many more events would be sent if the day had ended now (R22)."""
     if not (today.options.identify_by_email or today.options.stitches):
         return 0
     with temporary_folder() as folder:
         into = Tables(str(folder), temporary=True)
         whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.settings.workers)
-    return max(0, whole.outcomes[SENT] + whole.stitched - account.outcomes[SENT])
+    return max(0, whole.outcomes[SENT] + whole.stitched - day_counts.outcomes[SENT])
 
 
 def deliver_part(
@@ -174,11 +174,11 @@ def deliver_part(
 def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> dict[str, dg.MetadataValue | int | str]:
     """Returns the receipt, which says first that the day is open."""
     receipt.pop("dagster/partition_row_count")
-    outcomes = so_far.account.outcomes.most_common()
+    outcomes = so_far.day_counts.outcomes.most_common()
     return {
         "so far": f"Until {so_far.until:%H:%M} UTC. The day is open: the nightly run delivers the rest.",
         **receipt,
-        "events so far": so_far.account.outcomes.total(),
+        "events so far": so_far.day_counts.outcomes.total(),
         "events that wait for the whole day": so_far.waiting,
         "outcomes": table([{"count": count, "what": name} for name, count in outcomes if count]),
         "queries to PostHog": so_far.reading.get("queries", 0),

@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.state.ledger import DayTotals
 
@@ -87,26 +87,26 @@ def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
     shown = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(DAYS_SHOWN - 1, -1, -1)]
     delivered = {**store.ledger.events_delivered(shown[:-1]), day: totals.events}
     refused = {**store.ledger.events_refused(shown[:-1]), day: totals.refused_events}
-    return [of_a_day(one, _account(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
+    return [of_a_day(one, _day_counts(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
 
 
-def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEvents:
+def of_a_day(day: str, day_counts: DayCounts, delivered: int, refused: int) -> DayEvents:
     """Returns what became of a day's events. delivered, refused: the numbers of those that Customer.io accepted and refused.
 
     The ledger may have more than the rules would send now, if events were sent twice, or under other settings.
     """
-    to_send = account.outcomes[SENT] + account.stitched
+    to_send = day_counts.outcomes[SENT] + day_counts.stitched
     sent = min(delivered, to_send)
     open_refusals = min(refused, to_send - sent)
-    return DayEvents(day, sent, to_send - sent - open_refusals, account.filtered, account.refused + open_refusals)
+    return DayEvents(day, sent, to_send - sent - open_refusals, day_counts.filtered, day_counts.refused + open_refusals)
 
 
-def _account(store: Store, day: str) -> Account:
+def _day_counts(store: Store, day: str) -> DayCounts:
     version = store.tables.find_version("events", day)
     return (
-        Account.from_json(dict(version.metadata["account"]))
+        DayCounts.from_json(dict(version.metadata["account"]))
         if version is not None and "account" in version.metadata
-        else Account()
+        else DayCounts()
     )
 
 

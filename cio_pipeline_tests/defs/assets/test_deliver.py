@@ -18,7 +18,7 @@ from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import size
-from cio_pipeline.events import KEPT_EVENTS
+from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog

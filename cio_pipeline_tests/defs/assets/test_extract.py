@@ -18,8 +18,8 @@ from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
-from cio_pipeline.events import KEPT_EVENTS
-from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.pipeline.events import KEPT_EVENTS
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog

@@ -18,7 +18,7 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs.assets.extract import read_day, read_history
 from cio_pipeline.defs.jobs import hourly
 from cio_pipeline.defs.resources import PostHog, Store
-from cio_pipeline.learning import learn_day, learned_under
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox

@@ -16,8 +16,8 @@ EPOCH = pd.Timestamp(0, tz="UTC")
 
 
 @dataclass
-class Account:
-    """The accounting of a day's events, in numbers.
+class DayCounts:
+    """How many of a day's events had which outcome.
 
     outcomes: events by outcome; stitched: events of earlier days that are sent with this day's; left_out: attributes and
     properties by reason; notes: other facts about what is sent.
@@ -42,7 +42,7 @@ class Account:
         """Returns the number of the day's refused events by reason."""
         return Counter({name.removeprefix(REFUSED): n for name, n in self.outcomes.items() if name.startswith(REFUSED)})
 
-    def add(self, other: Account) -> None:
+    def add(self, other: DayCounts) -> None:
         """Adds the counts of another shard."""
         self.outcomes.update(other.outcomes)
         self.stitched += other.stitched
@@ -59,20 +59,20 @@ class Account:
             self.outcomes[SENT] += len(outcomes)
 
     def to_json(self) -> dict[str, Any]:
-        """Returns the account as it is stored with the day's tables."""
+        """Returns the counts as they are stored with the day's tables."""
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> Account:
-        """Returns the account from what `to_json` has returned."""
+    def from_json(cls, kept: dict[str, Any]) -> DayCounts:
+        """Returns the counts from what `to_json` has returned."""
         return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 
     def _count(self, kind: str) -> int:
         return sum(count for name, count in self.outcomes.items() if name.startswith(kind))
 
 
-def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
-    """Returns a clause for each sum of the day's tables that does not add up, or differs from the account when they were
+def discrepancies(day: str, day_counts: DayCounts, tables: Tables) -> list[str]:
+    """Returns a clause for each sum of the day's tables that does not add up, or differs from the counts when they were
     written."""
     start = pd.Timestamp(day, tz="UTC")
     extracted = sum(len(shard) for shard in tables.read_arrow("posthog_events", day, ["timestamp"]))
@@ -85,14 +85,14 @@ def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
         is_of_the_day = (shard["timestamp"] >= start) | (shard["timestamp"] < EPOCH)
         own = (shard["what"] == "event") & is_of_the_day
         refused.update(shard.loc[own, "reason"].astype(object))
-    counted = account.refused_by_reason()
+    counted = day_counts.refused_by_reason()
     pairs = {
         "events were extracted, but this many are sent, filtered or refused": (
             extracted,
-            sent + account.filtered + refused.total(),
+            sent + day_counts.filtered + refused.total(),
         ),
-        "events are sent, but this many were counted": (sent, account.outcomes[SENT]),
-        "events of earlier days are sent, but this many were counted": (stitched, account.stitched),
+        "events are sent, but this many were counted": (sent, day_counts.outcomes[SENT]),
+        "events of earlier days are sent, but this many were counted": (stitched, day_counts.stitched),
         **{
             f"events are refused as '{reason}', but this many were counted": (refused[reason], counted[reason])
             for reason in refused | counted
