@@ -238,7 +238,7 @@ def test_a_run_that_would_make_more_new_customers_than_allowed_stops_before_its_
     workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
     assert stops(instance, DAYS) == (
         "This run would make 4 new customers, more than CIO_MAX_NEW_CUSTOMERS allows (3): nothing was sent."
-        " If that is meant, set CIO_MAX_NEW_CUSTOMERS, or max_new_customers in the launchpad, to 4 or more."
+        " If that is intended, set CIO_MAX_NEW_CUSTOMERS, or max_new_customers in the launchpad, to 4 or more."
     )
     assert sent(workspace) == {"people": 0, "events": 0}
     assert "4 new customers" in stops(instance, DAYS, max_new_customers=2)
