@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
+from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.customerio.undecided import retry_undecided
 from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepared, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
@@ -76,21 +76,21 @@ def upsert_to_customerio(
     A day's receipt is recorded as soon as the day is delivered, so that no later failure can prevent it. Dagster itself records
     that of the last day, and all of them again at the end.
     """
-    asked = list(context.partition_keys)
+    days = list(context.partition_keys)
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
-        backfill = is_backfill(context.run.tags, asked)
+        backfill = is_backfill(context.run.tags, days)
         delivery = prepared(config, store, customerio, context.instance, is_backfill=backfill)
-        to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in asked}
-        refuse_missing_days(store, asked)
-        refuse_days_before_ledger(store, asked, resend=config.resend)
+        to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in days}
+        refuse_missing_days(store, days)
+        refuse_days_before_ledger(store, days, resend=config.resend)
         delivery.check_limits(to_send)
 
         def deliver_day(day: str) -> tuple[Report, RunCounts]:
             report, counts = delivery.deliver(day, to_send[day], whole=store.tables)
             return report, counts | {"people that the suppression list names": delivery.options.suppressed.names}
 
-        for day, (report, counts), more_follow in retry_undecided(asked, deliver_day):
+        for day, (report, counts), more_follow in deliver_each(days, deliver_day):
             logger.info("%s: %s.", day, in_one_line(counts))
             day_receipt = receipt_of(store, day, counts, report.sample)
             context.add_asset_metadata(day_receipt, partition_key=day)

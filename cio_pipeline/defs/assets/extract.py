@@ -27,7 +27,7 @@ from cio_pipeline.state.identities import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
 
-EVENTS = key("posthog_events")
+POSTHOG_EVENTS_KEY = key("posthog_events")
 
 LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
@@ -66,7 +66,9 @@ def posthog_events(
         metadata[day] = {**_day_metadata(extracted[day], stats), **first_rows}
 
     if errors := failures_of_days(context.partition_keys, extract):
-        yield from (dg.AssetMaterialization(EVENTS, partition=day, metadata=of_day) for day, of_day in metadata.items())
+        yield from (
+            dg.AssetMaterialization(POSTHOG_EVENTS_KEY, partition=day, metadata=of_day) for day, of_day in metadata.items()
+        )
         not_tried = [day for day in context.partition_keys if day not in metadata.keys() | errors.keys()]
         raise _failure(errors, not_tried, len(metadata))
     for day, of_day in metadata.items():

@@ -12,7 +12,7 @@ from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
-EVENTS = key("posthog_events")
+POSTHOG_EVENTS_KEY = key("posthog_events")
 
 USUAL_WEEKS = 8
 """The number of weeks back in which a day is compared with the same weekday."""
@@ -32,13 +32,13 @@ WHAT_GIVES_NONE = (
 SPECS = [
     dg.AssetCheckSpec(
         "counts_agree_with_posthog",
-        asset=EVENTS,
+        asset=POSTHOG_EVENTS_KEY,
         description="Whether at least as many events were read of each day of the run as PostHog had counted before. Only"
         " CIO_EVENT_SOURCE=query has a count.",
     ),
     dg.AssetCheckSpec(
         "attributes_given",
-        asset=EVENTS,
+        asset=POSTHOG_EVENTS_KEY,
         description="Whether the days of the run for which PostHog has dropped $set (R20) still have attributes, if they have"
         " $identify or $set events.",
     ),
@@ -92,7 +92,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
 
 
 @dg.asset_check(
-    asset=EVENTS,
+    asset=POSTHOG_EVENTS_KEY,
     description="Whether each day has events, and neither far fewer nor far more than its weekday had in the"
     f" {USUAL_WEEKS} weeks before. {WHICH_DAYS}",
 )

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
+from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast
-from cio_pipeline.customerio.undecided import retry_undecided
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
 from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.delivery.delivery import RunCounts, not_suppressed, one_at_a_time, prepared, receipt_of
@@ -55,7 +55,7 @@ def send_refused_again(
             return delivery.redeliver(day, _refusals(day, config, store))
 
         try:
-            for day, (report, day_counts), _ in retry_undecided(days, redeliver_day):
+            for day, (report, day_counts), _ in deliver_each(days, redeliver_day):
                 counts += report.counts
                 logger.info("%s: %s.", day, in_one_line(day_counts))
                 receipt = receipt_of(store, day, day_counts, report.sample)

@@ -22,10 +22,10 @@ HIDDEN = "***"
 AS_IT_IS = ("type", "action", "timestamp", "id")
 """The members of an operation that are not personal data: `id` is the event's."""
 
-CUSTOMERS = ("key", "attributes", "timestamp", "operation")
-EVENTS = ("key", "name", "timestamp", "operation")
-REJECTS = ("what", "name", "reason", "event", "distinct_id", "timestamp")
-POSTHOG_EVENTS = ("event", "distinct_id", "timestamp", "properties")
+CUSTOMER_COLUMNS = ("key", "attributes", "timestamp", "operation")
+EVENT_COLUMNS = ("key", "name", "timestamp", "operation")
+REJECT_COLUMNS = ("what", "name", "reason", "event", "distinct_id", "timestamp")
+POSTHOG_EVENT_COLUMNS = ("event", "distinct_id", "timestamp", "properties")
 
 
 def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
@@ -109,9 +109,9 @@ def _json(value: Any) -> str:
 
 
 SHOWN: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
-    "customers": (CUSTOMERS, _customer),
-    "events": (EVENTS, _event),
-    "rejects": (REJECTS, _reject),
-    "posthog_events": (POSTHOG_EVENTS, _posthog_event),
+    "customers": (CUSTOMER_COLUMNS, _customer),
+    "events": (EVENT_COLUMNS, _event),
+    "rejects": (REJECT_COLUMNS, _reject),
+    "posthog_events": (POSTHOG_EVENT_COLUMNS, _posthog_event),
 }
 """The columns to read of each table, and the function that turns a row into what is shown."""

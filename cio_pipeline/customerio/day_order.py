@@ -1,4 +1,4 @@
-"""The order of a run's days when Customer.io refuses something of one, and no answer shows what is at fault."""
+"""The order in which a run delivers its days: one that an answer of Customer.io leaves undecided is tried again at the end."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ logger = logging.getLogger(__name__)
 Done = TypeVar("Done")
 
 
-def retry_undecided(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
-    """Delivers the days. Yields each when it is done, with what `deliver` returned, and whether more days follow.
+def deliver_each(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:
+    """Calls `deliver` for each day, and yields the day when it is done, with the result, and whether more days follow.
 
     A day that raises `Undecided` is delivered once more after all others. So it does not hold them up, and if something of the
     same kind was accepted of them, that settles it. Raises `Undecided` if nothing is left that could settle it.
