@@ -152,7 +152,7 @@ def _rows(frame: pd.DataFrame) -> Iterator[Any]:
     return frame.itertuples(index=False)
 
 
-def masked(explanation: Explanation) -> Explanation:
+def mask_explanation(explanation: Explanation) -> Explanation:
     """Returns the explanation with ids, emails and names masked, and kinds instead of values."""
     return Explanation(
         [mask_id(name) for name in explanation.names],

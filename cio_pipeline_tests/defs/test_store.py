@@ -27,7 +27,7 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
-from cio_pipeline.defs.delivery.delivery import not_suppressed
+from cio_pipeline.defs.delivery.delivery import drop_suppressed
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, refuse_missing_days
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
@@ -155,12 +155,12 @@ def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_
     refused = [keep_a_day(store)]
     assert refused[0].key == "email:jane@example.com"
     for who, left in (("u1", []), ("u2", refused)):
-        assert not_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
+        assert drop_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
 
 
 def test_a_refused_event_of_somebody_suppressed_is_known_by_its_key_where_the_days_tables_are_gone(store: Store) -> None:
     refused = [Refusal("1", "event", "invalid", "", "{}", "id:u1"), Refusal("2", "event", "invalid", "", "{}", "id:u2")]
-    assert not_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
+    assert drop_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
 
 
 def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(

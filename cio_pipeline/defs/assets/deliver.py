@@ -12,7 +12,7 @@ from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepared, receipt_of, tables_to_send
+from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
     is_backfill,
@@ -22,7 +22,7 @@ from cio_pipeline.defs.delivery.preconditions import (
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
-from cio_pipeline.defs.pages.schemas import described
+from cio_pipeline.defs.pages.schemas import table_schema
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.rules.consent import AllowConsent
@@ -80,7 +80,7 @@ def upsert_to_customerio(
     with ExitStack() as stack:
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
         backfill = is_backfill(context.run.tags, days)
-        delivery = prepared(config, store, customerio, context.instance, is_backfill=backfill)
+        delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in days}
         refuse_missing_days(store, days)
         refuse_days_before_ledger(store, days, resend=config.resend)
@@ -114,7 +114,7 @@ def upsert_to_customerio(
     kinds={"customerio"},
     owners=OWNERS,
     tags=TAGS,
-    metadata={"dagster/column_schema": described(MEANING, TYPES)},
+    metadata={"dagster/column_schema": table_schema(MEANING, TYPES)},
 )
 def customerio_delivery(customers: None, events: None) -> None:
     """The receipt of a day's delivery to Customer.io: what all runs of the day have done together, and what the last one did.

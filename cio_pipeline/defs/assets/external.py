@@ -4,7 +4,7 @@ import dagster as dg
 
 from cio_pipeline.defs.connections import destination_url, page_address, source_url
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
-from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, described
+from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, table_schema
 
 posthog_project = dg.AssetSpec(
     key("posthog_project"),
@@ -13,7 +13,7 @@ posthog_project = dg.AssetSpec(
     kinds={"posthog"},
     owners=OWNERS,
     tags=TAGS,
-    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **page_address(source_url)},
+    metadata={"dagster/column_schema": table_schema(POSTHOG_COLUMNS), **page_address(source_url)},
 )
 
 customerio_workspace = dg.AssetSpec(
@@ -25,7 +25,7 @@ customerio_workspace = dg.AssetSpec(
     owners=OWNERS,
     tags=TAGS,
     metadata={
-        "dagster/column_schema": described(
+        "dagster/column_schema": table_schema(
             {
                 "identifiers": "A person's id or email.",
                 "person's attributes": "What is known about them.",

@@ -31,7 +31,7 @@ def days_of_run_or_recent(run: dg.DagsterRun) -> list[str]:
     return [day for day in partitions if first <= day <= last] if first and last else partitions[-RECENT_DAYS:]
 
 
-def listed(days: Sequence[str]) -> str:
+def list_days(days: Sequence[str]) -> str:
     """Returns the days, or the first `MAX_LISTED` of them, as text."""
     more = f" and {len(days) - MAX_LISTED:,} more, to {days[-1]}" if len(days) > MAX_LISTED else ""
     return ", ".join(days[:MAX_LISTED]) + more

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.defs.checks.common import how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.common import how_to_run, list_days, or_warning
 from cio_pipeline.defs.checks.yesterday import DELIVERY, DUE, anything_delivered, day_due, delivered_at, is_whole
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
@@ -48,7 +48,7 @@ def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
 def _nothing_refused(store: Store) -> dg.AssetCheckResult:
     open_refusals = store.ledger.open_refusals()
     total = sum(one.items for one in open_refusals)
-    rows = [dg.TableRecord(masked(day, one)) for day, some in store.ledger.refusals(limit=SHOWN).items() for one in some]
+    rows = [dg.TableRecord(mask_refusal(day, one)) for day, some in store.ledger.refusals(limit=SHOWN).items() for one in some]
     reasons = [
         dg.TableRecord({"reason": mask(one.reason), "refused": one.items, "first day": one.first, "last day": one.last})
         for one in open_refusals
@@ -84,7 +84,7 @@ def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
     )
 
 
-def masked(day: str, refusal: Refusal) -> dict[str, str]:
+def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
     """Returns a refused item, masked: its customer, what it is, the reason, and Customer.io's message without data."""
     operation = read_object(refusal.operation)
     event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
@@ -138,7 +138,7 @@ def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult
     return dg.AssetCheckResult(
         passed=not missed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Never delivered: {listed(missed)}. No schedule goes back to them: {how_to_run(missed)}."
+        description=f"Never delivered: {list_days(missed)}. No schedule goes back to them: {how_to_run(missed)}."
         if missed
         else None,
         metadata={"days missed": len(missed)},

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import dagster as dg
 
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, list_days, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
@@ -108,7 +108,7 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"What these days say about people is not known: {listed(missing)}. If you need them,"
+        description=f"What these days say about people is not known: {list_days(missing)}. If you need them,"
         f" {how_to_run(missing)}, then the days that the check later_days_up_to_date names. If you do not want"
         " them, set CIO_START_DATE later."
         if missing
@@ -136,8 +136,8 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not wrong,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Earlier days have been learned since these were derived: {listed(wrong)}. Materialize customers, events"
-        " and rejects for them again, then customerio_delivery."
+        description=f"Earlier days have been learned since these were derived: {list_days(wrong)}. Materialize customers,"
+        " events and rejects for them again, then customerio_delivery."
         if wrong
         else None,
         metadata={"days to derive again": len(wrong)},

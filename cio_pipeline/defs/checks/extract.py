@@ -6,7 +6,7 @@ from statistics import median
 
 import dagster as dg
 
-from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, listed, or_warning
+from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, list_days, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
@@ -82,7 +82,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
         check_name="attributes_given",
         passed=not bare,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{listed(bare)}: {WHAT_GIVES_NONE}" if bare else None,
+        description=f"{list_days(bare)}: {WHAT_GIVES_NONE}" if bare else None,
         metadata={
             "days without attributes": len(bare),
             "$identify and $set events": sum(one.identity_events for one in kept.values()),

@@ -91,7 +91,7 @@ class Delivery:
         """Sends a day's refused items again, without those of suppressed people."""
 
         def send() -> Report:
-            allowed = not_suppressed(refused, self.options.suppressed, self.store, day)
+            allowed = drop_suppressed(refused, self.options.suppressed, self.store, day)
             report = redeliver(day, allowed, self.store.ledger, self.customerio.client, self.options)
             report.counts["refusals suppressed"] += len(refused) - len(allowed)
             return report
@@ -111,34 +111,34 @@ class Delivery:
         return report, counts
 
 
-def prepared(
+def prepare_delivery(
     config: RunLimitsConfig,
     store: Store,
     customerio: CustomerIo,
     instance: dg.DagsterInstance,
     *,
     is_backfill: bool,
-    people: Identities | None = None,
+    identities: Identities | None = None,
     made_before: int = 0,
 ) -> Delivery:
     """Returns the delivery of a run with this config.
 
-    people: the identities whose links complete the suppression list (R21: suppression), by default the store's; made_before:
+    identities: those whose links complete the suppression list (R21: suppression), by default the store's; made_before:
     the number of customers that earlier runs of the day have created. Raises `StorageError`.
     """
     is_stale = ledger_checkpoint.ledger_is_stale(store, instance)
     limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
-    options = config.options(suppressed(customerio, people or store.identities), store.options.allow_consent)
+    options = config.options(load_suppressed(customerio, identities or store.identities), store.options.allow_consent)
     accepts_stale = config.max_campaign_events is not None
     return Delivery(store, customerio, options, replace(limits, made_before=made_before), is_stale, accepts_stale)
 
 
-def suppressed(customerio: CustomerIo, people: Identities) -> Suppressed:
+def load_suppressed(customerio: CustomerIo, identities: Identities) -> Suppressed:
     """Returns the people on the suppression list, with every id and email that any day has linked to them (R21)."""
-    return customerio.suppressed.with_linked(people.linked, people.all_names())
+    return customerio.suppressed.with_linked(identities.linked, identities.all_names())
 
 
-def not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
+def drop_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
     """Returns a day's refusals without those of suppressed people.
 
     The day's tables have emails and distinct_ids of people that a refused event does not name.

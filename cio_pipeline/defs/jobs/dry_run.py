@@ -15,7 +15,7 @@ from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
-from cio_pipeline.defs.delivery.delivery import events_held, suppressed, tables_to_send
+from cio_pipeline.defs.delivery.delivery import events_held, load_suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
@@ -28,7 +28,7 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import HELD
-from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, described
+from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.pipeline.derive import derive_day
@@ -45,7 +45,7 @@ dry_run = dg.AssetSpec(
     kinds={"customerio"},
     description="What a run would send: an observation for each run of the job customerio_dry_run (Jobs, customerio_dry_run,"
     " Launchpad; from and to are the days). It sends nothing, and changes nothing that is stored.",
-    metadata={"dagster/column_schema": described(DRY_RUN_COLUMNS)},
+    metadata={"dagster/column_schema": table_schema(DRY_RUN_COLUMNS)},
 )
 
 
@@ -85,7 +85,7 @@ def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: C
     for day in days:
         read_day(day, posthog, store)
         learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities, store.settings.workers)
-    return config.options(suppressed(customerio, store.identities), store.options.allow_consent)
+    return config.options(load_suppressed(customerio, store.identities), store.options.allow_consent)
 
 
 def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:

@@ -16,11 +16,11 @@ from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
-from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, described
+from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, table_schema
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.explanation import Explanation, explain, masked
+from cio_pipeline.explanation import Explanation, explain, mask_explanation
 from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.tables import Tables
@@ -40,7 +40,7 @@ explained_person = dg.AssetSpec(
     kinds={"customerio"},
     description="What happened to a person's events and attributes, and why: an observation each time that the job"
     " explain_person is launched (Jobs, explain_person, Launchpad). Ids and emails are masked, and values are left out.",
-    metadata={"dagster/column_schema": described(EXPLAINED_COLUMNS)},
+    metadata={"dagster/column_schema": table_schema(EXPLAINED_COLUMNS)},
 )
 
 
@@ -102,7 +102,7 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
     listed = read_suppressed(store.settings.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
     for number, names in enumerate(people[:MAX_PEOPLE], 1):
         records = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
-        explanation = masked(explain(names, records))
+        explanation = mask_explanation(explain(names, records))
         which = f"{number} of {len(people):,} who look like {config.person}"
         others = "" if len(people) == 1 else "; the tab Events has the others"
         metadata = {"person": which + others, "days": days_text(days), **_metadata(explanation)}

@@ -17,7 +17,7 @@ import dagster as dg
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
-from cio_pipeline.defs.delivery.delivery import prepared, receipt_of
+from cio_pipeline.defs.delivery.delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, refuse_missing_days
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
@@ -163,7 +163,9 @@ def deliver_part(
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
         made = store.ledger.totals(day).new_customers
-        delivery = prepared(config, store, customerio, instance, is_backfill=False, people=today.identities, made_before=made)
+        delivery = prepare_delivery(
+            config, store, customerio, instance, is_backfill=False, identities=today.identities, made_before=made
+        )
         delivery.check_limits({day: today.tables})
         report, counts = delivery.deliver(day, today.tables)
     logger.info("%s until %s UTC, so far: %s.", day, f"{so_far.until:%H:%M}", in_one_line(counts))

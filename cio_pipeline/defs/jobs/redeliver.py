@@ -13,7 +13,7 @@ from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
 from cio_pipeline.defs.checks.yesterday import DELIVERY
-from cio_pipeline.defs.delivery.delivery import RunCounts, not_suppressed, one_at_a_time, prepared, receipt_of
+from cio_pipeline.defs.delivery.delivery import RunCounts, drop_suppressed, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
@@ -44,11 +44,11 @@ def send_refused_again(
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_at_a_time(context, store):
-        delivery = prepared(config, store, customerio, context.instance, is_backfill=True)
+        delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=True)
         days, forecast = _days_to_send(config, store), Forecast()
         for day in days:
             refused = _refusals(day, config, store)
-            forecast.add_refusals(not_suppressed(refused, delivery.options.suppressed, store, day), store.ledger)
+            forecast.add_refusals(drop_suppressed(refused, delivery.options.suppressed, store, day), store.ledger)
         delivery.check_forecast(forecast)
 
         def redeliver_day(day: str) -> tuple[Report, RunCounts]:

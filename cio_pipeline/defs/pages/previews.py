@@ -34,7 +34,7 @@ def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
     return table([row(one) for one in tables.head(name, day, ROWS, list(columns))])
 
 
-def masked_operation(text: str) -> str:
+def mask_operation(text: str) -> str:
     """Returns an operation's JSON with all names, and the first character of each value: `"pro"` -> `"p***"`."""
     shown = dict[str, Any]()
     for name, value in read_object(text).items():
@@ -43,21 +43,21 @@ def masked_operation(text: str) -> str:
         elif name == "identifiers":
             shown[name] = {kind: mask_key(f"{kind}:{who}").partition(" ")[2] for kind, who in value.items()}
         else:
-            shown[name] = value if name in AS_IT_IS else masked(value)
+            shown[name] = value if name in AS_IT_IS else mask_value(value)
     return _json(shown)
 
 
-def masked(value: Any, deep: int = 0) -> Any:
+def mask_value(value: Any, deep: int = 0) -> Any:
     """Returns a JSON value masked: names and structure stay, texts and numbers are cut to their first character."""
     if value is None or isinstance(value, bool):
         return value
     if deep == DEEP and isinstance(value, dict | list):
         return MORE
     if isinstance(value, dict):
-        shown = {mask(str(name)): masked(one, deep + 1) for name, one in list(value.items())[:NAMES]}
+        shown = {mask(str(name)): mask_value(one, deep + 1) for name, one in list(value.items())[:NAMES]}
         return shown | ({MORE: f"{len(value) - NAMES} more"} if len(value) > NAMES else {})
     if isinstance(value, list):
-        return [masked(one, deep + 1) for one in value[:1]] + ([MORE] if len(value) > 1 else [])
+        return [mask_value(one, deep + 1) for one in value[:1]] + ([MORE] if len(value) > 1 else [])
     text = str(value)
     if "@" in text:
         return mask(text)
@@ -69,13 +69,13 @@ def _customer(row: Mapping[str, Any]) -> Row:
         "key": mask_key(row["key"]),
         "attributes": row["attributes"],
         "newest": _time(row),
-        "operation, masked": masked_operation(row["operation"]),
+        "operation, masked": mask_operation(row["operation"]),
     }
 
 
 def _event(row: Mapping[str, Any]) -> Row:
     shown = {"time": _time(row), "key": mask_key(row["key"]), "name": mask(row["name"])}
-    return {**shown, "operation, masked": masked_operation(row["operation"])}
+    return {**shown, "operation, masked": mask_operation(row["operation"])}
 
 
 def _reject(row: Mapping[str, Any]) -> Row:
@@ -90,7 +90,7 @@ def _posthog_event(row: Mapping[str, Any]) -> Row:
 
 def _properties(text: str | None) -> str:
     try:
-        return _json(masked(orjson.loads(text or "{}")))
+        return _json(mask_value(orjson.loads(text or "{}")))
     except orjson.JSONDecodeError:
         return "not JSON"
 

@@ -111,10 +111,10 @@ COMES_FROM: dict[str, dict[str, tuple[str, ...]]] = {
 
 def schema(fields: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
     """Returns the columns of a stored table as Dagster shows them."""
-    return described(descriptions, {field.name: TYPES.get(str(field.type), str(field.type)) for field in fields})
+    return table_schema(descriptions, {field.name: TYPES.get(str(field.type), str(field.type)) for field in fields})
 
 
-def described(descriptions: Mapping[str, str], types: Mapping[str, str] | None = None) -> dg.TableSchema:
+def table_schema(descriptions: Mapping[str, str], types: Mapping[str, str] | None = None) -> dg.TableSchema:
     """Returns these columns with their descriptions, in order; personal ones are tagged."""
     types = types or dict.fromkeys(descriptions, "string")
     tags = {name: PERSONAL if name in PERSONAL_COLUMNS else None for name in types}
@@ -135,5 +135,5 @@ SCHEMAS = {
     "events": schema(EVENTS, EVENT_COLUMNS),
     "rejects": schema(REJECTS, REJECT_COLUMNS),
     "identity_history": schema(EVENT_SCHEMA, POSTHOG_COLUMNS),
-    "identities": described(IDENTITY_COLUMNS),
+    "identities": table_schema(IDENTITY_COLUMNS),
 }

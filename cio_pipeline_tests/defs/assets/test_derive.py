@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.checks.common import listed, or_warning
+from cio_pipeline.defs.checks.common import list_days, or_warning
 from cio_pipeline.defs.checks.derive import few_refused_by_the_rules
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
@@ -253,7 +253,7 @@ def test_more_refused_than_is_allowed_is_said_by_day_with_the_reasons(tmp_path: 
 
 
 def test_many_days_are_named_by_the_first_and_the_last() -> None:
-    assert listed([f"2025-01-{day:02d}" for day in range(1, 23)]).endswith("2025-01-20 and 2 more, to 2025-01-22")
+    assert list_days([f"2025-01-{day:02d}" for day in range(1, 23)]).endswith("2025-01-20 and 2 more, to 2025-01-22")
 
 
 @pytest.mark.parametrize("error", [StorageError("Gone."), DatabaseError("Gone.")])

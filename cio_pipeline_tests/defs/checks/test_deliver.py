@@ -13,7 +13,7 @@ import pytest
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, masked, missed_days
+from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
 from cio_pipeline.defs.checks.yesterday import DELIVERY, day_due, delivered_at, is_whole
 from cio_pipeline.defs.jobs import checks as scheduled_checks
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -119,7 +119,7 @@ def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
     }
     message = "event paid: attributes.plan 'premium go...' of USER-4711 in bonn (41) is true, at most 5 for plan"
     refused = Refusal("item", "event", "invalid plan", message, json.dumps(operation), "id:user-4711")
-    assert masked(DAY, refused) == {
+    assert mask_refusal(DAY, refused) == {
         "day": DAY,
         "key": "id us***11",
         "event": "j***@e***.com paid",
@@ -127,7 +127,7 @@ def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:
         "Customer.io's message": "event paid: attributes.plan '*** ***...' of ***-*** in *** (***) is ***, at most 5 for plan",
     }
     upsert = Refusal("item", "customer", "invalid", "", json.dumps(operation), "id:user-4711")
-    assert masked(DAY, upsert)["event"] == "(attributes)"
+    assert mask_refusal(DAY, upsert)["event"] == "(attributes)"
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.defs.pages.previews import NAMES, ROWS, masked, masked_operation, preview
+from cio_pipeline.defs.pages.previews import NAMES, ROWS, mask_operation, mask_value, preview
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
@@ -29,7 +29,7 @@ def leaves(value: Any) -> list[Any]:
 
 @given(values)
 def test_no_value_is_shown(value: Any) -> None:
-    shown = [str(leaf) for leaf in leaves(masked(value))]
+    shown = [str(leaf) for leaf in leaves(mask_value(value))]
     assert [leaf for leaf in leaves(value) if str(leaf) in shown] == []
 
 
@@ -43,7 +43,7 @@ def test_an_operation_keeps_its_form_its_names_and_what_is_nobodys() -> None:
         "timestamp": 1772460000,
         "attributes": {"plan": "pro", "paid": True, "total": 1234, "of joe@example.com": None, "items": [{"sku": "A7"}, 2]},
     }
-    assert json.loads(masked_operation(json.dumps(operation))) == {
+    assert json.loads(mask_operation(json.dumps(operation))) == {
         **operation,
         "identifiers": {"email": "j***@e***.com"},
         "name": "Invited b***@e***.com",
@@ -58,7 +58,7 @@ def test_an_operation_keeps_its_form_its_names_and_what_is_nobodys() -> None:
 
 
 def test_of_many_names_the_first_are_shown() -> None:
-    shown = masked({f"a{number}": number for number in range(NAMES + 3)})
+    shown = mask_value({f"a{number}": number for number in range(NAMES + 3)})
     assert (len(shown), shown["…"]) == (NAMES + 1, "3 more")
 
 
