@@ -26,28 +26,31 @@ from cio_pipeline.state.refusals import Refusal
 
 @dataclass(frozen=True)
 class RunLimits:
-    """The most new customers that a run may create, and the most events that can start campaigns that it may send; None: no
-    limit.
+    """The limits of a run. None: no limit."""
 
-    made_before: new customers that earlier runs of the same day have created, which count as well.
-    """
+    max_new_customers: int | None = None
+    """The most new customers that it may create."""
+    max_campaign_events: int | None = None
+    """The most events that can start campaigns that it may send."""
+    created_earlier_today: int = 0
+    """The new customers that earlier runs of the same day have created, which count as well."""
 
-    new_customers: int | None = None
-    campaign_events: int | None = None
-    made_before: int = 0
-
-    def refuse_beyond(self, new_customers: int, campaign_events: int) -> None:
+    def check(self, new_customers: int, campaign_events: int) -> None:
         """Raises `NotDelivered` if these exceed the limits."""
-        with_them = f", with the {self.made_before:,} of earlier runs of the day" if self.made_before else ""
-        for count, limit, what, setting in (
-            (new_customers + self.made_before, self.new_customers, f"make {{}} new customers{with_them}", "MAX_NEW_CUSTOMERS"),
-            (campaign_events, self.campaign_events, "send {} events that can start campaigns", "MAX_CAMPAIGN_EVENTS"),
-        ):
-            if limit is not None and count > limit:
-                raise NotDelivered(
-                    f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({limit:,}): nothing was"
-                    f" sent. If that is intended, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
-                )
+        earlier, created = self.created_earlier_today, new_customers + self.created_earlier_today
+        with_earlier = f", with the {earlier:,} of earlier runs of the day" if earlier else ""
+        creates = f"make {created:,} new customers{with_earlier}"
+        sends = f"send {campaign_events:,} events that can start campaigns"
+        _check(created, self.max_new_customers, creates, "CIO_MAX_NEW_CUSTOMERS", "max_new_customers")
+        _check(campaign_events, self.max_campaign_events, sends, "CIO_MAX_CAMPAIGN_EVENTS", "max_campaign_events")
+
+
+def _check(count: int, limit: int | None, what: str, setting: str, field_of_run_config: str) -> None:
+    if limit is not None and count > limit:
+        raise NotDelivered(
+            f"This run would {what}, more than {setting} allows ({limit:,}): nothing was sent. If that is intended, set"
+            f" {setting}, or {field_of_run_config} in the launchpad, to {count} or more."
+        )
 
 
 @dataclass
@@ -81,9 +84,9 @@ class Forecast:
         times = (int(read_object(one.operation)["timestamp"]) for one in refused if one.kind == "event")
         self.campaign_events += sum(at > since for at in times)
 
-    def refuse_beyond(self, limits: RunLimits) -> None:
+    def check(self, limits: RunLimits) -> None:
         """Raises `NotDelivered` if this exceeds the limits."""
-        limits.refuse_beyond(self.new_customers, self.campaign_events)
+        limits.check(self.new_customers, self.campaign_events)
 
     def _add_new(self, keys: list[str], ledger: Ledger) -> None:
         new = ledger.unknown(keys)

@@ -68,7 +68,7 @@ def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
     return tags.get(RANGE_START) or one, tags.get(RANGE_END) or one
 
 
-def refuse_wrong_days(tags: Mapping[str, str]) -> None:
+def check_days(tags: Mapping[str, str]) -> None:
     """Raises `DaysError` if a run's tags name something that is not a partition: Dagster accepts any text there."""
     first, last = days_in_tags(tags)
     if first or last:

@@ -22,7 +22,7 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
-from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
+from cio_pipeline.defs.partitions import check_days, days_tag
 from cio_pipeline.defs.services import event_source, track_client
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.rules.options import Options
@@ -127,7 +127,7 @@ class Store(dg.ConfigurableResource[None]):
         tag(context, **days_tag(context.run.tags if context.run else {}))
         prepare_process()
         self._lock = RunLock(settings.data_dir, context.run.run_id) if context.run else None
-        refuse_closed_bucket(settings.data_dir)
+        check_bucket(settings.data_dir)
         self._tables = Tables(settings.data_dir)
         database = (settings.ledger_url, settings.ledger_lock_seconds)
         self._ledger, self._identities = Ledger(*database), Identities(*database)
@@ -190,7 +190,7 @@ def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.Ini
     Raises `DaysError` if the run's days are not partitions, and `SettingsError` if a setting is wrong, or if the run config
     sets a field that only shows a setting.
     """
-    refuse_wrong_days(context.run.tags if context.run else {})
+    check_days(context.run.tags if context.run else {})
     for name, field in type(resource).model_fields.items():
         if getattr(resource, name) != field.default:
             raise SettingsError(
@@ -214,7 +214,7 @@ def prepare_process() -> None:
         keep_engines()
 
 
-def refuse_closed_bucket(data_dir: str) -> None:
+def check_bucket(data_dir: str) -> None:
     """Raises `StorageError` if the tables are in a bucket that cannot be reached or read."""
     if not is_url(data_dir):
         return

@@ -100,7 +100,7 @@ class Ledger:
             with writing(self._engine) as transaction:
                 taken = insert(transaction, delivery_lock).values(row)
                 transaction.execute(taken.on_conflict_do_update(index_elements=["id"], set_=row))
-                _refuse_lost(is_held(transaction))
+                _require_held(is_held(transaction))
             self._lock = (holder, is_held)
             try:
                 yield
@@ -114,7 +114,7 @@ class Ledger:
         """
         if self._lock is not None:
             _, is_held = self._lock
-            _refuse_lost(is_held(None))
+            _require_held(is_held(None))
 
     def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
         """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""
@@ -246,10 +246,10 @@ class Ledger:
         """Raises `LockLost` if another delivery has taken the lock. None can take it until the transaction ends."""
         if self._lock is not None:
             holder, is_held = self._lock
-            _refuse_lost(stored_holder == holder and is_held(transaction))
+            _require_held(stored_holder == holder and is_held(transaction))
 
 
-def _refuse_lost(is_held: bool) -> None:
+def _require_held(is_held: bool) -> None:
     if not is_held:
         raise LockLost(
             "This delivery has lost its lock on the ledger (CIO_LEDGER_URL), with its database session or its lock file, and"

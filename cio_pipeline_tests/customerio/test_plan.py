@@ -153,10 +153,10 @@ def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) 
 def test_as_many_as_the_limits_allow_pass(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
     forecast.add_day(DAY, [(made.customers, made.events)], ledger, DEFAULTS)
-    forecast.refuse_beyond(RunLimits(1, 1))
+    forecast.check(RunLimits(1, 1))
     for limits in (RunLimits(0, None), RunLimits(None, 0)):
         with pytest.raises(NotDelivered, match="1 or more"):
-            forecast.refuse_beyond(limits)
+            forecast.check(limits)
 
 
 def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:

@@ -28,7 +28,7 @@ from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.delivery.delivery import drop_suppressed
-from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, refuse_missing_days
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, check_no_day_is_missing
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -136,10 +136,10 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     learn(store, "2025-01-01")
     learn(store, "2025-01-02", setting="another setting")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
-        refuse_missing_days(store, ["2025-01-03"])
+        check_no_day_is_missing(store, ["2025-01-03"])
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
-        refuse_missing_days(store, ["2025-01-02", "2025-01-03"])
-    refuse_missing_days(store, ["2025-01-01", "2025-01-02"])
+        check_no_day_is_missing(store, ["2025-01-02", "2025-01-03"])
+    check_no_day_is_missing(store, ["2025-01-01", "2025-01-02"])
 
 
 def keep_a_day(store: Store) -> Refusal:

@@ -15,9 +15,9 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
+    check_days_are_in_ledger,
+    check_no_day_is_missing,
     is_backfill,
-    refuse_days_before_ledger,
-    refuse_missing_days,
 )
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
@@ -82,8 +82,8 @@ def upsert_to_customerio(
         backfill = is_backfill(context.run.tags, days)
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
         to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in days}
-        refuse_missing_days(store, days)
-        refuse_days_before_ledger(store, days, resend=config.resend)
+        check_no_day_is_missing(store, days)
+        check_days_are_in_ledger(store, days, resend=config.resend)
         delivery.check_limits(to_send)
 
         def deliver_day(day: str) -> tuple[Report, RunCounts]:

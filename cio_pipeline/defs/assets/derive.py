@@ -58,7 +58,7 @@ def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """Applies the rules to the day's posthog_events, with what the identities of this and all earlier days say."""
-    _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
+    _check_identities_selected(context.job_def.asset_layer.selected_asset_keys)
     counts_by_day: dict[str, DayCounts] = {}
     for day in context.partition_keys:
         counts_by_day[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
@@ -68,7 +68,7 @@ def customers_events_rejects(
     yield every_event_accounted_for(counts_by_day, store)
 
 
-def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
+def _check_identities_selected(selected: Set[dg.AssetKey]) -> None:
     """Raises `dagster.Failure` if the run extracts and derives without `identities`: only these, which lie between, make
     Dagster run `posthog_events` first."""
     if posthog_events.key in selected and identities.key not in selected:

@@ -55,14 +55,16 @@ class Delivery:
     def check_limits(self, to_send: TablesByDay) -> None:
         """Raises `NotDelivered` if the tables of all the days together would exceed the run's limits.
 
-        The ledger is not asked if the tables have no more rows than that.
+        The ledger is not asked if the tables have no more rows than the limits allow.
         """
-        customers, events = (
+        customer_rows, event_rows = (
             sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
         )
         limits, forecast = self.limits, Forecast()
-        has_few_customers = limits.new_customers is None or customers + limits.made_before <= limits.new_customers
-        if has_few_customers and (limits.campaign_events is None or events <= limits.campaign_events):
+        most_created = customer_rows + limits.created_earlier_today
+        cannot_exceed_customers = limits.max_new_customers is None or most_created <= limits.max_new_customers
+        cannot_exceed_events = limits.max_campaign_events is None or event_rows <= limits.max_campaign_events
+        if cannot_exceed_customers and cannot_exceed_events:
             return
         for day, tables in to_send.items():
             forecast.add_day(day, shards(tables, day), self.store.ledger, self.options)
@@ -71,7 +73,7 @@ class Delivery:
     def check_forecast(self, forecast: Forecast) -> None:
         """Raises `NotDelivered` if the forecast exceeds the run's limits."""
         try:
-            forecast.refuse_beyond(self.limits)
+            forecast.check(self.limits)
         except NotDelivered as error:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
@@ -119,18 +121,20 @@ def prepare_delivery(
     *,
     is_backfill: bool,
     identities: Identities | None = None,
-    made_before: int = 0,
+    created_earlier_today: int = 0,
 ) -> Delivery:
     """Returns the delivery of a run with this config.
 
-    identities: those whose links complete the suppression list (R21: suppression), by default the store's; made_before:
-    the number of customers that earlier runs of the day have created. Raises `StorageError`.
+    identities: those whose links complete the suppression list (R21: suppression), by default the store's;
+    created_earlier_today: the number of customers that earlier runs of the day have created. Raises `StorageError`.
     """
     is_stale = ledger_checkpoint.ledger_is_stale(store, instance)
     limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
     options = config.options(load_suppressed(customerio, identities or store.identities), store.options.allow_consent)
     accepts_stale = config.max_campaign_events is not None
-    return Delivery(store, customerio, options, replace(limits, made_before=made_before), is_stale, accepts_stale)
+    return Delivery(
+        store, customerio, options, replace(limits, created_earlier_today=created_earlier_today), is_stale, accepts_stale
+    )
 
 
 def load_suppressed(customerio: CustomerIo, identities: Identities) -> Suppressed:

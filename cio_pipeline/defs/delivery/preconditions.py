@@ -19,8 +19,10 @@ from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
 
-BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
-FEW_DAYS = 2
+BACKFILL_TAG = "dagster/backfill"
+SCHEDULE_TAG = "dagster/schedule_name"
+
+MAX_DAYS_NOT_A_BACKFILL = 2
 """A run of more days than this is a backfill, unless the schedule started it."""
 
 TablesByDay = dict[str, Tables]
@@ -43,11 +45,11 @@ class RunLimitsConfig(dg.Config):
         """Returns the run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may
         send none unless it is set."""
         settings = store.settings
-        customers = settings.max_new_customers if self.max_new_customers is None else self.max_new_customers
-        events = settings.max_campaign_events if self.max_campaign_events is None else self.max_campaign_events
+        max_new_customers = settings.max_new_customers if self.max_new_customers is None else self.max_new_customers
+        max_campaign_events = settings.max_campaign_events if self.max_campaign_events is None else self.max_campaign_events
         if is_ledger_stale:
-            return RunLimits(customers, events or 0)
-        return RunLimits(customers, events if is_backfill else None)
+            return RunLimits(max_new_customers, max_campaign_events or 0)
+        return RunLimits(max_new_customers, max_campaign_events if is_backfill else None)
 
     def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
         """Returns the delivery's options, together with those of the settings."""
@@ -63,10 +65,10 @@ STALE_LEDGER = (
 def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
     """Returns whether a run with these tags and days is a backfill, to which `CIO_MAX_CAMPAIGN_EVENTS` applies."""
     in_all = int(tags.get(DAYS_IN_ALL, len(days)))
-    return BACKFILL in tags or (in_all > FEW_DAYS and SCHEDULE not in tags)
+    return BACKFILL_TAG in tags or (in_all > MAX_DAYS_NOT_A_BACKFILL and SCHEDULE_TAG not in tags)
 
 
-def refuse_missing_days(store: Store, days: list[str]) -> None:
+def check_no_day_is_missing(store: Store, days: list[str]) -> None:
     """Raises `NotDelivered` if the history (R18) or earlier days were never learned, although they decide what is sent, or
     under which key (R1: facts)."""
     if store.settings.missing_days == "allow" or not store.options.needs_earlier_days:
@@ -87,7 +89,7 @@ def refuse_missing_days(store: Store, days: list[str]) -> None:
         )
 
 
-def refuse_days_before_ledger(store: Store, days: list[str], *, resend: bool) -> None:
+def check_days_are_in_ledger(store: Store, days: list[str], *, resend: bool) -> None:
     """Raises `NotDelivered` if days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
     first = store.first_day_of_ledger
     if first is not None and days[0] < first and not resend:

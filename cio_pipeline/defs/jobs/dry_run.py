@@ -19,9 +19,9 @@ from cio_pipeline.defs.delivery.delivery import events_held, load_suppressed, ta
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
+    check_days_are_in_ledger,
+    check_no_day_is_missing,
     is_backfill,
-    refuse_days_before_ledger,
-    refuse_missing_days,
     shards,
 )
 from cio_pipeline.defs.failures import with_readable_failures
@@ -107,9 +107,9 @@ def _stops(
     days: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
     """Yields what would stop a run before its first request. The limits apply to each run, which has `days_per_run` days."""
-    for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
+    for check in (check_no_day_is_missing, partial(check_days_are_in_ledger, resend=config.resend)):
         try:
-            refuse(store, days)
+            check(store, days)
         except NotDelivered as error:
             yield str(error)
     for start in range(0, len(previewed), SETTINGS.days_per_run):
@@ -117,7 +117,7 @@ def _stops(
         limits = config.run_limits(store, is_backfill=is_backfill({}, days), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:
-            limits.refuse_beyond(counts[NEW_CUSTOMERS], counts[CAMPAIGN_EVENTS])
+            limits.check(counts[NEW_CUSTOMERS], counts[CAMPAIGN_EVENTS])
         except NotDelivered as error:
             prefix = f"{STALE_LEDGER} " if is_ledger_stale else ""
             yield f"{days_text([day.day for day in run])}: {prefix}{error}"

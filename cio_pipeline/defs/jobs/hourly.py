@@ -18,7 +18,7 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.delivery.delivery import prepare_delivery, receipt_of
-from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, refuse_missing_days
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_no_day_is_missing
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
@@ -86,7 +86,7 @@ def deliver_so_far(
     began = now()
     day = str(began.date())
     try:
-        refuse_to_begin(store, day, began)
+        check_may_begin(store, day, began)
         until = posthog.source.readable_until(window(day)[0], began - SETTLED)
         context.instance.add_run_tags(context.run_id, {DAYS: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
@@ -99,14 +99,14 @@ def deliver_so_far(
         context.log_event(dg.AssetObservation(DELIVERY, partition=day, metadata=metadata))
 
 
-def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
+def check_may_begin(store: Store, day: str, began: datetime) -> None:
     """Raises `NotNow` if the day has only just begun, the days before it are not learned yet, or another run is delivering."""
     if began - SETTLED <= window(day)[0]:
         raise NotNow(f"{day} has only just begun: nothing was sent.")
     if not history_is_known(store):
         raise NotNow("identity_history was never read, which a run of customerio_sync does: nothing was sent.")
     try:
-        refuse_missing_days(store, [day])
+        check_no_day_is_missing(store, [day])
     except NotDelivered as missing:
         raise NotNow(str(missing)) from None
     with no_other_delivery(store):
@@ -162,9 +162,9 @@ def deliver_part(
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
-        made = store.ledger.totals(day).new_customers
+        created = store.ledger.totals(day).new_customers
         delivery = prepare_delivery(
-            config, store, customerio, instance, is_backfill=False, identities=today.identities, made_before=made
+            config, store, customerio, instance, is_backfill=False, identities=today.identities, created_earlier_today=created
         )
         delivery.check_limits({day: today.tables})
         report, counts = delivery.deliver(day, today.tables)
