@@ -1,4 +1,4 @@
-"""The asset `customerio_delivery`: brings Customer.io up to date with the day's tables."""
+"""The asset `customerio_delivery`: posts the day's operations, those of customers first, unless the ledger has them already."""
 
 import logging
 from collections.abc import Iterator
@@ -56,8 +56,8 @@ class DeliveryConfig(RunLimitsConfig):
         return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
-    def held_from(self) -> datetime | None:
-        """The time from which events are held back for a later run, or None if none are."""
+    def too_recent_from(self) -> datetime | None:
+        """The time from which events are too recent, and left to a later run, or None if none are."""
         if self.hold_recent_events is None:
             return None
         return datetime.now(UTC) - timedelta(hours=self.hold_recent_events)
@@ -73,15 +73,15 @@ def upsert_to_customerio(
 ) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and records a receipt of the day.
 
-    A day's receipt is recorded as soon as the day is delivered, so that no later failure can prevent it. Dagster itself records
-    that of the last day, and all of them again at the end.
+    As soon as a day is delivered, it is materialized with its receipt, so that no later failure can undo that: each day but the
+    last by a materialization of its own. The op's output then materializes all days, the last for the first time.
     """
     days = list(context.partition_keys)
-    with ExitStack() as stack:
+    with ExitStack() as stack:  # tables_to_send adds temporary folders to it
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
         backfill = is_backfill(context.run.tags, days)
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
-        to_send = {day: tables_to_send(stack, store, day, config.held_from) for day in days}
+        to_send = {day: tables_to_send(stack, store, day, config.too_recent_from) for day in days}
         check_no_day_is_missing(store, days)
         check_days_are_in_ledger(store, days, resend=config.resend)
         delivery.check_limits(to_send)
@@ -96,7 +96,7 @@ def upsert_to_customerio(
             context.add_asset_metadata(day_receipt, partition_key=day)
             if more_follow:
                 yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=day_receipt)
-        if store.first_day_of_ledger is not None:
+        if store.first_day_of_ledger is not None:  # CIO_LEDGER_DAYS: earlier days can then be sent only with resend
             store.ledger.delete_before(store.first_day_of_ledger)
     yield dg.Output(None)
 
@@ -124,6 +124,7 @@ def customerio_delivery(customers: None, events: None) -> None:
     return upsert_to_customerio(customers=customers, events=events)
 
 
+# graph_asset has no parameter for a freshness policy.
 customerio_delivery = customerio_delivery.map_asset_specs(
     lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
 )

@@ -1,4 +1,5 @@
-"""The assets `customers`, `events` and `rejects`: exactly what will be sent, and what will not and why."""
+"""The assets `customers`, `events` and `rejects`: the operations to send, each the JSON of one item of a request, and what is
+not sent and why."""
 
 import logging
 from collections import Counter

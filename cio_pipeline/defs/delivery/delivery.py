@@ -78,13 +78,14 @@ class Delivery:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
     def deliver(self, day: str, tables: Tables, whole: Tables | None = None) -> tuple[Report, RunCounts]:
-        """Sends what the ledger does not have of the day. whole: the day's tables with the events that `tables` hold back."""
+        """Sends what the ledger does not have of the day. whole: the day's tables with the events that `tables` leave out as too
+        recent."""
 
         def send() -> Report:
             events = tables.version("events", day).rows
             with delivered_count_in_errors(self.store.ledger, day, events):
                 report = deliver(day, shards(tables, day), self.store.ledger, self.customerio.client, self.options, events)
-            report.counts[HELD] += 0 if whole is None else events_held(day, whole, tables, self.store, self.options)
+            report.counts[HELD] += 0 if whole is None else events_too_recent(day, whole, tables, self.store, self.options)
             return report
 
         return self._counted(send)
@@ -168,18 +169,19 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=RETRY_SECONDS) from error
 
 
-def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
-    """Returns the day's tables. If some of its events are held back, the tables are derived again without them, because an
-    event can bring attributes, customers, and earlier events of an anonymous visitor."""
-    if held_from is None or window(day)[1] <= held_from:
+def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: datetime | None) -> Tables:
+    """Returns the day's tables or, if some of its events are too recent, temporary ones without these, in folders that `stack`
+    removes. They are derived again, because an event can bring attributes, customers, and earlier events of an anonymous
+    visitor."""
+    if too_recent_from is None or window(day)[1] <= too_recent_from:
         return store.tables
-    without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
+    without_recent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
     workers = store.settings.workers
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=workers)
-    return without_held
+    derive_day(day, store.tables, store.identities, store.options, until=too_recent_from, into=without_recent, workers=workers)
+    return without_recent
 
 
-def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:
+def events_too_recent(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:
     """Returns the number of unsent events of the whole day that are not in the tables that are sent."""
     if tables.root == whole.root:
         return 0

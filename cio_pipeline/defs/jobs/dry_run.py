@@ -15,7 +15,7 @@ from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
-from cio_pipeline.defs.delivery.delivery import events_held, load_suppressed, tables_to_send
+from cio_pipeline.defs.delivery.delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
@@ -94,9 +94,9 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
     for day in days:
         account = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
         with ExitStack() as stack:
-            tables = tables_to_send(stack, store, day, config.held_from)
+            tables = tables_to_send(stack, store, day, config.too_recent_from)
             delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
-            delivery.counts[HELD] += events_held(day, store.tables, tables, store, options)
+            delivery.counts[HELD] += events_too_recent(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))
