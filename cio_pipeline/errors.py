@@ -22,8 +22,9 @@ PipelineError
     └── NotMaterialized      tables.tables          no run has written the partition that is read
 ```
 
-Each is raised and caught by its own name. Only the command line catches the base class, and `defs.failures`, which turns it
-into a Dagster failure. Exceptions that a module raises for its own caller to handle, such as `json_text.UnusableJson`, are not
+Each is raised and caught by its own name. The base class is caught by the command line, by `defs.failures`, which turns it into
+a Dagster failure, and where something has to be done first (`defs.jobs.redeliver`, `posthog.exports`) or said instead
+(`defs.dead_runs`). Exceptions that a module raises for its own caller to handle, such as `json_text.UnusableJson`, are not
 part of the tree: their messages are not sentences.
 """
 

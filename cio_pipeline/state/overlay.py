@@ -1,4 +1,5 @@
-"""Identities for a dry run: its days are learned into a separate database, on top of the stored identities."""
+"""Identities for a run that stores none, which is a dry run or an hourly one: its days are learned into a separate database, on
+top of the stored identities."""
 
 from __future__ import annotations
 

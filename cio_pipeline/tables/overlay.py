@@ -1,4 +1,5 @@
-"""Tables for a dry run: what it writes goes to a temporary folder, on top of the stored tables."""
+"""Tables for a run that stores none, which is a dry run or an hourly one: what it writes goes to a temporary folder, on top of
+the stored tables."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Set
 import dagster as dg
 
 from cio_pipeline.defs.assets.extract import identities, posthog_events
-from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
+from cio_pipeline.defs.checks.derive import CHECKS_OF_THE_RUN, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
@@ -52,7 +52,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
     partitions_def=daily_partitions,
     backfill_policy=backfill_policy,
     group_name=GROUP,
-    check_specs=SPECS,
+    check_specs=CHECKS_OF_THE_RUN,
 )
 @with_readable_failures
 def customers_events_rejects(

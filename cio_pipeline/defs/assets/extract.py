@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 import dagster as dg
 
 from cio_pipeline.defs.assets.external import posthog_project
-from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
+from cio_pipeline.defs.checks.extract import CHECKS_OF_THE_RUN, attributes_given, counts_agree
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
@@ -47,7 +47,7 @@ def now() -> datetime:
     tags=TAGS,
     deps=[posthog_project],
     metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **folder_uri("posthog_events")},
-    check_specs=SPECS,
+    check_specs=CHECKS_OF_THE_RUN,
 )
 @with_readable_failures
 def posthog_events(

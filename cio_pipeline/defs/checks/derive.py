@@ -16,7 +16,7 @@ from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
 from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.classify import SENT
 
-SPECS = [
+CHECKS_OF_THE_RUN = [
     dg.AssetCheckSpec(
         "every_event_accounted_for",
         asset=key("events"),

@@ -29,7 +29,7 @@ WHAT_GIVES_NONE = (
     " column person_properties), and run the days again."
 )
 
-SPECS = [
+CHECKS_OF_THE_RUN = [
     dg.AssetCheckSpec(
         "counts_agree_with_posthog",
         asset=POSTHOG_EVENTS_KEY,

@@ -8,7 +8,7 @@ from cio_pipeline.defs.checks.extract import as_many_events_as_usual
 from cio_pipeline.defs.checks.yesterday import anything_delivered
 from cio_pipeline.defs.partitions import SETTINGS, daily_at
 
-CHECKS = [
+CHECKS_WITHOUT_A_RUN = [
     as_many_events_as_usual,
     emails_not_shared,
     earlier_days_learned,
@@ -20,7 +20,7 @@ CHECKS = [
 
 customerio_checks = dg.define_asset_job(
     "customerio_checks",
-    dg.AssetSelection.checks(*CHECKS),
+    dg.AssetSelection.checks(*CHECKS_WITHOUT_A_RUN),
     description="Evaluates the checks that need no run of a day. It reads nothing from PostHog, and sends nothing.",
 )
 
