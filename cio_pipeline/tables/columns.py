@@ -32,8 +32,17 @@ class ShardColumns:
         return self._read[name]
 
 
-def shards_by_column(tables: Tables, table: str, partition: str, together: list[str]) -> Iterator[ShardColumns]:
-    """The partition's shards, as `ShardColumns`. Raises `NotMaterialized` if there is none."""
+def customers_and_events(tables: Tables, day: str) -> Iterator[tuple[ShardColumns, ShardColumns]]:
+    """Yields the day's `customers` and `events`, shard by shard. Columns that are large or rarely needed are read on demand.
+
+    Raises `NotMaterialized` if the day was never derived.
+    """
+    customers = _shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
+    events = _shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
+    yield from zip(customers, events, strict=True)
+
+
+def _shards_by_column(tables: Tables, table: str, partition: str, together: list[str]) -> Iterator[ShardColumns]:
     version = tables.version(table, partition)
     for shard in range(version.shards):
         yield ShardColumns(tables, table, partition, version, shard, together)

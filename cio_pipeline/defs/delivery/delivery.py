@@ -16,7 +16,7 @@ from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
-from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay, shards
+from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
 from cio_pipeline.defs.failures import delivered_count_in_errors
 from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
@@ -26,6 +26,7 @@ from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.refusals import Refusal
+from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
 
@@ -67,7 +68,7 @@ class Delivery:
         if cannot_exceed_customers and cannot_exceed_events:
             return
         for day, tables in to_send.items():
-            forecast.add_day(day, shards(tables, day), self.store.ledger, self.options)
+            forecast.add_day(day, customers_and_events(tables, day), self.store.ledger, self.options)
         self.check_forecast(forecast)
 
     def check_forecast(self, forecast: Forecast) -> None:
@@ -78,13 +79,14 @@ class Delivery:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
     def deliver(self, day: str, tables: Tables, whole: Tables | None = None) -> tuple[Report, RunCounts]:
-        """Sends what the ledger does not have of the day. whole: the day's tables with the events that `tables` leave out as too
-        recent."""
+        """Sends what the ledger does not have of the day. whole: the day's tables with the events that are too recent."""
 
         def send() -> Report:
             events = tables.version("events", day).rows
             with delivered_count_in_errors(self.store.ledger, day, events):
-                report = deliver(day, shards(tables, day), self.store.ledger, self.customerio.client, self.options, events)
+                report = deliver(
+                    day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
+                )
             report.counts[HELD] += 0 if whole is None else events_too_recent(day, whole, tables, self.store, self.options)
             return report
 
@@ -151,7 +153,11 @@ def drop_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
     if not listed:
         return refused
     is_derived = store.tables.find_version("customers", day) is not None
-    keys = {key for shard in shards(store.tables, day) for key in suppressed_keys(listed, *shard)} if is_derived else set()
+    keys = (
+        {key for shard in customers_and_events(store.tables, day) for key in suppressed_keys(listed, *shard)}
+        if is_derived
+        else set()
+    )
     return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
 
 
@@ -185,7 +191,7 @@ def events_too_recent(day: str, whole: Tables, tables: Tables, store: Store, opt
     """Returns the number of unsent events of the whole day that are not in the tables that are sent."""
     if tables.root == whole.root:
         return 0
-    unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (whole, tables)]
+    unsent = [unsent_events(day, customers_and_events(one, day), store.ledger, options) for one in (whole, tables)]
     return max(0, unsent[0] - unsent[1])
 
 

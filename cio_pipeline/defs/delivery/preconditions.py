@@ -1,4 +1,4 @@
-"""The checks of a run before its first request: no earlier day is missing, and it stays within its limits."""
+"""The checks of a run before its first request (earlier days, the ledger's days), and the limits from its config."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import RunLimits
-from cio_pipeline.customerio.shards import DeliveryOptions, Shards
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
@@ -16,7 +16,6 @@ from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY_PARTITION
-from cio_pipeline.tables.columns import shards_by_column
 from cio_pipeline.tables.tables import Tables
 
 BACKFILL_TAG = "dagster/backfill"
@@ -108,10 +107,3 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
         ranges[-1].append(day) if follows else ranges.append([day])
     texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")
-
-
-def shards(tables: Tables, day: str) -> Shards:
-    """Returns the day's customers and events, shard by shard. Columns that are large or rarely needed are read on demand."""
-    customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
-    events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
-    return zip(customers, events, strict=True)

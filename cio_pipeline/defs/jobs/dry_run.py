@@ -22,7 +22,6 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_days_are_in_ledger,
     check_no_day_is_missing,
     is_backfill,
-    shards,
 )
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
@@ -33,6 +32,7 @@ from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.pipeline.learn import learn_day, learned_under
+from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.unmatched import unmatched
 
 logger = logging.getLogger(__name__)
@@ -95,7 +95,7 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
         account = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.too_recent_from)
-            delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
+            delivery = preview(day, customers_and_events(tables, day), store.ledger, options, new_customers)
             delivery.counts[HELD] += events_too_recent(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
