@@ -24,6 +24,9 @@ from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import check_days, days_tag
 from cio_pipeline.defs.services import event_source, track_client
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.environment import KEEP_ENGINES
@@ -161,6 +164,22 @@ class Store(dg.ConfigurableResource[None]):
     def options(self) -> Options:
         """The settings of the rules."""
         return self._settings.options
+
+    @property
+    def learned_under(self) -> str:
+        """The setting that affects what is learned, with its value."""
+        return learned_under(self._settings.attributes_from)
+
+    def learn(self, day: str) -> Counter[str]:
+        """As `pipeline.learn.learn_day`, with this store's tables, identities and settings."""
+        return learn_day(day, self.learned_under, self._tables, self._identities, self._settings.workers)
+
+    def derive(
+        self, day: str, options: Options | None = None, *, until: datetime | None = None, into: Tables | None = None
+    ) -> DayCounts:
+        """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given."""
+        workers = self._settings.workers
+        return derive_day(day, self._tables, self._identities, options or self.options, until, into, workers)
 
     @property
     def first_day_of_ledger(self) -> str | None:

@@ -35,7 +35,6 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.defs.services import event_source, track_client
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import DERIVED
-from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -88,7 +87,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
 
 
 def learn(store: Store, day: str, events: int = 1, setting: str | None = None) -> None:
-    store.identities.replace(day, setting or learned_under(store.settings.attributes_from), events, [NOTHING])
+    store.identities.replace(day, setting or store.learned_under, events, [NOTHING])
 
 
 def test_what_a_run_writes_is_its_owners_and_it_may_open_many_files(store: Store) -> None:
@@ -178,7 +177,7 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
 
 def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:
     listed = Suppressed(frozenset({"u1"}))
-    assert DeliveryConfig(resend=True, limit=3).options(listed, "No") == DeliveryOptions(
+    assert DeliveryConfig(resend=True, limit=3).delivery_options(listed, "No") == DeliveryOptions(
         listed, resend=True, limit=3, allow_consent="No"
     )
 

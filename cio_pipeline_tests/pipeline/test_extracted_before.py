@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.defs.assets import extract as asset
+from cio_pipeline.defs import reading
 from cio_pipeline.pipeline.extract import extract_day, reusable_extraction
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports import folder as exports
@@ -152,6 +152,6 @@ def test_the_asset_extracts_a_day_of_unchanged_files_once(
     source = BatchExportSource(str(export), 1, (), "auto")
     posthog: Any = SimpleNamespace(source=source)
     store: Any = SimpleNamespace(tables=tables, settings=SimpleNamespace(attributes_from="auto", workers=1))
-    first, _ = asset.read_day(DAY, posthog, store)
-    monkeypatch.setattr(asset, "extract_day", None)
-    assert asset.read_day(DAY, posthog, store)[0] == first
+    first, _ = reading.read_day(DAY, posthog, store)
+    monkeypatch.setattr(reading, "extract_day", None)
+    assert reading.read_day(DAY, posthog, store)[0] == first

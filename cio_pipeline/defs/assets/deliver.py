@@ -51,7 +51,7 @@ class DeliveryConfig(RunLimitsConfig):
         " under 72 hours old can start campaigns.",
     )
 
-    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
+    def delivery_options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
         """Returns the delivery's options, together with those of the settings."""
         return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 

@@ -18,7 +18,7 @@ from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.pipeline.derive import STITCHED, derive_day
+from cio_pipeline.pipeline.derive import STITCHED
 from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
@@ -62,7 +62,7 @@ def customers_events_rejects(
     _check_identities_selected(context.job_def.asset_layer.selected_asset_keys)
     counts_by_day: dict[str, DayCounts] = {}
     for day in context.partition_keys:
-        counts_by_day[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
+        counts_by_day[day] = store.derive(day)
         _add_metadata(context, store, day, counts_by_day[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
     yield few_refused_by_the_rules(counts_by_day, store.settings.refused_share)

@@ -13,7 +13,6 @@ from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.masking import mask
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
-from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.classify import SENT
 
 CHECKS_OF_THE_RUN = [
@@ -104,7 +103,7 @@ def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 
 def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     last = store.identities.last_derived()
-    missing = store.identities.unlearned(days_before(last), learned_under(store.settings.attributes_from)) if last else []
+    missing = store.identities.unlearned(days_before(last), store.learned_under) if last else []
     return dg.AssetCheckResult(
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,

@@ -22,7 +22,6 @@ from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_count
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http.retry import Unavailable
-from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.refusals import Refusal
@@ -133,7 +132,7 @@ def prepare_delivery(
     """
     is_stale = ledger_checkpoint.ledger_is_stale(store, instance)
     limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
-    options = config.options(load_suppressed(customerio, identities or store.identities), store.options.allow_consent)
+    options = config.delivery_options(load_suppressed(customerio, identities or store.identities), store.options.allow_consent)
     accepts_stale = config.max_campaign_events is not None
     return Delivery(
         store, customerio, options, replace(limits, created_earlier_today=created_earlier_today), is_stale, accepts_stale
@@ -182,8 +181,7 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: da
     if too_recent_from is None or window(day)[1] <= too_recent_from:
         return store.tables
     without_recent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    workers = store.settings.workers
-    derive_day(day, store.tables, store.identities, store.options, until=too_recent_from, into=without_recent, workers=workers)
+    store.derive(day, until=too_recent_from, into=without_recent)
     return without_recent
 
 

@@ -13,7 +13,6 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
@@ -50,7 +49,7 @@ class RunLimitsConfig(dg.Config):
             return RunLimits(max_new_customers, max_campaign_events or 0)
         return RunLimits(max_new_customers, max_campaign_events if is_backfill else None)
 
-    def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
+    def delivery_options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
         """Returns the delivery's options, together with those of the settings."""
         return DeliveryOptions(suppressed, allow_consent=allow_consent)
 
@@ -78,7 +77,7 @@ def check_no_day_is_missing(store: Store, days: list[str]) -> None:
             " CIO_ANONYMOUS_USERS it decides what is sent: nothing was sent. Materialize identity_history, then customers,"
             " events and rejects of these days again; or set CIO_MISSING_DAYS=allow if that is intended."
         )
-    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.settings.attributes_from))
+    missing = store.identities.unlearned(days_before(max(days)), store.learned_under)
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"

@@ -14,7 +14,6 @@ from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
-from cio_pipeline.defs.assets.extract import history_is_known, read_day, read_history
 from cio_pipeline.defs.delivery.delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
@@ -29,9 +28,8 @@ from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
+from cio_pipeline.defs.reading import history_is_known, read_day, read_history
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
-from cio_pipeline.pipeline.derive import derive_day
-from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.unmatched import unmatched
 
@@ -84,23 +82,23 @@ def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: C
         read_history(posthog, store)
     for day in days:
         read_day(day, posthog, store)
-        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities, store.settings.workers)
-    return config.options(load_suppressed(customerio, store.identities), store.options.allow_consent)
+        store.learn(day)
+    return config.delivery_options(load_suppressed(customerio, store.identities), store.options.allow_consent)
 
 
 def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
     """Derives each day, and yields the report of what would be sent."""
     new_customers: set[str] = set()
     for day in days:
-        account = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
+        day_counts = store.derive(day)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.too_recent_from)
-            delivery = preview(day, customers_and_events(tables, day), store.ledger, options, new_customers)
-            delivery.counts[HELD] += events_too_recent(day, store.tables, tables, store, options)
+            report = preview(day, customers_and_events(tables, day), store.ledger, options, new_customers)
+            report.counts[HELD] += events_too_recent(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))
-        yield DayReport(day, account, delivery, rejects)
+        yield DayReport(day, day_counts, report, rejects)
 
 
 def _stops(

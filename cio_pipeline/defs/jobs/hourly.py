@@ -15,7 +15,6 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.delivery.delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_no_day_is_missing
@@ -23,11 +22,10 @@ from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.defs.reading import history_is_known, read_day
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
-from cio_pipeline.pipeline.derive import derive_day
-from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.posthog.source import NothingSoFar
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.tables.files import temporary_folder
@@ -62,7 +60,7 @@ class NotNow(PipelineError):
 
 
 def now() -> datetime:
-    """Returns when the run begins."""
+    """Returns the present time. A function, so that tests can set it."""
     return datetime.now(UTC)
 
 
@@ -127,9 +125,8 @@ def no_other_delivery(store: Store) -> Iterator[None]:
 def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> SoFar:
     """Extracts, learns and derives the events of the open day before `until`, in `today`, an overlay that begins with it."""
     _, reading = read_day(day, posthog, today, until)
-    learn_day(day, learned_under(today.settings.attributes_from), today.tables, today.identities, today.settings.workers)
-    options = replace(today.options, day_is_open=True)
-    day_counts = derive_day(day, today.tables, today.identities, options, workers=today.settings.workers)
+    today.learn(day)
+    day_counts = today.derive(day, replace(today.options, day_is_open=True))
     if wrong := discrepancies(day, day_counts, today.tables):
         raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
     return SoFar(until, day_counts, reading, _waiting(day, day_counts, today))
@@ -140,8 +137,7 @@ def _waiting(day: str, day_counts: DayCounts, today: Store) -> int:
     if not (today.options.identify_by_email or today.options.stitches):
         return 0
     with temporary_folder() as folder:
-        into = Tables(str(folder), temporary=True)
-        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.settings.workers)
+        whole = today.derive(day, into=Tables(str(folder), temporary=True))
     return max(0, whole.outcomes[SENT] + whole.stitched - day_counts.outcomes[SENT])
 
 

@@ -12,6 +12,7 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs import reading
 from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.checks.extract import counts_agree, is_unusual
 from cio_pipeline.defs.failures import RunNotStarted
@@ -56,7 +57,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[posthog.
 def at(monkeypatch: pytest.MonkeyPatch, day: str, days: int) -> None:
     """The time of the extraction."""
     now = datetime.fromisoformat(day).replace(tzinfo=UTC) + timedelta(days=days)
-    monkeypatch.setattr(extract, "now", lambda: now)
+    monkeypatch.setattr(reading, "now", lambda: now)
 
 
 def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **config: Any) -> dg.ExecuteInProcessResult:
@@ -283,7 +284,7 @@ DAYS = ["2025-02-22", "2025-02-23", "2025-02-24", "2025-02-25", DAY]
 
 def failing_on(monkeypatch: pytest.MonkeyPatch, *failing: str) -> list[str]:
     """These days cannot be read; gives the list of those that were tried."""
-    read_day, tried = extract.read_day, list[str]()
+    read_day, tried = reading.read_day, list[str]()
 
     def read(day: str, *given: Any) -> Any:
         tried.append(day)

@@ -15,10 +15,9 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.assets.extract import read_day, read_history
 from cio_pipeline.defs.jobs import hourly
+from cio_pipeline.defs.reading import read_day, read_history
 from cio_pipeline.defs.resources import PostHog, Store
-from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -158,7 +157,7 @@ def learned(*days: str) -> None:
     read_history(source, store)
     for day in days:
         read_day(day, source, store)
-        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities)
+        store.learn(day)
     store.teardown_after_execution(context)
 
 
