@@ -17,26 +17,28 @@ from cio_pipeline.person_records import PersonRecords
 from cio_pipeline.rules.classify import FILTERED, HELD_BACK, REFUSED
 from cio_pipeline.state.ledger_tables import upsert_id
 
-ACKNOWLEDGED, NOT_YET, NEWER = "yes", "not yet", "a newer value is (R17)"
+ACKNOWLEDGED = "yes"
+NOT_YET = "not yet"
+NEWER = "a newer value is (R17)"
 SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
 
 
 class Event(NamedTuple):
-    """What became of an event.
-
-    outcome: `sent`, `filtered` (R3, R4: allowlist, PostHog's own), `held back` (R5: anonymous, R21: suppressed), `refused`
-    (R14) or `not derived yet`; reason: in the rule's words; key: of its customer; acknowledged: by Customer.io, `yes`, `not
-    yet` or `refused: <reason>`.
-    """
+    """What became of an event."""
 
     time: str
     event: str
     distinct_id: str
     uuid: str
     outcome: str
+    """`sent`, `filtered` (R3, R4: allowlist, PostHog's own), `held back` (filtered by R5, or suppressed by R21; the UI's word
+    for both), `refused` (R14) or `not derived yet`."""
     reason: str = ""
+    """The reason, in the rule's words."""
     key: str = ""
+    """The key of its customer."""
     acknowledged: str = ""
+    """Whether Customer.io has acknowledged it: `yes`, `not yet` or `refused: <reason>`."""
 
 
 class Attribute(NamedTuple):

@@ -24,7 +24,9 @@ from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
 from cio_pipeline.settings.settings import SettingsError
 
-FIRST_PORT, PORTS = 3000, 100
+FIRST_PORT = 3000
+MAX_PORTS = 100
+"""The number of ports that are tried, from the first on."""
 
 SUPERSEDED = "ignore:Function `dev_command` is superseded"
 """A filter of Python's warnings, for Dagster's advice to use `dg dev` instead, which needs another layout of the project."""
@@ -102,7 +104,7 @@ def _stop(*_: Any) -> None:
 
 def free_port() -> int:
     """Returns 3000, or the next free port. Raises `SettingsError` if there is none."""
-    last = FIRST_PORT + PORTS - 1
+    last = FIRST_PORT + MAX_PORTS - 1
     for port in range(FIRST_PORT, last + 1):
         if _is_free(port):
             return port

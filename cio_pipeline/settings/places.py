@@ -19,8 +19,11 @@ from cio_pipeline.settings.values import clean
 PROJECT = Path(__file__).resolve().parents[2]
 """The folder that contains the package: the checkout, or site-packages."""
 
-DAGSTER_YAML, WORKSPACE_YAML = PROJECT / "cio_pipeline" / "dagster.yaml", PROJECT / "cio_pipeline" / "workspace.yaml"
-"""Dagster's settings for an instance of its own, and the file that names this code location."""
+DAGSTER_YAML = PROJECT / "cio_pipeline" / "dagster.yaml"
+"""Dagster's settings for an instance of its own."""
+
+WORKSPACE_YAML = PROJECT / "cio_pipeline" / "workspace.yaml"
+"""The file that names this code location."""
 
 
 VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")

@@ -19,7 +19,8 @@ _STATES = """
 """
 """Selects the states of customers. Their ids, of `size` bytes each, are joined in one parameter: thousands would be slow."""
 
-STATES, STATES_TO_CHANGE = sa.text(_STATES), sa.text(f"{_STATES} FOR UPDATE OF customer_states")
+STATES = sa.text(_STATES)
+STATES_TO_CHANGE = sa.text(f"{_STATES} FOR UPDATE OF customer_states")
 UPSERT_STATE = (
     "INSERT INTO customer_states (customer, state) VALUES (?, ?) ON CONFLICT (customer) DO UPDATE SET state = excluded.state"
 )

@@ -18,7 +18,7 @@ RETRY_SECONDS = 1.0
 LOCK_KEY = 0x63696F02
 """A key of PostgreSQL's advisory locks, which are per database."""
 
-HELD = sa.text(
+LOCK_IS_HELD = sa.text(
     "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database WHERE datname = current_database()"
     " AND locktype = 'advisory' AND classid = 0 AND objid = :key AND objsubid = 1 AND granted AND pid = :process"
 )
@@ -107,7 +107,7 @@ def _advisory_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
             if transaction is None:
                 with reading(engine) as own:
                     return is_held(own)
-            return bool(transaction.scalar(HELD, {"key": LOCK_KEY, "process": process}))
+            return bool(transaction.scalar(LOCK_IS_HELD, {"key": LOCK_KEY, "process": process}))
 
         try:
             yield try_to_lock, is_held

@@ -100,7 +100,7 @@ def test_without_a_free_port_one_sentence_says_so(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         monkeypatch.setattr(ui, "FIRST_PORT", taken.getsockname()[1])
-        monkeypatch.setattr(ui, "PORTS", 1)
+        monkeypatch.setattr(ui, "MAX_PORTS", 1)
         monkeypatch.setattr(dev, "sandbox", lambda *_: nullcontext(Sandbox("http://127.0.0.1:1", "http://127.0.0.1:1")))
         monkeypatch.setattr(dev.dev, "__defaults__", (tmp_path / "dev", 1))
         monkeypatch.setattr(dev, "interruptible", lambda: None)

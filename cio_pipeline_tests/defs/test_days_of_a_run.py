@@ -15,7 +15,14 @@ import pytest
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
-from cio_pipeline.defs.pages.receipts import DAY_CHART, DELIVERED, MEANING, NEW_CUSTOMERS, OPEN_REFUSALS, YOUNG_EVENTS
+from cio_pipeline.defs.pages.receipts import (
+    CAMPAIGN_EVENTS_IN_ALL,
+    DAY_CHART,
+    DELIVERED,
+    MEANING,
+    NEW_CUSTOMERS_IN_ALL,
+    OPEN_REFUSALS,
+)
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -30,7 +37,7 @@ DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 TODAY = datetime.now(UTC).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
 SINK_KEY = key("customerio_delivery")
-PLOTTED = (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS)
+PLOTTED = (NEW_CUSTOMERS_IN_ALL, CAMPAIGN_EVENTS_IN_ALL, DELIVERED, OPEN_REFUSALS)
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 Workspace = customerio.CustomerioServer
 Start = Callable[..., Workspace]

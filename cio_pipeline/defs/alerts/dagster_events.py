@@ -26,7 +26,7 @@ from cio_pipeline.defs.alerts.runs import (
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
 from cio_pipeline.defs.failures import reason_of
-from cio_pipeline.defs.jobs.hourly import SKIPPED, customerio_hourly
+from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import SETTINGS, window
 from cio_pipeline.masking import mask
@@ -35,8 +35,11 @@ from cio_pipeline.settings.settings import AlertSettings
 MAX_AT_ONCE = 20
 """The most failed runs that are read, and alerts that wait to be sent, at once; the rest stay in Dagster's storage."""
 
-MAX_DELIVERIES, MAX_EVALUATIONS = 1000, 20
-"""The most that one tick reads (evaluations: of each check). No minute has that many."""
+MAX_DELIVERIES = 1000
+"""The most deliveries that one tick reads. No minute has that many."""
+
+MAX_EVALUATIONS = 20
+"""The most evaluations of each check that one tick reads. No minute has that many."""
 
 OLDEST_SECONDS = 7 * 86400
 """Older events, which are read after the sensor was off, raise no alert."""
@@ -127,7 +130,7 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
 def _successes(instance: dg.DagsterInstance, position: Position) -> Iterator[Event]:
     for record, run in runs_ended(instance, dg.DagsterEventType.RUN_SUCCESS, position.successes):
         position.successes = record.storage_id
-        if run is not None and SKIPPED not in run.tags:
+        if run is not None and SKIPPED_TAG not in run.tags:
             yield RunSucceeded(record.timestamp, run.job_name)
 
 

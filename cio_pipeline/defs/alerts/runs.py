@@ -33,8 +33,9 @@ JOBS = (
 ASSET_JOB = "__ASSET_JOB"
 """Dagster's name for the job of runs that name assets, as its backfills do."""
 
-WILL_RETRY, RETRIED_BY = "dagster/will_retry", "dagster/auto_retry_run_id"
-SCHEDULE = "dagster/schedule_name"
+WILL_RETRY_TAG = "dagster/will_retry"
+RETRIED_BY_TAG = "dagster/auto_retry_run_id"
+SCHEDULE_TAG = "dagster/schedule_name"
 
 
 def runs_ended(
@@ -63,7 +64,7 @@ def is_ours(run: dg.DagsterRun) -> bool:
 
 def is_delivered_by_schedule(run: dg.DagsterRun | None) -> bool:
     """Returns whether a run that has succeeded was started by the nightly schedule."""
-    return run is not None and run.tags.get(SCHEDULE) == customerio_daily.name
+    return run is not None and run.tags.get(SCHEDULE_TAG) == customerio_daily.name
 
 
 def is_part_of_backfill(run: dg.DagsterRun) -> bool:
@@ -76,13 +77,13 @@ def is_part_of_backfill(run: dg.DagsterRun) -> bool:
 
 def may_be_retried(instance: dg.DagsterInstance, run: dg.DagsterRun, failed_at: float, now: datetime) -> bool:
     """Returns whether Dagster may still retry the failed run: it has not decided yet, or has not started the retry."""
-    will_retry = run.tags.get(WILL_RETRY) == "true" or (instance.run_retries_enabled and WILL_RETRY not in run.tags)
+    will_retry = run.tags.get(WILL_RETRY_TAG) == "true" or (instance.run_retries_enabled and WILL_RETRY_TAG not in run.tags)
     return will_retry and not was_retried(run) and failed_at > now.timestamp() - UNDECIDED_SECONDS
 
 
 def was_retried(run: dg.DagsterRun) -> bool:
     """Returns whether Dagster has started another run in place of this one."""
-    return bool(run.tags.get(RETRIED_BY))
+    return bool(run.tags.get(RETRIED_BY_TAG))
 
 
 def created_at(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:

@@ -14,10 +14,10 @@ from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, without_values
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
-SHOWN = 50
+MAX_SHOWN = 50
 """The maximum number of refused items in the check's table."""
 
-REASONS_SHOWN = 5
+MAX_REASONS_SHOWN = 5
 
 DAYS_LOOKED_BACK = 30
 
@@ -48,12 +48,14 @@ def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
 def _nothing_refused(store: Store) -> dg.AssetCheckResult:
     open_refusals = store.ledger.open_refusals()
     total = sum(one.items for one in open_refusals)
-    rows = [dg.TableRecord(mask_refusal(day, one)) for day, some in store.ledger.refusals(limit=SHOWN).items() for one in some]
+    rows = [
+        dg.TableRecord(mask_refusal(day, one)) for day, some in store.ledger.refusals(limit=MAX_SHOWN).items() for one in some
+    ]
     reasons = [
         dg.TableRecord({"reason": mask(one.reason), "refused": one.items, "first day": one.first, "last day": one.last})
         for one in open_refusals
     ]
-    tables = {"refused, by reason": reasons, f"refused, the first {SHOWN}": rows} if open_refusals else {}
+    tables = {"refused, by reason": reasons, f"refused, the first {MAX_SHOWN}": rows} if open_refusals else {}
     return dg.AssetCheckResult(
         passed=not open_refusals,
         severity=dg.AssetCheckSeverity.WARN,
@@ -70,11 +72,11 @@ def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
     """Returns the number of refused items by reason, and what to do, as text."""
     reasons = "; ".join(
         f"{one.items:,} for '{mask(one.reason)}' ({one.first}{f' to {one.last}' if one.last != one.first else ''})"
-        for one in open_refusals[:REASONS_SHOWN]
+        for one in open_refusals[:MAX_REASONS_SHOWN]
     )
     more = (
-        f"; {sum(one.items for one in open_refusals[REASONS_SHOWN:]):,} for other reasons"
-        if len(open_refusals) > REASONS_SHOWN
+        f"; {sum(one.items for one in open_refusals[MAX_REASONS_SHOWN:]):,} for other reasons"
+        if len(open_refusals) > MAX_REASONS_SHOWN
         else ""
     )
     return (

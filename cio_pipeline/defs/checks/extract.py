@@ -17,8 +17,11 @@ POSTHOG_EVENTS_KEY = key("posthog_events")
 USUAL_WEEKS = 8
 """The number of weeks back in which a day is compared with the same weekday."""
 
-FAR_BELOW, FAR_ABOVE = 0.5, 5
-"""The check warns of fewer events than the first, and of more than the second, times the usual number."""
+FAR_BELOW = 0.5
+"""The check warns of fewer events than this share of the usual number."""
+
+FAR_ABOVE = 5
+"""The check warns of more events than this many times the usual number."""
 
 MANY = 100
 """Fewer events than this are never too many."""

@@ -18,7 +18,7 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
 from cio_pipeline.defs.failures import delivered_count_in_errors
-from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_counts
+from cio_pipeline.defs.pages.receipts import TOO_RECENT, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http.retry import Unavailable
@@ -86,7 +86,7 @@ class Delivery:
                 report = deliver(
                     day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
                 )
-            report.counts[HELD] += 0 if whole is None else events_too_recent(day, whole, tables, self.store, self.options)
+            report.counts[TOO_RECENT] += 0 if whole is None else events_too_recent(day, whole, tables, self.store, self.options)
             return report
 
         return self._counted(send)

@@ -25,7 +25,7 @@ from cio_pipeline.defs.delivery.preconditions import (
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
-from cio_pipeline.defs.pages.receipts import HELD
+from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
@@ -94,7 +94,7 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.too_recent_from)
             report = preview(day, customers_and_events(tables, day), store.ledger, options, new_customers)
-            report.counts[HELD] += events_too_recent(day, store.tables, tables, store, options)
+            report.counts[TOO_RECENT] += events_too_recent(day, store.tables, tables, store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))

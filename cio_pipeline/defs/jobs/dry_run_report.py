@@ -8,16 +8,17 @@ import dagster as dg
 
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
-from cio_pipeline.defs.pages.receipts import HELD
+from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.tables import Row, lines, table
 from cio_pipeline.pipeline.accounting import DayCounts
 
 NOTHING_SENT = "Nothing was sent."
 DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
 REFUSED_BEFORE = "refused by Customer.io before"
-ROWS_SHOWN, SAMPLE_SHOWN = 100, 30
+ROWS_SHOWN = 100
+SAMPLE_SHOWN = 30
 
-ALWAYS = {
+PREVIEW_COUNTS = {
     "events to send": "events to send",
     NEW_CUSTOMERS: NEW_CUSTOMERS,
     CAMPAIGN_EVENTS: CAMPAIGN_EVENTS,
@@ -27,9 +28,9 @@ ALWAYS = {
 }
 """The counts of a preview that the table of days always shows, with their names there."""
 
-WHERE_ANY = (
+PREVIEW_COUNTS_IF_ANY = (
     REFUSED_BEFORE,
-    HELD,
+    TOO_RECENT,
     ONLY_PERSONLESS,
     "customers suppressed",
     "events suppressed",
@@ -67,11 +68,11 @@ class DayReport:
         counts = self.delivery.counts
         return Counter(
             {
-                **{called: counts[name] for name, called in ALWAYS.items()},
+                **{called: counts[name] for name, called in PREVIEW_COUNTS.items()},
                 "events read": self.events,
                 "filtered": self.day_counts.filtered,
                 "refused by the rules": self.refused,
-                **{name: counts[name] for name in WHERE_ANY},
+                **{name: counts[name] for name in PREVIEW_COUNTS_IF_ANY},
                 REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),
                 "requests": counts["requests"],
             }
@@ -102,7 +103,7 @@ class DryRunReport:
     def by_day(self) -> list[Row]:
         """Returns a row for each day and one for their sum; for a single day, a row for each count."""
         total = self.total()
-        names = [name for name, count in total.items() if count or name not in WHERE_ANY]
+        names = [name for name, count in total.items() if count or name not in PREVIEW_COUNTS_IF_ANY]
         if len(self.days) == 1:
             return [{"": name, "count": total[name]} for name in names]
         counts = {day.day: day.counts() for day in self.days} | {"in all": total}

@@ -37,8 +37,11 @@ SETTLED = timedelta(minutes=5)
 """Younger events are left to the next run (R22: a day that is not over). PostHog receives events of the same minutes in any
 order, and an email that arrives after other events of its person would leave these with another customer."""
 
-DAYS, SKIPPED = "days", "skipped"
-"""The tags that show in the list of runs which part of the day a run delivers, or why it has sent nothing."""
+DAYS_TAG = "days"
+"""The tag that shows in the list of runs which part of the day a run delivers."""
+
+SKIPPED_TAG = "skipped"
+"""The tag that shows there why a run has sent nothing."""
 
 LONGEST_SECONDS = 6 * 3600
 """The longest that a run may take. Until it ends, the schedule starts no other run, even if its machine is gone."""
@@ -86,13 +89,13 @@ def deliver_so_far(
     try:
         check_may_begin(store, day, began)
         until = posthog.source.readable_until(window(day)[0], began - SETTLED)
-        context.instance.add_run_tags(context.run_id, {DAYS: f"{day} until {until:%H:%M} UTC (open)"})
+        context.instance.add_run_tags(context.run_id, {DAYS_TAG: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
             so_far = derive_so_far(day, until, posthog, today)
             metadata = deliver_part(day, so_far, config, customerio, store, today, context.instance)
     except (NotNow, NothingSoFar) as why:
         logger.info("%s", why)
-        context.instance.add_run_tags(context.run_id, {SKIPPED: str(why)})
+        context.instance.add_run_tags(context.run_id, {SKIPPED_TAG: str(why)})
     else:
         context.log_event(dg.AssetObservation(DELIVERY, partition=day, metadata=metadata))
 

@@ -12,8 +12,12 @@ MAX_MARKDOWN = 999
 """Dagster's UI hides longer Markdown behind a link (dagster-webserver 1.13)."""
 
 DAYS_SHOWN = 14
-WIDTH, HEIGHT, STEP = 340, 99, 24
+WIDTH = 340
 """In pixels. A wider picture would be cut off on the asset's page in a window of 1,400."""
+
+HEIGHT = 99
+STEP = 24
+"""The height of the chart of several days, and the distance between its bars, in pixels."""
 
 MIN_HEIGHT = 2
 """The minimum height, in pixels, of a part that has any event, so that a single refused one is visible."""
@@ -22,7 +26,7 @@ GREY = "#787878"
 """For texts: the contrast on white and on Dagster's dark page is at least 4.3 to 1."""
 
 COLOURS = {"sent": "#2a6", "not_sent": "#da2", "filtered": "#89b", "refused": "#d45"}
-WORDS = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refused": "refused"}
+LEGEND = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refused": "refused"}
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ def day_chart(day: DayEvents) -> str:
     )
     legend = "".join(
         f"<path stroke='{COLOURS[name]}' d='M{left} {top}h10'/>"
-        f"<text x='{left + 16}' y='{top + 4}'>{count:,} {WORDS[name]}</text>"
+        f"<text x='{left + 16}' y='{top + 4}'>{count:,} {LEGEND[name]}</text>"
         for (top, left), (name, count) in zip(product((34, 56), (0, WIDTH // 2)), day.parts.items(), strict=True)
     )
     return _markdown(day.day, 66, f" stroke-width='16' fill='{GREY}' font-family='sans-serif' font-size='13'", bar + legend)

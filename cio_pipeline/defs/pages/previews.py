@@ -13,8 +13,14 @@ from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, printable
 from cio_pipeline.tables.tables import Tables
 
-ROWS, NAMES, DEEP = 5, 12, 3
-"""The number of rows that are shown of a table, of names of an object, and of levels of objects."""
+MAX_ROWS = 5
+"""The number of rows that are shown of a table."""
+
+MAX_NAMES = 12
+"""The number of names that are shown of an object."""
+
+MAX_DEPTH = 3
+"""The number of levels of objects that are shown."""
 
 MORE = "…"
 HIDDEN = "***"
@@ -30,8 +36,8 @@ POSTHOG_EVENT_COLUMNS = ("event", "distinct_id", "timestamp", "properties")
 
 def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
     """Returns the first rows of a day's table `customers`, `events`, `rejects` or `posthog_events`. Raises `StorageError`."""
-    columns, row = SHOWN[name]
-    return table([row(one) for one in tables.head(name, day, ROWS, list(columns))])
+    columns, row = TABLES_SHOWN[name]
+    return table([row(one) for one in tables.head(name, day, MAX_ROWS, list(columns))])
 
 
 def mask_operation(text: str) -> str:
@@ -47,17 +53,17 @@ def mask_operation(text: str) -> str:
     return _json(shown)
 
 
-def mask_value(value: Any, deep: int = 0) -> Any:
+def mask_value(value: Any, depth: int = 0) -> Any:
     """Returns a JSON value masked: names and structure stay, texts and numbers are cut to their first character."""
     if value is None or isinstance(value, bool):
         return value
-    if deep == DEEP and isinstance(value, dict | list):
+    if depth == MAX_DEPTH and isinstance(value, dict | list):
         return MORE
     if isinstance(value, dict):
-        shown = {mask(str(name)): mask_value(one, deep + 1) for name, one in list(value.items())[:NAMES]}
-        return shown | ({MORE: f"{len(value) - NAMES} more"} if len(value) > NAMES else {})
+        shown = {mask(str(name)): mask_value(one, depth + 1) for name, one in list(value.items())[:MAX_NAMES]}
+        return shown | ({MORE: f"{len(value) - MAX_NAMES} more"} if len(value) > MAX_NAMES else {})
     if isinstance(value, list):
-        return [mask_value(one, deep + 1) for one in value[:1]] + ([MORE] if len(value) > 1 else [])
+        return [mask_value(one, depth + 1) for one in value[:1]] + ([MORE] if len(value) > 1 else [])
     text = str(value)
     if "@" in text:
         return mask(text)
@@ -108,7 +114,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False)
 
 
-SHOWN: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
+TABLES_SHOWN: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "customers": (CUSTOMER_COLUMNS, _customer),
     "events": (EVENT_COLUMNS, _event),
     "rejects": (REJECT_COLUMNS, _reject),

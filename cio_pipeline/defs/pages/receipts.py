@@ -7,7 +7,7 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
+from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
@@ -15,13 +15,18 @@ from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.state.ledger import DayTotals
 
-NEW_CUSTOMERS, YOUNG_EVENTS = "new customers in all", "events under 72 hours in all"
-DELIVERED, OPEN_REFUSALS = "delivered in all", "refused, open"
-THIS_RUN, SAMPLE, CONNECTED = "this run", "sent by this run", "connected to"
-DAY_CHART, LAST_DAYS = "events of the day", "events of the last 14 days"
+NEW_CUSTOMERS_IN_ALL = "new customers in all"
+CAMPAIGN_EVENTS_IN_ALL = "events under 72 hours in all"
+DELIVERED = "delivered in all"
+OPEN_REFUSALS = "refused, open"
+DAY_CHART = "events of the day"
+LAST_DAYS = "events of the last 14 days"
+THIS_RUN = "this run"
+SAMPLE = "sent by this run"
+CONNECTED = "connected to"
 MEANING = {
-    NEW_CUSTOMERS: "Customers that the day's deliveries have created: Customer.io bills them.",
-    YOUNG_EVENTS: "Events that were younger than 72 hours when they were sent: they can start campaigns.",
+    NEW_CUSTOMERS_IN_ALL: "Customers that the day's deliveries have created: Customer.io bills them.",
+    CAMPAIGN_EVENTS_IN_ALL: "Events that were younger than 72 hours when they were sent: they can start campaigns.",
     DELIVERED: "Events of the day that Customer.io has accepted, each once.",
     OPEN_REFUSALS: "What Customer.io has refused of the day, and not accepted since.",
     DAY_CHART: "What became of the events of the day. Refused: by the rules (see the table rejects) or by Customer.io (see the"
@@ -33,10 +38,13 @@ MEANING = {
 }
 """The entries that every receipt has. The numbers are totals of the day, so a run that sends nothing does not change them."""
 
-TYPES = {name: "int" if name in (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS) else "string" for name in MEANING}
+TYPES = {
+    name: "int" if name in (NEW_CUSTOMERS_IN_ALL, CAMPAIGN_EVENTS_IN_ALL, DELIVERED, OPEN_REFUSALS) else "string"
+    for name in MEANING
+}
 
-ALWAYS = (
-    "new customers",
+COUNTS_ALWAYS_SHOWN = (
+    NEW_CUSTOMERS,
     CAMPAIGN_EVENTS,
     "events sent",
     "customers sent",
@@ -44,19 +52,25 @@ ALWAYS = (
     "customers with nothing new",
     "refused",
 )
-HELD = "events held as too recent"
-WHERE_ANY = (HELD, "customers beyond the limit", "events beyond the limit", "customers suppressed", "events suppressed")
+TOO_RECENT = "events held as too recent"
+COUNTS_SHOWN_IF_ANY = (
+    TOO_RECENT,
+    "customers beyond the limit",
+    "events beyond the limit",
+    "customers suppressed",
+    "events suppressed",
+)
 """The counts of what was left out on purpose, which are shown only if they are not 0."""
 
 IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
-WORDS = {"refused": "refused by Customer.io"}
+SHOWN_AS = {"refused": "refused by Customer.io"}
 
 
 def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> dict[str, int | float]:
     """Returns the counts of what a run did for a day: the usual ones, all others that are not 0, then requests, bytes and
     time."""
     refused = sum(count for name, count in counts.items() if name.startswith("refused"))
-    usual = {**{name: counts[name] for name in ALWAYS}, "refused": refused}
+    usual = {**{name: counts[name] for name in COUNTS_ALWAYS_SHOWN}, "refused": refused}
     others = {name: count for name, count in counts.items() if count and name not in usual}
     speed = {"seconds": round(seconds, 2), "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0}
     return {**usual, **others, "requests": traffic["requests"], "bytes": traffic["bytes"], **speed}
@@ -67,10 +81,10 @@ def receipt(
 ) -> dict[str, dg.MetadataValue | int]:
     """Returns the receipt as Dagster shows it, with the entries of `MEANING`. days: the last is the day itself; connected:
     Markdown."""
-    shown = {WORDS.get(name, name): size(int(value)) if name == "bytes" else value for name, value in run.items()}
+    shown = {SHOWN_AS.get(name, name): size(int(value)) if name == "bytes" else value for name, value in run.items()}
     return {
-        NEW_CUSTOMERS: totals.new_customers,
-        YOUNG_EVENTS: totals.campaign_events,
+        NEW_CUSTOMERS_IN_ALL: totals.new_customers,
+        CAMPAIGN_EVENTS_IN_ALL: totals.campaign_events,
         DELIVERED: totals.events,
         OPEN_REFUSALS: totals.refused,
         DAY_CHART: dg.MetadataValue.md(day_chart(days[-1])),
@@ -112,8 +126,8 @@ def _day_counts(store: Store, day: str) -> DayCounts:
 
 def in_one_line(run: Mapping[str, Any]) -> str:
     """Returns what `run_counts` has returned as `3 events sent, 2 customers sent, ...`."""
-    names = [*IN_ONE_LINE, *(name for name in WHERE_ANY if run.get(name))]
-    return ", ".join(f"{run.get(name, 0):,} {_singular(WORDS.get(name, name), run.get(name, 0))}" for name in names)
+    names = [*IN_ONE_LINE, *(name for name in COUNTS_SHOWN_IF_ANY if run.get(name))]
+    return ", ".join(f"{run.get(name, 0):,} {_singular(SHOWN_AS.get(name, name), run.get(name, 0))}" for name in names)
 
 
 def _singular(words: str, count: int | float) -> str:

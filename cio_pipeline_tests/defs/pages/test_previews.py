@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.defs.pages.previews import NAMES, ROWS, mask_operation, mask_value, preview
+from cio_pipeline.defs.pages.previews import MAX_NAMES, MAX_ROWS, mask_operation, mask_value, preview
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
@@ -58,17 +58,17 @@ def test_an_operation_keeps_its_form_its_names_and_what_is_nobodys() -> None:
 
 
 def test_of_many_names_the_first_are_shown() -> None:
-    shown = mask_value({f"a{number}": number for number in range(NAMES + 3)})
-    assert (len(shown), shown["…"]) == (NAMES + 1, "3 more")
+    shown = mask_value({f"a{number}": number for number in range(MAX_NAMES + 3)})
+    assert (len(shown), shown["…"]) == (MAX_NAMES + 1, "3 more")
 
 
 def test_the_first_rows_of_each_table_are_shown_masked(tmp_path: Path) -> None:
     product, day = Days(str(tmp_path), Options()), "2026-03-02"
-    events = [event("visit", f"jane-{n}", set_={"email": f"jane{n}@example.com", "": "secret"}) for n in range(ROWS + 2)]
+    events = [event("visit", f"jane-{n}", set_={"email": f"jane{n}@example.com", "": "secret"}) for n in range(MAX_ROWS + 2)]
     product.extract(day, frame(*events, event("a|b\n`c`", " ")), shards=3)
     product.learn(day)
     product.derive(day)
     for table in ("posthog_events", "customers", "events", "rejects"):
         shown: Any = preview(product.tables, table, day)
-        assert len(shown.records) == (1 if table == "rejects" else ROWS), table
+        assert len(shown.records) == (1 if table == "rejects" else MAX_ROWS), table
         assert [secret for secret in ("jane", "example.com", "secret") if secret in str(shown)] == [], table

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.defs.pages.charts import DayEvents
-from cio_pipeline.defs.pages.receipts import MEANING, WHERE_ANY, in_one_line, of_a_day, receipt
+from cio_pipeline.defs.pages.receipts import COUNTS_SHOWN_IF_ANY, MEANING, in_one_line, of_a_day, receipt
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.ledger import DayTotals
@@ -35,7 +35,7 @@ def test_the_picture_in_the_readme_has_the_entries_of_a_receipt() -> None:
 
 
 def test_what_was_left_out_on_purpose_is_named_where_there_is_any() -> None:
-    assert in_one_line({**COUNTS, **dict.fromkeys(WHERE_ANY, 0), "seconds": 1.5}) == LINE
+    assert in_one_line({**COUNTS, **dict.fromkeys(COUNTS_SHOWN_IF_ANY, 0), "seconds": 1.5}) == LINE
     assert in_one_line({**COUNTS, "events suppressed": 2}) == f"{LINE}, 2 events suppressed"
 
 
