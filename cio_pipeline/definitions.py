@@ -18,13 +18,13 @@ from cio_pipeline.defs.jobs.explain import explain_person, explained_person
 from cio_pipeline.defs.jobs.hourly import customerio_hourly, customerio_hourly_schedule
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.partitions import SETTINGS
+from cio_pipeline.defs.partitions import DAYS_SETTINGS
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 
 # Dagster copies what this logger logs to the runs' logs (`python_logs` in dagster.yaml), so it must log from INFO on.
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 
-if SETTINGS.json_logs:
+if DAYS_SETTINGS.json_logs:
     json_logs.begin()
 
 defs = dg.Definitions(

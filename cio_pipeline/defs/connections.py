@@ -78,30 +78,28 @@ def _text(value: object) -> str:
 
 
 def loaded_settings() -> Settings | None:
-    """Returns the settings when the definitions are loaded, for pages that are shown before any run; None if one is wrong.
-
-    A run reads them again, and fails with what is wrong.
-    """
+    """Returns the settings as they are now, or None if one is wrong: a run reads them again, and fails with what is wrong."""
     try:
         return settings_to_show()
     except SettingsError:
         return None
 
 
-LOADED = loaded_settings()
+SETTINGS_TO_SHOW = loaded_settings()
+"""The settings on pages that are shown before any run, as of when the definitions were loaded. No run obeys them."""
 
 
-def text_about(of: Callable[[Settings], str]) -> str:
+def text_about(text_of: Callable[[Settings], str]) -> str:
     """Returns a text about the loaded settings."""
-    return "a setting is wrong: a run says which" if LOADED is None else of(LOADED) or "not set"
+    return "a setting is wrong: a run says which" if SETTINGS_TO_SHOW is None else text_of(SETTINGS_TO_SHOW) or "not set"
 
 
 def folder_uri(folder: str) -> dict[str, str]:
     """Returns metadata with the address of a folder in CIO_DATA_DIR."""
-    return {} if LOADED is None else {"dagster/uri": f"{shown(LOADED.data_dir).rstrip('/')}/{folder}"}
+    return {} if SETTINGS_TO_SHOW is None else {"dagster/uri": f"{shown(SETTINGS_TO_SHOW.data_dir).rstrip('/')}/{folder}"}
 
 
-def page_address(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
+def page_address(address_of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
     """Returns metadata with the address of a service's page, if it is known."""
-    url = of(LOADED) if LOADED is not None else None
+    url = address_of(SETTINGS_TO_SHOW) if SETTINGS_TO_SHOW is not None else None
     return {"address": dg.MetadataValue.url(url)} if url else {}

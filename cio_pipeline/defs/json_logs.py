@@ -55,5 +55,5 @@ def _run() -> tuple[str, str, str]:
     handlers = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
     if not handlers:
         return "", "", ""
-    of = handlers[-1].metadata
-    return of["run_id"] or "", *days_in_tags(of["job_tags"])
+    metadata = handlers[-1].metadata
+    return metadata["run_id"] or "", *days_in_tags(metadata["job_tags"])

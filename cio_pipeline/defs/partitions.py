@@ -9,11 +9,13 @@ import dagster as dg
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.load import load_days_settings
 
-SETTINGS = load_days_settings()
+DAYS_SETTINGS = load_days_settings()
+"""The settings of partitions, schedules and logs, as of when the definitions were loaded. A run reads all settings again
+(`Store.settings`)."""
 
-daily_partitions = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_date), timezone="UTC")
+daily_partitions = dg.DailyPartitionsDefinition(start_date=str(DAYS_SETTINGS.start_date), timezone="UTC")
 
-backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
+backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=DAYS_SETTINGS.days_per_run)
 
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
@@ -32,11 +34,11 @@ class DaysError(PipelineError):
 
 def days_between(first: str, last: str) -> list[str]:
     """Returns the partitions from the first to the last. Raises `DaysError` if either is not one, or the first is later."""
-    for key in (first, last):
-        if not daily_partitions.has_partition_key(key):
+    for day in (first, last):
+        if not daily_partitions.has_partition_key(day):
             earliest, latest = daily_partitions.get_first_partition_key(), daily_partitions.get_last_partition_key()
             raise DaysError(
-                f"{key} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
+                f"{day} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
                 if earliest
                 else "There is no partition yet: CIO_START_DATE is in the future."
             )
@@ -94,5 +96,4 @@ def window(day: str) -> tuple[datetime, datetime]:
 
 def days_before(day: str) -> list[str]:
     """Returns all partitions before this one."""
-    keys = daily_partitions.get_partition_keys()
-    return [key for key in keys if key < day]
+    return [partition for partition in daily_partitions.get_partition_keys() if partition < day]

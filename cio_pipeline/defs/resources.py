@@ -44,10 +44,10 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 
-def _shown(setting: str, of: Callable[[Settings], str]) -> Any:
+def _shown(setting: str, text_of: Callable[[Settings], str]) -> Any:
     """Returns a field that shows a setting on the resource's page, and configures nothing."""
     return Field(
-        default=connections.text_about(of), description=f"{setting}. Shown only: it is set in the environment or .env."
+        default=connections.text_about(text_of), description=f"{setting}. Shown only: it is set in the environment or .env."
     )
 
 

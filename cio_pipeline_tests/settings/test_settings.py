@@ -174,7 +174,7 @@ def test_the_days_need_no_secret_and_have_the_settings_defaults(monkeypatch: pyt
     settings = load_settings()
     assert found["daily_partitions"].start.date() == settings.start_date
     assert found["backfill_policy"].max_partitions_per_run == settings.days_per_run
-    assert found["SETTINGS"].late_days == settings.late_days
+    assert found["DAYS_SETTINGS"].late_days == settings.late_days
 
 
 LISTS: list[tuple[str, tuple[str, ...]]] = [

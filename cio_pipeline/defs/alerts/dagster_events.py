@@ -28,7 +28,7 @@ from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, 
 from cio_pipeline.defs.failures import reason_of
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -165,7 +165,7 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, positio
     if (due := day_due(moment, settings)) is None:
         return
     last = date.fromisoformat(due)
-    first = max(position.day + timedelta(days=1), last - timedelta(days=MAX_DAYS - 1), SETTINGS.start_date)
+    first = max(position.day + timedelta(days=1), last - timedelta(days=MAX_DAYS - 1), DAYS_SETTINGS.start_date)
     position.day = max(position.day, last)
     for day in days_from(first, last):
         if is_delivered(instance, day):

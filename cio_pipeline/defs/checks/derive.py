@@ -161,7 +161,10 @@ def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
     by_email = store.options.identify_by_email
     ids = sum(map(len, shared.values()))
     most = sorted(shared.items(), key=lambda item: (-len(item[1]), item[0]))[:MAX_LISTED]
-    rows = [dg.TableRecord({"email": mask(email), "ids": len(of), "some of them": _masked(of)}) for email, of in most]
+    rows = [
+        dg.TableRecord({"email": mask(email), "ids": len(distinct_ids), "some of them": _mask_ids(distinct_ids)})
+        for email, distinct_ids in most
+    ]
     what = "1 email is" if len(shared) == 1 else f"{len(shared):,} emails are"
     return dg.AssetCheckResult(
         passed=by_email or not shared,
@@ -181,5 +184,5 @@ def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
     )
 
 
-def _masked(distinct_ids: list[str], shown: int = 3) -> str:
+def _mask_ids(distinct_ids: list[str], shown: int = 3) -> str:
     return ", ".join([mask_key(f"id:{who}") for who in distinct_ids[:shown]] + ["…"] * (len(distinct_ids) > shown))

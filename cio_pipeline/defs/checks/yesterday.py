@@ -8,16 +8,16 @@ from zoneinfo import ZoneInfo
 import dagster as dg
 
 from cio_pipeline.defs.keys import key
-from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.settings.settings import DaysSettings
 
 DELIVERY = key("customerio_delivery")
 
-DUE = f"{SETTINGS.delivered_by:%H:%M} {SETTINGS.time_zone}"
+DUE = f"{DAYS_SETTINGS.delivered_by:%H:%M} {DAYS_SETTINGS.time_zone}"
 """CIO_DELIVERED_BY: from this time on, the day of the last nightly run must be delivered."""
 
 
-def day_due(now: datetime, settings: DaysSettings = SETTINGS) -> str | None:
+def day_due(now: datetime, settings: DaysSettings = DAYS_SETTINGS) -> str | None:
     """Returns the last partition that must be delivered by now, or None if there is none.
 
     That is the day before the last nightly run (CIO_NIGHTLY_AT) that was before the last CIO_DELIVERED_BY.

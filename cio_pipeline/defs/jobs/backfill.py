@@ -21,7 +21,7 @@ from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import POSTHOG_EVENTS_KEY, identities, identity_history
 from cio_pipeline.defs.failures import MAX_FAILURES, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
-from cio_pipeline.defs.partitions import DAYS_IN_ALL, RANGE_END, RANGE_START, SETTINGS, days_asked_for, days_tag
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, DAYS_SETTINGS, RANGE_END, RANGE_START, days_asked_for, days_tag
 from cio_pipeline.errors import PipelineError, causes
 
 logger = logging.getLogger(__name__)
@@ -87,8 +87,8 @@ class _Backfill:
 
     def failure(self) -> DaysFailed:
         """Returns the error that names the failed days, and why they failed."""
-        of = f"{len(self.failed)} of {len(self.days)} days failed ({', '.join(self.failed)})"
-        return DaysFailed(f"{of}; run them again once the cause is fixed. {' '.join(self.reasons)}")
+        what = f"{len(self.failed)} of {len(self.days)} days failed ({', '.join(self.failed)})"
+        return DaysFailed(f"{what}; run them again once the cause is fixed. {' '.join(self.reasons)}")
 
     def _raise_lasting_error(self, error: Exception) -> None:
         """Raises the error if the other days would meet it, too, or if there are none."""
@@ -144,10 +144,10 @@ def run_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
     return {**SILENT, "ops": delivery}
 
 
-def run_tags(days: list[str], of: list[str]) -> dict[str, str]:
-    """Returns the tags of a run of these days. of: all days of the backfill, which decides itself what to run again, so Dagster
-    does not retry the run."""
-    return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(of)), MAX_RETRIES: "0"}
+def run_tags(days: list[str], all_days: list[str]) -> dict[str, str]:
+    """Returns the tags of a run of these days. all_days: those of the backfill, which decides itself what to run again, so
+    Dagster does not retry the run."""
+    return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(all_days)), MAX_RETRIES: "0"}
 
 
 @dg.op(out=dg.Out(dg.Nothing), required_resource_keys={"store"})
@@ -165,7 +165,7 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
         tags = {**run_tags(part, days), STARTED_BY: context.run_id}
         job.execute_in_process(run_config(chosen), context.instance, run_id=run_id, tags=tags, asset_selection=assets)
 
-    run_range(context.instance, days, run, SETTINGS.days_per_run)
+    run_range(context.instance, days, run, DAYS_SETTINGS.days_per_run)
     logger.info("%s to %s: %d days are delivered.", days[0], days[-1], len(days))
 
 

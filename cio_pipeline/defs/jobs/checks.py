@@ -6,7 +6,7 @@ from cio_pipeline.defs.checks.deliver import no_day_missed, nothing_refused, yes
 from cio_pipeline.defs.checks.derive import earlier_days_learned, emails_not_shared, later_days_up_to_date
 from cio_pipeline.defs.checks.extract import as_many_events_as_usual
 from cio_pipeline.defs.checks.yesterday import anything_delivered
-from cio_pipeline.defs.partitions import SETTINGS, daily_at
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, daily_at
 
 CHECKS_WITHOUT_A_RUN = [
     as_many_events_as_usual,
@@ -27,8 +27,8 @@ customerio_checks = dg.define_asset_job(
 
 @dg.schedule(
     job=customerio_checks,
-    cron_schedule=daily_at(SETTINGS.delivered_by),
-    execution_timezone=SETTINGS.time_zone,
+    cron_schedule=daily_at(DAYS_SETTINGS.delivered_by),
+    execution_timezone=DAYS_SETTINGS.time_zone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Evaluates the checks that need no run of a day (the job customerio_checks) at CIO_DELIVERED_BY, once anything"
     " has been delivered. It reads nothing from PostHog, and sends nothing.",

@@ -27,7 +27,7 @@ from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
-from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.tables.columns import customers_and_events
@@ -110,8 +110,8 @@ def _stops(
             check(store, days)
         except NotDelivered as error:
             yield str(error)
-    for start in range(0, len(previewed), SETTINGS.days_per_run):
-        run = previewed[start : start + SETTINGS.days_per_run]
+    for start in range(0, len(previewed), DAYS_SETTINGS.days_per_run):
+        run = previewed[start : start + DAYS_SETTINGS.days_per_run]
         limits = config.run_limits(store, is_backfill=is_backfill({}, days), is_ledger_stale=is_ledger_stale)
         counts = sum((day.delivery.counts for day in run), Counter[str]())
         try:

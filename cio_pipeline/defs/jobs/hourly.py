@@ -21,7 +21,7 @@ from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_no_d
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
-from cio_pipeline.defs.partitions import SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.defs.reading import history_is_known, read_day
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.errors import PipelineError
@@ -199,8 +199,8 @@ def customerio_hourly() -> None:
 
 @dg.schedule(
     job=customerio_hourly,
-    cron_schedule=SETTINGS.hourly_cron,
-    execution_timezone=SETTINGS.time_zone,
+    cron_schedule=DAYS_SETTINGS.hourly_cron,
+    execution_timezone=DAYS_SETTINGS.time_zone,
     description="Delivers what today (UTC) has so far, at CIO_HOURLY_CRON. It is off until you switch it on. Each run reads"
     " all of today, so 24 runs read about 12 times the bytes of a day; PostHog allows API queries 20 GB an hour, and up to 24"
     " hours of that can be saved up. Of the 2,400 queries that it allows in an hour, a run takes about four, and one more for"

@@ -7,7 +7,7 @@ import dagster as dg
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, SETTINGS, daily_at, daily_partitions
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, RANGE_END, RANGE_START, daily_at, daily_partitions
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
@@ -25,8 +25,8 @@ DESCRIPTION = (
 
 @dg.schedule(
     job=customerio_sync,
-    cron_schedule=daily_at(SETTINGS.nightly_at),
-    execution_timezone=SETTINGS.time_zone,
+    cron_schedule=daily_at(DAYS_SETTINGS.nightly_at),
+    execution_timezone=DAYS_SETTINGS.time_zone,
     description=DESCRIPTION,
 )
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
@@ -34,7 +34,7 @@ def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | d
     if context.scheduled_execution_time > datetime.now(UTC):
         return dg.SkipReason("This tick is in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
-        keys = daily_partitions.get_partition_keys()[-1 - SETTINGS.late_days :]
+        keys = daily_partitions.get_partition_keys()[-1 - DAYS_SETTINGS.late_days :]
     if not keys:
         return dg.SkipReason("There is no partition yet: CIO_START_DATE is not over.")
     return dg.RunRequest(run_key=keys[-1], tags={RANGE_START: keys[0], RANGE_END: keys[-1]})
