@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.cli.summary import Summary
-from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.pages.receipts import DELIVERED, OPEN_REFUSALS
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.posthog.source import EVENT_SCHEMA
@@ -42,7 +42,7 @@ def materialized(name: str, day: str, **metadata: Any) -> Any:
 
 
 def checked(asset: str, name: str, passed: bool, description: str | None = None, **metadata: Any) -> Any:
-    data = dg.AssetCheckEvaluation(key(asset), name, passed, metadata, description=description)
+    data = dg.AssetCheckEvaluation(asset_key(asset), name, passed, metadata, description=description)
     return SimpleNamespace(event_type=dg.DagsterEventType.ASSET_CHECK_EVALUATION, event_specific_data=data)
 
 

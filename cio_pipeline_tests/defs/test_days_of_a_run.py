@@ -14,7 +14,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.pages.receipts import (
     CAMPAIGN_EVENTS_IN_ALL,
     DAY_CHART,
@@ -36,7 +36,7 @@ from cio_pipeline_tests.receipts import values
 DAYS = ["2025-01-01", "2025-01-02", "2025-01-03"]
 TODAY = datetime.now(UTC).date()
 RECENT = [str(TODAY - timedelta(days=back)) for back in (3, 2, 1)]
-SINK_KEY = key("customerio_delivery")
+SINK_KEY = asset_key("customerio_delivery")
 PLOTTED = (NEW_CUSTOMERS_IN_ALL, CAMPAIGN_EVENTS_IN_ALL, DELIVERED, OPEN_REFUSALS)
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 Workspace = customerio.CustomerioServer
@@ -411,7 +411,7 @@ def test_a_day_that_needs_the_history_is_not_delivered_without_it(start: Start, 
     assets = ["posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"]
     with pytest.raises(dg.Failure, match=r"before CIO_START_DATE was never read.* Materialize identity_history"):
         defs.resolve_job_def("customerio_sync").execute_in_process(
-            instance=instance, partition_key=DAYS[0], asset_selection=[key(name) for name in assets]
+            instance=instance, partition_key=DAYS[0], asset_selection=[asset_key(name) for name in assets]
         )
     assert sent(workspace)["people"] == 0
     run(instance, DAYS[:1])

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import product
@@ -40,15 +40,15 @@ def services(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[custom
 def test_the_definitions_load() -> None:
     dg.Definitions.validate_loadable(defs)
     graph = defs.resolve_asset_graph()
-    assert graph.materializable_asset_keys == {key(name) for name in ASSETS}
-    assert graph.external_asset_keys == {key(name) for name in {"posthog_project", "customerio_workspace", *REPORTS}}
+    assert graph.materializable_asset_keys == {asset_key(name) for name in ASSETS}
+    assert graph.external_asset_keys == {asset_key(name) for name in {"posthog_project", "customerio_workspace", *REPORTS}}
 
 
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
     """It joins what it has by each in an order of its own, and takes equal days for unequal (`tuple.__ne__` of its subsets)."""
     graph = defs.resolve_asset_graph()
     for name in ("customers", "events", "rejects"):
-        assert graph.get(key(name)).parent_keys == {key("identities")}
+        assert graph.get(asset_key(name)).parent_keys == {asset_key("identities")}
 
 
 def test_the_schedule_asks_for_yesterday_and_two_days_before_it() -> None:
@@ -79,7 +79,7 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     receipts = {
         str(event.materialization.partition): event.materialization.metadata
         for event in result.get_asset_materialization_events()
-        if event.asset_key == key("customerio_delivery")
+        if event.asset_key == asset_key("customerio_delivery")
     }
     assert sorted(receipts) == ["2025-01-01", "2025-01-02", "2025-01-03"]
     sent = sum(int(str(values(receipt)["events sent"])) for receipt in receipts.values())
@@ -88,7 +88,7 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     failed = {name for name, passed in checks.items() if not passed}
     assert failed == {"few_refused_by_the_rules", "yesterday_delivered"}, "of 30 events one is refused"
     for name in ASSETS - {"identity_history"}:
-        assert len(instance.get_materialized_partitions(key(name))) == 3
+        assert len(instance.get_materialized_partitions(asset_key(name))) == 3
 
 
 def test_extracting_and_deriving_without_learning_is_refused(
@@ -97,11 +97,13 @@ def test_extracting_and_deriving_without_learning_is_refused(
     assets = [asset for asset in defs.assets or [] if isinstance(asset, dg.AssetsDefinition)]
     run: dict[str, Any] = {"instance": instance, "resources": defs.resources, "partition_key": "2025-01-02"}
     assert dg.materialize(
-        assets, selection=[key(name) for name in ("posthog_events", "identity_history", "identities")], **run
+        assets, selection=[asset_key(name) for name in ("posthog_events", "identity_history", "identities")], **run
     ).success
-    assert dg.materialize(assets, selection=[key(name) for name in ("customers", "events", "rejects")], **run).success
+    assert dg.materialize(assets, selection=[asset_key(name) for name in ("customers", "events", "rejects")], **run).success
     with pytest.raises(dg.Failure, match="select identities, too"):
-        dg.materialize(assets, selection=[key(name) for name in ("posthog_events", "customers", "events", "rejects")], **run)
+        dg.materialize(
+            assets, selection=[asset_key(name) for name in ("posthog_events", "customers", "events", "rejects")], **run
+        )
 
 
 def test_days_that_were_never_learned_are_shown(services: customerio.CustomerioServer, instance: dg.DagsterInstance) -> None:

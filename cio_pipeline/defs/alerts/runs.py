@@ -6,13 +6,13 @@ from typing import Literal
 
 import dagster as dg
 
+from cio_pipeline.defs.asset_keys import PREFIX
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.jobs.backfill import STARTED_BY, customerio_backfill
 from cio_pipeline.defs.jobs.checks import customerio_checks
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.keys import PREFIX
 from cio_pipeline.defs.partitions import days_in_tags
 
 RunEnd = Literal[dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS]

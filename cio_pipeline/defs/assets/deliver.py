@@ -12,6 +12,7 @@ from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS, asset_key
 from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
@@ -20,7 +21,6 @@ from cio_pipeline.defs.delivery.preconditions import (
     is_backfill,
 )
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import table_schema
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
@@ -95,7 +95,7 @@ def upsert_to_customerio(
             day_receipt = receipt_of(store, day, counts, report.sample)
             context.add_asset_metadata(day_receipt, partition_key=day)
             if more_follow:
-                yield dg.AssetMaterialization(key("customerio_delivery"), partition=day, metadata=day_receipt)
+                yield dg.AssetMaterialization(asset_key("customerio_delivery"), partition=day, metadata=day_receipt)
         if store.first_day_of_ledger is not None:  # CIO_LEDGER_DAYS: earlier days can then be sent only with resend
             store.ledger.delete_before(store.first_day_of_ledger)
     yield dg.Output(None)
@@ -104,8 +104,8 @@ def upsert_to_customerio(
 # A graph, so that the op has a name of its own in runs, in the launchpad, and in retries.
 @dg.graph_asset(
     ins={
-        "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
-        "events": dg.AssetIn(key("events"), dagster_type=dg.Nothing),
+        "customers": dg.AssetIn(asset_key("customers"), dagster_type=dg.Nothing),
+        "events": dg.AssetIn(asset_key("events"), dagster_type=dg.Nothing),
     },
     partitions_def=daily_partitions,
     backfill_policy=backfill_policy,

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Set
 
 import dagster as dg
 
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import CHECKS_OF_THE_RUN, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
@@ -43,7 +43,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
     metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **folder_uri("derived")}
     kinds = {"pandas", "parquet"}
     return dg.AssetSpec(
-        key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=metadata
+        asset_key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=metadata
     )
 
 
@@ -64,7 +64,7 @@ def customers_events_rejects(
     for day in context.partition_keys:
         counts_by_day[day] = store.derive(day)
         _add_metadata(context, store, day, counts_by_day[day])
-    yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
+    yield from (dg.MaterializeResult(asset_key=asset_key(name)) for name in DESCRIPTIONS)
     yield few_refused_by_the_rules(counts_by_day, store.settings.refused_share)
     yield every_event_accounted_for(counts_by_day, store)
 
@@ -97,7 +97,7 @@ def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, day
     for name, of_table in metadata.items():
         rows = {"dagster/partition_row_count": store.tables.version(name, day).rows}
         first_rows = {"first rows, masked": preview(store.tables, name, day)}
-        context.add_asset_metadata({**rows, **of_table, **first_rows}, asset_key=key(name), partition_key=day)
+        context.add_asset_metadata({**rows, **of_table, **first_rows}, asset_key=asset_key(name), partition_key=day)
 
 
 def _table(counts: Counter[str]) -> dg.MetadataValue:

@@ -2,12 +2,12 @@
 
 import dagster as dg
 
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.connections import destination_url, page_address, source_url
-from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, table_schema
 
 posthog_project = dg.AssetSpec(
-    key("posthog_project"),
+    asset_key("posthog_project"),
     description="The PostHog project that POSTHOG_HOST and POSTHOG_PROJECT_ID name, or its batch export.",
     group_name=GROUP,
     kinds={"posthog"},
@@ -17,8 +17,8 @@ posthog_project = dg.AssetSpec(
 )
 
 customerio_workspace = dg.AssetSpec(
-    key("customerio_workspace"),
-    deps=[key("customerio_delivery")],
+    asset_key("customerio_workspace"),
+    deps=[asset_key("customerio_delivery")],
     description="The Customer.io workspace that CUSTOMERIO_SITE_ID belongs to, with its people and their events.",
     group_name=GROUP,
     kinds={"customerio"},

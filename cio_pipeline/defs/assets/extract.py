@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping
 
 import dagster as dg
 
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import CHECKS_OF_THE_RUN, attributes_given, counts_agree
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
-from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
@@ -22,8 +22,6 @@ from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.state.identities import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
-
-POSTHOG_EVENTS_KEY = key("posthog_events")
 
 LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
@@ -58,7 +56,7 @@ def posthog_events(
 
     if errors := failures_of_days(context.partition_keys, extract):
         yield from (
-            dg.AssetMaterialization(POSTHOG_EVENTS_KEY, partition=day, metadata=of_day) for day, of_day in metadata.items()
+            dg.AssetMaterialization(posthog_events.key, partition=day, metadata=of_day) for day, of_day in metadata.items()
         )
         not_tried = [day for day in context.partition_keys if day not in metadata.keys() | errors.keys()]
         raise _failure(errors, not_tried, len(metadata))

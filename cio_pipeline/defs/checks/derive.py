@@ -6,8 +6,8 @@ from collections.abc import Mapping
 import dagster as dg
 
 from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, list_days, or_warning
-from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
@@ -18,14 +18,14 @@ from cio_pipeline.rules.classify import SENT
 CHECKS_OF_THE_RUN = [
     dg.AssetCheckSpec(
         "every_event_accounted_for",
-        asset=key("events"),
+        asset=asset_key("events"),
         blocking=True,
         description="Whether each extracted event of each day of the run is sent, filtered or refused, exactly once (R15)."
         " Otherwise nothing is delivered.",
     ),
     dg.AssetCheckSpec(
         "few_refused_by_the_rules",
-        asset=key("rejects"),
+        asset=asset_key("rejects"),
         description="Whether the rules refuse no larger share of any day's events than CIO_REFUSED_SHARE allows.",
     ),
 ]
@@ -39,7 +39,7 @@ def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Sto
     for day_counts in counts_by_day.values():
         total.add(day_counts)
     return dg.AssetCheckResult(
-        asset_key=key("events"),
+        asset_key=asset_key("events"),
         check_name="every_event_accounted_for",
         passed=not off,
         description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
@@ -68,7 +68,7 @@ def few_refused_by_the_rules(counts_by_day: Mapping[str, DayCounts], allowed: fl
     )
     more = f", and of {len(beyond) - MAX_LISTED:,} days more" if len(beyond) > MAX_LISTED else ""
     return dg.AssetCheckResult(
-        asset_key=key("rejects"),
+        asset_key=asset_key("rejects"),
         check_name="few_refused_by_the_rules",
         passed=not beyond,
         severity=dg.AssetCheckSeverity.WARN,
@@ -91,8 +91,8 @@ def _why(day_counts: DayCounts) -> str:
 
 
 @dg.asset_check(
-    asset=key("customers"),
-    additional_deps=[key("identities")],
+    asset=asset_key("customers"),
+    additional_deps=[asset_key("identities")],
     description="Whether all days before the last derived one were learned: what they say about people decides whose an event"
     " is (R1).",
 )
@@ -121,8 +121,8 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=key("identities"),
-    additional_deps=[key(name) for name in ("customers", "events", "rejects")],
+    asset=asset_key("identities"),
+    additional_deps=[asset_key(name) for name in ("customers", "events", "rejects")],
     description="Whether every day was derived with what all days before it say about people now.",
 )
 def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
@@ -144,7 +144,7 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
 
 
 @dg.asset_check(
-    asset=key("identities"),
+    asset=asset_key("identities"),
     description="Whether each email that was set on a day belongs to only one identified person, if customers' ids are"
     f" distinct_ids: Customer.io lets only one customer have an email. {WHICH_DAYS}",
 )

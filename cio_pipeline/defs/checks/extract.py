@@ -6,13 +6,13 @@ from statistics import median
 
 import dagster as dg
 
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, list_days, or_warning
-from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
-POSTHOG_EVENTS_KEY = key("posthog_events")
+POSTHOG_EVENTS_KEY = asset_key("posthog_events")
 
 USUAL_WEEKS = 8
 """The number of weeks back in which a day is compared with the same weekday."""

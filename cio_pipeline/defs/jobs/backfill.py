@@ -18,7 +18,7 @@ from pydantic import Field
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.deliver import DeliveryConfig, customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
-from cio_pipeline.defs.assets.extract import POSTHOG_EVENTS_KEY, identities, identity_history
+from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
 from cio_pipeline.defs.failures import MAX_FAILURES, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, DAYS_SETTINGS, RANGE_END, RANGE_START, days_asked_for, days_tag
@@ -109,7 +109,7 @@ class _Backfill:
     def _extracted(self, run_id: str) -> list[str]:
         logs = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)
         events = [entry.dagster_event for entry in logs if entry.dagster_event is not None]
-        return sorted({str(event.partition) for event in events if event.asset_key == POSTHOG_EVENTS_KEY})
+        return sorted({str(event.partition) for event in events if event.asset_key == posthog_events.key})
 
     def _note(self, days: list[str], error: Exception) -> None:
         self.failed += days

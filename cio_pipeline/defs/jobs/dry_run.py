@@ -13,6 +13,7 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.delivery.delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
@@ -24,7 +25,6 @@ from cio_pipeline.defs.delivery.preconditions import (
 )
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
-from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for
@@ -36,7 +36,7 @@ from cio_pipeline.unmatched import unmatched
 logger = logging.getLogger(__name__)
 
 dry_run = dg.AssetSpec(
-    key("dry_run"),
+    asset_key("dry_run"),
     group_name=GROUP,
     owners=OWNERS,
     tags=TAGS,

@@ -13,9 +13,9 @@ from pydantic import Field
 from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
+from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import days_text
-from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, table_schema
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
@@ -33,7 +33,7 @@ MAX_PEOPLE = 10
 ROWS_SHOWN = 300
 
 explained_person = dg.AssetSpec(
-    key("explained_person"),
+    asset_key("explained_person"),
     group_name=GROUP,
     owners=OWNERS,
     tags=TAGS,

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import dagster as dg
 import pyarrow as pa
 
-from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.operations import EVENTS, REJECTS
@@ -123,7 +123,7 @@ def table_schema(descriptions: Mapping[str, str], types: Mapping[str, str] | Non
 
 def lineage(table: str) -> dg.TableColumnLineage:
     """Returns the columns that each column of a derived table comes from."""
-    events = key("posthog_events")
+    events = asset_key("posthog_events")
     return dg.TableColumnLineage(
         {name: [dg.TableColumnDep(events, one) for one in columns] for name, columns in COMES_FROM[table].items()}
     )

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.keys import key
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.pages.tables import size
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
@@ -34,7 +34,7 @@ from cio_pipeline_tests.receipts import values
 DAY = "2025-01-01"
 PARTITION = "dagster/partition"
 SINK = "cio__customerio_delivery.upsert_to_customerio"
-EXTRACTED = key("posthog_events")
+EXTRACTED = asset_key("posthog_events")
 Workspace = customerio.CustomerioServer
 EVENTS: list[dict[str, Any]] = [
     {
@@ -79,7 +79,7 @@ def the_job() -> dg.JobDefinition:
 
 def delivered(instance: dg.DagsterInstance) -> set[str]:
     """The days that Dagster shows as materialized."""
-    return instance.get_materialized_partitions(key("customerio_delivery"))
+    return instance.get_materialized_partitions(asset_key("customerio_delivery"))
 
 
 def redeliver(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:

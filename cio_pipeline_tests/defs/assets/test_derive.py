@@ -12,9 +12,9 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import list_days, or_warning
 from cio_pipeline.defs.checks.derive import few_refused_by_the_rules
-from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
@@ -241,7 +241,7 @@ def test_more_refused_than_is_allowed_is_said_by_day_with_the_reasons(tmp_path: 
     counts_by_day = derived(tmp_path).counts_by_day
     assert few_refused_by_the_rules(counts_by_day, 0.25).passed
     check = few_refused_by_the_rules(counts_by_day, 0.01)
-    assert (check.passed, check.severity, check.asset_key) == (False, dg.AssetCheckSeverity.WARN, key("rejects"))
+    assert (check.passed, check.severity, check.asset_key) == (False, dg.AssetCheckSeverity.WARN, asset_key("rejects"))
     assert (check.description or "").startswith(
         "The rules refused 25 % of 4 events of 2026-03-02 (1 because distinct_id is blank (R14)). CIO_REFUSED_SHARE allows 1 %."
     )

@@ -13,10 +13,10 @@ import pytest
 
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import reading
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.checks.extract import counts_agree, is_unusual
 from cio_pipeline.defs.failures import RunNotStarted
-from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
 from cio_pipeline.pipeline.events import KEPT_EVENTS
@@ -65,7 +65,7 @@ def run(instance: dg.DagsterInstance, first: str = DAY, last: str = DAY, **confi
     assets = [asset for asset in (*(defs.assets or []), *(defs.asset_checks or [])) if isinstance(asset, dg.AssetsDefinition)]
     return dg.materialize(
         assets,
-        selection=[key(name) for name in ("posthog_events", "identity_history", "identities")],
+        selection=[asset_key(name) for name in ("posthog_events", "identity_history", "identities")],
         instance=instance,
         resources=defs.resources,
         tags={RANGE_START: first, RANGE_END: last},
@@ -310,9 +310,9 @@ def test_a_day_that_cannot_be_read_is_named_and_the_run_extracts_the_others(
     assert failure_of(instance, DAYS[0], DAY) == (
         f"1 of the run's days could not be extracted. {DAYS[1]}: PostHog gave 1 of 2 events. The other 4 are extracted."
     )
-    assert instance.get_materialized_partitions(key("posthog_events")) == {DAYS[0], *DAYS[2:]}
+    assert instance.get_materialized_partitions(asset_key("posthog_events")) == {DAYS[0], *DAYS[2:]}
     [made] = instance.fetch_materializations(
-        dg.AssetRecordsFilter(key("posthog_events"), asset_partitions=[DAY]), limit=9
+        dg.AssetRecordsFilter(asset_key("posthog_events"), asset_partitions=[DAY]), limit=9
     ).records
     assert made.asset_materialization is not None
     assert made.asset_materialization.metadata["dagster/partition_row_count"].value == 1

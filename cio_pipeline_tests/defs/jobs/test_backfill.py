@@ -13,10 +13,10 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.assets import derive, extract
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
 from cio_pipeline.defs.jobs.backfill import AFTER_EXTRACTION, STARTED_BY, Assets, run_range
-from cio_pipeline.defs.keys import key
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -25,7 +25,7 @@ from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.tables.files import StorageError
 
 DAYS = [f"2025-01-0{number}" for number in range(1, 7)]
-DELIVERY = key("customerio_delivery")
+DELIVERY = asset_key("customerio_delivery")
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""The assets' keys: all begin with `cio`, so that they do not clash with a team's own `events` and `customers`."""
+"""The keys of the assets: all begin with `cio`, so that they do not clash with a team's own `events` and `customers`."""
 
 import dagster as dg
 
@@ -12,6 +12,6 @@ TAGS = {"pipeline": "cio_pipeline"}
 PREFIX = "cio"
 
 
-def key(name: str) -> dg.AssetKey:
+def asset_key(name: str) -> dg.AssetKey:
     """Returns the key of the asset with this name."""
     return dg.AssetKey([PREFIX, name])
