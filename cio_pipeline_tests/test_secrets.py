@@ -65,7 +65,7 @@ def serve_posthog() -> posthog.PostHog:
 def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> pytest.MonkeyPatch:
     """Keys that must not be seen again; both services are somewhere else."""
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.posthog.client.TRIES", 2)
     monkeypatch.setattr("cio_pipeline.customerio.client.TRIES", 2)
     for name, value in (

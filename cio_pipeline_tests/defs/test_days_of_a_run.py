@@ -60,7 +60,7 @@ def stream(days: list[str]) -> list[dict[str, Any]]:
 @pytest.fixture
 def start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Start]:
     """Starts a Customer.io beside a PostHog with the events given, and settings that name both."""
-    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
 

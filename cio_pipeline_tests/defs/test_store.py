@@ -27,8 +27,8 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
-from cio_pipeline.defs.delivery.delivery import drop_suppressed
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, check_no_day_is_missing
+from cio_pipeline.defs.delivery.run_delivery import drop_suppressed
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store

@@ -13,13 +13,13 @@ from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS, asset_key
-from cio_pipeline.defs.delivery.delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
     check_days_are_in_ledger,
     check_no_day_is_missing,
     is_backfill,
 )
+from cio_pipeline.defs.delivery.run_delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import table_schema

@@ -12,7 +12,7 @@ from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import CHECKS_OF_THE_RUN, every_event_accounted_for, few_refused_by_the_rules
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.pages.previews import preview
+from cio_pipeline.defs.pages.previews import first_rows
 from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
@@ -96,8 +96,8 @@ def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, day
     )
     for name, of_table in metadata.items():
         rows = {"dagster/partition_row_count": store.tables.version(name, day).rows}
-        first_rows = {"first rows, masked": preview(store.tables, name, day)}
-        context.add_asset_metadata({**rows, **of_table, **first_rows}, asset_key=asset_key(name), partition_key=day)
+        masked_rows = {"first rows, masked": first_rows(store.tables, name, day)}
+        context.add_asset_metadata({**rows, **of_table, **masked_rows}, asset_key=asset_key(name), partition_key=day)
 
 
 def _table(counts: Counter[str]) -> dg.MetadataValue:

@@ -10,7 +10,7 @@ from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import CHECKS_OF_THE_RUN, attributes_given, counts_agree
 from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
-from cio_pipeline.defs.pages.previews import preview
+from cio_pipeline.defs.pages.previews import first_rows
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
@@ -51,8 +51,8 @@ def posthog_events(
         counts_by_day[day], stats = read_day(day, posthog, store)
         if COUNTED in stats:
             counted_by_posthog[day] = stats[COUNTED]
-        first_rows = {"first rows, masked": preview(store.tables, "posthog_events", day)}
-        metadata[day] = {**_day_metadata(counts_by_day[day], stats), **first_rows}
+        masked_rows = {"first rows, masked": first_rows(store.tables, "posthog_events", day)}
+        metadata[day] = {**_day_metadata(counts_by_day[day], stats), **masked_rows}
 
     if errors := failures_of_days(context.partition_keys, extract):
         yield from (

@@ -15,7 +15,6 @@ from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
-from cio_pipeline.defs.delivery.delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.delivery.preconditions import (
     STALE_LEDGER,
@@ -23,6 +22,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
     is_backfill,
 )
+from cio_pipeline.defs.delivery.run_delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
 from cio_pipeline.defs.pages.receipts import TOO_RECENT

@@ -13,8 +13,8 @@ from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
 from cio_pipeline.defs.checks.yesterday import DELIVERY
-from cio_pipeline.defs.delivery.delivery import RunCounts, drop_suppressed, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig
+from cio_pipeline.defs.delivery.run_delivery import RunCounts, drop_suppressed, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store

@@ -34,7 +34,7 @@ REJECT_COLUMNS = ("what", "name", "reason", "event", "distinct_id", "timestamp")
 POSTHOG_EVENT_COLUMNS = ("event", "distinct_id", "timestamp", "properties")
 
 
-def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
+def first_rows(tables: Tables, name: str, day: str) -> dg.MetadataValue:
     """Returns the first rows of a day's table `customers`, `events`, `rejects` or `posthog_events`. Raises `StorageError`."""
     columns, row = TABLES_SHOWN[name]
     return table([row(one) for one in tables.head(name, day, MAX_ROWS, list(columns))])

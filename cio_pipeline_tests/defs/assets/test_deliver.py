@@ -53,7 +53,7 @@ EVENTS: list[dict[str, Any]] = [
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, with four events of two people in PostHog, and settings that name both."""
-    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with posthog.serve(iter(EVENTS)) as source, customerio.serve() as server:
         for name, value in Sandbox(source.url, server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():

@@ -75,7 +75,7 @@ def run(day: str = DAY) -> tuple[dg.ExecuteInProcessResult, dict[str, Any]]:
 def test_a_postgresql_that_restarts_in_a_delivery_is_waited_for_and_a_check_in_the_pause_only_warns(
     workspace: customerio.CustomerioServer, postgresql: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 1)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.RETRY_SECONDS", 1)
     asked = Identities.out_of_date
 
     def stopped(number: int, path: str) -> None:

@@ -35,7 +35,7 @@ def refused_event(number: int, day: str) -> Refusal:
 @pytest.fixture
 def workspace(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Workspace]:
     """A Customer.io, settings that name it, and a ledger with two refused events of each day."""
-    monkeypatch.setattr("cio_pipeline.defs.delivery.delivery.RETRY_SECONDS", 0)
+    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.RETRY_SECONDS", 0)
     monkeypatch.setattr("cio_pipeline.http.retry.BACKOFF_SECONDS", 0.001)
     with customerio.serve() as server:
         for name, value in Sandbox("http://127.0.0.1:9", server.url).environment(tmp_path / "data", date(2025, 1, 1)).items():

@@ -10,7 +10,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.defs.pages.previews import MAX_NAMES, MAX_ROWS, mask_operation, mask_value, preview
+from cio_pipeline.defs.pages.previews import MAX_NAMES, MAX_ROWS, first_rows, mask_operation, mask_value
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.rules.streams import event, frame
@@ -69,6 +69,6 @@ def test_the_first_rows_of_each_table_are_shown_masked(tmp_path: Path) -> None:
     product.learn(day)
     product.derive(day)
     for table in ("posthog_events", "customers", "events", "rejects"):
-        shown: Any = preview(product.tables, table, day)
+        shown: Any = first_rows(product.tables, table, day)
         assert len(shown.records) == (1 if table == "rejects" else MAX_ROWS), table
         assert [secret for secret in ("jane", "example.com", "secret") if secret in str(shown)] == [], table

@@ -38,19 +38,18 @@ RunCounts = dict[str, int | float]
 
 
 @dataclass(frozen=True)
-class Delivery:
-    """A run's delivery, to be used while it holds the ledger's lock.
-
-    options: what is left out, and how the rest is sent; ledger_is_stale: the ledger lacks earlier deliveries
-    (`ledger_checkpoint`); accepts_stale_ledger: the run config says how many campaign events it may still send.
-    """
+class RunDelivery:
+    """A run's delivery, to be used while it holds the ledger's lock."""
 
     store: Store
     customerio: CustomerIo
     options: DeliveryOptions
+    """Who and what is left out, and what is sent again."""
     limits: RunLimits
     ledger_is_stale: bool
+    """The ledger lacks earlier deliveries (`ledger_checkpoint`)."""
     accepts_stale_ledger: bool
+    """The run config has `max_campaign_events`, so the run may send with a stale ledger, up to that."""
 
     def check_limits(self, to_send: TablesByDay) -> None:
         """Raises `NotDelivered` if the tables of all the days together would exceed the run's limits.
@@ -124,7 +123,7 @@ def prepare_delivery(
     is_backfill: bool,
     identities: Identities | None = None,
     created_earlier_today: int = 0,
-) -> Delivery:
+) -> RunDelivery:
     """Returns the delivery of a run with this config.
 
     identities: those whose links complete the suppression list (R21: suppression), by default the store's;
@@ -134,7 +133,7 @@ def prepare_delivery(
     limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
     options = config.delivery_options(load_suppressed(customerio, identities or store.identities), store.options.allow_consent)
     accepts_stale = config.max_campaign_events is not None
-    return Delivery(
+    return RunDelivery(
         store, customerio, options, replace(limits, created_earlier_today=created_earlier_today), is_stale, accepts_stale
     )
 
