@@ -37,22 +37,27 @@ COLUMNS = {
 class PersonRecords:
     """What the tables, the ledger and the suppression list have about a person, over some days.
 
-    Each frame has the column `day` of the table that a row is from. events: rows of `posthog_events` with their outcome
-    (`classify`), as far as `EVENT_COLUMNS`; sent: rows of `events`; rejects: rows of `rejects`; upserts: rows of `customers`.
-    derived: the days that have these three tables; acknowledged: the ids in Customer.io of the acknowledged events; refused:
-    Customer.io's reasons, by item; states: the acknowledged attributes, by customer's key; is_suppressed: whether the
-    suppression list names the person.
+    Each frame has the column `day`: the day of the table that a row is from.
     """
 
     events: pd.DataFrame
+    """Rows of `posthog_events` with their outcome (`classify`): the columns `EVENT_COLUMNS`."""
     sent: pd.DataFrame
+    """Rows of `events`."""
     rejects: pd.DataFrame
+    """Rows of `rejects`."""
     upserts: pd.DataFrame
+    """Rows of `customers`."""
     derived: Set[str]
+    """The days that have these three tables."""
     acknowledged: Set[str]
+    """The ids in Customer.io of the acknowledged events."""
     refused: Mapping[str, str]
+    """Customer.io's reasons, by item."""
     states: Mapping[str, State]
+    """The acknowledged attributes, by customer's key."""
     is_suppressed: bool
+    """Whether the suppression list names the person."""
 
 
 def person_names(name: str, identities: Identities) -> set[str]:

@@ -24,15 +24,14 @@ SORTED_BATCHES = 50
 
 
 class Learned(NamedTuple):
-    """What some events of a day say about people.
-
-    rows: by table's name; counts: as in `Identities.replace`; content_hash: the sum of the hashes of the rows that later days
-    look up.
-    """
+    """What some events of a day say about people."""
 
     rows: dict[str, pa.Table]
+    """The rows to store, by table's name."""
     counts: dict[str, int]
+    """As in `Identities.replace`."""
     content_hash: int
+    """The sum of the hashes of the rows that later days look up."""
 
     @classmethod
     def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:

@@ -31,28 +31,29 @@ HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM re
 
 
 class LedgerEntry(NamedTuple):
-    """Identifies an acknowledgement in any copy of a ledger: by its number, its day, and its first event's id (hex)."""
+    """Identifies an acknowledgement in any copy of a ledger."""
 
     number: int
     day: str
     first_id: str
+    """The id of its first event, in hex."""
 
 
 @dataclass
 class Acknowledgement:
-    """What one answer of Customer.io acknowledges.
-
-    event_ids: the accepted events, packed by `pack_ids` and joined; campaign_events: the number of these that were new to
-    Customer.io and young enough to start campaigns; customers: the accepted attributes, by key, as a packed state
-    (`attribute_state.pack`) or several of different attributes, joined; accepted: returns the names of the accepted items, and
-    is called only if they are needed; refused: the refused items.
-    """
+    """What one answer of Customer.io acknowledges."""
 
     event_ids: bytes = b""
+    """The ids of the accepted events, packed by `pack_ids` and joined."""
     campaign_events: int = 0
+    """The number of these that were new to Customer.io and young enough to start campaigns."""
     customers: dict[str, bytes] = field(default_factory=dict)
+    """The accepted attributes, by customer's key: a packed state (`attribute_state.pack`), or several of different attributes,
+    joined."""
     accepted: Callable[[], list[str]] = list
+    """Returns the ids of the accepted items, as `Refusal.item` has them. It is called only if they are needed."""
     refused: list[Refusal] = field(default_factory=list)
+    """The refused items."""
 
 
 OF_EVENTS = sa.func.length(deliveries.c.event_uuids) > 0
@@ -62,17 +63,18 @@ NEWEST = sa.select(deliveries.c.id).where(OF_EVENTS).order_by(deliveries.c.id.de
 
 @dataclass(frozen=True)
 class DayTotals:
-    """What all runs together have done for a day, as numbers.
-
-    events: delivered, each counted once; new_customers: created; campaign_events: young enough to start campaigns; refused:
-    items that Customer.io has refused and not accepted since; refused_events: the events among these.
-    """
+    """What all runs together have done for a day, as numbers."""
 
     events: int = 0
+    """The delivered events, each counted once."""
     new_customers: int = 0
+    """The customers that were created."""
     campaign_events: int = 0
+    """The delivered events that were young enough to start campaigns."""
     refused: int = 0
+    """The items that Customer.io has refused and not accepted since."""
     refused_events: int = 0
+    """The events among these."""
 
 
 class Ledger:

@@ -20,21 +20,24 @@ from cio_pipeline.state.ledger_tables import CHUNK, refusals
 
 @dataclass(frozen=True)
 class Refusal:
-    """An item that Customer.io refused, with all that is needed to send it again.
-
-    item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.upsert_id`; kind: `event` or `customer`;
-    reason: Customer.io's word for it, and the field; detail: its whole message, which may quote the data; operation: what was
-    sent; key, call and state: as in `customerio.batches.Item`.
-    """
+    """An item that Customer.io refused, with all that is needed to send it again. The fields are columns of the table."""
 
     item: str
+    """The item's id: an event's in Customer.io (a ULID), or an upsert's `ledger_tables.upsert_id`."""
     kind: str
+    """`event` or `customer`."""
     reason: str
+    """Customer.io's word for it, and the field."""
     detail: str
+    """Customer.io's whole message, which may quote the data."""
     operation: str
+    """What was sent."""
     key: str
+    """The customer's key."""
     call: str = "batch"
+    """How it was sent: `batch`, or `event` if it was too large for a batch."""
     state: State = field(default_factory=dict)
+    """The hash and the time of each attribute of an upsert (`attribute_state`); empty for an event."""
 
 
 class OpenRefusals(NamedTuple):
@@ -94,7 +97,7 @@ def keep(transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
 
 
 def close(transaction: sa.Connection, day: str, items: list[str]) -> None:
-    """Closes the refusals of these items. An event's id is the same on any day; an upsert's is closed on this day only."""
+    """Closes the refusals of the items with these ids: an upsert's on this day, an event's, whose id stays the same, on any."""
     of_day_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
     for chunk in chunks(iter(items), CHUNK):
         transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), of_day_or_event))

@@ -58,20 +58,22 @@ EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecor
 
 
 class Position(BaseModel):
-    """One target's part of the cursor: how far Dagster's storage has been read for it.
-
-    failures, successes, deliveries: storage ids; checks, since: seconds since 1970; day: the last day that was checked;
-    open_alerts: by key; unsent: alerts that wait to be sent.
-    """
+    """One target's part of the cursor: how far Dagster's storage has been read for it."""
 
     failures: int
+    """A storage id, as the next two."""
     successes: int
     deliveries: int
     checks: dict[str, float] = {}
+    """By check, in seconds since 1970."""
     since: float
+    """In seconds since 1970."""
     day: date
+    """The last day that was checked."""
     open_alerts: dict[str, OpenAlert] = {}
+    """By key."""
     unsent: list[Alert] = []
+    """The alerts that wait to be sent."""
 
 
 def now() -> datetime:

@@ -42,16 +42,15 @@ PREVIEW_COUNTS_IF_ANY = (
 
 @dataclass(frozen=True)
 class DayReport:
-    """One day of a dry run.
-
-    day_counts: what becomes of its events; delivery: what would be sent (a new customer counts only on their first day);
-    rejects: the number of events, attributes and properties that the rules refuse or leave out, by kind and reason.
-    """
+    """One day of a dry run."""
 
     day: str
     day_counts: DayCounts
+    """What becomes of its events."""
     delivery: Report
+    """What would be sent. A new customer counts only on their first day."""
     rejects: Counter[tuple[str, str]]
+    """The number of events, attributes and properties that the rules refuse or leave out, by kind and reason."""
 
     @property
     def events(self) -> int:
@@ -81,17 +80,17 @@ class DayReport:
 
 @dataclass
 class DryRunReport:
-    """The report of what a run of the days would send.
-
-    refused_share: CIO_REFUSED_SHARE; suppressed: the number of people on the suppression list; stops: what would end the run
-    before its first request; unmatched: sentences about names in the settings' lists that did not occur.
-    """
+    """The report of what a run of the days would send."""
 
     days: list[DayReport]
     refused_share: float
+    """CIO_REFUSED_SHARE."""
     suppressed: int = 0
+    """The number of people on the suppression list."""
     stops: list[str] = field(default_factory=list)
+    """What would end the run before its first request."""
     unmatched: list[str] = field(default_factory=list)
+    """Sentences about names in the settings' lists that did not occur."""
 
     def total(self) -> Counter[str]:
         """Returns the sums of all days. A new customer counts once, a changed one on each day that changes them."""

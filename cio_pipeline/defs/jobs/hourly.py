@@ -69,13 +69,14 @@ def now() -> datetime:
 
 @dataclass(frozen=True)
 class SoFar:
-    """The part of an open day before a time. reading: the counts of the reading; waiting: the number of events that wait for
-    the whole day."""
+    """The part of an open day before a time."""
 
     until: datetime
     day_counts: DayCounts
     reading: Mapping[str, int]
+    """The counts of the reading (`EventStream.stats`)."""
     waiting: int
+    """The number of events that wait for the whole day."""
 
 
 @dg.op(out=dg.Out(dg.Nothing))

@@ -158,7 +158,7 @@ def test_r15_a_day_that_does_not_add_up_is_not_delivered(
         day_counts.outcomes["sent"] -= 1
         return day_counts
 
-    monkeypatch.setattr("cio_pipeline.defs.assets.derive.derive_day", forgetful)
+    monkeypatch.setattr("cio_pipeline.defs.resources.derive_day", forgetful)
     result, checks = run()
     assert not result.success
     assert workspace.workspace.totals()["events"] == 0
