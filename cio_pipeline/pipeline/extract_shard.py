@@ -26,24 +26,25 @@ UsePersonProperties = Literal["never", "always", "if dropped in day", "if droppe
 
 @dataclass
 class ExtractionCounts:
-    """Counts of what an extraction has read and written.
-
-    rows_read, rows_written, shards; duplicates: rows left out, by reason; set_restored: events with a `$set` that PostHog has
-    dropped since an earlier extraction; used_person: events that use the person's properties; lacked_person: events that
-    should, but the source has none; identity_events: `$identify` and `$set` events; has_attributes: whether any event has an
-    attribute; may_lack_set: whether the window is so old that PostHog may have dropped a `$set` in it.
-    """
+    """Counts of what an extraction has read and written."""
 
     rows_read: int = 0
     rows_written: int = 0
     shards: int = 0
     duplicates: Counter[str] = field(default_factory=Counter)
+    """Rows that were left out, by reason."""
     set_restored: int = 0
+    """Events with a `$set` that PostHog has dropped since an earlier extraction."""
     used_person: int = 0
+    """Events that use the person's properties."""
     lacked_person: int = 0
+    """Events that should use them, but the source has none."""
     identity_events: int = 0
+    """`$identify` and `$set` events."""
     has_attributes: bool = False
+    """Whether any event has an attribute."""
     may_lack_set: bool = False
+    """Whether the window is so old that PostHog may have dropped a `$set` in it."""
 
     def add(self, other: ExtractionCounts) -> None:
         """Adds the counts of another shard."""

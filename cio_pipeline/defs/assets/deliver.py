@@ -1,4 +1,4 @@
-"""The asset `customerio_delivery`: brings Customer.io up to date with the day's tables."""
+"""The asset `customerio_delivery`: posts the operations of the day's tables that the ledger does not record as delivered."""
 
 import logging
 from collections.abc import Iterator

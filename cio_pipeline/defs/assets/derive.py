@@ -1,4 +1,4 @@
-"""The assets `customers`, `events` and `rejects`: exactly what will be sent, and what will not and why."""
+"""The assets `customers`, `events` and `rejects`: the JSON of the requests' items, and what is not sent and why."""
 
 import logging
 from collections import Counter
