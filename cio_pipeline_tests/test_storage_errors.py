@@ -25,11 +25,11 @@ from s3fs.errors import translate_boto_error
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.files import events_in
-from cio_pipeline.posthog.exports.folder import Folder, listed
-from cio_pipeline.posthog.exports.rows import Wanted
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.files import read_events
+from cio_pipeline.posthog.exports.folder import Folder, list_folder
 from cio_pipeline.posthog.source import NotExtracted
-from cio_pipeline.storage_errors import cause
+from cio_pipeline.storage_errors import explain
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import Tables
 
@@ -116,8 +116,8 @@ CODES = {
     "AccessDenied": "the storage refuses access: let the credentials list the bucket and read",
     "InvalidObjectState": "it is archived .such as in Glacier.: restore it",
     "NoSuchKey": "it has disappeared since the folder was listed",
-    "InvalidAccessKeyId": "the storage does not know the credentials",
-    "SignatureDoesNotMatch": "the storage does not know the credentials",
+    "InvalidAccessKeyId": "the storage does not accept the credentials",
+    "SignatureDoesNotMatch": "the storage does not accept the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "SlowDown": "the storage is too busy or has a problem: run the day again later",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
@@ -225,9 +225,9 @@ def test_a_table_that_has_disappeared_from_a_bucket_is_to_be_materialized_again(
 def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
     bare = ClientError({"Error": {"Code": code, "Message": SECRET}}, "GetObject")
     for error in (bare, translate_boto_error(bare)):
-        assert cause(error).endswith(f"({code})")
-        assert "whole" not in cause(error)
-        assert SECRET not in cause(error)
+        assert explain(error).endswith(f"({code})")
+        assert "complete" not in explain(error)
+        assert SECRET not in explain(error)
 
 
 @pytest.mark.parametrize(
@@ -242,37 +242,37 @@ def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
         (PermissionError(SECRET), "refuses access"),
         (FileNotFoundError(errno.ENOENT, SECRET), "has disappeared since"),
         (TimeoutError(SECRET), "cannot be reached"),
-        (OSError(errno.EIO, SECRET), "is the file whole?"),
-        (pa.ArrowInvalid(SECRET), "is the file whole?"),
+        (OSError(errno.EIO, SECRET), "is the file complete?"),
+        (pa.ArrowInvalid(SECRET), "is the file complete?"),
         (pa.ArrowNotImplementedError(SECRET), "its compression is not supported"),
-        (RuntimeError(SECRET), "is the file whole?"),
+        (RuntimeError(SECRET), "is the file complete?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_other_errors_are_explained_by_their_class(error: Exception, names: str) -> None:
-    assert names in cause(error)
-    assert SECRET not in cause(error)
+    assert names in explain(error)
+    assert SECRET not in explain(error)
 
 
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (b"<html><body>Sign in</body></html>", "it is a web page or an error message, no export"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "it is a web page or an error message, no export"),
-        (b"", "it is empty, as no Parquet file is"),
+        (b"<html><body>Sign in</body></html>", "it is a web page or an error message, not an export"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "it is a web page or an error message, not an export"),
+        (b"", "it is empty, which a Parquet file never is"),
         (b"PARE1234PARE", "it is encrypted"),
-        (b"\x28\xb5\x2f\xfd1234", "one that was packed with zstd: unpack it"),
-        (b"\x1f\x8b1234", "one that was packed with gzip: unpack it"),
+        (b"\x28\xb5\x2f\xfd1234", "was compressed with zstd: decompress it"),
+        (b"\x1f\x8b1234", "was compressed with gzip: decompress it"),
         (b'{"uuid":"a"}', "it is not a Parquet file, although its name says so"),
-        (b"PAR1" + b"x" * 100, "is the file whole?"),
-        (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file whole?"),
+        (b"PAR1" + b"x" * 100, "is the file complete?"),
+        (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file complete?"),
     ],
 )
 def test_a_parquet_file_with_other_content_is_reported_as_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
     (tmp_path / f"{NAME}.parquet").write_bytes(content)
-    folder = listed(str(tmp_path))
+    folder = list_folder(str(tmp_path))
     with pytest.raises(NotExtracted) as refused:
-        list(events_in(f"{tmp_path}/{NAME}.parquet", folder, Wanted(START, END, (), "set")))
+        list(read_events(f"{tmp_path}/{NAME}.parquet", folder, EventFilter(START, END, (), "set")))
     assert str(refused.value).startswith(f"{NAME}.parquet cannot be read: ")
     assert names in str(refused.value)
 

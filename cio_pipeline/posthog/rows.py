@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.posthog.exports.times import FIRST, moment
+from cio_pipeline.posthog.exports.times import FIRST, to_datetime
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
 UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -25,7 +25,7 @@ TIME = re.compile(
 """A time with any precision and offset; without an offset it is UTC."""
 
 
-NO_TIME = pd.Timestamp(moment(FIRST))
+NO_TIME = pd.Timestamp(to_datetime(FIRST))
 """The time of an event whose own time cannot be read."""
 
 

@@ -48,7 +48,7 @@ def time_or_none(value: Any) -> int | None:
         return None
 
 
-def moment(microseconds: int) -> datetime:
+def to_datetime(microseconds: int) -> datetime:
     """Returns the time as a `datetime` in UTC, or the first or last possible one if it is out of range."""
     return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)
 

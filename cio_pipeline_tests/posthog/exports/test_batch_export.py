@@ -14,10 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 from s3fs import S3FileSystem
 
-from cio_pipeline.posthog.exports import rows as exported_rows
+from cio_pipeline.posthog.exports import parquet as exported_parquet
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.folder import listed
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, row_groups
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.folder import list_folder
+from cio_pipeline.posthog.exports.parquet import matching_row_groups, read_parquet
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.rules import dropped_set
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
@@ -29,7 +30,7 @@ END = START + timedelta(days=1)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 DAY_FILE = "2024-05-01T00:00:00+00:00-2024-05-02T00:00:00+00:00"
 NEXT_FILE = "2024-05-02T00:00:00+00:00-2024-05-03T00:00:00+00:00"
-WANTED = Wanted(START, END, (), "set")
+DAY_FILTER = EventFilter(START, END, (), "set")
 
 
 def source(folder: Path | str, late_days: int = 2, **options: Any) -> BatchExportSource:
@@ -206,16 +207,16 @@ def test_a_row_without_a_uuid_is_passed_on_for_the_rules_to_refuse(tmp_path: Pat
 @pytest.mark.parametrize(
     ("name", "content", "names"),
     [
-        (".jsonl", b'{"person_id":"p@example.com"}\n', "line 1 is not an event, for it has no uuid, event"),
+        (".jsonl", b'{"person_id":"p@example.com"}\n', "line 1 is not an event, as it has no uuid, event"),
         (".jsonl", pack([stored(1)], "jsonl", None) + b'{"uuid":"p@exam', "line 2 is not an event"),
         (".jsonl", b"[]\n", "line 1 is not an event"),
         (".jsonl", b'"p@example.com"\n', "line 1 is not an event"),
         (".jsonl", b'\xff{"a"}\n', "line 1 is not an event"),
         (".jsonl", b"[" * 100_000, "line 1 is not an event"),
-        (".jsonl.gz", pack([stored(1)] * 9, "jsonl", "gzip")[:-9], "is the file whole?"),
-        (".jsonl.br", pack([stored(1)] * 9, "jsonl", "brotli")[:-2], "is the file whole?"),
-        (".parquet.zst", pack([stored(1)] * 9, "parquet", "zstd")[:-9], "is the file whole?"),
-        (".parquet", b"", "is the file whole?"),
+        (".jsonl.gz", pack([stored(1)] * 9, "jsonl", "gzip")[:-9], "is the file complete?"),
+        (".jsonl.br", pack([stored(1)] * 9, "jsonl", "brotli")[:-2], "is the file complete?"),
+        (".parquet.zst", pack([stored(1)] * 9, "parquet", "zstd")[:-9], "is the file complete?"),
+        (".parquet", b"", "is the file complete?"),
     ],
 )
 def test_a_file_that_is_not_what_posthog_writes_is_refused_by_name(
@@ -334,33 +335,33 @@ def test_row_groups_of_other_days_are_not_read(tmp_path: Path) -> None:
     path = tmp_path / "file.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=12)
     with pq.ParquetFile(path) as file:
-        assert row_groups(file, WANTED) == [2, 3]
-    assert sum(map(len, read_parquet(str(path), WANTED))) == 24
+        assert matching_row_groups(file, DAY_FILTER) == [2, 3]
+    assert sum(map(len, read_parquet(str(path), DAY_FILTER))) == 24
 
 
 def test_a_large_file_comes_in_pieces_of_bounded_rows_and_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**_parquet_row(number), "properties": f'{{"a":"{number:0100d}"}}'} for number in range(5000)]
     path = tmp_path / "file.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
-    monkeypatch.setattr(exported_rows, "PIECE_ROWS", 2000)
-    assert [len(piece) for piece in read_parquet(str(path), WANTED)] == [2000, 2000, 1000]
-    monkeypatch.setattr(exported_rows, "PIECE_BYTES", 100_000)
-    assert max(len(piece) for piece in read_parquet(str(path), WANTED)) < 1000
+    monkeypatch.setattr(exported_parquet, "PIECE_ROWS", 2000)
+    assert [len(piece) for piece in read_parquet(str(path), DAY_FILTER)] == [2000, 2000, 1000]
+    monkeypatch.setattr(exported_parquet, "PIECE_BYTES", 100_000)
+    assert max(len(piece) for piece in read_parquet(str(path), DAY_FILTER)) < 1000
 
 
 def test_memory_does_not_grow_with_the_number_of_row_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{**_parquet_row(number), "properties": random.Random(number).randbytes(200).hex()} for number in range(40_000)]
     path = tmp_path / "file.parquet"
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path, row_group_size=1000)
-    monkeypatch.setattr(exported_rows, "PIECE_ROWS", 1000)
+    monkeypatch.setattr(exported_parquet, "PIECE_ROWS", 1000)
     before = pa.total_allocated_bytes()
-    assert max(pa.total_allocated_bytes() - before for _ in read_parquet(str(path), WANTED)) < 4_000_000
+    assert max(pa.total_allocated_bytes() - before for _ in read_parquet(str(path), DAY_FILTER)) < 4_000_000
 
 
 @pytest.mark.parametrize(
     ("url", "names"),
     [
-        ("no/such/folder", "CIO_BATCH_EXPORT_URL holds no file of a PostHog batch export"),
+        ("no/such/folder", "CIO_BATCH_EXPORT_URL contains no file of a PostHog batch export"),
         ("gs://bucket/exports", r"needs a package that is not installed: pip install 'cio_pipeline\[gs\]'"),
         ("az://container/exports", r"pip install 'cio_pipeline\[az\]'"),
         ("nothing://x", "CIO_BATCH_EXPORT_URL cannot be listed"),
@@ -376,7 +377,7 @@ def test_a_bucket_is_read_as_a_folder_is(s3_server: str, monkeypatch: pytest.Mon
     monkeypatch.setenv("AWS_ENDPOINT_URL", s3_server)
     for name, value in CREDENTIALS.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(NotExtracted, match="holds no file"):
+    with pytest.raises(NotExtracted, match="contains no file"):
         source("s3://exports/posthog").check()
     rows = [stored(number, at=f"2024-05-01T{number % 24:02d}:00:00Z") for number in range(480)]
     export(rows[:240], "s3://exports/posthog/a", HOUR, parts=2)
@@ -384,9 +385,9 @@ def test_a_bucket_is_read_as_a_folder_is(s3_server: str, monkeypatch: pytest.Mon
     found = source("s3://exports/posthog")
     found.check()
     assert sorted(numbers(read(found))) == list(range(480))
-    before = listed("s3://exports/posthog")
+    before = list_folder("s3://exports/posthog")
     export(rows[:10], "s3://exports/posthog/b", HOUR, "jsonl", "brotli")
-    after = listed("s3://exports/posthog")
+    after = list_folder("s3://exports/posthog")
     assert before.stamps.keys() == before.sizes.keys(), "each can be known again"
     assert sum(after.stamps[path] != stamp for path, stamp in before.stamps.items()) == 10, "those that were written anew"
     with pytest.raises(NotExtracted, match="CIO_BATCH_EXPORT_URL"):

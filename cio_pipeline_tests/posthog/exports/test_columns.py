@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline_tests.posthog.exports.stored import stored
@@ -277,5 +278,5 @@ def test_r20_the_persons_properties_are_read_where_they_may_be_taken(
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days_ago)
     event = {**stored(1, at.isoformat()), "properties": "{}", "person_properties": '{"plan":"pro"}'}
     pq.write_table(pa.Table.from_pylist([event]), tmp_path / "file.parquet")
-    [events] = read_parquet(str(tmp_path / "file.parquet"), Wanted(at, at + timedelta(hours=1), (), attributes_from))
+    [events] = read_parquet(str(tmp_path / "file.parquet"), EventFilter(at, at + timedelta(hours=1), (), attributes_from))
     assert events["person_properties"].to_pylist() == (['{"plan":"pro"}'] if read else [None])

@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cio_pipeline.posthog.exports import lines as exported_lines
+from cio_pipeline.posthog.exports import jsonlines
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.lines import raw_fields
+from cio_pipeline.posthog.exports.jsonlines import raw_fields
 from cio_pipeline.posthog.exports.times import microseconds
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
@@ -256,7 +256,7 @@ def test_a_line_that_is_no_event_is_refused_by_file_and_number(tmp_path: Path, b
 def test_a_line_of_an_export_without_person_properties_is_refused_only_where_they_are_needed(tmp_path: Path) -> None:
     content = line(person_properties=None)
     assert pd.isna(one(tmp_path, content, attributes_from="auto")["person_properties"])
-    with pytest.raises(NotExtracted, match="its line 1 is not an event, for it has no person_properties"):
+    with pytest.raises(NotExtracted, match="its line 1 is not an event, as it has no person_properties"):
         read(tmp_path, content, attributes_from="person")
 
 
@@ -292,21 +292,21 @@ def test_several_packed_pieces_in_a_row_are_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "ending", "names"),
     [
-        (b"", ".gz", "it is empty, as no packed file is"),
+        (b"", ".gz", "it is empty, which a compressed file never is"),
         (b"<!DOCTYPE html><p>Log in</p>", "", "it is a web page or an error message"),
         (b"\n<?xml version='1.0'?><Error/>", ".gz", "it is a web page or an error message"),
-        (b"PAR1....PAR1", "", "it is a Parquet file, and its name says JSONLines"),
-        (gzip.compress(line().encode(), mtime=0)[:-8] + b"\0" * 8, ".gz", "is the file whole?"),
-        (gzip.compress(line().encode(), mtime=0) + b"tail", ".gz", "is the file whole?"),
+        (b"PAR1....PAR1", "", "it is a Parquet file, but its name says JSONLines"),
+        (gzip.compress(line().encode(), mtime=0)[:-8] + b"\0" * 8, ".gz", "is the file complete?"),
+        (gzip.compress(line().encode(), mtime=0) + b"tail", ".gz", "is the file complete?"),
     ],
 )
 def test_a_file_that_is_something_else_says_what(tmp_path: Path, content: bytes, ending: str, names: str) -> None:
-    with pytest.raises(NotExtracted, match=f"cannot be read: {'.*' if 'whole' in names else ''}{names.replace('?', '.')}"):
+    with pytest.raises(NotExtracted, match=f"cannot be read: {'.*' if 'complete' in names else ''}{names.replace('?', '.')}"):
         read(tmp_path, content, ending)
 
 
 def test_a_line_beyond_the_limit_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_lines, "LINE_BYTES", 1000)
+    monkeypatch.setattr(jsonlines, "MAX_EVENT_BYTES", 1000)
     assert len(read(tmp_path, line(extra='"' + "a" * 600 + '"'))) == 1
     with pytest.raises(NotExtracted, match=r"its line 2 has more than 1,000 bytes"):
         read(tmp_path, f"{OTHER}\n{line(extra=chr(34) + 'a' * 1000 + chr(34))}")
@@ -319,5 +319,5 @@ def test_the_values_of_an_object_are_found_without_reading_them() -> None:
 
 def test_finding_them_takes_no_longer_than_the_text_is_long() -> None:
     for tail in (b'\\"' * 200_000, b'"' * 200_001, b"\\" * 200_001):
-        with pytest.raises(ValueError, match="no object"):
+        with pytest.raises(ValueError, match="not an object"):
             raw_fields(b'{"a":"' + tail)

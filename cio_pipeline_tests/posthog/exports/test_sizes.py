@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.posthog.exports import files as exported_files
-from cio_pipeline.posthog.exports import lines as exported_lines
-from cio_pipeline.posthog.exports import rows as exported_rows
+from cio_pipeline.posthog.exports import jsonlines
+from cio_pipeline.posthog.exports import parquet as exported_parquet
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, window_of
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.event_stream import event_stream
+from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.source import NotExtracted
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -91,7 +93,7 @@ def test_one_value_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
 def test_one_line_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
     (tmp_path / f"{DAY}.jsonl.gz").write_bytes(packed(b"a" * 1_000_000 for _ in range(300)))
     said, memory = outcome(tmp_path)
-    assert said == f"{DAY}.jsonl.gz cannot be read: its line 1 has more than 32,000,000 bytes, and no event has."
+    assert said == f"{DAY}.jsonl.gz cannot be read: its line 1 has more than 32,000,000 bytes, which no event has."
     assert memory < MEMORY
 
 
@@ -106,10 +108,10 @@ def test_many_large_lines_take_bounded_memory(tmp_path: Path) -> None:
 
 
 def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_rows, "BOMB_BYTES", 1_000_000)
+    monkeypatch.setattr(exported_parquet, "BOMB_BYTES", 1_000_000)
     path = tmp_path / f"{DAY}.parquet.zst"
     pq.write_table(rows(100, "a" * 1_000_000), path, compression="zstd", use_dictionary=False)
-    with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, as no real events do"):
+    with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, which real events do not"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
@@ -118,14 +120,14 @@ def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch:
     [
         (f"{DAY}.jsonl.gz", "gzip", {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
         (f"{DAY}.jsonl", None, {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
-        (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, as no real events do"),
+        (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, which real events do not"),
     ],
 )
 def test_lines_without_end_are_refused_in_bounded_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str | None, limits: dict[str, int], why: str
 ) -> None:
     for limit, value in limits.items():
-        monkeypatch.setattr(exported_lines, limit, value)
+        monkeypatch.setattr(jsonlines, limit, value)
     with pa.output_stream(str(tmp_path / name), compression=codec) as file:
         file.write(LINE * 600 + b"\r\n" * 1700 + b"\n" * 5_000_000)
     with pytest.raises(NotExtracted, match=rf"^{re.escape(name)} cannot be read: {why}"):
@@ -133,13 +135,13 @@ def test_lines_without_end_are_refused_in_bounded_time(
 
 
 def test_a_blank_line_behind_each_event_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_lines, "MAX_BLANK_LINES", 10)
+    monkeypatch.setattr(jsonlines, "MAX_BLANK_LINES", 10)
     (tmp_path / f"{DAY}.jsonl").write_bytes((LINE + b"\r\n") * 600)
     assert sum(map(len, BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)) == 600
 
 
 def test_lines_that_are_cut_off_while_they_are_read_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = tmp_path / f"{DAY}.jsonl", exported_rows.read_jsonlines
+    path, read = tmp_path / f"{DAY}.jsonl", jsonlines.read_jsonlines
     path.write_bytes(LINE * 600)
 
     def cut(*given: Any) -> Iterator[pa.Table]:
@@ -147,7 +149,7 @@ def test_lines_that_are_cut_off_while_they_are_read_are_missed(tmp_path: Path, m
         yield from read(*given)
 
     monkeypatch.setattr(exported_files, "read_jsonlines", cut)
-    with pytest.raises(NotExtracted, match="run the day again when it is whole"):
+    with pytest.raises(NotExtracted, match="run the day again when it is complete"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
@@ -174,7 +176,7 @@ def test_a_row_group_of_other_days_is_read_for_events_without_a_time(tmp_path: P
     landed = pa.array([START + timedelta(hours=1)] * 2, pa.timestamp("us", "UTC"))
     at = table.schema.get_field_index("timestamp")
     pq.write_table(table.set_column(at, "timestamp", times).append_column("created_at", landed), tmp_path / "file.parquet")
-    assert sum(map(len, read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))) == 1
+    assert sum(map(len, read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set")))) == 1
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
@@ -182,16 +184,16 @@ def test_pieces_are_bounded_by_what_they_take_when_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_dictionary: bool
 ) -> None:
     for name, size in (("PIECE_BYTES", 100_000), ("BATCH_BYTES", 100_000)):
-        monkeypatch.setattr(exported_rows, name, size)
+        monkeypatch.setattr(exported_parquet, name, size)
     table = pa.concat_tables([rows(500, "b"), rows(500, "a" * 10_000)]).unify_dictionaries()
     pq.write_table(table, tmp_path / "file.parquet", use_dictionary=use_dictionary)
-    pieces = list(read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))
+    pieces = list(read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set")))
     assert sum(map(len, pieces)) == 1000
     assert max(piece.nbytes for piece in pieces) < 500_000
 
 
 def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_rows, "LINE_BYTES", 10_000)
+    monkeypatch.setattr(exported_parquet, "MAX_EVENT_BYTES", 10_000)
     table = pa.concat_tables([rows(500, "{}"), rows(1, "a" * 20_000)]).unify_dictionaries()
     pq.write_table(table, tmp_path / f"{DAY}.parquet")
     with pytest.raises(NotExtracted, match="its column properties has a value of more than 10,000 bytes"):
@@ -200,8 +202,8 @@ def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path:
 
 def test_a_file_of_many_small_row_groups_costs_no_more_with_each(tmp_path: Path) -> None:
     pq.write_table(rows(1, "{}"), tmp_path / "file.parquet")
-    [small] = [piece for piece in read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")) if len(piece)]
+    pieces = read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set"))
+    [small] = filter(len, pieces)
     began = time.process_time()
-    pieces = list(window_of([small] * 2000).frames)
-    assert sum(map(len, pieces)) == 2000
+    assert sum(map(len, event_stream([small] * 2000).frames)) == 2000
     assert time.process_time() - began < 3
