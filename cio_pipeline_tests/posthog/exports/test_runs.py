@@ -1,4 +1,4 @@
-"""The files of a folder that are read: every file of an interval, whatever wrote it; ignored files are named."""
+"""All files of an interval are read, whichever run or tool wrote them, and ignored files are logged."""
 
 from __future__ import annotations
 
@@ -178,9 +178,9 @@ def test_a_manifest_and_parts_that_a_browser_saved_are_understood(tmp_path: Path
 def test_an_unknown_name_is_refused_if_the_file_may_have_events_of_the_day(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     put(tmp_path / "other", name, 2, like=".parquet.zst")
-    with pytest.raises(NotExtracted, match=r"cannot be read: a batch export has no such name. Rename it as") as refused:
+    with pytest.raises(NotExtracted, match=r"cannot be read: a batch export has no such name. Rename it as") as error:
         numbers(tmp_path)
-    assert f"other/{name}" in str(refused.value)
+    assert f"other/{name}" in str(error.value)
 
 
 def test_an_unknown_name_is_logged_if_there_are_files_of_its_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
