@@ -23,7 +23,7 @@ def event_stream(tables: Iterable[pa.Table], fingerprint: str | None = None) -> 
 
 
 def _check_any_is_valid(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Yields the same tables. Raises `NotExtracted` at the end if none of several events is valid: R14 rejects single events,
+    """Yields the same tables. Raises `NotExtracted` at the end if none of several events is valid: R14 refuses single events,
     but if all of them are invalid, the files must be at fault."""
     events, any_is_valid = 0, False
     for table in tables:

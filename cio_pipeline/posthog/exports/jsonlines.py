@@ -1,7 +1,7 @@
 """Reads the events in a JSONLines file that PostHog exported, with their properties exactly as in the line.
 
 A line is an event if it is an object with most of an event's fields. Whatever else is wrong with it is passed on, such as
-properties that are not valid JSON or are nested too deeply, so that the rules reject this event rather than the whole file.
+properties that are not valid JSON or are nested too deeply, so that the rules refuse this event rather than the whole file.
 """
 
 from __future__ import annotations
@@ -136,7 +136,7 @@ def _parse_event(line: bytes, number: int, start: int, end: int, requires_person
 
 
 def _text_or_default(name: str, fields: dict[str, Any]) -> str | None:
-    """A field's text. If the field is missing, it is read as null, except that missing properties are rejected by R14."""
+    """A field's text. If the field is missing, it is read as null, except that missing properties are refused by R14."""
     if name == "person_properties" and name not in fields:
         return None
     text: str | None = fields.get(name, "null" if name == "properties" else None)
@@ -182,7 +182,7 @@ def _text_of_json(name: str, raw: bytes) -> str | None:
     try:
         return decode_json(json.loads(decode_json(raw), strict=False).encode("utf-8", "surrogatepass"))
     except ValueError:
-        return decode_json(raw)  # not a JSON object, so R14 rejects it
+        return decode_json(raw)  # not a JSON object, so R14 refuses it
 
 
 def raw_fields(line: bytes) -> dict[str, bytes]:

@@ -2,7 +2,7 @@
 
 Columns are found by name, because PostHog has changed their order and may add others. No row is skipped silently: an event
 whose time cannot be read belongs to the window in which PostHog ingested it or, if that is unknown too, to every window; its
-timestamp is then in the year 1, which R14 rejects.
+timestamp is then in the year 1, which R14 refuses.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ def _parquet_row(number: int) -> dict[str, Any]:
     return {**stored(number), "timestamp": at, "created_at": at, "properties": "{}", "person_properties": "{}"}
 
 
-def test_a_parquet_row_without_a_time_is_kept_for_the_rules_to_reject(tmp_path: Path) -> None:
+def test_a_parquet_row_without_a_time_is_kept_for_the_rules_to_refuse(tmp_path: Path) -> None:
     """Each row is in a row group of its own, whose statistics may have no time."""
     rows = [_parquet_row(1), {**_parquet_row(2), "timestamp": None}, {**_parquet_row(3), "timestamp": None, "created_at": None}]
     rows.append({**_parquet_row(4), "timestamp": None, "created_at": START + 30 * HOUR})
@@ -199,7 +199,7 @@ def test_a_parquet_row_without_a_time_is_kept_for_the_rules_to_reject(tmp_path: 
     }
 
 
-def test_a_row_without_a_uuid_is_kept_for_the_rules_to_reject(tmp_path: Path) -> None:
+def test_a_row_without_a_uuid_is_kept_for_the_rules_to_refuse(tmp_path: Path) -> None:
     rows = [_parquet_row(1), {**_parquet_row(2), "uuid": None}]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), tmp_path / f"{DAY_FILE}.parquet")
     assert sorted(read(source(tmp_path))["uuid"]) == ["", _parquet_row(1)["uuid"]]

@@ -1,4 +1,4 @@
-"""JSONLines: an unusual event is read unchanged, for the rules to reject; an error names a line that is not an event."""
+"""JSONLines: an unusual event is read unchanged, for the rules to refuse; an error names a line that is not an event."""
 
 from __future__ import annotations
 
