@@ -35,19 +35,22 @@ class EventFilter(NamedTuple):
 
     @property
     def reads_person_properties(self) -> bool:
-        """True if the person properties are read when a file has them: for `auto`, only if the window is old enough (R20)."""
-        may_restore = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(UTC))
-        return self.requires_person_properties or may_restore or bool(self.allowlist)
+        """True if the person properties are read when a file has them.
 
-    def by_name(self, events: pa.Table) -> pa.Table:
-        """Returns the events that are on the allowlist or needed by R1, and for `set` without their person properties.
+        With `auto`, this depends on the age of the window (R20). With an allowlist, they may have an email that R1 needs.
+        """
+        may_be_used = self.attributes_from == "auto" and reaches_back(self.start, datetime.now(UTC))
+        return self.requires_person_properties or may_be_used or bool(self.allowlist)
 
-        events: a table of `EVENT_SCHEMA`; its times are not looked at.
+    def select(self, events: pa.Table) -> pa.Table:
+        """Returns the events that are on the allowlist or needed by R1; with `set`, without their person properties.
+
+        events: a table of `EVENT_SCHEMA`, with events of the time window only.
         """
         if self.allowlist:
             needed = pc.is_in(events["event"], pa.array([*self.allowlist, "$identify"]))
-            auto = self.attributes_from == "auto"
-            for name in JSON_COLUMNS if auto else columns_with_emails(self.attributes_from, self.start):
+            is_auto = self.attributes_from == "auto"
+            for name in JSON_COLUMNS if is_auto else columns_with_emails(self.attributes_from, self.start):
                 needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
             events = events.filter(needed)
         if self.attributes_from != "set":

@@ -64,9 +64,9 @@ def list_folder(url: str) -> Folder:
         root.fs.invalidate_cache()
         is_local = isinstance(root.fs, LocalFileSystem)
         sizes, stamps = _list_local(root.path) if is_local else _list_remote(root.fs, root.path)
-    except ImportError as missing:
+    except ImportError as error:
         extra = EXTRAS.get(urlsplit(url).scheme)
-        install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(missing)
+        install = f"pip install 'cio_pipeline[{extra}]'" if extra else str(error)
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL needs a package that is not installed: {install}.") from None
     except Exception as error:  # each file system raises its own
         raise NotExtracted(f"CIO_BATCH_EXPORT_URL cannot be listed: {explain(error)}.") from None

@@ -63,9 +63,9 @@ def read_jsonlines(file: IO[bytes], codec: str | None, event_filter: EventFilter
             events.append(event if event_filter.reads_person_properties else {**event, "person_properties": None})
             size += len(line)
         if len(events) >= PIECE_ROWS or size >= PIECE_BYTES:
-            yield event_filter.by_name(pa.Table.from_pylist(events, schema=EVENT_SCHEMA))
+            yield event_filter.select(pa.Table.from_pylist(events, schema=EVENT_SCHEMA))
             events, size = [], 0
-    yield event_filter.by_name(pa.Table.from_pylist(events, schema=EVENT_SCHEMA))
+    yield event_filter.select(pa.Table.from_pylist(events, schema=EVENT_SCHEMA))
 
 
 def _read_lines(file: IO[bytes], codec: str | None) -> Iterator[tuple[int, bytes]]:

@@ -38,7 +38,7 @@ def read_parquet(path: str, event_filter: EventFilter) -> Iterator[pa.Table]:
             rows = 0
             for batch in file.iter_batches(_batch_rows(path, file, group, columns), [group], columns=names):
                 rows += len(batch)
-                yield event_filter.by_name(_events_in_window(pa.Table.from_batches([batch]), columns, event_filter))
+                yield event_filter.select(_events_in_window(pa.Table.from_batches([batch]), columns, event_filter))
             if rows != file.metadata.row_group(group).num_rows:
                 raise UnreadableFile(f"it gave {rows:,} rows of {file.metadata.row_group(group).num_rows:,}")
 
