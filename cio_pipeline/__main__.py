@@ -1,4 +1,4 @@
-"""The command line: `python -m cio_pipeline`, or `cio_pipeline` where the package is installed."""
+"""The command line: `python -m cio_pipeline`, or `cio_pipeline` if the package is installed."""
 
 import gc
 import signal
@@ -7,7 +7,7 @@ import sys
 
 def main() -> int:
     """Runs the command that this process's arguments name. Returns the exit status."""
-    # What Dagster and pandas load is no garbage, and looking for some takes a third of the time.
+    # What Dagster and pandas load is not garbage, and looking for garbage in it would take a third of the time.
     gc.set_threshold(100_000, 50, 100)
     try:
         from cio_pipeline.cli.commands import main
@@ -15,7 +15,7 @@ def main() -> int:
         status = main()
     except KeyboardInterrupt:  # while the commands were being loaded
         status = 130
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C once more would be a traceback of Python's own end
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # another Ctrl-C would print a traceback while Python exits
     return status
 
 

@@ -21,7 +21,7 @@ from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import SETTINGS
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 
-# So that these messages reach the runs' logs: Dagster takes them from this logger (`python_logs` in dagster.yaml).
+# Dagster copies what this logger logs to the runs' logs (`python_logs` in dagster.yaml), so it must log from INFO on.
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
 
 if SETTINGS.json_logs:

@@ -1,4 +1,4 @@
-"""The base class of the errors that end a run. Each message is one sentence for the user: what is wrong, and what to do.
+"""The base class of the errors that end a run. The message is one sentence for the user: what is wrong, and what to do.
 
 ```
 PipelineError
@@ -10,8 +10,8 @@ PipelineError
 │   ├── NothingSoFar                                nothing is available yet of a day that is not over
 │   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
-├── Unavailable              http.retry             a service gave no usable answer in several tries
-│   ├── UnusableAnswer                              it answered, but not as itself
+├── Unavailable              http.retry             a service sent no usable answer in several tries
+│   ├── UnusableAnswer                              the answer is not the service's own
 │   ├── AnswerTooLong                               its answer was longer than allowed
 │   └── Undecided            customerio.sender      no answer tells whether an item or the service is at fault
 ├── DatabaseError            state.database         the ledger's database cannot be used
@@ -31,7 +31,7 @@ from __future__ import annotations
 
 
 def causes(error: BaseException) -> list[BaseException]:
-    """The error, and those that led to it, nearest first."""
+    """Returns the error, and those that led to it, nearest first."""
     chain = [error]
     while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
         chain.append(cause)
@@ -42,4 +42,4 @@ class PipelineError(Exception):
     """An error whose message can be shown to the user: it quotes no key, no email address and no property."""
 
     exit_status = 1
-    """What the command line exits with: 1 where a rerun may help, 2 where a setting or an option must be corrected first."""
+    """The exit status of the command line: 1 if a rerun may help, 2 if a setting or an option must be corrected first."""

@@ -1,4 +1,4 @@
-"""What became of a person's events and attributes, and why."""
+"""Explains what became of a person's events and attributes, and why."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
 class Event(NamedTuple):
     """What became of an event.
 
-    outcome: `sent`, `filtered` (R3, R4), `held back` (R5, R21), `refused` (R14) or `not derived yet`; reason: in the rule's
-    words; key: of the customer that it is sent for; acknowledged: by Customer.io, `yes`, `not yet` or `refused: <reason>`.
+    outcome: `sent`, `filtered` (R3, R4: allowlist, PostHog's own), `held back` (R5: anonymous, R21: suppressed), `refused`
+    (R14) or `not derived yet`; reason: in the rule's words; key: of its customer; acknowledged: by Customer.io, `yes`, `not
+    yet` or `refused: <reason>`.
     """
 
     time: str
@@ -60,7 +61,7 @@ class LeftOut(NamedTuple):
 
 @dataclass(frozen=True)
 class Explanation:
-    """What became of a person's events and attributes; names: the person's distinct_ids, and emails in lower case (R21)."""
+    """What became of a person's events and attributes. names: the person's distinct_ids, and emails in lower case (R21)."""
 
     names: list[str]
     events: list[Event]
@@ -69,9 +70,9 @@ class Explanation:
 
 
 def explain(names: Iterable[str], records: PersonRecords) -> Explanation:
-    """What became of each event, by time, and of each attribute, by key and name.
+    """Returns what became of each event, in order of time, and of each attribute, in order of key and name.
 
-    It says what the tables say. For an event that is in none of them, the reason is what the current settings make of it.
+    It says what the tables say. For an event that is in none of them, the reason is that of the current settings.
     """
     return Explanation(sorted(names), _events(records), _attributes(records), _left_out(records))
 
@@ -93,7 +94,7 @@ def _events(records: PersonRecords) -> list[Event]:
 
 
 def _identity(row: Any, name: str) -> tuple[Any, ...]:
-    """What identifies an event in each of the tables."""
+    """Returns what identifies an event in each of the tables."""
     return (row.timestamp, row.uuid, name.strip(), row.distinct_id)
 
 
@@ -143,7 +144,7 @@ def _left_out(records: PersonRecords) -> list[LeftOut]:
 
 
 def _time(time: Any) -> str:
-    """A time as text, in UTC, to the second."""
+    """Returns a time as text, in UTC, to the second."""
     return str(time).partition("+")[0].partition(".")[0]
 
 
@@ -152,7 +153,7 @@ def _rows(frame: pd.DataFrame) -> Iterator[Any]:
 
 
 def masked(explanation: Explanation) -> Explanation:
-    """The explanation with ids, emails and names masked, and kinds instead of values."""
+    """Returns the explanation with ids, emails and names masked, and kinds instead of values."""
     return Explanation(
         [mask_id(name) for name in explanation.names],
         [

@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 
 from cio_pipeline.attribute_state import State
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.packed_ids import are_in, pack_ids
+from cio_pipeline.pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.distinct_ids import usable

@@ -27,7 +27,7 @@ import pyarrow as pa
 
 from cio_pipeline.errors import PipelineError
 
-LOADED = ["cio_pipeline.extraction", "cio_pipeline.pipeline"]
+LOADED = ["cio_pipeline.pipeline.extract", "cio_pipeline.pipeline.derive"]
 SHARDS_IN_THIS_PROCESS = 2
 """Up to this many shards are worked on in this process, as starting others would take longer."""
 

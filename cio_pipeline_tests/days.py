@@ -10,10 +10,10 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.attribute_state import name_hash, state_time, unpack
-from cio_pipeline.learning import learn_day, learn_history
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learn_history
 from cio_pipeline.posthog.source import EVENT_SCHEMA, without_duplicates
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
@@ -29,7 +29,7 @@ class Days:
     def __init__(self, folder: str, options: Options) -> None:
         self.tables, self.options = Tables(folder), options
         self.identities = Identities("sqlite://")
-        self.accounts: dict[str, Account] = {}
+        self.counts_by_day: dict[str, DayCounts] = {}
 
     def extract(self, day: str, events: pd.DataFrame, shards: int = 1) -> None:
         """Keeps the day's events, or the history's where the day is `HISTORY_PARTITION`, in so many shards."""
@@ -49,10 +49,10 @@ class Days:
         else:
             learn_day(day, "setting", self.tables, self.identities)
 
-    def derive(self, day: str) -> Account:
+    def derive(self, day: str) -> DayCounts:
         """Writes the day's tables."""
-        self.accounts[day] = derive_day(day, self.tables, self.identities, self.options)
-        return self.accounts[day]
+        self.counts_by_day[day] = derive_day(day, self.tables, self.identities, self.options)
+        return self.counts_by_day[day]
 
     def rows(self, table: str, day: str) -> Iterator[Any]:
         """The rows of a day's table, shard by shard."""
@@ -102,6 +102,6 @@ class Days:
     def outcomes(self, day: str) -> Counter[str]:
         """How many of the day's events were sent, filtered and refused."""
         counts: Counter[str] = Counter()
-        for outcome, count in self.accounts[day].outcomes.items():
+        for outcome, count in self.counts_by_day[day].outcomes.items():
             counts[outcome.partition(":")[0]] += count
         return +counts

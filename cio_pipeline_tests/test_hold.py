@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.days import Days

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline.extraction import extract_day, extract_history
+from cio_pipeline.pipeline.extract import extract_day, extract_history
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.posthog import product

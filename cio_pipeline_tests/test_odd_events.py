@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.accounting import discrepancies
+from cio_pipeline.pipeline.accounting import discrepancies
 from cio_pipeline.rules.options import Options
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.examples import examples
@@ -81,10 +81,10 @@ def derived(folder: str, *events: dict[str, Any], **options: Any) -> Days:
     product = Days(folder, Options(**options))
     product.extract(MONDAY, frame(*events, event("$identify", "u1", at=f"{MONDAY}T10:00Z"), *good), shards=2)
     product.learn(MONDAY)
-    account = product.derive(MONDAY)
-    assert account.outcomes.total() == product.tables.version("posthog_events", MONDAY).rows
+    day_counts = product.derive(MONDAY)
+    assert day_counts.outcomes.total() == product.tables.version("posthog_events", MONDAY).rows
     sent = product.events(MONDAY)
-    assert account.outcomes["sent"] == product.tables.version("events", MONDAY).rows == len(sent)
+    assert day_counts.outcomes["sent"] == product.tables.version("events", MONDAY).rows == len(sent)
     assert set(GOOD) <= {event["name"] for event in sent}
     assert product.customers(MONDAY)
     return product
@@ -106,7 +106,7 @@ def test_odd_properties_of_a_person_refuse_no_event(tmp_path: Path) -> None:
     events = [odd(number, "{}", person_properties=text) for number, text in enumerate(WHOLE)]
     events += [odd(len(WHOLE) + number, "{}", person_properties=f'{{"a":{value}}}') for number, value in enumerate(VALUES)]
     product = derived(str(tmp_path), *events)
-    assert product.accounts[MONDAY].outcomes["sent"] == len(events) + 1 + len(GOOD)
+    assert product.counts_by_day[MONDAY].outcomes["sent"] == len(events) + 1 + len(GOOD)
 
 
 @pytest.mark.parametrize("field", ["event", "distinct_id", "uuid"])
@@ -137,7 +137,9 @@ def test_odd_times_stop_no_day(tmp_path: Path, name: str) -> None:
     named = '{"$anon_distinct_id":"u1","$set":{"email":"b@example.com"}}'
     events = [odd(number, named, name, timestamp=pd.Timestamp(at).as_unit("us")) for number, at in enumerate(TIMES)]
     product = derived(str(tmp_path), *events, identify_by_email=True, stitch_anonymous_days=30, anonymous_users="emails")
-    refused = {outcome: count for outcome, count in product.accounts[MONDAY].outcomes.items() if outcome.startswith("refused")}
+    refused = {
+        outcome: count for outcome, count in product.counts_by_day[MONDAY].outcomes.items() if outcome.startswith("refused")
+    }
     assert refused == {"refused: time is before 1970 or after 9999 (R14)": 3}
 
 
@@ -145,8 +147,8 @@ def test_odd_times_stop_no_day(tmp_path: Path, name: str) -> None:
 def test_r15_holds_for_an_event_without_a_time_that_can_be_read(tmp_path: Path, at: str) -> None:
     """Its time then is the year 1, or whatever before 1970 it says."""
     product = derived(str(tmp_path), odd(1, "{}", timestamp=pd.Timestamp(at).as_unit("us")))
-    assert product.accounts[MONDAY].outcomes["refused: time is before 1970 or after 9999 (R14)"] == 1
-    assert discrepancies(MONDAY, product.accounts[MONDAY], product.tables) == []
+    assert product.counts_by_day[MONDAY].outcomes["refused: time is before 1970 or after 9999 (R14)"] == 1
+    assert discrepancies(MONDAY, product.counts_by_day[MONDAY], product.tables) == []
 
 
 characters = st.characters(max_codepoint=0x10FFFF, exclude_categories=[])

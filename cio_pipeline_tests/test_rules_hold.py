@@ -87,10 +87,10 @@ def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
             assert exactly(product.customers(day)) == exactly(customers)
             assert exactly(by_id(product.events(day))) == exactly(by_id(wanted.events[day]))
             assert product.rejects(day) == wanted.rejects[day]
-            account = product.accounts[day]
-            assert (product.outcomes(day), account.stitched) == accounted(day, wanted, stream)
-            assert account.outcomes.total() == product.tables.version("posthog_events", day).rows
-            assert account.outcomes["sent"] + account.stitched == product.tables.version("events", day).rows
+            day_counts = product.counts_by_day[day]
+            assert (product.outcomes(day), day_counts.stitched) == accounted(day, wanted, stream)
+            assert day_counts.outcomes.total() == product.tables.version("posthog_events", day).rows
+            assert day_counts.outcomes["sent"] + day_counts.stitched == product.tables.version("events", day).rows
 
 
 class Workspace(TrackClient):

@@ -32,7 +32,7 @@ def cli() -> None:
 @click.option(
     "--today",
     is_flag=True,
-    help="Instead of days: what today (UTC) has so far. Once the day is over, a run of it delivers the rest.",
+    help="Instead of days: deliver what today (UTC) has so far. Once the day is over, a run of it delivers the rest.",
 )
 @delivery_options
 def run(partition: str | None, first: str | None, last: str | None, *, today: bool, **chosen: Any) -> int:
@@ -127,7 +127,7 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
     """List what Customer.io has refused and not accepted since.
 
     Each line is an event or a customer: its day, its masked id, and Customer.io's reason. The ledger's table refusals has each
-    item as it was sent. What the rules refused is not here, but in the table rejects.
+    item as it was sent. What the rules refused is in the table rejects instead.
 
     \b
     Examples:
@@ -151,8 +151,8 @@ def refusals(partition: str | None, reason: str | None, limit: int) -> int:
 def metrics() -> int:
     """Print how far the deliveries are, in Prometheus' text format.
 
-    They are the newest delivered day, its age and its counts, days that were skipped, what Customer.io has refused by reason,
-    and each job's last run. For node_exporter's textfile collector, or to push: docs/deploy.md.
+    The metrics are the newest delivered day, its age and its counts, skipped days, refusals of Customer.io by reason, and each
+    job's last run. For node_exporter's textfile collector, or to push: docs/deploy.md.
 
     \b
     Exit status:
@@ -174,14 +174,14 @@ def metrics() -> int:
     "--hash",
     "hashed",
     is_flag=True,
-    help="Print the name by which to give this person to the job explain_person in Dagster's UI.",
+    help="Print the name of this person for the job explain_person in Dagster's UI.",
 )
 def explain(who: str, partition: str | None, first: str | None, last: str | None, hashed: bool) -> int:
     """Explain what happened to a person, and why.
 
-    WHO is a distinct_id or an email. Each event of the person on these days is listed: whether it was sent, filtered, held back
-    or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it. Then each
-    attribute with its value and when it was set. It calls neither service, and changes nothing.
+    WHO is a distinct_id or an email. For each event of the person on these days it lists whether the event was sent, filtered,
+    held back or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it;
+    then each attribute with its value and when it was set. It calls neither service, and changes nothing.
 
     It prints ids, emails and values unmasked, since that is its purpose, and stores none of them.
 
@@ -262,7 +262,7 @@ def dev() -> int:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command of these arguments (None: those of the process). Returns the exit status."""
+    """Runs the command with these arguments (None: those of the process). Returns the exit status."""
     try:
         return int(cli.main(arguments, "python -m cio_pipeline", standalone_mode=False) or 0)
     except click.ClickException as wrong:
@@ -287,7 +287,7 @@ def _today(*other_options: object) -> int:
 
 
 def _settings() -> Settings:
-    """To be called before anything is imported that loads Dagster, as that reads some of the settings."""
+    """Returns the settings. To be called before anything is imported that loads Dagster, which reads some of them."""
     from cio_pipeline.settings.load import load_settings
 
     return load_settings()

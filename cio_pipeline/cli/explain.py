@@ -1,4 +1,4 @@
-"""Prints what happened to a person, and why. Unlike all other output, it shows personal data unmasked."""
+"""Prints what happened to a person, and why. Unlike any other output, it shows personal data unmasked."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from cio_pipeline.tables.tables import Tables
 
 
 def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
-    """Prints each event and attribute of the days, and what became of it. Raises `DaysError` if these are no partitions."""
+    """Prints each event and attribute of the days, and what became of it. Raises `DaysError` if they are not partitions."""
     days = days_asked_for(first, last)
     database = (settings.ledger_url, settings.ledger_lock_seconds)
     identities, ledger = Identities(*database), Ledger(*database)
@@ -40,11 +40,11 @@ def explain_person(settings: Settings, who: str, first: str, last: str) -> None:
         for line in lines(rows[name]):
             show(line, indent="  ")
     if not explanation.events:
-        show("No event of theirs is in the tables of these days: it was not extracted, or PostHog has none.")
+        show("The tables of these days have no event of theirs: it was not extracted, or PostHog has none.")
 
 
 def print_masked_name(who: str) -> None:
-    """Prints the names by which to give a person to the job `explain_person`."""
+    """Prints the names of a person that the job `explain_person` takes."""
     masked, hashed = masked_name(who)
     show(f"{masked}  if that is enough")
     show(f"{hashed}  if several people look like that")

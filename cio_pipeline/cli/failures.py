@@ -1,4 +1,4 @@
-"""The sentence that a failed command ends with."""
+"""The sentence at the end of a failed command."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ UNWRITABLE = (
 
 
 def sentence_and_status(failure: BaseException) -> tuple[str, int]:
-    """What to print about a failure, and the exit status.
+    """Returns what to print about a failure, and the exit status.
 
-    If one of our own errors is among the causes, that is its message. Of any other error only the class is printed, as its
-    message may quote data.
+    If one of our own errors is among the causes, that is its message. Of any other error only the class is printed, because
+    its message may quote data.
     """
     chain = causes(failure)
     for cause in chain:

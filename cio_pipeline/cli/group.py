@@ -12,14 +12,14 @@ INTERRUPTED = 130
 
 REST = "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest."
 STOPPED = {"run": REST, "redeliver": REST, "dry-run": "Interrupted: nothing was sent."}
-"""What these commands print when Ctrl-C ends them; the others print only that they were interrupted."""
+"""What these commands print after Ctrl-C; the others print only that they were interrupted."""
 
 
 class Commands(click.Group):
     """The group of all commands. A command that fails ends with one sentence and an exit status, never with a traceback."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002
-        """In the order in which they are defined."""
+        """Returns the commands in the order in which they are defined."""
         return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> None:

@@ -15,7 +15,7 @@ from cio_pipeline.settings.values import clean
 from cio_pipeline.tables.files import keep_private
 
 INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
-"""What the runs need of a dagster.yaml, as there is none without a DAGSTER_HOME."""
+"""The part of dagster.yaml that the runs need, as there is no such file without a DAGSTER_HOME."""
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Prints what the ledger and Dagster's records say as metrics in Prometheus' text format: no personal data, and few series."""
+"""Prints metrics of the ledger and of Dagster's runs in Prometheus' text format: no personal data, and few series."""
 
 from __future__ import annotations
 
@@ -28,14 +28,15 @@ REASONS = 20
 
 OTHERS = "other reasons"
 PARTLY = 7
-"""How many of the newest days may have been delivered only in part, by a run that began before they were over."""
+"""The most of the newest days that are looked at, as one may be delivered only in part, by a run that began before it was
+over."""
 
 JOBS = (customerio_sync.name, customerio_hourly.name, customerio_backfill.name)
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
 
 
 def print_metrics(settings: Settings) -> None:
-    """Prints all of them, or raises before it prints anything where the ledger or Dagster's storage cannot be read."""
+    """Prints all metrics. If the ledger or Dagster's storage cannot be read, raises before printing anything."""
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
         with dagster_instance(settings) as instance:
@@ -46,7 +47,7 @@ def print_metrics(settings: Settings) -> None:
 
 
 def in_text(families: Iterable[GaugeMetricFamily]) -> str:
-    """The metrics in Prometheus' text format."""
+    """Returns the metrics in Prometheus' text format."""
     registry, kept = CollectorRegistry(auto_describe=False), list(families)
 
     class Families:
@@ -58,16 +59,16 @@ def in_text(families: Iterable[GaugeMetricFamily]) -> str:
 
 
 def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
-    """The metrics at this moment (UTC). Those of the newest day, and of the last run of a job, are left out if there is
-    none."""
+    """Yields the metrics at the time `now` (UTC). Those of the newest day, and of the last run of a job, are missing if there
+    is none."""
     delivered = instance.get_materialized_partitions(DELIVERY)
     newest = sorted(delivered, reverse=True)[:PARTLY]
     if whole := next((day for day in newest if is_delivered(instance, day)), None):
         begins, ends = window(whole)
-        yield _one("newest_day_timestamp_seconds", "When the newest day began that is delivered whole.", begins.timestamp())
+        yield _one("newest_day_timestamp_seconds", "When the newest completely delivered day began.", begins.timestamp())
         yield _one("newest_day_age_seconds", "How long that day has been over.", (now - ends).total_seconds())
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))
-        yield _one("newest_day_new_customers", "Customers that the deliveries of that day made.", ledger.new_customers(whole))
+        yield _one("newest_day_new_customers", "Customers that its deliveries created.", ledger.new_customers(whole))
     missed = missed_days(delivered, now)
     yield _one("days_missed", "Days of the last 30 that were skipped: days before and after them are delivered.", len(missed))
     yield _refusals(ledger.open_refusals())
@@ -95,7 +96,7 @@ def _refusals(open_refusals: list[OpenRefusals]) -> GaugeMetricFamily:
 
 def _last_runs(instance: dg.DagsterInstance) -> Iterator[GaugeMetricFamily]:
     labels = ["dagster_job"]
-    succeeded = GaugeMetricFamily("cio_pipeline_last_run_succeeded", "1 where the job's last run succeeded.", labels=labels)
+    succeeded = GaugeMetricFamily("cio_pipeline_last_run_succeeded", "1 if the job's last run succeeded.", labels=labels)
     ended = GaugeMetricFamily("cio_pipeline_last_run_end_timestamp_seconds", "When the job's last run ended.", labels=labels)
     seconds = GaugeMetricFamily("cio_pipeline_last_run_duration_seconds", "How long the job's last run took.", labels=labels)
     for job in JOBS:

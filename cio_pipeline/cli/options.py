@@ -1,4 +1,4 @@
-"""The options that several commands have."""
+"""The options that several commands share."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Command = TypeVar("Command", bound=Callable[..., int])
 
 
 def days(command: Command) -> Command:
-    """The options that name days."""
+    """Adds the options that name days."""
     for option in (
         click.option("--to", "last", metavar="DAY", help="The last of several days."),
         click.option("--from", "first", metavar="DAY", help="The first of several days."),
@@ -29,13 +29,14 @@ def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float
 
 
 def delivery_options(command: Command) -> Command:
-    """The options of a delivery: what to leave for another run, what to send again, and limits other than the settings'."""
+    """Adds the options of a delivery: what to leave for another run, what to send again, and limits instead of the
+    settings'."""
     for option in (
         click.option(
             "--max-campaign-events",
             type=click.IntRange(min=0),
             metavar="EVENTS",
-            help="Instead of CIO_MAX_CAMPAIGN_EVENTS. After a ledger was lost, it also accepts the new one.",
+            help="Instead of CIO_MAX_CAMPAIGN_EVENTS. If the ledger was lost, this also accepts the new one.",
         ),
         click.option(
             "--max-new-customers",

@@ -12,8 +12,8 @@ from cio_pipeline.state.ledger import Ledger
 
 
 def list_refusals(settings: Settings, partition: str | None, reason: str | None, limit: int) -> None:
-    """Prints a line for each of the first so many refused items, without anybody's data; last how many there are in all, by
-    reason."""
+    """Prints a line for each of the first `limit` refused items, without personal data, and finally the number of all of them
+    by reason."""
     ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
     try:
         refused, counted = ledger.refusals(partition, reason, limit), ledger.open_refusals(partition, reason)

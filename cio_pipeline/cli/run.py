@@ -29,13 +29,13 @@ RECORDED = {
     dg.DagsterEventType.ASSET_OBSERVATION,
     dg.DagsterEventType.ASSET_CHECK_EVALUATION,
 }
-"""The events of a run that are looked at when it has ended."""
+"""The events of a run that are read once it has ended."""
 
 See = Callable[[dg.DagsterEvent], None]
 
 
 class Lines(logging.Handler):
-    """Prints each message of the pipeline's loggers as a line, but no progress where a bar shows it."""
+    """Prints each message of the pipeline's loggers as a line, except progress that a bar shows."""
 
     def emit(self, record: logging.LogRecord) -> None:
         """Prints only the message."""
@@ -47,12 +47,11 @@ class Lines(logging.Handler):
 def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
     """Runs `customerio_sync` for the days, several per run. Returns the exit status.
 
-    That is 0 if everything was delivered and no more refused than CIO_REFUSED_SHARE allows, else 1. chosen: the run config of
-    the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError` at once where the days are not partitions, and what
-    a run raises, after printing its failed checks.
+    It is 0 if everything was delivered and no more refused than CIO_REFUSED_SHARE allows, otherwise 1. chosen: the run config
+    of the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError` before anything is run if the days are not
+    partitions, and what a run raises, after printing its failed checks.
     """
     keys = days_between(first, last)
-    keep_engines()
     summary = Summary(settings)
     with _instance(settings) as instance:
 
@@ -79,8 +78,8 @@ def run_today(settings: Settings) -> int:
 
 
 def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `customerio_dry_run` for the days, which logs what would be sent. Returns the exit status: 1 where the rules would
-    refuse more events of a day than CIO_REFUSED_SHARE allows.
+    """Runs `customerio_dry_run` for the days, which logs what would be sent. Returns the exit status, which is 1 if the rules
+    would refuse more of a day's events than CIO_REFUSED_SHARE allows.
 
     chosen: run config (`defs.jobs.dry_run.DryRunConfig`). Raises `DaysError` if the days are not partitions.
     """
@@ -99,7 +98,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
 
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `redeliver_refused`. Returns the exit status: 1 where Customer.io has refused any of the chosen items again.
+    """Runs `redeliver_refused`. Returns the exit status, which is 1 if Customer.io has refused any of the chosen items again.
 
     chosen: the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
     """
@@ -121,8 +120,9 @@ def _given(chosen: dict[str, Any]) -> dict[str, Any]:
 
 @contextmanager
 def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
-    """Prints where it reads and writes, and gives Dagster's instance."""
+    """Prints where the command reads and writes, and opens Dagster's instance."""
     show(_places(settings, dagster_home(settings.data_dir)))
+    keep_engines()
     with dagster_instance(settings) as instance:
         yield instance
 
@@ -147,7 +147,7 @@ def _run(
     """Runs the job, or these of its assets, prints what it logs, and passes what Dagster has recorded to `see`, even if it
     fails.
 
-    Raises what the run failed with, and `KeyboardInterrupt` after Ctrl-C.
+    Raises the error that the run failed with, or `KeyboardInterrupt` after Ctrl-C.
     """
     run_id = run_id or str(uuid.uuid4())
     with _printed():
@@ -165,7 +165,7 @@ def _run(
 
 @contextmanager
 def _printed() -> Iterator[None]:
-    """Prints what the pipeline logs during the block; in a terminal, bars show the progress."""
+    """Prints what the pipeline logs during the block. In a terminal, bars show the progress."""
     logger, lines = logging.getLogger("cio_pipeline"), Lines()
     progress.with_bars = sys.stdout.isatty() and sys.stderr.isatty()
     logger.addHandler(lines)

@@ -1,6 +1,6 @@
-"""What a command prints about its days once their runs have ended: what was not delivered, and why.
+"""Prints at the end of a command what was not delivered, and why.
 
-It is made from the events that Dagster has recorded. The receipts are not part of it, as the delivery logs them.
+It uses the events that Dagster has recorded. The receipts are not part of it, as the delivery logs them.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from cio_pipeline.unmatched import unmatched
 
 RECORDED = {dg.DagsterEventType.ASSET_MATERIALIZATION, dg.DagsterEventType.ASSET_CHECK_EVALUATION}
 OF_ALL_DAYS = ("earlier_days_learned", "later_days_up_to_date", "nothing_refused")
-"""Checks of all days: if there are several runs, the last one counts."""
+"""Checks of all days: if there are several runs, the result of the last one counts."""
 
 LEFT_OUT = ("few_refused_by_the_rules", "yesterday_delivered", "no_day_missed")
-"""`end` has a line of its own for the first, over all days; the others are not about the command's days."""
+"""Checks that are not printed: `end` has a line for the first, over all days; the others are not about the command's days."""
 
 Metadata = dict[str, Any]
 
 
 class Summary:
-    """What became of the days of one command, over all its runs."""
+    """The results of one command's days, over all its runs."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -42,7 +42,7 @@ class Summary:
         self._failed_checks: dict[str, list[str]] = {}
 
     def see(self, event: dg.DagsterEvent) -> None:
-        """Takes what is to be printed at the end from an event of a run."""
+        """Collects from a run's event what is printed at the end."""
         if event.event_type not in RECORDED:
             return
         data: Any = event.event_specific_data
@@ -73,7 +73,7 @@ class Summary:
         if self._refused_by_customerio:
             complain(
                 f"Customer.io refused {self._refused_by_customerio:,} items: `python -m cio_pipeline refusals` lists them, and"
-                " `redeliver` in its place sends them again."
+                " `python -m cio_pipeline redeliver` sends them again."
             )
         return 1 if beyond or self._refused_by_customerio else 0
 
@@ -96,7 +96,7 @@ class Summary:
         self._failed_checks.setdefault(name, []).append(what)
 
     def failed_checks(self) -> Iterator[str]:
-        """A line for each failed check, with what to do."""
+        """Yields a line for each failed check, with what to do."""
         for name, reasons in self._failed_checks.items():
             yield f"The check {name} failed: {' '.join(dict.fromkeys(reasons))}"
 

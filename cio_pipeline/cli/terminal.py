@@ -1,4 +1,4 @@
-"""What is printed in the terminal: one line at a time, without what a terminal would obey."""
+"""Prints to the terminal: one line at a time, without characters that a terminal obeys."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ OBEYED = ("Cc", "Cf", "Cs", "Zl", "Zp")
 
 
 def one_line(text: object) -> str:
-    """The text in one line: a service's answer may hold newlines, and sequences that move the cursor or hide what follows."""
+    """Returns the text as one line: a service's answer may contain newlines, or sequences that move the cursor or hide text."""
     return "".join(" " if unicodedata.category(letter) in OBEYED else letter for letter in str(text)).strip()
 
 
 def show(text: object, indent: str = "") -> None:
-    """Prints one line, above the progress bars where there are any."""
+    """Prints one line, above the progress bars if there are any."""
     tqdm.write(indent + one_line(text))
     sys.stdout.flush()
 

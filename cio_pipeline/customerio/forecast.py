@@ -46,7 +46,7 @@ class RunLimits:
             if limit is not None and count > limit:
                 raise NotDelivered(
                     f"This run would {what.format(f'{count:,}')}, more than CIO_{setting} allows ({limit:,}): nothing was"
-                    f" sent. If that is meant, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
+                    f" sent. If that is intended, set CIO_{setting}, or {setting.lower()} in the launchpad, to {count} or more."
                 )
 
 

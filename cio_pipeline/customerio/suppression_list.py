@@ -85,7 +85,7 @@ def parse(content: bytes) -> Suppressed:
     named = [set(_names(cells, columns, number)) for number, cells in rows[has_heading:]]
     lines = [line.strip() for _, line in _lines(text)]
     if not named and not EMPTY_ON_PURPOSE.fullmatch(next(filter(None, lines), "")):
-        raise Unusable("names nobody; if that is meant, its first line must be `# empty on purpose`")
+        raise Unusable("names nobody; if that is intended, its first line must be `# empty on purpose`")
     ids = {name for names in named for name in names}.union(lines if named else ()) - {""}
     emails = frozenset(name.lower() for name in ids if "@" in name)
     hashes = frozenset(hash.lower() for name in ids for hash in SHA256.findall(name))

@@ -1,19 +1,19 @@
-"""What Dagster sees. Imports go down this list only:
+"""Dagster's definitions. Each may import those below it:
 
 - `alerts`: the sensor that sends alerts;
 - `jobs`: the daily job, hourly runs, backfills, the dry run, `explain_person`, `redeliver_refused`, the scheduled checks;
 - `assets`: extract, derive, deliver;
-- `delivery`: how a run delivers, and what it checks first;
+- `delivery`: one run's delivery, and its checks before the first request;
 - `checks`: the asset checks;
-- `pages`: what the assets' pages show;
-- `resources`, `services`, `connections`, `dagster_storage`, `json_logs`: what a run is given;
+- `pages`: the contents of the assets' pages;
+- `resources`, `services`, `connections`, `dagster_storage`, `json_logs`: the resources of a run, and its logs;
 - `dead_runs`: the sensor that ends runs whose process is gone;
-- `failures`, `partitions`, `keys`: how a run fails, its days, and names.
+- `failures`, `partitions`, `keys`: how a run fails, its days, and the assets' keys.
 """
 
 import warnings
 
 import dagster as dg
 
-# Dagster calls backfill policies beta, and would say so in each run. Its version is pinned, and the tests launch backfills.
+# Backfill policies are beta, and Dagster would warn of that in each run. Its version is pinned, and the tests launch backfills.
 warnings.filterwarnings("ignore", message=".*backfill_policy", category=dg.BetaWarning)

@@ -1,4 +1,4 @@
-"""What the pipeline is connected to, without keys: for the pages of the resources, the tags of the runs, and the receipts."""
+"""Texts about the two services and the settings, without keys: for the resources' pages, the runs' tags, and the receipts."""
 
 from collections.abc import Callable
 
@@ -22,48 +22,51 @@ RULES = (
 """The settings that determine what is sent, as fields of `Settings`."""
 
 
-def source(settings: Settings) -> str:
-    """Where the events are read from: `us.posthog.com, project 1`."""
+def source_text(settings: Settings) -> str:
+    """Returns the source of the events: `us.posthog.com, project 1`."""
     if settings.event_source == "batch_export":
         return f"batch export in {shown(settings.batch_export_url)}"
     return f"{settings.posthog_url.partition('://')[2]}, project {settings.posthog_project_id}"
 
 
-def sink(settings: Settings) -> str:
-    """Where the events are sent to: `track.customer.io, US`."""
+def destination_text(settings: Settings) -> str:
+    """Returns the destination of the events: `track.customer.io, US`."""
     region = REGIONS.get(settings.tracking_url)
     return settings.tracking_url.partition("://")[2] + (f", {region}" if region else "")
 
 
 def source_url(settings: Settings) -> str | None:
-    """The page of the PostHog project; None for a batch export."""
+    """Returns the address of the PostHog project, or None for a batch export."""
     if settings.event_source == "batch_export":
         return None
     is_cloud = settings.posthog_url in POSTHOG_CLOUD and settings.posthog_project_id
     return f"{settings.posthog_url}/project/{settings.posthog_project_id}" if is_cloud else settings.posthog_url
 
 
-def sink_url(settings: Settings) -> str | None:
-    """The page of Customer.io's workspaces, or of the sandbox's people; None if the address is another one."""
+def destination_url(settings: Settings) -> str | None:
+    """Returns the address of Customer.io's workspaces, or of the sandbox's people, or None if the Track API is another."""
     if settings.tracking_url in REGIONS:
         return WORKSPACES
     return settings.tracking_url if settings.sandbox else None
 
 
 def as_markdown(settings: Settings) -> str:
-    """Where the events come from and go to, as Markdown with links."""
-    ends = ((f"PostHog ({source(settings)})", source_url(settings)), (f"Customer.io ({sink(settings)})", sink_url(settings)))
+    """Returns the source and the destination of the events, as Markdown with links."""
+    ends = (
+        (f"PostHog ({source_text(settings)})", source_url(settings)),
+        (f"Customer.io ({destination_text(settings)})", destination_url(settings)),
+    )
     return " to ".join(f"[{text}]({url})" if url else text for text, url in ends)
 
 
-def ledger(settings: Settings) -> str:
-    """Where the ledger is."""
+def ledger_text(settings: Settings) -> str:
+    """Returns the ledger's address, without its password."""
     given = settings.ledger_url_given
     return "ledger.db in CIO_DATA_DIR" if given is None else shown(given.get_secret_value())
 
 
-def rules(settings: Settings) -> str:
-    """The settings that determine what is sent: their names and values."""
+def rules_text(settings: Settings) -> str:
+    """Returns the names and values of the settings that determine what is sent."""
     fields = {name: (type(settings).model_fields[name].alias, getattr(settings, name)) for name in RULES}
     return ", ".join(f"{alias}={_text(value)}" for alias, value in fields.values())
 
@@ -74,29 +77,31 @@ def _text(value: object) -> str:
     return "|".join(map(str, value)) or "none" if isinstance(value, tuple) else "no limit" if value is None else str(value)
 
 
-def loaded() -> Settings | None:
-    """The settings at the time the definitions are loaded, for pages that are shown before any run; None if one is wrong. A run
-    reads them again, and says what is wrong."""
+def loaded_settings() -> Settings | None:
+    """Returns the settings when the definitions are loaded, for pages that are shown before any run; None if one is wrong.
+
+    A run reads them again, and fails with what is wrong.
+    """
     try:
         return settings_to_show()
     except SettingsError:
         return None
 
 
-LOADED = loaded()
+LOADED = loaded_settings()
 
 
-def text(of: Callable[[Settings], str]) -> str:
-    """A text about the loaded settings."""
+def text_about(of: Callable[[Settings], str]) -> str:
+    """Returns a text about the loaded settings."""
     return "a setting is wrong: a run says which" if LOADED is None else of(LOADED) or "not set"
 
 
-def uri(folder: str) -> dict[str, str]:
-    """Metadata: the address of a folder in CIO_DATA_DIR."""
+def folder_uri(folder: str) -> dict[str, str]:
+    """Returns metadata with the address of a folder in CIO_DATA_DIR."""
     return {} if LOADED is None else {"dagster/uri": f"{shown(LOADED.data_dir).rstrip('/')}/{folder}"}
 
 
-def link(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
-    """Metadata: the address of a service's page, if it is known."""
+def page_address(of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:
+    """Returns metadata with the address of a service's page, if it is known."""
     url = of(LOADED) if LOADED is not None else None
     return {"address": dg.MetadataValue.url(url)} if url else {}

@@ -2,8 +2,9 @@
 
 Dagster 1.13 creates an engine for each event that it stores, and disposes of it. So SQLAlchemy compiles each statement again,
 and SQLite writes its WAL back and waits for the disk, which is most of what a small day costs. It also loads its migrations
-several times for each database. There is no setting for this. Dagster's version is pinned, and tests check that this still has
-an effect.
+several times for each database. There is no setting for this, so three of Dagster's modules and a function of Alembic are
+patched, but only in processes that this package's own commands start. Dagster's version is pinned, and tests check that this
+still has an effect.
 """
 
 from __future__ import annotations
@@ -22,35 +23,35 @@ from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 _FROM_CONFIG = ScriptDirectory.from_config
 
 ENGINES = 32
-"""Each run has a database of its own, so without a limit a backfill would keep an engine, and its open files, for each of its
-runs."""
+"""The most engines that are kept. Each run has its own database, so a backfill would otherwise keep one, with its open files,
+for each of its runs."""
 
 
 def keep_engines() -> None:
-    """From now on Dagster's storages share the engines of this process."""
+    """Makes Dagster's storages share the engines of this process from now on."""
     for module in (sqlite_event_log, sqlite_run_storage, sqlite_schedule_storage):
         module.create_engine = _engine  # type: ignore[attr-defined]
     ScriptDirectory.from_config = _scripts  # type: ignore[method-assign]
 
 
 def _engine(url: str, connect_args: dict[str, Any] | None = None, **options: Any) -> sa.Engine:
-    options.pop("poolclass", None)  # Dagster's is none
+    options.pop("poolclass", None)  # Dagster asks for NullPool
     return _kept(url, tuple(sorted((connect_args or {}).items())), tuple(sorted(options.items(), key=str)))
 
 
 def _scripts(config: Config) -> ScriptDirectory:
-    """Dagster asks for them two or three times for each database, and each run has one."""
+    """Returns the migrations, which Dagster asks for two or three times for each database, and each run has one."""
     return _kept_scripts(str(config.get_main_option("script_location")))
 
 
 @cache
 def _kept_scripts(location: str) -> ScriptDirectory:
-    """The migrations of Dagster's databases, which load 50 modules each time they are read."""
+    """Returns the migrations of Dagster's databases. To read them loads 50 modules each time."""
     return _FROM_CONFIG(Config(config_args={"script_location": location}))
 
 
 def _stay_open(close: bool = True) -> None:
-    """Dagster disposes of its engine after each event."""
+    """Does nothing, as Dagster disposes of its engine after each event."""
 
 
 @lru_cache(ENGINES)
@@ -61,7 +62,7 @@ def _kept(url: str, connect_args: tuple[tuple[str, Any], ...], options: tuple[tu
 
     @sa.event.listens_for(engine, "connect")
     def survive_the_process(connection: Any, _: Any) -> None:
-        """As in the ledger: what is committed survives the process; a crash of the machine may take the last of it."""
+        """As in the ledger: what is committed survives the process; a crash of the machine may lose the last of it."""
         connection.execute("PRAGMA synchronous=NORMAL")
 
     return engine

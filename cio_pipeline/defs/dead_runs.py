@@ -1,8 +1,7 @@
 """Runs whose process is gone because it was killed or its machine went down, which Dagster's own launcher does not notice.
 
-Dagster takes such a run for a running one until `max_runtime_seconds`, a day, is over, and the other runs of a backfill wait
-for it. So each run holds a lock on a file, which ends with its process however that ends, and a sensor looks for files that
-nobody locks.
+Dagster considers such a run in progress until `max_runtime_seconds`, a day, is over, and the other runs of a backfill wait for
+it. So each run locks a file, the lock ends with the process however that ends, and a sensor looks for files that nobody locks.
 """
 
 from __future__ import annotations
@@ -24,14 +23,14 @@ from cio_pipeline.settings.places import is_url
 from cio_pipeline.tables.files import writing
 
 FOLDER = "running"
-"""The folder in CIO_DATA_DIR. A bucket has none, so no run there is found dead."""
+"""The folder in CIO_DATA_DIR. A bucket has none, so dead runs are not detected there."""
 
 NEW = ".new"
 """The suffix of a file that is not locked yet."""
 
 DESCRIPTION = (
-    "Ends each run of this code location whose process is gone, which Dagster itself takes for one at work for a day, so that"
-    " the runs behind it can go on. It looks for the locks of the runs of this machine, in CIO_DATA_DIR, and starts nothing."
+    "Ends each run of this code location whose process is gone, so that the runs that wait for it can start; Dagster itself"
+    " would consider it in progress for a day. It looks at the locks of this machine's runs in CIO_DATA_DIR. It starts nothing."
 )
 
 
@@ -53,7 +52,7 @@ class RunLock:
             self._file = new.rename(folder / run_id)  # from now on the sensor sees it
 
     def release(self) -> None:
-        """To be called when the run has ended."""
+        """Removes the file. To be called when the run has ended."""
         if self._file is not None:
             self._file.unlink(missing_ok=True)
             os.close(self._opened)
@@ -62,19 +61,19 @@ class RunLock:
 
 @dg.sensor(description=DESCRIPTION, minimum_interval_seconds=60, default_status=dg.DefaultSensorStatus.RUNNING)
 def customerio_dead_runs(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """One tick: ends the runs whose process is gone."""
+    """Ends the runs whose process is gone."""
     try:
         data_dir = load_settings().data_dir
     except PipelineError as error:
         return dg.SkipReason(str(error))
     if is_url(data_dir):
-        return dg.SkipReason("CIO_DATA_DIR is in a bucket, where runs have no locks: no run can be found dead.")
+        return dg.SkipReason("CIO_DATA_DIR is in a bucket, where runs have no locks, so dead runs cannot be detected.")
     ended = [file.name for file in _unlocked(Path(data_dir) / FOLDER) if _end(context.instance, file)]
     return dg.SkipReason(f"Ended, as their processes are gone: {', '.join(ended)}." if ended else "No run's process is gone.")
 
 
 def _unlocked(folder: Path) -> Iterator[Path]:
-    """The files that no process locks. Each is locked while it is looked at."""
+    """Yields the files that no process locks. Each is locked while it is looked at."""
     for file in sorted(folder.glob("*-*")) if folder.is_dir() else ():
         if file.suffix == NEW:
             continue
@@ -93,16 +92,16 @@ def _locked(file: Path) -> Iterator[None]:
 
 
 def _end(instance: dg.DagsterInstance, file: Path) -> bool:
-    """Ends the run in Dagster. Returns whether it was running. Runs of another machine are left, as their locks may not show
-    here."""
+    """Ends the run in Dagster. Returns whether it was in progress. Runs of other machines are left alone, as their locks may
+    not be visible here."""
     run = instance.get_run_by_id(file.name)
-    at_work = run is not None and not run.is_finished
-    if at_work and file.read_text() != socket.gethostname():
+    in_progress = run is not None and not run.is_finished
+    if in_progress and file.read_text() != socket.gethostname():
         return False
-    if run is not None and at_work:
+    if run is not None and in_progress:
         if run.status == dg.DagsterRunStatus.CANCELING:
             instance.report_run_canceled(run, GONE)
         else:
             instance.report_run_failed(run, GONE)
     file.unlink(missing_ok=True)
-    return at_work
+    return in_progress

@@ -1,4 +1,4 @@
-"""How a run fails: with one sentence that says what is wrong and what to do, which Dagster's RUN_FAILURE shows."""
+"""A run fails with one sentence that says what is wrong and what to do, which Dagster's RUN_FAILURE shows."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ MAX_RETRIES = "dagster/max_retries"
 """The tag that says how often Dagster may retry a failed run (`run_retries` in dagster.yaml)."""
 
 TRANSIENT = (Unavailable, DatabaseError)
-"""Errors that a retry may get past; any other would happen again."""
+"""Errors after which a retry may succeed."""
 
 GONE = (
-    "The process of this run is gone: it was killed, as where memory is short, or its machine was restarted. What was delivered"
-    " is kept; a rerun sends the rest."
+    "The process of this run is gone: it was killed, perhaps for lack of memory, or its machine was restarted. What was"
+    " delivered is kept; a rerun sends the rest."
 )
-"""The reason for the failure of such a run."""
+"""The reason for a failure if the process of the run is gone."""
 
 ENDED_BY_DAGSTER = "This run has been marked as failed from outside the execution context."
 """Dagster's message for a run whose process it has found to be gone."""
@@ -39,7 +39,7 @@ Self = TypeVar("Self")
 
 
 MAX_FAILURES = 3
-"""If this many days fail in a row, the days are not at fault, and those after them are not tried."""
+"""If this many days fail in a row, the fault is not in the days, and the next ones are not tried."""
 
 
 class DaysFailed(PipelineError):
@@ -49,17 +49,18 @@ class DaysFailed(PipelineError):
 class RunNotStarted(dg.DagsterError):
     """The run cannot start; the message is one sentence that says why.
 
-    It is a subclass of Dagster's error, as any other would be wrapped: "Error executing resource_fn on ResourceDefinition".
+    It is a subclass of Dagster's error, because Dagster wraps any other: "Error executing resource_fn on ResourceDefinition".
     """
 
 
 def with_readable_setup_failures(
     setup: Callable[[Self, dg.InitResourceContext], None],
 ) -> Callable[[Self, dg.InitResourceContext], None]:
-    """Decorates a resource's `setup_for_execution`: a `PipelineError` ends the run with its message, and without retries unless
-    one may help.
+    """Decorates a resource's `setup_for_execution`: a `PipelineError` ends the run with its message, and Dagster retries the
+    run only if that may help.
 
-    A run that ends here has no failed step, so Dagster would retry it, whatever `retry_on_asset_or_op_failure` says.
+    A run that ends here has no failed step, so Dagster would retry it in any case, whatever `retry_on_asset_or_op_failure`
+    says.
     """
 
     @wraps(setup)
@@ -105,7 +106,7 @@ def _as_failure() -> Iterator[None]:
 
 
 def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[str, PipelineError]:
-    """Does the work of each day, even if other days fail. Returns the errors, by day.
+    """Does the work of each day, even if other days fail. Returns the errors by day.
 
     Stops after `MAX_FAILURES` failures in a row; the days after that are not tried.
     """
@@ -121,7 +122,8 @@ def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[s
 
 
 def reason_of(event: dg.DagsterEvent) -> str:
-    """Why a run failed, from its RUN_FAILURE: our own message, or only the class of any other error, as that may quote data."""
+    """Returns why a run failed, from its RUN_FAILURE: our own message, or only the class of another error, which may quote
+    data."""
     data = event.event_specific_data
     error = data.error if isinstance(data, JobFailureData) else None
     if error is None and event.message == ENDED_BY_DAGSTER:
@@ -146,7 +148,7 @@ def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
 
 @contextmanager
 def delivered_count_in_errors(ledger: Ledger, day: str, events: int) -> Iterator[None]:
-    """Adds to a delivery's error how many of the day's events are delivered, and that a rerun sends the rest."""
+    """Adds to the error of a delivery how many of the day's events are delivered, and that a rerun sends the rest."""
     try:
         yield
     except (Unavailable, NotDelivered) as error:

@@ -1,4 +1,4 @@
-"""What the pipeline logs, as lines of JSON on stderr (CIO_JSON_LOGS), for a log collector."""
+"""Writes what the pipeline logs as lines of JSON to stderr (CIO_JSON_LOGS), for a log collector."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from cio_pipeline.defs.partitions import days_in_tags
 
 LOGGER = logging.getLogger("cio_pipeline")
 DAY = re.compile(r"\d{4}-\d\d-\d\d(?=: )")
-"""How a message about a single day begins."""
+"""The beginning of a message about a single day."""
 
 
 class JsonLine(logging.Formatter):
-    """A record as one line: time, level, logger and message; run_id, while Dagster takes what is logged into a run's log; and
-    day, if the message or the run is about a single day."""
+    """Formats a record as one line: time, level, logger and message; run_id, while Dagster adds what is logged to a run's log;
+    and day, if the message or the run is about a single day."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """The line, in ASCII, so that it contains nothing that a terminal obeys, and no encoding fails."""
+        """Returns the line in ASCII, so that it contains nothing that a terminal obeys, and no encoding fails."""
         message = record.getMessage()
         run_id, first, last = _run()
         named = DAY.match(message)
@@ -47,10 +47,10 @@ def begin() -> None:
 
 
 def _run() -> tuple[str, str, str]:
-    """The run that this process works on, and its first and last day; empty if there is none.
+    """Returns the id of the run in this process, and its first and last day; empty if there is none.
 
     During a run, Dagster has a handler on each logger that it manages, also for threads that the run starts. A run that was
-    started within another adds its own after the other's.
+    started within another one adds its own handler after the other's.
     """
     handlers = [handler for handler in LOGGER.handlers if isinstance(handler, DagsterLogHandler)]
     if not handlers:

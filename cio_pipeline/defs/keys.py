@@ -3,15 +3,15 @@
 import dagster as dg
 
 GROUP = "customerio_sync"
-"""Of all assets: where there is one group only, Dagster opens the graph drawn out, and else as closed boxes."""
+"""The group of all assets: with a single group, Dagster shows the graph expanded instead of as closed boxes."""
 
 OWNERS = ["team:data"]
 TAGS = {"pipeline": "cio_pipeline"}
-"""Of each asset. They are not settings: change them here."""
+"""The owners and tags of each asset. They are not settings: change them here."""
 
 PREFIX = "cio"
 
 
 def key(name: str) -> dg.AssetKey:
-    """The key of the asset of this name."""
+    """Returns the key of the asset with this name."""
     return dg.AssetKey([PREFIX, name])

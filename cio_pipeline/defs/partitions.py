@@ -15,15 +15,13 @@ daily_partitions = dg.DailyPartitionsDefinition(start_date=str(SETTINGS.start_da
 
 backfill_policy = dg.BackfillPolicy.multi_run(max_partitions_per_run=SETTINGS.days_per_run)
 
-LATE_DAYS = SETTINGS.late_days
-
 PARTITION = "dagster/partition"
 RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
-"""The tags of Dagster for a run of several partitions."""
+"""Dagster's tags for a run of one partition, and of several."""
 
 DAYS_IN_ALL = "cio_pipeline/days_in_all"
-"""The tag that says how many days a backfill has, of which a run has some."""
+"""The tag with the number of days of the whole backfill that a run is part of."""
 
 
 class DaysError(PipelineError):
@@ -33,14 +31,14 @@ class DaysError(PipelineError):
 
 
 def days_between(first: str, last: str) -> list[str]:
-    """The partitions from the first to the last. Raises `DaysError` if either is not a partition, or the first is later."""
+    """Returns the partitions from the first to the last. Raises `DaysError` if either is not one, or the first is later."""
     for key in (first, last):
         if not daily_partitions.has_partition_key(key):
             earliest, latest = daily_partitions.get_first_partition_key(), daily_partitions.get_last_partition_key()
             raise DaysError(
                 f"{key} is not a partition: days go from {earliest} (CIO_START_DATE) to {latest} (yesterday, UTC)."
                 if earliest
-                else "There is no partition yet: CIO_START_DATE lies in the future."
+                else "There is no partition yet: CIO_START_DATE is in the future."
             )
     if first > last:
         raise DaysError(f"FROM ({first}) comes after TO ({last}).")
@@ -51,8 +49,8 @@ RELATIVE_DAY = re.compile(r"(?:yesterday|(\d{1,5}) days ago)", re.IGNORECASE)
 
 
 def days_asked_for(first: str, last: str) -> list[str]:
-    """Like `days_between`, but either may be `yesterday` or `30 days ago` (UTC); days before the first partition count as
-    that."""
+    """Returns the same as `days_between`, but either may be `yesterday` or `30 days ago` (UTC), which is at least the first
+    partition."""
     partitions = daily_partitions.get_partition_keys()
 
     def day(text: str) -> str:
@@ -65,36 +63,36 @@ def days_asked_for(first: str, last: str) -> list[str]:
 
 
 def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
-    """The first and the last day that a run's tags name; empty if they name none."""
+    """Returns the first and the last day that a run's tags name; empty if they name none."""
     one = tags.get(PARTITION, "")
     return tags.get(RANGE_START) or one, tags.get(RANGE_END) or one
 
 
 def refuse_wrong_days(tags: Mapping[str, str]) -> None:
-    """Raises `DaysError` if a run's tags name a day that is not over, or not a day: Dagster accepts any text there."""
+    """Raises `DaysError` if a run's tags name something that is not a partition: Dagster accepts any text there."""
     first, last = days_in_tags(tags)
     if first or last:
         days_between(first or last, last or first)
 
 
 def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
-    """The tag that shows a run's days in the list of runs, since Dagster hides its own tags for a range of days."""
+    """Returns the tag that shows a run's days in the list of runs, as Dagster hides its own tags for a range of days."""
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
     return {"days": first if first == last else f"{first} to {last}"} if first and last else {}
 
 
 def daily_at(hour: time) -> str:
-    """The cron expression for this time every day."""
+    """Returns the cron expression for this time every day."""
     return f"{hour.minute} {hour.hour} * * *"
 
 
 def window(day: str) -> tuple[datetime, datetime]:
-    """The day's start, and its end, which is the next day's start."""
+    """Returns the day's start, and its end, which is the next day's start (UTC)."""
     time_window = daily_partitions.time_window_for_partition_key(day)
     return time_window.start.astimezone(UTC), time_window.end.astimezone(UTC)
 
 
 def days_before(day: str) -> list[str]:
-    """All partitions before this one."""
+    """Returns all partitions before this one."""
     keys = daily_partitions.get_partition_keys()
     return [key for key in keys if key < day]

@@ -4,6 +4,7 @@ A run's resources are set up before its first step, so a wrong setting or key en
 """
 
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,6 @@ from pydantic import Field, PrivateAttr
 from upath import UPath
 
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
@@ -25,8 +25,8 @@ from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import days_tag, refuse_wrong_days
 from cio_pipeline.defs.services import event_source, track_client
 from cio_pipeline.posthog.source import EventSource
-from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.options import Options
+from cio_pipeline.settings.environment import KEEP_ENGINES
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown
 from cio_pipeline.settings.settings import Settings, SettingsError
@@ -42,8 +42,10 @@ logger = logging.getLogger(__name__)
 
 
 def _shown(setting: str, of: Callable[[Settings], str]) -> Any:
-    """A field that shows the settings on the resource's page, and configures nothing."""
-    return Field(default=connections.text(of), description=f"{setting}. Shown only: it is set in the environment or .env.")
+    """Returns a field that shows a setting on the resource's page, and configures nothing."""
+    return Field(
+        default=connections.text_about(of), description=f"{setting}. Shown only: it is set in the environment or .env."
+    )
 
 
 class PostHog(dg.ConfigurableResource[None]):
@@ -56,15 +58,15 @@ class PostHog(dg.ConfigurableResource[None]):
 
     @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Checks the key and the project."""
+        """Reads the settings, and checks PostHog's key and project."""
         settings = settings_of_the_run(self, context)
-        tag(context, posthog=connections.source(settings))
+        tag(context, posthog=connections.source_text(settings))
         self._source = event_source(settings)
         self._source.check()
 
     @property
     def source(self) -> EventSource:
-        """Where the events come from."""
+        """The source of the events."""
         return self._source
 
 
@@ -82,9 +84,9 @@ class CustomerIo(dg.ConfigurableResource[None]):
 
     @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads the suppression list, and checks the keys and the region."""
+        """Reads the settings and the suppression list, and checks Customer.io's keys and region."""
         settings = settings_of_the_run(self, context)
-        tag(context, customerio=connections.sink(settings))
+        tag(context, customerio=connections.destination_text(settings))
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
             logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.names:,}")
@@ -107,11 +109,11 @@ class CustomerIo(dg.ConfigurableResource[None]):
 
 
 class Store(dg.ConfigurableResource[None]):
-    """What the pipeline stores: the tables in CIO_DATA_DIR, the identities and the ledger at CIO_LEDGER_URL."""
+    """The tables in CIO_DATA_DIR, and the identities and the ledger in the database at CIO_LEDGER_URL."""
 
     tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
-    ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger)
-    rules: str = _shown("What is sent", connections.rules)
+    ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger_text)
+    rules: str = _shown("What is sent", connections.rules_text)
     _settings: Settings = PrivateAttr()
     _lock: RunLock | None = PrivateAttr(default=None)
     _tables: Tables = PrivateAttr()
@@ -120,27 +122,25 @@ class Store(dg.ConfigurableResource[None]):
 
     @with_readable_setup_failures
     def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads the settings and opens the ledger."""
-        self._settings = settings_of_the_run(self, context)
+        """Reads the settings, prepares the process, locks the run's file, and opens the tables and the database."""
+        settings = self._settings = settings_of_the_run(self, context)
         tag(context, **days_tag(context.run.tags if context.run else {}))
-        keep_private()
-        keep_engines()
-        self._lock = RunLock(self._settings.data_dir, context.run.run_id) if context.run else None
-        allow_open_files()
-        refuse_closed_bucket(self._settings.data_dir)
-        self._tables = Tables(self._settings.data_dir)
-        database = (self._settings.ledger_url, self._settings.ledger_lock_seconds)
+        prepare_process()
+        self._lock = RunLock(settings.data_dir, context.run.run_id) if context.run else None
+        refuse_closed_bucket(settings.data_dir)
+        self._tables = Tables(settings.data_dir)
+        database = (settings.ledger_url, settings.ledger_lock_seconds)
         self._ledger, self._identities = Ledger(*database), Identities(*database)
 
     def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Closes the connections to the database."""
+        """Closes the connections to the database, and releases the run's file."""
         self._ledger.close()
         if self._lock is not None:
             self._lock.release()
 
     @contextmanager
     def overlay(self, first: str) -> Iterator["Store"]:
-        """A copy of this store, for the block, whose days from `first` on are written to temporary files, so that this one does
+        """A copy of this store for the block. Its days from `first` on are written to temporary files, so that this store does
         not change. It has the same ledger."""
         with temporary_folder() as folder:
             copy = Store()
@@ -153,70 +153,43 @@ class Store(dg.ConfigurableResource[None]):
                 identities.close()
 
     @property
+    def settings(self) -> Settings:
+        """The settings when the run began."""
+        return self._settings
+
+    @property
     def options(self) -> Options:
         """The settings of the rules."""
         return self._settings.options
 
     @property
-    def connected(self) -> str:
-        """Where the events come from and go to, as Markdown with links."""
-        return connections.as_markdown(self._settings)
-
-    @property
-    def run_limits(self) -> RunLimits:
-        """CIO_MAX_NEW_CUSTOMERS and CIO_MAX_CAMPAIGN_EVENTS."""
-        return RunLimits(self._settings.max_new_customers, self._settings.max_campaign_events)
-
-    @property
-    def refused_share(self) -> float:
-        """The share of a day's events that the rules may refuse."""
-        return self._settings.refused_share
-
-    @property
-    def allows_missing_days(self) -> bool:
-        """Whether days may be delivered although earlier ones that they need were never learned."""
-        return self._settings.missing_days == "allow"
-
-    @property
     def first_day_of_ledger(self) -> str | None:
-        """The first day for which the ledger keeps what was delivered; None if it keeps all days."""
+        """The first day for which the ledger keeps what was delivered (CIO_LEDGER_DAYS); None if it keeps all days."""
         days = self._settings.ledger_days
         return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
 
     @property
-    def suppressed_file(self) -> str | None:
-        """CIO_SUPPRESSED_FILE."""
-        return self._settings.suppressed_file
-
-    @property
-    def attributes_from(self) -> AttributesFrom:
-        """Where an event's attributes come from (R20)."""
-        return self._settings.attributes_from
-
-    @property
-    def workers(self) -> int:
-        """How many processes work on a day's shards at once."""
-        return self._settings.workers
-
-    @property
     def tables(self) -> Tables:
-        """The tables of the steps."""
+        """The tables between the steps."""
         return self._tables
 
     @property
     def identities(self) -> Identities:
-        """What each day says about each distinct_id."""
+        """What each day says about people."""
         return self._identities
 
     @property
     def ledger(self) -> Ledger:
-        """What Customer.io has acknowledged."""
+        """What Customer.io has acknowledged and refused."""
         return self._ledger
 
 
 def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.InitResourceContext) -> Settings:
-    """The settings of the run. Raises `DaysError`, and `SettingsError`, also where the run config sets a field that only shows
-    a setting."""
+    """Returns the settings of the run.
+
+    Raises `DaysError` if the run's days are not partitions, and `SettingsError` if a setting is wrong, or if the run config
+    sets a field that only shows a setting.
+    """
     refuse_wrong_days(context.run.tags if context.run else {})
     for name, field in type(resource).model_fields.items():
         if getattr(resource, name) != field.default:
@@ -227,9 +200,18 @@ def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.Ini
 
 
 def tag(context: dg.InitResourceContext, **values: str) -> None:
-    """Tags the run, so that the list of runs shows its days, and where it reads and sends."""
+    """Adds tags to the run, so that the list of runs shows its days, its source and its destination."""
     if context.run is not None and context.instance is not None:
         context.instance.add_run_tags(context.run.run_id, values)
+
+
+def prepare_process() -> None:
+    """Changes this process for the run: what it writes is readable by its owner only (umask), and it may open as many files as
+    the system allows. Under this package's own commands, Dagster's storage keeps its engines."""
+    keep_private()
+    allow_open_files()
+    if os.environ.get(KEEP_ENGINES):
+        keep_engines()
 
 
 def refuse_closed_bucket(data_dir: str) -> None:
@@ -238,7 +220,7 @@ def refuse_closed_bucket(data_dir: str) -> None:
         return
     try:
         UPath(data_dir).exists()
-    except Exception as error:  # every file system has its own, and they may hold keys
+    except Exception as error:  # each file system has errors of its own, and they may contain keys
         why = explain(error)
     else:
         return

@@ -14,10 +14,10 @@ logger = logging.getLogger(__name__)
 
 
 def event_source(settings: Settings) -> EventSource:
-    """The source that CIO_EVENT_SOURCE names.
+    """Returns the source that CIO_EVENT_SOURCE names.
 
-    Instead of `query` it is `events_api` where PostHog itself says that it has no query API (1.30.0 to 1.43), which a 404 from
-    a proxy, or for a wrong project, does not. Raises `Unavailable` or `NotExtracted`.
+    Instead of `query` it is `events_api` if PostHog itself says that it has no query API (1.30.0 to 1.43); a 404 from a proxy,
+    or for a wrong project, does not say that. Raises `Unavailable` or `NotExtracted`.
     """
     selection = (settings.event_allowlist, settings.attributes_from)
     posthog = (settings.posthog_url, settings.posthog_project_id, settings.posthog_api_key.get_secret_value())
@@ -37,7 +37,7 @@ def event_source(settings: Settings) -> EventSource:
 
 
 def track_client(settings: Settings) -> TrackClient:
-    """The Track API with the credentials of the settings."""
+    """Returns a client of the Track API with the credentials of the settings."""
     return TrackClient(
         settings.tracking_url,
         settings.customerio_site_id.get_secret_value(),

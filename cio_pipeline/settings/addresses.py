@@ -1,4 +1,4 @@
-"""Addresses: each function gives the URL of a setting's text, or raises `ValueError` with what is wrong with it."""
+"""The addresses in the settings: each function returns a setting's URL, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
 
 
 def tracking_address(text: Any) -> str:
-    """The address of the Track API: one of its hosts, or a URL."""
+    """Returns the address of the Track API: one of its hosts, or a URL."""
     if str(text).lower() in TRACKING_HOSTS:
         return f"https://{str(text).lower()}"
     address, host = _address(str(text), TRACKED)
@@ -29,17 +29,17 @@ def tracking_address(text: Any) -> str:
 
 
 def posthog_address(text: Any) -> str:
-    """The address of a PostHog that can be asked."""
+    """Returns the address of a PostHog that can be queried."""
     address, host = _address(str(text), ASKED)
     if host.endswith(".i.posthog.com"):
         raise ValueError(
-            "must be where PostHog is looked at, such as https://us.posthog.com: at i.posthog.com it only takes events"
+            "must be the address of PostHog's app, such as https://us.posthog.com: i.posthog.com only takes events"
         )
     return address
 
 
 def is_plain(url: str) -> bool:
-    """Whether a URL is `http` to a host that others may listen to: one that is not on this machine or in a private network."""
+    """Returns whether a URL is `http` to a host that others may listen to: not on this machine or in a private network."""
     try:
         parts = urlsplit(url)
     except ValueError:
@@ -48,7 +48,7 @@ def is_plain(url: str) -> bool:
 
 
 def is_private(host: str) -> bool:
-    """Whether a host is this machine, or one of a private network."""
+    """Returns whether a host is this machine, or one of a private network."""
     try:
         address = ip_address(host)
     except ValueError:
@@ -60,7 +60,7 @@ def is_private(host: str) -> bool:
 
 
 def _address(text: str, wanted: str) -> tuple[str, str]:
-    """`https://host:port` and its host, of a URL that is no more than that."""
+    """Returns `https://host:port` and the host, for a URL that is no more than that."""
     try:
         parts = urlsplit(text)
         port = parts.port
@@ -70,15 +70,15 @@ def _address(text: str, wanted: str) -> tuple[str, str]:
     if parts.scheme not in ("http", "https") or not is_host(host) or port == 0 or parts.netloc.endswith(":"):
         raise ValueError(wanted)
     if "@" in parts.netloc:
-        raise ValueError(f"must have no login in it: {wanted.removeprefix('must be ')}")
+        raise ValueError(f"must not contain a login: {wanted.removeprefix('must be ')}")
     if parts.path.strip("/") or "?" in text or "#" in text:
-        raise ValueError(f"must end after its host, with no path behind it: {wanted.removeprefix('must be ')}")
+        raise ValueError(f"must end after its host, without a path: {wanted.removeprefix('must be ')}")
     shown = f"[{host}]" if ":" in host else host
     return f"{parts.scheme}://{shown}{'' if port is None else f':{port}'}", host
 
 
 def is_host(host: str) -> bool:
-    """Whether it is the name or address of a host."""
+    """Returns whether it is the name or address of a host."""
     try:
         ip_address(host)
     except ValueError:
@@ -89,8 +89,8 @@ def is_host(host: str) -> bool:
 
 
 def database_url(text: Any) -> Any:
-    """The text of CIO_LEDGER_URL. Raises `ValueError` unless it is an SQLAlchemy URL of SQLite or PostgreSQL, whose user and
-    password are percent-encoded, so that it is read as it was meant."""
+    """Returns the text of CIO_LEDGER_URL. Raises `ValueError` unless it is an SQLAlchemy URL of SQLite or PostgreSQL, with its
+    user and password percent-encoded, as they would otherwise be misread."""
     if text is None:
         return None
     try:
@@ -103,5 +103,5 @@ def database_url(text: Any) -> Any:
         raise ValueError(DATABASES)
     login, at, _ = str(text).partition("://")[2].rpartition("@")
     if at and unquote(login.partition(":")[2]) != (url.password or ""):
-        raise ValueError("special characters of its user and password must be percent-encoded")
+        raise ValueError("special characters in its user and password must be percent-encoded")
     return text

@@ -1,4 +1,4 @@
-"""Where alerts go: each function returns the value of a setting, or raises `ValueError` with what is wrong with it."""
+"""The targets of alerts: each function returns a setting's value, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMTP = "must be smtp://user:password@host:587, or smtps:// for a server that beg
 
 
 def url(text: Any) -> Any:
-    """A URL to call: a host, and whatever the service puts after it."""
+    """Returns a URL to call: a host, and whatever the service puts after it."""
     if not isinstance(text, str) or not text:
         return text
     if _parts(text, "http", "https") is None or re.search(r"[\s<>|]", text):
@@ -23,15 +23,15 @@ def url(text: Any) -> Any:
 
 
 def emails(text: Any) -> Any:
-    """Addresses, separated by commas."""
+    """Returns email addresses, separated by commas."""
     addresses = names(text)
     if isinstance(addresses, tuple) and not all(EMAIL.fullmatch(one) for one in addresses):
-        raise ValueError("must be email addresses with commas between, with no names beside them")
+        raise ValueError("must be email addresses, separated by commas, without names")
     return addresses
 
 
 def smtp_url(text: Any) -> Any:
-    """A mail server, and its login."""
+    """Returns the URL of a mail server, with its login."""
     if not isinstance(text, str):
         return text
     parts = _parts(text, "smtp", "smtps")
@@ -41,7 +41,7 @@ def smtp_url(text: Any) -> Any:
 
 
 def _parts(text: str, *schemes: str) -> SplitResult | None:
-    """The parts of a URL with one of these schemes; None if it is not one, or its host or port is impossible."""
+    """Returns the parts of a URL with one of these schemes, or None if it is not one, or its host or port is impossible."""
     try:
         parts = urlsplit(text)
         return parts if parts.scheme in schemes and addresses.is_host(parts.hostname or "") and parts.port != 0 else None

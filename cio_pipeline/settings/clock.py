@@ -1,4 +1,4 @@
-"""When the schedules run: each function returns the value of a setting, or raises `ValueError` with what is wrong with it."""
+"""The times of the schedules: each function returns a setting's value, or raises `ValueError` with what is wrong with it."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from zoneinfo import ZoneInfo
 
 
 def hour(text: Any) -> Any:
-    """A time of day, `HH:MM`, in CIO_TIME_ZONE."""
+    """Returns a time of day, `HH:MM`, in CIO_TIME_ZONE."""
     if not isinstance(text, str):
         return text
     if not re.fullmatch(r"([01]?[0-9]|2[0-3]):[0-5][0-9]", text):
-        raise ValueError("must be an hour of the day, such as 09:00")
+        raise ValueError("must be a time of day, such as 09:00")
     return time.fromisoformat(text.zfill(5))
 
 
 def zone(text: Any) -> Any:
-    """A time zone's name."""
+    """Returns the name of a time zone."""
     try:
         ZoneInfo(text)
     except (KeyError, ValueError, OSError):  # not there, no name, a folder
@@ -27,8 +27,8 @@ def zone(text: Any) -> Any:
 
 
 def cron(text: Any) -> Any:
-    """A schedule as Dagster accepts it: five fields, such as `30 * * * *`."""
-    from dagster._utils.schedules import is_valid_cron_string  # loads for long, and is seldom needed
+    """Returns a schedule that Dagster accepts: five fields, such as `30 * * * *`."""
+    from dagster._utils.schedules import is_valid_cron_string  # slow to load, and seldom needed
 
     if not is_valid_cron_string(str(text)):
         raise ValueError("must be a cron schedule of five fields, such as 30 * * * *")

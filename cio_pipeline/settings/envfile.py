@@ -1,4 +1,4 @@
-"""`.env`, read strictly: an ambiguous line is refused by its number, and never quoted.
+"""Reads `.env` strictly: an ambiguous line is refused, with its number, and never quoted.
 
 Dagster, Docker, shells and python-dotenv each read quotes, backslashes, `${...}` and `#` in their own way, and skip what they
 cannot read. Here a line is `NAME=value` or `export NAME=value`, and the value is taken literally, with or without one pair of
@@ -28,9 +28,9 @@ class SettingsError(PipelineError):
 
 
 def read_env_file(path: Path) -> dict[str, str]:
-    """The names and values in the file; none if there is no file.
+    """Returns the names and values in the file; none if there is no file.
 
-    Raises `SettingsError` with the file and the line, but never its content, where a line is ambiguous.
+    Raises `SettingsError` with the file and the line, but never its content, if a line is ambiguous.
     """
     try:
         content = path.read_bytes()
@@ -54,7 +54,7 @@ def read_env_file(path: Path) -> dict[str, str]:
 
 
 def _binding(line: bytes) -> tuple[str, str] | None:
-    """The line's name and value, or None for a blank line or a comment. Raises `ValueError` with what is wrong."""
+    """Returns the line's name and value, or None for a blank line or a comment. Raises `ValueError` with what is wrong."""
     try:
         text = line.decode().strip(BLANKS)
     except UnicodeDecodeError:
@@ -105,7 +105,7 @@ def _unquoted(text: str) -> str:
     if any(unicodedata.category(letter) in ("Pi", "Pf") or letter in LOW_QUOTES for letter in value[:1] + value[-1:]):
         raise ValueError("typographic quotes do not count as quotes: use \" or '")
     if value.count('"') % 2 or value.count("'") % 2:
-        raise ValueError("a quote has no second one: put the whole value in a pair of the other kind")
+        raise ValueError("a quote is not closed: put the whole value in a pair of the other kind")
     _refuse_what_a_shell_reads(value)
     return value
 

@@ -1,8 +1,7 @@
 """The environment, completed by `.env`. If both have a name, the environment wins. No name of ours is ever ignored.
 
-Dagster's own commands put `./.env` over the environment before any of our code runs. The environment from before that is in
-`/proc`, as the one that the outermost Dagster process was started with. `make ui` starts Dagster where there is no `.env` for
-it to read.
+Dagster's own commands put `./.env` over the environment before any of our code runs. The environment before that is in `/proc`:
+it is the one that the outermost Dagster process was started with. `make ui` starts Dagster in a folder without `.env`.
 """
 
 from __future__ import annotations
@@ -18,12 +17,14 @@ from cio_pipeline.settings.envfile import SettingsError, read_env_file
 from cio_pipeline.settings.values import clean, names
 
 ENV_FILE = Path(".env")
-"""In the working directory."""
+"""The file in the working directory."""
 
 PREFIXES = ("CIO_", "POSTHOG_", "CUSTOMERIO_")
 SANDBOX = "CIO_SANDBOX"
 OTHER_NAMES = "CIO_OTHER_NAMES"
 DAGSTER_HOME = "DAGSTER_HOME"
+KEEP_ENGINES = "KEEP_DAGSTER_ENGINES"
+"""Set by this package's own commands for the processes of Dagster that they start: see `defs.dagster_storage`."""
 
 OTHER_TOOLS = (
     *("POSTHOG_API_KEY", "POSTHOG_PROJECT_API_KEY", "POSTHOG_PROJECT_TOKEN", "POSTHOG_KEY", "POSTHOG_TOKEN"),
@@ -33,19 +34,19 @@ OTHER_TOOLS = (
     *("*_SERVICE_HOST", "*_SERVICE_PORT", "*_SERVICE_PORT_*", "*_PORT", "*_PORT_[0-9]*_TCP*", "*_PORT_[0-9]*_UDP*"),
 )
 """Names with our prefixes that other clients of PostHog and Customer.io use, and those that Kubernetes makes from a service's
-name. None of them could be meant for a setting of ours that has a default."""
+name. None of them could be a misspelt setting of ours that has a default."""
 
 DAGSTER = frozenset(["dagster", "dagster-webserver", "dagster_webserver", "dagster-daemon", "dagster._daemon"])
 SURE_SPELLING = 0.87
-"""How similar (difflib's ratio) a name in `.env` without our prefixes must be to one of ours to count as a misspelling of
-it."""
+"""The similarity (difflib's ratio) to one of our names from which a name in `.env` without our prefixes counts as a misspelling
+of it."""
 
 
 def load_environment(known: Collection[str]) -> None:
-    """Adds what `.env` says to the environment where that says nothing; an empty value counts as not set.
+    """Adds the names of `.env` that the environment lacks to it; an empty value counts as not set.
 
-    known: the names of all settings. Raises `SettingsError` if `.env` is ambiguous, or where a name with one of our prefixes
-    is not a setting. The sandbox reads no `.env`.
+    known: the names of all settings. Raises `SettingsError` if `.env` is ambiguous, or if a name with one of our prefixes is
+    not a setting. The sandbox does not read `.env`.
     """
     values = {} if clean(os.environ.get(SANDBOX, "")).lower() == "yes" else read_env_file(ENV_FILE.absolute())
     given = _before_dagster(values) if values else os.environ
@@ -61,11 +62,11 @@ def load_environment(known: Collection[str]) -> None:
 
 
 def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
-    """The environment without what Dagster has put over it from `.env`."""
+    """Returns the environment without what Dagster has put over it from `.env`."""
     if not Path("/proc/self/environ").exists():
         if values and ("DAGSTER_IS_DEV_CLI" in os.environ or DAGSTER & set(Path(sys.argv[0]).parts)):
             raise SettingsError(
-                "Dagster has put .env over the environment, and on this system it cannot be told what that said before: "
+                "Dagster has put .env over the environment, and on this system there is no way to tell what that was before: "
                 "start Dagster with `make ui`, or in a folder without .env."
             )
         return os.environ
@@ -80,16 +81,17 @@ def _before_dagster(values: Mapping[str, str]) -> Mapping[str, str]:
             "start Dagster with `make ui`, or in a folder without .env."
         ) from None
     before = dict(os.fsdecode(entry).partition("=")[::2] for entry in entries if entry)
-    # Where it is not sure that Dagster has put .env over the environment, what is not as in .env was not.
+    # If it is not certain that Dagster has put .env over the environment, what differs from .env was not put there by it.
     others = {} if reads_env_file else {name: os.environ[name] for name in values if name in os.environ}
     return before | {name: value for name, value in others.items() if value != values[name]}
 
 
 def _outermost_dagster() -> tuple[Path | None, bool]:
-    """The folder in /proc of the outermost process, from this one up, that runs one of Dagster's commands that read `.env`.
+    """Returns the folder in /proc of the outermost process, from this one up, that runs a command of Dagster's that reads
+    `.env`.
 
-    If there is none, that of the outermost one that names Dagster and may run it. The second value says whether it is one of
-    the former.
+    If there is none, that of the outermost one that names Dagster and may run it. The second value says whether it is the
+    former.
     """
     reads, names, process = None, None, os.getpid()
     while process:
@@ -109,7 +111,7 @@ def _outermost_dagster() -> tuple[Path | None, bool]:
 
 
 def _reads_env_file(words: list[str]) -> bool:
-    """Whether it is Dagster's own command, as a script or a module, and not one that another of them has started."""
+    """Returns whether it is a command of Dagster's, as a script or a module, that no other of them has started."""
     at = next(number for number, word in enumerate(words) if word in DAGSTER)
     is_script = all(word.startswith("-") for word in words[1:at])
     is_module = words[at - 1] == "-m" and all(word.startswith("-") for word in words[1 : at - 1])
@@ -118,7 +120,7 @@ def _reads_env_file(words: list[str]) -> bool:
 
 
 def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
-    """Raises `SettingsError` with all names that seem to be meant for us and are not settings."""
+    """Raises `SettingsError` with all names that seem to be meant for us, but are not settings."""
     others = (*OTHER_TOOLS, *_other_names())
     wrong: dict[str, str] = {}
     for name, value in sorted(os.environ.items()):

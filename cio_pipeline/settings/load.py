@@ -1,6 +1,6 @@
-"""The settings of this environment, read and checked. What is missing or wrong is refused in one sentence.
+"""Reads and checks the settings. What is missing or wrong is refused with one sentence.
 
-The environment wins over `.env`: `environment.load_environment`.
+The environment wins over `.env` (`environment.load_environment`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from cio_pipeline.settings.environment import load_environment
 from cio_pipeline.settings.places import can_be_written, is_loopback, is_url, refuse_unknown_storage, refuse_unusable_folder
 from cio_pipeline.settings.settings import NAMES, AlertSettings, DaysSettings, Settings, SettingsError
 
-HTTPS = "it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes say that nobody listens on the way"
+HTTPS = "it must begin with https://, unless CIO_ALLOW_PLAIN_HTTP=Yes says that nobody can listen on the way"
 SANDBOXED = "the sandbox reads and sends on this machine only (CIO_SANDBOX)"
 CUSTOMERIO_REQUIRED = ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY")
 
@@ -26,7 +26,7 @@ Model = TypeVar("Model", bound=BaseSettings)
 
 
 def load_settings() -> Settings:
-    """All settings. Raises `SettingsError`, whose message names what is missing or wrong."""
+    """Returns all settings. Raises `SettingsError`, which names what is missing or wrong."""
     load_environment(NAMES)
     if missing := [name for name in _required() if not _given(name)]:
         raise SettingsError(f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not set: see .env.example.")
@@ -38,20 +38,20 @@ def load_settings() -> Settings:
 
 
 def settings_to_show() -> Settings:
-    """The settings for Dagster's pages: those that are missing are empty, and no place is checked. Raises `SettingsError` where
-    one is wrong."""
+    """Returns the settings for Dagster's pages: missing ones are empty, and no folder or address is checked. Raises
+    `SettingsError` if one is wrong."""
     load_environment(NAMES)
     return _read(Settings)
 
 
 def load_days_settings() -> DaysSettings:
-    """Only the settings of the days, which need no key. Raises `SettingsError` like `load_settings`."""
+    """Returns only the settings of the days, which need no key. Raises `SettingsError` like `load_settings`."""
     load_environment(NAMES)
     return _read(DaysSettings)
 
 
 def load_alert_settings() -> AlertSettings:
-    """Only the settings of the alerts, which need no key either. Raises `SettingsError` like `load_settings`."""
+    """Returns only the settings of the alerts, which need no key either. Raises `SettingsError` like `load_settings`."""
     load_environment(NAMES)
     settings = _read(AlertSettings)
     _refuse_alerts(settings)
@@ -67,7 +67,8 @@ def _read(model: type[Model]) -> Model:
 
 
 def _refuse_alerts(settings: AlertSettings) -> None:
-    """An email address needs a server, and a server an address. Neither plain HTTP nor other machines, as for the services."""
+    """Refuses an email address without a server, a server without an address and, as for the services, plain HTTP and, in the
+    sandbox, other machines."""
     if bool(settings.alert_email) != bool(settings.smtp_url):
         given, missing = ("CIO_ALERT_EMAIL", "CIO_SMTP_URL")[:: 1 if settings.alert_email else -1]
         raise SettingsError(f"{missing} is not set: {given} needs it.")
@@ -79,7 +80,7 @@ def _refuse_alerts(settings: AlertSettings) -> None:
 
 
 def _refuse_plain_http(settings: Settings) -> None:
-    """Keys and personal data go unencrypted only where nobody else can listen, or CIO_ALLOW_PLAIN_HTTP says so."""
+    """Refuses plain HTTP for keys and personal data, unless nobody else can listen, or CIO_ALLOW_PLAIN_HTTP allows it."""
     places = {
         "CUSTOMERIO_TRACKING_ENDPOINT": settings.tracking_url,
         "POSTHOG_HOST": settings.posthog_url,
@@ -91,7 +92,7 @@ def _refuse_plain_http(settings: Settings) -> None:
 
 
 def _refuse_places(settings: Settings) -> None:
-    """Refuses folders that cannot be written to, and in the sandbox whatever is not on this machine."""
+    """Refuses folders that cannot be written to and, in the sandbox, whatever is not on this machine."""
     if not is_url(settings.data_dir):
         refuse_unusable_folder("CIO_DATA_DIR", Path(settings.data_dir))
     elif not can_be_written(settings.data_dir):
@@ -117,7 +118,7 @@ def _refuse_places(settings: Settings) -> None:
 
 
 def _required() -> list[str]:
-    """The settings without a default. A batch export's files are read without asking PostHog, so without its key."""
+    """Returns the settings without a default. A batch export's files are read without asking PostHog, so without its key."""
     if _given("CIO_EVENT_SOURCE").lower() == "batch_export":
         return [*CUSTOMERIO_REQUIRED, "CIO_BATCH_EXPORT_URL"]
     return [*CUSTOMERIO_REQUIRED, "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"]
@@ -128,7 +129,7 @@ def _given(name: str) -> str:
 
 
 def _sentence(invalid: ValidationError, model: type[BaseSettings]) -> str:
-    """What the first wrong setting must be. In our own words, as pydantic's may quote the value."""
+    """Returns what the first wrong setting must be, in our own words, as pydantic's may quote the value."""
     error = invalid.errors(include_input=False, include_url=False)[0]
     where = str(error["loc"][0])
     field = model.model_fields.get(where) or next(one for one in model.model_fields.values() if one.alias == where)

@@ -1,4 +1,4 @@
-"""Where things are: folders that are the same from every working directory, and addresses of this machine."""
+"""Folders, which do not depend on the working directory, and addresses, with those of this machine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from cio_pipeline.settings.envfile import SettingsError
 from cio_pipeline.settings.values import clean
 
 PROJECT = Path(__file__).resolve().parents[2]
-"""The folder of the package: the checkout, or where the package is installed."""
+"""The folder that contains the package: the checkout, or site-packages."""
 
 DAGSTER_YAML, WORKSPACE_YAML = PROJECT / "cio_pipeline" / "dagster.yaml", PROJECT / "cio_pipeline" / "workspace.yaml"
 """Dagster's settings for an instance of its own, and the file that names this code location."""
@@ -25,32 +25,32 @@ DAGSTER_YAML, WORKSPACE_YAML = PROJECT / "cio_pipeline" / "dagster.yaml", PROJEC
 
 VARIABLE = re.compile(r"^\$|\$[A-Za-z_{(]|\{\{")
 SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
-"""Of a URL that lacks a slash, or of a folder on Windows."""
+"""The beginning of a URL that lacks a slash, or of a folder on Windows."""
 
 
 def base_folder() -> Path:
-    """The folder at which relative paths start: the checkout, or without one the working directory."""
+    """Returns the folder that relative paths start from: the checkout or, without one, the working directory."""
     return PROJECT if (PROJECT / "pyproject.toml").exists() else Path.cwd()
 
 
 def is_url(text: str) -> bool:
-    """Whether it is a URL, and not a path."""
+    """Returns whether it is a URL, and not a path."""
     return "://" in text
 
 
 def absolute(text: Any) -> Any:
-    """A path with `~` expanded, starting at `base_folder` if it is relative; a URL as it is. Raises `ValueError`."""
+    """Returns a path with `~` expanded, from `base_folder` if it is relative; a URL as it is. Raises `ValueError`."""
     if isinstance(text, str) and text.startswith("file://"):
         text = text.removeprefix("file://")
         if not text.startswith("/"):
-            raise ValueError("must have three slashes behind file:, or be the path alone")
+            raise ValueError("must have three slashes after file:, or be only the path")
     if not isinstance(text, str) or not text.strip() or is_url(text):
         return text
     return str(_path(text.strip()))
 
 
 def absolute_database(text: Any) -> Any:
-    """A SQLite URL with its file's path made `absolute`; any other URL as it is. Raises `ValueError`."""
+    """Returns a SQLite URL with its file's path made `absolute`; any other URL as it is. Raises `ValueError`."""
     if not isinstance(text, str) or not text.startswith("sqlite"):
         return text
     try:
@@ -75,25 +75,25 @@ def _path(text: str) -> Path:
 
 
 def refuse_unusable_folder(name: str, folder: Path) -> None:
-    """Raises `SettingsError`, with the setting's name, where the folder cannot be created or written to. Writes nothing."""
+    """Raises `SettingsError`, with the setting's name, if the folder cannot be created or written to. Writes nothing."""
     there = folder
     while not os.path.lexists(there) and there != there.parent:
         there = there.parent
-    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises where it may not look
+    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises without permission
         raise SettingsError(f"{name} is wrong: {there} is not a folder.")
     if not os.access(there, os.W_OK | os.X_OK):
         raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
     if "?" in str(folder) or "%" in str(folder):
-        raise SettingsError(f"{name} is wrong: no folder of it may have ? or % in its name, which databases read otherwise.")
+        raise SettingsError(f"{name} is wrong: no folder in it may have ? or % in its name, which databases would misread.")
 
 
 def can_be_written(url: str) -> bool:
-    """Whether tables can be stored at a URL, and outlast the process."""
+    """Returns whether tables can be stored at a URL, and outlast the process."""
     return urlsplit(url).scheme not in ("http", "https", "memory")
 
 
 def refuse_unknown_storage(name: str, place: str) -> None:
-    """Raises `SettingsError`, with the setting's name, where a URL is of a storage that cannot be used here."""
+    """Raises `SettingsError`, with the setting's name, if a URL's kind of storage cannot be used here."""
     scheme = place.partition("://")[0]
     if not is_url(place) or scheme in ("http", "https"):
         return
@@ -109,7 +109,7 @@ def refuse_unknown_storage(name: str, place: str) -> None:
 
 
 def dagster_home(data_dir: str) -> Path:
-    """DAGSTER_HOME or, without one, a folder in CIO_DATA_DIR, which is created. Raises `SettingsError` if it is not a
+    """Returns DAGSTER_HOME or, without one, a folder in CIO_DATA_DIR, which is created. Raises `SettingsError` if it is not a
     folder."""
     if not (given := clean(os.environ.get("DAGSTER_HOME", ""))):
         home = (base_folder() / "data" if is_url(data_dir) else Path(data_dir)) / "dagster"
@@ -117,7 +117,7 @@ def dagster_home(data_dir: str) -> Path:
         try:
             home.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be made ({error.strerror}).") from None
+            raise SettingsError(f"CIO_DATA_DIR is wrong: {home} cannot be created ({error.strerror}).") from None
         return home
     try:
         home = Path(given).expanduser()
@@ -126,14 +126,14 @@ def dagster_home(data_dir: str) -> Path:
     if not home.is_absolute():
         raise SettingsError("DAGSTER_HOME is wrong: it must be an absolute path.")
     if not os.path.isdir(home):  # noqa: PTH112
-        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is not a folder; make it, and copy dagster.yaml into it.")
+        raise SettingsError(f"DAGSTER_HOME is wrong: {home} is not a folder: create it, and copy dagster.yaml into it.")
     refuse_unusable_folder("DAGSTER_HOME", home)
     os.environ["DAGSTER_HOME"] = given
     return home
 
 
 def shown(place: str) -> str:
-    """A path or URL without its login and query, which may contain a password, even with special characters."""
+    """Returns a path or URL without its login and query, which may contain a password, even with special characters."""
     if not is_url(place):
         return place
     if place.startswith("postgres"):
@@ -154,7 +154,7 @@ def _port(port: int | str | None) -> str:
 
 
 def is_loopback(url: str) -> bool:
-    """Whether a URL names this machine by a loopback address, or a file or socket on it."""
+    """Returns whether a URL names this machine by a loopback address, or a file or socket on it."""
     if url.startswith(("sqlite", "file:")) or not is_url(url):
         return True
     if url.startswith("postgres"):

@@ -17,7 +17,7 @@ from cio_pipeline.settings.places import absolute, absolute_database, is_url
 
 
 def cores() -> int:
-    """How many processors this process may use."""
+    """Returns the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -27,7 +27,8 @@ Key = Annotated[SecretStr, BeforeValidator(values.key)]
 
 
 class DaysSettings(BaseSettings):
-    """What Dagster's partitions and schedules are made of: needed as soon as the definitions are loaded, before any key.
+    """The settings of Dagster's partitions and schedules, which are needed as soon as the definitions are loaded, before any
+    key.
 
     Each field's alias is its name in the environment.
     """
@@ -47,7 +48,7 @@ class DaysSettings(BaseSettings):
     @field_validator("*", mode="before")
     @classmethod
     def read(cls, text: Any, info: ValidationInfo) -> Any:
-        """Each setting's text, before all else: trimmed, out of its quotes, and read by the field's type."""
+        """Returns the value of each setting's text: trimmed, without its quotes, and read by the field's type."""
         field = cls.model_fields[str(info.field_name)]
         if not isinstance(text, str):
             return text
@@ -56,7 +57,7 @@ class DaysSettings(BaseSettings):
 
 
 class AlertSettings(DaysSettings):
-    """Where alerts go: needed as soon as the definitions are loaded, too, for without one their sensor is off."""
+    """The targets of alerts, which are needed as soon as the definitions are loaded, too: without one, their sensor is off."""
 
     alert_webhook_url: Annotated[SecretStr | None, BeforeValidator(alerts.url)] = Field(
         default=None, alias="CIO_ALERT_WEBHOOK_URL"
@@ -76,7 +77,7 @@ class AlertSettings(DaysSettings):
 
     @property
     def is_configured(self) -> bool:
-        """Whether there is anywhere to send an alert, or a heartbeat, to."""
+        """Whether an alert or a heartbeat can be sent anywhere."""
         return any((self.alert_webhook_url, self.alert_email, self.heartbeat_url))
 
     @property
@@ -143,21 +144,21 @@ class Settings(AlertSettings):
 
     @property
     def ledger_url(self) -> str:
-        """SQLAlchemy's URL of the ledger's database; a file in the data dir unless `CIO_LEDGER_URL` says otherwise."""
+        """SQLAlchemy's URL of the ledger's database; by default a file in CIO_DATA_DIR."""
         if self.ledger_url_given is not None:
             return self.ledger_url_given.get_secret_value()
         if is_url(self.data_dir):
-            raise SettingsError("CIO_LEDGER_URL is not set: it is needed where CIO_DATA_DIR is not a local folder.")
+            raise SettingsError("CIO_LEDGER_URL is not set: it is needed if CIO_DATA_DIR is not a local folder.")
         return f"sqlite:///{Path(self.data_dir) / 'ledger.db'}"
 
     @property
     def suppressed_file(self) -> str | None:
-        """Where the people are named who asked to be forgotten: a path or URL, which may hold a password."""
+        """The list of people who asked to be forgotten: a path or URL, which may contain a password."""
         return None if self.suppressed_file_given is None else self.suppressed_file_given.get_secret_value()
 
     @property
     def places(self) -> dict[str, str]:
-        """The settings that may be paths, by name, as this process reads them: for one with another working directory."""
+        """The settings that may be paths, by name, as this process reads them: for a process with another working directory."""
         ledger = self.ledger_url_given and self.ledger_url_given.get_secret_value()
         places = {
             "CIO_DATA_DIR": self.data_dir,
@@ -169,7 +170,7 @@ class Settings(AlertSettings):
 
     @property
     def options(self) -> Options:
-        """What the rules need to know."""
+        """The settings of the rules."""
         return Options(
             identify_by_email=self.identify_by_email,
             anonymous_users=self.anonymous_users,

@@ -1,4 +1,4 @@
-"""What a setting's text may be: each function returns the value, or raises `ValueError` with what is wrong, in our own words.
+"""The values of settings: each function returns a text's value, or raises `ValueError` with what is wrong, in our own words.
 
 No error quotes the text, as it may be a secret in the wrong line.
 """
@@ -25,9 +25,7 @@ BRACKETS = (("(", ")"), ("[", "]"), ("{", "}"))
 UNSEEN = ("Cc", "Cf", "Cs", "Zl", "Zp")
 """Unicode's categories of invisible characters."""
 
-LISTED = (
-    'must be names with commas between, or, where a name holds more than words, a JSON list: ["signed up", "paid, in full"]'
-)
+LISTED = 'must be names separated by commas or, if a name has special characters, a JSON list: ["signed up", "paid, in full"]'
 ELEMENT = re.compile(r"""\s*(?:"([^"]*)"|'([^']*)'|([^,]*?))\s*(?:,|$)""")
 
 COMMENT = re.compile(r"\s#(\s|$)")
@@ -43,7 +41,7 @@ EARLIEST = date(2000, 1, 1)
 
 
 def clean(text: str) -> str:
-    """The text without surrounding blanks, and without one pair of quotes around all of it, which Docker's `--env-file`
+    """Returns the text without surrounding blanks, and without a pair of quotes around all of it, which Docker's `--env-file`
     keeps."""
     text = text.strip()
     is_quoted = len(text) >= 2 and text[0] in "\"'" and text.find(text[0], 1) == len(text) - 1
@@ -51,9 +49,10 @@ def clean(text: str) -> str:
 
 
 def value_of(text: str, field: FieldInfo) -> Any:
-    """The value of a setting's text, by the field's type and limits; the text itself if the field reads it on its own."""
+    """Returns the value of a setting's text by the field's type and limits; the text itself if the field has its own
+    validator."""
     if COMMENT.search(text) and not text.startswith("["):
-        raise ValueError("it has a comment behind it, which Docker and systemd keep: put that in a line of its own")
+        raise ValueError("it ends with a comment, which Docker and systemd would keep: put that on a line of its own")
     if field.annotation != tuple[str, ...]:
         _refuse_unseen(text)
     if any(isinstance(one, BeforeValidator) for one in field.metadata):
@@ -69,7 +68,7 @@ def value_of(text: str, field: FieldInfo) -> Any:
 
 
 def must_be(field: FieldInfo) -> str:
-    """The field's possible values, as the rest of a sentence that begins with its name."""
+    """Returns the field's possible values, as the rest of a sentence that begins with its name."""
     kinds = [kind for kind in get_args(field.annotation) or (field.annotation,) if kind is not NoneType]
     if get_origin(field.annotation) is Literal:
         return f"must be {', '.join(kinds[:-1])} or {kinds[-1]}"
@@ -83,18 +82,19 @@ def must_be(field: FieldInfo) -> str:
 
 
 def names(text: Any) -> Any:
-    """`a, b,,c ` -> (a, b, c), R3. Each may be in quotes, or all in a JSON list. Whatever is ambiguous is refused."""
+    """Returns (a, b, c) for `a, b,,c ` (R3: allowlist). A name may be in quotes, or all in a JSON list. What is ambiguous is
+    refused."""
     if not isinstance(text, str):
         return text
     found = _json_list(text) if text.startswith(("[", "{")) else [_name(*parts) for parts in ELEMENT.findall(text)]
     listed = tuple(dict.fromkeys(name for one in found if (name := one.strip())))
     if not listed:
-        raise ValueError("it names nothing: leave it out where there is nothing to name")
+        raise ValueError("it names nothing: leave it out if there is nothing to name")
     return listed
 
 
 def yes(text: Any) -> Any:
-    """`Yes` or `No`, in any case."""
+    """Returns True for `Yes` and False for `No`, in any case."""
     if isinstance(text, bool):
         return text
     choices = {"yes": True, "no": False}
@@ -104,7 +104,7 @@ def yes(text: Any) -> Any:
 
 
 def share(text: Any) -> Any:
-    """`1%` -> 0.01. A bare 1 is ambiguous, and refused."""
+    """Returns 0.01 for `1%`. A bare 1 is ambiguous, and refused."""
     if not isinstance(text, str):
         return text
     number = re.fullmatch(r"([0-9]{0,3}(?:\.[0-9]{1,12})?)( ?%)?", text)
@@ -115,27 +115,27 @@ def share(text: Any) -> Any:
 
 
 def key(text: Any) -> Any:
-    """A key or site ID, as the service shows it."""
+    """Returns a key or site ID, as the service shows it."""
     if not isinstance(text, str):
         return text
     if text.lower().startswith(("bearer", "basic")) and not KEY.fullmatch(text):
-        raise ValueError("must be the key alone, without the word Bearer or Basic before it")
+        raise ValueError("must be only the key, without the word Bearer or Basic before it")
     if "<" in text or "{" in text or PLACEHOLDER.fullmatch(text):
-        raise ValueError("it is a placeholder and no key: put in what the service shows where the key was made")
+        raise ValueError("it is a placeholder, not a key: use what the service shows where the key was created")
     if not KEY.fullmatch(text):
-        raise ValueError("must be the key alone, as the service shows it: letters, digits and ._~+/=- with no space or quote")
+        raise ValueError("must be only the key, as the service shows it: letters, digits and ._~+/=- without spaces or quotes")
     return text
 
 
 def personal_key(text: Any) -> Any:
-    """PostHog's personal API key."""
+    """Returns PostHog's personal API key."""
     if isinstance(text, str) and text.startswith("phc_"):
-        raise ValueError("must be a personal API key (phx_...), not the project's own (phc_...), which can only send")
+        raise ValueError("must be a personal API key (phx_...), not the project's own (phc_...), which can only send events")
     return key(text)
 
 
 def project_id(text: Any) -> Any:
-    """PostHog's number of a project, or its UUID."""
+    """Returns PostHog's number of a project, or its UUID."""
     if (
         isinstance(text, str)
         and text
@@ -146,7 +146,7 @@ def project_id(text: Any) -> Any:
 
 
 def day(text: Any) -> Any:
-    """A day of the past, `YYYY-MM-DD`."""
+    """Returns a day in the past, or today, `YYYY-MM-DD`."""
     if not isinstance(text, str):
         return text
     try:
@@ -156,18 +156,18 @@ def day(text: Any) -> Any:
     except ValueError:
         given = None
     if given is None:
-        raise ValueError("must be a day of the calendar, YYYY-MM-DD, such as 2025-01-01")
+        raise ValueError("must be a date, YYYY-MM-DD, such as 2025-01-01")
     if not EARLIEST <= given <= datetime.now(UTC).date():
         raise ValueError(f"must be a day from {EARLIEST} to today, such as 2025-01-01")
     return given
 
 
 def _refuse_unseen(text: str) -> None:
-    """Refuses what no setting contains: line ends, invisible characters, and a single quote of a pair."""
+    """Refuses what no setting contains: line ends, invisible characters, and one quote of a pair."""
     if any(unicodedata.category(letter) in UNSEEN for letter in text):
-        raise ValueError("it has a line end or a character that cannot be seen in it")
+        raise ValueError("it contains a line end or an invisible character")
     if text[0] in QUOTES or text[-1] in QUOTES:
-        raise ValueError("must be without quotes, or in one pair of straight ones")
+        raise ValueError("must have no quotes, or one pair of straight ones around it")
 
 
 def _number(text: str, form: str, kind: type[int] | type[float], field: FieldInfo) -> int | float:
@@ -187,7 +187,7 @@ def _json_list(text: str) -> list[str]:
 
 
 def _name(double: str, single: str, bare: str) -> str:
-    """One name of a list that is not JSON. Whatever is ambiguous is refused."""
+    """Returns one name of a list that is not JSON. What is ambiguous is refused."""
     name = double or single or bare
     inside = re.sub(rf"(?<=\w)[{APOSTROPHES}](?=\w)", "", name)
     if any(

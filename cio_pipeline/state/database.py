@@ -16,22 +16,14 @@ import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.state.postgresql import postgresql_engine
 from cio_pipeline.state.sqlite import sqlite_engine, with_hint
 
 BUSY_SECONDS = 300
-"""How long a writer waits for another one, or any connection for a lock of PostgreSQL."""
+"""The longest that a writer waits for another one, or any connection for a lock of PostgreSQL."""
 
 CUT_OFF_SECONDS = 60
-"""After this long PostgreSQL ends the session of a host that is cut off; the default of CIO_LEDGER_LOCK_SECONDS."""
-
-KEEPALIVE = {"connect_timeout": 10, "keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3}
-"""libpq's parameters: they detect a PostgreSQL that is gone, and keep firewalls from dropping idle connections."""
-
-MAX_CONNECTIONS = 4
-"""The most that a process has to a PostgreSQL: one holds the delivery lock, the others are what its lanes take turns with."""
-
-POOL = {"pool_size": MAX_CONNECTIONS, "max_overflow": 0, "pool_timeout": 3600}
-"""Who waits for a connection waits for those that have one, and what these wait for has its own, shorter limits."""
+"""After this time PostgreSQL ends the session of a host that is cut off; the default of CIO_LEDGER_LOCK_SECONDS."""
 
 SCHEMA_LOCK = 0x63696F01
 """A key of PostgreSQL's advisory locks, which hold within one database."""
@@ -39,7 +31,7 @@ SCHEMA_LOCK = 0x63696F01
 ESCAPED = re.compile(r"\\[0\\]")
 
 INVALID = re.compile(r'(\binvalid\b[^"]*)"[^"]*"')
-"""How libpq quotes the part of a URL that it cannot read, which may be a password in the wrong place."""
+"""The part of a URL that libpq cannot read, as it quotes it: this may be a password in the wrong place."""
 
 T = TypeVar("T")
 
@@ -57,17 +49,17 @@ class SchemaVersion:
 
 
 class Text(sa.TypeDecorator[str]):
-    """Text that may contain NUL, which PostgreSQL refuses: it is stored as `\\0`, and a backslash as two."""
+    """Text that may contain NUL, which PostgreSQL does not store: it becomes `\\0`, and a backslash becomes two."""
 
     impl = sa.Text
     cache_ok = True
 
     def process_bind_param(self, value: str | None, dialect: sa.Dialect | None) -> str | None:  # noqa: ARG002
-        """The text as the database stores it."""
+        """Returns the text as the database stores it."""
         return value and value.replace("\\", r"\\").replace("\0", r"\0")
 
     def process_result_value(self, value: str | None, dialect: sa.Dialect) -> str | None:  # noqa: ARG002
-        """The original text."""
+        """Returns the original text."""
         if value is None or "\\" not in value:
             return value
         return ESCAPED.sub(lambda escape: "\0" if escape[0] == r"\0" else "\\", value)
@@ -90,10 +82,10 @@ _sqlite_turn = threading.RLock()
 def connect(
     url: str, metadata: sa.MetaData, version: SchemaVersion | None = None, cut_off_seconds: int = CUT_OFF_SECONDS
 ) -> sa.Engine:
-    """This process's engine for the database at `url`. With a version, it creates the tables of `metadata` if there are none.
+    """Returns this process's engine for the database at `url`. With a version, creates the tables of `metadata` if missing.
 
-    Raises `DatabaseError` if the tables are of another version. The engine's own errors are `DatabaseError`s, too, now and
-    later. cut_off_seconds: how long PostgreSQL keeps the session, and its locks, of a host that no longer answers.
+    cut_off_seconds: how long PostgreSQL keeps the session, and its locks, of a host that no longer answers. Raises
+    `DatabaseError` if the tables are of another version. Whatever the engine raises later is a `DatabaseError`, too.
     """
     try:
         engine = _engine(url, cut_off_seconds)
@@ -106,7 +98,7 @@ def connect(
 
 @contextmanager
 def reading(engine: sa.Engine) -> Iterator[sa.Connection]:
-    """A connection that only reads; on SQLite neither it nor a writer waits for the other."""
+    """A connection that only reads. On SQLite, neither it nor a writer waits for the other."""
     with _without_driver_errors(), engine.connect().execution_options(reading=True) as connection:
         yield connection
 
@@ -123,7 +115,7 @@ def writing(engine: sa.Engine) -> Iterator[sa.Connection]:
 
 
 def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
-    """The texts as the only column of a table that a query can join. Nothing is written for it, and no index limits them."""
+    """Returns the texts as the only column of a table that a query can join, of any length. Nothing is written for it."""
     bound = Text().process_bind_param
     kept = [bound(text, None) for text in texts]
     column = sa.column("value", Text())
@@ -134,26 +126,35 @@ def values(engine: sa.Engine, texts: list[str]) -> sa.ColumnElement[str]:
 
 
 def insert(connection: sa.Connection, table: sa.Table) -> postgresql.Insert:
-    """An INSERT with `on_conflict_do_update`, which both dialects have, in modules of their own."""
+    """Returns an INSERT with `on_conflict_do_update`, which SQLAlchemy has in a module for each dialect."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
     statement: postgresql.Insert = dialect.insert(table)
     return statement
 
 
+def execute_by_driver(transaction: sa.Connection, statement: str, values: tuple[Any, ...] | list[tuple[Any, ...]]) -> None:
+    """Executes a statement with `?` for its values: once, or with each of a list of values.
+
+    Without SQLAlchemy's processing, which is slow for statements with thousands of rows.
+    """
+    mark = "%s" if transaction.dialect.name == "postgresql" else "?"
+    transaction.exec_driver_sql(statement.replace("?", mark), values)
+
+
 def chunks(items: Iterator[T], size: int) -> Iterator[list[T]]:
-    """The items in lists of at most `size`."""
+    """Yields the items in lists of at most `size`."""
     while chunk := list(islice(items, size)):
         yield chunk
 
 
 def is_in_memory(engine: sa.Engine) -> bool:
-    """Whether it is a SQLite database without a file, which no other process can see."""
+    """Returns whether it is a SQLite database without a file, which no other process can see."""
     return engine.dialect.name == "sqlite" and engine.url.database in (None, "", ":memory:")
 
 
 @contextmanager
 def _without_driver_errors() -> Iterator[None]:
-    """Removes the driver's error, which SQLAlchemy chains to ours, since PostgreSQL's quotes rows."""
+    """Removes the driver's error, which SQLAlchemy chains to ours, because PostgreSQL's quotes rows."""
     try:
         yield
     except DatabaseError as error:
@@ -162,7 +163,7 @@ def _without_driver_errors() -> Iterator[None]:
 
 
 def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
-    """One for each database and process, as a fork must not use its parent's connections."""
+    """Returns one engine for each database and process, as a fork must not use its parent's connections."""
     with _making_engine:
         key = (url, cut_off_seconds, os.getpid())
         engine = _engines.get(key) or _new_engine(url, cut_off_seconds)
@@ -172,7 +173,13 @@ def _engine(url: str, cut_off_seconds: int) -> sa.Engine:
 
 
 def _new_engine(url: str, cut_off_seconds: int) -> sa.Engine:
-    engine = sqlite_engine(url, BUSY_SECONDS) if url.startswith("sqlite") else _postgresql(url, cut_off_seconds)
+    if url.startswith("sqlite"):
+        engine = sqlite_engine(url, BUSY_SECONDS)
+    else:
+        try:
+            engine = postgresql_engine(url, BUSY_SECONDS, cut_off_seconds)
+        except ModuleNotFoundError as missing:
+            raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
     _raise_database_errors(engine)
     return engine
 
@@ -192,7 +199,7 @@ def _create_tables(engine: sa.Engine, metadata: sa.MetaData, version: SchemaVers
 
 
 def _tables_exist(connection: sa.Connection, metadata: sa.MetaData, version: SchemaVersion) -> bool:
-    """Whether the tables are there. Raises `DatabaseError` if they are of another version."""
+    """Returns whether the tables exist. Raises `DatabaseError` if they are of another version."""
     inspector = sa.inspect(connection)
     existing = set(inspector.get_table_names())
     stamp = sa.select(versions.c.version).where(versions.c.name == version.name)
@@ -204,42 +211,11 @@ def _tables_exist(connection: sa.Connection, metadata: sa.MetaData, version: Sch
         for name, table in metadata.tables.items()
     ):
         raise DatabaseError(
-            f"CIO_LEDGER_URL names a database (unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} are another"
-            " version's of cio_pipeline: name an empty database, or go on with the version that made it (an empty ledger knows"
-            " of no delivery: all of it is sent again)."
+            f"CIO_LEDGER_URL names a database (if unset: ledger.db in CIO_DATA_DIR) whose tables of the {version.name} belong"
+            " to another version of cio_pipeline: name an empty database, or keep using the version that created it (an empty"
+            " ledger knows of no delivery, so everything is sent again)."
         )
     return True
-
-
-def _postgresql(url: str, cut_off_seconds: int) -> sa.Engine:
-    """With psycopg 3, whatever driver the URL names, since SQLAlchemy's default has changed with 2.1."""
-    location = sa.make_url(url).set(drivername="postgresql+psycopg")
-    try:
-        engine = sa.create_engine(location, hide_parameters=True, connect_args=KEEPALIVE, pool_pre_ping=True, **POOL)
-    except ModuleNotFoundError as missing:
-        raise DatabaseError(f"CIO_LEDGER_URL needs {missing.name}: install the extra, cio_pipeline[postgres].") from missing
-
-    @sa.event.listens_for(engine, "connect")
-    def bound_waits(connection: Any, _: Any) -> None:
-        """So that the server detects a client that is cut off (by default after two hours), and no wait for a lock is
-        endless."""
-        with connection.cursor() as cursor:
-            for setting in _session_settings(cut_off_seconds).items():
-                cursor.execute("SELECT set_config(name, %s::text, false) FROM pg_settings WHERE name = %s", setting[::-1])
-        connection.commit()
-
-    return engine
-
-
-def _session_settings(cut_off_seconds: int) -> dict[str, str]:
-    """PostgreSQL's settings: the first probe after a third of the time, then four more; and all of it for unconfirmed data."""
-    return {
-        "tcp_keepalives_idle": str(max(1, cut_off_seconds // 3)),
-        "tcp_keepalives_interval": str(max(1, cut_off_seconds // 6)),
-        "tcp_keepalives_count": "4",
-        "tcp_user_timeout": str(cut_off_seconds * 1000),
-        "lock_timeout": str(BUSY_SECONDS * 1000),
-    }
 
 
 def _raise_database_errors(engine: sa.Engine) -> None:
@@ -256,7 +232,8 @@ def _raise(error: sa.exc.DBAPIError) -> NoReturn:
 
 
 def _sentence(error: sa.exc.DBAPIError | OSError) -> str:
-    """The driver's words if they name only host and user; of other errors, which may quote data, the class."""
+    """Returns a sentence with the driver's words if these name only host and user; otherwise they may quote data, and the
+    sentence names only the error's class."""
     original = error.orig if isinstance(error, sa.exc.DBAPIError) else error.strerror
     words = (str(original).strip().splitlines() or ["no reason given"])[0]
     words = INVALID.sub(r'\1"***"', words)

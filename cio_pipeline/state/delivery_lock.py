@@ -1,4 +1,4 @@
-"""A lock on a database that one process at a time holds, as long as its session or its file lasts."""
+"""A lock on a database that one process at a time holds, as long as its session or its file exists."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ HELD = sa.text(
 """The advisory lock as PostgreSQL lists it: classid and objid are the halves of a bigint key, with objsubid 1."""
 
 IsHeld = Callable[[sa.Connection | None], bool]
-"""Whether the lock is still held, as seen from a transaction of the database, or without one."""
+"""Returns whether the lock is still held, as seen from a transaction of the database, or without one."""
 
 TryToLock = Callable[[], bool]
 
@@ -38,7 +38,7 @@ def hold_delivery_lock(engine: sa.Engine, waiting: Callable[[], None]) -> Abstra
     """Holds the lock during the block, after waiting for other processes, which may take long.
 
     `waiting` is called once if it has to wait. The lock ends with the process, however that ends: PostgreSQL's belongs to a
-    session, SQLite's to a file next to the database. Since either may be lost earlier, the block gets a function that tells
+    session, SQLite's to a file next to the database. As either may be lost earlier, the block gets a function that returns
     whether the lock is still held.
     """
     return _held(_file_lock(engine) if engine.dialect.name == "sqlite" else _advisory_lock(engine), waiting)
@@ -74,7 +74,7 @@ def _file_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
         return is_held()
 
     def is_held(_: sa.Connection | None = None) -> bool:
-        """Whether our file is still the one that other processes find, and lock, by its name."""
+        """Returns whether our file is still the one that other processes find, and lock, by its name."""
         try:
             return os.path.samestat(path.stat(), os.fstat(opened[0]))
         except OSError:

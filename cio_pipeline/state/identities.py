@@ -1,7 +1,7 @@
 """What each day says about people, stored so that a day looks up only its own people.
 
-That is: who is identified, by which email (R1), which anonymous id belongs to whom (R16: stitching), which names belong to
-the same person (R21: suppression). It includes the history before the first day (R18).
+That is: who is identified, with which email (R1: facts), which anonymous id belongs to whom (R16: stitching), and which names
+belong to the same person (R21: suppression). It includes the history before the first day (R18).
 
 Each row belongs to one day, so days may be learned in any order, and a day that is learned again replaces its rows. The history
 before the first partition is stored as a day that sorts before all others.
@@ -21,24 +21,23 @@ import pandas as pd
 import pyarrow as pa
 import sqlalchemy as sa
 
-from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, reading, values, writing
+from cio_pipeline.state.database import CUT_OFF_SECONDS, chunks, connect, execute_by_driver, reading, values, writing
+from cio_pipeline.state.identity_queries import identified_with, known_before, last_emails, merges_between
 from cio_pipeline.state.identity_tables import (
     COLUMNS,
     LOOKED_UP,
     VERSION,
     derived_days,
     emails,
-    identified,
     learned_days,
     links,
-    merges,
     metadata,
 )
 from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
 
 HISTORY_PARTITION = "0000-00-00"
-"""The day that stands for all time before the first partition."""
+"""The day of all that happened before the first partition."""
 
 IDS_PER_QUERY = 10_000
 
@@ -50,8 +49,8 @@ class Identities:
         self._engine = connect(url, metadata, VERSION, cut_off_seconds)
 
     def counts_if_learned_from(self, day: str, setting: str, source_fingerprint: str) -> Counter[str] | None:
-        """The counts that `replace` returned when it was called with the same day, setting and fingerprint; None if it was not,
-        or if the day has been learned differently since."""
+        """Returns the counts that `replace` returned for the same day, setting and fingerprint, or None if it was not called
+        with them, or the day has been learned differently since."""
         query = sa.select(learned_days.c.counts).where(
             learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == source_fingerprint
         )
@@ -60,7 +59,7 @@ class Identities:
         return None if counts is None else Counter(json.loads(counts))
 
     def counts(self, day: str) -> Counter[str]:
-        """The counts that `replace` returned when the day was last learned; empty if it never was."""
+        """Returns the counts that `replace` returned when the day was last learned; empty if it never was."""
         query = sa.select(learned_days.c.counts).where(learned_days.c.day == day)
         with reading(self._engine) as connection:
             return Counter(json.loads(connection.execute(query).scalar() or "{}"))
@@ -71,7 +70,7 @@ class Identities:
         """Replaces what is stored about a day.
 
         setting: the setting it was learned under; events: the number of the day's events; learned: what they say, part by part;
-        source_fingerprint: stands for the events and the code. Returns the number of people, identified people, emails and
+        source_fingerprint: identifies the events and the code. Returns the number of people, identified people, emails and
         merges. All of `learned` is first written to temporary files, because deliveries wait while the database is written.
         """
         counts, content_hash = Counter[str](), 0
@@ -94,19 +93,19 @@ class Identities:
         return counts
 
     def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """What all days before `day` say about these distinct_ids: one row for each distinct_id about which anything is known.
+        """Returns what all days before `day` say about these distinct_ids: a row for each about which anything is known.
 
-        Columns as `facts.learn` returns them: distinct_id, identified (bool), email and email_set_at (microseconds since 1970;
-        both None if no email is known).
+        Columns as in `facts.learn`: distinct_id, identified (bool), email and email_set_at (microseconds since 1970; both None
+        if no email is known).
         """
-        rows = self._rows_for(distinct_ids, lambda wanted: _known_before(day, wanted)) if self._knows_before(day) else []
+        rows = self._rows_for(distinct_ids, lambda wanted: known_before(day, wanted)) if self._knows_before(day) else []
         frame = pd.DataFrame(rows, columns=["distinct_id", "identified", "email", "email_set_at"], dtype=object)
         return frame.assign(identified=frame["identified"].astype(bool))
 
     def linked(self, names: Iterable[str]) -> set[str]:
-        """R21: all distinct_ids, and emails in lower case, that are linked to these, directly or through others.
+        """Returns all distinct_ids, and emails in lower case, that are linked to these, directly or through others (R21).
 
-        Each round looks up what the previous one has added, so the time depends only on how many these are.
+        Each round looks up what the previous one has added, so the time depends only on the number of linked names.
         """
         linked = new = set(names)
         while new:
@@ -118,44 +117,42 @@ class Identities:
         return linked
 
     def all_names(self) -> Iterator[str]:
-        """Every distinct_id and email that is linked to another one, possibly more than once."""
+        """Yields every distinct_id and email that is linked to another one, possibly more than once."""
         with reading(self._engine) as connection:
             for column in (links.c.name, links.c.distinct_id, emails.c.email):
                 rows = connection.execute(sa.select(column).distinct(), execution_options={"yield_per": IDS_PER_QUERY})
                 yield from rows.scalars()
 
     def merges_between(self, first: str, day: str, anonymous_ids: list[str]) -> pd.DataFrame:
-        """The merges of these anonymous ids from the day `first` on, and before `day`: `stitching.MERGE_COLUMNS`."""
-        query = sa.select(merges.c.anonymous_id, merges.c.distinct_id, merges.c.microseconds, merges.c.uuid)
-        days = (merges.c.day >= first, merges.c.day < day)
-        rows = self._rows_for(anonymous_ids, lambda wanted: query.where(merges.c.anonymous_id == wanted, *days))
+        """Returns the merges of these anonymous ids from the day `first` on, and before `day`: `stitching.MERGE_COLUMNS`."""
+        rows = self._rows_for(anonymous_ids, lambda wanted: merges_between(first, day, wanted))
         frame = pd.DataFrame(rows, columns=["anonymous_id", "distinct_id", "timestamp", "uuid"])
         return frame.assign(timestamp=pd.to_datetime(frame["timestamp"].astype("int64"), unit="us", utc=True))
 
     def shared_emails(self, day: str) -> dict[str, list[str]]:
-        """The emails, in lower case, that were set on the day and are the last email of several identified distinct_ids; with
-        these distinct_ids, sorted.
+        """Returns the emails, in lower case, that were set on the day and are the last email of several identified
+        distinct_ids, each with these distinct_ids, sorted.
 
         Only distinct_ids that ever had such an email (`links`) are looked up.
         """
         with reading(self._engine) as connection:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
-        candidates = self._rows_for(list(set_then), _identified_with)
+        candidates = self._rows_for(list(set_then), identified_with)
         several = Counter(email for email, _ in candidates)
         ids = [who for email, who in candidates if several[email] > 1]
-        last = dict(self._rows_for(ids, _last_emails))
+        last = dict(self._rows_for(ids, last_emails))
         shared = defaultdict[str, list[str]](list)
         for who in sorted(last):
             shared[last[who].lower()].append(who)
         return {email: who for email, who in shared.items() if len(who) > 1 and email in set_then}
 
     def last_derived(self) -> str | None:
-        """The last day that was derived."""
+        """Returns the last day that was derived, or None if none was."""
         with reading(self._engine) as connection:
             return connection.execute(sa.select(sa.func.max(derived_days.c.day))).scalar()
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
-        """The days that were never learned, under this setting or, without one, at all."""
+        """Returns those of the days that were never learned under this setting or, without one, under any."""
         with reading(self._engine) as connection:
             known = sa.select(learned_days.c.day)
             if setting is not None:
@@ -164,10 +161,10 @@ class Identities:
         return [day for day in days if day not in learned]
 
     def inputs_fingerprint(self, day: str, stitched_days: int) -> str:
-        """A fingerprint of everything that earlier days contribute to this one. Take it before the look-ups, and pass it to
-        `mark_derived` afterwards.
+        """Returns a fingerprint of everything that earlier days contribute to this one. Take it before the look-ups, and pass
+        it to `mark_derived` afterwards.
 
-        stitched_days: how many of the days before it contribute their events, too (R16: stitching).
+        stitched_days: the number of days before it that contribute their events, too (R16: stitching).
         """
         return _fingerprint(self._learned_days(), day, stitched_days)
 
@@ -178,23 +175,23 @@ class Identities:
             transaction.execute(sa.insert(derived_days), {"day": day, "known": inputs_fingerprint})
 
     def out_of_date(self, stitched_days: int) -> list[str]:
-        """The days that were derived before an earlier day was learned, or was learned again with another result."""
+        """Returns the days that were derived before an earlier day was learned, or learned again with another result."""
         with reading(self._engine) as connection:
             derived = connection.execute(sa.select(derived_days).order_by(derived_days.c.day)).all()
         learned = self._learned_days()
         return [day for day, fingerprint in derived if fingerprint != _fingerprint(learned, day, stitched_days)]
 
-    def _insert(self, transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
-        """Inserts the rows with the driver itself, which takes half the time. A link that is already there stays."""
+    @staticmethod
+    def _insert(transaction: sa.Connection, table: sa.Table, rows: pa.RecordBatch, day: str) -> None:
+        """Inserts the rows with the driver itself, which takes half the time. A link that exists stays."""
         columns = [bound(rows[name]) for name in rows.schema.names]
         names = list(rows.schema.names)
         if "day" in table.c:
             names, columns = [*names, "day"], [*columns, [day] * len(rows)]
-        mark = "%s" if self._engine.dialect.name == "postgresql" else "?"
-        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join([mark] * len(names))})"  # noqa: S608 - our names
+        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})"  # noqa: S608 - our names
         if table is links:
             sql += " ON CONFLICT DO NOTHING"
-        transaction.exec_driver_sql(sql, list(zip(*columns, strict=True)))
+        execute_by_driver(transaction, sql, list(zip(*columns, strict=True)))
 
     def _knows_before(self, day: str) -> bool:
         with reading(self._engine) as connection:
@@ -204,14 +201,14 @@ class Identities:
 
     @contextmanager
     def _writing(self) -> Iterator[sa.Connection]:
-        """A transaction without other writers. SQLite has only one anyway; PostgreSQL locks a table for it."""
+        """A transaction that excludes other writers. SQLite has only one anyway; on PostgreSQL a table is locked."""
         with writing(self._engine) as transaction:
             if self._engine.dialect.name == "postgresql":
                 transaction.exec_driver_sql("LOCK TABLE learned_days IN SHARE ROW EXCLUSIVE MODE")
             yield transaction
 
     def _learned_days(self) -> pd.DataFrame:
-        """The learned days, in order: day, events, and content_hash, which covers the day and all days before it."""
+        """Returns the learned days, in order: day, events, and content_hash, which covers the day and all days before it."""
         query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
         with reading(self._engine) as connection:
             learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])
@@ -223,7 +220,7 @@ class Identities:
         return learned.assign(content_hash=so_far)
 
     def _rows_for(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
-        """The rows of a query for these ids, each looked up once. `query` is called with a column of ids."""
+        """Returns the rows of a query for these ids, each looked up once. `query` is called with a column of ids."""
         with reading(self._engine) as connection:
             return [
                 tuple(row)  # pandas is slow with SQLAlchemy's own rows
@@ -233,7 +230,7 @@ class Identities:
 
 
 def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
-    """The values of the column `partner` in the rows whose column `of` has one of these values."""
+    """Returns the values of the column `partner` in the rows whose column `of` has one of these values."""
     partners = set[str]()
     for chunk in chunks(iter(values), IDS_PER_QUERY):
         partners.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
@@ -241,38 +238,9 @@ def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[
 
 
 def _fingerprint(learned: pd.DataFrame, day: str, stitched_days: int) -> str:
-    """The hash of what was learned from earlier days, and of the number of events of those that R16 may stitch from."""
+    """Returns a hash of what was learned from earlier days, and of the number of events of those that R16 may stitch from."""
     before = learned[learned["day"] < day]
     first = str(date.fromisoformat(day) - timedelta(days=stitched_days))
     events = before.loc[before["day"] >= first, ["day", "events"]].to_numpy().tolist()
     content_hash = before["content_hash"].iloc[-1] if len(before) else ""
     return f"{content_hash} {blake2b(repr(events).encode(), digest_size=8).hexdigest()}"
-
-
-def _identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each of these emails with the identified distinct_ids that are linked to it."""
-    is_identified = sa.exists().where(identified.c.distinct_id == links.c.distinct_id)
-    return sa.select(links.c.name, links.c.distinct_id).where(links.c.name == wanted, is_identified)
-
-
-def _last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """Each of these distinct_ids with its last email."""
-    last = sa.select(emails.c.email).where(emails.c.distinct_id == wanted).order_by(emails.c.day.desc()).limit(1)
-    pairs = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
-    return sa.select(pairs).where(pairs.c.email.is_not(None))
-
-
-def _known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
-    """What is known before the day about each of these distinct_ids: three index look-ups each, however many days there are."""
-    was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
-    email, microseconds = (
-        sa.select(column)
-        .where(emails.c.distinct_id == wanted, emails.c.day < day)
-        .order_by(emails.c.day.desc())
-        .limit(1)
-        .scalar_subquery()
-        for column in (emails.c.email, emails.c.microseconds)
-    )
-    columns = (wanted.label("distinct_id"), was_identified.label("identified"), email.label("email"), microseconds.label("set"))
-    rows = sa.select(*columns).subquery()
-    return sa.select(rows).where(sa.or_(rows.c.identified, rows.c.email.is_not(None)))

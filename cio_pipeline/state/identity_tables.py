@@ -1,4 +1,4 @@
-"""The database tables of what each day says about people, and their columns in memory."""
+"""The tables of what each day says about people, in the database and in memory."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ merges = sa.Table(
     sa.Column("distinct_id", Text, nullable=False),
     sa.Index("merges_of_an_id", "anonymous_id", "day"),
 )
-"""The uuid is in no index: two events may have the same, and one that R14 refuses may be of any length."""
+"""The uuid is in no index: two events may have the same one, and one that R14 refuses may be of any length."""
 
 links = sa.Table(
     "ties",  # the name in databases that exist
@@ -71,11 +71,11 @@ links = sa.Table(
     sa.Column("distinct_id", Text, primary_key=True, index=True),
     sqlite_with_rowid=False,
 )
-"""`facts.Links` of all days (R21). They are never deleted, even when a day is learned again."""
+"""`facts.Links` of all days (R21: suppression). They are never deleted, even when a day is learned again."""
 
 
 LOOKED_UP = (identified, emails, merges)
-"""The tables that later days look up, which therefore make up a day's content."""
+"""The tables that later days look up, so a day's content hash covers them."""
 
 COLUMNS = {
     identified: pa.schema([("distinct_id", pa.string())]),
@@ -85,4 +85,4 @@ COLUMNS = {
     ),
     links: pa.schema([("name", pa.string()), ("distinct_id", pa.string())]),
 }
-"""The columns of each table that a day fills, except the day."""
+"""The columns of each table of a day, except the day."""

@@ -1,4 +1,4 @@
-"""What events say about people, on the way to the database: workers make it, files hold it, and it is read in key order."""
+"""What events say about people, on its way to the database: made by workers, kept in files, and read in key order."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from cio_pipeline.tables.files import StorageError, temporary_file_errors
 
 BATCH_ROWS = 10_000
 SORTED_BATCHES = 50
-"""How many batches are sorted at once: inserting rows in the order of a table's key takes a third of the time."""
+"""The number of batches that are sorted at once: inserting rows in the order of a table's key takes a third of the time."""
 
 
 class Learned(NamedTuple):
     """What some events of a day say about people.
 
-    rows: by table's name; counts: as `Identities.replace` returns them; content_hash: the sum of the hashes of the rows that
-    later days look up.
+    rows: by table's name; counts: as in `Identities.replace`; content_hash: the sum of the hashes of the rows that later days
+    look up.
     """
 
     rows: dict[str, pa.Table]
@@ -36,14 +36,14 @@ class Learned(NamedTuple):
 
     @classmethod
     def of(cls, facts: pd.DataFrame, merges: pd.DataFrame, links: Set[tuple[str, str]] = frozenset()) -> Learned:
-        """From the frames of `facts.learn` and `stitching.merges`, and the links."""
+        """Makes it from the frames of `facts.learn` and `stitching.merges`, and the links."""
         rows = _rows(facts, merges, links)
         content_hash = sum(_hash(table, rows[table]) for table in LOOKED_UP)
         return cls({table.name: of_table for table, of_table in rows.items()}, _counts(rows, len(facts)), content_hash)
 
 
 class RowFile:
-    """A temporary file of the rows of a table, which are read once all are written. Raises `StorageError`."""
+    """A temporary file of a table's rows, which are read once all are written. Raises `StorageError`."""
 
     def __init__(self, folder: Path, table: sa.Table, schema: pa.Schema) -> None:
         self._path, self._schema, self._rows = folder / f"{table.name}.arrows", schema, 0
@@ -64,7 +64,7 @@ class RowFile:
             self._writer.write_table(rows, BATCH_ROWS)
 
     def read(self) -> Iterator[pa.RecordBatch]:
-        """All rows in batches; every `SORTED_BATCHES` of them are sorted."""
+        """Yields all rows in batches; every `SORTED_BATCHES` of them are sorted together."""
         rows = 0
         with temporary_file_errors(self._path.parent):
             self._writer.close()
@@ -74,18 +74,18 @@ class RowFile:
                     rows += len(table)
                     yield from table.sort_by([(name, "ascending") for name in table.column_names]).to_batches(BATCH_ROWS)
         if rows != self._rows:
-            raise StorageError(f"Of {self._rows:,} rows that were learned, only {rows:,} are in {self._path}: run this again.")
+            raise StorageError(f"Only {rows:,} of the {self._rows:,} learned rows are in {self._path}: run this again.")
 
 
 def bound(column: pa.Array) -> list[Any]:
-    """The column's values as `Text` stores them."""
+    """Returns the column's values as `Text` stores them."""
     if pa.types.is_string(column.type):
         column = pc.replace_substring(pc.replace_substring(column, "\\", "\\\\"), "\0", "\\0")
     return to_list(column)
 
 
 def _hash(table: sa.Table, rows: pa.Table) -> int:
-    """The sum of the rows' hashes, which does not depend on their order, or on how they are divided."""
+    """Returns the sum of the rows' hashes, which does not depend on their order, or on how they are divided."""
     columns = [column.to_numpy().tolist() for column in rows.columns]
     name = table.name.encode()
     hashes = (blake2b(repr(row).encode(), digest_size=16, person=name).digest() for row in zip(*columns, strict=True))
@@ -93,7 +93,7 @@ def _hash(table: sa.Table, rows: pa.Table) -> int:
 
 
 def _rows(facts: pd.DataFrame, merged: pd.DataFrame, linked: Set[tuple[str, str]]) -> dict[sa.Table, pa.Table]:
-    """The rows of a part of a day, by table, without the day."""
+    """Returns the rows of a part of a day, by table, without the day."""
     with_email = facts[facts["email"].notna()].rename(columns={"email_set_at": "microseconds"})
     named = merged.assign(microseconds=merged["timestamp"].astype("datetime64[us, UTC]").astype("int64"))
     names = pd.DataFrame(sorted(linked), columns=["name", "distinct_id"], dtype=object)

@@ -14,13 +14,13 @@ metadata = sa.MetaData()
 
 
 class Bytes(sa.LargeBinary):
-    """Bytes without SQLAlchemy's conversion, which is slow: the drivers of both databases take and give bytes."""
+    """Bytes without SQLAlchemy's conversion, which is slow: the drivers of both databases accept and return bytes."""
 
     def bind_processor(self, dialect: sa.Dialect) -> None:
-        """None is needed."""
+        """Returns None: values are not converted."""
 
     def result_processor(self, dialect: sa.Dialect, coltype: object) -> None:
-        """None is needed."""
+        """Returns None: values are not converted."""
 
 
 deliveries = sa.Table(
@@ -32,8 +32,8 @@ deliveries = sa.Table(
     sa.Column("new_customers", sa.Integer, nullable=False),
     sa.Column("campaign_events", sa.Integer, nullable=False),
 )
-"""One row per request: the ids of its accepted events, packed; how many customers it created; and how many of the events were
-young enough to start campaigns."""
+"""One row per request: the ids of its accepted events (not PostHog's uuids), packed; the number of customers that it created;
+and the number of its events that were young enough to start campaigns."""
 
 customer_states = sa.Table(
     "customer_states",
@@ -64,11 +64,11 @@ delivery_lock = sa.Table(
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("holder", sa.String(32), nullable=False),
 )
-"""One row: the delivery that took the lock last. Every acknowledgement checks that this is still its own."""
+"""One row: the delivery that took the lock last. Every acknowledgement checks that this is still the one that sends."""
 
 CHUNK = 1000
 
 
 def upsert_id(key: str, part: int) -> str:
-    """The item of an upsert in the refusals: the hash of its customer's key, and its part."""
+    """Returns the item of an upsert in the refusals: the hash of its customer's key, and its part."""
     return f"{customer_id(key).hex()}#{part}"

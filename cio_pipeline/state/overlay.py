@@ -1,4 +1,4 @@
-"""Identities for a dry run: what its days say is written to a separate database, on top of the stored identities."""
+"""Identities for a dry run: its days are learned into a separate database, on top of the stored identities."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class OverlayIdentities(Identities):
         self._engine.dispose()
 
     def known_before(self, day: str, distinct_ids: list[str]) -> pd.DataFrame:
-        """As `Identities.known_before`. Events belong to the day of their time, so the last email has the latest time."""
+        """As `Identities.known_before`. An event belongs to the day of its time, so the last email has the latest time."""
         parts = [self._base.known_before(min(day, self._first), distinct_ids), super().known_before(day, distinct_ids)]
         rows = pd.concat(parts, ignore_index=True).sort_values("email_set_at", na_position="first", kind="stable")
         people = rows.groupby("distinct_id", sort=False)
@@ -33,7 +33,7 @@ class OverlayIdentities(Identities):
         return known.assign(identified=people["identified"].any()).reset_index()[parts[0].columns.tolist()]
 
     def linked(self, names: Iterable[str]) -> set[str]:
-        """As `Identities.linked`, by the links of both."""
+        """As `Identities.linked`, with the links of both."""
         linked, previous = set(names), set[str]()
         while linked != previous:
             previous, linked = linked, super().linked(self._base.linked(linked))
@@ -50,5 +50,5 @@ class OverlayIdentities(Identities):
         return pd.concat([of_base, super().merges_between(first, day, anonymous_ids)], ignore_index=True)
 
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
-        """As `Identities.unlearned`: the days that neither has learned."""
+        """As `Identities.unlearned`: the days that are learned in neither."""
         return super().unlearned(self._base.unlearned(days, setting), setting)

@@ -1,7 +1,6 @@
 """What Customer.io has refused: kept with its reason and the item itself until the item, or newer data, is accepted.
 
-These are the queries of the ledger's table `refusals`. `Ledger` gives them a connection, or the transaction of an
-acknowledgement.
+These are the queries of the ledger's table `refusals`. `Ledger` passes a connection, or the transaction of an acknowledgement.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ from cio_pipeline.state.ledger_tables import CHUNK, refusals
 
 @dataclass(frozen=True)
 class Refusal:
-    """An item that Customer.io refused, with what it takes to send it again.
+    """An item that Customer.io refused, with all that is needed to send it again.
 
     item: the event's id in Customer.io (a ULID), or the upsert's `ledger_tables.upsert_id`; kind: `event` or `customer`;
     reason: Customer.io's word for it, and the field; detail: its whole message, which may quote the data; operation: what was
@@ -39,7 +38,7 @@ class Refusal:
 
 
 class OpenRefusals(NamedTuple):
-    """How many items Customer.io has refused for a reason and not accepted since, and the first and last of their days."""
+    """The number of items that Customer.io has refused for a reason and not accepted since, and their first and last day."""
 
     reason: str
     items: int
@@ -48,7 +47,7 @@ class OpenRefusals(NamedTuple):
 
 
 def find(connection: sa.Connection, day: str | None, reason: str | None, limit: int | None) -> dict[str, list[Refusal]]:
-    """The open refusals by day, oldest first; of one day, for one reason, or all (None); at most `limit` of them."""
+    """Returns the open refusals by day, oldest first: of one day, for one reason, or all (None); at most `limit` of them."""
     selected = sa.select(refusals).where(*_conditions(day, reason)).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
     by_day: dict[str, list[Refusal]] = defaultdict(list)
     for row in connection.execute(selected):
@@ -58,7 +57,7 @@ def find(connection: sa.Connection, day: str | None, reason: str | None, limit: 
 
 
 def count_by_reason(connection: sa.Connection, day: str | None, reason: str | None) -> list[OpenRefusals]:
-    """The open refusals counted by reason, the most frequent first; of one day, for one reason, or all (None)."""
+    """Returns the number of open refusals by reason, the most frequent first: of one day, for one reason, or all (None)."""
     count = sa.func.count()
     columns = (refusals.c.reason, count, sa.func.min(refusals.c.day), sa.func.max(refusals.c.day))
     counted = sa.select(*columns).where(*_conditions(day, reason)).group_by(refusals.c.reason)
@@ -66,25 +65,25 @@ def count_by_reason(connection: sa.Connection, day: str | None, reason: str | No
 
 
 def days(connection: sa.Connection, day: str | None, reason: str | None) -> list[str]:
-    """The days that have open refusals, in order; that one day, those for one reason, or all (None)."""
+    """Returns the days that have open refusals, in order: only that day, for one reason, or all (None)."""
     selected = sa.select(refusals.c.day).where(*_conditions(day, reason)).distinct().order_by(refusals.c.day)
     return list(connection.execute(selected).scalars())
 
 
 def count_by_kind(connection: sa.Connection, day: str) -> Mapping[str, int]:
-    """How many items of the day are refused, by kind: `event` and `customer`."""
+    """Returns the number of the day's open refusals by kind, `event` and `customer`."""
     counted = sa.select(refusals.c.kind, sa.func.count()).where(refusals.c.day == day).group_by(refusals.c.kind)
     return {"event": 0, "customer": 0} | {row[0]: row[1] for row in connection.execute(counted)}
 
 
 def count_events(connection: sa.Connection, days: list[str]) -> dict[str, int]:
-    """How many events are refused, by day; a day without any is missing."""
+    """Returns the number of refused events by day; a day without any is missing."""
     selected = sa.select(refusals.c.day, sa.func.count()).where(refusals.c.day.in_(days), refusals.c.kind == "event")
     return {row[0]: row[1] for row in connection.execute(selected.group_by(refusals.c.day))}
 
 
 def keep(transaction: sa.Connection, day: str, refused: list[Refusal]) -> None:
-    """Records what was refused of the day; an item that is already recorded stays as it is."""
+    """Records the day's refused items; one that is already recorded stays as it is."""
     now = datetime.now(UTC).replace(tzinfo=None)
     rows = [
         {**vars(refusal), "day": day, "customer": customer_id(refusal.key), "state": pack(refusal.state), "refused_at": now}
@@ -102,7 +101,7 @@ def close(transaction: sa.Connection, day: str, items: list[str]) -> None:
 
 
 def close_superseded(transaction: sa.Connection, states: Mapping[bytes, bytes]) -> None:
-    """Closes refused upserts, of any day, all of whose attributes have been set since. `states`: packed, by customer's id."""
+    """Closes refused upserts, of any day, if all their attributes have been set since. states: packed, by customer's id."""
     columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
     for chunk in chunks(iter(states), CHUNK):
         upserts = sa.select(*columns).where(refusals.c.customer.in_(chunk), refusals.c.kind == "customer")

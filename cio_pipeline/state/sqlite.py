@@ -1,4 +1,4 @@
-"""An engine for a SQLite file: readable by its owner only, and with one writer at a time, for which others wait and say so."""
+"""An engine for a SQLite file: readable by its owner only, with one writer at a time. Others wait for it, and log that."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import sqlalchemy as sa
 
 SILENT_SECONDS = 5
-"""A writer that waits longer than this says so."""
+"""A writer that waits longer than this logs it."""
 
 DISK_ERRORS = ("disk I/O error", "readonly database")
 
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 
 def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
-    """The engine. After `busy_seconds` of waiting for another writer, SQLite raises "database is locked"."""
+    """Returns the engine. After `busy_seconds` of waiting for another writer, SQLite raises "database is locked"."""
     path = sa.make_url(url).database
     if path and path != ":memory:":
         _keep_private(Path(path))
@@ -29,7 +29,7 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
 
     @sa.event.listens_for(engine, "connect")
     def set_pragmas(connection: Any, _: Any) -> None:
-        """So that a commit survives a crash of the process, and readers do not wait for the writer."""
+        """A commit survives a crash of the process, and readers do not wait for the writer."""
         _write_ahead(connection, time.monotonic() + busy_seconds)
         connection.execute("PRAGMA synchronous=NORMAL")
 
@@ -40,7 +40,7 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
             connection.exec_driver_sql("BEGIN")
         elif not _began_soon(connection.connection.dbapi_connection, busy_seconds):
             log.warning(
-                "Another process writes to the ledger's database (CIO_LEDGER_URL): waiting, for %s seconds at most.",
+                "Another process is writing to the ledger's database (CIO_LEDGER_URL): waiting for it, at most %s seconds.",
                 busy_seconds,
             )
             connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -49,7 +49,7 @@ def sqlite_engine(url: str, busy_seconds: int) -> sa.Engine:
 
 
 def with_hint(words: str) -> str:
-    """SQLite's words at the end of a sentence, with a question about the disk if they may be about it."""
+    """Returns SQLite's words as the end of a sentence, with a question about the disk if they may be about it."""
     return f"{words}: is its disk full or read-only?" if any(known in words for known in DISK_ERRORS) else f"{words}."
 
 

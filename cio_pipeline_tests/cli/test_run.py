@@ -95,6 +95,14 @@ def test_what_the_rules_refuse_is_in_the_last_lines_and_in_the_status(
     )
 
 
+def test_a_run_keeps_the_engines_of_dagsters_storage(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr("cio_pipeline.cli.run.keep_engines", lambda: kept.append("engines"))
+    monkeypatch.setattr("cio_pipeline.cli.run._run", lambda *_, **__: None)
+    main(["run", "--today"])
+    assert kept == ["engines"]
+
+
 def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -67,6 +67,7 @@ def test_dagster_gets_the_environment_first_and_finds_no_env_file(
     assert not (home / ".env").exists()
     assert (home / "dagster.yaml").read_text() == (PROJECT / "dagster.yaml").read_text()
     wanted = {"CIO_LATE_DAYS": "5", "POSTHOG_PROJECT_ID": "1", "DAGSTER_HOME": str(home), "PYTHONPATH": str(PROJECT)}
+    wanted[environment.KEEP_ENGINES] = "yes"
     assert wanted.items() <= dagster.given["env"].items()
     assert dagster.command[dagster.command.index("-w") + 1] == str(WORKSPACE_YAML)
     assert capsys.readouterr().out.startswith("Sends to https://track.customer.io; the tables are in ")
@@ -88,7 +89,7 @@ def test_a_second_ui_on_the_same_runs_says_that_one_runs_already(
     home.mkdir(parents=True)
     with ui.only_one(home):
         assert main(["ui"]) == 2
-    assert capsys.readouterr().err == f"Dagster's UI and daemon run already on {home}: end them first (Ctrl-C).\n"
+    assert capsys.readouterr().err == f"Dagster's UI and daemon are already running on {home}: end them first (Ctrl-C).\n"
     assert started == []
     assert main(["ui"]) == 0
 
@@ -105,7 +106,7 @@ def test_without_a_free_port_one_sentence_says_so(
         monkeypatch.setattr(dev, "interruptible", lambda: None)
         assert main([command]) == 2
     said = capsys.readouterr().err
-    assert re.fullmatch(r"No port from \d+ to \d+ is free for the UI: end what listens there\.\n", said)
+    assert re.fullmatch(r"No port from \d+ to \d+ is free for the UI: end a program that listens on one\.\n", said)
     assert not started
 
 

@@ -136,7 +136,7 @@ ZIP = b64decode("UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA==")
 @pytest.mark.parametrize(
     ("content", "why"),
     [
-        (b"", "names nobody; if that is meant, its first line must be `# empty on purpose`"),
+        (b"", "names nobody; if that is intended, its first line must be `# empty on purpose`"),
         (b"\n \n# nobody yet\n", "names nobody"),
         (b"email,reason\n", "names nobody"),
         (b"[]", "names nobody"),

@@ -15,6 +15,8 @@ from dagster._core.storage.runs.sqlite import sqlite_run_storage
 from dagster._core.storage.schedules.sqlite import sqlite_schedule_storage
 
 from cio_pipeline.defs import dagster_storage
+from cio_pipeline.defs.resources import prepare_process
+from cio_pipeline.settings.environment import KEEP_ENGINES
 
 FEW_CONNECTIONS = 3
 
@@ -60,6 +62,19 @@ def test_with_kept_engines_it_makes_one_a_database_and_stores_the_same_events(ma
     dagster_storage.keep_engines()
     assert stored(tmp_path / "with") == without
     assert len(made) == len(set(made))
+
+
+@pytest.mark.parametrize("is_own", [False, True])
+def test_a_run_may_open_many_files_and_patches_dagster_only_under_this_packages_own_commands(
+    made: list[str], monkeypatch: pytest.MonkeyPatch, is_own: bool
+) -> None:
+    monkeypatch.setenv(KEEP_ENGINES, "yes" if is_own else "")
+    limits: list[str] = []
+    monkeypatch.setattr("cio_pipeline.defs.resources.allow_open_files", lambda: limits.append("raised"))
+    prepare_process()
+    assert limits == ["raised"]
+    assert (sqlite_event_log.create_engine is dagster_storage._engine) == is_own  # type: ignore[attr-defined]
+    assert (ScriptDirectory.from_config is dagster_storage._scripts) == is_own
 
 
 def test_with_kept_engines_each_database_is_opened_but_a_few_times(

@@ -238,7 +238,7 @@ def test_a_run_that_would_make_more_new_customers_than_allowed_stops_before_its_
     workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="3")
     assert stops(instance, DAYS) == (
         "This run would make 4 new customers, more than CIO_MAX_NEW_CUSTOMERS allows (3): nothing was sent."
-        " If that is meant, set CIO_MAX_NEW_CUSTOMERS, or max_new_customers in the launchpad, to 4 or more."
+        " If that is intended, set CIO_MAX_NEW_CUSTOMERS, or max_new_customers in the launchpad, to 4 or more."
     )
     assert sent(workspace) == {"people": 0, "events": 0}
     assert "4 new customers" in stops(instance, DAYS, max_new_customers=2)
@@ -386,9 +386,9 @@ def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
 ) -> None:
     workspace = start([*stream(DAYS), event(9, "$identify", "jane", f"{DAYS[2]}T11:00:00Z")], **settings)
     assert stops(instance, DAYS[2:]) == (
-        "2 earlier days were never learned (2025-01-01 to 2025-01-02), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS"
-        " they decide what is sent of 2025-01-03: nothing was sent. Run them first, the oldest first; or set CIO_START_DATE to"
-        " the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+        "2 earlier days were never learned (2025-01-01 to 2025-01-02), and with the current CIO_IDENTIFY_BY_EMAIL and"
+        " CIO_ANONYMOUS_USERS they decide what is sent of 2025-01-03: nothing was sent. Run them first, beginning with the"
+        " oldest; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow if that is intended."
     )
     assert sent(workspace) == {"people": 0, "events": 0}
     run(instance, DAYS[:1])

@@ -18,7 +18,6 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.shards import DeliveryOptions
@@ -34,8 +33,9 @@ from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.defs.services import event_source, track_client
-from cio_pipeline.learning import learned_under
-from cio_pipeline.pipeline import DERIVED
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import DERIVED
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -88,7 +88,7 @@ def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
 
 
 def learn(store: Store, day: str, events: int = 1, setting: str | None = None) -> None:
-    store.identities.replace(day, setting or learned_under(store.attributes_from), events, [NOTHING])
+    store.identities.replace(day, setting or learned_under(store.settings.attributes_from), events, [NOTHING])
 
 
 def test_what_a_run_writes_is_its_owners_and_it_may_open_many_files(store: Store) -> None:
@@ -232,7 +232,7 @@ def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store
 def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_LEDGER_URL", f"postgresql://cio:{URL_PASSWORD}@127.0.0.1:1/cio")
     settings = settings_to_show()
-    shown = [connections.ledger(settings), connections.rules(settings), connections.as_markdown(settings)]
+    shown = [connections.ledger_text(settings), connections.rules_text(settings), connections.as_markdown(settings)]
     assert shown[0] == "postgresql://127.0.0.1:1/cio"
     assert "[Customer.io (track.customer.io, US)](https://fly.customer.io)" in shown[2]
     assert [secret for secret in (URL_PASSWORD, *KEYS.values()) if len(secret) > 3 and secret in " ".join(shown)] == []
@@ -240,20 +240,20 @@ def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: p
 
 def test_the_pages_say_so_where_a_setting_is_wrong_and_the_definitions_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_REFUSED_SHARE", "many")
-    assert connections.loaded() is None
+    assert connections.loaded_settings() is None
 
 
 def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:
     told: dict[str, dict[str, Any]] = {}
     keep_a_day(store)
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
-    account = Account(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
+    day_counts = DayCounts(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 
     def add(metadata: dict[str, Any], asset_key: dg.AssetKey, partition_key: str) -> None:
         told[asset_key.path[-1]] = {name: getattr(value, "value", value) for name, value in metadata.items()}
 
     context: Any = SimpleNamespace(add_asset_metadata=add)
-    _add_metadata(context, store, "2025-01-01", account)
+    _add_metadata(context, store, "2025-01-01", day_counts)
     events = told["events"]
     assert (events["extracted"], events["filtered"], events["refused"]) == (10, 3, 4)
     assert list(rows(events["outcomes"]).values()) == [5, 4, 3, 2, 1, 15]

@@ -28,7 +28,7 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.product import days as product_days
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.state.database import MAX_CONNECTIONS
+from cio_pipeline.state.postgresql import MAX_CONNECTIONS
 from cio_pipeline_tests.deploy.fleet import FOUND, Connections, Fleet, fleet, open_connections, session_of
 
 pytestmark = pytest.mark.fleet

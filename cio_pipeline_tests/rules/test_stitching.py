@@ -99,7 +99,7 @@ def test_r16_events_of_the_same_day_are_sent_and_counted_as_sent(tmp_path: Path)
     product = derived(tmp_path, visit(MONDAY), visit(MONDAY, "later", "13:00"), merge(MONDAY))
     assert sent(product, MONDAY) == [("visit", "id:u1")]
     assert product.outcomes(MONDAY) == {"sent": 2, "filtered": 1}
-    assert product.accounts[MONDAY].stitched == 0
+    assert product.counts_by_day[MONDAY].stitched == 0
 
 
 def test_r16_is_off_by_default(tmp_path: Path) -> None:
@@ -211,14 +211,14 @@ def test_r16_reaches_over_shards(tmp_path: Path) -> None:
     visits = [visit(day, name, who=name) for name in names for day in (SATURDAY, MONDAY)]
     product = derived(tmp_path, *visits, *(merge(MONDAY, f"u{name}", named=name) for name in names), shards=3)
     assert sorted(sent(product, MONDAY)) == sorted([(name, f"id:u{name}") for name in names] * 2)
-    assert product.accounts[MONDAY].stitched == 12
+    assert product.counts_by_day[MONDAY].stitched == 12
 
 
 def test_r16_deriving_again_gives_the_same(tmp_path: Path) -> None:
     product = derived(tmp_path, visit(SUNDAY), visit(MONDAY), merge(MONDAY))
-    once = product.events(MONDAY), product.customers(MONDAY), product.accounts[MONDAY]
+    once = product.events(MONDAY), product.customers(MONDAY), product.counts_by_day[MONDAY]
     product.derive(MONDAY)
-    assert (product.events(MONDAY), product.customers(MONDAY), product.accounts[MONDAY]) == once
+    assert (product.events(MONDAY), product.customers(MONDAY), product.counts_by_day[MONDAY]) == once
 
 
 def test_r16_with_profiles_the_personless_events_come_with_an_identify_that_is_not_personless(tmp_path: Path) -> None:

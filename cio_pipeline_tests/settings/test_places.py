@@ -90,7 +90,7 @@ def test_a_folder_for_dagster_that_cannot_be_made_is_refused(env: pytest.MonkeyP
     (tmp_path / "dagster").write_text("")
     for data_dir, why in (
         (tmp_path, r".*/dagster is not a folder\."),
-        (tmp_path / ("a" * 300), r".* cannot be made \(File name too long\)\."),
+        (tmp_path / ("a" * 300), r".* cannot be created \(File name too long\)\."),
     ):
         with pytest.raises(SettingsError, match=rf"^CIO_DATA_DIR is wrong: {why}$"):
             dagster_home(str(data_dir))

@@ -108,7 +108,7 @@ def test_a_password_that_would_be_misread_is_refused_without_being_shown(env: py
     try:
         url = make_url(load_settings().ledger_url)
     except SettingsError as refused:
-        assert str(refused) == "CIO_LEDGER_URL is wrong: special characters of its user and password must be percent-encoded."  # noqa: PT017
+        assert str(refused) == "CIO_LEDGER_URL is wrong: special characters in its user and password must be percent-encoded."  # noqa: PT017
     else:
         assert (url.password, url.host, url.database) == (password, "host", "db")
 
@@ -174,7 +174,7 @@ def test_the_days_need_no_secret_and_have_the_settings_defaults(monkeypatch: pyt
     settings = load_settings()
     assert found["daily_partitions"].start.date() == settings.start_date
     assert found["backfill_policy"].max_partitions_per_run == settings.days_per_run
-    assert settings.late_days == found["LATE_DAYS"]
+    assert found["SETTINGS"].late_days == settings.late_days
 
 
 LISTS: list[tuple[str, tuple[str, ...]]] = [
@@ -252,7 +252,7 @@ def test_a_list_is_read_in_quotes_and_as_json(env: pytest.MonkeyPatch, name: str
 )
 def test_a_list_that_could_be_meant_otherwise_is_refused(env: pytest.MonkeyPatch, name: str, given: str) -> None:
     env.setenv(name, given)
-    with pytest.raises(SettingsError, match=rf"^{name} is wrong: (must be names with commas|it names nothing)"):
+    with pytest.raises(SettingsError, match=rf"^{name} is wrong: (must be names separated by commas|it names nothing)"):
         load_settings()
 
 
@@ -527,7 +527,7 @@ def test_plain_http_goes_to_this_machine_and_private_networks_only(url: str, pla
 )
 def test_plain_http_elsewhere_needs_a_setting_that_says_so(env: pytest.MonkeyPatch, name: str) -> None:
     env.setenv(name, "http://plain.example.com")
-    with pytest.raises(SettingsError, match=rf"^{name} is wrong: it must begin with https://, or CIO_ALLOW_PLAIN_HTTP=Yes"):
+    with pytest.raises(SettingsError, match=rf"^{name} is wrong: it must begin with https://, unless CIO_ALLOW_PLAIN_HTTP=Yes"):
         load_settings()
     env.setenv("CIO_ALLOW_PLAIN_HTTP", "Yes")
     load_settings()

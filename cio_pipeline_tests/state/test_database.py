@@ -17,9 +17,10 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import name_hash, pack
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.state import identity_tables
-from cio_pipeline.state.database import MAX_CONNECTIONS, DatabaseError, connect, reading, values, writing
+from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.postgresql import MAX_CONNECTIONS
 from cio_pipeline_tests.postgres import PASSWORD, URL_PASSWORD, database
 
 DAY = "2026-03-02"
@@ -82,7 +83,7 @@ def test_the_tables_of_another_version_are_refused_in_a_sentence(database_url: s
         for name in ("ledger", "identities") if stamp else ():
             transaction.exec_driver_sql(f"INSERT INTO schema_version VALUES ('{name}', {stamp})")
     for part, opened in (("ledger", Ledger), ("identities", Identities)):
-        with pytest.raises(DatabaseError, match=f"^CIO_LEDGER_URL names a database .+ whose tables of the {part} are"):
+        with pytest.raises(DatabaseError, match=f"^CIO_LEDGER_URL names a database .+ whose tables of the {part} belong"):
             opened(database_url)
 
 
@@ -191,7 +192,7 @@ def test_who_waits_for_a_writer_says_so_and_goes_on(
     other.close()
     assert known.out_of_date(0) == [DAY, "2026-03-03"]
     assert [record.getMessage() for record in caplog.records] == [
-        "Another process writes to the ledger's database (CIO_LEDGER_URL): waiting, for 300 seconds at most."
+        "Another process is writing to the ledger's database (CIO_LEDGER_URL): waiting for it, at most 300 seconds."
     ]
 
 

@@ -1,7 +1,7 @@
 """The sensor that sends alerts about failed runs, failed checks and days that are not delivered, as Dagster itself sends none.
 
-It runs every minute, and needs only Dagster's daemon: no schedule and no run. Its cursor records what it has read and sent, for
-each target separately: what cannot be sent to one is tried again at the next tick, and is not sent to another twice.
+It runs every minute, and needs only Dagster's daemon: no schedule and no run. Its cursor records what it has read and sent for
+each target separately. So what cannot be sent to one target is tried again at the next tick, and not sent to another one twice.
 """
 
 import logging
@@ -13,16 +13,8 @@ from pydantic import BaseModel, ValidationError
 
 from cio_pipeline.alerts.alerts import Alert, alerts_of
 from cio_pipeline.alerts.send import TRANSIENT, Send, call_heartbeat, senders_of
-from cio_pipeline.defs.alerts.dagster_events import (
-    MAX_AT_ONCE,
-    Position,
-    checks_of,
-    events_since,
-    is_delivered_by_schedule,
-    newest,
-    runs_ended,
-    start,
-)
+from cio_pipeline.defs.alerts.dagster_events import MAX_AT_ONCE, Position, events_since, start
+from cio_pipeline.defs.alerts.runs import checks_of, is_delivered_by_schedule, newest, runs_ended
 from cio_pipeline.settings.load import load_alert_settings
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -30,12 +22,12 @@ logger = logging.getLogger(__name__)
 
 DESCRIPTION = (
     "Sends alerts to CIO_ALERT_WEBHOOK_URL and CIO_ALERT_EMAIL: failed runs, failed checks, days that are not delivered by"
-    " CIO_DELIVERED_BY, and when each is over. Calls CIO_HEARTBEAT_URL when the schedule has delivered. On by default where one"
-    " of them is set."
+    " CIO_DELIVERED_BY, and when each is over. Calls CIO_HEARTBEAT_URL when the schedule has delivered. It is on by"
+    " default if one of them is set."
 )
 EVERY_SECONDS = 60
 SENDING_SECONDS = 12.0
-"""After this long a tick sends no more alerts to one target, as Dagster ends the tick after 60 seconds."""
+"""After this time a tick sends no more alerts to a target, as Dagster ends the tick after 60 seconds."""
 
 
 class Cursor(BaseModel):
@@ -52,7 +44,7 @@ def _default_status() -> dg.DefaultSensorStatus:
 
 @dg.sensor(description=DESCRIPTION, minimum_interval_seconds=EVERY_SECONDS, default_status=_default_status())
 def customerio_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
-    """One tick: reads what has happened for each target, and sends it. The cursor keeps what could not be sent."""
+    """Reads what has happened, and sends it to each target. The cursor keeps what could not be sent."""
     settings, cursor = load_alert_settings(), _cursor(context.cursor)
     senders = senders_of(settings)
     instance, checks = context.instance, checks_of(context)
@@ -62,7 +54,7 @@ def customerio_alerts(context: dg.SensorEvaluationContext) -> dg.SkipReason:
     context.update_cursor(Cursor(targets=targets, heartbeat=heartbeat).model_dump_json())
     problems += [sent] if sent else []
     for problem in problems:
-        logger.warning("%s This is tried again in a minute.", problem)
+        logger.warning("%s It will be tried again in a minute.", problem)
     if not settings.is_configured:
         return dg.SkipReason("No alerts are sent: CIO_ALERT_WEBHOOK_URL, CIO_ALERT_EMAIL and CIO_HEARTBEAT_URL are not set.")
     return dg.SkipReason(" ".join(problems) or "No alert is waiting to be sent.")
@@ -78,7 +70,7 @@ def _cursor(text: str | None) -> Cursor:
 def _read(
     instance: dg.DagsterInstance, settings: AlertSettings, position: Position, checks: Sequence[dg.AssetCheckKey]
 ) -> Position:
-    """Turns what has happened since into alerts to send; reads nothing while many wait."""
+    """Returns the position after what has happened since, with the alerts to send. Reads nothing while many alerts wait."""
     if len(position.unsent) >= MAX_AT_ONCE:
         return position
     after = position.model_copy(deep=True)
@@ -89,7 +81,7 @@ def _read(
 
 
 def _send_all(senders: dict[str, Send], targets: dict[str, Position]) -> Iterator[str]:
-    """Sends the alerts that wait. Returns the first problem of each target."""
+    """Sends the alerts that wait. Yields the first problem of each target."""
     for target, send in senders.items():
         end, problems, left = time.monotonic() + SENDING_SECONDS, list[str](), list[Alert]()
         for alert in targets[target].unsent:
@@ -106,8 +98,8 @@ def _send_all(senders: dict[str, Send], targets: dict[str, Position]) -> Iterato
 
 
 def _heartbeat(instance: dg.DagsterInstance, settings: AlertSettings, last: int | None) -> tuple[int | None, str]:
-    """Calls CIO_HEARTBEAT_URL if the schedule has delivered since. Returns the last storage id that was read, and any
-    problem."""
+    """Calls CIO_HEARTBEAT_URL if the schedule has delivered since. Returns the last storage id that was read, and the problem
+    if there was one."""
     if settings.heartbeat_url is None:
         return None, ""
     if last is None:

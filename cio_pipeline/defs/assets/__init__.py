@@ -1,1 +1,1 @@
-"""The assets, in the order of a day: extract, derive, deliver; and the two services at both ends of the lineage."""
+"""The assets, in the order of a day: extract, derive, deliver; and the two services at the ends of the lineage."""

@@ -30,15 +30,15 @@ from cio_pipeline.rules.consent import AllowConsent
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE = timedelta(hours=36)
-"""After this long without a delivery of any day, Dagster shows the asset as overdue. See also `yesterday_delivered`."""
+"""After this time without a delivery of any day, Dagster shows the asset as overdue. See also `yesterday_delivered`."""
 
 
 class DeliveryConfig(RunLimitsConfig):
-    """Options of one run's delivery."""
+    """The options of one run's delivery."""
 
     resend: bool = Field(
         default=False,
-        description="Send again what was delivered, is unchanged or was refused. Attributes never go back in time even so.",
+        description="Also send what was delivered, is unchanged or was refused. Attributes still never go back in time.",
     )
     limit: int | None = Field(
         default=None, ge=1, description="Send only this many customers of each day, the first ones, with their events."
@@ -52,12 +52,12 @@ class DeliveryConfig(RunLimitsConfig):
     )
 
     def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
-        """The delivery's options, with those that the settings determine."""
+        """Returns the delivery's options, together with those of the settings."""
         return DeliveryOptions(suppressed, resend=self.resend, limit=self.limit, allow_consent=allow_consent)
 
     @property
     def held_from(self) -> datetime | None:
-        """The time from which events are held back for a later run; None if none are."""
+        """The time from which events are held back for a later run, or None if none are."""
         if self.hold_recent_events is None:
             return None
         return datetime.now(UTC) - timedelta(hours=self.hold_recent_events)
@@ -71,10 +71,10 @@ class DeliveryConfig(RunLimitsConfig):
 def upsert_to_customerio(
     context: dg.AssetExecutionContext, config: DeliveryConfig, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
-    """Sends each day's customers and events that Customer.io has not acknowledged yet, and leaves a receipt for the day.
+    """Sends each day's customers and events that Customer.io has not acknowledged yet, and records a receipt of the day.
 
     A day's receipt is recorded as soon as the day is delivered, so that no later failure can prevent it. Dagster itself records
-    that of the last day, and all of them once more at the end.
+    that of the last day, and all of them again at the end.
     """
     asked = list(context.partition_keys)
     with ExitStack() as stack:
@@ -101,7 +101,7 @@ def upsert_to_customerio(
     yield dg.Output(None)
 
 
-# A graph, so that the sink is an op by its own name: in runs, in the launchpad, and in retries.
+# A graph, so that the op has a name of its own in runs, in the launchpad, and in retries.
 @dg.graph_asset(
     ins={
         "customers": dg.AssetIn(key("customers"), dagster_type=dg.Nothing),
@@ -119,7 +119,7 @@ def upsert_to_customerio(
 def customerio_delivery(customers: None, events: None) -> None:
     """The receipt of a day's delivery to Customer.io: what all runs of the day have done together, and what the last one did.
 
-    The dialog of partitions shows only the last 90 days: for older ones use the job customerio_backfill.
+    The dialog of partitions shows only the last 90 days. For older ones, use the job customerio_backfill.
     """
     return upsert_to_customerio(customers=customers, events=events)
 

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Set
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.checks.derive import SPECS, every_event_accounted_for, few_refused_by_the_rules
-from cio_pipeline.defs.connections import uri
+from cio_pipeline.defs.connections import folder_uri
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
@@ -17,15 +16,16 @@ from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import STITCHED, derive_day
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import STITCHED, derive_day
 from cio_pipeline.tables.tables import Tables
 
 UPSTREAM = (identities,)
-"""The only parent, as `posthog_events` comes before `identities`: of a multi-asset with two parents Dagster 1.13 refuses every
-backfill, or none, depending on the order in which its webserver happens to walk the graph.
+"""The only parent, as `posthog_events` comes before `identities`. If a multi-asset has two parents, Dagster 1.13 rejects every
+backfill of it or none, depending on the order in which its webserver happens to walk the graph.
 
-R1 needs the identities of all earlier days. A partition mapping that said so would make a backfill of one day include all later
-days. Instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
+R1 (facts) needs the identities of all earlier days. A partition mapping that said so would make a backfill of one day include
+all later days. Instead a backfill's runs go in the order of their days (dagster.yaml), and checks name what is missing.
 """
 
 logger = logging.getLogger(__name__)
@@ -38,8 +38,8 @@ DESCRIPTIONS = {
 
 
 def _spec(name: str, description: str) -> dg.AssetSpec:
-    """A table's place in the asset graph, and its columns for its page."""
-    metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **uri("derived")}
+    """Returns a table's place in the asset graph, and the columns for its page."""
+    metadata = {"dagster/column_schema": SCHEMAS[name], "dagster/column_lineage": lineage(name), **folder_uri("derived")}
     kinds = {"pandas", "parquet"}
     return dg.AssetSpec(
         key(name), deps=UPSTREAM, description=description, kinds=kinds, owners=OWNERS, tags=TAGS, metadata=metadata
@@ -57,33 +57,32 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
 def customers_events_rejects(
     context: dg.AssetExecutionContext, store: Store
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
-    """Applies the rules to the day's posthog_events, given what the identities know so far."""
+    """Applies the rules to the day's posthog_events, with what the identities of this and all earlier days say."""
     _refuse_to_go_before_the_extraction(context.job_def.asset_layer.selected_asset_keys)
-    accounts: dict[str, Account] = {}
+    counts_by_day: dict[str, DayCounts] = {}
     for day in context.partition_keys:
-        accounts[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
-        _add_metadata(context, store, day, accounts[day])
+        counts_by_day[day] = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
+        _add_metadata(context, store, day, counts_by_day[day])
     yield from (dg.MaterializeResult(asset_key=key(name)) for name in DESCRIPTIONS)
-    yield few_refused_by_the_rules(accounts, store.refused_share)
-    yield every_event_accounted_for(accounts, store)
+    yield few_refused_by_the_rules(counts_by_day, store.settings.refused_share)
+    yield every_event_accounted_for(counts_by_day, store)
 
 
 def _refuse_to_go_before_the_extraction(selected: Set[dg.AssetKey]) -> None:
-    """Within a run, only the `identities` between them make Dagster run `posthog_events` before the derived tables."""
+    """Raises `dagster.Failure` if the run extracts and derives without `identities`: only these, which lie between, make
+    Dagster run `posthog_events` first."""
     if posthog_events.key in selected and identities.key not in selected:
-        raise dg.Failure(
-            "To extract and derive in one run, select identities, too: it comes between them.", allow_retries=False
-        )
+        raise dg.Failure("To extract and derive in one run, select identities, too: they lie between.", allow_retries=False)
 
 
-def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, account: Account) -> None:
-    outcomes = Counter({**account.outcomes, STITCHED: account.stitched})
+def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, day_counts: DayCounts) -> None:
+    outcomes = Counter({**day_counts.outcomes, STITCHED: day_counts.stitched})
     metadata: dict[str, dict[str, dg.MetadataValue | int]] = {
-        "customers": {"notes": _table(account.notes)},
+        "customers": {"notes": _table(day_counts.notes)},
         "events": {
-            "extracted": account.outcomes.total(),
-            "filtered": account.filtered,
-            "refused": account.refused,
+            "extracted": day_counts.outcomes.total(),
+            "filtered": day_counts.filtered,
+            "refused": day_counts.refused,
             "outcomes": _table(outcomes),
         },
         "rejects": {"reasons": _table(rejects_by_reason(store.tables, day))},
@@ -101,13 +100,13 @@ def _add_metadata(context: dg.AssetExecutionContext, store: Store, day: str, acc
 
 
 def _table(counts: Counter[str]) -> dg.MetadataValue:
-    """The counts that are not 0, the largest first, and their sum."""
+    """Returns a table of the counts that are not 0, the largest first, and their sum."""
     rows: list[Row] = [{"count": count, "what": name} for name, count in counts.most_common() if count]
     return table([*rows, {"count": counts.total(), "what": "in all"}])
 
 
 def rejects_by_reason(tables: Tables, day: str) -> Counter[str]:
-    """The rows of a day's `rejects`, counted by what is left out and why: `<what>: <reason>`."""
+    """Returns the number of rows of a day's `rejects` by what is left out and why: `<what>: <reason>`."""
     counts = Counter[str]()
     for shard in tables.read_arrow("rejects", day, ["what", "reason"]):
         rows = shard.group_by(["what", "reason"]).aggregate([([], "count_all")]).to_pylist()

@@ -1,8 +1,8 @@
-"""The two ends of the lineage, which the pipeline reads and fills but does not keep: nothing materializes them."""
+"""The two ends of the lineage, which the pipeline reads from and writes to: nothing materializes them."""
 
 import dagster as dg
 
-from cio_pipeline.defs.connections import link, sink_url, source_url
+from cio_pipeline.defs.connections import destination_url, page_address, source_url
 from cio_pipeline.defs.keys import GROUP, OWNERS, TAGS, key
 from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, described
 
@@ -13,7 +13,7 @@ posthog_project = dg.AssetSpec(
     kinds={"posthog"},
     owners=OWNERS,
     tags=TAGS,
-    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **link(source_url)},
+    metadata={"dagster/column_schema": described(POSTHOG_COLUMNS), **page_address(source_url)},
 )
 
 customerio_workspace = dg.AssetSpec(
@@ -28,10 +28,10 @@ customerio_workspace = dg.AssetSpec(
         "dagster/column_schema": described(
             {
                 "identifiers": "A person's id or email.",
-                "person's attributes": "What is known of them.",
+                "person's attributes": "What is known about them.",
                 "person's events": "What they did.",
             }
         ),
-        **link(sink_url),
+        **page_address(destination_url),
     },
 )

@@ -9,8 +9,8 @@ import dagster as dg
 
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import SPECS, attributes_given, counts_agree
-from cio_pipeline.defs.connections import uri
-from cio_pipeline.defs.failures import DaysFailed, failures_of_days, with_readable_failures
+from cio_pipeline.defs.connections import folder_uri
+from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
 from cio_pipeline.defs.keys import GROUP, OWNERS, PREFIX, TAGS, key
 from cio_pipeline.defs.pages.previews import preview
 from cio_pipeline.defs.pages.schemas import SCHEMAS
@@ -18,9 +18,9 @@ from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions, window
 from cio_pipeline.defs.resources import PostHog, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.extracted_shard import ExtractionCounts
-from cio_pipeline.extraction import extract_day, extract_history, reusable_extraction
-from cio_pipeline.learning import learn_day, learn_history, learned_under
+from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
+from cio_pipeline.pipeline.learn import learn_day, learn_history, learned_under
 from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -33,7 +33,7 @@ LEARNED = ("people", "identified", "emails", "anonymous ids named")
 
 
 def now() -> datetime:
-    """When an extraction begins; R20 goes by the events' age then."""
+    """Returns when an extraction begins, which decides the age of its events (R20: dropped `$set`)."""
     return datetime.now(UTC)
 
 
@@ -46,7 +46,7 @@ def now() -> datetime:
     owners=OWNERS,
     tags=TAGS,
     deps=[posthog_project],
-    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **uri("posthog_events")},
+    metadata={"dagster/column_schema": SCHEMAS["posthog_events"], **folder_uri("posthog_events")},
     check_specs=SPECS,
 )
 @with_readable_failures
@@ -77,11 +77,11 @@ def posthog_events(
 
 
 def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracted: int) -> PipelineError:
-    """The error of a run that could not extract some of its days."""
+    """Returns the error of a run that could not extract some of its days."""
     if len(errors) + len(not_tried) + extracted == 1:
         return next(iter(errors.values()))
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
-    rest = f" So many failed in a row that the days from {not_tried[0]} on were not tried." if not_tried else ""
+    rest = f" After {MAX_FAILURES} failures in a row, the days from {not_tried[0]} on were not tried." if not_tried else ""
     others = f" The other {extracted} are extracted." if extracted > 1 else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
@@ -89,9 +89,11 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
 def read_day(
     day: str, posthog: PostHog, store: Store, until: datetime | None = None
 ) -> tuple[ExtractionCounts, dict[str, int]]:
-    """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`. Returns what was extracted
-    and what the reading took (`EventStream.stats`)."""
-    began, (start, end) = now(), window(day)
+    """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`.
+
+    Returns the counts of the extraction and of the reading (`EventStream.stats`).
+    """
+    began, (start, end), settings = now(), window(day), store.settings
     events = posthog.source.events(start, until or end)
     extracted = reusable_extraction(store.tables, day, events.fingerprint)
     if extracted is not None:
@@ -99,7 +101,7 @@ def read_day(
     else:
         with Progress(day, "events read", events.expected) as progress:
             counted = replace(events, frames=progress.rows_of(events.frames))
-            extracted = extract_day(store.tables, day, start, counted, store.attributes_from, began, store.workers)
+            extracted = extract_day(store.tables, day, start, counted, settings.attributes_from, began, settings.workers)
     if extracted.lacked_person:
         logger.warning(
             "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties.",
@@ -123,7 +125,7 @@ def _day_metadata(extracted: ExtractionCounts, stats: Mapping[str, int]) -> dict
 
 
 def _readable(name: str, count: int) -> str | int:
-    """Bytes as `1.3 GB`, any other count as it is."""
+    """Returns bytes as `1.3 GB`, any other count as it is."""
     return size(count) if name.startswith("bytes") else count
 
 
@@ -131,7 +133,7 @@ class HistoryConfig(dg.Config):
     """Options of the history."""
 
     again: bool = False
-    """Read it again, though it is known."""
+    """Read it again, although it is known."""
 
 
 @dg.asset(
@@ -141,11 +143,11 @@ class HistoryConfig(dg.Config):
     owners=OWNERS,
     tags=TAGS,
     deps=[posthog_project],
-    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **uri("identity_history")},
+    metadata={"dagster/column_schema": SCHEMAS["identity_history"], **folder_uri("identity_history")},
 )
 @with_readable_failures
 def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
-    """What all $identify and $set events before the first partition say (R18); read once, then kept."""
+    """What all $identify and $set events before the first partition say (R18: history); read once, then kept."""
     is_new = config.again or not history_is_known(store)
     if is_new:
         read_history(posthog, store)
@@ -153,22 +155,22 @@ def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "
 
 
 def history_is_known(store: Store) -> bool:
-    """Whether the history was learned under the current settings."""
+    """Returns whether the history was learned under the current settings."""
     return not store.identities.unlearned([HISTORY_PARTITION], _history_setting(store))
 
 
 def read_history(posthog: PostHog, store: Store) -> None:
-    """Reads the history from PostHog and learns it (R18)."""
+    """Reads the history from PostHog, and learns it (R18)."""
     began = now()
     events = posthog.source.history(_history_end())
     with Progress("History", "events read", events.expected) as progress:
         counted = replace(events, frames=progress.rows_of(events.frames))
-        extract_history(store.tables, HISTORY_PARTITION, counted, store.attributes_from, began, store.workers)
-    learn_history(_history_setting(store), store.tables, store.identities, store.workers)
+        extract_history(store.tables, HISTORY_PARTITION, counted, store.settings.attributes_from, began, store.settings.workers)
+    learn_history(_history_setting(store), store.tables, store.identities, store.settings.workers)
 
 
 def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
-    """What the history holds and has shown, the same whether it was read now or is known already."""
+    """Returns the counts of the history, which are the same whether it was read now or earlier."""
     version = store.tables.find_version("identity_history", HISTORY_PARTITION)
     counts = store.identities.counts(HISTORY_PARTITION)
     return {
@@ -184,7 +186,7 @@ def _history_end() -> datetime:
 
 
 def _history_setting(store: Store) -> str:
-    return f"{learned_under(store.attributes_from)} before {_history_end():%Y-%m-%d}"
+    return f"{learned_under(store.settings.attributes_from)} before {_history_end():%Y-%m-%d}"
 
 
 @dg.asset(
@@ -200,8 +202,9 @@ def _history_setting(store: Store) -> str:
 )
 @with_readable_failures
 def identities(context: dg.AssetExecutionContext, store: Store) -> None:
-    """What the day says about each distinct_id: whether it was identified, its email, its anonymous ids (R1, R16)."""
+    """What the day says about each distinct_id: whether it was identified, its email (R1: facts), its anonymous ids (R16)."""
+    setting, workers = learned_under(store.settings.attributes_from), store.settings.workers
     for day in context.partition_keys:
-        counts = learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
+        counts = learn_day(day, setting, store.tables, store.identities, workers)
         learned = {name: counts[name] for name in LEARNED}
         context.add_asset_metadata({"dagster/partition_row_count": counts["people"], **learned}, partition_key=day)

@@ -15,7 +15,7 @@ from cio_pipeline.masking import mask, without_values
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 SHOWN = 50
-"""The most refused items in the check's table."""
+"""The maximum number of refused items in the check's table."""
 
 REASONS_SHOWN = 5
 
@@ -24,7 +24,7 @@ DAYS_LOOKED_BACK = 30
 
 @dg.asset_check(
     asset=DELIVERY,
-    description="Whether everything that Customer.io has refused, of any day, was accepted since, or replaced by newer data.",
+    description="Whether everything that Customer.io has ever refused was accepted later, or replaced by newer data.",
 )
 def nothing_refused(store: Store) -> dg.AssetCheckResult:
     """Uses only the ledger, so it can be run on its own; `redeliver_refused` evaluates it again."""
@@ -32,7 +32,7 @@ def nothing_refused(store: Store) -> dg.AssetCheckResult:
 
 
 def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
-    """The result of `nothing_refused` now, for a run of another job to report."""
+    """Returns the current result of `nothing_refused`, for a run of another job to report."""
     result = or_warning(lambda: _nothing_refused(store))
     return dg.AssetCheckEvaluation(
         asset_key=DELIVERY,
@@ -67,7 +67,7 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
 
 
 def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
-    """How many items were refused for which reasons, and what to do."""
+    """Returns the number of refused items by reason, and what to do, as text."""
     reasons = "; ".join(
         f"{one.items:,} for '{mask(one.reason)}' ({one.first}{f' to {one.last}' if one.last != one.first else ''})"
         for one in open_refusals[:REASONS_SHOWN]
@@ -85,7 +85,7 @@ def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
 
 
 def masked(day: str, refusal: Refusal) -> dict[str, str]:
-    """A refused item, masked: its customer, what it is, the reason, and Customer.io's message without data."""
+    """Returns a refused item, masked: its customer, what it is, the reason, and Customer.io's message without data."""
     operation = read_object(refusal.operation)
     event = "" if refusal.kind == "customer" else mask(str(operation.get("name", "")))
     api_words: dict[str, object] = {"type": {}, "action": {}, "name": {}}
@@ -102,8 +102,8 @@ def masked(day: str, refusal: Refusal) -> dict[str, str]:
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether the day of the last nightly run is delivered, or before {DUE} (CIO_DELIVERED_BY) the one before it,"
-    " by a run that began after the day was over. This is about now, whatever the days of the run.",
+    description=f"Whether the day of the last nightly run is delivered (before {DUE}, CIO_DELIVERED_BY: the day before it) by a"
+    " run that began after the day was over. It is about the present, whatever the days of the run.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own; `customerio_checks_daily` does so each day."""
@@ -146,7 +146,7 @@ def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult
 
 
 def missed_days(delivered: set[str], now: datetime) -> list[str]:
-    """The days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, although days before and after them
-    were."""
+    """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered although days before and after
+    them were."""
     recent = days_before(str(now.date()))[-DAYS_LOOKED_BACK:] if delivered else []
     return [day for day in recent if min(delivered) < day < max(delivered) and day not in delivered]

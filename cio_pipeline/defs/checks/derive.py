@@ -1,18 +1,19 @@
-"""The checks of what is derived: no event is lost, few are refused, and earlier days are learned."""
+"""The checks of `customers`, `events`, `rejects` and `identities`: no event is lost, few are refused, earlier days are
+learned."""
 
 from collections.abc import Mapping
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of, how_to_run, listed, or_warning
+from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.learning import learned_under
 from cio_pipeline.masking import mask
+from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.classify import SENT
 
 SPECS = [
@@ -20,24 +21,24 @@ SPECS = [
         "every_event_accounted_for",
         asset=key("events"),
         blocking=True,
-        description="Whether each extracted event of each day of the run is sent, filtered or refused, once (R15). A run that"
-        " does not add up is not delivered.",
+        description="Whether each extracted event of each day of the run is sent, filtered or refused, exactly once (R15)."
+        " Otherwise nothing is delivered.",
     ),
     dg.AssetCheckSpec(
         "few_refused_by_the_rules",
         asset=key("rejects"),
-        description="Whether the rules refuse no larger share of the events of a day of the run than CIO_REFUSED_SHARE allows.",
+        description="Whether the rules refuse no larger share of any day's events than CIO_REFUSED_SHARE allows.",
     ),
 ]
 
 
-def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> dg.AssetCheckResult:
-    """R15: extracted = sent + filtered + refused, according to the tables."""
-    off = {day: wrong for day, account in accounts.items() if (wrong := discrepancies(day, account, store.tables))}
+def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Store) -> dg.AssetCheckResult:
+    """Returns the result of the check of this name: extracted = sent + filtered + refused, according to the tables (R15)."""
+    off = {day: wrong for day, day_counts in counts_by_day.items() if (wrong := discrepancies(day, day_counts, store.tables))}
     days = "; ".join(f"of {day}, {', '.join(wrong)}" for day, wrong in off.items())
-    total = Account()
-    for account in accounts.values():
-        total.add(account)
+    total = DayCounts()
+    for day_counts in counts_by_day.values():
+        total.add(day_counts)
     return dg.AssetCheckResult(
         asset_key=key("events"),
         check_name="every_event_accounted_for",
@@ -56,14 +57,15 @@ def every_event_accounted_for(accounts: Mapping[str, Account], store: Store) -> 
     )
 
 
-def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) -> dg.AssetCheckResult:
-    """The check of this name, for the days that were just derived; `allowed` is CIO_REFUSED_SHARE."""
-    extracted = {day: account.outcomes.total() for day, account in accounts.items()}
-    refused = {day: account.refused for day, account in accounts.items()}
-    shares = {day: refused[day] / extracted[day] for day in accounts if extracted[day]}
+def few_refused_by_the_rules(counts_by_day: Mapping[str, DayCounts], allowed: float) -> dg.AssetCheckResult:
+    """Returns the result of the check of this name, for the days that were just derived. allowed: CIO_REFUSED_SHARE."""
+    extracted = {day: day_counts.outcomes.total() for day, day_counts in counts_by_day.items()}
+    refused = {day: day_counts.refused for day, day_counts in counts_by_day.items()}
+    shares = {day: refused[day] / extracted[day] for day in counts_by_day if extracted[day]}
     beyond = [day for day, share in shares.items() if share > allowed]
     details = "; ".join(
-        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(accounts[day])})" for day in beyond[:MAX_LISTED]
+        f"{percent(shares[day])} of {extracted[day]:,} events of {day} ({_why(counts_by_day[day])})"
+        for day in beyond[:MAX_LISTED]
     )
     more = f", and of {len(beyond) - MAX_LISTED:,} days more" if len(beyond) > MAX_LISTED else ""
     return dg.AssetCheckResult(
@@ -85,15 +87,15 @@ def few_refused_by_the_rules(accounts: Mapping[str, Account], allowed: float) ->
     )
 
 
-def _why(account: Account) -> str:
-    return ", ".join(f"{count:,} because {reason}" for reason, count in account.refused_by_reason().most_common() if count)
+def _why(day_counts: DayCounts) -> str:
+    return ", ".join(f"{count:,} because {reason}" for reason, count in day_counts.refused_by_reason().most_common() if count)
 
 
 @dg.asset_check(
     asset=key("customers"),
     additional_deps=[key("identities")],
-    description="Whether all days before the last derived one were learned: by what they say about people, R1 decides whose an"
-    " event is.",
+    description="Whether all days before the last derived one were learned: what they say about people decides whose an event"
+    " is (R1).",
 )
 def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own, for example after the days that it lists were run."""
@@ -102,11 +104,11 @@ def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 
 def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     last = store.identities.last_derived()
-    missing = store.identities.unlearned(days_before(last), learned_under(store.attributes_from)) if last else []
+    missing = store.identities.unlearned(days_before(last), learned_under(store.settings.attributes_from)) if last else []
     return dg.AssetCheckResult(
         passed=not missing,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"What these days say about people is not known: {listed(missing)}. If they matter,"
+        description=f"What these days say about people is not known: {listed(missing)}. If you need them,"
         f" {how_to_run(missing)}, then the days that the check later_days_up_to_date names. If you do not want"
         " them, set CIO_START_DATE later."
         if missing
@@ -122,7 +124,7 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
 @dg.asset_check(
     asset=key("identities"),
     additional_deps=[key(name) for name in ("customers", "events", "rejects")],
-    description="Whether every day was derived after all days before it had been learned as they are now.",
+    description="Whether every day was derived with what all days before it say about people now.",
 )
 def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own."""
@@ -134,8 +136,8 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     return dg.AssetCheckResult(
         passed=not wrong,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Earlier days were learned since these were derived: {listed(wrong)}. Materialize customers, events and"
-        " rejects for them again, then customerio_delivery."
+        description=f"Earlier days have been learned since these were derived: {listed(wrong)}. Materialize customers, events"
+        " and rejects for them again, then customerio_delivery."
         if wrong
         else None,
         metadata={"days to derive again": len(wrong)},
@@ -144,16 +146,16 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
 
 @dg.asset_check(
     asset=key("identities"),
-    description="Whether each email that was set on a day is of one identified person, where customers have distinct_ids for"
-    f" ids: Customer.io gives an email to one customer only. {WHICH_DAYS}",
+    description="Whether each email that was set on a day belongs to only one identified person, if customers' ids are"
+    f" distinct_ids: Customer.io lets only one customer have an email. {WHICH_DAYS}",
 )
 def emails_not_shared(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own."""
-    return or_warning(lambda: _emails_not_shared(store, days_of(context.run)))
+    return or_warning(lambda: _emails_not_shared(store, days_of_run_or_recent(context.run)))
 
 
 def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
-    """With CIO_IDENTIFY_BY_EMAIL an email is one customer, however many ids have it: nothing is wrong then."""
+    """With CIO_IDENTIFY_BY_EMAIL an email is one customer, however many ids have it, so nothing is wrong."""
     shared: dict[str, list[str]] = {}
     for day in days:
         shared.update(store.identities.shared_emails(day))
@@ -166,7 +168,7 @@ def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
         passed=by_email or not shared,
         severity=dg.AssetCheckSeverity.WARN,
         description=f"{what} shared by {ids:,} distinct_ids: see the table. Customer.io"
-        " gives an email to one customer only; the others stay without, and nothing but its activity log says so."
+        " lets only one customer have an email; the others stay without one, and only its activity log says so."
         " Give each person one distinct_id where $identify is called, or set CIO_IDENTIFY_BY_EMAIL=Yes, so that an email is one"
         " customer."
         if shared and not by_email

@@ -1,4 +1,4 @@
-"""The checks of `posthog_events`: it has what PostHog counted, about as many events as usual, and still attributes."""
+"""The checks of `posthog_events`: it has what PostHog counted, about as many events as usual, and attributes."""
 
 from collections.abc import Mapping
 from datetime import date, timedelta
@@ -6,16 +6,16 @@ from statistics import median
 
 import dagster as dg
 
-from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of, listed, or_warning
+from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, listed, or_warning
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
 EVENTS = key("posthog_events")
 
 USUAL_WEEKS = 8
-"""With how many weeks before it a day is compared, by the same weekday."""
+"""The number of weeks back in which a day is compared with the same weekday."""
 
 FAR_BELOW, FAR_ABOVE = 0.5, 5
 """The check warns of fewer events than the first, and of more than the second, times the usual number."""
@@ -24,7 +24,7 @@ MANY = 100
 """Fewer events than this are never too many."""
 
 WHAT_GIVES_NONE = (
-    "PostHog keeps $set for 60 days, and no $identify or $set event of these days gives an attribute or email any more. Set"
+    "PostHog keeps $set for 60 days, and no $identify or $set event of these days has an attribute or email any more. Set"
     " CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with the"
     " column person_properties), and run the days again."
 )
@@ -33,28 +33,31 @@ SPECS = [
     dg.AssetCheckSpec(
         "counts_agree_with_posthog",
         asset=EVENTS,
-        description="Whether as many events were read of each day of the run as PostHog counted before; later ones may come"
-        " on top. Only CIO_EVENT_SOURCE=query has a count.",
+        description="Whether at least as many events were read of each day of the run as PostHog had counted before. Only"
+        " CIO_EVENT_SOURCE=query has a count.",
     ),
     dg.AssetCheckSpec(
         "attributes_given",
         asset=EVENTS,
-        description="Whether the days of the run for which PostHog has dropped $set still give attributes, if they have"
+        description="Whether the days of the run for which PostHog has dropped $set (R20) still have attributes, if they have"
         " $identify or $set events.",
     ),
 ]
 
 
 def counts_agree(kept: Mapping[str, ExtractionCounts], counted: Mapping[str, int]) -> dg.AssetCheckResult:
-    """The check of this name, for the days that were just read. counted: PostHog's counts, for the days that have one."""
+    """Returns the result of the check of this name, for the days that were just read. counted: PostHog's counts, if any, by
+    day."""
     short = [day for day, count in counted.items() if kept[day].rows_read < count]
-    details = "; ".join(f"of {day}, PostHog counted {counted[day]:,} events and gave {kept[day].rows_read:,}" for day in short)
+    details = "; ".join(
+        f"of {day}, PostHog counted {counted[day]:,} events and returned {kept[day].rows_read:,}" for day in short
+    )
     return dg.AssetCheckResult(
         check_name="counts_agree_with_posthog",
         passed=not short,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Fewer events were read than PostHog has: {details}. Were events deleted in PostHog meanwhile? If not, run"
-        " these days again."
+        description=f"Fewer events were read than PostHog has: {details}. Have events been deleted in PostHog since? If not,"
+        " run these days again."
         if short
         else None,
         metadata={
@@ -69,7 +72,7 @@ def counts_agree(kept: Mapping[str, ExtractionCounts], counted: Mapping[str, int
 
 
 def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResult:
-    """The check of this name, for the days that were just read.
+    """Returns the result of the check of this name, for the days that were just read.
 
     A recent day may have only `$identify` events that set nothing; if an old one does, PostHog has probably dropped its
     attributes.
@@ -95,7 +98,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
 )
 def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
     """Uses only the tables, so it can be run on its own."""
-    return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of(context.run)))
+    return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of_run_or_recent(context.run)))
 
 
 def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckResult:
@@ -107,8 +110,8 @@ def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckRe
     return dg.AssetCheckResult(
         passed=not odd,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{'; '.join(details)}. See in PostHog whether events are missing, or come from a fault or a bot; if"
-        " PostHog has others by now, run the days again."
+        description=f"{'; '.join(details)}. Look in PostHog whether events are missing, or come from a fault or a bot. If"
+        " PostHog has a different number by now, run the days again."
         if odd
         else None,
         metadata={
@@ -122,13 +125,13 @@ def _as_many_events_as_usual(tables: Tables, days: list[str]) -> dg.AssetCheckRe
 
 
 def is_unusual(events: int, usual: float) -> bool:
-    """Whether a day with this many events has none, or is far from the usual number (0 if that is unknown)."""
+    """Returns whether a day has no events, or far more or fewer than the usual number (0 if that is unknown)."""
     is_far_above = bool(usual) and events > usual * FAR_ABOVE and events >= MANY
     return not events or events < usual * FAR_BELOW or is_far_above
 
 
 def usual_events(tables: Tables, day: str) -> float:
-    """How many events the weekday usually has: the median of the extracted weeks before; 0 if there are none."""
+    """Returns the usual number of events of the weekday: the median of the extracted weeks before, or 0 if there are none."""
     before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
     versions = [tables.find_version("posthog_events", one) for one in before]
     rows = [version.rows for version in versions if version is not None]

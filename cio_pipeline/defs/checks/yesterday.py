@@ -1,4 +1,4 @@
-"""Which day must be delivered by now, and whether it is: for the check `yesterday_delivered` and the alert about a late day."""
+"""The day that must be delivered by now, and whether it is: for the check `yesterday_delivered` and the alert on a late day."""
 
 from __future__ import annotations
 
@@ -14,12 +14,13 @@ from cio_pipeline.settings.settings import DaysSettings
 DELIVERY = key("customerio_delivery")
 
 DUE = f"{SETTINGS.delivered_by:%H:%M} {SETTINGS.time_zone}"
-"""CIO_DELIVERED_BY: from then on the day of the last nightly run must be delivered."""
+"""CIO_DELIVERED_BY: from this time on, the day of the last nightly run must be delivered."""
 
 
 def day_due(now: datetime, settings: DaysSettings = SETTINGS) -> str | None:
-    """The last partition that must be delivered by now: the day before the last nightly run (CIO_NIGHTLY_AT) that was before
-    the last CIO_DELIVERED_BY. None if that is before the first partition.
+    """Returns the last partition that must be delivered by now, or None if there is none.
+
+    That is the day before the last nightly run (CIO_NIGHTLY_AT) that was before the last CIO_DELIVERED_BY.
 
     So if CIO_DELIVERED_BY is earlier in the day than CIO_NIGHTLY_AT, the day of a nightly run is due on the next day.
     """
@@ -31,36 +32,36 @@ def day_due(now: datetime, settings: DaysSettings = SETTINGS) -> str | None:
 
 
 def _last(at: time, zone: ZoneInfo, moment: datetime) -> datetime:
-    """The last time that a clock in the time zone showed `at`, up to the moment (UTC)."""
+    """Returns the last time, up to `moment`, that a clock in the time zone showed `at` (UTC)."""
     today = moment.astimezone(zone).date()
     shown = (datetime.combine(today - timedelta(days=back), at, zone).astimezone(UTC) for back in (0, 1))
     return next(one for one in shown if one <= moment)
 
 
 def is_delivered(instance: dg.DagsterInstance, day: str) -> bool:
-    """Whether the day's last delivery was complete."""
+    """Returns whether the day's last delivery was complete."""
     return is_whole(day, delivered_at(instance, day))
 
 
 def is_whole(day: str, began: datetime | None) -> bool:
-    """Whether a delivery of the day was complete, by a run that began then: the day was over."""
+    """Returns whether a delivery of the day by a run that began then was complete: the day was over."""
     return began is not None and began >= window(day)[1]
 
 
 def delivered_at(instance: dg.DagsterInstance, day: str) -> datetime | None:
-    """When the run began that last delivered the day, according to Dagster's instance; None if none has."""
+    """Returns when the run began that last delivered the day, according to Dagster, or None if none has."""
     wanted = dg.AssetRecordsFilter(asset_key=DELIVERY, asset_partitions=[day])
     records = instance.fetch_materializations(wanted, limit=1).records
     return began_at(instance, records[0]) if records else None
 
 
 def began_at(instance: dg.DagsterInstance, delivery: dg.EventLogRecord) -> datetime:
-    """When the run of this materialization began."""
+    """Returns when the run of this materialization began."""
     run = instance.get_run_record_by_id(delivery.run_id)
     began = run.start_time if run is not None and run.start_time is not None else delivery.timestamp
     return datetime.fromtimestamp(began, UTC)
 
 
 def anything_delivered(instance: dg.DagsterInstance) -> bool:
-    """Whether any day was ever delivered; before that, nothing is due."""
+    """Returns whether any day was ever delivered; before that, nothing is due."""
     return instance.get_latest_materialization_event(DELIVERY) is not None

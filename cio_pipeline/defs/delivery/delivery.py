@@ -1,4 +1,4 @@
-"""One run's delivery: one at a time, without who is suppressed, within its limits; and the receipt of a day."""
+"""One run's delivery: one at a time, without suppressed people, within its limits; and the receipt of a day."""
 
 import logging
 import time
@@ -14,6 +14,7 @@ from cio_pipeline.customerio.delivery import Report, deliver, redeliver
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay, shards
 from cio_pipeline.defs.failures import delivered_count_in_errors
@@ -21,7 +22,7 @@ from cio_pipeline.defs.pages.receipts import HELD, last_days, receipt, run_count
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http.retry import Unavailable
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.refusals import Refusal
@@ -33,7 +34,7 @@ logger = logging.getLogger(__name__)
 RETRY_SECONDS = 30
 
 RunCounts = dict[str, int | float]
-"""What a run did of a day, by name: `receipts.run_counts`."""
+"""The counts of what a run did for a day, by name: `receipts.run_counts`."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Delivery:
     """A run's delivery, to be used while it holds the ledger's lock.
 
     options: what is left out, and how the rest is sent; ledger_is_stale: the ledger lacks earlier deliveries
-    (`ledger_checkpoint`); accepts_stale_ledger: the run config says how many campaign events it may send even so.
+    (`ledger_checkpoint`); accepts_stale_ledger: the run config says how many campaign events it may still send.
     """
 
     store: Store
@@ -54,7 +55,7 @@ class Delivery:
     def check_limits(self, to_send: TablesByDay) -> None:
         """Raises `NotDelivered` if the tables of all the days together would exceed the run's limits.
 
-        If they have fewer rows than that, the ledger is not asked.
+        The ledger is not asked if the tables have no more rows than that.
         """
         customers, events = (
             sum(tables.version(table, day).rows for day, tables in to_send.items()) for table in ("customers", "events")
@@ -75,7 +76,7 @@ class Delivery:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
     def deliver(self, day: str, tables: Tables, whole: Tables | None = None) -> tuple[Report, RunCounts]:
-        """Sends what the ledger does not have of the day. `whole`: the day's tables with the events that these hold back."""
+        """Sends what the ledger does not have of the day. whole: the day's tables with the events that `tables` hold back."""
 
         def send() -> Report:
             events = tables.version("events", day).rows
@@ -98,9 +99,9 @@ class Delivery:
         return self._counted(send)
 
     def _counted(self, send: Callable[[], Report]) -> tuple[Report, RunCounts]:
-        """Sends, and returns what was done; the checkpoint then names the ledger's newest entry.
+        """Sends, and returns what was done. The checkpoint then names the ledger's newest entry.
 
-        A stale ledger counts as current once a run has said how many campaign events it may send with it.
+        A stale ledger counts as current only once the run config has said how many campaign events may be sent with it.
         """
         began, before = time.monotonic(), self.customerio.traffic()
         report = send()
@@ -120,10 +121,10 @@ def prepared(
     people: Identities | None = None,
     made_before: int = 0,
 ) -> Delivery:
-    """The delivery of a run with this config.
+    """Returns the delivery of a run with this config.
 
-    people: by whose links the suppression list is completed (R21), the store's by default; made_before: new customers that
-    earlier runs of the day have made. Raises `StorageError`, and what reading the suppression list raises.
+    people: the identities whose links complete the suppression list (R21: suppression), by default the store's; made_before:
+    the number of customers that earlier runs of the day have created. Raises `StorageError`.
     """
     is_stale = ledger_checkpoint.ledger_is_stale(store, instance)
     limits = config.run_limits(store, is_backfill=is_backfill, is_ledger_stale=is_stale)
@@ -133,14 +134,14 @@ def prepared(
 
 
 def suppressed(customerio: CustomerIo, people: Identities) -> Suppressed:
-    """Who must not be sent: the people on the list, with every id and email that any day has linked to them (R21)."""
+    """Returns the people on the suppression list, with every id and email that any day has linked to them (R21)."""
     return customerio.suppressed.with_linked(people.linked, people.all_names())
 
 
 def not_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
-    """Those of a day's refusals that are not of suppressed people.
+    """Returns a day's refusals without those of suppressed people.
 
-    The day's tables name emails and distinct_ids of people that a refused event does not.
+    The day's tables have emails and distinct_ids of people that a refused event does not name.
     """
     if not listed:
         return refused
@@ -154,7 +155,7 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
     """Waits until no other run delivers with the same ledger. After a transient error the step is retried once."""
     try:
         with store.ledger.hold_delivery_lock(
-            lambda: logger.info("Another run is delivering by this ledger: waiting until it is done.")
+            lambda: logger.info("Another run is delivering with this ledger: waiting until it is done.")
         ):
             yield
     except (Unavailable, DatabaseError) as error:
@@ -164,17 +165,18 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
 
 
 def tables_to_send(stack: ExitStack, store: Store, day: str, held_from: datetime | None) -> Tables:
-    """The day's tables. If some of its events are held back, the tables are derived again without them, as an event can bring
-    attributes, customers, and earlier events of an anonymous visitor."""
+    """Returns the day's tables. If some of its events are held back, the tables are derived again without them, because an
+    event can bring attributes, customers, and earlier events of an anonymous visitor."""
     if held_from is None or window(day)[1] <= held_from:
         return store.tables
     without_held = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=store.workers)
+    workers = store.settings.workers
+    derive_day(day, store.tables, store.identities, store.options, until=held_from, into=without_held, workers=workers)
     return without_held
 
 
 def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:
-    """How many unsent events of the whole day are not in the tables that are sent."""
+    """Returns the number of unsent events of the whole day that are not in the tables that are sent."""
     if tables.root == whole.root:
         return 0
     unsent = [unsent_events(day, shards(one, day), store.ledger, options) for one in (whole, tables)]
@@ -182,6 +184,6 @@ def events_held(day: str, whole: Tables, tables: Tables, store: Store, options: 
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:
-    """The day's receipt, from what the ledger now records of it, and what a run did."""
+    """Returns the day's receipt, from what the ledger now records of the day, and what a run did."""
     totals = store.ledger.totals(day)
-    return receipt(totals, counts, sample, last_days(day, store, totals), store.connected)
+    return receipt(totals, counts, sample, last_days(day, store, totals), connections.as_markdown(store.settings))

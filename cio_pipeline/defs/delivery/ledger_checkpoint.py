@@ -1,6 +1,6 @@
 """A file in CIO_DATA_DIR that names the ledger's newest entry after the last delivery of these tables.
 
-A ledger without that entry is stale: it was lost, or is an older copy. Where the file was lost with it, Dagster's receipts show
+A ledger without that entry is stale: it was lost, or is an older copy. If the file was lost with it, Dagster's receipts show
 that. Deliveries that the ledger lacks would be sent again, so a run then stops before events that can start campaigns
 (docs/deploy.md, When a piece is lost).
 """
@@ -13,18 +13,18 @@ from upath import UPath
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.receipts import DELIVERED
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.state.ledger import Entry
+from cio_pipeline.state.ledger import LedgerEntry
 from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace_file, unreadable, writing
 
 FILE = "ledger_checkpoint.json"
 
 MAX_RECEIPTS = 100
-"""How many of the newest receipts are read."""
+"""The number of the newest receipts that are read."""
 
 
 def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
-    """Whether the ledger lacks the entry that the checkpoint names or, without a checkpoint, has no event of a day of which
-    some were delivered according to Dagster's receipts. Raises `StorageError`."""
+    """Returns whether the ledger lacks the entry that the checkpoint names or, without a checkpoint, all events of a day that
+    Dagster's receipts call delivered. Raises `StorageError`."""
     entry = _read(store.tables.root / FILE)
     if entry is not None:
         return not store.ledger.has(entry)
@@ -33,7 +33,7 @@ def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
 
 
 def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
-    """The days of the newest receipts with delivered events."""
+    """Returns the days of the newest receipts with delivered events."""
     records = instance.fetch_materializations(key("customerio_delivery"), limit=MAX_RECEIPTS).records
     receipts = {record.partition_key: record.asset_materialization for record in reversed(records)}
     return [
@@ -53,10 +53,10 @@ def save(store: Store) -> None:
         replace_file(path, json.dumps(newest._asdict()).encode())
 
 
-def _read(path: UPath) -> Entry | None:
+def _read(path: UPath) -> LedgerEntry | None:
     try:
         content = read_file(path)
-        return None if content is None else Entry(**json.loads(content))
+        return None if content is None else LedgerEntry(**json.loads(content))
     except errors_of(path, TypeError, ValueError) as error:
         remedy = (
             ": it shows whether the ledger was lost. If the ledger (CIO_LEDGER_URL) is the one that was used before, remove"

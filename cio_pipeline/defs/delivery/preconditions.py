@@ -1,4 +1,4 @@
-"""What a run checks before its first request: that it lacks no earlier day, and stays within its limits."""
+"""The checks of a run before its first request: no earlier day is missing, and it stays within its limits."""
 
 from collections.abc import Mapping
 from datetime import datetime, timedelta
@@ -13,7 +13,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.learning import learned_under
+from cio_pipeline.pipeline.learn import learned_under
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.columns import shards_by_column
@@ -21,67 +21,69 @@ from cio_pipeline.tables.tables import Tables
 
 BACKFILL, SCHEDULE = "dagster/backfill", "dagster/schedule_name"
 FEW_DAYS = 2
-"""A range of more days than this is a backfill, unless the schedule started it."""
+"""A run of more days than this is a backfill, unless the schedule started it."""
 
 TablesByDay = dict[str, Tables]
 """The tables to send of each day."""
 
 
 class RunLimitsConfig(dg.Config):
-    """Allows a run more than the settings do."""
+    """Limits of one run, instead of those of the settings."""
 
     max_new_customers: int | None = Field(
-        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers this run may make."
+        default=None, ge=0, description="Instead of CIO_MAX_NEW_CUSTOMERS: the most new customers that this run may create."
     )
     max_campaign_events: int | None = Field(
-        default=None, ge=0, description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old of a backfill."
+        default=None,
+        ge=0,
+        description="Instead of CIO_MAX_CAMPAIGN_EVENTS: the most events under 72 hours old that a backfill may send.",
     )
 
     def run_limits(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> RunLimits:
-        """The run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may send
-        none unless it is set."""
-        customers, events = self.max_new_customers, self.max_campaign_events
-        customers = store.run_limits.new_customers if customers is None else customers
-        events = store.run_limits.campaign_events if events is None else events
+        """Returns the run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may
+        send none unless it is set."""
+        settings = store.settings
+        customers = settings.max_new_customers if self.max_new_customers is None else self.max_new_customers
+        events = settings.max_campaign_events if self.max_campaign_events is None else self.max_campaign_events
         if is_ledger_stale:
             return RunLimits(customers, events or 0)
         return RunLimits(customers, events if is_backfill else None)
 
     def options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
-        """The delivery's options, with those that the settings determine."""
+        """Returns the delivery's options, together with those of the settings."""
         return DeliveryOptions(suppressed, allow_consent=allow_consent)
 
 
 STALE_LEDGER = (
-    f"The ledger (CIO_LEDGER_URL) lacks deliveries that {FILE} in CIO_DATA_DIR, or Dagster's receipts, tell of: it was lost, or"
+    f"The ledger (CIO_LEDGER_URL) lacks deliveries that {FILE} in CIO_DATA_DIR, or Dagster's receipts, record: it was lost, or"
     " is an older copy, and what it lacks would be sent again."
 )
 
 
 def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
-    """Whether a run with these tags and days is a backfill, to which `CIO_MAX_CAMPAIGN_EVENTS` applies."""
+    """Returns whether a run with these tags and days is a backfill, to which `CIO_MAX_CAMPAIGN_EVENTS` applies."""
     in_all = int(tags.get(DAYS_IN_ALL, len(days)))
     return BACKFILL in tags or (in_all > FEW_DAYS and SCHEDULE not in tags)
 
 
 def refuse_missing_days(store: Store, days: list[str]) -> None:
-    """R1, R18: raises `NotDelivered` if the history or earlier days were never learned, and what is sent, or under which
-    key, depends on them."""
-    if store.allows_missing_days or not store.options.needs_earlier_days:
+    """Raises `NotDelivered` if the history (R18) or earlier days were never learned, although they decide what is sent, or
+    under which key (R1: facts)."""
+    if store.settings.missing_days == "allow" or not store.options.needs_earlier_days:
         return
     if store.identities.unlearned([HISTORY_PARTITION]):
         raise NotDelivered(
-            "What PostHog knew before CIO_START_DATE was never read, and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS it"
-            " decides what is sent: nothing was sent. Materialize identity_history, then customers, events and rejects of these"
-            " days again; or set CIO_MISSING_DAYS=allow, if that is meant."
+            "What PostHog knew before CIO_START_DATE was never read, and with the current CIO_IDENTIFY_BY_EMAIL and"
+            " CIO_ANONYMOUS_USERS it decides what is sent: nothing was sent. Materialize identity_history, then customers,"
+            " events and rejects of these days again; or set CIO_MISSING_DAYS=allow if that is intended."
         )
-    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.attributes_from))
+    missing = store.identities.unlearned(days_before(max(days)), learned_under(store.settings.attributes_from))
     if missing:
         raise NotDelivered(
             f"{len(missing):,} earlier {'day was' if len(missing) == 1 else 'days were'} never learned"
-            f" ({_ranges(missing)}), and by CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is sent of"
-            f" {days[0]}{'' if len(days) == 1 else f' to {days[-1]}'}: nothing was sent. Run them first, the oldest"
-            " first; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow, if that is meant."
+            f" ({_ranges(missing)}), and with the current CIO_IDENTIFY_BY_EMAIL and CIO_ANONYMOUS_USERS they decide what is"
+            f" sent of {days[0]}{'' if len(days) == 1 else f' to {days[-1]}'}: nothing was sent. Run them first, beginning with"
+            " the oldest; or set CIO_START_DATE to the first day you have, or CIO_MISSING_DAYS=allow if that is intended."
         )
 
 
@@ -90,14 +92,14 @@ def refuse_days_before_ledger(store: Store, days: list[str], *, resend: bool) ->
     first = store.first_day_of_ledger
     if first is not None and days[0] < first and not resend:
         raise NotDelivered(
-            f"The ledger keeps which events were delivered for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at"
-            f" {days[0]}: what was delivered of it would be sent again, so nothing was sent. If those days were never"
-            " delivered, or are to be sent again, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
+            f"The ledger remembers deliveries for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at {days[0]}:"
+            " what was already delivered would be sent again, so nothing was sent. If such days were never delivered, or"
+            " are to be sent again, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
         )
 
 
 def _ranges(missing: list[str], shown: int = 3) -> str:
-    """The days as text, consecutive ones as `first to last`; at most `shown` such ranges."""
+    """Returns the days as text, consecutive ones as `first to last`; at most `shown` such ranges."""
     ranges: list[list[str]] = []
     for day in missing:
         follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
@@ -107,7 +109,7 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
 
 
 def shards(tables: Tables, day: str) -> Shards:
-    """The day's customers and events, shard by shard. Columns that are large or rarely needed are read on demand."""
+    """Returns the day's customers and events, shard by shard. Columns that are large or rarely needed are read on demand."""
     customers = shards_by_column(tables, "customers", day, ["key", "part", "state", "consent"])
     events = shards_by_column(tables, "events", day, ["ulid", "key", "personless"])
     return zip(customers, events, strict=True)

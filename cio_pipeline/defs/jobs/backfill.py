@@ -1,7 +1,7 @@
-"""The job `customerio_backfill`, and how it and the command line run a range of days: several days per run, in one process.
+"""The job `customerio_backfill`, and what it shares with the command line: a range of days, several per run, in one process.
 
-So a run costs about a second, instead of the ten that Dagster takes to queue and start one; the range is not limited to the 90
-days of the UI's dialog; and a day that fails does not stop the others.
+A run then costs about a second, instead of the ten that Dagster takes to queue and start one; the range is not limited to the
+90 days of the UI's dialog; and a day that fails does not stop the others.
 """
 
 import logging
@@ -29,24 +29,24 @@ logger = logging.getLogger(__name__)
 AFTER_EXTRACTION = [identity_history.key, identities.key, *customers_events_rejects.keys, *customerio_delivery.keys]
 
 STARTED_BY = "cio_pipeline/started_by"
-"""The tag that names the run of `customerio_backfill` that started a run."""
+"""The tag of a run with the id of the run of `customerio_backfill` that started it."""
 
 SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 """Run config without Dagster's own console, which prints each of its events."""
 
 Assets = Sequence[dg.AssetKey] | None
-"""The assets of a run; None: all of `customerio_sync`."""
+"""The assets of a run, or None for all of `customerio_sync`."""
 
 RunDays = Callable[[str, list[str], Assets], None]
-"""Runs some days, given the run's id, its days and assets. Raises the error that the run fails with."""
+"""Runs days, with the run's id, the days and the assets. Raises the error that the run fails with."""
 
 
 def run_range(instance: dg.DagsterInstance, days: list[str], run_days: RunDays, days_per_run: int) -> None:
-    """Runs the days, oldest first, `days_per_run` per run. If days of a run fail, the others are run without them.
+    """Runs the days, oldest first, `days_per_run` per run. If days of a run fail, the others go on without them.
 
-    Raises `DaysFailed`, which names the days that failed, at the end, or when `MAX_FAILURES` have failed in a row. An error
-    that would stop other days, too, is raised at once: a setting or key, whatever stops a delivery before its first request
-    (limits, earlier days), a full disk. The error of a single day is raised as it is.
+    Raises `DaysFailed`, which names the failed days, at the end, or once `MAX_FAILURES` days have failed in a row. An error
+    that every day would meet is raised at once: a wrong setting or key, whatever stops a delivery before its first request
+    (limits, earlier days), a full disk. If there is only one day, its error is raised as it is.
     """
     backfill = _Backfill(instance, days, run_days)
     for start in range(0, len(days), days_per_run):
@@ -57,7 +57,7 @@ def run_range(instance: dg.DagsterInstance, days: list[str], run_days: RunDays, 
 
 @dataclass
 class _Backfill:
-    """A range of days, and which of them have failed so far, and why."""
+    """A range of days, with those that have failed so far, and why."""
 
     instance: dg.DagsterInstance
     days: list[str]
@@ -66,7 +66,8 @@ class _Backfill:
     reasons: list[str] = field(default_factory=list)
 
     def run(self, days: list[str], assets: Assets = None) -> None:
-        """Runs these days in one run. If it fails, runs once more those that can be run without the others."""
+        """Runs these days in one run. If it fails, runs again those that do not need the others: the days that were extracted,
+        if some were not, otherwise each day alone."""
         run_id = str(uuid.uuid4())
         try:
             self.run_days(run_id, days, assets)
@@ -78,22 +79,22 @@ class _Backfill:
                 self._note(days, error)
             elif extracted and missing:
                 self._note(missing, error)
-                for some in self._consecutive(extracted):
-                    self.run(some, AFTER_EXTRACTION)
+                for consecutive in self._consecutive(extracted):
+                    self.run(consecutive, AFTER_EXTRACTION)
             else:
                 for day in days:
                     self.run([day], AFTER_EXTRACTION if extracted else None)
 
     def failure(self) -> DaysFailed:
-        """Which days have failed, and why."""
+        """Returns the error that names the failed days, and why they failed."""
         of = f"{len(self.failed)} of {len(self.days)} days failed ({', '.join(self.failed)})"
         return DaysFailed(f"{of}; run them again once the cause is fixed. {' '.join(self.reasons)}")
 
     def _raise_lasting_error(self, error: Exception) -> None:
-        """Raises the error where it would stop the other days, too, or where there are none."""
+        """Raises the error if the other days would meet it, too, or if there are none."""
         ours = _ours(error)
-        is_the_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_the_machines, causes(error)))
-        if len(self.days) > 1 and is_the_days and not isinstance(error, RunNotStarted):
+        is_about_days = not isinstance(ours, NotDelivered) if ours else not any(map(_is_machine_error, causes(error)))
+        if len(self.days) > 1 and is_about_days and not isinstance(error, RunNotStarted):
             return
         if not self.failed:
             raise error
@@ -101,7 +102,7 @@ class _Backfill:
         raise self.failure() from error
 
     def _consecutive(self, days: list[str]) -> list[list[str]]:
-        """The days in lists of consecutive ones."""
+        """Returns the days in lists of consecutive ones."""
         numbered = groupby(enumerate(days), lambda one: self.days.index(one[1]) - one[0])
         return [[day for _, day in some] for _, some in numbered]
 
@@ -116,16 +117,16 @@ class _Backfill:
         logger.warning("%s", self.reasons[-1])
         last = self.days.index(days[-1])
         if last + 1 >= MAX_FAILURES and set(self.days[last + 1 - MAX_FAILURES : last + 1]) <= set(self.failed):
-            self.reasons.append(f"After so many in a row the days from {days[-1]} on were not run.")
+            self.reasons.append(f"After {MAX_FAILURES} failures in a row, the days after {days[-1]} were not run.")
             raise self.failure() from error
 
 
 def _ours(error: BaseException) -> PipelineError | None:
-    """Our own error among the causes, whose message may be shown."""
+    """Returns our own error among the causes, whose message may be shown, or None."""
     return next((cause for cause in causes(error) if isinstance(cause, PipelineError)), None)
 
 
-def _is_the_machines(error: BaseException) -> bool:
+def _is_machine_error(error: BaseException) -> bool:
     return isinstance(error, OSError | sqlite3.Error)
 
 
@@ -137,31 +138,31 @@ class BackfillConfig(DeliveryConfig):
 
 
 def run_config(chosen: Mapping[str, Any]) -> dict[str, Any]:
-    """The run config of `customerio_sync` for these options of `DeliveryConfig`, without Dagster's own console."""
+    """Returns the run config of `customerio_sync` for these options of `DeliveryConfig`, without Dagster's own console."""
     given = {name: value for name, value in chosen.items() if value is not None}
     delivery = {customerio_delivery.node_def.name: {"ops": {"upsert_to_customerio": {"config": given}}}}
     return {**SILENT, "ops": delivery}
 
 
 def run_tags(days: list[str], of: list[str]) -> dict[str, str]:
-    """The tags of a run of these days, out of all days of the backfill, which itself goes on, so that Dagster does not retry
-    it."""
+    """Returns the tags of a run of these days. of: all days of the backfill, which decides itself what to run again, so Dagster
+    does not retry the run."""
     return {RANGE_START: days[0], RANGE_END: days[-1], DAYS_IN_ALL: str(len(of)), MAX_RETRIES: "0"}
 
 
 @dg.op(out=dg.Out(dg.Nothing), required_resource_keys={"store"})
 @with_readable_failures
 def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
-    """Runs the days in this process, several per run. Each run is in the list of runs, and its days are on the assets."""
-    from cio_pipeline.definitions import defs  # which loads this module
+    """Runs the days in this process, several per run. Dagster lists each run, and shows its days on the assets."""
+    from cio_pipeline.definitions import defs  # which imports this module
 
     days = days_asked_for(config.first, config.last)
     context.instance.add_run_tags(context.run_id, days_tag({RANGE_START: days[0], RANGE_END: days[-1]}))
     job = defs.resolve_job_def(customerio_sync.name)
     chosen = config.model_dump(exclude={"first", "last"})
 
-    def run(run_id: str, some: list[str], assets: Assets) -> None:
-        tags = {**run_tags(some, days), STARTED_BY: context.run_id}
+    def run(run_id: str, part: list[str], assets: Assets) -> None:
+        tags = {**run_tags(part, days), STARTED_BY: context.run_id}
         job.execute_in_process(run_config(chosen), context.instance, run_id=run_id, tags=tags, asset_selection=assets)
 
     run_range(context.instance, days, run, SETTINGS.days_per_run)
@@ -174,6 +175,6 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
     tags={"dagster/max_runtime": "0"},
 )
 def customerio_backfill() -> None:
-    """Delivers any range of days from PostHog to Customer.io. Launchpad: from, to. The dialog of partitions shows only 90
-    days."""
+    """Delivers any range of days from PostHog to Customer.io. Launchpad: from, to. (The dialog of partitions shows only 90
+    days.)"""
     run_days()

@@ -1,4 +1,4 @@
-"""The job `customerio_checks`: the checks that need no run of a day, and the schedule that evaluates them."""
+"""The job `customerio_checks`, which evaluates the checks that need no run of a day, and its schedule."""
 
 import dagster as dg
 
@@ -21,7 +21,7 @@ CHECKS = [
 customerio_checks = dg.define_asset_job(
     "customerio_checks",
     dg.AssetSelection.checks(*CHECKS),
-    description="Evaluates the checks that can be evaluated without a day's run. It reads and sends nothing.",
+    description="Evaluates the checks that need no run of a day. It reads nothing from PostHog, and sends nothing.",
 )
 
 
@@ -31,10 +31,10 @@ customerio_checks = dg.define_asset_job(
     execution_timezone=SETTINGS.time_zone,
     default_status=dg.DefaultScheduleStatus.RUNNING,
     description="Evaluates the checks that need no run of a day (the job customerio_checks) at CIO_DELIVERED_BY, once anything"
-    " was ever delivered. It reads and sends nothing.",
+    " has been delivered. It reads nothing from PostHog, and sends nothing.",
 )
 def customerio_checks_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Evaluates the checks at CIO_DELIVERED_BY, even if no run was started."""
     if not anything_delivered(context.instance):
-        return dg.SkipReason("Nothing was ever delivered: there is nothing to check.")
+        return dg.SkipReason("Nothing has been delivered yet, so there is nothing to check.")
     return dg.RunRequest()

@@ -1,4 +1,4 @@
-"""The job `customerio_dry_run`: what a run of some days would send. It works on temporary files, and changes nothing stored."""
+"""The job `customerio_dry_run`: reports what a run would send. It works on temporary files, and changes nothing stored."""
 
 import logging
 from collections import Counter
@@ -31,8 +31,8 @@ from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, described
 from cio_pipeline.defs.partitions import SETTINGS, days_asked_for
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
-from cio_pipeline.learning import learn_day, learned_under
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.unmatched import unmatched
 
 logger = logging.getLogger(__name__)
@@ -43,14 +43,14 @@ dry_run = dg.AssetSpec(
     owners=OWNERS,
     tags=TAGS,
     kinds={"customerio"},
-    description="What a run of some days would send: an observation for each run of the job customerio_dry_run (Jobs,"
-    " customerio_dry_run, Launchpad; from and to are the days). It sends nothing and changes nothing that is stored.",
+    description="What a run would send: an observation for each run of the job customerio_dry_run (Jobs, customerio_dry_run,"
+    " Launchpad; from and to are the days). It sends nothing, and changes nothing that is stored.",
     metadata={"dagster/column_schema": described(DRY_RUN_COLUMNS)},
 )
 
 
 class DryRunConfig(DeliveryConfig):
-    """The days, and the options of a delivery."""
+    """The days, and the options of their deliveries."""
 
     first: str = Field(default="yesterday", alias="from", description="The first day, YYYY-MM-DD, or yesterday (UTC).")
     last: str = Field(default="yesterday", alias="to", description="The last day, YYYY-MM-DD, or yesterday (UTC).")
@@ -66,7 +66,7 @@ def preview_delivery(
     with store.overlay(days[0]) as overlay:
         options = _read(days, config, posthog, customerio, overlay)
         report = DryRunReport(
-            list(_days_previewed(days, config, overlay, options)), store.refused_share, options.suppressed.names
+            list(_days_previewed(days, config, overlay, options)), store.settings.refused_share, options.suppressed.names
         )
         is_ledger_stale = ledger_is_stale(store, context.instance)
         report.stops = list(_stops(days, config, overlay, report.days, is_ledger_stale=is_ledger_stale))
@@ -80,19 +80,19 @@ def preview_delivery(
 def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
     """Reads and learns the days, and the history if that was never read. Returns the options of the delivery."""
     if not history_is_known(store):
-        logger.info("identity_history was never read: it is read for this dry run only. Materialize it to keep it.")
+        logger.info("identity_history was never read, so it is read for this dry run only. Materialize it to keep it.")
         read_history(posthog, store)
     for day in days:
         read_day(day, posthog, store)
-        learn_day(day, learned_under(store.attributes_from), store.tables, store.identities, store.workers)
+        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities, store.settings.workers)
     return config.options(suppressed(customerio, store.identities), store.options.allow_consent)
 
 
 def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options: DeliveryOptions) -> Iterator[DayReport]:
-    """Derives each day, and reports what would be sent of it."""
+    """Derives each day, and yields the report of what would be sent."""
     new_customers: set[str] = set()
     for day in days:
-        account = derive_day(day, store.tables, store.identities, store.options, workers=store.workers)
+        account = derive_day(day, store.tables, store.identities, store.options, workers=store.settings.workers)
         with ExitStack() as stack:
             tables = tables_to_send(stack, store, day, config.held_from)
             delivery = preview(day, shards(tables, day), store.ledger, options, new_customers)
@@ -106,7 +106,7 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
 def _stops(
     days: list[str], config: DryRunConfig, store: Store, previewed: list[DayReport], *, is_ledger_stale: bool
 ) -> Iterator[str]:
-    """What would stop a run before its first request. The limits apply to each run, which has some of the days."""
+    """Yields what would stop a run before its first request. The limits apply to each run, which has `days_per_run` days."""
     for refuse in (refuse_missing_days, partial(refuse_days_before_ledger, resend=config.resend)):
         try:
             refuse(store, days)
@@ -130,5 +130,5 @@ def _stops(
     executor_def=dg.in_process_executor,
 )
 def customerio_dry_run() -> None:
-    """Reports what a run of some days would send. It sends nothing, and changes nothing that is stored."""
+    """Reports what a run of these days would send. It sends nothing, and changes nothing that is stored."""
     preview_delivery()

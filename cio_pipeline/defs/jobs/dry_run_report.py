@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import HELD
 from cio_pipeline.defs.pages.tables import Row, lines, table
+from cio_pipeline.pipeline.accounting import DayCounts
 
 NOTHING_SENT = "Nothing was sent."
 DAYS_BEYOND = "days with more refused than CIO_REFUSED_SHARE allows"
@@ -25,7 +25,7 @@ ALWAYS = {
     "events delivered before": "events delivered before",
     "customers with nothing new": "customers with nothing new",
 }
-"""The counts of a preview that the table of days always shows, and their names there."""
+"""The counts of a preview that the table of days always shows, with their names there."""
 
 WHERE_ANY = (
     REFUSED_BEFORE,
@@ -36,40 +36,40 @@ WHERE_ANY = (
     "customers beyond the limit",
     "events beyond the limit",
 )
-"""Further counts, shown only where one is not 0."""
+"""Other counts, which are shown only if one is not 0."""
 
 
 @dataclass(frozen=True)
 class DayReport:
     """One day of a dry run.
 
-    account: what becomes of its events; delivery: what would be sent, where a new customer counts on their first day only;
-    rejects: what the rules refuse or leave out, counted by what it is and the reason.
+    day_counts: what becomes of its events; delivery: what would be sent (a new customer counts only on their first day);
+    rejects: the number of events, attributes and properties that the rules refuse or leave out, by kind and reason.
     """
 
     day: str
-    account: Account
+    day_counts: DayCounts
     delivery: Report
     rejects: Counter[tuple[str, str]]
 
     @property
     def events(self) -> int:
-        """How many events the day has in PostHog."""
-        return self.account.outcomes.total()
+        """The number of the day's events in PostHog."""
+        return self.day_counts.outcomes.total()
 
     @property
     def refused(self) -> int:
-        """How many of these the rules refuse."""
-        return self.account.refused
+        """The number of these that the rules refuse."""
+        return self.day_counts.refused
 
     def counts(self) -> Counter[str]:
-        """The day's row in the table of days."""
+        """Returns the day's row in the table of days."""
         counts = self.delivery.counts
         return Counter(
             {
                 **{called: counts[name] for name, called in ALWAYS.items()},
                 "events read": self.events,
-                "filtered": self.account.filtered,
+                "filtered": self.day_counts.filtered,
                 "refused by the rules": self.refused,
                 **{name: counts[name] for name in WHERE_ANY},
                 REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),
@@ -80,9 +80,9 @@ class DayReport:
 
 @dataclass
 class DryRunReport:
-    """What a run of the days would send.
+    """The report of what a run of the days would send.
 
-    refused_share: CIO_REFUSED_SHARE; suppressed: how many people the suppression list names; stops: what would end the run
+    refused_share: CIO_REFUSED_SHARE; suppressed: the number of people on the suppression list; stops: what would end the run
     before its first request; unmatched: sentences about names in the settings' lists that did not occur.
     """
 
@@ -93,14 +93,14 @@ class DryRunReport:
     unmatched: list[str] = field(default_factory=list)
 
     def total(self) -> Counter[str]:
-        """The sums of all days. A new customer counts once, a changed one on each day that changes them."""
+        """Returns the sums of all days. A new customer counts once, a changed one on each day that changes them."""
         total = Counter[str]()
         for day in self.days:
             total.update(day.counts())
         return total
 
     def by_day(self) -> list[Row]:
-        """A row for each day and one for their sum; for a single day, a row for each count."""
+        """Returns a row for each day and one for their sum; for a single day, a row for each count."""
         total = self.total()
         names = [name for name, count in total.items() if count or name not in WHERE_ANY]
         if len(self.days) == 1:
@@ -109,25 +109,25 @@ class DryRunReport:
         return [{"day": day, **{name: of_day[name] for name in names}} for day, of_day in counts.items()]
 
     def events_by_name(self) -> list[Row]:
-        """How many events would be sent, by masked name."""
+        """Returns the number of events that would be sent, by masked name."""
         names = sum((day.delivery.event_names for day in self.days), Counter[str]())
         return [{"events to send": count, "event": name} for name, count in names.most_common()]
 
     def rejects(self) -> list[Row]:
-        """How many events, attributes and properties the rules refuse or leave out, by reason."""
+        """Returns the number of events, attributes and properties that the rules refuse or leave out, by reason."""
         reasons = sum((day.rejects for day in self.days), Counter[tuple[str, str]]())
         return [{"count": count, "what": what, "reason": reason} for (what, reason), count in reasons.most_common()]
 
     def sample(self) -> list[Row]:
-        """Some of what would be sent, masked."""
+        """Returns some of what would be sent, masked."""
         return [{"day": day.day, "what would be sent, masked": line} for day in self.days for line in day.delivery.sample]
 
     def beyond(self) -> list[DayReport]:
-        """The days with more refused by the rules than CIO_REFUSED_SHARE allows."""
+        """Returns the days of which the rules refuse more than CIO_REFUSED_SHARE allows."""
         return [day for day in self.days if day.refused > self.refused_share * day.events]
 
     def metadata(self) -> dict[str, str | int | dg.MetadataValue]:
-        """The report as metadata of an observation."""
+        """Returns the report as metadata of an observation."""
         total = self.total()
         return {
             "result": NOTHING_SENT,
@@ -144,7 +144,7 @@ class DryRunReport:
         }
 
     def lines(self) -> Iterator[str]:
-        """The report as lines, for the log and the terminal."""
+        """Yields the report as lines, for the log and the terminal."""
         yield f"What a run of {days_text([day.day for day in self.days])} would send:"
         for title, rows, limit in (
             ("", self.by_day(), None),
@@ -166,5 +166,5 @@ class DryRunReport:
 
 
 def days_text(keys: list[str]) -> str:
-    """`2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
+    """Returns `2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
     return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,} days)"

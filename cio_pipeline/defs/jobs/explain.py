@@ -1,4 +1,4 @@
-"""The job `explain_person`: what happened to a person's events and attributes, and why. Dagster stores it masked only."""
+"""The job `explain_person`: what happened to a person's events and attributes, and why. Dagster stores only masked data."""
 
 import logging
 import re
@@ -49,13 +49,13 @@ class ExplainConfig(dg.Config):
 
     person: str = Field(
         default="us***017",
-        description="A distinct_id or email as this UI masks it, us***017 for user-000017 and j***@e***.com for"
-        " jane@example.com, or its SHA-256. A launch with the plain one is refused, and the refusal names both.",
+        description="A distinct_id or email as this UI masks it (us***017 for user-000017, j***@e***.com for jane@example.com),"
+        " or its SHA-256. A launch with the plain one is refused, with a message that names both.",
     )
     first: str = Field(
         default="30 days ago", alias="from", description="The first day, YYYY-MM-DD, yesterday or 30 days ago (UTC)."
     )
-    last: str = Field(default="yesterday", alias="to", description="The last day, in the same way.")
+    last: str = Field(default="yesterday", alias="to", description="The last day, in the same form.")
 
 
 class MaskedName(NamedTuple):
@@ -66,13 +66,13 @@ class MaskedName(NamedTuple):
 
 
 def masked_name(who: str) -> MaskedName:
-    """A distinct_id or email, masked and hashed: an email in lower case."""
+    """Returns a distinct_id or email masked and hashed, an email in lower case."""
     return MaskedName(mask_id(who), sha256((who.lower() if "@" in who else who).encode()).hexdigest())
 
 
 @dg.config_mapping
 def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
-    """Refuses a plain distinct_id or email before Dagster stores the run's config, which it does forever.
+    """Rejects a plain distinct_id or email before Dagster stores the run's config, which it does forever.
 
     Raises `dagster.DagsterInvalidConfigError`.
     """
@@ -81,8 +81,7 @@ def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
         masked, sha256_of_it = masked_name(who)
         raise dg.DagsterInvalidConfigError(  # type: ignore[no-untyped-call]
             f"Nothing was run or stored. Dagster stores a run's config forever, so name the person masked: {masked}. If several"
-            f" people look like that: {sha256_of_it}. On the command line the plain name can be given: python -m cio_pipeline"
-            " explain.",
+            f" people look like that: {sha256_of_it}. The command line takes the plain name: python -m cio_pipeline explain.",
             [],
             None,
         )
@@ -92,15 +91,15 @@ def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store: Store) -> None:
-    """Explains each person who matches, masked, in an observation of the asset `explained_person`."""
+    """Explains each matching person, masked, in an observation of the asset `explained_person`."""
     days = days_asked_for(config.first, config.last)
     people = list(_people(config.person, days, store.tables, store.identities))
     if not people:
         raise dg.Failure(
-            f"No person matches {config.person}: neither in the identities nor in the events of {days_text(days)}.",
+            f"Nobody matches {config.person}, neither in the identities nor in the events of {days_text(days)}.",
             allow_retries=False,
         )
-    listed = read_suppressed(store.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
+    listed = read_suppressed(store.settings.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())
     for number, names in enumerate(people[:MAX_PEOPLE], 1):
         records = look_up(names, days, store.tables, store.identities, store.ledger, store.options, listed)
         explanation = masked(explain(names, records))
@@ -112,11 +111,11 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
             "Person %s: %s events. The page of the asset explained_person has them.", which, f"{len(explanation.events):,}"
         )
     if len(people) > MAX_PEOPLE:
-        logger.warning("Only the first %s are explained: name the person by the SHA-256.", MAX_PEOPLE)
+        logger.warning("Only the first %s are explained: name the person by their SHA-256 instead.", MAX_PEOPLE)
 
 
 def _people(who: str, days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[set[str]]:
-    """The distinct_ids and emails of each person who matches `who`, masked or hashed."""
+    """Yields the distinct_ids and emails of each person who matches `who`, which is masked or hashed."""
     seen = set[str]()
     hashes = Suppressed(hashes=frozenset([who.lower()]))
     for name in _all_names(days, tables, identities):
@@ -127,7 +126,7 @@ def _people(who: str, days: Sequence[str], tables: Tables, identities: Identitie
 
 
 def _all_names(days: Sequence[str], tables: Tables, identities: Identities) -> Iterator[str]:
-    """All distinct_ids and emails that are known, some of them several times."""
+    """Yields all known distinct_ids and emails, some of them several times."""
     yield from identities.all_names()
     for day in days:
         if tables.find_version("posthog_events", day) is not None:
@@ -151,7 +150,7 @@ def _metadata(explanation: Explanation) -> dict[str, str | int | dg.MetadataValu
 
 
 def as_rows(explanation: Explanation) -> dict[str, list[dict[str, Any]]]:
-    """The tables of an explanation, for the UI or the terminal."""
+    """Returns the tables of an explanation, for the UI or the terminal."""
     parts: dict[str, Sequence[Any]] = {
         "events": explanation.events,
         "attributes": explanation.attributes,

@@ -1,9 +1,9 @@
 """The job `customerio_hourly`: delivers what today, which is not over, has so far (R22), and the schedule that runs it.
 
 Like a dry run, it works on temporary tables and identities on top of the stored ones. It stores only what Customer.io has
-acknowledged, in the ledger. So there is no partition, table or fact of half a day, and the nightly run does the day as if there
-had been no hourly run, but does not send again what is delivered. It leaves an observation, since a materialization would show
-the day as complete, and backfills would ask for a partition of today.
+acknowledged, in the ledger. So it leaves no partition, table or identity of half a day, and the nightly run processes the whole
+day as if there had been no hourly run, but does not send again what was delivered. It leaves an observation, as a
+materialization would show the day as complete, and backfills would ask for a partition of today.
 """
 
 import logging
@@ -14,7 +14,6 @@ from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.extract import history_is_known, read_day
 from cio_pipeline.defs.checks.yesterday import DELIVERY
@@ -26,8 +25,9 @@ from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import SETTINGS, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.learning import learn_day, learned_under
-from cio_pipeline.pipeline import derive_day
+from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
+from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.posthog.source import NothingSoFar
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.tables.files import temporary_folder
@@ -36,17 +36,17 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 SETTLED = timedelta(minutes=5)
-"""Younger events are left to the next run, as PostHog receives those of the same minutes in any order, and an email that
-arrives after events of its person would leave these with another customer (R22)."""
+"""Younger events are left to the next run (R22: a day that is not over). PostHog receives events of the same minutes in any
+order, and an email that arrives after other events of its person would leave these with another customer."""
 
 DAYS, SKIPPED = "days", "skipped"
-"""The tags that show, in the list of runs, what a run is of, and why it has sent nothing."""
+"""The tags that show in the list of runs which part of the day a run delivers, or why it has sent nothing."""
 
 LONGEST_SECONDS = 6 * 3600
-"""How long a run may take. Meanwhile the schedule starts no other, nor while Dagster waits for a run whose machine is gone."""
+"""The longest that a run may take. Until it ends, the schedule starts no other run, even if its machine is gone."""
 
 QUERIES_AN_HOUR = 2400
-"""What PostHog allows a project (posthog.com/docs/api)."""
+"""The number of queries that PostHog allows a project (posthog.com/docs/api)."""
 
 UNFINISHED = [
     dg.DagsterRunStatus.QUEUED,
@@ -58,20 +58,21 @@ UNFINISHED = [
 
 
 class NotNow(PipelineError):
-    """A run leaves its work to another one, which is not a failure; the message says why."""
+    """A run leaves its work to another one, which is no failure; the message says why."""
 
 
 def now() -> datetime:
-    """When the run begins."""
+    """Returns when the run begins."""
     return datetime.now(UTC)
 
 
 @dataclass(frozen=True)
 class SoFar:
-    """What an open day has until a moment. reading: what it took to read; waiting: how many events wait for the whole day."""
+    """The part of an open day before a time. reading: the counts of the reading; waiting: the number of events that wait for
+    the whole day."""
 
     until: datetime
-    account: Account
+    day_counts: DayCounts
     reading: Mapping[str, int]
     waiting: int
 
@@ -81,7 +82,7 @@ class SoFar:
 def deliver_so_far(
     context: dg.OpExecutionContext, config: RunLimitsConfig, posthog: PostHog, customerio: CustomerIo, store: Store
 ) -> None:
-    """Sends what today (UTC) has so far, up to five minutes ago, and Customer.io has not acknowledged yet."""
+    """Sends the events of today (UTC) up to five minutes ago that Customer.io has not acknowledged yet."""
     began = now()
     day = str(began.date())
     try:
@@ -99,11 +100,11 @@ def deliver_so_far(
 
 
 def refuse_to_begin(store: Store, day: str, began: datetime) -> None:
-    """Raises `NotNow` if the day has only just begun, what comes before it is not known yet, or another run delivers."""
+    """Raises `NotNow` if the day has only just begun, the days before it are not learned yet, or another run is delivering."""
     if began - SETTLED <= window(day)[0]:
-        raise NotNow(f"{day} has only begun: nothing was sent.")
+        raise NotNow(f"{day} has only just begun: nothing was sent.")
     if not history_is_known(store):
-        raise NotNow("identity_history was never read, and a run of customerio_sync reads it: nothing was sent.")
+        raise NotNow("identity_history was never read, which a run of customerio_sync does: nothing was sent.")
     try:
         refuse_missing_days(store, [day])
     except NotDelivered as missing:
@@ -117,7 +118,7 @@ def no_other_delivery(store: Store) -> Iterator[None]:
     """Holds the delivery lock during the block. Raises `NotNow` if another run holds it."""
 
     def leave() -> None:
-        raise NotNow("Another run is delivering by this ledger: nothing was sent, the next run sends it.")
+        raise NotNow("Another run is delivering with this ledger: nothing was sent, the next run will send it.")
 
     with store.ledger.hold_delivery_lock(leave):
         yield
@@ -126,22 +127,22 @@ def no_other_delivery(store: Store) -> Iterator[None]:
 def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> SoFar:
     """Extracts, learns and derives the events of the open day before `until`, in `today`, an overlay that begins with it."""
     _, reading = read_day(day, posthog, today, until)
-    learn_day(day, learned_under(today.attributes_from), today.tables, today.identities, today.workers)
+    learn_day(day, learned_under(today.settings.attributes_from), today.tables, today.identities, today.settings.workers)
     options = replace(today.options, day_is_open=True)
-    account = derive_day(day, today.tables, today.identities, options, workers=today.workers)
-    if wrong := discrepancies(day, account, today.tables):
+    day_counts = derive_day(day, today.tables, today.identities, options, workers=today.settings.workers)
+    if wrong := discrepancies(day, day_counts, today.tables):
         raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
-    return SoFar(until, account, reading, _waiting(day, account, today))
+    return SoFar(until, day_counts, reading, _waiting(day, day_counts, today))
 
 
-def _waiting(day: str, account: Account, today: Store) -> int:
-    """How many more events would be sent if the day had ended now (R22)."""
+def _waiting(day: str, day_counts: DayCounts, today: Store) -> int:
+    """Returns how many more events would be sent if the day had ended now (R22)."""
     if not (today.options.identify_by_email or today.options.stitches):
         return 0
     with temporary_folder() as folder:
         into = Tables(str(folder), temporary=True)
-        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.workers)
-    return max(0, whole.outcomes[SENT] + whole.stitched - account.outcomes[SENT])
+        whole = derive_day(day, today.tables, today.identities, today.options, into=into, workers=today.settings.workers)
+    return max(0, whole.outcomes[SENT] + whole.stitched - day_counts.outcomes[SENT])
 
 
 def deliver_part(
@@ -153,10 +154,10 @@ def deliver_part(
     today: Store,
     instance: dg.DagsterInstance,
 ) -> dict[str, dg.MetadataValue | int | str]:
-    """Sends what `today` has of the day. Returns the metadata of its observation.
+    """Sends what `today` has of the day. Returns the metadata of the observation.
 
-    New customers of the day's earlier runs count for the limit, or many small runs would exceed it. Raises `NotNow` if the
-    day is over and has been extracted as a whole in the meantime, as what that has sent is newer.
+    New customers of the day's earlier runs count towards the limit, or many small runs would exceed it. Raises `NotNow` if the
+    day is over by now and another run has learned the whole of it, as what that run sends is newer.
     """
     with no_other_delivery(store):
         if not store.identities.unlearned([day]):
@@ -171,13 +172,13 @@ def deliver_part(
 
 
 def _observation(so_far: SoFar, receipt: dict[str, dg.MetadataValue | int]) -> dict[str, dg.MetadataValue | int | str]:
-    """The receipt, which says first that the day is open."""
+    """Returns the receipt, which says first that the day is open."""
     receipt.pop("dagster/partition_row_count")
-    outcomes = so_far.account.outcomes.most_common()
+    outcomes = so_far.day_counts.outcomes.most_common()
     return {
         "so far": f"Until {so_far.until:%H:%M} UTC. The day is open: the nightly run delivers the rest.",
         **receipt,
-        "events so far": so_far.account.outcomes.total(),
+        "events so far": so_far.day_counts.outcomes.total(),
         "events that wait for the whole day": so_far.waiting,
         "outcomes": table([{"count": count, "what": name} for name, count in outcomes if count]),
         "queries to PostHog": so_far.reading.get("queries", 0),
@@ -199,14 +200,14 @@ def customerio_hourly() -> None:
     job=customerio_hourly,
     cron_schedule=SETTINGS.hourly_cron,
     execution_timezone=SETTINGS.time_zone,
-    description="Delivers what today (UTC) has so far, at CIO_HOURLY_CRON. It is off until it is switched on. Each run reads"
-    " all of today, so 24 runs read about 12 times the bytes of a day; PostHog allows API queries 20 GB an hour, and lets 24"
-    " hours of that be saved up. Of the 2,400 queries that it allows in an hour, a run takes about four, and one more for"
+    description="Delivers what today (UTC) has so far, at CIO_HOURLY_CRON. It is off until you switch it on. Each run reads"
+    " all of today, so 24 runs read about 12 times the bytes of a day; PostHog allows API queries 20 GB an hour, and up to 24"
+    " hours of that can be saved up. Of the 2,400 queries that it allows in an hour, a run takes about four, and one more for"
     " each 40,000 events.",
 )
 def customerio_hourly_schedule(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
     """Starts a run, unless another is not finished."""
     unfinished = context.instance.get_runs(dg.RunsFilter(job_name=customerio_hourly.name, statuses=UNFINISHED), limit=1)
     if unfinished:
-        return dg.SkipReason(f"The run {unfinished[0].run_id} of customerio_hourly is not finished: no other is started.")
+        return dg.SkipReason(f"The run {unfinished[0].run_id} of customerio_hourly has not finished, so no other is started.")
     return dg.RunRequest()

@@ -1,4 +1,4 @@
-"""The job `redeliver_refused`: sends again what Customer.io refused, after the cause was fixed."""
+"""The job `redeliver_refused`: sends again what Customer.io has refused, once the cause is fixed."""
 
 import logging
 import time
@@ -25,12 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class RedeliveryConfig(RunLimitsConfig):
-    """Which refusals to send again; by default all."""
+    """The refusals to send again, by default all."""
 
     partition: str | None = Field(default=None, description="Only those of this day, YYYY-MM-DD.")
-    reason: str | None = Field(
-        default=None, description="Only those refused for this reason, as the check nothing_refused and the ledger have it."
-    )
+    reason: str | None = Field(default=None, description="Only those with this reason, as the check nothing_refused shows it.")
 
 
 @dg.op(out=dg.Out(dg.Nothing))
@@ -40,9 +38,9 @@ def send_refused_again(
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
     """Sends what was refused, except attributes that have been set since. What Customer.io accepts now is closed.
 
-    Refusals are read a day at a time: once to count what they would create, and again when the day is sent. As soon as a day is
-    done, an observation says what was sent again and what is still open. The check `nothing_refused` is evaluated at the end,
-    even if a day fails.
+    Refusals are read one day at a time: once to count what they would create, and again when the day is sent. As soon as a day
+    is done, an observation says what was sent again and what is still open. The check `nothing_refused` is evaluated at the
+    end, even if a day fails.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_at_a_time(context, store):
@@ -68,18 +66,18 @@ def send_refused_again(
         yield refusals_evaluated(store)
     total = run_counts(counts, customerio.traffic() - before, time.monotonic() - began)
     still = sum(store.ledger.refused_by_reason().values())
-    logger.info("%s; %s refused still, of all days.", in_one_line(total), f"{still:,}")
+    logger.info("%s; %s still refused, of all days.", in_one_line(total), f"{still:,}")
     context.add_output_metadata({**total, "refused still, of all days": still})
     yield dg.Output(None)
 
 
 def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
-    """The days with refusals to send again. Raises `dagster.Failure` if refusals are open, but none of the chosen ones."""
-    meant = store.ledger.days_refused(config.partition, config.reason)
-    if not meant and (others := store.ledger.open_refusals()):
+    """Returns the days with refusals to send again. Raises `dagster.Failure` if refusals are open, but none of those chosen."""
+    days = store.ledger.days_refused(config.partition, config.reason)
+    if not days and (others := store.ledger.open_refusals()):
         still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
-        raise dg.Failure(f"Nothing refused has this partition and reason. Still refused: {still}.", allow_retries=False)
-    return meant
+        raise dg.Failure(f"No refusal has this partition and reason. Still refused: {still}.", allow_retries=False)
+    return days
 
 
 def _refusals(day: str, config: RedeliveryConfig, store: Store) -> list[Refusal]:
@@ -88,5 +86,5 @@ def _refusals(day: str, config: RedeliveryConfig, store: Store) -> list[Refusal]
 
 @dg.job(config={"ops": {"send_refused_again": {"config": {}}}}, executor_def=dg.in_process_executor)
 def redeliver_refused() -> None:
-    """Sends again what Customer.io refused, chosen by partition and reason."""
+    """Sends again what Customer.io has refused, optionally only for a partition or a reason."""
     send_refused_again()

@@ -1,4 +1,4 @@
-"""The job `customerio_sync`, and the schedule that runs it each day."""
+"""The job `customerio_sync`, and its daily schedule."""
 
 from datetime import UTC, datetime
 
@@ -7,19 +7,19 @@ import dagster as dg
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.partitions import LATE_DAYS, RANGE_END, RANGE_START, SETTINGS, daily_at, daily_partitions
+from cio_pipeline.defs.partitions import RANGE_END, RANGE_START, SETTINGS, daily_at, daily_partitions
 
 customerio_sync = dg.define_asset_job(
     "customerio_sync",
     dg.AssetSelection.assets(posthog_events, identities, identity_history, customers_events_rejects, customerio_delivery),
-    description="Days of PostHog events, from extraction to Customer.io. The dialog of partitions shows the last 90 days only:"
-    " for older ones, and long ranges, take the job customerio_backfill.",
+    description="Delivers days of PostHog events to Customer.io. The dialog of partitions shows only the last 90 days: for"
+    " older ones, and for long ranges, use the job customerio_backfill.",
 )
 
 
 DESCRIPTION = (
     "Extracts and delivers yesterday (UTC), and the CIO_LATE_DAYS days before it for events that arrived late, in one run of"
-    " the job customerio_sync at CIO_NIGHTLY_AT. It is off until it is switched on."
+    " the job customerio_sync at CIO_NIGHTLY_AT. It is off until you switch it on."
 )
 
 
@@ -30,11 +30,11 @@ DESCRIPTION = (
     description=DESCRIPTION,
 )
 def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-    """Goes by the time of the tick, which can be chosen with *Preview tick result*. Future days are not requested."""
+    """Requests the days before the time of the tick, which *Preview tick result* lets you choose. Future days are skipped."""
     if context.scheduled_execution_time > datetime.now(UTC):
-        return dg.SkipReason("This tick lies in the future: its days are not over.")
+        return dg.SkipReason("This tick is in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
-        keys = daily_partitions.get_partition_keys()[-1 - LATE_DAYS :]
+        keys = daily_partitions.get_partition_keys()[-1 - SETTINGS.late_days :]
     if not keys:
         return dg.SkipReason("There is no partition yet: CIO_START_DATE is not over.")
     return dg.RunRequest(run_key=keys[-1], tags={RANGE_START: keys[0], RANGE_END: keys[-1]})

@@ -1,1 +1,1 @@
-"""What the assets' pages in Dagster's UI show: tables, charts, masked rows, columns and receipts."""
+"""The contents of the assets' pages in Dagster's UI: tables, charts, masked rows, columns and receipts."""

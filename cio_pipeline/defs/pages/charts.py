@@ -1,4 +1,4 @@
-"""What became of the events of a day, and of the days before it, as small charts for light and dark pages.
+"""Small charts of what became of the events of a day, and of the days before it, for light and dark pages.
 
 They are SVG in Markdown, and short, as Dagster's UI shows no more than `MAX_MARKDOWN` characters.
 """
@@ -27,8 +27,8 @@ WORDS = {"sent": "sent", "not_sent": "not sent", "filtered": "filtered", "refuse
 
 @dataclass(frozen=True)
 class DayEvents:
-    """What became of a day's events: sent, not sent (held back, beyond a limit or suppressed), filtered, and refused by the
-    rules or by Customer.io."""
+    """The numbers of a day's events that were sent, not sent (held back, beyond a limit or suppressed), filtered, and refused
+    (by the rules or by Customer.io)."""
 
     day: str
     sent: int = 0
@@ -48,7 +48,7 @@ class DayEvents:
 
 
 def day_chart(day: DayEvents) -> str:
-    """The day as one bar, with its numbers below, as Markdown."""
+    """Returns the day as one bar, with its numbers below, as Markdown."""
     edges = [round(WIDTH * count / (day.total or 1)) for count in accumulate(day.parts.values(), initial=0)]
     bar = "".join(
         f"<path stroke='{colour}' d='M{left} 8H{right}'/>"
@@ -64,7 +64,7 @@ def day_chart(day: DayEvents) -> str:
 
 
 def last_days_chart(days: Sequence[DayEvents]) -> str:
-    """Each day as a bar, from oldest to newest, in the colours of `day_chart`, as Markdown."""
+    """Returns each day as a bar, from oldest to newest, in the colours of `day_chart`, as Markdown."""
     most = max(day.total for day in days)
     bars = ""
     for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
@@ -77,7 +77,7 @@ def last_days_chart(days: Sequence[DayEvents]) -> str:
 
 
 def _tops(day: DayEvents, most: int) -> dict[str, int]:
-    """The height, in pixels, of the top of each part that has any event."""
+    """Returns the height, in pixels, of the top of each part that has any event."""
     tops, below = dict[str, int](), 0
     for name, count in day.parts.items():
         if count:

@@ -1,4 +1,4 @@
-"""A few rows of a table for its page in Dagster's UI, with the JSON as it is sent, but every value masked."""
+"""A few rows of a table for its page in Dagster's UI, with the JSON as it is sent, except that every value is masked."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ from cio_pipeline.masking import mask, printable
 from cio_pipeline.tables.tables import Tables
 
 ROWS, NAMES, DEEP = 5, 12, 3
-"""How many rows of a table are shown, how many names of an object, and how many levels of objects."""
+"""The number of rows that are shown of a table, of names of an object, and of levels of objects."""
 
 MORE = "…"
 HIDDEN = "***"
@@ -29,13 +29,13 @@ POSTHOG_EVENTS = ("event", "distinct_id", "timestamp", "properties")
 
 
 def preview(tables: Tables, name: str, day: str) -> dg.MetadataValue:
-    """The first rows of a day's table `customers`, `events`, `rejects` or `posthog_events`. Raises `StorageError`."""
+    """Returns the first rows of a day's table `customers`, `events`, `rejects` or `posthog_events`. Raises `StorageError`."""
     columns, row = SHOWN[name]
     return table([row(one) for one in tables.head(name, day, ROWS, list(columns))])
 
 
 def masked_operation(text: str) -> str:
-    """An operation's JSON with all names, and the first character of each value: `"pro"` -> `"p***"`."""
+    """Returns an operation's JSON with all names, and the first character of each value: `"pro"` -> `"p***"`."""
     shown = dict[str, Any]()
     for name, value in read_object(text).items():
         if name == "name":
@@ -48,7 +48,7 @@ def masked_operation(text: str) -> str:
 
 
 def masked(value: Any, deep: int = 0) -> Any:
-    """A JSON value, masked: names and structure stay, texts and numbers are cut to their first character."""
+    """Returns a JSON value masked: names and structure stay, texts and numbers are cut to their first character."""
     if value is None or isinstance(value, bool):
         return value
     if deep == DEEP and isinstance(value, dict | list):
@@ -104,7 +104,7 @@ def _time(row: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any) -> str:
-    """JSON with spaces, at which a page can break the line."""
+    """Returns JSON with spaces, at which a page can break the line."""
     return json.dumps(value, ensure_ascii=False)
 
 
@@ -114,4 +114,4 @@ SHOWN: dict[str, tuple[tuple[str, ...], Callable[[Mapping[str, Any]], Row]]] = {
     "rejects": (REJECTS, _reject),
     "posthog_events": (POSTHOG_EVENTS, _posthog_event),
 }
-"""The columns that are read of each table, and the function that turns a row into what is shown."""
+"""The columns to read of each table, and the function that turns a row into what is shown."""

@@ -7,11 +7,11 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.rules.classify import SENT
 from cio_pipeline.state.ledger import DayTotals
 
@@ -20,19 +20,18 @@ DELIVERED, OPEN_REFUSALS = "delivered in all", "refused, open"
 THIS_RUN, SAMPLE, CONNECTED = "this run", "sent by this run", "connected to"
 DAY_CHART, LAST_DAYS = "events of the day", "events of the last 14 days"
 MEANING = {
-    NEW_CUSTOMERS: "Customers that the day's deliveries have made: Customer.io bills them.",
+    NEW_CUSTOMERS: "Customers that the day's deliveries have created: Customer.io bills them.",
     YOUNG_EVENTS: "Events that were younger than 72 hours when they were sent: they can start campaigns.",
     DELIVERED: "Events of the day that Customer.io has accepted, each once.",
-    OPEN_REFUSALS: "What Customer.io has refused of the day and not accepted since.",
+    OPEN_REFUSALS: "What Customer.io has refused of the day, and not accepted since.",
     DAY_CHART: "What became of the events of the day. Refused: by the rules (see the table rejects) or by Customer.io (see the"
     " check nothing_refused).",
-    LAST_DAYS: "The same of the day and the 13 before it.",
+    LAST_DAYS: "The same for the day and the 13 before it.",
     THIS_RUN: "What this run sent, and what it did not and why.",
     SAMPLE: "Some of what this run sent, masked.",
     CONNECTED: "Where the events come from and where they go.",
 }
-"""A receipt's entries, which are always the same. The numbers are the day's, so a run that sends nothing does not change
-them."""
+"""The entries that every receipt has. The numbers are totals of the day, so a run that sends nothing does not change them."""
 
 TYPES = {name: "int" if name in (NEW_CUSTOMERS, YOUNG_EVENTS, DELIVERED, OPEN_REFUSALS) else "string" for name in MEANING}
 
@@ -47,14 +46,15 @@ ALWAYS = (
 )
 HELD = "events held as too recent"
 WHERE_ANY = (HELD, "customers beyond the limit", "events beyond the limit", "customers suppressed", "events suppressed")
-"""What was left out on purpose; shown only if it is not 0."""
+"""The counts of what was left out on purpose, which are shown only if they are not 0."""
 
 IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
 WORDS = {"refused": "refused by Customer.io"}
 
 
 def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> dict[str, int | float]:
-    """What a run did of a day, by name: first the usual counts, then all others that are not 0, then what it took."""
+    """Returns the counts of what a run did for a day: the usual ones, all others that are not 0, then requests, bytes and
+    time."""
     refused = sum(count for name, count in counts.items() if name.startswith("refused"))
     usual = {**{name: counts[name] for name in ALWAYS}, "refused": refused}
     others = {name: count for name, count in counts.items() if count and name not in usual}
@@ -65,7 +65,7 @@ def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> d
 def receipt(
     totals: DayTotals, run: Mapping[str, int | float], sample: list[str], days: list[DayEvents], connected: str
 ) -> dict[str, dg.MetadataValue | int]:
-    """The receipt as Dagster shows it, with the entries of `MEANING`. The last of the `days` is the day itself; `connected` is
+    """Returns the receipt as Dagster shows it, with the entries of `MEANING`. days: the last is the day itself; connected:
     Markdown."""
     shown = {WORDS.get(name, name): size(int(value)) if name == "bytes" else value for name, value in run.items()}
     return {
@@ -83,40 +83,40 @@ def receipt(
 
 
 def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
-    """What became of the events of the day, with these totals, and of the days before it."""
+    """Returns what became of the events of the day, with these totals, and of the days before it."""
     shown = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(DAYS_SHOWN - 1, -1, -1)]
     delivered = {**store.ledger.events_delivered(shown[:-1]), day: totals.events}
     refused = {**store.ledger.events_refused(shown[:-1]), day: totals.refused_events}
-    return [of_a_day(one, _account(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
+    return [of_a_day(one, _day_counts(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
 
 
-def of_a_day(day: str, account: Account, delivered: int, refused: int) -> DayEvents:
-    """What became of a day's events, of which this many were delivered, and refused by Customer.io.
+def of_a_day(day: str, day_counts: DayCounts, delivered: int, refused: int) -> DayEvents:
+    """Returns what became of a day's events. delivered, refused: the numbers of those that Customer.io accepted and refused.
 
-    The ledger may have more than the rules would send now: what was sent twice, or under other settings.
+    The ledger may have more than the rules would send now, if events were sent twice, or under other settings.
     """
-    to_send = account.outcomes[SENT] + account.stitched
+    to_send = day_counts.outcomes[SENT] + day_counts.stitched
     sent = min(delivered, to_send)
     open_refusals = min(refused, to_send - sent)
-    return DayEvents(day, sent, to_send - sent - open_refusals, account.filtered, account.refused + open_refusals)
+    return DayEvents(day, sent, to_send - sent - open_refusals, day_counts.filtered, day_counts.refused + open_refusals)
 
 
-def _account(store: Store, day: str) -> Account:
+def _day_counts(store: Store, day: str) -> DayCounts:
     version = store.tables.find_version("events", day)
     return (
-        Account.from_json(dict(version.metadata["account"]))
+        DayCounts.from_json(dict(version.metadata["account"]))
         if version is not None and "account" in version.metadata
-        else Account()
+        else DayCounts()
     )
 
 
 def in_one_line(run: Mapping[str, Any]) -> str:
-    """`3 events sent, 2 customers sent, ...`, from what `run_counts` gives."""
+    """Returns what `run_counts` has returned as `3 events sent, 2 customers sent, ...`."""
     names = [*IN_ONE_LINE, *(name for name in WHERE_ANY if run.get(name))]
     return ", ".join(f"{run.get(name, 0):,} {_singular(WORDS.get(name, name), run.get(name, 0))}" for name in names)
 
 
 def _singular(words: str, count: int | float) -> str:
-    """`1 event sent` instead of `1 events sent`."""
+    """Returns `1 event sent` instead of `1 events sent`."""
     first, _, rest = words.partition(" ")
     return " ".join(filter(None, (first.removesuffix("s") if count == 1 else first, rest)))

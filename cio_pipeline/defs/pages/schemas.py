@@ -1,4 +1,4 @@
-"""What the pages of the tables say about each column: its type, what it is, whether it is personal, and where it comes from."""
+"""The columns of the tables for their pages: type, description, whether they are personal data, and where they come from."""
 
 from collections.abc import Mapping
 
@@ -18,32 +18,32 @@ POSTHOG_COLUMNS = {
     "event": "Its name.",
     "distinct_id": "Who did it.",
     "timestamp": "When, in UTC.",
-    "created_at": "When PostHog took it in: of several copies the last one counts.",
+    "created_at": "When PostHog ingested it: of several copies the last one counts.",
     "properties": "Its properties, as JSON.",
-    "person_properties": "The person's properties, as JSON, where they are taken instead of $set (R20); else null.",
+    "person_properties": "The person's properties, as JSON, if they are used instead of $set (R20); otherwise null.",
 }
 CUSTOMER_COLUMNS = {
-    "key": "The customer in Customer.io: id: or email:, and which.",
-    "part": "0, or more where the attributes are too large for one upsert.",
-    "attributes": "How many attributes the upsert sets.",
+    "key": "The customer in Customer.io: id:, or email:, and the value.",
+    "part": "0, or more if the attributes are too large for one upsert.",
+    "attributes": "The number of attributes that the upsert sets.",
     "timestamp": "When the newest of them was set, in UTC.",
     "operation": "The upsert, as the JSON that is sent.",
-    "state": "Hashes of the attributes with their times: what the ledger keeps when Customer.io has accepted the upsert (R17).",
+    "state": "Hashes of the attributes with their times, which the ledger keeps once the upsert is accepted (R17).",
     "identifier": "The distinct_id of the last event.",
-    "email": "The customer's email, where there is one.",
+    "email": "The customer's email, if there is one.",
     "consent": "Whether an attribute is about consent (R19).",
 }
 EVENT_COLUMNS = {
     "uuid": "The event's id in PostHog.",
     "ulid": "Its id in Customer.io, which ignores a second copy (R12).",
-    "key": "The customer that it goes to: id: or email:, and which.",
+    "key": "The customer that it goes to: id:, or email:, and the value.",
     "distinct_id": "Who did it, as PostHog has it.",
     "name": "Its name.",
     "type": "What Customer.io calls it: event, page or screen.",
     "timestamp": "When it happened, in UTC.",
-    "call": "batch, or event where it is too large for a batch.",
+    "call": "batch, or event if it is too large for a batch.",
     "operation": "The event, as the JSON that is sent.",
-    "personless": "Whether PostHog keeps no person of it (R5).",
+    "personless": "Whether PostHog keeps no person for it (R5).",
 }
 REJECT_COLUMNS = {
     "uuid": "The event's id in PostHog.",
@@ -56,22 +56,22 @@ REJECT_COLUMNS = {
 }
 IDENTITY_COLUMNS = {
     "distinct_id": "Who.",
-    "identified": "Whether there was an $identify of theirs.",
+    "identified": "Whether they have had an $identify.",
     "email": "The last valid email that was set.",
     "email_set_at": "When, in microseconds since 1970.",
     "anonymous_id": "An anonymous id that was theirs before they were identified (R16).",
 }
 DRY_RUN_COLUMNS = {
     "day": "The day, or all of them together.",
-    "events read": "How many events PostHog has of it.",
-    "filtered": "How many of them the settings leave out.",
-    "refused by the rules": "How many the rules refuse.",
-    "events to send": "How many would be sent.",
-    "new customers": "How many customers Customer.io would have more.",
-    "events under 72 hours": "How many of the events can start campaigns.",
-    "customers changed": "How many customers have attributes to send.",
-    "events delivered before": "How many events Customer.io has already.",
-    "requests": "How many requests that takes.",
+    "events read": "The number of the day's events in PostHog.",
+    "filtered": "The number of these that the settings leave out.",
+    "refused by the rules": "The number that the rules refuse.",
+    "events to send": "The number that would be sent.",
+    "new customers": "The number of customers that Customer.io would create.",
+    "events under 72 hours": "The number of these events that can start campaigns.",
+    "customers changed": "The number of customers with attributes to send.",
+    "events delivered before": "The number of events that Customer.io already has.",
+    "requests": "The number of requests that this takes.",
 }
 EXPLAINED_COLUMNS = {
     "time": "When the event happened, in UTC.",
@@ -110,19 +110,19 @@ COMES_FROM: dict[str, dict[str, tuple[str, ...]]] = {
 
 
 def schema(fields: pa.Schema, descriptions: Mapping[str, str]) -> dg.TableSchema:
-    """The columns of a stored table as Dagster shows them."""
+    """Returns the columns of a stored table as Dagster shows them."""
     return described(descriptions, {field.name: TYPES.get(str(field.type), str(field.type)) for field in fields})
 
 
 def described(descriptions: Mapping[str, str], types: Mapping[str, str] | None = None) -> dg.TableSchema:
-    """These columns with their descriptions, in order; personal ones are tagged."""
+    """Returns these columns with their descriptions, in order; personal ones are tagged."""
     types = types or dict.fromkeys(descriptions, "string")
     tags = {name: PERSONAL if name in PERSONAL_COLUMNS else None for name in types}
     return dg.TableSchema([dg.TableColumn(name, kind, descriptions[name], tags=tags[name]) for name, kind in types.items()])
 
 
 def lineage(table: str) -> dg.TableColumnLineage:
-    """Where each column of a derived table comes from."""
+    """Returns the columns that each column of a derived table comes from."""
     events = key("posthog_events")
     return dg.TableColumnLineage(
         {name: [dg.TableColumnDep(events, one) for one in columns] for name, columns in COMES_FROM[table].items()}

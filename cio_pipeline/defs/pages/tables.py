@@ -11,7 +11,7 @@ Row = Mapping[str, object]
 
 
 def table(rows: Sequence[Row], limit: int | None = None) -> dg.TableMetadataValue:
-    """The rows as a table; at most `limit` of them, with a last row that says how many are not shown.
+    """Returns the rows as a table; at most `limit` of them, with a last row that says how many are not shown.
 
     The first row names the columns. Without rows the table says `none`.
     """
@@ -23,7 +23,7 @@ def table(rows: Sequence[Row], limit: int | None = None) -> dg.TableMetadataValu
 
 
 def lines(rows: Sequence[Row], limit: int | None = None) -> Iterator[str]:
-    """The same as one line per row, in aligned columns; nothing if there are no rows."""
+    """Yields the same as one line per row, in aligned columns; nothing if there are no rows."""
     if not rows:
         return
     names, shown = list(rows[0]), rows[:limit]
@@ -37,7 +37,7 @@ def lines(rows: Sequence[Row], limit: int | None = None) -> Iterator[str]:
 
 
 def size(count: int) -> str:
-    """A number of bytes as people read it: `1.3 GB`."""
+    """Returns a number of bytes as people read it: `1.3 GB`."""
     for unit, name in ((10**12, "TB"), (10**9, "GB"), (10**6, "MB"), (10**3, "kB")):
         if count >= unit:
             return f"{count / unit:.1f} {name}"
@@ -45,7 +45,7 @@ def size(count: int) -> str:
 
 
 def percent(share: float) -> str:
-    """0.0125 -> `1.25 %`."""
+    """Returns `1.25 %` for 0.0125."""
     return f"{round(share * 100, 2):g} %"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 import dagster as dg
 import pytest
@@ -96,9 +96,11 @@ def test_a_failed_run_is_told_once_with_its_days_and_link_and_once_that_they_are
     daemon.tick()
     link = f"<http://dagster/runs/{run}|Open in Dagster>"
     assert hook.texts == [f"The run of 2025-03-01 to {YESTERDAY} failed: The reason. {link}"]
-    for day in ("2025-03-01", YESTERDAY):
-        deliver(daemon.instance, day)
-        daemon.tick()
+    deliver(daemon.instance, "2025-03-01")
+    daemon.tick()
+    assert len(hook.texts) == 1, "yesterday was delivered before this run, but not since"
+    deliver(daemon.instance, YESTERDAY)
+    daemon.tick()
     assert hook.texts[1:] == [f"Over: all of 2025-03-01 to {YESTERDAY} is delivered now; a run had failed. {link}"]
 
 
@@ -135,6 +137,25 @@ def test_a_failure_of_which_dagster_has_not_noted_whether_it_runs_again_waits(
     assert hook.texts == ["A run of customerio_sync failed: The reason."]
 
 
+def test_a_retry_that_dagster_has_not_started_after_ten_minutes_is_told(
+    daemon: Daemon, hook: Webhook, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fail(daemon.instance, dagster__will_retry="true")
+    for minutes, told in ((9, 0), (11, 1)):
+        later = datetime.now(UTC) + timedelta(minutes=minutes)
+        monkeypatch.setattr("cio_pipeline.defs.alerts.dagster_events.now", lambda later=later: later)
+        daemon.tick()
+        assert hook.texts.count("A run of customerio_sync failed: The reason.") == told
+
+
+def test_a_failed_run_of_each_job_that_reads_or_sends_is_told_and_no_other(daemon: Daemon, hook: Webhook) -> None:
+    told = [SYNC, "customerio_backfill", "customerio_checks", "customerio_hourly", "redeliver_refused"]
+    for job in (*told, "customerio_dry_run", "explain_person"):
+        fail(daemon.instance, job=job)
+    daemon.tick()
+    assert hook.texts == [f"A run of {job} failed: The reason." for job in told]
+
+
 def test_a_run_of_another_team_is_not_told(daemon: Daemon, hook: Webhook) -> None:
     fail(daemon.instance, job="their_job")
     daemon.tick()
@@ -160,6 +181,13 @@ def test_a_failed_check_is_told_once_and_that_it_passes_again_once(daemon: Daemo
     ]
 
 
+def test_a_late_day_is_not_told_by_its_check_as_well(daemon: Daemon, hook: Webhook) -> None:
+    late = dg.AssetCheckEvaluation(customerio_delivery.key, "yesterday_delivered", passed=False, metadata={})
+    daemon.instance.report_runless_asset_event(late)
+    daemon.tick()
+    assert hook.texts == []
+
+
 def test_a_check_that_fails_and_passes_between_two_ticks_is_told(daemon: Daemon, hook: Webhook) -> None:
     evaluate(daemon.instance, passed=False)
     evaluate(daemon.instance, passed=True)
@@ -178,7 +206,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
         monkeypatch.setattr("cio_pipeline.defs.alerts.dagster_events.now", lambda: NOW.replace(minute=30))
         daemon.tick()
         daemon.tick()
-        why = "no run of it was started since: is the schedule customerio_daily on, and can it start runs?"
+        why = "no run of it has been started since: is the schedule customerio_daily on, and can it start runs?"
         assert hook.texts == [f"{YESTERDAY} was not delivered by 12:30 UTC (CIO_DELIVERED_BY): {why}"]
         deliver(instance, YESTERDAY)
         daemon.tick()
@@ -191,7 +219,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
     [
         (SYNC, {PARTITION: YESTERDAY}, "its last run failed."),
         ("__ASSET_JOB", {RANGE_START: "2025-03-01", RANGE_END: YESTERDAY}, "its last run failed."),
-        (SYNC, {PARTITION: "2025-03-01"}, "no run of it was started since:"),
+        (SYNC, {PARTITION: "2025-03-01"}, "no run of it has been started since:"),
     ],
 )
 def test_a_late_day_says_what_became_of_its_run(hook: Webhook, job: str, tags: dict[str, str], why: str) -> None:
@@ -293,7 +321,7 @@ def test_what_a_webhook_does_not_take_is_sent_at_the_next_tick_and_the_rest_not_
     fail(daemon.instance, **{PARTITION: YESTERDAY})
     why = "1 waiting to be sent: CIO_ALERT_WEBHOOK_URL (127.0.0.1) gave no usable answer in 1 try: it answered 404."
     assert daemon.tick() == why
-    assert f"{why} This is tried again in a minute." in caplog.messages
+    assert f"{why} It will be tried again in a minute." in caplog.messages
     evaluate(daemon.instance, passed=False)
     hook.status = 200
     daemon.tick()

@@ -18,7 +18,7 @@ from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.pages.tables import size
-from cio_pipeline.events import KEPT_EVENTS
+from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -237,7 +237,7 @@ def test_a_run_that_waits_for_another_says_so(
     monkeypatch.setattr("cio_pipeline.state.ledger.hold_delivery_lock", until_said)
     assert main(["run", "--partition", DAY]) == 0
     said = capsys.readouterr().out
-    assert said.count("Another run is delivering by this ledger: waiting until it is done.\n") == 1
+    assert said.count("Another run is delivering with this ledger: waiting until it is done.\n") == 1
     assert "mismatch" not in said
 
 

@@ -11,14 +11,14 @@ import dagster as dg
 import pandas as pd
 import pytest
 
-from cio_pipeline.accounting import Account, discrepancies
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.checks.common import listed, or_warning
 from cio_pipeline.defs.checks.derive import few_refused_by_the_rules
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import Store
-from cio_pipeline.pipeline import DERIVED, derive_day
+from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
+from cio_pipeline.pipeline.derive import DERIVED, derive_day
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -125,7 +125,7 @@ def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to
         [check] = [one for one in result.get_asset_check_evaluations() if one.check_name == "earlier_days_learned"]
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
         assert check.description == (
-            "What these days say about people is not known: 2025-01-01, 2025-01-02. If they matter, run the job"
+            "What these days say about people is not known: 2025-01-01, 2025-01-02. If you need them, run the job"
             " customerio_backfill for them (`make run FROM=2025-01-01 TO=2025-01-02`), then the days that the check"
             " later_days_up_to_date names. If you do not want them, set CIO_START_DATE later."
         )
@@ -135,8 +135,8 @@ def test_days_that_are_not_known_and_days_to_derive_again_are_named_with_what_to
         check = checks["later_days_up_to_date"]
         assert (check.passed, check.severity) == (False, dg.AssetCheckSeverity.WARN)
         assert check.description == (
-            "Earlier days were learned since these were derived: 2025-01-03. Materialize customers, events and rejects for them"
-            " again, then customerio_delivery."
+            "Earlier days have been learned since these were derived: 2025-01-03. Materialize customers, events and rejects for"
+            " them again, then customerio_delivery."
         )
         job.execute_in_process(instance=instance, partition_key="2025-01-03")
         assert alone(instance)["later_days_up_to_date"].passed
@@ -151,10 +151,10 @@ def alone(instance: dg.DagsterInstance) -> dict[str, dg.AssetCheckEvaluation]:
 def test_r15_a_day_that_does_not_add_up_is_not_delivered(
     workspace: customerio.CustomerioServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forgetful(day: str, *arguments: Any, **workers: Any) -> Account:
-        account = derive_day(day, *arguments, **workers)
-        account.outcomes["sent"] -= 1
-        return account
+    def forgetful(day: str, *arguments: Any, **workers: Any) -> DayCounts:
+        day_counts = derive_day(day, *arguments, **workers)
+        day_counts.outcomes["sent"] -= 1
+        return day_counts
 
     monkeypatch.setattr("cio_pipeline.defs.assets.derive.derive_day", forgetful)
     result, checks = run()
@@ -162,7 +162,7 @@ def test_r15_a_day_that_does_not_add_up_is_not_delivered(
     assert workspace.workspace.totals()["events"] == 0
     assert checks["every_event_accounted_for"].metadata["days that are off"].value == 1
     description = checks["every_event_accounted_for"].description
-    assert f"of {DAY}, 4 events are sent, but so many were counted: 3. Materialize customers, events and" in description
+    assert f"of {DAY}, 4 events are sent, but this many were counted: 3. Materialize customers, events and" in description
 
 
 def derived(folder: Path) -> Days:
@@ -187,58 +187,58 @@ def derived(folder: Path) -> Days:
 def test_r15_is_recounted_from_the_tables_on_disk(tmp_path: Path) -> None:
     product = derived(tmp_path)
     for day in ("2026-03-01", "2026-03-02"):
-        assert discrepancies(day, product.accounts[day], product.tables) == []
-    account = product.accounts["2026-03-02"]
-    assert (account.outcomes.total(), account.outcomes["sent"], account.stitched) == (4, 2, 1)
+        assert discrepancies(day, product.counts_by_day[day], product.tables) == []
+    day_counts = product.counts_by_day["2026-03-02"]
+    assert (day_counts.outcomes.total(), day_counts.outcomes["sent"], day_counts.stitched) == (4, 2, 1)
 
 
 @pytest.mark.parametrize(
     ("outcome", "change", "said"),
     [
-        ("sent", 1, ["2 events are sent, but so many were counted: 3"]),
-        ("filtered: x", 1, ["4 events are extracted, but so many are sent, filtered or refused: 5"]),
-        ("refused: x", 1, ["0 events are refused as 'x', but so many were counted: 1"]),
-        (None, 1, ["1 events of earlier days are sent, but so many were counted: 2"]),
+        ("sent", 1, ["2 events are sent, but this many were counted: 3"]),
+        ("filtered: x", 1, ["4 events were extracted, but this many are sent, filtered or refused: 5"]),
+        ("refused: x", 1, ["0 events are refused as 'x', but this many were counted: 1"]),
+        (None, 1, ["1 events of earlier days are sent, but this many were counted: 2"]),
     ],
 )
 def test_r15_each_count_is_compared(tmp_path: Path, outcome: str | None, change: int, said: list[str]) -> None:
     product = derived(tmp_path)
-    account = product.accounts["2026-03-02"]
+    day_counts = product.counts_by_day["2026-03-02"]
     if outcome is None:
-        account.stitched += change
+        day_counts.stitched += change
     else:
-        account.outcomes[outcome] += change
-    assert discrepancies("2026-03-02", account, product.tables) == said
+        day_counts.outcomes[outcome] += change
+    assert discrepancies("2026-03-02", day_counts, product.tables) == said
 
 
 def test_r15_a_reason_that_only_the_table_has_is_found(tmp_path: Path) -> None:
     product = derived(tmp_path)
-    account = product.accounts["2026-03-02"]
-    del account.outcomes["refused: distinct_id is blank (R14)"]
-    assert discrepancies("2026-03-02", account, product.tables) == [
-        "1 events are refused as 'distinct_id is blank (R14)', but so many were counted: 0"
+    day_counts = product.counts_by_day["2026-03-02"]
+    del day_counts.outcomes["refused: distinct_id is blank (R14)"]
+    assert discrepancies("2026-03-02", day_counts, product.tables) == [
+        "1 events are refused as 'distinct_id is blank (R14)', but this many were counted: 0"
     ]
 
 
 def test_r15_a_row_too_few_on_disk_is_found(tmp_path: Path) -> None:
     product = derived(tmp_path)
-    account = product.accounts["2026-03-02"]
+    day_counts = product.counts_by_day["2026-03-02"]
     kept = pd.concat(product.tables.read("events", "2026-03-02"))
     nothing = {name: schema.empty_table() for name, schema in DERIVED.items()}
     with product.tables.replace("2026-03-02", DERIVED) as new:
         events = kept[kept["timestamp"] >= pd.Timestamp("2026-03-02", tz="UTC")]
         new.shards.append(new.writer.write(0, {**nothing, "events": events}))
-    assert discrepancies("2026-03-02", account, product.tables) == [
-        "4 events are extracted, but so many are sent, filtered or refused: 3",
-        "0 events of earlier days are sent, but so many were counted: 1",
-        "0 events are refused as 'distinct_id is blank (R14)', but so many were counted: 1",
+    assert discrepancies("2026-03-02", day_counts, product.tables) == [
+        "4 events were extracted, but this many are sent, filtered or refused: 3",
+        "0 events of earlier days are sent, but this many were counted: 1",
+        "0 events are refused as 'distinct_id is blank (R14)', but this many were counted: 1",
     ]
 
 
 def test_more_refused_than_is_allowed_is_said_by_day_with_the_reasons(tmp_path: Path) -> None:
-    accounts = derived(tmp_path).accounts
-    assert few_refused_by_the_rules(accounts, 0.25).passed
-    check = few_refused_by_the_rules(accounts, 0.01)
+    counts_by_day = derived(tmp_path).counts_by_day
+    assert few_refused_by_the_rules(counts_by_day, 0.25).passed
+    check = few_refused_by_the_rules(counts_by_day, 0.01)
     assert (check.passed, check.severity, check.asset_key) == (False, dg.AssetCheckSeverity.WARN, key("rejects"))
     assert (check.description or "").startswith(
         "The rules refused 25 % of 4 events of 2026-03-02 (1 because distinct_id is blank (R14)). CIO_REFUSED_SHARE allows 1 %."

@@ -18,8 +18,8 @@ from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.keys import key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.defs.resources import PostHog
-from cio_pipeline.events import KEPT_EVENTS
-from cio_pipeline.extracted_shard import ExtractionCounts
+from cio_pipeline.pipeline.events import KEPT_EVENTS
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.reading import WindowReader
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -231,7 +231,7 @@ def test_fewer_events_than_posthog_counted_are_said(
     found = check(run(instance), "counts_agree_with_posthog")
     assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
     assert (found.description or "").startswith(
-        f"Fewer events were read than PostHog has: of {DAY}, PostHog counted 3 events and gave 2. "
+        f"Fewer events were read than PostHog has: of {DAY}, PostHog counted 3 events and returned 2. "
     )
     without_counts = counts_agree({DAY: ExtractionCounts(rows_read=1)}, {})
     assert (without_counts.passed, without_counts.metadata["days without a count"].value) == (True, 1)

@@ -18,7 +18,7 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs.assets.extract import read_day, read_history
 from cio_pipeline.defs.jobs import hourly
 from cio_pipeline.defs.resources import PostHog, Store
-from cio_pipeline.learning import learn_day, learned_under
+from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -158,7 +158,7 @@ def learned(*days: str) -> None:
     read_history(source, store)
     for day in days:
         read_day(day, source, store)
-        learn_day(day, learned_under(store.attributes_from), store.tables, store.identities)
+        learn_day(day, learned_under(store.settings.attributes_from), store.tables, store.identities)
     store.teardown_after_execution(context)
 
 
@@ -172,13 +172,13 @@ def test_it_sends_nothing_until_what_the_day_needs_is_known(
     services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     services.happens(visit(1, "jane", "10:00", name="$identify"))
-    assert skipped(instance) == "identity_history was never read, and a run of customerio_sync reads it: nothing was sent."
+    assert skipped(instance) == "identity_history was never read, which a run of customerio_sync does: nothing was sent."
     monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
     learned(BEFORE)
     monkeypatch.setattr(hourly, "now", lambda: NOON + timedelta(days=1))
     assert skipped(instance).startswith(f"1 earlier day was never learned ({DAY})")
     monkeypatch.setattr(hourly, "now", lambda: datetime(2025, 1, 2, 0, 5, tzinfo=UTC))
-    assert skipped(instance) == f"{DAY} has only begun: nothing was sent."
+    assert skipped(instance) == f"{DAY} has only just begun: nothing was sent."
     monkeypatch.setattr(hourly, "now", lambda: NOON)
     assert run(instance)["delivered in all"] == 1
 
@@ -191,7 +191,7 @@ def test_it_leaves_a_delivery_that_is_at_work_alone(
     queries = services.project.statuses.total()
     ledger = Ledger(f"sqlite:///{services.data}/ledger.db")
     with ledger.hold_delivery_lock(lambda: None):
-        assert skipped(instance) == "Another run is delivering by this ledger: nothing was sent, the next run sends it."
+        assert skipped(instance) == "Another run is delivering with this ledger: nothing was sent, the next run will send it."
     assert services.project.statuses.total() == queries + 2, "those of the key's check"
     derive = hourly.derive_so_far
 
@@ -291,7 +291,7 @@ def test_the_schedule_is_off_and_starts_no_run_beside_an_unfinished_one(tmp_path
         for happened in (None, "PIPELINE_STARTING", "PIPELINE_START", "PIPELINE_CANCELING"):
             if happened is not None:
                 instance.report_dagster_event(dg.DagsterEvent(happened, "customerio_hourly", message=""), run_id=run_id)
-            assert tick(instance) == (0, f"The run {run_id} of customerio_hourly is not finished: no other is started.")
+            assert tick(instance) == (0, f"The run {run_id} of customerio_hourly has not finished, so no other is started.")
         for job_end in ("PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED"):
             instance.report_dagster_event(dg.DagsterEvent(job_end, "customerio_hourly", message=""), run_id=run_id)
             assert tick(instance) == (1, "")

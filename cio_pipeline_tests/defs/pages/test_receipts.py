@@ -7,9 +7,9 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.accounting import Account
 from cio_pipeline.defs.pages.charts import DayEvents
 from cio_pipeline.defs.pages.receipts import MEANING, WHERE_ANY, in_one_line, of_a_day, receipt
+from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.ledger import DayTotals
 
@@ -44,7 +44,7 @@ def test_a_days_picture_has_every_event_once(
     sent: int, stitched: int, filtered: int, refused: int, delivered: int, open_: int
 ) -> None:
     outcomes = Counter({"sent": sent, "filtered: x": filtered, "refused: y": refused})
-    found = of_a_day("2026-03-02", Account(outcomes, stitched), delivered, open_)
+    found = of_a_day("2026-03-02", DayCounts(outcomes, stitched), delivered, open_)
     assert found.total == outcomes.total() + stitched
     assert found.sent == min(delivered, sent + stitched)
     assert min(found.parts.values()) >= 0

@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from cio_pipeline import extraction
 from cio_pipeline.defs.assets import extract as asset
-from cio_pipeline.extracted_shard import ExtractionCounts
-from cio_pipeline.extraction import extract_day, reusable_extraction
+from cio_pipeline.pipeline.extract import extract_day, reusable_extraction
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports import folder as exports
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EventStream
@@ -115,7 +114,7 @@ def test_a_day_of_other_settings_or_other_code_is_read_again(
     assert is_known(export, tables)
     assert not is_known(export, tables, allowlist=("order",))
     assert not is_known(export, tables, attributes_from="person")
-    monkeypatch.setattr(extraction, "_code_hash", lambda: "other code")
+    monkeypatch.setattr("cio_pipeline.pipeline.extract._code_hash", lambda: "other code")
     assert not is_known(export, tables)
 
 
@@ -152,7 +151,7 @@ def test_the_asset_extracts_a_day_of_unchanged_files_once(
 ) -> None:
     source = BatchExportSource(str(export), 1, (), "auto")
     posthog: Any = SimpleNamespace(source=source)
-    store: Any = SimpleNamespace(tables=tables, attributes_from="auto", workers=1)
+    store: Any = SimpleNamespace(tables=tables, settings=SimpleNamespace(attributes_from="auto", workers=1))
     first, _ = asset.read_day(DAY, posthog, store)
     monkeypatch.setattr(asset, "extract_day", None)
     assert asset.read_day(DAY, posthog, store)[0] == first

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from cio_pipeline.events import code_hash, shard_of_events
+from cio_pipeline.pipeline.events import code_hash, shard_of_events
 from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
 from cio_pipeline.state.identities import HISTORY_PARTITION, Identities

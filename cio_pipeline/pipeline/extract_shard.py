@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.events import with_parsed_columns
+from cio_pipeline.pipeline.events import with_parsed_columns
 from cio_pipeline.posthog.source import HISTORY_EVENTS, count_duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.set_properties import has_attributes

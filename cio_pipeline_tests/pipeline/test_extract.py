@@ -12,8 +12,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.extracted_shard import ExtractionCounts
-from cio_pipeline.extraction import SPILLED, extract_day, extract_history
+from cio_pipeline.pipeline.extract import SPILLED, extract_day, extract_history
+from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION

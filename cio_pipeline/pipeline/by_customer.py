@@ -12,9 +12,9 @@ from typing import NamedTuple
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.accounting import Account
-from cio_pipeline.classification import DerivationInput, classified_shard, said_earlier, said_earlier_of_shard
-from cio_pipeline.events import KEPT_EVENTS, events_of
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier, said_earlier_of_shard
+from cio_pipeline.pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.rules.classify import FILTERED, SENT
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.options import Options
@@ -38,22 +38,22 @@ CLASSIFIED = pa.schema(
 
 def shards_by_customer(
     source: DerivationInput, identities: Identities, folder: Path, workers: int
-) -> tuple[list[shuffle.Shard], Account]:
+) -> tuple[list[shuffle.Shard], DayCounts]:
     """The events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that the day's
     merges take (R16); and what became of the day's events, before any is refused for its content."""
     number = source.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
     tasks = ((source, shard, said_earlier_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
     parts = list(map_shards(_classify, tasks, number, workers, f"{source.day}: classified"))
-    account = Account(sum((part.outcomes for part in parts), Counter()))
+    day_counts = DayCounts(sum((part.outcomes for part in parts), Counter()))
     spilled = [part.spilled for part in parts]
     if source.options.stitches:
         merged, identified = pd.concat([part.merges for part in parts]), pd.concat([part.identified for part in parts])
         windows = _merge_windows(source, identities, merged, identified)
         for at, (day, rows) in enumerate(_stitched(source, identities, windows)):
-            account.add_stitched(rows["outcome"], of_earlier_day=day != source.day)
+            day_counts.add_stitched(rows["outcome"], of_earlier_day=day != source.day)
             spilled.append(_spill(rows.assign(outcome=SENT), folder / f"stitched-{at:05d}.arrow", buckets))
-    return shuffle.shards(spilled, CLASSIFIED), account
+    return shuffle.shards(spilled, CLASSIFIED), day_counts
 
 
 class _Part(NamedTuple):

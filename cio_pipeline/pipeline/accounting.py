@@ -1,4 +1,4 @@
-"""R15: what became of a day's events, and whether the tables on disk have each of them once, with the right reason."""
+"""The accounting of a day's events (R15: nothing is dropped silently): their outcomes, compared with the tables on disk."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
 from cio_pipeline.tables.tables import Tables
 
 EPOCH = pd.Timestamp(0, tz="UTC")
-"""Events whose time cannot be read have an earlier one. They are refused, and never stitched."""
+"""Events whose time cannot be read are stored with an earlier one. They are refused, and never stitched."""
 
 
 @dataclass
-class Account:
-    """What became of a day's events.
+class DayCounts:
+    """How many of a day's events had which outcome.
 
     outcomes: events by outcome; stitched: events of earlier days that are sent with this day's; left_out: attributes and
     properties by reason; notes: other facts about what is sent.
@@ -30,19 +30,19 @@ class Account:
 
     @property
     def filtered(self) -> int:
-        """How many of the day's events are filtered."""
+        """The number of the day's events that are filtered."""
         return self._count(FILTERED)
 
     @property
     def refused(self) -> int:
-        """How many of the day's events the rules refuse."""
+        """The number of the day's events that the rules refuse."""
         return self._count(REFUSED)
 
     def refused_by_reason(self) -> Counter[str]:
-        """How many of these there are, by reason."""
+        """Returns the number of the day's refused events by reason."""
         return Counter({name.removeprefix(REFUSED): n for name, n in self.outcomes.items() if name.startswith(REFUSED)})
 
-    def add(self, other: Account) -> None:
+    def add(self, other: DayCounts) -> None:
         """Adds the counts of another shard."""
         self.outcomes.update(other.outcomes)
         self.stitched += other.stitched
@@ -50,7 +50,8 @@ class Account:
         self.notes.update(other.notes)
 
     def add_stitched(self, outcomes: pd.Series[str], *, of_earlier_day: bool) -> None:
-        """Counts stitched events (R16) as sent: the day's own instead of the outcomes they had, those of earlier days apart."""
+        """Counts stitched events (R16) as sent: the day's own instead of their previous outcomes, those of earlier days
+        separately."""
         if of_earlier_day:
             self.stitched += len(outcomes)
         else:
@@ -58,20 +59,21 @@ class Account:
             self.outcomes[SENT] += len(outcomes)
 
     def to_json(self) -> dict[str, Any]:
-        """The account as it is stored with the day's tables."""
+        """Returns the counts as they are stored with the day's tables."""
         return dict(vars(self))
 
     @classmethod
-    def from_json(cls, kept: dict[str, Any]) -> Account:
-        """The account from what `to_json` gave."""
+    def from_json(cls, kept: dict[str, Any]) -> DayCounts:
+        """Returns the counts from what `to_json` has returned."""
         return cls(Counter(kept["outcomes"]), kept["stitched"], Counter(kept["left_out"]), Counter(kept["notes"]))
 
     def _count(self, kind: str) -> int:
         return sum(count for name, count in self.outcomes.items() if name.startswith(kind))
 
 
-def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
-    """What does not add up in the day's tables, or differs from the counts of when they were written: a clause each."""
+def discrepancies(day: str, day_counts: DayCounts, tables: Tables) -> list[str]:
+    """Returns a clause for each sum of the day's tables that does not add up, or differs from the counts when they were
+    written."""
     start = pd.Timestamp(day, tz="UTC")
     extracted = sum(len(shard) for shard in tables.read_arrow("posthog_events", day, ["timestamp"]))
     sent = stitched = 0
@@ -83,16 +85,16 @@ def discrepancies(day: str, account: Account, tables: Tables) -> list[str]:
         is_of_the_day = (shard["timestamp"] >= start) | (shard["timestamp"] < EPOCH)
         own = (shard["what"] == "event") & is_of_the_day
         refused.update(shard.loc[own, "reason"].astype(object))
-    counted = account.refused_by_reason()
+    counted = day_counts.refused_by_reason()
     pairs = {
-        "events are extracted, but so many are sent, filtered or refused": (
+        "events were extracted, but this many are sent, filtered or refused": (
             extracted,
-            sent + account.filtered + refused.total(),
+            sent + day_counts.filtered + refused.total(),
         ),
-        "events are sent, but so many were counted": (sent, account.outcomes[SENT]),
-        "events of earlier days are sent, but so many were counted": (stitched, account.stitched),
+        "events are sent, but this many were counted": (sent, day_counts.outcomes[SENT]),
+        "events of earlier days are sent, but this many were counted": (stitched, day_counts.stitched),
         **{
-            f"events are refused as '{reason}', but so many were counted": (refused[reason], counted[reason])
+            f"events are refused as '{reason}', but this many were counted": (refused[reason], counted[reason])
             for reason in refused | counted
         },
     }

@@ -17,16 +17,11 @@ from cio_pipeline.tables.versions import Version
 KEPT_EVENTS = pa.schema([*EVENT_SCHEMA, *PARSED_COLUMNS])
 
 DECIDING = (
-    "rules",
-    "accounting",
     "attribute_state",
-    "by_customer",
-    "classification",
-    "events",
     "json_text",
-    "learning",
     "packed_ids",
-    "pipeline",
+    *(f"pipeline/{name}" for name in ("accounting", "by_customer", "classification", "derive", "events", "learn")),
+    "rules",
 )
 """The modules, and rooms of modules, that decide what is learned and derived."""
 
@@ -63,6 +58,6 @@ def code_hash() -> str:
 @cache
 def hash_of_code(*names: str) -> str:
     """The hash of these modules and subpackages of `cio_pipeline`."""
-    here = Path(__file__).parent
+    here = Path(__file__).parent.parent
     modules = [path for name in names for path in (here / f"{name}.py", *sorted(here.glob(f"{name}/**/*.py"))) if path.exists()]
     return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

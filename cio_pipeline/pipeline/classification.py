@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.events import KEPT_EVENTS, shard_of_events
+from cio_pipeline.pipeline.events import KEPT_EVENTS, shard_of_events
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.options import Options

@@ -11,10 +11,10 @@ from hashlib import sha256
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.accounting import Account
-from cio_pipeline.by_customer import days_stitched, shards_by_customer
-from cio_pipeline.classification import DerivationInput, classified_shard, said_earlier_of_shard
-from cio_pipeline.events import code_hash
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.by_customer import days_stitched, shards_by_customer
+from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier_of_shard
+from cio_pipeline.pipeline.events import code_hash
 from cio_pipeline.rules.classify import REFUSED, SENT
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.facts import in_order
@@ -41,7 +41,7 @@ def derive_day(
     until: datetime | None = None,
     into: Tables | None = None,
     workers: int = 1,
-) -> Account:
+) -> DayCounts:
     """Writes `customers`, `events` and `rejects` of a day. Returns what became of its events (R15).
 
     Does nothing if events, identities, options and code are unchanged. With `until` and `into`, it writes to `into`, without
@@ -49,15 +49,15 @@ def derive_day(
     """
     earlier = identities.inputs_fingerprint(day, options.stitch_anonymous_days)
     fingerprint = _fingerprint(day, tables, earlier, options)
-    account = _derived_before(day, tables, fingerprint) if into is None else None
-    if account is None:
+    day_counts = _derived_before(day, tables, fingerprint) if into is None else None
+    if day_counts is None:
         source = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
-            account = _derive(source, identities, new, workers)
-            new.metadata = {"fingerprint": fingerprint, "account": account.to_json()}
+            day_counts = _derive(source, identities, new, workers)
+            new.metadata = {"fingerprint": fingerprint, "account": day_counts.to_json()}
     if into is None:
         identities.mark_derived(day, earlier)
-    return account
+    return day_counts
 
 
 def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> str:
@@ -69,66 +69,66 @@ def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> st
     return sha256(repr(([version.content_hash for version in events], earlier, options, code_hash())).encode()).hexdigest()
 
 
-def _derived_before(day: str, tables: Tables, fingerprint: str) -> Account | None:
+def _derived_before(day: str, tables: Tables, fingerprint: str) -> DayCounts | None:
     """Returns what became of the day's events, if its tables have this fingerprint and are intact."""
     version = tables.find_version("customers", day)
     if version is None or version.metadata.get("fingerprint") != fingerprint:
         return None
     are_intact = all(tables.is_intact(name, day) for name in DERIVED)
-    return Account.from_json(version.metadata["account"]) if are_intact else None
+    return DayCounts.from_json(version.metadata["account"]) if are_intact else None
 
 
-def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> Account:
+def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> DayCounts:
     """Writes the shards of a new version of the day's tables. Returns what became of its events."""
     what = f"{source.day}: derived"
     with temporary_folder() as folder:
         if source.options.identify_by_email or source.options.stitches:
-            shards, account = shards_by_customer(source, identities, folder, workers)
+            shards, day_counts = shards_by_customer(source, identities, folder, workers)
             by_customer = ((source, new.writer, number, shard) for number, shard in enumerate(shards))
             results = map_shards(_write_shard_by_customer, by_customer, len(shards), workers, what)
         else:
-            account, number = Account(), source.version.shards
+            day_counts, number = DayCounts(), source.version.shards
             as_extracted = ((source, new.writer, at, said_earlier_of_shard(source, at, identities)) for at in range(number))
             results = map_shards(_write_shard_as_extracted, as_extracted, number, workers, what)
         with closing(results):
             for written, of_shard in results:
                 new.shards.append(written)
-                account.add(of_shard)
-    account.notes = +account.notes
-    return account
+                day_counts.add(of_shard)
+    day_counts.notes = +day_counts.notes
+    return day_counts
 
 
 def _write_shard_as_extracted(
     source: DerivationInput, writer: ShardWriter, shard: int, earlier: pd.DataFrame
-) -> tuple[WrittenShard, Account]:
+) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of a shard whose customers are its distinct_ids."""
     return _write(source, writer, shard, lambda: classified_shard(source, shard, earlier), outcomes_are_counted=False)
 
 
 def _write_shard_by_customer(
     source: DerivationInput, writer: ShardWriter, number: int, shard: Shard
-) -> tuple[WrittenShard, Account]:
+) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of a shard by customer, whose outcomes are counted already."""
     return _write(source, writer, number, lambda: shard.read().to_pandas(), outcomes_are_counted=True)
 
 
 def _write(
     source: DerivationInput, writer: ShardWriter, number: int, read: Callable[[], pd.DataFrame], *, outcomes_are_counted: bool
-) -> tuple[WrittenShard, Account]:
+) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of the events that `read` returns, as `classify` does. Each intermediate table is deleted as soon as
     the next is made: a shard with one very active person is large."""
     classified = read()
-    account = Account() if outcomes_are_counted else Account(Counter(classified["outcome"].tolist()))
+    day_counts = DayCounts() if outcomes_are_counted else DayCounts(Counter(classified["outcome"].tolist()))
     refused = _refused(classified)
     sent = _sent(classified)
     del classified
     operations = build(sent, source.options)
     del sent
-    account.notes[EMAIL_IN_ANOTHER_CASE] += operations.emails_in_another_case
-    _count_rejects(source.day, operations.rejects.to_pandas(), account)
+    day_counts.notes[EMAIL_IN_ANOTHER_CASE] += operations.emails_in_another_case
+    _count_rejects(source.day, operations.rejects.to_pandas(), day_counts)
     rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), operations.rejects])
     tables = {"customers": operations.customers, "events": operations.events, "rejects": rejects}
-    return writer.write(number, tables), account
+    return writer.write(number, tables), day_counts
 
 
 def _sent(classified: pd.DataFrame) -> pd.DataFrame:
@@ -144,11 +144,11 @@ def _refused(rows: pd.DataFrame) -> pd.DataFrame:
     return refused.assign(what="event", name=refused["event"], reason=reasons)[REJECTS.names]
 
 
-def _count_rejects(day: str, rejects: pd.DataFrame, account: Account) -> None:
+def _count_rejects(day: str, rejects: pd.DataFrame, day_counts: DayCounts) -> None:
     """Counts events that were to be sent, but were refused for their content, under the reason instead of `sent`."""
-    account.left_out.update(rejects.loc[rejects["what"] != "event", "reason"])
+    day_counts.left_out.update(rejects.loc[rejects["what"] != "event", "reason"])
     refused = rejects[rejects["what"] == "event"]
     earlier = refused["timestamp"] < pd.Timestamp(day, tz="UTC")
-    account.stitched -= int(earlier.sum())
-    account.outcomes.update(REFUSED + refused.loc[~earlier, "reason"].astype(object))
-    account.outcomes[SENT] -= int((~earlier).sum())
+    day_counts.stitched -= int(earlier.sum())
+    day_counts.outcomes.update(REFUSED + refused.loc[~earlier, "reason"].astype(object))
+    day_counts.outcomes[SENT] -= int((~earlier).sum())

@@ -13,12 +13,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-import cio_pipeline.learning
-import cio_pipeline.pipeline
-from cio_pipeline.accounting import discrepancies
-from cio_pipeline.extraction import extract_day
-from cio_pipeline.learning import learn_day
-from cio_pipeline.pipeline import EMAIL_IN_ANOTHER_CASE, derive_day
+import cio_pipeline.pipeline.derive
+import cio_pipeline.pipeline.learn
+from cio_pipeline.pipeline.accounting import discrepancies
+from cio_pipeline.pipeline.derive import EMAIL_IN_ANOTHER_CASE, derive_day
+from cio_pipeline.pipeline.extract import extract_day
+from cio_pipeline.pipeline.learn import learn_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import build
@@ -66,8 +66,8 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
     ]
     options: Any = {"anonymous_users": "identified", "event_allowlist": ("$identify", "order", "$create_alias")}
     product = derived(tmp_path, [], [], monday, **options)
-    account = product.accounts[MONDAY]
-    assert +account.outcomes == {
+    day_counts = product.counts_by_day[MONDAY]
+    assert +day_counts.outcomes == {
         "sent": 2,
         NOT_IDENTIFIED: 1,
         "filtered: not on the allowlist (R3)": 1,
@@ -78,16 +78,16 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
         "refused: properties are not JSON": 1,
         "refused: data is over 100000 bytes (R14)": 1,
     }
-    assert account.left_out == {
+    assert day_counts.left_out == {
         "is no valid e-mail (R2)": 1,
         "would act on the profile (R8)": 1,
         "is no time (R9)": 1,
         "would redirect deliveries (R13)": 1,
     }
-    assert account.notes == {EMAIL_IN_ANOTHER_CASE: 1}
+    assert day_counts.notes == {EMAIL_IN_ANOTHER_CASE: 1}
     rejects = list(product.rows("rejects", MONDAY))
     refused = {f"refused: {row.reason}" for row in rejects if row.what == "event"}
-    assert refused == {outcome for outcome in account.outcomes if outcome.startswith("refused: ")}
+    assert refused == {outcome for outcome in day_counts.outcomes if outcome.startswith("refused: ")}
     assert len(rejects) == 5 + 4
     assert all((row.uuid, row.timestamp.hour) != ("", 0) and row.name for row in rejects)
     assert len(product.events(MONDAY)) == 2
@@ -100,11 +100,11 @@ def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_pa
     visits = [on(day, "good", "anon"), on(day, "bad", "anon", raw="[]")]
     sunday, monday = (visits, []) if day == SUNDAY else ([], visits)
     product = derived(tmp_path, [], sunday, [*monday, identify], anonymous_users="identified", stitch_anonymous_days=7)
-    account = product.accounts[MONDAY]
+    day_counts = product.counts_by_day[MONDAY]
     refused = {"refused: properties are no JSON object": 1}
-    assert +account.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
-    assert account.stitched == (day == SUNDAY)
-    assert +product.accounts[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
+    assert +day_counts.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
+    assert day_counts.stitched == (day == SUNDAY)
+    assert +product.counts_by_day[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
     assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are no JSON object"]
     assert len(product.events(MONDAY)) == 2
 
@@ -168,7 +168,7 @@ def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, mo
     product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
     product.learn(SUNDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
-    monkeypatch.setattr("cio_pipeline.pipeline.build", lambda *_: 1 / 0)
+    monkeypatch.setattr("cio_pipeline.pipeline.derive.build", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         product.derive(MONDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
@@ -184,7 +184,7 @@ def test_a_day_is_out_of_date_where_an_earlier_one_was_learned_while_it_was_deri
         product.learn(SUNDAY)
         return build(*arguments)
 
-    monkeypatch.setattr("cio_pipeline.pipeline.build", learning_meanwhile)
+    monkeypatch.setattr("cio_pipeline.pipeline.derive.build", learning_meanwhile)
     product.options = Options(exclude_attributes=("x",))
     product.derive(MONDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
@@ -240,8 +240,8 @@ def test_a_temporary_folder_that_goes_while_a_day_is_derived_is_an_error(
             shutil.rmtree(folder)
         return classify(*arguments)
 
-    monkeypatch.setattr("cio_pipeline.classification.classify", reaped)
-    monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
+    monkeypatch.setattr("cio_pipeline.pipeline.classification.classify", reaped)
+    monkeypatch.setattr("cio_pipeline.pipeline.derive.code_hash", lambda: "other code")
     with pytest.raises(StorageError, match=r"run this again\.$"):
         product.derive(MONDAY)
     assert len(product.events(MONDAY)) == 1
@@ -272,7 +272,7 @@ def test_one_worker_and_many_make_the_same_tables(tmp_path: Path, options: dict[
     accounts, tables = [], []
     for workers in (1, 3):
         with pytest.MonkeyPatch.context() as code:
-            code.setattr("cio_pipeline.pipeline.code_hash", lambda workers=workers: f"for {workers}")
+            code.setattr("cio_pipeline.pipeline.derive.code_hash", lambda workers=workers: f"for {workers}")
             accounts.append(derive_day(MONDAY, product.tables, product.identities, product.options, workers=workers))
         tables.append(files(product))
     assert (accounts[0], tables[0]) == (accounts[1], tables[1])
@@ -294,14 +294,14 @@ def test_a_worker_that_is_killed_leaves_the_tables_as_they_were_and_the_next_run
     tmp_path: Path, options: dict[str, Any]
 ) -> None:
     product = derived(tmp_path, [], [], [on(MONDAY, "visit")], **options)
-    before, account = files(product), product.accounts[MONDAY]
+    before, day_counts = files(product), product.counts_by_day[MONDAY]
     product.extract(MONDAY, frame(*(on(MONDAY, "visit", f"u{number}") for number in range(60))), shards=6)
     product.learn(MONDAY)
     with pytest.raises(WorkerDied, match=r"^A worker process was ended from outside, .+: run this again; .+ CIO_WORKERS\.$"):
         derive_day(MONDAY, KillingTables(str(tmp_path)), product.identities, product.options, workers=2)
     assert files(product) == before
     assert len(list(tmp_path.glob(f"derived/{MONDAY}/*/"))) == 1
-    assert discrepancies(MONDAY, account, product.tables) != []
+    assert discrepancies(MONDAY, day_counts, product.tables) != []
     again = derive_day(MONDAY, product.tables, product.identities, product.options, workers=2)
     assert discrepancies(MONDAY, again, product.tables) == []
     assert {event["key"] for event in product.events(MONDAY)} == {f"id:u{number}" for number in range(60)}
@@ -322,7 +322,7 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was learned and built, as it happens."""
     done: list[str] = []
-    for module, name in ((cio_pipeline.pipeline, "build"), (cio_pipeline.learning, "learn")):
+    for module, name in ((cio_pipeline.pipeline.derive, "build"), (cio_pipeline.pipeline.learn, "learn")):
         original = getattr(module, name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -363,7 +363,7 @@ def test_a_day_is_derived_again_where_anything_of_it_has_changed(
     elif what == "options":
         product.options = Options(event_allowlist=("order",))
     elif what == "code":
-        monkeypatch.setattr("cio_pipeline.pipeline.code_hash", lambda: "other code")
+        monkeypatch.setattr("cio_pipeline.pipeline.derive.code_hash", lambda: "other code")
     elif what == "a damaged table":
         path.write_bytes(path.read_bytes()[:-1])
     else:

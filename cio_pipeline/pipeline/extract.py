@@ -13,8 +13,15 @@ from datetime import datetime
 
 import pyarrow as pa
 
-from cio_pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code
-from cio_pipeline.extracted_shard import ExtractionCounts, Overview, UsePersonProperties, WriteContext, constant, write_shard
+from cio_pipeline.pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code
+from cio_pipeline.pipeline.extract_shard import (
+    ExtractionCounts,
+    Overview,
+    UsePersonProperties,
+    WriteContext,
+    constant,
+    write_shard,
+)
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.dropped_set import AttributesFrom
@@ -30,7 +37,7 @@ SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
 
 DAY, HISTORY = "posthog_events", "identity_history"
 
-READING = ("events", "extracted_shard", "extraction", "json_text", "posthog", "rules", "tables")
+READING = ("json_text", "pipeline/events", "pipeline/extract", "pipeline/extract_shard", "posthog", "rules", "tables")
 """The modules, and rooms of modules, that decide which events are read, and what is kept of them."""
 
 

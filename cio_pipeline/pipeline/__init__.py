@@ -1,0 +1,1 @@
+"""A day's steps, shard by shard, without Dagster: extract, learn, derive."""

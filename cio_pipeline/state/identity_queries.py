@@ -1,0 +1,47 @@
+"""The look-ups in what the days say about people, as queries for a column of distinct_ids or emails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import sqlalchemy as sa
+
+from cio_pipeline.state.identity_tables import emails, identified, links, merges
+
+
+def known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Selects what is known before the day about each of these distinct_ids, if anything: distinct_id, identified, email, set.
+
+    That is three index look-ups for each of them, however many days there are.
+    """
+    was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
+    email, microseconds = (
+        sa.select(column)
+        .where(emails.c.distinct_id == wanted, emails.c.day < day)
+        .order_by(emails.c.day.desc())
+        .limit(1)
+        .scalar_subquery()
+        for column in (emails.c.email, emails.c.microseconds)
+    )
+    columns = (wanted.label("distinct_id"), was_identified.label("identified"), email.label("email"), microseconds.label("set"))
+    rows = sa.select(*columns).subquery()
+    return sa.select(rows).where(sa.or_(rows.c.identified, rows.c.email.is_not(None)))
+
+
+def merges_between(first: str, day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Selects the merges of these anonymous ids from the day `first` on, and before `day`: `stitching.MERGE_COLUMNS`."""
+    query = sa.select(merges.c.anonymous_id, merges.c.distinct_id, merges.c.microseconds, merges.c.uuid)
+    return query.where(merges.c.anonymous_id == wanted, merges.c.day >= first, merges.c.day < day)
+
+
+def identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Selects each of these emails with the identified distinct_ids that are linked to it."""
+    is_identified = sa.exists().where(identified.c.distinct_id == links.c.distinct_id)
+    return sa.select(links.c.name, links.c.distinct_id).where(links.c.name == wanted, is_identified)
+
+
+def last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
+    """Selects each of these distinct_ids with its last email."""
+    last = sa.select(emails.c.email).where(emails.c.distinct_id == wanted).order_by(emails.c.day.desc()).limit(1)
+    pairs = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
+    return sa.select(pairs).where(pairs.c.email.is_not(None))
