@@ -13,7 +13,7 @@ import requests
 
 from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Api, error_for
-from cio_pipeline.posthog.exports.export_answers import Export, NotFound, export_error_for
+from cio_pipeline.posthog.exports.answers import Export, NotFound, export_error_for
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.posthog.client import Api
+from cio_pipeline.posthog.exports.answers import export_error_for
 from cio_pipeline.posthog.exports.columns import UnreadableFile
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.event_stream import event_stream
-from cio_pipeline.posthog.exports.export_answers import export_error_for
 from cio_pipeline.posthog.exports.file_exports import PATH, FileExports
 from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.query import QuerySource

@@ -15,8 +15,7 @@ from upath import UPath
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog.client import PATIENCE_SECONDS, Api
-from cio_pipeline.posthog.exports.downloads import TRIES, Downloads, pause_before
-from cio_pipeline.posthog.exports.export_answers import (
+from cio_pipeline.posthog.exports.answers import (
     IN_PROGRESS,
     NO_EXPORT,
     Export,
@@ -26,6 +25,7 @@ from cio_pipeline.posthog.exports.export_answers import (
     parse_id,
     parse_interval,
 )
+from cio_pipeline.posthog.exports.downloads import TRIES, Downloads, pause_before
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
