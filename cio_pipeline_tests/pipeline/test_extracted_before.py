@@ -40,7 +40,7 @@ def line(number: int, size: int = 1) -> str:
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An export of the day; a file may be known again as soon as it is written, for a test does not wait."""
+    """An export of the day, whose files have stamps as soon as they are written, so that no test has to wait."""
     monkeypatch.setattr(exports, "TIMESTAMP_STEP", -1_000_000_000)
     folder = tmp_path / "export"
     folder.mkdir()
