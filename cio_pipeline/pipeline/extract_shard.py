@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.pipeline.events import with_parsed_columns
-from cio_pipeline.posthog.source import HISTORY_EVENTS, duplicates, without_duplicates
+from cio_pipeline.posthog.source import HISTORY_EVENTS, count_duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.set_properties import has_attributes
 from cio_pipeline.tables.shuffle import Shard
@@ -123,7 +123,7 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
         counts = pc.value_counts(rows["uuid"])
         repeated = pc.is_in(rows["uuid"], counts.field("values").filter(pc.greater(counts.field("counts"), 1)))
         several = rows.filter(repeated).to_pandas()
-        left_out = duplicates(several)
+        left_out = count_duplicates(several)
         again = pa.Table.from_pandas(without_duplicates(several), rows.schema, preserve_index=False)
         rows = pa.concat_tables([rows.filter(pc.invert(repeated)), again])
     return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out
