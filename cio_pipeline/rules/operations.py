@@ -55,14 +55,15 @@ class DerivedTables(NamedTuple):
     """What will be sent, and what will not."""
 
     customers: pa.Table
-    """key; part (0; 1 and more if a customer needs more than 32,000 bytes); attributes (how many); timestamp (the
-    newest); operation; state (the attributes as the ledger keeps them: `attribute_state.pack`); identifier; email (or null); consent
+    """key; part (0; 1 and more if a customer needs more than 32,000 bytes); attributes (how many); timestamp (the newest);
+    operation; state (the attributes as the ledger keeps them: `attribute_state.pack`); identifier; email (or null); consent
     (whether any of the attributes is about consent, R19)."""
     events: pa.Table
-    """By time: uuid; ulid; key; distinct_id (as in PostHog, even if the event is stitched); name; type; timestamp; call (`batch` or
-    `event`); operation; personless (R5)."""
+    """By time: uuid; ulid; key; distinct_id (as in PostHog, even if the event is stitched); name; type; timestamp; call
+    (`batch` or `event`); operation; personless (R5)."""
     rejects: pa.Table
-    """uuid; distinct_id; event; timestamp; what (`event`, `attribute` or `data`); name (of the attribute or property); reason."""
+    """uuid; distinct_id; event; timestamp; what (`event`, `attribute` or `data`); name (of the attribute or property);
+    reason."""
     emails_in_another_case: int
     """How many of the customers' attributes are named `email` in another case, and so are not the email (R1)."""
 
