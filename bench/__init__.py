@@ -1,1 +1,1 @@
-"""How fast a day goes from a batch export's files to Customer.io's last acknowledgement: `make bench` (docs/speed.md)."""
+"""Measures how long a day takes from a batch export to Customer.io's last acknowledgement: `make bench` (docs/speed.md)."""

@@ -1,4 +1,4 @@
-"""What a process of the benchmark says of itself: the time of its work, without that of its start."""
+"""Measures the work of one process of the benchmark, without the time that it needs to start."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import time
 
 
 class Clock:
-    """Begins when it is made."""
+    """Runs from when it is created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.monotonic(), time.process_time()
 
     def report(self) -> None:
-        """Prints the seconds, and those of all cores, as one line of JSON."""
+        """Prints the elapsed seconds and the CPU seconds as one line of JSON: `seconds` and `cpu`."""
         print(json.dumps({"seconds": time.monotonic() - self._wall, "cpu": time.process_time() - self._cpu}))

@@ -1,6 +1,7 @@
-"""Customer.io's side of the benchmark: it takes whatever it is sent, as fast as it can, and counts it.
+"""A stand-in for Customer.io, which accepts and counts everything as fast as it can.
 
-`python -m bench.customerio LATENCY_MS` prints its URL; `GET /counts` gives what came since the last time, as JSON.
+`python -m bench.customerio LATENCY_MS` prints its URL. `GET /counts` returns what it has received since the last such request,
+as JSON: `requests` with their `bytes`, `customers` and `events`, and `checks` of the credentials.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ counts: Counter[str] = Counter()
 
 
 class Connection(asyncio.Protocol):
-    """One connection, kept alive: each request is answered `latency` seconds after its last byte."""
+    """A keep-alive connection. Each request is answered `latency` seconds after its last byte."""
 
     def __init__(self, latency: float) -> None:
         self._latency = latency
@@ -27,12 +28,12 @@ class Connection(asyncio.Protocol):
         self._missing = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Keeps where the answers go."""
+        """Keeps the transport for the answers."""
         assert isinstance(transport, asyncio.Transport)  # noqa: S101
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Collects a request; clients send the next one when this one is answered."""
+        """Collects the bytes of a request. Clients send the next one only when it is answered."""
         self._parts.append(data)
         self._missing -= len(data)
         if self._missing > 0:
@@ -68,7 +69,7 @@ class Connection(asyncio.Protocol):
 
 
 def _count(request: bytes, end: int) -> None:
-    """Of the benchmark's events none has these words in its data."""
+    """Counts a batch by its actions, which no event of the benchmark contains in its data."""
     counts["requests"] += 1
     counts["bytes"] += len(request) - end
     customers = request.count(b'"action":"identify"', end)

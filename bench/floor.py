@@ -1,6 +1,6 @@
-"""The least that any pipeline does: the files are read, each JSON is parsed once, written once, and posted once in batches.
+"""The least that any pipeline does: it reads the files, parses and writes each JSON once, and posts it once, in batches.
 
-`python -m bench.floor URL FOLDER` prints its seconds and CPU seconds.
+`python -m bench.floor URL FOLDER` prints the seconds and CPU seconds that it took.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from bench.clock import Clock
 
 MAX_REQUEST_BYTES = 475_000
-"""As the pipeline's: Customer.io takes batches of less than 500 KB."""
+"""As in the pipeline: Customer.io accepts batches of less than 500 KB."""
 
 COLUMNS = ["uuid", "event", "distinct_id", "timestamp", "properties"]
 
 
 def batches(folder: Path) -> Iterator[bytes]:
-    """The bodies of the requests."""
+    """Yields the bodies of the requests."""
     body: list[bytes] = []
     size = 0
     for path in sorted(folder.iterdir()):
@@ -44,5 +44,5 @@ if __name__ == "__main__":
     for batch in batches(Path(sys.argv[2])):
         connection.request("POST", "/api/v2/batch", batch)
         if connection.getresponse().read() != b"{}":
-            raise RuntimeError("Customer.io's stand-in did not take a batch.")
+            raise RuntimeError("Customer.io's stand-in did not accept a batch.")
     clock.report()

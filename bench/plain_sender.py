@@ -1,7 +1,7 @@
-"""What the pipeline is compared with: a sender of two calls an event, `identify` and `event` of the v1 API, 10 in flight.
+"""The plain sender that the pipeline is compared with: two calls of the v1 API per event, over ten connections.
 
-It keeps no ledger and orders nothing. Its HTTP is no more than the bytes that must go out, so that it is a fast one.
-`python -m bench.plain_sender URL FOLDER EVENTS` prints its seconds and CPU seconds.
+It keeps no ledger and no order. To be fast, it writes its HTTP requests itself, and as short as possible.
+`python -m bench.plain_sender URL FOLDER EVENTS` prints the seconds and CPU seconds that it took.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from bench.clock import Clock
 
-IN_FLIGHT = 10
+CONNECTIONS = 10
 COLUMNS = ["uuid", "event", "distinct_id", "timestamp", "properties"]
 HEADERS = "HTTP/1.1\r\nHost: track\r\nAuthorization: Basic c2l0ZTprZXk=\r\nContent-Type: application/json\r\nContent-Length:"
 
@@ -27,16 +27,16 @@ Row = dict[str, Any]
 
 
 def send(url: str, rows: list[Row]) -> None:
-    """Sends each event's customer, then the event, over one connection."""
-    place = urlsplit(url)
-    with create_connection((place.hostname or "", place.port or 80)) as connection:
+    """Sends the customer (`identify`) and then the event (`event`) of each row, over one connection."""
+    address = urlsplit(url)
+    with create_connection((address.hostname or "", address.port or 80)) as connection:
         for row in rows:
             properties = orjson.loads(row["properties"])
-            who, at = quote(row["distinct_id"], safe=""), int(row["timestamp"].timestamp())
-            attributes = properties.get("$set", {}) | {"_timestamp": at}
-            event = {"name": row["event"], "id": row["uuid"], "timestamp": at, "data": properties}
-            _call(connection, f"PUT /api/v1/customers/{who}", orjson.dumps(attributes))
-            _call(connection, f"POST /api/v1/customers/{who}/events", orjson.dumps(event))
+            customer, timestamp = quote(row["distinct_id"], safe=""), int(row["timestamp"].timestamp())
+            attributes = properties.get("$set", {}) | {"_timestamp": timestamp}
+            event = {"name": row["event"], "id": row["uuid"], "timestamp": timestamp, "data": properties}
+            _call(connection, f"PUT /api/v1/customers/{customer}", orjson.dumps(attributes))
+            _call(connection, f"POST /api/v1/customers/{customer}/events", orjson.dumps(event))
 
 
 def _call(connection: socket, line: str, body: bytes) -> None:
@@ -59,6 +59,6 @@ def _read(folder: Path, events: int) -> Iterator[Row]:
 if __name__ == "__main__":
     clock = Clock()
     sample = list(_read(Path(sys.argv[2]), int(sys.argv[3])))
-    with ThreadPoolExecutor(IN_FLIGHT) as threads:
-        list(threads.map(lambda start: send(sys.argv[1], sample[start::IN_FLIGHT]), range(IN_FLIGHT)))
+    with ThreadPoolExecutor(CONNECTIONS) as threads:
+        list(threads.map(lambda start: send(sys.argv[1], sample[start::CONNECTIONS]), range(CONNECTIONS)))
     clock.report()

@@ -8,7 +8,7 @@ PipelineError
 ├── NotNow                   defs.jobs.hourly       an hourly run leaves what there is to another run
 ├── NotExtracted             posthog.source         PostHog's events cannot be read
 │   ├── NothingSoFar                                nothing is available yet of a day that is not over
-│   └── NotFound             posthog.exports.downloads  PostHog knows no such export or file
+│   └── NotFound             posthog.exports.answers  PostHog has no such export or file
 ├── NotDelivered             customerio.client      Customer.io accepts nothing until something is fixed
 ├── Unavailable              http.retry             a service sent no usable answer in several tries
 │   ├── UnusableAnswer                              the answer is not the service's own

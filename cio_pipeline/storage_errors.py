@@ -1,6 +1,6 @@
-"""Explains why a file cannot be read, for the storage of Amazon, Google and Microsoft, and for disks.
+"""Explains errors of Amazon's, Google's and Microsoft's storage, and of disks.
 
-Only codes and the names of exceptions are used, because messages may contain keys and signed addresses.
+Only codes and the names of exceptions are used, because messages may contain keys and signed URLs.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 from cio_pipeline.errors import causes
 
 EXPIRED = "the credentials for the storage have expired: renew them"
-WRONG_KEY = "the storage does not know the credentials, or they are wrong: check the keys, and that they belong to this storage"
+WRONG_KEY = "the storage does not accept the credentials: check the keys, and that they belong to this storage"
 NO_KEY = (
     "no credentials for the storage were found: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your storage needs"
 )
@@ -36,7 +36,7 @@ CERTIFICATE = "the storage's certificate is not trusted: is there a proxy, or a 
 NOT_ALLOWED = "this user may not read it: change its permissions"
 NO_SPACE = "the disk is full"
 NOT_SUPPORTED = "its compression is not supported: export it with zstd, lz4, snappy, gzip or brotli"
-DAMAGED = "it is damaged or cut short: is the file whole? Copy it again, or backfill it in PostHog"
+DAMAGED = "it is damaged or cut short: is the file complete? Copy it again, or backfill it in PostHog"
 
 CAUSES = {
     EXPIRED: ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "RequestExpired", "UnauthorizedSSOTokenError"),
@@ -89,11 +89,11 @@ CAUSES = {
 }
 BY_CODE = {code: sentence for sentence, codes in CAUSES.items() for code in codes}
 BY_ERRNO = {errno.ENOSPC: NO_SPACE, errno.EDQUOT: NO_SPACE, errno.EACCES: NOT_ALLOWED, errno.EPERM: NOT_ALLOWED}
-BUILTIN = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
+NO_FILE = (PermissionError, FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
 
-def cause(raised: BaseException) -> str:
-    """Returns the cause and what to do, as the end of "this file cannot be read: ...", with the code in brackets."""
+def explain(raised: BaseException) -> str:
+    """Returns the cause and what to do, to end the sentence "this file cannot be read: ...", with the code in parentheses."""
     if (code := _known_code(raised)) is not None:
         return f"{BY_CODE[code]} ({code})"
     for error in causes(raised):
@@ -102,11 +102,11 @@ def cause(raised: BaseException) -> str:
     name = type(raised).__name__
     if isinstance(raised, PermissionError):
         return f"{DENIED} ({name})"
-    return f"{GONE if isinstance(raised, BUILTIN) else DAMAGED} ({name})"
+    return f"{GONE if isinstance(raised, NO_FILE) else DAMAGED} ({name})"
 
 
-def refusal(raised: BaseException) -> str | None:
-    """Returns the same if the storage as a whole cannot be used, or None if it may be only this file."""
+def problem_of_storage(raised: BaseException) -> str | None:
+    """Returns the same if no file in the storage can be used; None if the error may concern only this file."""
     code = _known_code(raised)
     return None if code is None or BY_CODE[code] in (GONE, NOT_SUPPORTED) else f"{BY_CODE[code]} ({code})"
 

@@ -1,4 +1,4 @@
-"""A storage's refusal is explained, with the remedy, and without a key or a signed address."""
+"""Errors of the storage are explained with a remedy, and without a key or a signed URL."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from s3fs.errors import translate_boto_error
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.files import events_in
-from cio_pipeline.posthog.exports.folder import Folder, listed
-from cio_pipeline.posthog.exports.rows import Wanted
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.files import read_events
+from cio_pipeline.posthog.exports.folder import Folder, list_folder
 from cio_pipeline.posthog.source import NotExtracted
-from cio_pipeline.storage_errors import cause
+from cio_pipeline.storage_errors import explain
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import Tables
 
@@ -50,16 +50,16 @@ STATUS = {
 
 
 class Storage(BaseHTTPRequestHandler):
-    """Lists one file, and answers with `code` when that is requested, or closes the connection if it is CLOSED; with
-    `listing` already when it is to list. The objects in `whole` it gives, by the ends of their names."""
+    """A stand-in for Amazon S3, with one file. It answers with the error `code` when the file is requested, and with `listing`
+    when it is listed; for CLOSED, it closes the connection. Requests for `objects`, by the end of their names, succeed."""
 
     code = listing = head = ""
-    whole: ClassVar[dict[str, bytes]] = {}
+    objects: ClassVar[dict[str, bytes]] = {}
 
     def do_GET(self) -> None:
         query = parse_qs(urlsplit(self.path).query)
         failing = self.listing if "list-type" in query else self.code
-        if (found := self._whole()) is not None:
+        if (found := self._object()) is not None:
             self._answer(200, found.decode())
         elif failing == CLOSED:
             self.close_connection = True
@@ -75,13 +75,13 @@ class Storage(BaseHTTPRequestHandler):
     do_PUT = do_GET  # noqa: N815
 
     def do_HEAD(self) -> None:
-        found = self._whole()
+        found = self._object()
         self.send_response(STATUS[self.head] if self.head else 200)
         self.send_header("Content-Length", "9" if found is None else str(len(found)))
         self.end_headers()
 
-    def _whole(self) -> bytes | None:
-        return next((content for end, content in self.whole.items() if self.path.endswith(end)), None)
+    def _object(self) -> bytes | None:
+        return next((content for end, content in self.objects.items() if self.path.endswith(end)), None)
 
     def _answer(self, status: int, body: str) -> None:
         self.send_response(status)
@@ -116,8 +116,8 @@ CODES = {
     "AccessDenied": "the storage refuses access: let the credentials list the bucket and read",
     "InvalidObjectState": "it is archived .such as in Glacier.: restore it",
     "NoSuchKey": "it has disappeared since the folder was listed",
-    "InvalidAccessKeyId": "the storage does not know the credentials",
-    "SignatureDoesNotMatch": "the storage does not know the credentials",
+    "InvalidAccessKeyId": "the storage does not accept the credentials",
+    "SignatureDoesNotMatch": "the storage does not accept the credentials",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
     "SlowDown": "the storage is too busy or has a problem: run the day again later",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_DEFAULT_REGION",
@@ -125,13 +125,13 @@ CODES = {
 
 
 @pytest.mark.parametrize("code", CODES)
-def test_amazons_refusal_of_a_file_is_explained(storage: type[Storage], code: str) -> None:
+def test_amazons_error_for_a_file_is_explained(storage: type[Storage], code: str) -> None:
     storage.code = code
     with pytest.raises(
         NotExtracted, match=rf"^{NAME.replace('+', '.')}\.jsonl cannot be read: {CODES[code]}.*\({code}\)"
-    ) as refused:
+    ) as error:
         list(BatchExportSource("s3://exports", 2, (), "set").events(START, END).frames)
-    assert SECRET not in "".join(traceback.format_exception(refused.value))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
 @pytest.mark.parametrize(
@@ -143,11 +143,11 @@ def test_amazons_refusal_of_a_file_is_explained(storage: type[Storage], code: st
         ("PermanentRedirect", "the bucket is in another region"),
     ],
 )
-def test_amazons_refusal_to_list_a_bucket_is_explained(storage: type[Storage], code: str, names: str) -> None:
+def test_amazons_error_for_listing_a_bucket_is_explained(storage: type[Storage], code: str, names: str) -> None:
     storage.listing = code
-    with pytest.raises(NotExtracted, match=f"^CIO_BATCH_EXPORT_URL cannot be listed: {names}") as refused:
+    with pytest.raises(NotExtracted, match=f"^CIO_BATCH_EXPORT_URL cannot be listed: {names}") as error:
         BatchExportSource("s3://exports", 2, (), "set").check()
-    assert SECRET not in "".join(traceback.format_exception(refused.value))
+    assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
 def test_missing_credentials_and_an_unreachable_server_are_explained(
@@ -185,7 +185,7 @@ NUMBERS = pa.schema([("n", pa.int64())])
 
 
 @pytest.mark.parametrize("code", TABLES)
-def test_a_buckets_refusal_of_tables_is_explained_without_advice_to_materialize_them_again(
+def test_a_buckets_error_for_tables_is_explained_without_advice_to_materialize_them_again(
     storage: type[Storage], code: str
 ) -> None:
     storage.code = code
@@ -197,7 +197,7 @@ def test_a_buckets_refusal_of_tables_is_explained_without_advice_to_materialize_
         ledger_is_stale(mark, cast("DagsterInstance", None))
     with pytest.raises(StorageError) as written, tables.replace(DAY, {"numbers": NUMBERS}) as new:
         new.shards.append(new.writer.write(0, {"numbers": pa.table({"n": [1]})}))
-    storage.whole = {"current.json": POINTER}
+    storage.objects = {"current.json": POINTER}
     with pytest.raises(StorageError) as shard:
         list(tables.read("events", DAY))
     told = TABLES[code]
@@ -205,18 +205,18 @@ def test_a_buckets_refusal_of_tables_is_explained_without_advice_to_materialize_
     assert str(shard.value).startswith(f"Shard 0 of {EVENTS}{told}")
     assert str(forgotten.value).startswith(f"s3://tables/data/ledger_checkpoint.json (CIO_DATA_DIR) cannot be read: {told}")
     assert str(written.value).startswith(f"The folder s3://tables/data/numbers/{DAY} (CIO_DATA_DIR) cannot be written: {told}")
-    for refused in (pointer, forgotten, written, shard):
-        assert SECRET not in "".join(traceback.format_exception(refused.value))
+    for error in (pointer, forgotten, written, shard):
+        assert SECRET not in "".join(traceback.format_exception(error.value))
 
 
-def test_a_refusal_without_a_body_is_not_mistaken_for_a_damaged_file(storage: type[Storage]) -> None:
+def test_an_error_without_a_body_is_not_mistaken_for_a_damaged_file(storage: type[Storage]) -> None:
     storage.head = "ExpiredToken"
     with pytest.raises(StorageError, match=r"^events of .+ have the credentials expired, .+ \(400\)\.$"):
         Tables("s3://tables/data").find_version("events", DAY)
 
 
 def test_a_table_that_has_disappeared_from_a_bucket_is_to_be_materialized_again(storage: type[Storage]) -> None:
-    storage.code, storage.whole = "NoSuchKey", {"current.json": POINTER}
+    storage.code, storage.objects = "NoSuchKey", {"current.json": POINTER}
     with pytest.raises(StorageError, match=r"^Shard 0 of events of .+ \(FileNotFoundError\): materialize events for"):
         list(Tables("s3://tables/data").read("events", DAY))
 
@@ -225,9 +225,9 @@ def test_a_table_that_has_disappeared_from_a_bucket_is_to_be_materialized_again(
 def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
     bare = ClientError({"Error": {"Code": code, "Message": SECRET}}, "GetObject")
     for error in (bare, translate_boto_error(bare)):
-        assert cause(error).endswith(f"({code})")
-        assert "whole" not in cause(error)
-        assert SECRET not in cause(error)
+        assert explain(error).endswith(f"({code})")
+        assert "complete" not in explain(error)
+        assert SECRET not in explain(error)
 
 
 @pytest.mark.parametrize(
@@ -242,39 +242,39 @@ def test_codes_are_found_however_the_client_wraps_them(code: str) -> None:
         (PermissionError(SECRET), "refuses access"),
         (FileNotFoundError(errno.ENOENT, SECRET), "has disappeared since"),
         (TimeoutError(SECRET), "cannot be reached"),
-        (OSError(errno.EIO, SECRET), "is the file whole?"),
-        (pa.ArrowInvalid(SECRET), "is the file whole?"),
+        (OSError(errno.EIO, SECRET), "is the file complete?"),
+        (pa.ArrowInvalid(SECRET), "is the file complete?"),
         (pa.ArrowNotImplementedError(SECRET), "its compression is not supported"),
-        (RuntimeError(SECRET), "is the file whole?"),
+        (RuntimeError(SECRET), "is the file complete?"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
 )
 def test_other_errors_are_explained_by_their_class(error: Exception, names: str) -> None:
-    assert names in cause(error)
-    assert SECRET not in cause(error)
+    assert names in explain(error)
+    assert SECRET not in explain(error)
 
 
 @pytest.mark.parametrize(
     ("content", "names"),
     [
-        (b"<html><body>Sign in</body></html>", "it is a web page or an error message, no export"),
-        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "it is a web page or an error message, no export"),
-        (b"", "it is empty, as no Parquet file is"),
+        (b"<html><body>Sign in</body></html>", "it is a web page or an error message, not an export"),
+        (b"\xef\xbb\xbf<?xml version='1.0'?><Error/>", "it is a web page or an error message, not an export"),
+        (b"", "it is empty, which a Parquet file never is"),
         (b"PARE1234PARE", "it is encrypted"),
-        (b"\x28\xb5\x2f\xfd1234", "one that was packed with zstd: unpack it"),
-        (b"\x1f\x8b1234", "one that was packed with gzip: unpack it"),
+        (b"\x28\xb5\x2f\xfd1234", "was compressed with zstd: decompress it"),
+        (b"\x1f\x8b1234", "was compressed with gzip: decompress it"),
         (b'{"uuid":"a"}', "it is not a Parquet file, although its name says so"),
-        (b"PAR1" + b"x" * 100, "is the file whole?"),
-        (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file whole?"),
+        (b"PAR1" + b"x" * 100, "is the file complete?"),
+        (b"PAR1" + b"\xff" * 100 + b"PAR1", "is the file complete?"),
     ],
 )
 def test_a_parquet_file_with_other_content_is_reported_as_what_it_is(tmp_path: Path, content: bytes, names: str) -> None:
     (tmp_path / f"{NAME}.parquet").write_bytes(content)
-    folder = listed(str(tmp_path))
-    with pytest.raises(NotExtracted) as refused:
-        list(events_in(f"{tmp_path}/{NAME}.parquet", folder, Wanted(START, END, (), "set")))
-    assert str(refused.value).startswith(f"{NAME}.parquet cannot be read: ")
-    assert names in str(refused.value)
+    folder = list_folder(str(tmp_path))
+    with pytest.raises(NotExtracted) as error:
+        list(read_events(f"{tmp_path}/{NAME}.parquet", folder, EventFilter(START, END, (), "set")))
+    assert str(error.value).startswith(f"{NAME}.parquet cannot be read: ")
+    assert names in str(error.value)
 
 
 def test_credentials_in_the_url_are_in_no_message(tmp_path: Path) -> None:

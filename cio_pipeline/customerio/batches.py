@@ -51,17 +51,16 @@ class Item(NamedTuple):
 
 @dataclass(frozen=True)
 class Events:
-    """Events to send, by column.
-
-    ids: in Customer.io, ULIDs; keys: the customers'; operations: JSON in UTF-8; is_large: whether it is sent by the v1 call;
-    is_young: whether it may start campaigns.
-    """
+    """Events to send, by column."""
 
     ids: pa.LargeStringArray = field(default_factory=lambda: pa.array([], TEXT))
+    """Their ids in Customer.io, ULIDs."""
     keys: pa.LargeStringArray = field(default_factory=lambda: pa.array([], TEXT))
+    """The keys of their customers."""
     operations: pa.LargeBinaryArray = field(default_factory=lambda: pa.array([], BYTES))
-    is_large: Bools = field(default_factory=lambda: np.array([], bool))
-    is_young: Bools = field(default_factory=lambda: np.array([], bool))
+    is_v1_call: Bools = field(default_factory=lambda: np.array([], bool))
+    """Whether it is sent by the v1 call, being too large for a batch."""
+    can_start_campaign: Bools = field(default_factory=lambda: np.array([], bool))
 
     def __len__(self) -> int:
         """How many events."""
@@ -76,11 +75,11 @@ class Events:
         """The events in these rows."""
         at = pa.array(rows)
         ids, keys, operations = (column.take(at) for column in (self.ids, self.keys, self.operations))
-        return Events(ids, keys, operations, self.is_large[rows], self.is_young[rows])
+        return Events(ids, keys, operations, self.is_v1_call[rows], self.can_start_campaign[rows])
 
     def items(self) -> list[Item]:
         """The events one by one."""
-        columns = zip(to_list(self.ids), to_list(self.keys), to_list(self.operations), self.is_large, strict=True)
+        columns = zip(to_list(self.ids), to_list(self.keys), to_list(self.operations), self.is_v1_call, strict=True)
         return [Item(item, key, operation, "event" if large else "batch") for item, key, operation, large in columns]
 
 
@@ -98,9 +97,9 @@ class Request:
         return len(self.upserts) + len(self.rows)
 
     @cached_property
-    def is_large(self) -> bool:
+    def is_v1_call(self) -> bool:
         """Whether this is an event of the v1 call."""
-        return not self.upserts and bool(self.events.is_large[self.rows[0]])
+        return not self.upserts and bool(self.events.is_v1_call[self.rows[0]])
 
     def operations(self) -> list[bytes]:
         """The operations, in order."""
@@ -118,7 +117,7 @@ class Request:
     @property
     def campaign_events(self) -> int:
         """How many of its events may start campaigns."""
-        return int(self.events.is_young[self.rows].sum())
+        return int(self.events.can_start_campaign[self.rows].sum())
 
     def items(self) -> list[Item]:
         """The items one by one."""
@@ -148,7 +147,7 @@ class Request:
     @property
     def size(self) -> int:
         """The size of its body in bytes."""
-        frame = 0 if self.is_large else FRAME_BYTES + len(self) - 1
+        frame = 0 if self.is_v1_call else FRAME_BYTES + len(self) - 1
         return frame + sum(map(len, self.operations()))
 
 
@@ -162,20 +161,20 @@ def pack_requests(upserts: list[Item], events: Events) -> list[list[Request]]:
     for lane in range(count):
         of_lane = [upserts[number] for number in np.flatnonzero(lane_of_upsert == lane).tolist()]
         rows = np.flatnonzero(lane_of_event == lane)
-        whole, is_large = Request(of_lane, events, rows), np.append(np.zeros(len(of_lane), bool), events.is_large[rows])
-        ranges = request_ranges(np.append(_sizes(of_lane), sizes[rows]), is_large)
+        whole, is_v1_call = Request(of_lane, events, rows), np.append(np.zeros(len(of_lane), bool), events.is_v1_call[rows])
+        ranges = request_ranges(np.append(_sizes(of_lane), sizes[rows]), is_v1_call)
         lanes.append([whole.part(start, end) for start, end in ranges])
     return lanes
 
 
-def request_ranges(sizes: Integers, is_large: Bools) -> Iterator[tuple[int, int]]:
+def request_ranges(sizes: Integers, is_v1_call: Bools) -> Iterator[tuple[int, int]]:
     """Packs items into requests: the number of the first item of each, and of the one after its last.
 
-    sizes: of the items, in bytes; is_large: which of them are sent by the v1 call, each in a request of its own. A
+    sizes: of the items, in bytes; is_v1_call: which of them are sent by the v1 call, each in a request of its own. A
     batch has at most 475,000 bytes, unless it is a single item.
     """
     ends = np.cumsum(sizes + 1)
-    large = np.append(np.flatnonzero(is_large), len(sizes))
+    large = np.append(np.flatnonzero(is_v1_call), len(sizes))
     start, next_large = 0, 0
     while start < len(sizes):
         if start == large[next_large]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
+from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
 from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
@@ -80,7 +80,7 @@ def redeliver(
     recorded = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
     plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))
-    report.counts["refusals mended by newer data"] += len(plan.closed)
+    report.counts["refusals mended by newer data"] += len(plan.closed_ids)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
         _send(day, [plan], ledger, client, report, progress)
     return report
@@ -110,7 +110,7 @@ def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
 
 def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[str]:
     counts: Counter[str] = Counter()
-    since = time.time() - TRIGGER_SECONDS
+    since = time.time() - CAMPAIGN_WINDOW_SECONDS
     for event in (read_object(item.operation.decode()) for item in events):
         event_names[mask(event["name"])] += 1
         counts["events to send"] += 1
@@ -142,8 +142,8 @@ def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, 
 
 def _record(day: str, plan: Plan, ledger: Ledger) -> None:
     """Records what need not be sent."""
-    if plan.states or plan.closed:
-        ledger.acknowledge(day, Acknowledgement(customers=plan.states, accepted=lambda: plan.closed))
+    if plan.states or plan.closed_ids:
+        ledger.acknowledge(day, Acknowledgement(customers=plan.states, accepted=lambda: plan.closed_ids))
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:

@@ -14,7 +14,7 @@ import pandas as pd
 
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.plan import TRIGGER_SECONDS, is_young
+from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, within_campaign_window
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.packed_ids import are_in, pack_ids
@@ -72,7 +72,7 @@ class Forecast:
         for customers, events in to_deliver(shards, options, Counter()):
             keys = texts(_without_refused(customers, _upsert_items, refused), "key")
             self._add_new(list(dict.fromkeys(keys)), ledger)
-            young = is_young(events)
+            young = within_campaign_window(events)
             if young.any():
                 unsent = _unsent(FilteredRows(events, young), delivered)
                 self.campaign_events += len(_without_refused(unsent, _ids, refused))
@@ -80,7 +80,7 @@ class Forecast:
     def add_refusals(self, refused: list[Refusal], ledger: Ledger) -> None:
         """Adds refused items that are to be sent again. An event, too, creates its customer."""
         self._add_new([one.key for one in refused], ledger)
-        since = time.time() - TRIGGER_SECONDS
+        since = time.time() - CAMPAIGN_WINDOW_SECONDS
         times = (int(read_object(one.operation)["timestamp"]) for one in refused if one.kind == "event")
         self.campaign_events += sum(at > since for at in times)
 

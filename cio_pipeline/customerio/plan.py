@@ -25,7 +25,7 @@ from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 TIME = pa.timestamp("us", "UTC")
-TRIGGER_SECONDS = 72 * 3600
+CAMPAIGN_WINDOW_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""
 
 
@@ -44,19 +44,18 @@ class LedgerView:
 
 @dataclass
 class Plan:
-    """What a delivery is to do.
-
-    upserts and events: to send; states: packed states to record without sending, by key; closed: items whose refusals are to be
-    closed without sending; counts: what need not be sent, by reason; latest: the latest time of each customer's upserts so far
-    (Unix seconds), by key.
-    """
+    """What a delivery is to do."""
 
     upserts: list[Item] = field(default_factory=list)
     events: Events = field(default_factory=Events)
     states: dict[str, bytes] = field(default_factory=dict)
-    closed: list[str] = field(default_factory=list)
+    """Packed states to record without sending, by key."""
+    closed_ids: list[str] = field(default_factory=list)
+    """The ids of items whose refusals are to be closed without sending."""
     counts: Counter[str] = field(default_factory=Counter)
+    """What need not be sent, by reason."""
     latest: dict[str, int] = field(default_factory=dict)
+    """The latest time of each customer's upserts so far (Unix seconds), by key."""
 
     @property
     def items(self) -> list[Item]:
@@ -86,14 +85,14 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
             planned = _plan_upsert(upsert, consent, recorded, plan, options)
             plan.upserts += [] if planned is None else [planned]
         elif are_in(recorded.delivered, pack_ids([refusal.item]))[0]:
-            plan.closed.append(refusal.item)
+            plan.closed_ids.append(refusal.item)
         else:
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
-    is_large, since = np.array([one.call == "event" for one in events], bool), time.time() - TRIGGER_SECONDS
-    is_young = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
-    plan.events = Events(ids, keys, operations.cast(BYTES), is_large, is_young)
+    is_v1_call, since = np.array([one.call == "event" for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
+    can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
+    plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
     return plan
 
 
@@ -102,7 +101,8 @@ def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
 
 
 def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> None:
-    """For most customers the ledger records nothing, or exactly what the table says; then no operation is parsed."""
+    """Adds the customers' upserts to the plan. For most customers the ledger records nothing, or exactly what the table says;
+    then no operation is parsed."""
     keys, parts, states = (
         texts(customers, "key"),
         _column_list(customers, "part", pa.int32()),
@@ -118,9 +118,10 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
-        planned: Item | None = Item(upsert_id(key, part), key, operation, "batch", state, True, personless)
-        if planned is not None and (stored or consent or key in in_parts):
-            planned = _plan_upsert(planned, consent, recorded, plan, options)
+        upsert = Item(upsert_id(key, part), key, operation, "batch", state, True, personless)
+        planned: Item | None = upsert
+        if stored or consent or key in in_parts:
+            planned = _plan_upsert(upsert, consent, recorded, plan, options)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
 
@@ -198,7 +199,7 @@ def _nothing_new(item: str, recorded: LedgerView, plan: Plan) -> None:
 
 def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
     if item in recorded.refused:
-        plan.closed.append(item)
+        plan.closed_ids.append(item)
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
@@ -218,7 +219,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
         return _with_operations(events, before)
     plan.counts["events delivered before"] += int(before.sum())
     if recorded.refused:
-        plan.closed += [item for item in to_list(ids.filter(pa.array(before))) if item in recorded.refused]
+        plan.closed_ids += [item for item in to_list(ids.filter(pa.array(before))) if item in recorded.refused]
     if before.all():
         return Events()
     unsent = _with_operations(events, before)
@@ -233,12 +234,12 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
 def _with_operations(events: Columns, before: Bools) -> Events:
     """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
     again."""
-    is_large = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
+    is_v1_call = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
     columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))
-    return Events(*columns, is_large, is_young(events) & ~before)
+    return Events(*columns, is_v1_call, within_campaign_window(events) & ~before)
 
 
-def is_young(events: Columns) -> Bools:
+def within_campaign_window(events: Columns) -> Bools:
     """Returns which of the events may start campaigns, by their age now."""
-    since = pa.scalar(int((time.time() - TRIGGER_SECONDS) * 1_000_000), TIME)
+    since = pa.scalar(int((time.time() - CAMPAIGN_WINDOW_SECONDS) * 1_000_000), TIME)
     return pc.greater(column(events, "timestamp", TIME), since).to_numpy(zero_copy_only=False)

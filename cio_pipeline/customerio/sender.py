@@ -4,8 +4,8 @@ What an answer decides:
 
 1. It names the items it refuses: these are recorded as refused, the others as accepted.
 2. It refuses the whole request: its halves are sent, until an item is refused alone.
-3. An item that is refused alone is sent six times, with probes in between, which change nothing. If a probe is refused,
-   Customer.io itself is at fault, and the run stops.
+3. An item that is refused alone is sent at least six times, with probes in between, which change nothing. If a probe is
+   refused, Customer.io itself is at fault, and the run stops.
 4. If the probes are accepted, and so was another item of the kind, the item is at fault: it is recorded as refused.
 5. If none of its kind was accepted yet, the item waits for the end of the lane. Then it is decided by one that was accepted
    since, or by how many items were refused in the same words: more than can be at fault themselves stop the run.
@@ -163,13 +163,13 @@ class Sender:
         if accepted.upserts:
             self._probe = accepted.upserts[-1].operation  # sent once more, it changes nothing
         if answer.event_ids:
-            kind = "large event" if accepted.is_large else "event"
+            kind = "large event" if accepted.is_v1_call else "event"
             self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))
         self._count(accepted, answer.refused)
 
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
-        self.counts["customers sent"] += len(upserts)
+        self.counts["customers sent"] += len(upserts)  # a customer of several parts (R10) counts once for each
         self.counts[NEW_CUSTOMERS] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
         self.counts["events sent"] += events
@@ -181,12 +181,12 @@ class Sender:
 
 def _kind(request: Request) -> str:
     """The kind of a single item: only the acceptance of another of its kind says something about it."""
-    return CUSTOMER if request.upserts else "large event" if request.is_large else "event"
+    return CUSTOMER if request.upserts else "large event" if request.is_v1_call else "event"
 
 
 def _identifier(request: Request) -> str | None:
     """The customer's id or email in the v1 call's path; None for a batch."""
-    if not request.is_large:
+    if not request.is_v1_call:
         return None
     [item] = request.items()
     [identifier] = identifiers(item.key).values()

@@ -36,7 +36,7 @@ from cio_pipeline.settings.settings import Settings, SettingsError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
-from cio_pipeline.storage_errors import cause
+from cio_pipeline.storage_errors import explain
 from cio_pipeline.tables.files import StorageError, allow_open_files, keep_private, temporary_folder
 from cio_pipeline.tables.overlay import OverlayTables
 from cio_pipeline.tables.tables import Tables
@@ -240,7 +240,7 @@ def check_bucket(data_dir: str) -> None:
     try:
         UPath(data_dir).exists()
     except Exception as error:  # each file system has errors of its own, and they may contain keys
-        why = cause(error)
+        why = explain(error)
     else:
         return
     raise StorageError(f"The bucket {shown(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")

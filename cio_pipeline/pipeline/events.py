@@ -23,7 +23,7 @@ DECIDING = (
     *(f"pipeline/{name}" for name in ("accounting", "by_customer", "classification", "derive", "events", "learn")),
     "rules",
 )
-"""The modules, and rooms of modules, that decide what is learned and derived."""
+"""The modules and subpackages that decide what is learned and derived."""
 
 READ_BY = "read by"
 """The entry of a version's `metadata` that says which code has parsed its events' JSON (`code_hash`)."""

@@ -38,7 +38,7 @@ SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
 DAY, HISTORY = "posthog_events", "identity_history"
 
 READING = ("json_text", "pipeline/events", "pipeline/extract", "pipeline/extract_shard", "posthog", "rules", "tables")
-"""The modules, and rooms of modules, that decide which events are read, and what is kept of them."""
+"""The modules and subpackages that decide which events are read, and what is kept of them."""
 
 
 def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> ExtractionCounts | None:

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.pipeline.events import with_parsed_columns
-from cio_pipeline.posthog.source import HISTORY_EVENTS, duplicates, without_duplicates
+from cio_pipeline.posthog.source import HISTORY_EVENTS, count_duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.set_properties import has_attributes
 from cio_pipeline.tables.shuffle import Shard
@@ -26,24 +26,25 @@ UsePersonProperties = Literal["never", "always", "if dropped in day", "if droppe
 
 @dataclass
 class ExtractionCounts:
-    """Counts of what an extraction has read and written.
-
-    rows_read, rows_written, shards; duplicates: rows left out, by reason; set_restored: events with a `$set` that PostHog has
-    dropped since an earlier extraction; used_person: events that use the person's properties; lacked_person: events that
-    should, but the source has none; identity_events: `$identify` and `$set` events; has_attributes: whether any event has an
-    attribute; may_lack_set: whether the window is so old that PostHog may have dropped a `$set` in it.
-    """
+    """Counts of what an extraction has read and written."""
 
     rows_read: int = 0
     rows_written: int = 0
     shards: int = 0
     duplicates: Counter[str] = field(default_factory=Counter)
+    """Rows that were left out, by reason."""
     set_restored: int = 0
+    """Events with a `$set` that PostHog has dropped since an earlier extraction."""
     used_person: int = 0
+    """Events that use the person's properties."""
     lacked_person: int = 0
+    """Events that should use them, but the source has none."""
     identity_events: int = 0
+    """`$identify` and `$set` events."""
     has_attributes: bool = False
+    """Whether any event has an attribute."""
     may_lack_set: bool = False
+    """Whether the window is so old that PostHog may have dropped a `$set` in it."""
 
     def add(self, other: ExtractionCounts) -> None:
         """Adds the counts of another shard."""
@@ -122,7 +123,7 @@ def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
         counts = pc.value_counts(rows["uuid"])
         repeated = pc.is_in(rows["uuid"], counts.field("values").filter(pc.greater(counts.field("counts"), 1)))
         several = rows.filter(repeated).to_pandas()
-        left_out = duplicates(several)
+        left_out = count_duplicates(several)
         again = pa.Table.from_pandas(without_duplicates(several), rows.schema, preserve_index=False)
         rows = pa.concat_tables([rows.filter(pc.invert(repeated)), again])
     return rows.take(pc.sort_indices(rows, BY_PERSON)).combine_chunks(), left_out

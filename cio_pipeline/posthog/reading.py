@@ -17,7 +17,7 @@ import requests
 from cio_pipeline.http.retry import AnswerTooLong
 from cio_pipeline.masking import mask
 from cio_pipeline.posthog.client import Answer, Api, backoff, error_for
-from cio_pipeline.posthog.rows import Rows, event_frame, rows_in
+from cio_pipeline.posthog.rows import Rows, event_frame, parse_rows
 from cio_pipeline.posthog.slices import MAX_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted
 
@@ -198,7 +198,7 @@ class WindowReader:
             self._note(answer.response)
             if answer.status == 200:
                 self._busy = 0
-                return rows_in(answer.body, self._queries.row_limit or MAX_ROWS)
+                return parse_rows(answer.body, self._queries.row_limit or MAX_ROWS)
             if answer.is_too_big:
                 return None
             if not answer.may_be_transient:

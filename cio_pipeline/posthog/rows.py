@@ -1,4 +1,4 @@
-"""PostHog's answer to a query by column, and events as a frame of `EVENT_SCHEMA`."""
+"""Converts PostHog's answers to the rows of a query by column, and to a frame of events."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.posthog.exports.times import FIRST, moment
+from cio_pipeline.posthog.exports.times import FIRST, to_datetime
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
 UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
@@ -24,31 +24,30 @@ TIME = re.compile(
 )
 """A time with any precision and offset; without an offset it is UTC."""
 
-
-NO_TIME = pd.Timestamp(moment(FIRST))
-"""The time of an event whose own time cannot be read."""
+NO_TIME = pd.Timestamp(to_datetime(FIRST))
+"""The timestamp of an event whose own cannot be read: in the year 1, which R14 refuses."""
 
 
 class Rows(NamedTuple):
-    """The rows of an answer, by column, and whether there may be more rows than it has."""
+    """The rows of an answer by column. is_full: whether the query may have more rows than the answer has."""
 
     columns: dict[str, tuple[Any, ...]]
     is_full: bool
 
     @property
     def row_count(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(next(iter(self.columns.values()), ()))
 
     def column(self, name: str) -> tuple[Any, ...]:
-        """A column's values. Raises `NotExtracted` if the answer has no such column."""
+        """Returns a column's values. Raises `NotExtracted` if the answer has no such column."""
         if name not in self.columns:
             raise NotExtracted(f"PostHog's answer lacks {name}: is POSTHOG_HOST the address of PostHog itself?")
         return self.columns[name]
 
 
-def rows_in(body: Any, max_rows: int) -> Rows:
-    """The rows of a query's answer; it is full if it has `max_rows`. Raises `NotExtracted` if it is not such an answer."""
+def parse_rows(body: Any, max_rows: int) -> Rows:
+    """Returns the rows of a query's answer, which is full if it has `max_rows`. Raises `NotExtracted` if it has no rows."""
     if isinstance(body, dict) and body.get("error"):
         raise NotExtracted("PostHog says that its query failed, but answers as if it had not: run the partition again.")
     try:
@@ -60,48 +59,48 @@ def rows_in(body: Any, max_rows: int) -> Rows:
 
 
 def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: datetime) -> pd.DataFrame:
-    """The events as a frame of `EVENT_SCHEMA`, from JSON values by column; created_at and person_properties may be missing.
+    """Returns the events as a frame of `EVENT_SCHEMA`. columns: JSON values; created_at and person_properties may be missing.
 
-    A timestamp that cannot be read becomes the year 1, which R14 refuses. Raises `NotExtracted` if another column is
-    missing, if a timestamp is not in `start` <= timestamp < `end`, or if no event has one.
+    A timestamp that cannot be read becomes `NO_TIME`. Raises `NotExtracted` if another column is missing, if a timestamp is not
+    in `start` <= timestamp < `end`, or if no event has one.
     """
     missing = [name for name in ("uuid", "event", "distinct_id", "timestamp", "properties") if name not in columns]
     if missing:
         raise NotExtracted(f"PostHog's answer lacks {', '.join(missing)}: is POSTHOG_HOST the address of PostHog itself?")
     texts = {name: [_text(value) for value in columns[name]] for name in ("event", "distinct_id")}
     uuids = [_text(value).lower() for value in columns["uuid"]]
-    nothing = [None] * len(uuids)
+    nulls = [None] * len(uuids)
     frame = pd.DataFrame({"uuid": uuids, **texts}, dtype=object)
     for name in ("timestamp", "created_at"):
-        frame[name] = _times(columns.get(name, nothing))
+        frame[name] = _parse_times(columns.get(name, nulls))
     for name in ("properties", "person_properties"):
-        frame[name] = pd.Series([_json_text(value) for value in columns.get(name, nothing)], dtype=object)
+        frame[name] = pd.Series([_json_text(value) for value in columns.get(name, nulls)], dtype=object)
     if "person_properties" in columns:
         frame["person_properties"] = frame["person_properties"].fillna("{}")
-    untimed = frame["timestamp"].isna()
-    is_in = frame["timestamp"].between(start, end, inclusive="left") | untimed
-    if not is_in.all() or (len(frame) and untimed.all()):
+    has_no_time = frame["timestamp"].isna()
+    is_in_window = frame["timestamp"].between(start, end, inclusive="left") | has_no_time
+    if not is_in_window.all() or (len(frame) and has_no_time.all()):
         raise NotExtracted(
             f"PostHog gave events of other days than {start:%Y-%m-%d}, or without a time, or with one that is not written as"
             " ISO 8601 says: is its time zone not honoured?"
         )
-    frame.loc[untimed, "timestamp"] = NO_TIME
+    frame.loc[has_no_time, "timestamp"] = NO_TIME
     return frame[EVENT_SCHEMA.names]
 
 
-def _times(values: Iterable[Any]) -> pd.Series[Any]:
-    """The times in UTC, in microseconds; null if a value is not a time. pandas reads most of them, and faster."""
+def _parse_times(values: Iterable[Any]) -> pd.Series[Any]:
+    """The times (datetime64[us, UTC]), null if a value is not a time. pandas parses most of them, and faster."""
     values = list(values)
     if all(isinstance(value, str) and value[:2] in ("19", "20") for value in values):
         with suppress(ValueError):
             times = pd.to_datetime(pd.Series(values, dtype=object), utc=True, format="ISO8601")
             return times.astype("datetime64[us, UTC]")
-    moments = np.array([_moment(value) for value in values], dtype="datetime64[us]")
+    moments = np.array([_parse_time(value) for value in values], dtype="datetime64[us]")
     return pd.Series(moments).dt.tz_localize("UTC")
 
 
-def _moment(value: Any) -> datetime | None:
-    """A time in UTC, without its zone; None if there is none, or none within the years 1 to 9999."""
+def _parse_time(value: Any) -> datetime | None:
+    """The time in UTC, as a `datetime` without a zone; None if it is not a time, or not in the years 1 to 9999."""
     match = TIME.fullmatch(value.strip()) if isinstance(value, str) else None
     if match is None:
         return None
@@ -119,12 +118,12 @@ def _moment(value: Any) -> datetime | None:
 
 
 def _text(value: Any) -> str:
-    """The text, with U+FFFD for an unpaired surrogate, which neither Parquet nor UTF-8 can hold, as PostHog repairs it."""
+    """The text, with U+FFFD instead of unpaired surrogates, which UTF-8 cannot encode. PostHog replaces them likewise."""
     return "" if value is None else UNPAIRED_SURROGATE.sub("\ufffd", str(value))
 
 
 def _json_text(value: Any) -> str | None:
-    """The text as it came, but with an unpaired surrogate written as its escape, which means the same."""
+    """The value as JSON text, with unpaired surrogates as JSON escapes, which mean the same."""
     if value is None:
         return None
     return (value if isinstance(value, str) else json.dumps(value)).encode("utf-8", "backslashreplace").decode()

@@ -1,4 +1,4 @@
-"""The interface of the sources of PostHog's events, and what they share."""
+"""The interface of all sources of PostHog's events, and what they share."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ In the tables that the extraction writes, `person_properties` is null unless it 
 HISTORY_EVENTS = ("$identify", "$set")
 """The events that identify people from before the first day (R18)."""
 
-SAME_EVENT = ["day", "uuid", "event", "distinct_id", "row"]
-"""The columns that identify an event."""
+EVENT_KEY = ["day", "uuid", "event", "distinct_id", "row"]
+"""The columns that identify an event: rows with equal values are the same event."""
 
 
 class NotExtracted(PipelineError):
-    """PostHog's events cannot be read; the message is one sentence that says what to fix."""
+    """PostHog's events cannot be read; the message is one sentence that says what to do."""
 
 
 class NothingSoFar(NotExtracted):
@@ -50,10 +50,10 @@ class NothingSoFar(NotExtracted):
 class EventStream:
     """The events of a time window.
 
-    expected: about how many there are, if known; frames: pandas or Arrow tables with the columns of `EVENT_SCHEMA`, in any
-    order, perhaps with duplicates, whose iterator raises `NotExtracted` rather than end too early; stats: the requests and
-    bytes that the reading took, by name, complete once the frames are exhausted; fingerprint: equal fingerprints mean equal
-    events; None if unknown.
+    expected: their approximate number, None if unknown; frames: pandas or Arrow tables of `EVENT_SCHEMA`, in any order, perhaps
+    with duplicates, whose iterator raises `NotExtracted` if it cannot give all events; stats: the requests and bytes that
+    reading took, by name, complete once the frames are exhausted; fingerprint: equal fingerprints mean equal events; None if
+    unknown.
     """
 
     expected: int | None
@@ -86,38 +86,37 @@ def without_duplicates(events: pd.DataFrame) -> pd.DataFrame:
     that are equal in every column are, because PostHog would not have considered others the same.
     """
     events = events.reset_index(drop=True)
-    repeated = _repeated(events)
-    last = _again(events, repeated).drop_duplicates(SAME_EVENT, keep="last")
-    rows = events.loc[~repeated, ORDER].index.append(last.index)
+    is_repeated = _is_repeated(events)
+    last = _repeated_rows(events, is_repeated).drop_duplicates(EVENT_KEY, keep="last")
+    rows = events.loc[~is_repeated, ORDER].index.append(last.index)
     ordered = events.loc[rows, ORDER].sort_values(["distinct_id", "timestamp", "uuid", "event"])
     return events.take(ordered.index.to_numpy()).reset_index(drop=True)
 
 
-def duplicates(events: pd.DataFrame) -> Counter[str]:
-    """Counts the rows that `without_duplicates` leaves out, by reason."""
+def count_duplicates(events: pd.DataFrame) -> Counter[str]:
+    """Returns how many rows `without_duplicates` leaves out, by reason."""
     events = events.reset_index(drop=True)
-    again = _again(events, _repeated(events))
-    same = int(again.drop(columns=["day", "row"]).duplicated().sum())
-    later = len(again) - again.drop_duplicates(SAME_EVENT).shape[0] - same
+    repeated = _repeated_rows(events, _is_repeated(events))
+    same = int(repeated.drop(columns=["day", "row"]).duplicated().sum())
+    later = len(repeated) - repeated.drop_duplicates(EVENT_KEY).shape[0] - same
     return +Counter({"duplicates: the same row again": same, "duplicates: ingested again, the last one counts": later})
 
 
-def _repeated(events: pd.DataFrame) -> pd.Series[Any]:
-    """A mask of the rows whose event has several rows. The other columns are compared only if the uuid is repeated."""
-    repeated = events["uuid"].duplicated(keep=False)
-    repeated[repeated] = _with_identity(events[repeated]).duplicated(SAME_EVENT, keep=False)
-    return repeated
+def _is_repeated(events: pd.DataFrame) -> pd.Series[bool]:
+    """Which rows are of an event that has several rows. The other columns are compared only if the uuid is repeated."""
+    is_repeated = events["uuid"].duplicated(keep=False)
+    is_repeated[is_repeated] = _with_key(events[is_repeated]).duplicated(EVENT_KEY, keep=False)
+    return is_repeated
 
 
-def _again(events: pd.DataFrame, repeated: pd.Series[Any]) -> pd.DataFrame:
-    """The rows of events that have several, with the columns `SAME_EVENT`, sorted by time of ingestion, then by their text."""
+def _repeated_rows(events: pd.DataFrame, is_repeated: pd.Series[bool]) -> pd.DataFrame:
+    """The rows of events that have several, with the columns of `EVENT_KEY`, sorted by time of ingestion, then by content."""
     by = ["created_at", "timestamp", "properties", "person_properties"]
-    return _with_identity(events[repeated]).sort_values(by, kind="stable", na_position="first")
+    return _with_key(events[is_repeated]).sort_values(by, kind="stable", na_position="first")
 
 
-def _with_identity(events: pd.DataFrame) -> pd.DataFrame:
-    """The events with the columns of `SAME_EVENT`: `day`, and `row`, which is the whole row as text if the uuid is not valid,
-    else ""."""
+def _with_key(events: pd.DataFrame) -> pd.DataFrame:
+    """The events with the columns of `EVENT_KEY`. `row` is the whole row as text if the uuid is not valid, otherwise ""."""
     rows = zip(*(events[name] for name in EVENT_SCHEMA.names), strict=True)
     texts = ["" if is_uuid(row[0]) else repr(row) for row in rows]
     return events.assign(day=events["timestamp"].dt.floor("D"), row=pd.Series(texts, events.index, dtype=object))

@@ -22,13 +22,15 @@ ACTS_ON_THE_PROFILE = frozenset(
 
 EXCLUDED = "left out by CIO_EXCLUDE_ATTRIBUTES"
 
-NameRule = Callable[[str], "str | None"]
+WhyLeftOut = Callable[[str], "str | None"]
+"""A function from an attribute's name to the reason why it is left out, or None."""
+
 LeftOut = list[tuple[str, str]]
 """(name, reason) of each attribute that was left out, cut or repaired."""
 
 
-def name_rule(options: Options) -> NameRule:
-    """A function from an attribute's name to the reason why it is left out, or None. It is cached."""
+def left_out_names(options: Options) -> WhyLeftOut:
+    """Returns why an attribute is left out because of its name. The function caches its results."""
 
     @cache
     def reason(name: str) -> str | None:
@@ -43,36 +45,38 @@ def name_rule(options: Options) -> NameRule:
     return reason
 
 
-def attributes_of(given: dict[str, Any], unset: Any, names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
+def attributes_of(
+    given: dict[str, Any], unset: Any, why_left_out: WhyLeftOut, options: Options
+) -> tuple[dict[str, Any], LeftOut]:
     """The attributes that an event sets, None for one that it clears (R11); and those left out or cut, and why.
 
     given: the given attributes (R7); unset: the value of the event's `$unset`.
     """
     attributes: dict[str, Any] = {}
-    passed, left_out = _allowed(given, names, options)
+    passed, left_out = _allowed(given, why_left_out, options)
     for name, value in passed.items():
-        if reason := names(name):
+        if reason := why_left_out(name):
             left_out.append((name, reason))
         elif name == "email" and not is_email(value):
             left_out.append((name, "is no valid e-mail (R2)"))
         else:
             _set(name, value, attributes, left_out)
     if unset:
-        passed, about_consent = _allowed(dict.fromkeys(unset_names(unset)), names, options)
+        passed, about_consent = _allowed(dict.fromkeys(unset_names(unset)), why_left_out, options)
         left_out += about_consent
         for name in passed:
-            reason = "is always the last valid one (R7)" if name == "email" else None
-            if reason := names(name) or reason:
+            reason = why_left_out(name) or ("is always the last valid one (R7)" if name == "email" else None)
+            if reason:
                 left_out.append((name, reason))
             else:
                 attributes[name] = None
     return attributes, [(name, reason) for name, reason in left_out if reason != EXCLUDED] if left_out else left_out
 
 
-def _allowed(given: dict[str, Any], names: NameRule, options: Options) -> tuple[dict[str, Any], LeftOut]:
+def _allowed(given: dict[str, Any], why_left_out: WhyLeftOut, options: Options) -> tuple[dict[str, Any], LeftOut]:
     """The attributes that CIO_EXCLUDE_ATTRIBUTES and R19 let pass, and those that R19 leaves out."""
     if options.exclude_attributes:
-        given = {name: value for name, value in given.items() if names(name) != EXCLUDED}
+        given = {name: value for name, value in given.items() if why_left_out(name) != EXCLUDED}
     return consents(given, options.allow_consent)
 
 

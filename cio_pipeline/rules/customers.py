@@ -28,7 +28,7 @@ CUSTOMERS = pa.schema(
     [
         ("key", pa.large_string()),
         ("part", pa.int32()),
-        ("attributes", pa.int32()),
+        ("attributes", pa.int32()),  # how many there are in the operation
         ("timestamp", pa.timestamp("us", "UTC")),
         ("operation", pa.large_string()),
         ("state", pa.large_binary()),
@@ -45,7 +45,7 @@ class Attributes(NamedTuple):
     values: dict[str, Any]
     times: dict[str, int]
 
-    def set(self, values: dict[str, Any], time: int) -> None:
+    def update(self, values: dict[str, Any], time: int) -> None:
         """R7: the last value by time wins. To be called in the order of the events."""
         self.values.update(values)
         self.times.update(dict.fromkeys(values, time))
@@ -78,14 +78,14 @@ def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customer
     """
     rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}
-    names = cache(_name)
+    name_of = cache(_name)
     in_another_case = 0
     for key, own in _own_attributes(events):
         customer = _with_given(own, given[key]) if key in given else own
         attributes, left_out = limit_attributes(customer.values)
         if left_out:
             beyond[key] = left_out
-        for part, members in enumerate(_parts(attributes, names)):
+        for part, members in enumerate(_parts(attributes, name_of)):
             rows.append(_row(key, part, members, customer))
             in_another_case += sum(name.is_email_in_another_case for _, name, _ in members)
     columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
@@ -125,9 +125,9 @@ def _own_attributes(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
     for key, identifier, time, has_email, email, email_time in zip(*columns, strict=True):
         own = Attributes({"identifier": identifier}, {"identifier": time})
         if key.startswith("email:"):
-            own.set({"email": key.removeprefix("email:")}, time)
+            own.update({"email": key.removeprefix("email:")}, time)
         elif has_email:
-            own.set({"email": email}, email_time)
+            own.update({"email": email}, email_time)
         yield key, own
 
 
@@ -156,12 +156,12 @@ def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tu
     return (key, part, len(members), newest, operation, pack_records(records), identifier, email, consent)
 
 
-def _parts(attributes: dict[str, Any], names: Callable[[str], _Name]) -> list[list[Member]]:
+def _parts(attributes: dict[str, Any], name_of: Callable[[str], _Name]) -> list[list[Member]]:
     """The attributes in one part, or in as many as it takes for each upsert to stay within 32,000 bytes."""
     parts: list[list[Member]] = [[]]
     size = 0
     for text, value in attributes.items():
-        name, json = names(text), write(value)
+        name, json = name_of(text), write(value)
         member_size = len(name.json) + len(json) + 1
         size += member_size
         if size > MAX_ATTRIBUTES_BYTES and parts[-1]:

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.json_text import TOO_DEEP, UnusableJson, is_too_deep, read_object, repair_surrogates, write
-from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, NameRule, unset_names
+from cio_pipeline.rules.attributes import EXCLUDED, LeftOut, WhyLeftOut, unset_names
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.properties import members_of, value_of, without_members
@@ -29,21 +29,21 @@ DELIVERY_OVERRIDES = frozenset({"recipient", "from_address", "reply_to"})
 class Findings(NamedTuple):
     """The parts of an event's JSON that are not its data.
 
-    given: the given attributes; attributes: those of them that were left out or repaired, and why; unset: the value of
-    `$unset`; data: the properties that were left out or repaired, and why.
+    given: the given attributes; attributes_left_out: those of them that were left out or repaired, and why; unset: the value
+    of `$unset`; data_left_out: the properties that were left out or repaired, and why.
     """
 
     given: dict[str, Any]
-    attributes: LeftOut
+    attributes_left_out: LeftOut
     unset: Any
-    data: LeftOut
+    data_left_out: LeftOut
 
 
 class EventData(NamedTuple):
     """The data of several events: JSON in UTF-8, null where it cannot be sent; and, by row, why it cannot,
     and what else the JSON holds, if anything."""
 
-    data: pa.LargeBinaryArray
+    json: pa.LargeBinaryArray
     refused: dict[int, str]
     findings: dict[int, Findings]
 
@@ -53,7 +53,7 @@ def read_event_data(
     persons: pa.LargeBinaryArray,
     plain: Bools,
     is_data: Bools,
-    names: NameRule,
+    why_left_out: WhyLeftOut,
     options: Options,
 ) -> EventData:
     """The data of the events with these properties.
@@ -68,9 +68,9 @@ def read_event_data(
     rows = np.flatnonzero(changes)
     chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
     for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):
-        scanned = _scan(content, person, names) if is_plain else None
+        scanned = _scan(content, person, why_left_out) if is_plain else None
         try:
-            written, findings[row] = scanned or _parse(content, person, names, options)
+            written, findings[row] = scanned or _parse(content, person, why_left_out, options)
         except UnusableJson as reason:
             written, refused[row] = None, str(reason)
         data.append(written)
@@ -78,49 +78,49 @@ def read_event_data(
     return EventData(whole, refused, findings)
 
 
-def _scan(content: bytes, person: bytes | None, names: NameRule) -> tuple[bytes, Findings] | None:
+def _scan(content: bytes, person: bytes | None, why_left_out: WhyLeftOut) -> tuple[bytes, Findings] | None:
     """The data of plain JSON, and what else it holds; None if the JSON has to be parsed."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:
         return None
     if person is not None:
-        return written, Findings(*_person_attributes(person, names), value_of(members.unset), [])
+        return written, Findings(*_person_attributes(person, why_left_out), value_of(members.unset), [])
     given = value_of(members.given)
     return written, Findings(given if isinstance(given, dict) else {}, [], value_of(members.unset), [])
 
 
-def _parse(content: bytes | None, person: bytes | None, names: NameRule, options: Options) -> tuple[bytes, Findings]:
+def _parse(content: bytes | None, person: bytes | None, why_left_out: WhyLeftOut, options: Options) -> tuple[bytes, Findings]:
     raw = _read_sendable(content)
     properties, repaired = repair_surrogates(content or b"", raw)
     unset = properties.get("$unset")
     if person is not None:
-        given, attributes = _person_attributes(person, names)
+        given, attributes = _person_attributes(person, why_left_out)
     else:
         raw_set = raw.get("$set")
         given, changed = repair_surrogates(content or b"", raw_set if isinstance(raw_set, dict) else {})
-        attributes = _repaired(changed, names)
+        attributes = _repaired(changed, why_left_out)
     if "$unset" in repaired:
         unchanged = set(unset_names(raw["$unset"]))
         changed = [name for name in dict.fromkeys(unset_names(unset)) if name not in unchanged]
-        attributes = attributes + _repaired(changed, names)
+        attributes = attributes + _repaired(changed, why_left_out)
     overrides = [] if options.allow_delivery_overrides else [name for name in properties if name.lower() in DELIVERY_OVERRIDES]
     data = {name: value for name, value in properties.items() if name not in NOT_DATA and name not in overrides}
     left_out = [(name, REPAIRED) for name in repaired if name not in NOT_DATA] + [(name, REDIRECTS) for name in overrides]
     return write(data), Findings(given, attributes, unset, left_out)
 
 
-def _person_attributes(person: bytes, names: NameRule) -> tuple[dict[str, Any], LeftOut]:
+def _person_attributes(person: bytes, why_left_out: WhyLeftOut) -> tuple[dict[str, Any], LeftOut]:
     """R7: the attributes that the person's properties give, and those left out or repaired; none if they cannot be read."""
     try:
         given, changed = repair_surrogates(person, _read_sendable(person))
     except UnusableJson as reason:
         return {}, [("person_properties", f"{reason} (R7)")]
-    return given, _repaired(changed, names)
+    return given, _repaired(changed, why_left_out)
 
 
-def _repaired(changed: list[str], names: NameRule) -> LeftOut:
-    return [(name, REPAIRED) for name in changed if names(name) != EXCLUDED]
+def _repaired(changed: list[str], why_left_out: WhyLeftOut) -> LeftOut:
+    return [(name, REPAIRED) for name in changed if why_left_out(name) != EXCLUDED]
 
 
 def _read_sendable(content: bytes | None) -> dict[str, Any]:

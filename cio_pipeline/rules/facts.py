@@ -52,16 +52,14 @@ def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
     last[observed.codes[observed.email_rows]] = np.arange(len(observed.email_rows))
     people = pd.unique(observed.codes[np.union1d(np.flatnonzero(observed.identifies), observed.email_rows)])
     times = microseconds(events["timestamp"])[observed.email_rows]
-    rows = [
-        (
-            ids[who],
-            bool(identified[who]),
-            *((observed.emails.at(at), int(times[at])) if (at := last[who]) >= 0 else (None, None)),
-        )
-        for who in people.tolist()
-    ]
+    rows = []
+    for code in people.tolist():
+        place = last[code]  # of the last email that was set; -1 if none was
+        email = (observed.emails.at(place), int(times[place])) if place >= 0 else (None, None)
+        rows.append((ids[code], bool(identified[code]), *email))
     columns = ["distinct_id", "identified", "email", "email_set_at"]
     links = {(who.lower(), who) for who in ids if "@" in who and usable(who) and is_email(who)}
+    # each pair of a distinct_id and an email once, as a single number
     pairs = np.unique(observed.codes[observed.email_rows] * max(1, len(emails)) + observed.emails.codes)
     links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]

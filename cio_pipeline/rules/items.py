@@ -6,7 +6,8 @@ An upsert, an event, and an event's body for the v1 call:
     {"type":"person","action":"event","identifiers":{"id":"u1"},"id":"01KJ…","name":"paid","timestamp":1772445600,"attributes":{}}
     {"id":"01KJ…","name":"paid","timestamp":1772445600,"type":"event","data":{}}
 
-The client wraps items in `{"batch":[…]}`. JSON that many events have in common is written once; Arrow joins it with the rest.
+The `attributes` of an event are its data; only those of an upsert are the person's. The client wraps items in `{"batch":[…]}`.
+JSON that many events have in common is written once; Arrow joins it with the rest.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""From the events to send to exactly what is sent: Customer.io's operations (R7, R12 to R14), and what is left out and why.
+"""From the events to send to Customer.io's operations (R7, R12 to R14), and what is left out and why.
 
 An operation is the JSON of one item of `/api/v2/batch`, or the body of the v1 event call for an event that is too large for
-that.
+that. A delivery sends it as it is, except for an upsert of which R17 or R19 leaves something out (`customerio/plan.py`).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.rules.attributes import attributes_of, name_rule
+from cio_pipeline.rules.attributes import attributes_of, left_out_names
 from cio_pipeline.rules.columns import (
     MICROSECONDS_PER_SECOND,
     Factorized,
@@ -52,22 +52,20 @@ CHUNK = 20_000
 
 
 class DerivedTables(NamedTuple):
-    """What will be sent, and what will not.
-
-    customers: key, part (0; 1 and more where a customer needs more than 32,000 bytes), attributes (how many), timestamp (of the
-    newest), operation, state (the attributes as the ledger keeps them: `attribute_state.pack`), identifier, email (or null),
-    consent (whether any of the attributes is about consent, R19).
-    events, by time: uuid, ulid, key, distinct_id (as in PostHog, even if the event is stitched), name, type, timestamp, call
-    (`batch` or `event`), operation, personless (R5).
-    rejects: uuid, distinct_id, event, timestamp, what (`event`, `attribute` or `data`), name (of the attribute or property),
-    reason.
-    emails_in_another_case: how many of the customers' attributes are named `email` in another case, and so are not it (R1).
-    """
+    """What will be sent, and what will not."""
 
     customers: pa.Table
+    """key; part (0; 1 and more if a customer needs more than 32,000 bytes); attributes (how many); timestamp (the newest);
+    operation; state (the attributes as the ledger keeps them: `attribute_state.pack`); identifier; email (or null); consent
+    (whether any of the attributes is about consent, R19)."""
     events: pa.Table
+    """By time: uuid; ulid; key; distinct_id (as in PostHog, even if the event is stitched); name; type; timestamp; call
+    (`batch` or `event`); operation; personless (R5)."""
     rejects: pa.Table
+    """uuid; distinct_id; event; timestamp; what (`event`, `attribute` or `data`); name (of the attribute or property);
+    reason."""
     emails_in_another_case: int
+    """How many of the customers' attributes are named `email` in another case, and so are not the email (R1)."""
 
 
 Reject = tuple[int, str, str, str]
@@ -76,7 +74,7 @@ Reject = tuple[int, str, str, str]
 
 def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
     """The tables of the events whose outcome is `sent`: all events of each of their customers, sorted by `facts.ORDER`."""
-    names = name_rule(options)
+    why_left_out = left_out_names(options)
     are_sent = np.ones(len(sent), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
     given: dict[str, Attributes] = {}
@@ -86,20 +84,22 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
         keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
         properties, persons = utf8(chunk["properties"]), utf8(chunk["person_properties"])
         plain, is_data = chunk["plain"].to_numpy(bool), chunk["is_data"].to_numpy(bool)
-        data = read_event_data(properties, persons, plain, is_data, names, options)
+        data = read_event_data(properties, persons, plain, is_data, why_left_out, options)
         ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
-        items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.data)
+        items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.json)
         events.append(_events(chunk, event_names, ids, items))
         refused = data.refused | items.refused
         are_sent[[start + row for row in refused]] = False
         rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]
         for row, findings in data.findings.items():
             if row not in refused:
-                attributes, left_out = attributes_of(findings.given, findings.unset, names, options)
-                customer = given.get(key := keys.at(row)) or given.setdefault(key, Attributes({}, {}))
-                customer.set(attributes, int(times[row]))
-                rejects += [(start + row, "attribute", name, reason) for name, reason in findings.attributes + left_out]
-                rejects += [(start + row, "data", name, reason) for name, reason in findings.data]
+                attributes, left_out = attributes_of(findings.given, findings.unset, why_left_out, options)
+                customer = given.setdefault(keys.at(row), Attributes({}, {}))
+                customer.update(attributes, int(times[row]))
+                rejects += [
+                    (start + row, "attribute", name, reason) for name, reason in findings.attributes_left_out + left_out
+                ]
+                rejects += [(start + row, "data", name, reason) for name, reason in findings.data_left_out]
     customers = customers_of(
         sent[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
     )

@@ -14,7 +14,7 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.storage_errors import refusal
+from cio_pipeline.storage_errors import problem_of_storage
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 OPEN_FILES = 10_000
@@ -51,7 +51,7 @@ def writing(folder: UPath) -> Iterator[None]:
     try:
         yield
     except errors_of(folder) as error:
-        why = refusal(error) or reason(error)
+        why = problem_of_storage(error) or reason(error)
         raise StorageError(f"The folder {folder} (CIO_DATA_DIR) cannot be written: {why}.") from None
 
 
@@ -75,7 +75,7 @@ def errors_of(path: UPath, *others: type[Exception]) -> tuple[type[Exception], .
 def unreadable(what: str, error: BaseException, where: str, remedy: str) -> StorageError:
     """The error that says why `what` of CIO_DATA_DIR cannot be read. The remedy, which writes the file again, is given only if
     the storage itself can be used."""
-    if (why := refusal(error)) is not None:
+    if (why := problem_of_storage(error)) is not None:
         return StorageError(f"{what} (CIO_DATA_DIR) cannot be read: {why}.")
     return StorageError(f"{what} cannot be read ({where}{reason(error)}){remedy}")
 
@@ -100,7 +100,7 @@ def read_file(path: UPath) -> bytes | None:
     try:
         content: bytes = path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
     except FileNotFoundError as error:
-        if refusal(error) is not None:
+        if problem_of_storage(error) is not None:
             raise
         return None
     return content

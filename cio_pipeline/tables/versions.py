@@ -53,7 +53,8 @@ class Version:
 
     @property
     def content_hash(self) -> str:
-        """A hash that is the same for versions with the same content, and only for those."""
+        """A hash of the files: if it is the same, so are the rows. Another version of pyarrow may write the same rows
+        differently."""
         return sha256("".join(self.hashes).encode()).hexdigest()
 
 

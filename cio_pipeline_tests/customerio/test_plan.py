@@ -59,9 +59,9 @@ def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     made = tables(event())
     [ulid] = made.events["ulid"]
     refused = refusal(made)
-    assert planned(made, delivered=(ulid,), refused=(refused,)).closed == [ulid]
+    assert planned(made, delivered=(ulid,), refused=(refused,)).closed_ids == [ulid]
     again = plan_redelivery([refused], LedgerView({}, pack_ids([ulid]), {ulid: refused}), DEFAULTS)
-    assert (again.items, again.closed) == ([], [ulid])
+    assert (again.items, again.closed_ids) == ([], [ulid])
 
 
 def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
@@ -83,7 +83,7 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
     for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
         found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
-        assert (found.counts[why], found.closed) == (1, [upsert.item_id])
+        assert (found.counts[why], found.closed_ids) == (1, [upsert.item_id])
 
 
 def test_what_was_refused_goes_out_upserts_before_events() -> None:

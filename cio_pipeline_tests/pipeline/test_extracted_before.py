@@ -40,8 +40,8 @@ def line(number: int, size: int = 1) -> str:
 
 @pytest.fixture
 def export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """An export of the day; a file may be known again as soon as it is written, for a test does not wait."""
-    monkeypatch.setattr(exports, "STEP_OF_THE_CLOCK", -1_000_000_000)
+    """An export of the day, whose files have stamps as soon as they are written, so that no test has to wait."""
+    monkeypatch.setattr(exports, "TIMESTAMP_STEP", -1_000_000_000)
     folder = tmp_path / "export"
     folder.mkdir()
     (folder / FILE).write_text(line(1) + line(2) + line(2))
@@ -133,7 +133,7 @@ def test_a_day_whose_table_is_damaged_or_gone_is_read_again(export: Path, tables
 def test_a_file_that_was_just_written_may_change_unseen_and_is_read_again(
     export: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(exports, "STEP_OF_THE_CLOCK", 3_000_000_000)
+    monkeypatch.setattr(exports, "TIMESTAMP_STEP", 3_000_000_000)
     assert window(export).fingerprint is None
     extract(export, tables)
     assert not is_known(export, tables)

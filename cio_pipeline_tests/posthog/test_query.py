@@ -17,7 +17,7 @@ import pytest
 from cio_pipeline.posthog import query, reading
 from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.rows import event_frame, rows_in
+from cio_pipeline.posthog.rows import event_frame, parse_rows
 from cio_pipeline.posthog.slices import LARGEST_HASH, Slice, slices
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, without_duplicates
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -67,9 +67,9 @@ def rows(**values: Any) -> pd.DataFrame:
 
 def test_an_answer_that_reports_a_failure_is_not_an_empty_day() -> None:
     body = {"columns": ["event", "events"], "results": [], "error": None}
-    assert rows_in(body, 50_000).row_count == 0
+    assert parse_rows(body, 50_000).row_count == 0
     with pytest.raises(NotExtracted, match="says that its query failed"):
-        rows_in({**body, "error": "Memory limit exceeded, for jane@example.com"}, 50_000)
+        parse_rows({**body, "error": "Memory limit exceeded, for jane@example.com"}, 50_000)
 
 
 def test_an_event_whose_time_cannot_be_read_is_refused_by_r14_and_does_not_stop_its_day() -> None:

@@ -120,7 +120,7 @@ def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> 
         for plain, is_data in ((True, found["is_data"]), (True, False), (False, False)):
             columns = [np.array([column]) for column in (plain, is_data)]
             made = read_event_data(arrays(text), arrays(None), columns[0], columns[1], lambda _: None, Options())
-            assert made.data.to_pylist() == [orjson.dumps(wanted)]
+            assert made.json.to_pylist() == [orjson.dumps(wanted)]
 
 
 @examples(300)

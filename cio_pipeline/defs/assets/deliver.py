@@ -1,4 +1,4 @@
-"""The asset `customerio_delivery`: posts the day's operations, those of customers first, unless the ledger has them already."""
+"""The asset `customerio_delivery`: posts the operations of the day's tables that the ledger does not record as delivered."""
 
 import logging
 from collections.abc import Iterator

@@ -1,5 +1,4 @@
-"""The assets `customers`, `events` and `rejects`: the operations to send, each the JSON of one item of a request, and what is
-not sent and why."""
+"""The assets `customers`, `events` and `rejects`: the JSON of the requests' items, and what is not sent and why."""
 
 import logging
 from collections import Counter

@@ -1,10 +1,10 @@
-"""The columns of an exported Parquet file, of any type, converted to `EVENT_SCHEMA` or refused by name."""
+"""Converts the columns of an exported Parquet file, whatever types they have, to those of `EVENT_SCHEMA`."""
 
 from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -12,16 +12,21 @@ import pyarrow.compute as pc
 from cio_pipeline.posthog.exports.times import FIRST, LAST, time_or_none
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 
-ESSENTIAL = ("uuid", "event", "distinct_id", "timestamp", "properties")
+REQUIRED = ("uuid", "event", "distinct_id", "timestamp", "properties")
 OPTIONAL = ("created_at", "person_properties")
-JSON = ("properties", "person_properties")
-NULL_MEANS = {"uuid": "", "event": "", "distinct_id": "", "properties": "{}", "person_properties": "{}"}
-TIME = EVENT_SCHEMA.field("timestamp").type
+TIME_COLUMNS = ("timestamp", "created_at")
+JSON_COLUMNS = ("properties", "person_properties")
+NULL_TEXTS = {"uuid": "", "event": "", "distinct_id": "", "properties": "{}", "person_properties": "{}"}
+"""What a null in each column of text is read as."""
+
+TIME_TYPE = EVENT_SCHEMA.field("timestamp").type
 MICROSECONDS = {"s": 1_000_000, "ms": 1_000, "us": 1}
+IS_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+IS_TEXT = (pa.types.is_null, pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, *IS_BINARY)
 
 
-class Unreadable(ValueError):
-    """A file that is not what PostHog exports; the message ends the sentence "this file cannot be read: ..."."""
+class UnreadableFile(ValueError):
+    """A file is not as PostHog exports it; the message ends the sentence "this file cannot be read: ..."."""
 
 
 class Column(NamedTuple):
@@ -31,129 +36,126 @@ class Column(NamedTuple):
     type: pa.DataType
 
 
-def columns_of(schema: pa.Schema, needs_person: bool) -> dict[str, Column]:
-    """The file's columns by their names in `EVENT_SCHEMA`, in any order and case. Optional ones may be missing.
+def find_columns(schema: pa.Schema, requires_person_properties: bool) -> dict[str, Column]:
+    """Returns the file's columns, in any order and case, by their names in `EVENT_SCHEMA`. Optional ones may be missing.
 
-    Raises `Unreadable` if a required one is missing, there twice, or of an unknown type.
+    Raises `UnreadableFile` if a column is missing, occurs twice, or is of a type that cannot be converted.
     """
-    by_name = {name: _named(schema, name) for name in (*ESSENTIAL, *OPTIONAL)}
-    needed = (*ESSENTIAL, "person_properties") if needs_person else ESSENTIAL
-    if missing := [name for name in needed if by_name[name] is None]:
-        raise Unreadable(f"it is not an export of events, for it has no column {', '.join(missing)}")
-    columns = {name: column for name, column in by_name.items() if column is not None}
+    found = {name: _find_column(schema, name) for name in (*REQUIRED, *OPTIONAL)}
+    required = (*REQUIRED, "person_properties") if requires_person_properties else REQUIRED
+    if missing := [name for name in required if found[name] is None]:
+        raise UnreadableFile(f"it is not an export of events, as it has no column {', '.join(missing)}")
+    columns = {name: column for name, column in found.items() if column is not None}
     for name, column in columns.items():
-        if not _is_understood(name, _plain_type(column.type)):
-            wanted = "times" if name in ("timestamp", "created_at") else "JSON text" if name in JSON else "text"
-            raise Unreadable(f"its column {column.name} holds {str(column.type)[:60]}, not {wanted}")
+        if not _is_convertible(name, _decoded_type(column.type)):
+            expected = "times" if name in TIME_COLUMNS else "JSON text" if name in JSON_COLUMNS else "text"
+            raise UnreadableFile(f"its column {column.name} holds {str(column.type)[:60]}, not {expected}")
     return columns
 
 
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The column's values as they are stored, of a type that Arrow can filter."""
+def decode_column(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the same values without dictionary, run-end or extension encoding, in a type that Arrow can filter."""
     if pa.types.is_dictionary(column.type):
-        return plain(column.cast(column.type.value_type))
+        return decode_column(column.cast(column.type.value_type))
     if pa.types.is_run_end_encoded(column.type):
-        return plain(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type))
+        return decode_column(pa.chunked_array([pc.run_end_decode(chunk) for chunk in column.chunks], column.type.value_type))
     if isinstance(column.type, pa.BaseExtensionType):
-        return plain(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
+        return decode_column(pa.chunked_array([chunk.storage for chunk in column.chunks], column.type.storage_type))
     is_view = pa.types.is_string_view(column.type) or pa.types.is_binary_view(column.type)
     return column.cast(pa.binary()) if is_view else column
 
 
-def times(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """The times of a plain column in UTC, in microseconds; null if there is none, or one that cannot be read.
+def to_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Returns the times of a decoded column (timestamp[us, UTC]), null if there is none, or one that cannot be read.
 
-    Times without a zone are in UTC. Times beyond the first or last year are in that year.
+    Times without a zone are in UTC. Times outside of the years 1 to 9999 become the first or last one in that range.
     """
     if not pa.types.is_timestamp(column.type):
-        return _parsed(column)
-    numbers, unit = column.cast(pa.int64()), MICROSECONDS.get(column.type.unit)
-    if unit is None:
-        numbers = pc.divide(numbers, 1000)  # nanoseconds: the fraction of a microsecond is cut
-    else:
-        numbers = pc.multiply(_between(numbers, -(-FIRST // unit), LAST // unit), unit)
-    return _between(numbers, FIRST, LAST).cast(TIME)
+        return _parse_times(column)
+    numbers = column.cast(pa.int64())
+    if column.type.unit == "ns":
+        return _clip(pc.divide(numbers, 1000), FIRST, LAST).cast(TIME_TYPE)  # rounded towards zero
+    unit = MICROSECONDS[column.type.unit]
+    return pc.multiply(_clip(numbers, -(-FIRST // unit), LAST // unit), unit).cast(TIME_TYPE)
 
 
-def texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """The texts of a plain column in UTF-8, with nulls as what they mean there; uuids, also as 16 bytes, in lower case."""
-    are_bytes, are_fixed = any(test(column.type) for test in _BINARY), pa.types.is_fixed_size_binary(column.type)
+def to_texts(column: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
+    """Returns the texts of a decoded column (string) without nulls: see `NULL_TEXTS`.
+
+    name: of the column. uuids are in lower case, and may come as 16 bytes.
+    """
+    is_binary, is_fixed_size = any(test(column.type) for test in IS_BINARY), pa.types.is_fixed_size_binary(column.type)
     if pa.types.is_null(column.type) or pa.types.is_integer(column.type):
-        return column.cast(pa.string()).fill_null(NULL_MEANS[name])
+        return column.cast(pa.string()).fill_null(NULL_TEXTS[name])
     column = column.cast(pa.binary())
-    if name == "uuid" and are_bytes and pc.any(pc.equal(pc.binary_length(column), 16)).as_py():
-        return pc.utf8_lower(_converted(column, _uuid_text).fill_null(""))
-    if are_fixed:
-        column = _converted(column, lambda value: value.rstrip(b"\0"), pa.binary())
+    if name == "uuid" and is_binary and pc.any(pc.equal(pc.binary_length(column), 16)).as_py():
+        return pc.utf8_lower(_map(column, _uuid_text, pa.string()).fill_null(""))
+    if is_fixed_size:
+        column = _map(column, lambda value: value.rstrip(b"\0"), pa.binary())
     try:
-        converted = column.cast(pa.string())  # refuses what is no UTF-8
+        texts = column.cast(pa.string())  # raises an error for invalid UTF-8
     except pa.ArrowInvalid:
-        converted = _converted(column, json_text if name in JSON else plain_text)
-    converted = converted.fill_null(NULL_MEANS[name])
-    return pc.utf8_lower(converted) if name == "uuid" else converted
+        texts = _map(column, decode_json if name in JSON_COLUMNS else decode_text, pa.string())
+    texts = texts.fill_null(NULL_TEXTS[name])
+    return pc.utf8_lower(texts) if name == "uuid" else texts
 
 
-def json_text(value: bytes) -> str:
-    """JSON that is not valid UTF-8: an unpaired surrogate is written as its escape, and so are other bytes, so that it is not
-    JSON."""
+def decode_json(value: bytes) -> str:
+    """Returns JSON as text. An unpaired surrogate becomes its JSON escape. Other bytes that are not UTF-8 become `\\x..`, which
+    is not valid JSON."""
     try:
         return value.decode("utf-8", "surrogatepass").encode("utf-8", "backslashreplace").decode()
     except UnicodeDecodeError:
         return value.decode("utf-8", "backslashreplace")
 
 
-def plain_text(value: Any) -> str:
-    """A name or an id, bytes or text, in UTF-8: what is not a character, such as an unpaired surrogate, becomes U+FFFD."""
-    if isinstance(value, bytes):
-        try:
-            value = value.decode("utf-8", "surrogatepass")
-        except UnicodeDecodeError:
-            return value.decode("utf-8", "replace")
-    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def decode_text(value: bytes | str) -> str:
+    """Returns a name or an id as valid text: whatever is not a character, such as an unpaired surrogate, becomes U+FFFD."""
+    try:
+        text = value if isinstance(value, str) else value.decode("utf-8", "surrogatepass")
+    except UnicodeDecodeError as error:
+        return error.object.decode("utf-8", "replace")
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def _named(schema: pa.Schema, name: str) -> Column | None:
-    exactly = [field for field in schema if field.name == name]
-    fields = exactly or [field for field in schema if field.name.lower() == name]
+def _find_column(schema: pa.Schema, name: str) -> Column | None:
+    exact = [field for field in schema if field.name == name]
+    fields = exact or [field for field in schema if field.name.lower() == name]
     if len(fields) > 1:
-        raise Unreadable(f"it has the column {name} {len(fields)} times")
+        raise UnreadableFile(f"it has the column {name} {len(fields)} times")
     return Column(fields[0].name, fields[0].type) if fields else None
 
 
-def _is_understood(name: str, kind: pa.DataType) -> bool:
-    is_text = pa.types.is_null(kind) or any(
-        test(kind) for test in (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view, *_BINARY)
-    )
-    if name in ("timestamp", "created_at"):
-        return is_text or pa.types.is_timestamp(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind)
-    return is_text or (name in ("event", "distinct_id") and pa.types.is_integer(kind))
+def _is_convertible(name: str, decoded: pa.DataType) -> bool:
+    is_text, is_integer = any(test(decoded) for test in IS_TEXT), pa.types.is_integer(decoded)
+    if name in TIME_COLUMNS:
+        return is_text or is_integer or pa.types.is_timestamp(decoded) or pa.types.is_floating(decoded)
+    return is_text or (is_integer and name in ("event", "distinct_id"))
 
 
-_BINARY = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view, pa.types.is_fixed_size_binary)
+def _decoded_type(encoded: pa.DataType) -> pa.DataType:
+    if pa.types.is_dictionary(encoded) or pa.types.is_run_end_encoded(encoded):
+        return _decoded_type(encoded.value_type)
+    return _decoded_type(encoded.storage_type) if isinstance(encoded, pa.BaseExtensionType) else encoded
 
 
 def _uuid_text(value: bytes) -> str:
-    """A uuid as text. 16 bytes are the uuid itself, as no text of one is that short."""
-    return str(uuid.UUID(bytes=value)) if len(value) == 16 else plain_text(value)
+    """A uuid as text. 16 bytes are the uuid itself, since its text is always longer."""
+    return str(uuid.UUID(bytes=value)) if len(value) == 16 else decode_text(value)
 
 
-def _plain_type(kind: pa.DataType) -> pa.DataType:
-    if pa.types.is_dictionary(kind) or pa.types.is_run_end_encoded(kind):
-        return _plain_type(kind.value_type)
-    return _plain_type(kind.storage_type) if isinstance(kind, pa.BaseExtensionType) else kind
-
-
-def _between(numbers: pa.ChunkedArray, first: int, last: int) -> pa.ChunkedArray:
+def _clip(numbers: pa.ChunkedArray, first: int, last: int) -> pa.ChunkedArray:
     return pc.min_element_wise(pc.max_element_wise(numbers, first, skip_nulls=False), last, skip_nulls=False)
 
 
-def _parsed(column: pa.ChunkedArray) -> pa.ChunkedArray:
+def _parse_times(column: pa.ChunkedArray) -> pa.ChunkedArray:
     values = (value.decode("utf-8", "replace") if isinstance(value, bytes) else value for value in column.to_pylist())
-    found = (time_or_none(value) for value in values)
-    numbers = [None if at is None else min(max(at, FIRST), LAST) for at in found]
-    return pa.chunked_array([pa.array(numbers, pa.int64()).cast(TIME)])
+    times = (time_or_none(value) for value in values)
+    clipped = [None if time is None else min(max(time, FIRST), LAST) for time in times]
+    return pa.chunked_array([pa.array(clipped, pa.int64()).cast(TIME_TYPE)])
 
 
-def _converted(column: pa.ChunkedArray, convert: Callable[[bytes], Any], kind: pa.DataType | None = None) -> pa.ChunkedArray:
-    values = (None if value is None else convert(value) for value in column.to_pylist())
-    return pa.chunked_array([pa.array(values, kind or pa.string())])
+def _map(column: pa.ChunkedArray, function: Callable[[bytes], bytes | str], result: pa.DataType) -> pa.ChunkedArray:
+    """The function's results (of the type `result`) for the values that are not null."""
+    values = (None if value is None else function(value) for value in column.to_pylist())
+    return pa.chunked_array([pa.array(values, result)])

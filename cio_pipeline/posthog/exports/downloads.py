@@ -6,45 +6,30 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
 from urllib.parse import quote, urljoin
 
 import pyarrow.parquet as pq
 import requests
 
 from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
-from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Answer, Api, error_for
+from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Api, error_for
+from cio_pipeline.posthog.exports.answers import Export, NotFound, export_error_for
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.temporary_files import no_space
 
 TRIES = 5
 PAUSE_SECONDS = 5.0
 LIMITS = Limits(max_bytes=4 << 30, seconds=3600.0, timeout=TIMEOUT_SECONDS)
-"""The limits of a download. The exports are requested with files of 100 MB."""
+"""The limits of a download. Exports are requested with files of at most 100 MB."""
 
 GONE = frozenset({403, 404, 410})
 """The store's statuses for a file that was removed: Amazon's answers 403 to those who may not list its files."""
 
-NO_EXPORT = "PostHog's answer is not an export: is POSTHOG_HOST the address of PostHog itself?"
 STORE = "The store of PostHog's exports"
 
 
-class Export(NamedTuple):
-    """A requested export as PostHog last described it. files, records: None if PostHog did not say which, or how many."""
-
-    path: str
-    status: str
-    files: list[str] | None
-    records: int | None
-    error: str
-
-
-class NotFound(NotExtracted):
-    """PostHog knows no such export or file."""
-
-
-class _Incomplete(Exception):
-    """A try brought no complete file; the message says why."""
+class _IncompleteDownload(Exception):
+    """A try did not give a complete file; the message says why."""
 
 
 class Downloads:
@@ -58,7 +43,7 @@ class Downloads:
     def download(self, export: Export, file: str, into: Path) -> int:
         """Writes the Parquet file, and returns its number of rows. If a link has expired or is broken, requests another one.
 
-        Raises `NotExtracted` if several tries bring no complete file, or it cannot be written, and what `Api.ask` raises after
+        Raises `NotExtracted` if several tries give no complete file, or it cannot be written, and what `Api.ask` raises after
         its own tries.
         """
         why = ""
@@ -66,35 +51,35 @@ class Downloads:
             pause_before(attempt)
             try:
                 link = self._link(export, file)
-                with _writing():
+                with _explaining_write_errors():
                     self._fetch(link, into)
-                return _rows(into)
-            except _Incomplete as broken:
-                why = str(broken).removesuffix(".")
+                return _count_rows(into)
+            except _IncompleteDownload as error:
+                why = str(error).removesuffix(".")
         raise NotExtracted(f"A file of PostHog's export could not be downloaded in {TRIES} tries ({why}).")
 
     def _link(self, export: Export, file: str) -> str:
         """The URL of the file, which is valid for a while."""
         answer = self._api.ask("GET", f"{export.path}/download/{quote(file, safe='')}")
         if answer.status == 400:  # "still in progress", although PostHog has said that it is completed
-            raise _Incomplete(str(error_for(answer)))
+            raise _IncompleteDownload(str(error_for(answer)))
         location = answer.response.headers.get("Location")
         if not 300 <= answer.status < 400 or not location:
             raise export_error_for(answer)
         try:
             return urljoin(answer.response.url, location)
         except ValueError:
-            raise _Incomplete("PostHog's link to it is not an address") from None
+            raise _IncompleteDownload("PostHog's link to it is not an address") from None
 
     def _fetch(self, link: str, into: Path) -> None:
         """Downloads the file. The link leads to another service, so neither the key nor our headers are sent."""
         try:
             with into.open("wb") as file:
                 answer = send(self._store, "GET", link, service=STORE, retry=RetryPolicy(tries=1), limits=LIMITS, into=file)
-        except Unavailable as broken:
-            raise _Incomplete(str(broken)) from None
+        except Unavailable as error:
+            raise _IncompleteDownload(str(error)) from None
         if answer.status_code != 200:
-            raise _Incomplete(f"its link answered {answer.status_code}")
+            raise _IncompleteDownload(f"its link answered {answer.status_code}")
 
     def is_gone(self, export: Export, file: str) -> bool:
         """True if PostHog or its store says that the file no longer exists. Any other failure may be transient."""
@@ -104,38 +89,28 @@ class Downloads:
                 return answer.status_code in GONE
         except NotFound:
             return True
-        except (_Incomplete, requests.RequestException, ValueError):
+        except (_IncompleteDownload, requests.RequestException, ValueError):
             return False
 
 
-def _rows(file: Path) -> int:
-    """Counts the rows of a Parquet file. Raises `_Incomplete`."""
+def _count_rows(file: Path) -> int:
+    """Counts the rows of a Parquet file. Raises `_IncompleteDownload`."""
     try:
         with pq.ParquetFile(file) as parquet:
             return int(parquet.metadata.num_rows)
-    except (ValueError, OSError) as broken:  # raised by Arrow if the file is not Parquet, or cut short
+    except (ValueError, OSError) as error:  # raised by Arrow if the file is not Parquet, or cut short
         size = f"{file.stat().st_size:,}" if file.exists() else "no"
-        raise _Incomplete(f"it is not a complete Parquet file: {size} bytes, {type(broken).__name__}") from None
+        raise _IncompleteDownload(f"it is not a complete Parquet file: {size} bytes, {type(error).__name__}") from None
 
 
 @contextmanager
-def _writing() -> Iterator[None]:
+def _explaining_write_errors() -> Iterator[None]:
     """Raises `NotExtracted` if the file cannot be written. No other error of a download is an `OSError`."""
     try:
         yield
     except OSError as error:
         sentence = f"A file of PostHog's export cannot be written: {error.strerror}."
         raise NotExtracted(no_space(error) or sentence) from None
-
-
-def export_error_for(answer: Answer) -> NotExtracted:
-    """Returns the error for an unexpected answer: it names the setting to correct."""
-    if answer.status == 403:
-        needed = "the scope Batch Export Write, or access to POSTHOG_PROJECT_ID"
-        return NotExtracted(f"POSTHOG_PERSONAL_API_KEY lacks {needed} (403).")
-    if answer.status == 404:
-        return NotFound("POSTHOG_PROJECT_ID is not found at POSTHOG_HOST, or this PostHog has no file downloads (404).")
-    return NotExtracted(NO_EXPORT) if answer.status < 400 else error_for(answer)
 
 
 def pause_before(attempt: int) -> None:

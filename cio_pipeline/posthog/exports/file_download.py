@@ -1,8 +1,8 @@
 """Events from PostHog Cloud's on-demand exports (`file_download_batch_exports`).
 
-PostHog selects events by when they landed, whereas a day is a day of event time. So the export is requested from one day before
-the day, as clocks may be fast, to `late_days` after it, as far as that is past. PostHog bills exported rows, so a finished
-export is used again.
+A day consists of events that happened on it, whereas PostHog selects events by when they landed. So the export is requested
+from one day before the day, as clocks may be fast, to `late_days` after it, as far as that is past. PostHog bills exported
+rows, so a completed export is used again.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import pyarrow as pa
 from upath import UPath
 
 from cio_pipeline.posthog.client import Api
-from cio_pipeline.posthog.exports.downloads import export_error_for
-from cio_pipeline.posthog.exports.intervals import PATH, FileExports
-from cio_pipeline.posthog.exports.rows import Unreadable, Wanted, read_parquet, window_of
+from cio_pipeline.posthog.exports.answers import export_error_for
+from cio_pipeline.posthog.exports.columns import UnreadableFile
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.event_stream import event_stream
+from cio_pipeline.posthog.exports.file_exports import PATH, FileExports
+from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EventStream, NotExtracted, NothingSoFar
 from cio_pipeline.rules.dropped_set import AttributesFrom
-from cio_pipeline.storage_errors import cause
+from cio_pipeline.storage_errors import explain
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 logger = logging.getLogger(__name__)
@@ -33,8 +36,8 @@ EARLY = timedelta(days=1)
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future by its own clock."""
 
-STORED = "file_downloads"
-"""The folder in CIO_DATA_DIR with the ids of requested exports."""
+FOLDER = "file_downloads"
+"""The folder in CIO_DATA_DIR with the paths of requested exports in PostHog's API."""
 
 
 class FileDownloadSource:
@@ -52,7 +55,7 @@ class FileDownloadSource:
     ) -> None:
         self._api = Api(url, project_id, api_key)
         self._queries = QuerySource(url, project_id, api_key, allowlist, attributes_from)
-        self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / STORED if data_dir else None)
+        self._exports = FileExports(self._api, f"{url} {project_id}", UPath(data_dir) / FOLDER if data_dir else None)
         self._late, self._allowlist, self._attributes_from = timedelta(days=late_days), allowlist, attributes_from
 
     def check(self) -> None:
@@ -72,32 +75,32 @@ class FileDownloadSource:
         return self._queries.history(before)
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
-        """Raises `NothingSoFar`: each time, PostHog would bill everything that has landed since a day before."""
+        """Raises `NothingSoFar`: each time, PostHog would bill everything that has landed since the day before."""
         raise NothingSoFar(
             f"PostHog bills each export of a file_download, so none is requested for {start:%Y-%m-%d}, which is not over:"
             " for today's events use CIO_EVENT_SOURCE=query, or an hourly batch export."
         )
 
     def events(self, start: datetime, end: datetime) -> EventStream:
-        """Returns the events of a time window, all of which are downloaded and read by then. Raises `NotExtracted`."""
+        """Returns the events of a time window, whose files are downloaded as its frames are consumed. Raises `NotExtracted`."""
         now = datetime.now(UTC).replace(microsecond=0) - CLOCKS_DIFFER
         if now < end:
             raise NotExtracted(f"{start:%Y-%m-%d} is not over yet: PostHog exports only what is past.")
-        wanted = Wanted(start, end, self._allowlist, self._attributes_from)
+        event_filter = EventFilter(start, end, self._allowlist, self._attributes_from)
         weeks = _weeks(start - EARLY, min(end + self._late, now))
-        return window_of(table for first, last in weeks for table in self._exported(first, last, wanted))
+        return event_stream(table for first, last in weeks for table in self._exported(first, last, event_filter))
 
-    def _exported(self, first: datetime, last: datetime, wanted: Wanted) -> Iterator[pa.Table]:
-        """Returns the wanted events of an export. Raises `NotExtracted` unless its files have as many rows as PostHog says."""
-        export = self._exports.finished(first, last)
+    def _exported(self, first: datetime, last: datetime, event_filter: EventFilter) -> Iterator[pa.Table]:
+        """The events of an export. Raises `NotExtracted` if its files have fewer rows than PostHog says."""
+        export = self._exports.completed(first, last)
         files, rows, known = list(export.files or []), 0, set(export.files or [])
         while files:
             file = files.pop(0)
             with spill_folder() as spill:
                 rows += self._exports.downloads.download(export, file, spill / "export.parquet")
-                yield from _events_in(str(spill / "export.parquet"), file, wanted)
+                yield from _read(str(spill / "export.parquet"), file, event_filter)
             logger.info(
-                "%s: %d of %d files of PostHog's export read.", wanted.start.date(), len(known) - len(files), len(known)
+                "%s: %d of %d files of PostHog's export read.", event_filter.start.date(), len(known) - len(files), len(known)
             )
             if not files and export.records is not None and rows < export.records:
                 files = self._exports.more_files(export, known)
@@ -108,13 +111,13 @@ class FileDownloadSource:
             )
 
 
-def _events_in(path: str, file: str, wanted: Wanted) -> Iterator[pa.Table]:
+def _read(path: str, file: str, event_filter: EventFilter) -> Iterator[pa.Table]:
     try:
-        yield from read_parquet(path, wanted)
-    except Unreadable as wrong:
-        raise NotExtracted(f"The file {file[:50]} of PostHog's export cannot be read: {wrong}.") from None
-    except (pa.ArrowException, OSError) as wrong:
-        sentence = no_space(wrong) or f"The file {file[:50]} of PostHog's export cannot be read: {cause(wrong)}."
+        yield from read_parquet(path, event_filter)
+    except UnreadableFile as error:
+        raise NotExtracted(f"The file {file[:50]} of PostHog's export cannot be read: {error}.") from None
+    except (pa.ArrowException, OSError) as error:
+        sentence = no_space(error) or f"The file {file[:50]} of PostHog's export cannot be read: {explain(error)}."
         raise NotExtracted(sentence) from None
 
 

@@ -1,7 +1,8 @@
-"""Parses the names of a batch export's files, which PostHog makes in `get_s3_key`, and browsers and copying may change.
+"""Parses the names of a batch export's files.
 
-A file is named `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]`, and `{start}-{end}_manifest.json` names the parts of
-an interval. When saved or copied, a name may get `_` or `%3A` for the colons, ` (1)` at its end, or a suffix in capitals.
+PostHog names them `{start}-{end}[-{part}].{parquet|jsonl}[.{compression}]` (in `get_s3_key`), and lists the parts of an
+interval in `{start}-{end}_manifest.json`. Saving or copying a file may change its name: `_` or `%3A` for the colons, ` (1)` at
+the end, or an extension in capitals.
 """
 
 from __future__ import annotations
@@ -33,23 +34,24 @@ REST = re.compile(
 )
 MANIFEST = re.compile(rf"_manifest{COPY}\.json{COPY}", re.IGNORECASE)
 SIDECAR = re.compile(r"\.(?:crc|md5|sha\d*|asc|sig|etag)$", re.IGNORECASE)
-"""Files that accompany another one and hold no events."""
+"""Files that accompany another file and contain no events."""
 
 TEMPORARY = re.compile(
     r"^[.~]|~$|\.(?:tmp|temp|part|partial|crdownload|download|opdownload|filepart|gstmp|swp|inprogress|uploading)\b"
     r"|\.(?:parquet|jsonl)(?:\.\w+)?\.[0-9a-z]{6,8}$",
     re.IGNORECASE,
 )
-"""How browsers and copying tools name unfinished files."""
+"""How browsers and copying tools name files that they are still writing."""
 
 DAYS = re.compile(rf"{DATE}.*?{DATE}")
 DATA = re.compile(r"\.(?:parquet|jsonl|ndjson|json|csv|tsv|avro|orc|arrow)\b", re.IGNORECASE)
 
 
-class Named(NamedTuple):
-    """A parsed name: when the file's events landed, `start` <= landed < `end`, and which file of that interval it is.
+class FileName(NamedTuple):
+    """A parsed name, which says that the file's events landed in `start` <= time < `end`.
 
-    part: its number; kind: `parquet`, `jsonl`, `manifest`, or `other` for an unknown name; ending: as in `_ending`.
+    part: its number, if it is one of several files; kind: `parquet`, `jsonl`, `manifest`, or `other` for an unknown name;
+    codec: of JSONLines, as Arrow names it; extension: such as `.parquet.zst`, the same for all files of one export.
     """
 
     start: datetime
@@ -57,66 +59,67 @@ class Named(NamedTuple):
     part: int | None
     kind: str
     codec: str | None
-    ending: str
+    extension: str
 
 
 @lru_cache(1 << 15)
-def named(path: str) -> Named | None:
-    """Parses a file's name. Returns None if it has no interval, or the file holds no events."""
+def parse_name(path: str) -> FileName | None:
+    """Parses a file's name. Returns None if there is no interval in it, or if the file cannot contain events."""
     name = unquote(PurePosixPath(path).name)
     if SIDECAR.search(name):
         return None
     interval = INTERVAL.search(name)
-    start, end = (_time(interval["start"]), _time(interval["end"])) if interval else (None, None)
+    start, end = (_parse_time(interval["start"]), _parse_time(interval["end"])) if interval else (None, None)
     if interval is None or start is None or end is None:
-        return _between_dates(name)
-    rest = name[interval.end() :]
-    file, begins = REST.fullmatch(rest), interval.start() == 0 or name[: interval.start()].lower() == "copy of "
-    if MANIFEST.fullmatch(rest) and begins:
-        return Named(start, end, None, "manifest", None, "")
-    if file is None or not begins:
-        return Named(start, end, None, "other", None, rest)
+        return _parse_two_dates(name)
+    before, rest = name[: interval.start()], name[interval.end() :]
+    file, is_at_start = REST.fullmatch(rest), before.lower() in ("", "copy of ")
+    if MANIFEST.fullmatch(rest) and is_at_start:
+        return FileName(start, end, None, "manifest", None, "")
+    if file is None or not is_at_start:
+        return FileName(start, end, None, "other", None, rest)
     part, codec = file["part"], file["codec"]
     kind = "parquet" if ".parquet" in rest.lower() else "jsonl"
-    return Named(start, end, int(part) if part else None, kind, CODECS[codec.lower()] if codec else None, _ending(rest))
+    return FileName(start, end, int(part) if part else None, kind, CODECS[codec.lower()] if codec else None, _extension(rest))
 
 
 def looks_like_data(path: str) -> bool:
-    """True if a file without an interval in its name may hold events nevertheless."""
+    """True if a file without an interval in its name may still contain events."""
     return DATA.search(PurePosixPath(path).name) is not None and SIDECAR.search(path) is None
 
 
-def _ending(rest: str) -> str:
-    """The ending without the part's number and the mark of a copy: the files of one export share it."""
-    return re.sub(COPY + "$", "", rest[rest.index(".") :].lower())
-
-
 def is_temporary(path: str) -> bool:
-    """True if an unknown name is that of a file that is still being written."""
+    """True if an unknown name looks like that of a file that is still being written."""
     return TEMPORARY.search(PurePosixPath(path).name) is not None
 
 
-def _between_dates(name: str) -> Named | None:
-    """An `other` name, if two dates in it are an interval that PostHog did not write, and the file may hold events."""
+def _extension(rest: str) -> str:
+    """The extension in lower case, without the part's number and without what copying has added."""
+    return re.sub(COPY + "$", "", rest[rest.index(".") :].lower())
+
+
+def _parse_two_dates(name: str) -> FileName | None:
+    """A name of kind `other` if it has two dates, in any form, and the file may contain events."""
     days = DAYS.search(name) if DATA.search(name) else None
     if days is None:
         return None
     try:
-        first, last = (_utc(*map(int, days.groups()[at : at + 3])) for at in (0, 3))
-        return Named(first - DAY, last + 2 * DAY, None, "other", None, name)
+        first, last = (_utc(*map(int, days.groups()[index : index + 3])) for index in (0, 3))
+        return FileName(first - DAY, last + 2 * DAY, None, "other", None, name)
     except (ValueError, OverflowError):
         return None
 
 
-def _time(text: str) -> datetime | None:
+def _parse_time(text: str) -> datetime | None:
+    """The time in UTC; 1970 for `None`, which PostHog writes for an export of everything up to its end."""
     match = MOMENT.fullmatch(text)
     if match is None:
         return EPOCH
     *numbers, fraction, sign, hours, minutes = match.groups()
     offset = timedelta(hours=int(hours or 0), minutes=int(minutes or 0))
     try:
-        at = _utc(*map(int, (*numbers, f"{fraction or 0:0<6}")))
-        return at + offset if sign == "-" else at - offset
+        local = _utc(*map(int, (*numbers, f"{fraction or 0:0<6}")))
+        return local + offset if sign == "-" else local - offset
     except (ValueError, OverflowError):
         return None
 

@@ -1,4 +1,4 @@
-"""Parses the times in exported files: ISO 8601 text in any of its usual forms, or a number since 1970."""
+"""Parses the times in exported files: text in the usual formats of ISO 8601, or a number since 1970."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ ISO = re.compile(
             (?: \x20? (?: Z | z | UTC | (?P<sign>[+-]) (?P<hours>\d\d) (?: :? (?P<minutes>\d\d) )? ) )? )?""",
     re.ASCII | re.VERBOSE,
 )
-USUAL = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)", re.ASCII)
-"""The form in most files, which Python can parse."""
+COMMON = re.compile(r"\d{4}-\d\d-\d\d[T ](?:[01]\d|2[0-3]):\d\d:\d\d(?:\.\d{6})?(?:Z|\+00:00)", re.ASCII)
+"""The format in most files, which Python can parse."""
 
 NUMBER = re.compile(r"-?\d{9,20}(?:\.\d+)?", re.ASCII)
 MICROSECOND = timedelta(microseconds=1)
 
 UNITS = ((10**11, 1_000_000), (10**14, 1_000), (10**17, 1))
-"""A number below the first is in units of this many microseconds (s, ms, us); a larger one is in nanoseconds."""
+"""A number below the first value is in units of the second, in microseconds: s, ms, us. A larger one is in nanoseconds."""
 
 FIRST = (datetime(1, 1, 2, tzinfo=UTC) - EPOCH) // MICROSECOND
 LAST = (datetime(9999, 12, 30, tzinfo=UTC) - EPOCH) // MICROSECOND
-"""The range of a `datetime` in any zone, in microseconds."""
+"""The times, in microseconds since 1970, that a `datetime` can represent in any zone."""
 
 
 def microseconds(value: Any) -> int:
-    """Returns whole microseconds since 1970, UTC. Text without a zone is in UTC. Raises `ValueError` if it is not a time."""
+    """Returns whole microseconds since 1970. Text without a zone is in UTC. Raises `ValueError` if the value is not a time."""
     if isinstance(value, str):
         text = value.strip()
-        return _of_number(Decimal(text)) if NUMBER.fullmatch(text) else _of_text(text)
+        return _from_number(Decimal(text)) if NUMBER.fullmatch(text) else _from_text(text)
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _of_number(Decimal(str(value)))
+        return _from_number(Decimal(str(value)))
     raise ValueError("not a time")
 
 
@@ -48,12 +48,12 @@ def time_or_none(value: Any) -> int | None:
         return None
 
 
-def moment(microseconds: int) -> datetime:
+def to_datetime(microseconds: int) -> datetime:
     """Returns the time as a `datetime` in UTC, or the first or last possible one if it is out of range."""
     return EPOCH + MICROSECOND * min(max(microseconds, FIRST), LAST)
 
 
-def _of_number(number: Decimal) -> int:
+def _from_number(number: Decimal) -> int:
     if not number.is_finite():
         raise ValueError("not a time")
     for below, unit in UNITS:
@@ -62,8 +62,8 @@ def _of_number(number: Decimal) -> int:
     return int(number // 1000)
 
 
-def _of_text(text: str) -> int:
-    if USUAL.fullmatch(text):
+def _from_text(text: str) -> int:
+    if COMMON.fullmatch(text):
         return (datetime.fromisoformat(text) - EPOCH) // MICROSECOND
     match = ISO.fullmatch(text)
     if match is None:
@@ -71,6 +71,6 @@ def _of_text(text: str) -> int:
     year, month, day, hour, minute, second, hours, minutes = (
         int(match[part] or 0) for part in ("year", "month", "day", "hour", "minute", "second", "hours", "minutes")
     )
-    at = (datetime(year, month, day, hour, minute, second, tzinfo=UTC) - EPOCH) // MICROSECOND
+    local = (datetime(year, month, day, hour, minute, second, tzinfo=UTC) - EPOCH) // MICROSECOND
     offset = timedelta(hours=hours, minutes=minutes) // MICROSECOND
-    return at + int(f"{match['fraction'] or 0:0<6}"[:6]) - (-offset if match["sign"] == "-" else offset)
+    return local + int(f"{match['fraction'] or 0:0<6}"[:6]) - (-offset if match["sign"] == "-" else offset)

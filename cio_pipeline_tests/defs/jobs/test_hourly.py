@@ -244,8 +244,8 @@ def test_the_bound_on_new_customers_holds_for_the_runs_of_a_day_together(
 
 
 def test_a_lost_ledger_stops_it(services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cio_pipeline.customerio.plan.TRIGGER_SECONDS", 10**9)
-    monkeypatch.setattr("cio_pipeline.customerio.forecast.TRIGGER_SECONDS", 10**9)
+    monkeypatch.setattr("cio_pipeline.customerio.plan.CAMPAIGN_WINDOW_SECONDS", 10**9)
+    monkeypatch.setattr("cio_pipeline.customerio.forecast.CAMPAIGN_WINDOW_SECONDS", 10**9)
     services.happens(visit(1, "jane", "10:00"), visit(2, "joe", "10:00", day=BEFORE))
     nightly(instance, BEFORE)
     run(instance)

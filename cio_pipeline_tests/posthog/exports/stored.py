@@ -1,4 +1,4 @@
-"""An event as PostHog stores it, of which the exports' tests make files."""
+"""Events as PostHog stores them, from which the tests make exported files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def stored(number: int, at: str = "2024-05-01T10:00:00Z", landed: str | None = None, **more: Any) -> dict[str, Any]:
-    """The event with this number; `landed` is when PostHog ingested it, `more` are fields instead of the usual ones."""
+    """Returns the event with this number. landed: when PostHog ingested it; more: fields that replace the usual ones."""
     return {
         "uuid": f"018f3173-7000-7421-831e-{number:012x}",
         "event": "order",

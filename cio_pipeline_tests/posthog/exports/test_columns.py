@@ -1,4 +1,4 @@
-"""Parquet columns of every type that writes the same events give the same events; others are refused by file and column."""
+"""Parquet columns of any type that can represent an event are read; for others, the error names the file and the column."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline_tests.posthog.exports.stored import stored
@@ -69,7 +70,7 @@ UUID_COLUMNS = {
 
 
 @pytest.mark.parametrize("kind", UUID_COLUMNS)
-def test_uuids_of_every_type_are_the_same(tmp_path: Path, kind: str) -> None:
+def test_uuids_of_every_type_are_read_the_same(tmp_path: Path, kind: str) -> None:
     assert read(tmp_path, table(uuid=UUID_COLUMNS[kind]))["uuid"].to_pylist() == [str(value) for value in UUIDS]
 
 
@@ -86,7 +87,7 @@ def test_uuids_of_every_type_are_the_same(tmp_path: Path, kind: str) -> None:
     ],
     ids=str,
 )
-def test_text_of_every_type_is_the_same(tmp_path: Path, name: str, kind: pa.DataType) -> None:
+def test_text_of_every_type_is_read_the_same(tmp_path: Path, name: str, kind: pa.DataType) -> None:
     given = {"event": TEXTS, "distinct_id": ["a", "b", "Łódź"], "properties": PROPERTIES}[name]
     plain = pa.array([text.encode() for text in given] if "binary" in str(kind) else given)
     column = plain.dictionary_encode() if pa.types.is_dictionary(kind) else plain.cast(kind)
@@ -105,7 +106,7 @@ def test_text_of_every_type_is_the_same(tmp_path: Path, name: str, kind: pa.Data
         ("properties", pa.array([b"{}", b'{"a":"\xed\xa0\x80"}', b'{"a":"\xff"}']), ["{}", '{"a":"\\ud800"}', '{"a":"\\xff"}']),
     ],
 )
-def test_odd_texts_are_read_for_what_they_are(tmp_path: Path, name: str, column: pa.Array, texts: list[str]) -> None:
+def test_unusual_texts_are_converted(tmp_path: Path, name: str, column: pa.Array, texts: list[str]) -> None:
     assert read(tmp_path, table(**{name: column}))[name].to_pylist() == texts
 
 
@@ -135,13 +136,13 @@ TIME_COLUMNS = {
 
 @pytest.mark.parametrize("kind", TIME_COLUMNS)
 @pytest.mark.parametrize("name", ["timestamp", "created_at"])
-def test_times_of_every_type_are_the_same(tmp_path: Path, kind: str, name: str) -> None:
+def test_times_of_every_type_are_read_the_same(tmp_path: Path, kind: str, name: str) -> None:
     whole = kind in ("naive s", "seconds")
     expected = [time.replace(microsecond=0) if whole else time for time in TIMES]
     assert read(tmp_path, table(**{name: TIME_COLUMNS[kind]}))[name].to_pylist() == expected
 
 
-def test_columns_have_any_order_case_and_company(tmp_path: Path) -> None:
+def test_columns_may_be_in_any_order_and_case_and_among_others(tmp_path: Path) -> None:
     rows = table()
     rows = pa.table({name.upper() if name != "event" else "Event": rows[name] for name in reversed(rows.column_names)})
     rows = rows.append_column("elements", pa.array([[{"tag": "a"}]] * 3)).append_column("team_id", pa.array([1, 1, 1]))
@@ -149,7 +150,7 @@ def test_columns_have_any_order_case_and_company(tmp_path: Path) -> None:
     assert [found[name].to_pylist() for name in ("event", "timestamp", "properties")] == [TEXTS, TIMES, PROPERTIES]
 
 
-def test_an_exact_name_counts_before_one_in_another_case(tmp_path: Path) -> None:
+def test_a_column_with_the_exact_name_is_preferred_to_one_in_another_case(tmp_path: Path) -> None:
     assert read(tmp_path, table().append_column("EVENT", pa.array(["x", "y", "z"])))["event"].to_pylist() == TEXTS
 
 
@@ -167,16 +168,16 @@ def test_an_exact_name_counts_before_one_in_another_case(tmp_path: Path) -> None
         ("timestamp", pa.array([date(2024, 5, 1)] * 3), "its column timestamp holds date32[day], not times"),
     ],
 )
-def test_a_column_that_is_not_understood_is_refused_by_file_and_name(
+def test_the_error_names_file_and_column_if_a_type_cannot_be_converted(
     tmp_path: Path, name: str, column: pa.Array, names: str
 ) -> None:
-    with pytest.raises(NotExtracted) as refused:
+    with pytest.raises(NotExtracted) as error:
         read(tmp_path, table(**{name: column}))
-    assert str(refused.value).startswith(f"{FILE} cannot be read: ")
-    assert names in str(refused.value)
+    assert str(error.value).startswith(f"{FILE} cannot be read: ")
+    assert names in str(error.value)
 
 
-def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
+def test_a_column_that_occurs_twice_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(NotExtracted, match="has the column event 2 times"):
         read(tmp_path, table().append_column("event", pa.array(TEXTS)))
 
@@ -191,12 +192,12 @@ def test_a_column_that_is_there_twice_is_refused(tmp_path: Path) -> None:
         ("timestamp", pa.nulls(3, pa.timestamp("us", "UTC"))),
     ],
 )
-def test_a_day_whose_events_all_have_no_uuid_or_time_is_refused(tmp_path: Path, name: str, column: pa.Array) -> None:
+def test_a_day_without_any_valid_uuid_or_time_is_an_error(tmp_path: Path, name: str, column: pa.Array) -> None:
     with pytest.raises(NotExtracted, match="None of 3 events in the export's files has a uuid and a time"):
         read(tmp_path, table(**{name: column}))
 
 
-def test_one_time_that_cannot_be_read_stops_no_others(tmp_path: Path) -> None:
+def test_an_unreadable_time_does_not_affect_other_events(tmp_path: Path) -> None:
     for name in ("timestamp", "created_at"):
         found = read(tmp_path, table(**{name: pa.array([str(TIMES[0]), "soon", str(TIMES[2])])}))
         assert found["timestamp"].to_pylist()[::2] == [TIMES[0], TIMES[2]]
@@ -204,17 +205,17 @@ def test_one_time_that_cannot_be_read_stops_no_others(tmp_path: Path) -> None:
     assert read(tmp_path, table(timestamp=beyond))["timestamp"].to_pylist() == TIMES[:1]
 
 
-def test_a_uuid_of_another_length_stops_no_others(tmp_path: Path) -> None:
+def test_a_uuid_of_unusual_length_does_not_affect_other_events(tmp_path: Path) -> None:
     values = pa.array([UUIDS[0].bytes, b"x" * 45, UUIDS[2].bytes], pa.binary())
     assert read(tmp_path, table(uuid=values))["uuid"].to_pylist() == [str(UUIDS[0]), "x" * 45, str(UUIDS[2])]
 
 
-def test_one_event_without_a_uuid_is_passed_on_beside_others(tmp_path: Path) -> None:
+def test_an_event_without_a_uuid_is_kept_if_others_have_one_or_if_it_is_the_only_event(tmp_path: Path) -> None:
     assert read(tmp_path, table(uuid=["a", str(UUIDS[1]), None]))["uuid"].to_pylist() == ["a", str(UUIDS[1]), ""]
     assert read(tmp_path, table(uuid=["A"] * 3).slice(0, 1))["uuid"].to_pylist() == ["a"]
 
 
-def test_years_that_python_does_not_know_are_other_days(tmp_path: Path) -> None:
+def test_times_that_python_cannot_represent_are_on_other_days(tmp_path: Path) -> None:
     times = pa.array([2**62, -(2**62), MOMENTS[2]], pa.int64()).cast(pa.timestamp("us", "UTC"))
     found = read(tmp_path, table(timestamp=times, created_at=times.take(pa.array([2, 2, 0]))))
     assert found["timestamp"].to_pylist() == [TIMES[2]]
@@ -226,7 +227,7 @@ def test_an_event_without_created_at_counts_as_ingested_when_it_happened(tmp_pat
     assert read(tmp_path, table().drop_columns(["created_at"]))["created_at"].to_pylist() == TIMES
 
 
-def test_the_persons_properties_are_read_where_they_are_there_and_needed_only_with_person(tmp_path: Path) -> None:
+def test_person_properties_are_optional_unless_attributes_from_is_person(tmp_path: Path) -> None:
     person = pa.array(['{"email":"p@example.com"}', None, "{}"])
     assert read(tmp_path, table(), attributes_from="auto")["person_properties"].to_pylist() == [None] * 3
     for attributes_from, expected in (("set", [None] * 3), ("auto", person.fill_null("{}").to_pylist())):
@@ -237,18 +238,20 @@ def test_the_persons_properties_are_read_where_they_are_there_and_needed_only_wi
 
 
 @pytest.mark.parametrize(("attributes_from", "kept"), [("set", [0, 1]), ("person", [0]), ("auto", [0, 1])])
-def test_what_may_teach_an_email_is_given_off_the_allowlist(tmp_path: Path, attributes_from: str, kept: list[int]) -> None:
+def test_events_that_may_have_an_email_are_read_even_if_they_are_not_on_the_allowlist(
+    tmp_path: Path, attributes_from: str, kept: list[int]
+) -> None:
     person = pa.array(['{"email":"p@example.com"}', "{}", None])
     found = read(tmp_path, table(person_properties=person), attributes_from=attributes_from, allowlist=("other",))
     assert [json.loads(text)["n"] for text in found["properties"].to_pylist()] == kept
 
 
-def test_a_name_in_escapes_may_teach_an_email_too(tmp_path: Path) -> None:
+def test_an_email_is_found_even_if_its_name_is_escaped(tmp_path: Path) -> None:
     found = read(tmp_path, table(properties=['{"$set":{"\\u0065mail":"a@example.com"}}', "{}", "{}"]), allowlist=("other",))
     assert found["distinct_id"].to_pylist() == ["a"]
 
 
-def test_what_duckdb_writes_is_read(tmp_path: Path) -> None:
+def test_a_file_written_by_duckdb_is_read(tmp_path: Path) -> None:
     query = f"""
         COPY (
             SELECT uuid::UUID AS uuid, event::ENUM('order', 'sign up') AS event, distinct_id, properties::JSON AS properties,
@@ -271,11 +274,11 @@ def test_what_duckdb_writes_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("days_ago", "attributes_from", "read"), [(10, "auto", False), (70, "auto", True), (10, "person", True), (70, "set", False)]
 )
-def test_r20_the_persons_properties_are_read_where_they_may_be_taken(
+def test_r20_person_properties_are_read_only_if_they_may_be_used(
     tmp_path: Path, days_ago: int, attributes_from: AttributesFrom, read: bool
 ) -> None:
     at = datetime.now(UTC).replace(microsecond=0) - timedelta(days=days_ago)
     event = {**stored(1, at.isoformat()), "properties": "{}", "person_properties": '{"plan":"pro"}'}
     pq.write_table(pa.Table.from_pylist([event]), tmp_path / "file.parquet")
-    [events] = read_parquet(str(tmp_path / "file.parquet"), Wanted(at, at + timedelta(hours=1), (), attributes_from))
+    [events] = read_parquet(str(tmp_path / "file.parquet"), EventFilter(at, at + timedelta(hours=1), (), attributes_from))
     assert events["person_properties"].to_pylist() == (['{"plan":"pro"}'] if read else [None])

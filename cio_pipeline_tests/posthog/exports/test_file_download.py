@@ -20,7 +20,7 @@ from cio_pipeline.errors import PipelineError
 from cio_pipeline.http import retry as http
 from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
-from cio_pipeline.posthog.exports import intervals as file_exports
+from cio_pipeline.posthog.exports import file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.sandbox.posthog import server as posthog

@@ -1,4 +1,4 @@
-"""Whatever stands in a field of one event, its day is read: rows in are rows out, in both formats, or the file is named."""
+"""Whatever is in the fields of an event, its day is read in both formats, and no row is lost."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def read(folder: Path, attributes_from: Any = "auto") -> list[dict[str, Any]]:
 
 @examples(150)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), texts), max_size=20))
-def test_every_line_with_a_time_is_an_event(changes: list[tuple[str, str]]) -> None:
+def test_every_line_with_a_time_is_read_as_an_event(changes: list[tuple[str, str]]) -> None:
     lines = [json.dumps(GOOD)]
     for name, text in changes:
         fields = {field: json.dumps(value) for field, value in GOOD.items()} | {name: text}
@@ -71,7 +71,7 @@ def test_every_line_with_a_time_is_an_event(changes: list[tuple[str, str]]) -> N
         )
     )
 )
-def test_every_row_with_a_time_is_an_event(changes: list[tuple[str, bytes | None]]) -> None:
+def test_every_row_with_a_time_is_read_as_an_event(changes: list[tuple[str, bytes | None]]) -> None:
     good = {name: json.dumps(value).encode() if isinstance(value, dict) else value.encode() for name, value in GOOD.items()}
     rows = [good, *({**good, name: value} for name, value in changes)]
     table = pa.table({name: pa.array([row[name] for row in rows], pa.binary()) for name in FIELDS[:5]})

@@ -1,4 +1,4 @@
-"""The files of a folder that are read: every file of an interval, whatever wrote it; ignored files are named."""
+"""All files of an interval are read, whichever run or tool wrote them, and ignored files are logged."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from fsspec.implementations.local import LocalFileSystem
 
 from cio_pipeline.posthog.exports import batch_export
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.folder import Folder, listed
-from cio_pipeline.posthog.exports.names import named
+from cio_pipeline.posthog.exports.folder import Folder, list_folder
+from cio_pipeline.posthog.exports.names import parse_name
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog.exports import pack
 from cio_pipeline_tests.posthog.exports.stored import stored
@@ -69,7 +69,7 @@ def test_parts_named_as_in_2024_count_without_a_manifest(tmp_path: Path, ending:
     put(tmp_path, f"{DAY}-2{ending}", *range(9, 13))
     assert numbers(tmp_path) == list(range(13))
     (tmp_path / f"{DAY}-1{ending}").unlink()
-    with pytest.raises(NotExtracted, match=f"-1{ending} cannot be read: it is not there, but a later part is"):
+    with pytest.raises(NotExtracted, match=f"-1{ending} cannot be read: it does not exist, but a later part does"):
         numbers(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_the_parts_of_a_manifest_and_of_its_copy_all_count(tmp_path: Path, copy:
 @pytest.mark.parametrize("name", ["0001-01-01-2024-05-02.jsonl", "0001-01-01T00:00:00+09:00-9999-12-31T00:00:00Z.jsonl"])
 def test_a_name_with_dates_out_of_range_is_not_understood(tmp_path: Path, name: str) -> None:
     put(tmp_path, name, 1)
-    with pytest.raises(NotExtracted, match=f"CIO_BATCH_EXPORT_URL holds no file .* It has {re.escape(name)}"):
+    with pytest.raises(NotExtracted, match=f"CIO_BATCH_EXPORT_URL contains no file .* It has {re.escape(name)}"):
         numbers(tmp_path)
 
 
@@ -118,7 +118,7 @@ def test_a_manifest_that_names_a_missing_file_is_refused_with_its_name(tmp_path:
     put(tmp_path, f"{DAY}-0.parquet.zst", 0)
     put(tmp_path, f"{DAY}.jsonl", 1)
     manifest(tmp_path, f"{DAY}-0.parquet.zst", f"{DAY}-1.parquet.zst")
-    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json names it, but it is not there"):
+    with pytest.raises(NotExtracted, match=r"-1\.parquet\.zst cannot be read: .*_manifest\.json lists it, but"):
         numbers(tmp_path)
 
 
@@ -178,9 +178,9 @@ def test_a_manifest_and_parts_that_a_browser_saved_are_understood(tmp_path: Path
 def test_an_unknown_name_is_refused_if_the_file_may_have_events_of_the_day(tmp_path: Path, name: str) -> None:
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     put(tmp_path / "other", name, 2, like=".parquet.zst")
-    with pytest.raises(NotExtracted, match=r"cannot be read: such a name is not understood. Name it as") as refused:
+    with pytest.raises(NotExtracted, match=r"cannot be read: a batch export has no such name. Rename it as") as error:
         numbers(tmp_path)
-    assert f"other/{name}" in str(refused.value)
+    assert f"other/{name}" in str(error.value)
 
 
 def test_an_unknown_name_is_logged_if_there_are_files_of_its_interval(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -222,7 +222,7 @@ def test_files_without_an_interval_in_their_names_are_logged(tmp_path: Path, cap
         (tmp_path / name).touch()
     for name in (".DS_Store", "_SUCCESS", "README.md", f"{DAY}.parquet.zst.md5", f".{DAY}.parquet.crc"):
         (tmp_path / name).touch()
-    with pytest.raises(NotExtracted, match=r"holds no file .* It has 2024-05-01\.jsonl\.gz, events\.parquet, export\.csv\."):
+    with pytest.raises(NotExtracted, match=r"contains no file .* It has 2024-05-01\.jsonl\.gz, events\.parquet, export\.csv\."):
         numbers(tmp_path)
     put(tmp_path, f"{DAY}.parquet.zst", 1)
     assert numbers(tmp_path) == [1]
@@ -270,7 +270,7 @@ def test_a_file_that_changes_after_the_folder_was_listed_is_refused(
     path = tmp_path / f"{DAY}{ending}"
 
     def then_changed(url: str) -> Folder:
-        found = listed(url)
+        found = list_folder(url)
         content = path.read_bytes()
         lines = content.splitlines(keepends=True)
         changed = {"shorter": b"".join(lines[:-1]), "longer": content + lines[-1], "empty": b"", "gone": b""}
@@ -279,9 +279,9 @@ def test_a_file_that_changes_after_the_folder_was_listed_is_refused(
             path.unlink()
         return found
 
-    monkeypatch.setattr(batch_export, "listed", then_changed)
+    monkeypatch.setattr(batch_export, "list_folder", then_changed)
     names = (
-        "has disappeared since the folder was listed" if change == "gone" else "bytes, and had .* when the folder was listed"
+        "has disappeared since the folder was listed" if change == "gone" else "bytes, but had .* when the folder was listed"
     )
     with pytest.raises(NotExtracted, match=f"cannot be read: .*{names}"):
         numbers(tmp_path)
@@ -307,9 +307,9 @@ def test_a_file_that_shrinks_while_it_is_read_is_refused(tmp_path: Path, monkeyp
         return file
 
     monkeypatch.setattr(LocalFileSystem, "open", then_cut)
-    with pytest.raises(NotExtracted, match=r"cannot be read: it has .* bytes, and had"):
+    with pytest.raises(NotExtracted, match=r"cannot be read: it has .* bytes, but had"):
         numbers(tmp_path)
 
 
 def test_an_impossible_time_is_not_an_interval() -> None:
-    assert named("2024-13-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet") is None
+    assert parse_name("2024-13-01T00:00:00+00:00-2024-05-02T00:00:00+00:00.parquet") is None

@@ -1,4 +1,4 @@
-"""Small files that grow when they are read take bounded memory, or are refused by name."""
+"""Small files that are large when they are decompressed take limited memory, or an error names them."""
 
 from __future__ import annotations
 
@@ -18,10 +18,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.posthog.exports import files as exported_files
-from cio_pipeline.posthog.exports import lines as exported_lines
-from cio_pipeline.posthog.exports import rows as exported_rows
+from cio_pipeline.posthog.exports import jsonlines
+from cio_pipeline.posthog.exports import parquet as exported_parquet
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.rows import Wanted, read_parquet, window_of
+from cio_pipeline.posthog.exports.event_filter import EventFilter
+from cio_pipeline.posthog.exports.event_stream import event_stream
+from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.source import NotExtracted
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
@@ -32,9 +34,9 @@ LINE = (
     b'"properties":{}}\n'
 )
 MEMORY = 500_000_000
-"""Python with its libraries takes 150 MB of it, a piece of 32 MB stands in memory a few times while it is converted."""
+"""Python and its libraries take 150 MB of it. A batch of 32 MB is in memory several times while it is converted."""
 
-linux = pytest.mark.skipif(sys.platform != "linux", reason="the most memory a process took is read from /proc")
+linux = pytest.mark.skipif(sys.platform != "linux", reason="the peak memory of a process is read from /proc")
 READ = """
 import sys
 from datetime import datetime, timedelta, timezone
@@ -44,17 +46,17 @@ start = datetime(2024, 5, 1, tzinfo=timezone.utc)
 try:
     window = BatchExportSource(sys.argv[1], 2, (), "set").events(start, start + timedelta(days=1))
     print("rows", sum(len(frame) for frame in window.frames))
-except NotExtracted as refused:
-    print(refused)
+except NotExtracted as error:
+    print(error)
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
 def outcome(folder: Path) -> tuple[str, int]:
-    """What a process of its own makes of the folder, and the most memory that it took, in bytes."""
+    """What a process of its own prints when it reads the folder, and its peak memory in bytes."""
     done = subprocess.run([sys.executable, "-c", READ, str(folder)], capture_output=True, text=True, check=True, timeout=300)
-    said, memory = done.stdout.strip().splitlines()
-    return said, int(memory) * 1024
+    message, memory = done.stdout.strip().splitlines()
+    return message, int(memory) * 1024
 
 
 def rows(number: int, properties: str) -> pa.Table:
@@ -65,51 +67,53 @@ def rows(number: int, properties: str) -> pa.Table:
     return pa.table({"uuid": names, "event": person, "distinct_id": person, "timestamp": times, "properties": text})
 
 
-def packed(pieces: Iterator[bytes]) -> bytes:
-    packer = zlib.compressobj(1, wbits=31)
-    return b"".join([*(packer.compress(piece) for piece in pieces), packer.flush()])
+def gzipped(pieces: Iterator[bytes]) -> bytes:
+    compressor = zlib.compressobj(1, wbits=31)
+    return b"".join([*(compressor.compress(piece) for piece in pieces), compressor.flush()])
 
 
 @linux
-def test_a_text_that_is_repeated_in_every_row_takes_bounded_memory(tmp_path: Path) -> None:
+def test_a_text_that_is_repeated_in_every_row_takes_limited_memory(tmp_path: Path) -> None:
     pq.write_table(rows(600, '{"a":"' + "a" * 1_000_000 + '"}'), tmp_path / f"{DAY}.parquet.zst", compression="zstd")
     assert (tmp_path / f"{DAY}.parquet.zst").stat().st_size < 100_000
-    said, memory = outcome(tmp_path)
-    assert said == "rows 600"
+    message, memory = outcome(tmp_path)
+    assert message == "rows 600"
     assert memory < MEMORY
 
 
 @linux
-def test_one_value_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
+def test_an_enormous_value_is_an_error_before_it_is_read(tmp_path: Path) -> None:
     pq.write_table(rows(3, '{"a":"' + "a" * 100_000_000 + '"}'), tmp_path / f"{DAY}.parquet.zst", compression="zstd")
-    said, memory = outcome(tmp_path)
-    assert said.startswith(f"{DAY}.parquet.zst cannot be read: its column properties has a value of more than 32,000,000 bytes")
+    message, memory = outcome(tmp_path)
+    assert message.startswith(
+        f"{DAY}.parquet.zst cannot be read: its column properties has a value of more than 32,000,000 bytes"
+    )
     assert memory < MEMORY
 
 
 @linux
-def test_one_line_beyond_all_bounds_is_refused_unread(tmp_path: Path) -> None:
-    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(packed(b"a" * 1_000_000 for _ in range(300)))
-    said, memory = outcome(tmp_path)
-    assert said == f"{DAY}.jsonl.gz cannot be read: its line 1 has more than 32,000,000 bytes, and no event has."
+def test_an_enormous_line_is_an_error_before_it_is_read(tmp_path: Path) -> None:
+    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(gzipped(b"a" * 1_000_000 for _ in range(300)))
+    message, memory = outcome(tmp_path)
+    assert message == f"{DAY}.jsonl.gz cannot be read: its line 1 has more than 32,000,000 bytes, which no event has."
     assert memory < MEMORY
 
 
 @linux
-def test_many_large_lines_take_bounded_memory(tmp_path: Path) -> None:
+def test_many_large_lines_take_limited_memory(tmp_path: Path) -> None:
     start = '{"uuid":"018f3173-7000-7421-831e-%012x","event":"e","distinct_id":"u",'
     rest = '"timestamp":"2024-05-01T01:00:00Z","properties":{"a":"' + "a" * 900_000 + '"}}\n'
-    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(packed((start % number + rest).encode() for number in range(300)))
-    said, memory = outcome(tmp_path)
-    assert said == "rows 300"
+    (tmp_path / f"{DAY}.jsonl.gz").write_bytes(gzipped((start % number + rest).encode() for number in range(300)))
+    message, memory = outcome(tmp_path)
+    assert message == "rows 300"
     assert memory < MEMORY
 
 
-def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_rows, "BOMB_BYTES", 1_000_000)
+def test_a_parquet_file_that_decompresses_to_far_too_much_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(exported_parquet, "BOMB_BYTES", 1_000_000)
     path = tmp_path / f"{DAY}.parquet.zst"
     pq.write_table(rows(100, "a" * 1_000_000), path, compression="zstd", use_dictionary=False)
-    with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, as no real events do"):
+    with pytest.raises(NotExtracted, match=r"cannot be read: [\d,]+ bytes of it grow to [\d,]+, which real events do not"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
@@ -118,28 +122,28 @@ def test_what_grows_as_no_real_events_do_is_refused(tmp_path: Path, monkeypatch:
     [
         (f"{DAY}.jsonl.gz", "gzip", {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
         (f"{DAY}.jsonl", None, {"MAX_BLANK_LINES": 1000}, r"[\d,]+ of its first [\d,]+ lines are blank"),
-        (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, as no real events do"),
+        (f"{DAY}.jsonl.zst", "zstd", {"BOMB_BYTES": 1_000_000}, r"[\d,]+ bytes of it grow to [\d,]+, which real events do not"),
     ],
 )
-def test_lines_without_end_are_refused_in_bounded_time(
+def test_far_too_many_lines_are_an_error_in_limited_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, codec: str | None, limits: dict[str, int], why: str
 ) -> None:
     for limit, value in limits.items():
-        monkeypatch.setattr(exported_lines, limit, value)
+        monkeypatch.setattr(jsonlines, limit, value)
     with pa.output_stream(str(tmp_path / name), compression=codec) as file:
         file.write(LINE * 600 + b"\r\n" * 1700 + b"\n" * 5_000_000)
     with pytest.raises(NotExtracted, match=rf"^{re.escape(name)} cannot be read: {why}"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
-def test_a_blank_line_behind_each_event_is_no_reason_to_refuse(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_lines, "MAX_BLANK_LINES", 10)
+def test_a_blank_line_after_each_event_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonlines, "MAX_BLANK_LINES", 10)
     (tmp_path / f"{DAY}.jsonl").write_bytes((LINE + b"\r\n") * 600)
     assert sum(map(len, BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)) == 600
 
 
-def test_lines_that_are_cut_off_while_they_are_read_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path, read = tmp_path / f"{DAY}.jsonl", exported_rows.read_jsonlines
+def test_lines_that_are_cut_off_during_reading_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, read = tmp_path / f"{DAY}.jsonl", jsonlines.read_jsonlines
     path.write_bytes(LINE * 600)
 
     def cut(*given: Any) -> Iterator[pa.Table]:
@@ -147,11 +151,11 @@ def test_lines_that_are_cut_off_while_they_are_read_are_missed(tmp_path: Path, m
         yield from read(*given)
 
     monkeypatch.setattr(exported_files, "read_jsonlines", cut)
-    with pytest.raises(NotExtracted, match="run the day again when it is whole"):
+    with pytest.raises(NotExtracted, match="run the day again when it is complete"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
-def test_parquet_rows_that_do_not_come_are_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_parquet_rows_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pq.write_table(rows(6, "{}"), tmp_path / f"{DAY}.parquet")
     batches = pq.ParquetFile.iter_batches
     monkeypatch.setattr(pq.ParquetFile, "iter_batches", lambda *given, **how: (one[:4] for one in batches(*given, **how)))
@@ -159,49 +163,51 @@ def test_parquet_rows_that_do_not_come_are_missed(tmp_path: Path, monkeypatch: p
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
-def test_a_changed_byte_in_a_page_is_seen_by_its_checksum(tmp_path: Path) -> None:
+def test_a_changed_byte_in_a_page_is_detected_by_its_checksum(tmp_path: Path) -> None:
     path = tmp_path / f"{DAY}.parquet"
     pq.write_table(rows(6, '{"a":"bcdefgh"}'), path, compression="none", use_dictionary=False, write_page_checksum=True)
     content = path.read_bytes()
-    path.write_bytes(content.replace(b"bcdefgh", b"bcdefgX", 4))  # in the page, whatever its header has
+    path.write_bytes(content.replace(b"bcdefgh", b"bcdefgX", 4))  # in the page, not in the statistics of its header
     with pytest.raises(NotExtracted, match="is damaged or cut short"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
-def test_a_row_group_of_other_days_is_read_for_events_without_a_time(tmp_path: Path) -> None:
+def test_a_row_group_of_other_days_is_read_if_it_has_events_without_a_time(tmp_path: Path) -> None:
     table = rows(2, "{}")
     times = pa.array([START + timedelta(days=9), None], pa.timestamp("us", "UTC"))
     landed = pa.array([START + timedelta(hours=1)] * 2, pa.timestamp("us", "UTC"))
     at = table.schema.get_field_index("timestamp")
     pq.write_table(table.set_column(at, "timestamp", times).append_column("created_at", landed), tmp_path / "file.parquet")
-    assert sum(map(len, read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))) == 1
+    assert sum(map(len, read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set")))) == 1
 
 
 @pytest.mark.parametrize("use_dictionary", [True, False])
-def test_pieces_are_bounded_by_what_they_take_when_read(
+def test_pieces_are_limited_by_their_size_in_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_dictionary: bool
 ) -> None:
     for name, size in (("PIECE_BYTES", 100_000), ("BATCH_BYTES", 100_000)):
-        monkeypatch.setattr(exported_rows, name, size)
+        monkeypatch.setattr(exported_parquet, name, size)
     table = pa.concat_tables([rows(500, "b"), rows(500, "a" * 10_000)]).unify_dictionaries()
     pq.write_table(table, tmp_path / "file.parquet", use_dictionary=use_dictionary)
-    pieces = list(read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")))
+    pieces = list(read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set")))
     assert sum(map(len, pieces)) == 1000
     assert max(piece.nbytes for piece in pieces) < 500_000
 
 
-def test_a_value_beyond_the_bounds_that_statistics_hide_is_refused_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_rows, "LINE_BYTES", 10_000)
+def test_a_value_that_is_too_large_is_an_error_even_if_statistics_hide_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exported_parquet, "MAX_EVENT_BYTES", 10_000)
     table = pa.concat_tables([rows(500, "{}"), rows(1, "a" * 20_000)]).unify_dictionaries()
     pq.write_table(table, tmp_path / f"{DAY}.parquet")
     with pytest.raises(NotExtracted, match="its column properties has a value of more than 10,000 bytes"):
         list(BatchExportSource(str(tmp_path), 2, (), "set").events(START, END).frames)
 
 
-def test_a_file_of_many_small_row_groups_costs_no_more_with_each(tmp_path: Path) -> None:
+def test_merging_many_small_tables_takes_linear_time(tmp_path: Path) -> None:
     pq.write_table(rows(1, "{}"), tmp_path / "file.parquet")
-    [small] = [piece for piece in read_parquet(str(tmp_path / "file.parquet"), Wanted(START, END, (), "set")) if len(piece)]
+    pieces = read_parquet(str(tmp_path / "file.parquet"), EventFilter(START, END, (), "set"))
+    [small] = filter(len, pieces)
     began = time.process_time()
-    pieces = list(window_of([small] * 2000).frames)
-    assert sum(map(len, pieces)) == 2000
+    assert sum(map(len, event_stream([small] * 2000).frames)) == 2000
     assert time.process_time() - began < 3

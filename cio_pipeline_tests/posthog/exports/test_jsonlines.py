@@ -1,4 +1,4 @@
-"""JSONLines: an odd event is passed on for the rules to refuse, as it stands; a line that is no event is named."""
+"""JSONLines: an unusual event is read unchanged, for the rules to refuse; an error names a line that is not an event."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from cio_pipeline.posthog.exports import lines as exported_lines
+from cio_pipeline.posthog.exports import jsonlines
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.exports.lines import raw_fields
+from cio_pipeline.posthog.exports.jsonlines import raw_fields
 from cio_pipeline.posthog.exports.times import microseconds
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
 
@@ -26,7 +26,7 @@ OTHER = '{"uuid":"018f3173-7000-7421-831e-000000000002","event":"e","distinct_id
 
 
 def line(**changed: str | None) -> str:
-    """An event's line; each field is given as the JSON that stands in it, or None to leave it out."""
+    """An event's line. Each field is given as JSON, or as None to leave it out."""
     fields: dict[str, str | None] = {
         "uuid": f'"{UUID}"',
         "event": '"order"',
@@ -47,7 +47,7 @@ def read(folder: Path, content: str | bytes, ending: str = "", attributes_from: 
 
 
 def one(folder: Path, content: str | bytes, **options: Any) -> dict[str, Any]:
-    """The event that is not the other one."""
+    """The one event besides `OTHER`."""
     events = read(folder, content, **options)
     assert sum(events["distinct_id"] == "other") in (0, 1)
     [row] = events[events["distinct_id"] != "other"].to_dict("records")
@@ -76,7 +76,7 @@ def one(folder: Path, content: str | bytes, **options: Any) -> dict[str, Any]:
         "{]",
     ],
 )
-def test_properties_that_a_rule_may_refuse_come_through_as_they_stand(tmp_path: Path, text: str) -> None:
+def test_properties_that_a_rule_may_reject_are_read_unchanged(tmp_path: Path, text: str) -> None:
     event = one(tmp_path, f"{OTHER}\n{line(properties=text)}\n")
     assert event["properties"] == text
     assert (event["uuid"], event["event"], event["distinct_id"]) == (UUID, "order", "u1")
@@ -102,8 +102,8 @@ def test_properties_that_a_rule_may_refuse_come_through_as_they_stand(tmp_path: 
         (None, "null"),
     ],
 )
-def test_properties_of_every_form(tmp_path: Path, properties: str | None, expected: str) -> None:
-    for more in ("", '"9999999999999999999"'):  # the second way of reading gives the same
+def test_properties_of_every_kind_are_read(tmp_path: Path, properties: str | None, expected: str) -> None:
+    for more in ("", '"9999999999999999999"'):  # a long integer takes the slower parser, which gives the same
         event = one(tmp_path, line(properties=properties, extra=more or None))
         assert event["properties"].replace(" ", "") in (expected, expected.replace(".0", "").replace("100000", "1e5")) or (
             json.loads(event["properties"]) == json.loads(expected)
@@ -131,11 +131,11 @@ def test_properties_of_every_form(tmp_path: Path, properties: str | None, expect
     ],
 )
 @pytest.mark.parametrize("name", ["event", "distinct_id", "uuid"])
-def test_names_and_ids_of_every_form(tmp_path: Path, name: str, value: str | None, expected: str) -> None:
+def test_names_and_ids_of_every_kind_are_read(tmp_path: Path, name: str, value: str | None, expected: str) -> None:
     assert one(tmp_path, f"{OTHER}\n{line(**{name: value})}\n")[name] == (expected.lower() if name == "uuid" else expected)
 
 
-def test_bytes_that_are_no_text_are_replaced_in_names_and_make_properties_no_json(tmp_path: Path) -> None:
+def test_invalid_utf8_is_replaced_in_names_and_makes_properties_invalid_json(tmp_path: Path) -> None:
     content = line(event='"a?b"', properties='{"a":"?"}').encode().replace(b"?", b"\xff")
     event = one(tmp_path, content)
     assert (event["event"], event["properties"]) == ("a\ufffdb", '{"a":"\\xff"}')
@@ -150,7 +150,7 @@ def test_bytes_that_are_no_text_are_replaced_in_names_and_make_properties_no_jso
         "  {}  \n{}",
     ],
 )
-def test_lines_are_told_apart_however_they_end(tmp_path: Path, content: str) -> None:
+def test_lines_may_end_in_any_way(tmp_path: Path, content: str) -> None:
     first, second = line(), line(uuid='"018f3173-7000-7421-831e-000000000009"')
     before, between, after = content.split("{}")
     assert sorted(read(tmp_path, before + first + between + second + after)["uuid"].str[-1]) == ["1", "9"]
@@ -182,7 +182,7 @@ TIMES = {
 
 
 @pytest.mark.parametrize("text", TIMES)
-def test_times_of_every_form(text: str, tmp_path: Path) -> None:
+def test_times_of_every_format_are_read(text: str, tmp_path: Path) -> None:
     expected = START + timedelta(hours=10, microseconds=TIMES[text])
     values = [f'"{text}"', text] if text.replace(".", "").isdigit() else [f'"{text}"']
     for value in values:
@@ -192,7 +192,7 @@ def test_times_of_every_form(text: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "text", ["0001-01-01T00:00:00+05:00", "9999-12-31T23:59:59-05:00", "1969-12-31T23:59:59.5Z", "-62135596800"]
 )
-def test_times_of_other_ages_are_other_days(tmp_path: Path, text: str) -> None:
+def test_times_far_in_the_past_or_future_are_on_other_days(tmp_path: Path, text: str) -> None:
     assert read(tmp_path, f"{OTHER}\n{line(timestamp=json.dumps(text))}")["distinct_id"].tolist() == ["other"]
     assert one(tmp_path, line(created_at=json.dumps(text)))["uuid"] == UUID
 
@@ -200,7 +200,7 @@ def test_times_of_other_ages_are_other_days(tmp_path: Path, text: str) -> None:
 @pytest.mark.parametrize(
     "value", ["soon", "", "2024-13-01", "2024-05-01T25:00:00Z", "2024", True, None, [], {}, float("nan"), float("inf")]
 )
-def test_what_is_no_time_is_told(value: Any) -> None:
+def test_a_value_that_is_not_a_time_raises_an_error(value: Any) -> None:
     with pytest.raises(ValueError, match=r"not a time|must be"):
         microseconds(value)
 
@@ -214,7 +214,7 @@ CREATED = {"that day": '"2024-05-01T12:00:00Z"', "never": "null"}
 
 
 @pytest.mark.parametrize("timestamp", ['"soon"', "null", None, "{}", "true", "1e400", '"0000-00-00"', "[]"])
-def test_an_event_whose_time_cannot_be_read_is_one_of_the_day_it_was_ingested_for_the_rules_to_refuse(
+def test_an_event_with_an_unreadable_time_belongs_to_the_day_on_which_it_was_ingested(
     tmp_path: Path, timestamp: str | None
 ) -> None:
     odd = {name: one(tmp_path, line(timestamp=timestamp, created_at=at)) for name, at in CREATED.items()}
@@ -247,20 +247,20 @@ def test_an_event_whose_time_cannot_be_read_is_one_of_the_day_it_was_ingested_fo
         '{"a":1]',
     ],
 )
-def test_a_line_that_is_no_event_is_refused_by_file_and_number(tmp_path: Path, bad: str) -> None:
-    with pytest.raises(NotExtracted, match=r"\.jsonl cannot be read: its line 2 is not an event") as refused:
+def test_the_error_names_file_and_number_of_a_line_that_is_not_an_event(tmp_path: Path, bad: str) -> None:
+    with pytest.raises(NotExtracted, match=r"\.jsonl cannot be read: its line 2 is not an event") as error:
         read(tmp_path, f"{OTHER}\n{bad}\n")
-    assert "example" not in str(refused.value)
+    assert "example" not in str(error.value)
 
 
-def test_a_line_of_an_export_without_person_properties_is_refused_only_where_they_are_needed(tmp_path: Path) -> None:
+def test_a_line_without_person_properties_is_an_error_only_if_they_are_required(tmp_path: Path) -> None:
     content = line(person_properties=None)
     assert pd.isna(one(tmp_path, content, attributes_from="auto")["person_properties"])
-    with pytest.raises(NotExtracted, match="its line 1 is not an event, for it has no person_properties"):
+    with pytest.raises(NotExtracted, match="its line 1 is not an event, as it has no person_properties"):
         read(tmp_path, content, attributes_from="person")
 
 
-def test_names_of_fields_may_be_in_capitals(tmp_path: Path) -> None:
+def test_field_names_may_be_in_capitals(tmp_path: Path) -> None:
     names = ("uuid", "event", "distinct_id", "timestamp", "properties")
     content = line(properties='{"timestamp":1}')
     for name in names:
@@ -269,22 +269,24 @@ def test_names_of_fields_may_be_in_capitals(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("codec", ["gzip", "brotli", "zstd", "lz4"])
-@pytest.mark.parametrize("named", [True, False])
-def test_what_packed_or_unpacked_a_file_may_have_left_its_name(tmp_path: Path, codec: str, named: bool) -> None:
+@pytest.mark.parametrize("is_named_compressed", [True, False])
+def test_a_file_may_be_compressed_or_decompressed_without_being_renamed(
+    tmp_path: Path, codec: str, is_named_compressed: bool
+) -> None:
     ending = {"gzip": ".gz", "brotli": ".br", "zstd": ".zst", "lz4": ".lz4"}[codec]
-    packed = pa.BufferOutputStream()
-    with pa.CompressedOutputStream(packed, codec) as stream:
+    compressed = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(compressed, codec) as stream:
         stream.write(line().encode())
-    content = packed.getvalue().to_pybytes()
+    content = compressed.getvalue().to_pybytes()
     assert len(read(tmp_path, content, ending)) == 1
     (tmp_path / (FILE + ending)).unlink()
-    if named:
-        assert len(read(tmp_path, line(), ending)) == 1  # unpacked on its way
+    if is_named_compressed:
+        assert len(read(tmp_path, line(), ending)) == 1  # decompressed on its way
     elif codec != "brotli":
         assert len(read(tmp_path, content)) == 1
 
 
-def test_several_packed_pieces_in_a_row_are_one_file(tmp_path: Path) -> None:
+def test_concatenated_gzip_streams_are_one_file(tmp_path: Path) -> None:
     second = line(uuid='"018f3173-7000-7421-831e-000000000009"')
     assert len(read(tmp_path, gzip.compress(line().encode() + b"\n") + gzip.compress(second.encode()), ".gz")) == 2
 
@@ -292,32 +294,32 @@ def test_several_packed_pieces_in_a_row_are_one_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("content", "ending", "names"),
     [
-        (b"", ".gz", "it is empty, as no packed file is"),
+        (b"", ".gz", "it is empty, which a compressed file never is"),
         (b"<!DOCTYPE html><p>Log in</p>", "", "it is a web page or an error message"),
         (b"\n<?xml version='1.0'?><Error/>", ".gz", "it is a web page or an error message"),
-        (b"PAR1....PAR1", "", "it is a Parquet file, and its name says JSONLines"),
-        (gzip.compress(line().encode(), mtime=0)[:-8] + b"\0" * 8, ".gz", "is the file whole?"),
-        (gzip.compress(line().encode(), mtime=0) + b"tail", ".gz", "is the file whole?"),
+        (b"PAR1....PAR1", "", "it is a Parquet file, but its name says JSONLines"),
+        (gzip.compress(line().encode(), mtime=0)[:-8] + b"\0" * 8, ".gz", "is the file complete?"),
+        (gzip.compress(line().encode(), mtime=0) + b"tail", ".gz", "is the file complete?"),
     ],
 )
-def test_a_file_that_is_something_else_says_what(tmp_path: Path, content: bytes, ending: str, names: str) -> None:
-    with pytest.raises(NotExtracted, match=f"cannot be read: {'.*' if 'whole' in names else ''}{names.replace('?', '.')}"):
+def test_the_error_says_what_a_file_is_if_it_is_not_jsonlines(tmp_path: Path, content: bytes, ending: str, names: str) -> None:
+    with pytest.raises(NotExtracted, match=f"cannot be read: {'.*' if 'complete' in names else ''}{names.replace('?', '.')}"):
         read(tmp_path, content, ending)
 
 
-def test_a_line_beyond_the_limit_is_refused_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(exported_lines, "LINE_BYTES", 1000)
+def test_the_error_names_the_number_of_a_line_that_is_too_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jsonlines, "MAX_EVENT_BYTES", 1000)
     assert len(read(tmp_path, line(extra='"' + "a" * 600 + '"'))) == 1
     with pytest.raises(NotExtracted, match=r"its line 2 has more than 1,000 bytes"):
         read(tmp_path, f"{OTHER}\n{line(extra=chr(34) + 'a' * 1000 + chr(34))}")
 
 
-def test_the_values_of_an_object_are_found_without_reading_them() -> None:
+def test_raw_fields_are_exactly_as_in_the_line() -> None:
     assert raw_fields(b'{ "a" : [1, {"b":"}"}] ,"c":"\\"", "":null }') == {"a": b'[1, {"b":"}"}]', "c": b'"\\""', "": b"null"}
     assert raw_fields(b"{}") == {}
 
 
-def test_finding_them_takes_no_longer_than_the_text_is_long() -> None:
+def test_finding_raw_fields_takes_linear_time() -> None:
     for tail in (b'\\"' * 200_000, b'"' * 200_001, b"\\" * 200_001):
-        with pytest.raises(ValueError, match="no object"):
+        with pytest.raises(ValueError, match="not an object"):
             raw_fields(b'{"a":"' + tail)
