@@ -116,7 +116,9 @@ def failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[s
             work(day)
         except PipelineError as error:
             errors[day] = error
-            if number + 1 >= MAX_FAILURES and all(one in errors for one in days[number + 1 - MAX_FAILURES : number + 1]):
+            if number + 1 >= MAX_FAILURES and all(
+                earlier in errors for earlier in days[number + 1 - MAX_FAILURES : number + 1]
+            ):
                 break
     return errors
 
@@ -134,16 +136,16 @@ def reason_of(event: dg.DagsterEvent) -> str:
     while (cause := causes[-1].cause) is not None:
         causes.append(cause)
     ours = {kind.__name__ for kind in (dg.Failure, RunNotStarted, *_kinds(PipelineError))}
-    for one in causes:
-        if one.cls_name in ours:
-            return mask(one.message.partition(": ")[2].strip())
+    for cause in causes:
+        if cause.cls_name in ours:
+            return mask(cause.message.partition(": ")[2].strip())
     return f"{causes[-1].cls_name}. The run's log has the details."
 
 
 def _kinds(kind: type[PipelineError]) -> Iterator[type[PipelineError]]:
-    for one in kind.__subclasses__():
-        yield one
-        yield from _kinds(one)
+    for subclass in kind.__subclasses__():
+        yield subclass
+        yield from _kinds(subclass)
 
 
 @contextmanager

@@ -66,8 +66,8 @@ def days_asked_for(first: str, last: str) -> list[str]:
 
 def days_in_tags(tags: Mapping[str, str]) -> tuple[str, str]:
     """Returns the first and the last day that a run's tags name; empty if they name none."""
-    one = tags.get(PARTITION, "")
-    return tags.get(RANGE_START) or one, tags.get(RANGE_END) or one
+    partition = tags.get(PARTITION, "")
+    return tags.get(RANGE_START) or partition, tags.get(RANGE_END) or partition
 
 
 def check_days(tags: Mapping[str, str]) -> None:

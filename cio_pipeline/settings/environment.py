@@ -112,10 +112,12 @@ def _outermost_dagster() -> tuple[Path | None, bool]:
 
 def _reads_env_file(words: list[str]) -> bool:
     """Returns whether it is a command of Dagster's, as a script or a module, that no other of them has started."""
-    at = next(number for number, word in enumerate(words) if word in DAGSTER)
-    is_script = all(word.startswith("-") for word in words[1:at])
-    is_module = words[at - 1] == "-m" and all(word.startswith("-") for word in words[1 : at - 1])
-    is_started_by_another = "--instance-ref" in words or any(word.startswith("execute_") for word in words[at + 1 : at + 3])
+    place = next(number for number, word in enumerate(words) if word in DAGSTER)
+    is_script = all(word.startswith("-") for word in words[1:place])
+    is_module = words[place - 1] == "-m" and all(word.startswith("-") for word in words[1 : place - 1])
+    is_started_by_another = "--instance-ref" in words or any(
+        word.startswith("execute_") for word in words[place + 1 : place + 3]
+    )
     return (is_script or is_module) and not is_started_by_another
 
 

@@ -79,13 +79,13 @@ def _path(text: str) -> Path:
 
 def refuse_unusable_folder(name: str, folder: Path) -> None:
     """Raises `SettingsError`, with the setting's name, if the folder cannot be created or written to. Writes nothing."""
-    there = folder
-    while not os.path.lexists(there) and there != there.parent:
-        there = there.parent
-    if not os.path.isdir(there):  # noqa: PTH112 - pathlib raises without permission
-        raise SettingsError(f"{name} is wrong: {there} is not a folder.")
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise SettingsError(f"{name} is wrong: {there} cannot be written to.")
+    nearest = folder
+    while not os.path.lexists(nearest) and nearest != nearest.parent:
+        nearest = nearest.parent
+    if not os.path.isdir(nearest):  # noqa: PTH112 - pathlib raises without permission
+        raise SettingsError(f"{name} is wrong: {nearest} is not a folder.")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise SettingsError(f"{name} is wrong: {nearest} cannot be written to.")
     if "?" in str(folder) or "%" in str(folder):
         raise SettingsError(f"{name} is wrong: no folder in it may have ? or % in its name, which databases would misread.")
 

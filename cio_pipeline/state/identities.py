@@ -139,12 +139,12 @@ class Identities:
             set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
         candidates = self._rows_for(list(set_then), identified_with)
         several = Counter(email for email, _ in candidates)
-        ids = [who for email, who in candidates if several[email] > 1]
+        ids = [distinct_id for email, distinct_id in candidates if several[email] > 1]
         last = dict(self._rows_for(ids, last_emails))
         shared = defaultdict[str, list[str]](list)
-        for who in sorted(last):
-            shared[last[who].lower()].append(who)
-        return {email: who for email, who in shared.items() if len(who) > 1 and email in set_then}
+        for distinct_id in sorted(last):
+            shared[last[distinct_id].lower()].append(distinct_id)
+        return {email: sharing for email, sharing in shared.items() if len(sharing) > 1 and email in set_then}
 
     def last_derived(self) -> str | None:
         """Returns the last day that was derived, or None if none was."""
@@ -229,11 +229,11 @@ class Identities:
             ]
 
 
-def _partners(connection: sa.Connection, of: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
-    """Returns the values of the column `partner` in the rows whose column `of` has one of these values."""
+def _partners(connection: sa.Connection, column: sa.Column[str], partner: sa.Column[str], values: set[str]) -> set[str]:
+    """Returns the values of the column `partner` in the rows whose `column` has one of these values."""
     partners = set[str]()
     for chunk in chunks(iter(values), IDS_PER_QUERY):
-        partners.update(connection.execute(sa.select(partner).where(of.in_(chunk))).scalars())
+        partners.update(connection.execute(sa.select(partner).where(column.in_(chunk))).scalars())
     return partners
 
 

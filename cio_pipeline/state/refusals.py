@@ -41,12 +41,15 @@ class Refusal:
 
 
 class OpenRefusals(NamedTuple):
-    """The number of items that Customer.io has refused for a reason and not accepted since, and their first and last day."""
+    """The items that Customer.io has refused for a reason and not accepted since."""
 
     reason: str
     items: int
+    """How many there are."""
     first: str
+    """The first of their days."""
     last: str
+    """The last of their days."""
 
 
 def find(connection: sa.Connection, day: str | None, reason: str | None, limit: int | None) -> dict[str, list[Refusal]]:

@@ -47,13 +47,22 @@ def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
 
 def _nothing_refused(store: Store) -> dg.AssetCheckResult:
     open_refusals = store.ledger.open_refusals()
-    total = sum(one.items for one in open_refusals)
+    total = sum(by_reason.items for by_reason in open_refusals)
     rows = [
-        dg.TableRecord(mask_refusal(day, one)) for day, some in store.ledger.refusals(limit=MAX_SHOWN).items() for one in some
+        dg.TableRecord(mask_refusal(day, refusal))
+        for day, refusals in store.ledger.refusals(limit=MAX_SHOWN).items()
+        for refusal in refusals
     ]
     reasons = [
-        dg.TableRecord({"reason": mask(one.reason), "refused": one.items, "first day": one.first, "last day": one.last})
-        for one in open_refusals
+        dg.TableRecord(
+            {
+                "reason": mask(by_reason.reason),
+                "refused": by_reason.items,
+                "first day": by_reason.first,
+                "last day": by_reason.last,
+            }
+        )
+        for by_reason in open_refusals
     ]
     tables = {"refused, by reason": reasons, f"refused, the first {MAX_SHOWN}": rows} if open_refusals else {}
     return dg.AssetCheckResult(
@@ -71,11 +80,11 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
 def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
     """Returns the number of refused items by reason, and what to do, as text."""
     reasons = "; ".join(
-        f"{one.items:,} for '{mask(one.reason)}' ({one.first}{f' to {one.last}' if one.last != one.first else ''})"
-        for one in open_refusals[:MAX_REASONS_SHOWN]
+        f"{by_reason.items:,} for '{mask(by_reason.reason)}' ({_first_to_last(by_reason)})"
+        for by_reason in open_refusals[:MAX_REASONS_SHOWN]
     )
     more = (
-        f"; {sum(one.items for one in open_refusals[MAX_REASONS_SHOWN:]):,} for other reasons"
+        f"; {sum(by_reason.items for by_reason in open_refusals[MAX_REASONS_SHOWN:]):,} for other reasons"
         if len(open_refusals) > MAX_REASONS_SHOWN
         else ""
     )
@@ -84,6 +93,10 @@ def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
         f" {reasons}{more}. Fix the cause, in PostHog's data or in Customer.io's workspace; then send them again with the job"
         " redeliver_refused (`make redeliver`), all or by partition and reason."
     )
+
+
+def _first_to_last(by_reason: OpenRefusals) -> str:
+    return by_reason.first if by_reason.first == by_reason.last else f"{by_reason.first} to {by_reason.last}"
 
 
 def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
@@ -114,9 +127,9 @@ def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheck
 
 def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.AssetCheckResult:
     day = day_due(now)
-    at = delivered_at(instance, day) if day else None
-    passed = day is None or is_whole(day, at) or not anything_delivered(instance)
-    what = "delivered only in part, by a run that began before it was over" if at else "not delivered"
+    began = delivered_at(instance, day) if day else None
+    passed = day is None or is_whole(day, began) or not anything_delivered(instance)
+    what = "delivered only in part, by a run that began before it was over" if began else "not delivered"
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,

@@ -185,4 +185,6 @@ def _emails_not_shared(store: Store, days: list[str]) -> dg.AssetCheckResult:
 
 
 def _mask_ids(distinct_ids: list[str], shown: int = 3) -> str:
-    return ", ".join([mask_key(f"id:{who}") for who in distinct_ids[:shown]] + ["…"] * (len(distinct_ids) > shown))
+    return ", ".join(
+        [mask_key(f"id:{distinct_id}") for distinct_id in distinct_ids[:shown]] + ["…"] * (len(distinct_ids) > shown)
+    )

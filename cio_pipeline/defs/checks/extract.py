@@ -65,9 +65,9 @@ def counts_agree(kept: Mapping[str, ExtractionCounts], counted: Mapping[str, int
         else None,
         metadata={
             "events counted by PostHog": sum(counted.values()),
-            "events read": sum(one.rows_read for one in kept.values()),
-            "events kept": sum(one.rows_written for one in kept.values()),
-            "duplicates": sum(one.duplicates.total() for one in kept.values()),
+            "events read": sum(counts.rows_read for counts in kept.values()),
+            "events kept": sum(counts.rows_written for counts in kept.values()),
+            "duplicates": sum(counts.duplicates.total() for counts in kept.values()),
             "days short of events": len(short),
             "days without a count": len(kept) - len(counted),
         },
@@ -80,7 +80,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
     A recent day may have only `$identify` events that set nothing; if an old one does, PostHog has probably dropped its
     attributes.
     """
-    bare = [day for day, one in kept.items() if one.may_lack_set and one.identity_events and not one.has_attributes]
+    bare = [day for day, counts in kept.items() if counts.may_lack_set and counts.identity_events and not counts.has_attributes]
     return dg.AssetCheckResult(
         check_name="attributes_given",
         passed=not bare,
@@ -88,8 +88,8 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
         description=f"{list_days(bare)}: {WHAT_GIVES_NONE}" if bare else None,
         metadata={
             "days without attributes": len(bare),
-            "$identify and $set events": sum(one.identity_events for one in kept.values()),
-            "events that have lost their $set": sum(one.lacked_person for one in kept.values()),
+            "$identify and $set events": sum(counts.identity_events for counts in kept.values()),
+            "events that have lost their $set": sum(counts.lacked_person for counts in kept.values()),
         },
     )
 
@@ -136,6 +136,6 @@ def is_unusual(events: int, usual: float) -> bool:
 def usual_events(tables: Tables, day: str) -> float:
     """Returns the usual number of events of the weekday: the median of the extracted weeks before, or 0 if there are none."""
     before = [str(date.fromisoformat(day) - timedelta(weeks=weeks)) for weeks in range(1, USUAL_WEEKS + 1)]
-    versions = [tables.find_version("posthog_events", one) for one in before]
+    versions = [tables.find_version("posthog_events", earlier) for earlier in before]
     rows = [version.rows for version in versions if version is not None]
     return median(rows) if rows else 0

@@ -31,11 +31,11 @@ def day_due(now: datetime, settings: DaysSettings = DAYS_SETTINGS) -> str | None
     return str(day) if day >= settings.start_date else None
 
 
-def _last(at: time, zone: ZoneInfo, moment: datetime) -> datetime:
-    """Returns the last time, up to `moment`, that a clock in the time zone showed `at` (UTC)."""
+def _last(time_of_day: time, zone: ZoneInfo, moment: datetime) -> datetime:
+    """Returns the last time, up to `moment`, that a clock in the time zone showed `time_of_day` (UTC)."""
     today = moment.astimezone(zone).date()
-    shown = (datetime.combine(today - timedelta(days=back), at, zone).astimezone(UTC) for back in (0, 1))
-    return next(one for one in shown if one <= moment)
+    times = (datetime.combine(today - timedelta(days=back), time_of_day, zone).astimezone(UTC) for back in (0, 1))
+    return next(shown for shown in times if shown <= moment)
 
 
 def is_delivered(instance: dg.DagsterInstance, day: str) -> bool:

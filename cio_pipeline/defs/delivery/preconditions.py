@@ -104,5 +104,5 @@ def _ranges(missing: list[str], shown: int = 3) -> str:
     for day in missing:
         follows = ranges and datetime.fromisoformat(day) - datetime.fromisoformat(ranges[-1][-1]) == timedelta(days=1)
         ranges[-1].append(day) if follows else ranges.append([day])
-    texts = [one[0] if len(one) == 1 else f"{one[0]} to {one[-1]}" for one in ranges]
+    texts = [days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}" for days in ranges]
     return ", ".join(texts[:shown]) + (f" and {len(texts) - shown} more" if len(texts) > shown else "")

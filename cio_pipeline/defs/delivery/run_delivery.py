@@ -156,7 +156,9 @@ def drop_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, da
         if is_derived
         else set()
     )
-    return [one for one in refused if one.key not in keys and not listed.has_customer(one.key, one.operation)]
+    return [
+        refusal for refusal in refused if refusal.key not in keys and not listed.has_customer(refusal.key, refusal.operation)
+    ]
 
 
 @contextmanager
@@ -188,8 +190,10 @@ def events_too_recent(day: str, whole: Tables, tables: Tables, store: Store, opt
     """Returns the number of unsent events of the whole day that are not in the tables that are sent."""
     if tables.root == whole.root:
         return 0
-    unsent = [unsent_events(day, customers_and_events(one, day), store.ledger, options) for one in (whole, tables)]
-    return max(0, unsent[0] - unsent[1])
+    of_whole, of_tables = (
+        unsent_events(day, customers_and_events(tables_of_day, day), store.ledger, options) for tables_of_day in (whole, tables)
+    )
+    return max(0, of_whole - of_tables)
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:

@@ -103,8 +103,8 @@ class _Backfill:
 
     def _consecutive(self, days: list[str]) -> list[list[str]]:
         """Returns the days in lists of consecutive ones."""
-        numbered = groupby(enumerate(days), lambda one: self.days.index(one[1]) - one[0])
-        return [[day for _, day in some] for _, some in numbered]
+        groups = groupby(enumerate(days), lambda numbered: self.days.index(numbered[1]) - numbered[0])
+        return [[day for _, day in group] for _, group in groups]
 
     def _extracted(self, run_id: str) -> list[str]:
         logs = self.instance.all_logs(run_id, of_type=dg.DagsterEventType.ASSET_MATERIALIZATION)

@@ -43,7 +43,7 @@ class DayEvents:
     @property
     def parts(self) -> dict[str, int]:
         """The counts by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name != "day"}
+        return {field.name: getattr(self, field.name) for field in fields(self) if field.name != "day"}
 
     @property
     def total(self) -> int:
@@ -73,7 +73,7 @@ def last_days_chart(days: Sequence[DayEvents]) -> str:
     bars = ""
     for name, colour in reversed(COLOURS.items()):  # the parts below cover those above
         tops = [_tops(day, most).get(name) for day in days]
-        line = "".join(f"M{at * STEP + 14} {HEIGHT}v-{top}" for at, top in enumerate(tops) if top)
+        line = "".join(f"M{number * STEP + 14} {HEIGHT}v-{top}" for number, top in enumerate(tops) if top)
         bars += f"<path stroke='{colour}' d='{line}'/>" if line else ""
     first, last = (f"{date.fromisoformat(day.day):%-d %b}" for day in (days[0], days[-1]))
     caption = f"{first} to {last}; the highest bar is {most:,} event{'s' * (most != 1)}."

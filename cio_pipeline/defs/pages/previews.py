@@ -36,8 +36,8 @@ POSTHOG_EVENT_COLUMNS = ("event", "distinct_id", "timestamp", "properties")
 
 def first_rows(tables: Tables, name: str, day: str) -> dg.MetadataValue:
     """Returns the first rows of a day's table `customers`, `events`, `rejects` or `posthog_events`. Raises `StorageError`."""
-    columns, row = TABLES_SHOWN[name]
-    return table([row(one) for one in tables.head(name, day, MAX_ROWS, list(columns))])
+    columns, to_show = TABLES_SHOWN[name]
+    return table([to_show(row) for row in tables.head(name, day, MAX_ROWS, list(columns))])
 
 
 def mask_operation(text: str) -> str:
@@ -60,10 +60,10 @@ def mask_value(value: Any, depth: int = 0) -> Any:
     if depth == MAX_DEPTH and isinstance(value, dict | list):
         return MORE
     if isinstance(value, dict):
-        shown = {mask(str(name)): mask_value(one, depth + 1) for name, one in list(value.items())[:MAX_NAMES]}
+        shown = {mask(str(name)): mask_value(member, depth + 1) for name, member in list(value.items())[:MAX_NAMES]}
         return shown | ({MORE: f"{len(value) - MAX_NAMES} more"} if len(value) > MAX_NAMES else {})
     if isinstance(value, list):
-        return [mask_value(one, depth + 1) for one in value[:1]] + ([MORE] if len(value) > 1 else [])
+        return [mask_value(element, depth + 1) for element in value[:1]] + ([MORE] if len(value) > 1 else [])
     text = str(value)
     if "@" in text:
         return mask(text)

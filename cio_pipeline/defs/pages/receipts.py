@@ -101,10 +101,13 @@ def last_days(day: str, store: Store, totals: DayTotals) -> list[DayEvents]:
     shown = [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(DAYS_SHOWN - 1, -1, -1)]
     delivered = {**store.ledger.events_delivered(shown[:-1]), day: totals.events}
     refused = {**store.ledger.events_refused(shown[:-1]), day: totals.refused_events}
-    return [of_a_day(one, _day_counts(store, one), delivered.get(one, 0), refused.get(one, 0)) for one in shown]
+    return [
+        day_events(shown_day, _day_counts(store, shown_day), delivered.get(shown_day, 0), refused.get(shown_day, 0))
+        for shown_day in shown
+    ]
 
 
-def of_a_day(day: str, day_counts: DayCounts, delivered: int, refused: int) -> DayEvents:
+def day_events(day: str, day_counts: DayCounts, delivered: int, refused: int) -> DayEvents:
     """Returns what became of a day's events. delivered, refused: the numbers of those that Customer.io accepted and refused.
 
     The ledger may have more than the rules would send now, if events were sent twice, or under other settings.

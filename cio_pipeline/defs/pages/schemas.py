@@ -125,7 +125,7 @@ def lineage(table: str) -> dg.TableColumnLineage:
     """Returns the columns that each column of a derived table comes from."""
     events = asset_key("posthog_events")
     return dg.TableColumnLineage(
-        {name: [dg.TableColumnDep(events, one) for one in columns] for name, columns in COMES_FROM[table].items()}
+        {name: [dg.TableColumnDep(events, column) for column in columns] for name, columns in COMES_FROM[table].items()}
     )
 
 

@@ -17,7 +17,7 @@ def table(rows: Sequence[Row], limit: int | None = None) -> dg.TableMetadataValu
     """
     first, shown = rows[0] if rows else {"": "none"}, rows[:limit]
     records = [{name: _cell(row[name]) for name in first} for row in shown or [first]]
-    records += [{name: text if not at else "" for at, name in enumerate(first)} for text in _more(rows, shown)]
+    records += [{name: "" if column else text for column, name in enumerate(first)} for text in _more(rows, shown)]
     columns = [dg.TableColumn(name, _type(value)) for name, value in first.items()]
     return dg.MetadataValue.table([dg.TableRecord(record) for record in records], dg.TableSchema(columns))
 
@@ -28,10 +28,10 @@ def lines(rows: Sequence[Row], limit: int | None = None) -> Iterator[str]:
         return
     names, shown = list(rows[0]), rows[:limit]
     cells = [names, *([_text(row[name]) for name in names] for row in shown)]
-    widths = [max(len(line[at]) for line in cells) for at in range(len(names))]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     right = [_is_number(rows[0][name]) for name in names]
     for line in cells:
-        padded = map(lambda cell, width, at_right: cell.rjust(width) if at_right else cell.ljust(width), line, widths, right)
+        padded = map(lambda cell, width, is_right: cell.rjust(width) if is_right else cell.ljust(width), line, widths, right)
         yield "  ".join(padded).rstrip()
     yield from _more(rows, shown)
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.defs.pages.charts import DayEvents
-from cio_pipeline.defs.pages.receipts import COUNTS_SHOWN_IF_ANY, MEANING, in_one_line, of_a_day, receipt
+from cio_pipeline.defs.pages.receipts import COUNTS_SHOWN_IF_ANY, MEANING, day_events, in_one_line, receipt
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.ledger import DayTotals
@@ -44,7 +44,7 @@ def test_a_days_picture_has_every_event_once(
     sent: int, stitched: int, filtered: int, refused: int, delivered: int, open_: int
 ) -> None:
     outcomes = Counter({"sent": sent, "filtered: x": filtered, "refused: y": refused})
-    found = of_a_day("2026-03-02", DayCounts(outcomes, stitched), delivered, open_)
+    found = day_events("2026-03-02", DayCounts(outcomes, stitched), delivered, open_)
     assert found.total == outcomes.total() + stitched
     assert found.sent == min(delivered, sent + stitched)
     assert min(found.parts.values()) >= 0
