@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.packed_ids import pack_joined
 from cio_pipeline.rules.columns import Bools, Integers, offsets_and_data, to_list
+from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
@@ -38,7 +39,7 @@ class Item(NamedTuple):
     item_id: str
     key: str
     operation: bytes
-    call: str = "batch"
+    call: str = BATCH_CALL
     state: bytes = b""
     is_new: bool = False
     is_personless: bool = False
@@ -80,7 +81,7 @@ class Events:
     def items(self) -> list[Item]:
         """The events one by one."""
         columns = zip(to_list(self.ids), to_list(self.keys), to_list(self.operations), self.is_v1_call, strict=True)
-        return [Item(item, key, operation, "event" if large else "batch") for item, key, operation, large in columns]
+        return [Item(item, key, operation, V1_CALL if large else BATCH_CALL) for item, key, operation, large in columns]
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ class TrackClient:
     def check(self) -> None:
         """Requests the account's region. Raises `NotDelivered` if the keys or the endpoint are wrong."""
         try:
-            response = self._send("GET", REGION, None, _problem_in_region)
+            response = self._request("GET", REGION, None, _problem_in_region)
         except UnusableAnswer as odd:
             sentence = str(odd)
         else:
@@ -148,7 +148,7 @@ class TrackClient:
     def _post(self, path: str, body: bytes) -> list[Any]:
         """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` if all of it was
         refused."""
-        response = self._send("POST", path, body, _problem_in_post)
+        response = self._request("POST", path, body, _problem_in_post)
         if response.status_code in (401, 403):
             self.check()  # it raises, if it is the keys
         self._refuse_redirect(response)
@@ -181,7 +181,7 @@ class TrackClient:
                 " is it the workspace's region?"
             )
 
-    def _send(
+    def _request(
         self, method: str, path: str, body: bytes | None, problem_in: Callable[[requests.Response], Problem | None]
     ) -> requests.Response:
         def turn() -> None:

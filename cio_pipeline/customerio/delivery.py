@@ -53,7 +53,7 @@ def deliver(
     report, refused = Report(), ledger.refused(day)
     plans = _plans(day, shards, ledger, refused, options, report)
     with Progress(day, "events delivered", events) as progress:
-        _send(day, plans, ledger, client, report, progress)
+        _send_plans(day, plans, ledger, client, report, progress)
     return report
 
 
@@ -82,7 +82,7 @@ def redeliver(
     report = Report(plan.counts, sample=sample(plan))
     report.counts["refusals mended by newer data"] += len(plan.closed_ids)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
-        _send(day, [plan], ledger, client, report, progress)
+        _send_plans(day, [plan], ledger, client, report, progress)
     return report
 
 
@@ -118,7 +118,9 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
     return counts
 
 
-def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress) -> None:
+def _send_plans(
+    day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress
+) -> None:
     """Sends each plan over its lanes while the next one is being planned. The first failure stops everything else.
 
     Lanes of different plans may be sent at once, as they have no customer in common.

@@ -21,6 +21,7 @@ from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
@@ -90,7 +91,7 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
-    is_v1_call, since = np.array([one.call == "event" for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
+    is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
     can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
     plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
     return plan
@@ -118,7 +119,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
-        upsert = Item(upsert_id(key, part), key, operation, "batch", state, True, personless)
+        upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
         planned: Item | None = upsert
         if stored or consent or key in in_parts:
             planned = _plan_upsert(upsert, consent, recorded, plan, options)
@@ -234,7 +235,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
 def _with_operations(events: Columns, before: Bools) -> Events:
     """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
     again."""
-    is_v1_call = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
+    is_v1_call = pc.equal(column(events, "call"), V1_CALL).to_numpy(zero_copy_only=False)
     columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))
     return Events(*columns, is_v1_call, within_campaign_window(events) & ~before)
 

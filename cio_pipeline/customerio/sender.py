@@ -55,7 +55,7 @@ class Sender:
         """Sends the requests, unless another lane has failed. Returns the counts."""
         try:
             for request in self._requests:
-                self._send(request)
+                self._send_or_halve(request)
             self._decide_refused_alone()
         except Stopped:
             pass
@@ -64,7 +64,7 @@ class Sender:
             raise
         return self.counts
 
-    def _send(self, request: Request) -> None:
+    def _send_or_halve(self, request: Request) -> None:
         """Sends one request. If the answer does not say which item is bad, sends its halves, until the bad item is alone.
 
         Raises `http.retry.Unavailable` if all items are refused, and so is a probe.
@@ -76,7 +76,7 @@ class Sender:
                 self._decide_alone(request, why)
                 return
             for half in request.halves():
-                self._send(half)
+                self._send_or_halve(half)
         else:
             if len(refused) == len(request):
                 self._client.probe(self._probe)

@@ -25,6 +25,9 @@ from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
+BATCH_CALL, V1_CALL = "batch", "event"
+"""How an operation is sent: as an item of a batch, as most events are, or by the v1 event call."""
+
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
 NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
@@ -83,7 +86,7 @@ def event_items(
         by_v1.append(None if row in refused else body)
     if by_v1:
         operations = pc.replace_with_mask(operations, pa.array(is_large), pa.array(by_v1, pa.large_binary()))
-    calls = pa.array(["batch", "event"], pa.large_string()).take(pa.array(is_large.astype(np.int8)))
+    calls = pa.array([BATCH_CALL, V1_CALL], pa.large_string()).take(pa.array(is_large.astype(np.int8)))
     return Items(calls, operations, refused)
 
 
