@@ -161,7 +161,7 @@ class TrackClient:
         return errors
 
     def _without_keys(self, refusal: tuple[str, str]) -> tuple[str, str]:
-        """The reason and detail of an answer, which may quote the request, without the keys."""
+        """Returns the reason and detail of an answer, which may quote the request, without the keys."""
         reason, detail = refusal
         return without_keys(reason, *self._keys), without_keys(detail, *self._keys)
 
@@ -203,7 +203,7 @@ class TrackClient:
 
 
 def _body(operations: list[bytes]) -> bytes:
-    """The body of a batch. It may be half a megabyte, so it is joined only once."""
+    """Returns the body of a batch. It may be half a megabyte, so it is joined only once."""
     parts = list(operations)
     parts[0] = b'{"batch":[' + parts[0]
     parts[-1] += b"]}"
@@ -221,7 +221,8 @@ def _problem_in_region(response: requests.Response) -> Problem | None:
 
 
 def _problem_in_post(response: requests.Response) -> Problem | None:
-    """An acknowledgement is a 200 with an empty object, or with errors; a refusal has another status."""
+    """Returns the problem of an answer, if any. An acknowledgement is a 200 with an empty object, or with errors; a refusal has
+    another status."""
     if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
         return None
     parsed = json_object(response)

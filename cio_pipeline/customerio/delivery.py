@@ -89,7 +89,7 @@ def redeliver(
 def _plans(
     day: str, shards: Shards, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
-    """A plan for each shard, with its counts and a sample in the report."""
+    """Yields a plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
     for customers, events in to_deliver(shards, options, report.counts):
         recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
@@ -149,5 +149,5 @@ def _record(day: str, plan: Plan, ledger: Ledger) -> None:
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:
-    """The lanes' counts, once all are done. Raises what any lane has raised."""
+    """Returns the lanes' counts, once all are done. Raises what any lane has raised."""
     return sum((lane.result() for lane in lanes), Counter())

@@ -65,7 +65,7 @@ class Plan:
 
 
 def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions) -> Plan:
-    """The plan of one shard: upserts, then events by time. What was refused is not sent again unless it has changed.
+    """Returns the plan of one shard: upserts, then events by time. What was refused is not sent again unless it has changed.
 
     The columns of operations are read only where something is to be sent.
     """
@@ -76,8 +76,8 @@ def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, option
 
 
 def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:
-    """The plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or R19
-    leaves out."""
+    """Returns the plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or
+    R19 leaves out."""
     plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
@@ -128,7 +128,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
 
 
 def _with_person(events: Columns) -> set[str]:
-    """The keys that have events which are not personless."""
+    """Returns the keys that have events which are not personless."""
     personless = column(events, "personless", pa.bool_())
     return set(column(events, "key").filter(pc.invert(personless)).unique().to_pylist())
 
@@ -187,7 +187,7 @@ def _without_consent(
 
 
 def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
-    """The upsert with only the current attributes, and with this time."""
+    """Returns the upsert with only the current attributes, and with this time."""
     kept = {name: value for name, value in operation["attributes"].items() if name_hash(name) in current}
     seconds = operation["timestamp"]
     return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
@@ -204,7 +204,7 @@ def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
-    """Whether Customer.io has refused exactly this operation."""
+    """Returns whether Customer.io has refused exactly this operation."""
     before = recorded.refused.get(item.item_id)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
@@ -213,7 +213,7 @@ def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOption
 
 
 def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
-    """The events that were neither delivered nor refused as they are now."""
+    """Returns the events that were neither delivered nor refused as they are now."""
     ids = column(events, "ulid")
     before = are_in(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
     if options.resend:
@@ -233,7 +233,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
 
 
 def _with_operations(events: Columns, before: Bools) -> Events:
-    """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
+    """Returns the events with what it takes to send them. before: which of them were delivered before; these start no campaign
     again."""
     is_v1_call = pc.equal(column(events, "call"), V1_CALL).to_numpy(zero_copy_only=False)
     columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))

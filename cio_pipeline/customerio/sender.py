@@ -107,8 +107,8 @@ class Sender:
         self._refuse(request, why)
 
     def _was_accepted(self, kind: str) -> bool:
-        """Whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of this
-        run."""
+        """Returns whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of
+        this run."""
         return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
 
     def _decide_refused_alone(self) -> None:
@@ -180,12 +180,12 @@ class Sender:
 
 
 def _kind(request: Request) -> str:
-    """The kind of a single item: only the acceptance of another of its kind says something about it."""
+    """Returns the kind of a single item: only the acceptance of another of its kind says something about it."""
     return CUSTOMER if request.upserts else "large event" if request.is_v1_call else "event"
 
 
 def _identifier(request: Request) -> str | None:
-    """The customer's id or email in the v1 call's path; None for a batch."""
+    """Returns the customer's id or email in the v1 call's path; None for a batch."""
     if not request.is_v1_call:
         return None
     [item] = request.items()
