@@ -59,7 +59,7 @@ def merge(stored: State, newer: State) -> State:
 
 
 def is_superseded(refused: State, stored: State) -> bool:
-    """Whether every attribute of a refused upsert has since been set at the same time or later."""
+    """Returns whether every attribute of a refused upsert has since been set at the same time or later."""
     return all(name in stored and stored[name][1] >= time for name, (_, time) in refused.items())
 
 

@@ -128,7 +128,7 @@ def write(value: Any) -> bytes:
 
 
 def _readable(content: bytes) -> bytes:
-    """The JSON with integers of too many digits replaced by NaN, and what is nested `CUT` levels deep by 0."""
+    """Returns the JSON with integers of too many digits replaced by NaN, and what is nested `CUT` levels deep by 0."""
     kept, depth, start = [], 0, 0
     for token in UNREADABLE.finditer(content):
         kind = token[0][:1]
@@ -147,7 +147,8 @@ def _readable(content: bytes) -> bytes:
 
 
 def _utf8(text: Any) -> bytes:
-    """The text as bytes. Unpaired surrogates, which only a str can hold, are encoded as Python does (`surrogatepass`)."""
+    """Returns the text as bytes. Unpaired surrogates, which only a str can hold, are encoded as Python does
+    (`surrogatepass`)."""
     if isinstance(text, str):
         return text.encode("utf-8", "surrogatepass")
     return text if isinstance(text, bytes) else b""

@@ -109,7 +109,8 @@ def _only_decoded_has_an_at(word: str) -> bool:
 
 
 def _beside_a_lone_at(words: list[str]) -> set[int]:
-    """The indices of words with an `@` at their edge, and of those next to them, as an address may be broken over two lines."""
+    """Returns the indices of words with an `@` at their edge, and of those next to them, as an address may be broken over two
+    lines."""
     hidden = set[int]()
     for number, word in enumerate(words):
         bare = word.strip(AROUND)
@@ -119,7 +120,7 @@ def _beside_a_lone_at(words: list[str]) -> set[int]:
 
 
 def _readings(text: str) -> Iterator[str]:
-    """The text as it is, and decoded in the usual ways."""
+    """Yields the text as it is, and decoded in the usual ways."""
     yield text
     plain = text
     for _ in range(TIMES_ENCODED):
@@ -134,7 +135,7 @@ def _readings(text: str) -> Iterator[str]:
 
 
 def _text(content: bytes) -> Iterator[str]:
-    """The bytes as text, if they are text."""
+    """Yields the bytes as text, if they are text."""
     try:
         text = content.decode()
     except UnicodeDecodeError:
@@ -144,7 +145,7 @@ def _text(content: bytes) -> Iterator[str]:
 
 
 def _forms(key: str) -> Iterator[str]:
-    """The key as it is, in hexadecimal, and in base64, which depends on how many bytes precede it."""
+    """Yields the key as it is, in hexadecimal, and in base64, which depends on how many bytes precede it."""
     yield key
     if len(key) < KEY_CHARACTERS:
         return

@@ -14,8 +14,8 @@ from cio_pipeline.tables.tables import Tables
 def unmatched(
     tables: Tables, days: Sequence[str], event_allowlist: Sequence[str], exclude_attributes: Sequence[str]
 ) -> Iterator[str]:
-    """A sentence for each of CIO_EVENT_ALLOWLIST and CIO_EXCLUDE_ATTRIBUTES that has such names. Reads `posthog_events` of the
-    days, which must exist."""
+    """Yields a sentence for each of CIO_EVENT_ALLOWLIST and CIO_EXCLUDE_ATTRIBUTES that has such names. Reads `posthog_events`
+    of the days, which must exist."""
     if names := set(event_allowlist):
         for day in days:
             for shard in tables.read("posthog_events", day, columns=["event"]):
@@ -31,7 +31,7 @@ def unmatched(
 
 
 def _attributes(tables: Tables, days: Sequence[str]) -> Iterator[str]:
-    """The names of the attributes in the events of the days, each once."""
+    """Yields the names of the attributes in the events of the days, each once."""
     seen: set[str] = set()
     for day in days:
         for shard in tables.read("posthog_events", day, columns=["properties", "person_properties"]):

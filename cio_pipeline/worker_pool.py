@@ -44,7 +44,7 @@ class WorkerDied(PipelineError):
 def map_shards(
     work: Callable[..., T], shards: Iterable[tuple[Any, ...]], number: int, workers: int, what: str
 ) -> Generator[T, None, None]:
-    """The results of `work` for the arguments of each shard, in order.
+    """Yields the results of `work` for the arguments of each shard, in order.
 
     number: of the shards; what: for the progress in the log. At most one shard more than there are workers is worked on, or
     waits for earlier results to be taken. Raises what `work` raises, and `WorkerDied`. Once the iterator is closed, no worker
@@ -93,7 +93,7 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
 
 
 def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:
-    """The result of `work`. The memory that it used is returned to the system."""
+    """Returns the result of `work`. The memory that it used is returned to the system."""
     result = work(*shard)
     pa.default_memory_pool().release_unused()
     return result

@@ -21,7 +21,7 @@ HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 
 
 def json_object(response: requests.Response) -> dict[str, Any] | None:
-    """The answer as a JSON object in UTF-8; None if it is not one, or has a name twice, so that one value may hide
+    """Returns the answer as a JSON object in UTF-8; None if it is not one, or has a name twice, so that one value may hide
     another."""
     try:
         parsed = json.loads(response.content.decode("utf-8", "replace"), object_pairs_hook=_each_once)
@@ -38,7 +38,8 @@ def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def serving_host(account: dict[str, Any] | None) -> str | None:
-    """The host in an answer of `accounts/region`. Older answers have `data_center` instead of `region`, and no `url`."""
+    """Returns the host in an answer of `accounts/region`. Older answers have `data_center` instead of `region`, and no
+    `url`."""
     members = account or {}
     region = str(members.get("region") or members.get("data_center") or "").lower()
     if region not in HOSTS and host(members.get("url")) not in HOSTS.values():
@@ -47,7 +48,7 @@ def serving_host(account: dict[str, Any] | None) -> str | None:
 
 
 def host(url: Any) -> str | None:
-    """The host of a URL; None if it has none."""
+    """Returns the host of a URL; None if it has none."""
     try:
         return urlsplit(url).hostname if isinstance(url, str) else None
     except ValueError:
@@ -81,13 +82,13 @@ def max_items_at_fault(status: int, parsed: dict[str, Any] | None, *, is_batch: 
 
 
 def names_an_item(errors: list[Any]) -> bool:
-    """Whether an error names a field, or the number of a single item."""
+    """Returns whether an error names a field, or the number of a single item."""
     objects = [error for error in errors if isinstance(error, dict)]
     return any(error.get("field") or (type(error.get("batch_index")) is int and error["batch_index"] == 0) for error in objects)
 
 
 def first_reason(errors: list[Any]) -> tuple[str, str]:
-    """The first error: its reason and field, which quote no data, and its whole message, which may."""
+    """Returns the first error: its reason and field, which quote no data, and its whole message, which may."""
     error = errors[0] if errors else {}
     if not isinstance(error, dict):
         return IN_DETAIL, _text(error)

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.packed_ids import pack_joined
 from cio_pipeline.rules.columns import Bools, Integers, offsets_and_data, to_list
+from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 
 FRAME_BYTES = len(b'{"batch":[]}')
@@ -38,7 +39,7 @@ class Item(NamedTuple):
     item_id: str
     key: str
     operation: bytes
-    call: str = "batch"
+    call: str = BATCH_CALL
     state: bytes = b""
     is_new: bool = False
     is_personless: bool = False
@@ -72,15 +73,15 @@ class Events:
         return pack_id_column(self.ids)
 
     def take(self, rows: Integers) -> Events:
-        """The events in these rows."""
+        """Returns the events in these rows."""
         at = pa.array(rows)
         ids, keys, operations = (column.take(at) for column in (self.ids, self.keys, self.operations))
         return Events(ids, keys, operations, self.is_v1_call[rows], self.can_start_campaign[rows])
 
     def items(self) -> list[Item]:
-        """The events one by one."""
+        """Returns the events one by one."""
         columns = zip(to_list(self.ids), to_list(self.keys), to_list(self.operations), self.is_v1_call, strict=True)
-        return [Item(item, key, operation, "event" if large else "batch") for item, key, operation, large in columns]
+        return [Item(item, key, operation, V1_CALL if large else BATCH_CALL) for item, key, operation, large in columns]
 
 
 @dataclass(frozen=True)
@@ -102,16 +103,16 @@ class Request:
         return not self.upserts and bool(self.events.is_v1_call[self.rows[0]])
 
     def operations(self) -> list[bytes]:
-        """The operations, in order."""
+        """Returns the operations, in order."""
         return [upsert.operation for upsert in self.upserts] + to_list(self.events.operations.take(pa.array(self.rows)))
 
     def packed_ids(self) -> bytes:
-        """The ids of the events as the ledger keeps them, joined."""
+        """Returns the ids of the events as the ledger keeps them, joined."""
         ids: bytes = self.events.packed_ids[self.rows].tobytes()
         return ids
 
     def item_ids(self) -> list[str]:
-        """The ids of the items."""
+        """Returns the ids of the items."""
         return [upsert.item_id for upsert in self.upserts] + to_list(self.events.ids.take(pa.array(self.rows)))
 
     @property
@@ -120,27 +121,27 @@ class Request:
         return int(self.events.can_start_campaign[self.rows].sum())
 
     def items(self) -> list[Item]:
-        """The items one by one."""
+        """Returns the items one by one."""
         return self.upserts + self.events.take(self.rows).items()
 
     def halves(self) -> tuple[Request, Request]:
-        """The first and the second half of the items."""
+        """Returns the first and the second half of the items."""
         middle = len(self) // 2
         return self.part(0, middle), self.part(middle, len(self))
 
     def part(self, start: int, end: int) -> Request:
-        """The items from number `start` to before number `end`."""
+        """Returns the items from number `start` to before number `end`."""
         upserts = len(self.upserts)
         return Request(self.upserts[start:end], self.events, self.rows[max(0, start - upserts) : max(0, end - upserts)])
 
     def without(self, items: Collection[int]) -> Request:
-        """All items except those of these numbers."""
+        """Returns all items except those of these numbers."""
         upserts = [upsert for number, upsert in enumerate(self.upserts) if number not in items]
         kept = [number not in items for number in range(len(self.upserts), len(self))]
         return Request(upserts, self.events, self.rows[np.array(kept, bool)])
 
     def last_operation(self) -> bytes:
-        """The last operation: an event's, if there is any."""
+        """Returns the last operation: an event's, if there is any."""
         operation: bytes = self.events.operations[self.rows[-1]].as_py() if len(self.rows) else self.upserts[-1].operation
         return operation
 
@@ -152,7 +153,7 @@ class Request:
 
 
 def pack_requests(upserts: list[Item], events: Events) -> list[list[Request]]:
-    """The requests of each lane. All items of a customer are in one lane, upserts first."""
+    """Returns the requests of each lane. All items of a customer are in one lane, upserts first."""
     lengths, sizes = _sizes(upserts), pc.binary_length(events.operations).to_numpy(zero_copy_only=False)
     count = min(MAX_LANES, 1 + int(lengths.sum() + sizes.sum()) // LANE_BYTES)
     keys = events.keys.dictionary_encode()
@@ -193,7 +194,7 @@ def pack_id_column(ids: pa.LargeStringArray) -> npt.NDArray[np.bytes_]:
 
 
 def _lanes(keys: list[str], count: int) -> Integers:
-    """The lane of each key, out of `count` lanes."""
+    """Returns the lane of each key, out of `count` lanes."""
     return np.fromiter(map(crc32, map(str.encode, keys)), np.uint32, len(keys)) % count
 
 

@@ -94,7 +94,7 @@ class TrackClient:
     def check(self) -> None:
         """Requests the account's region. Raises `NotDelivered` if the keys or the endpoint are wrong."""
         try:
-            response = self._send("GET", REGION, None, _problem_in_region)
+            response = self._request("GET", REGION, None, _problem_in_region)
         except UnusableAnswer as odd:
             sentence = str(odd)
         else:
@@ -148,7 +148,7 @@ class TrackClient:
     def _post(self, path: str, body: bytes) -> list[Any]:
         """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` if all of it was
         refused."""
-        response = self._send("POST", path, body, _problem_in_post)
+        response = self._request("POST", path, body, _problem_in_post)
         if response.status_code in (401, 403):
             self.check()  # it raises, if it is the keys
         self._refuse_redirect(response)
@@ -161,7 +161,7 @@ class TrackClient:
         return errors
 
     def _without_keys(self, refusal: tuple[str, str]) -> tuple[str, str]:
-        """The reason and detail of an answer, which may quote the request, without the keys."""
+        """Returns the reason and detail of an answer, which may quote the request, without the keys."""
         reason, detail = refusal
         return without_keys(reason, *self._keys), without_keys(detail, *self._keys)
 
@@ -181,7 +181,7 @@ class TrackClient:
                 " is it the workspace's region?"
             )
 
-    def _send(
+    def _request(
         self, method: str, path: str, body: bytes | None, problem_in: Callable[[requests.Response], Problem | None]
     ) -> requests.Response:
         def turn() -> None:
@@ -203,7 +203,7 @@ class TrackClient:
 
 
 def _body(operations: list[bytes]) -> bytes:
-    """The body of a batch. It may be half a megabyte, so it is joined only once."""
+    """Returns the body of a batch. It may be half a megabyte, so it is joined only once."""
     parts = list(operations)
     parts[0] = b'{"batch":[' + parts[0]
     parts[-1] += b"]}"
@@ -221,7 +221,8 @@ def _problem_in_region(response: requests.Response) -> Problem | None:
 
 
 def _problem_in_post(response: requests.Response) -> Problem | None:
-    """An acknowledgement is a 200 with an empty object, or with errors; a refusal has another status."""
+    """Returns the problem of an answer, if any. An acknowledgement is a 200 with an empty object, or with errors; a refusal has
+    another status."""
     if response.status_code in (207, 401, 403, *REFUSED, *range(300, 400)):
         return None
     parsed = json_object(response)

@@ -53,7 +53,7 @@ def deliver(
     report, refused = Report(), ledger.refused(day)
     plans = _plans(day, shards, ledger, refused, options, report)
     with Progress(day, "events delivered", events) as progress:
-        _send(day, plans, ledger, client, report, progress)
+        _send_plans(day, plans, ledger, client, report, progress)
     return report
 
 
@@ -82,14 +82,14 @@ def redeliver(
     report = Report(plan.counts, sample=sample(plan))
     report.counts["refusals mended by newer data"] += len(plan.closed_ids)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
-        _send(day, [plan], ledger, client, report, progress)
+        _send_plans(day, [plan], ledger, client, report, progress)
     return report
 
 
 def _plans(
     day: str, shards: Shards, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
-    """A plan for each shard, with its counts and a sample in the report."""
+    """Yields a plan for each shard, with its counts and a sample in the report."""
     delivered = ledger.delivered(day)
     for customers, events in to_deliver(shards, options, report.counts):
         recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
@@ -118,7 +118,9 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
     return counts
 
 
-def _send(day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress) -> None:
+def _send_plans(
+    day: str, plans: Iterable[Plan], ledger: Ledger, client: TrackClient, report: Report, progress: Progress
+) -> None:
     """Sends each plan over its lanes while the next one is being planned. The first failure stops everything else.
 
     Lanes of different plans may be sent at once, as they have no customer in common.
@@ -147,5 +149,5 @@ def _record(day: str, plan: Plan, ledger: Ledger) -> None:
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:
-    """The lanes' counts, once all are done. Raises what any lane has raised."""
+    """Returns the lanes' counts, once all are done. Raises what any lane has raised."""
     return sum((lane.result() for lane in lanes), Counter())

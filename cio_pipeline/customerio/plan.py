@@ -21,6 +21,7 @@ from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
@@ -64,7 +65,7 @@ class Plan:
 
 
 def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions) -> Plan:
-    """The plan of one shard: upserts, then events by time. What was refused is not sent again unless it has changed.
+    """Returns the plan of one shard: upserts, then events by time. What was refused is not sent again unless it has changed.
 
     The columns of operations are read only where something is to be sent.
     """
@@ -75,8 +76,8 @@ def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, option
 
 
 def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:
-    """The plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or R19
-    leaves out."""
+    """Returns the plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or
+    R19 leaves out."""
     plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
@@ -90,7 +91,7 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
             events.append(refusal)
     columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
-    is_v1_call, since = np.array([one.call == "event" for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
+    is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
     can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
     plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
     return plan
@@ -118,7 +119,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
-        upsert = Item(upsert_id(key, part), key, operation, "batch", state, True, personless)
+        upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
         planned: Item | None = upsert
         if stored or consent or key in in_parts:
             planned = _plan_upsert(upsert, consent, recorded, plan, options)
@@ -127,7 +128,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
 
 
 def _with_person(events: Columns) -> set[str]:
-    """The keys that have events which are not personless."""
+    """Returns the keys that have events which are not personless."""
     personless = column(events, "personless", pa.bool_())
     return set(column(events, "key").filter(pc.invert(personless)).unique().to_pylist())
 
@@ -186,7 +187,7 @@ def _without_consent(
 
 
 def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
-    """The upsert with only the current attributes, and with this time."""
+    """Returns the upsert with only the current attributes, and with this time."""
     kept = {name: value for name, value in operation["attributes"].items() if name_hash(name) in current}
     seconds = operation["timestamp"]
     return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
@@ -203,7 +204,7 @@ def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
-    """Whether Customer.io has refused exactly this operation."""
+    """Returns whether Customer.io has refused exactly this operation."""
     before = recorded.refused.get(item.item_id)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
@@ -212,7 +213,7 @@ def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOption
 
 
 def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:
-    """The events that were neither delivered nor refused as they are now."""
+    """Returns the events that were neither delivered nor refused as they are now."""
     ids = column(events, "ulid")
     before = are_in(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
     if options.resend:
@@ -232,9 +233,9 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
 
 
 def _with_operations(events: Columns, before: Bools) -> Events:
-    """The events with what it takes to send them. before: which of them were delivered before; these start no campaign
+    """Returns the events with what it takes to send them. before: which of them were delivered before; these start no campaign
     again."""
-    is_v1_call = pc.equal(column(events, "call"), "event").to_numpy(zero_copy_only=False)
+    is_v1_call = pc.equal(column(events, "call"), V1_CALL).to_numpy(zero_copy_only=False)
     columns = (column(events, "ulid"), column(events, "key"), column(events, "operation", BYTES))
     return Events(*columns, is_v1_call, within_campaign_window(events) & ~before)
 

@@ -17,13 +17,13 @@ SAMPLE_NAMES = 12
 
 
 def mask_key(key: str) -> str:
-    """A customer's key with its email or id masked."""
+    """Returns a customer's key with its email or id masked."""
     kind, _, value = key.partition(":")
     return f"{kind} {mask_id(value)}"
 
 
 def mask_id(distinct_id: str) -> str:
-    """A masked email; or the first and last characters of another id, at most half of it: `user-000017` -> `us***017`.
+    """Returns a masked email; or the first and last characters of another id, at most half of it: `user-000017` -> `us***017`.
 
     Those who know the person recognise them by it.
     """
@@ -35,7 +35,7 @@ def mask_id(distinct_id: str) -> str:
 
 
 def sample(plan: Plan) -> list[str]:
-    """A line each for a few customers and events: whose it is, and the names of its attributes or properties."""
+    """Returns a line each for a few customers and events: whose it is, and the names of its attributes or properties."""
     events = plan.events.take(np.arange(min(len(plan.events), SAMPLE_ITEMS)))
     return [_line(item) for item in plan.upserts[:SAMPLE_ITEMS] + events.items()]
 

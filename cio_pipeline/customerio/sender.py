@@ -55,7 +55,7 @@ class Sender:
         """Sends the requests, unless another lane has failed. Returns the counts."""
         try:
             for request in self._requests:
-                self._send(request)
+                self._send_or_halve(request)
             self._decide_refused_alone()
         except Stopped:
             pass
@@ -64,7 +64,7 @@ class Sender:
             raise
         return self.counts
 
-    def _send(self, request: Request) -> None:
+    def _send_or_halve(self, request: Request) -> None:
         """Sends one request. If the answer does not say which item is bad, sends its halves, until the bad item is alone.
 
         Raises `http.retry.Unavailable` if all items are refused, and so is a probe.
@@ -76,7 +76,7 @@ class Sender:
                 self._decide_alone(request, why)
                 return
             for half in request.halves():
-                self._send(half)
+                self._send_or_halve(half)
         else:
             if len(refused) == len(request):
                 self._client.probe(self._probe)
@@ -107,8 +107,8 @@ class Sender:
         self._refuse(request, why)
 
     def _was_accepted(self, kind: str) -> bool:
-        """Whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of this
-        run."""
+        """Returns whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of
+        this run."""
         return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
 
     def _decide_refused_alone(self) -> None:
@@ -180,12 +180,12 @@ class Sender:
 
 
 def _kind(request: Request) -> str:
-    """The kind of a single item: only the acceptance of another of its kind says something about it."""
+    """Returns the kind of a single item: only the acceptance of another of its kind says something about it."""
     return CUSTOMER if request.upserts else "large event" if request.is_v1_call else "event"
 
 
 def _identifier(request: Request) -> str | None:
-    """The customer's id or email in the v1 call's path; None for a batch."""
+    """Returns the customer's id or email in the v1 call's path; None for a batch."""
     if not request.is_v1_call:
         return None
     [item] = request.items()

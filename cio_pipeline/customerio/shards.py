@@ -65,28 +65,29 @@ class FilteredRows:
 
 
 def column(rows: Columns, name: str, kind: pa.DataType = TEXT) -> pa.Array:
-    """A column as one Arrow array of this type."""
+    """Returns a column as one Arrow array of this type."""
     return array(rows[name]).cast(kind)
 
 
 def texts(rows: Columns, name: str) -> list[str]:
-    """A column of texts, as a list."""
+    """Returns a column of texts, as a list."""
     return to_list(column(rows, name))
 
 
 def array(column: Column) -> pa.Array:
-    """A column as one Arrow array."""
+    """Returns a column as one Arrow array."""
     arrow = pa.array(column) if isinstance(column, pd.Series) else column
     return arrow.combine_chunks() if isinstance(arrow, pa.ChunkedArray) else arrow
 
 
 def to_deliver(shards: Shards, options: DeliveryOptions, counts: Counter[str]) -> Shards:
-    """The shards without those who are suppressed, and with no more customers than the limit; counts what is left out."""
+    """Returns the shards without those who are suppressed, and with no more customers than the limit; counts what is left
+    out."""
     return _limited(options.limit, _without_suppressed(options.suppressed, shards, counts), counts)
 
 
 def suppressed_keys(suppressed: Suppressed, customers: Columns, events: Columns) -> set[str]:
-    """The keys of a shard's suppressed customers."""
+    """Returns the keys of a shard's suppressed customers."""
     pairs = set(zip(texts(events, "key"), texts(events, "distinct_id"), strict=True))
     return suppressed.keys(texts(customers, "key"), texts(customers, "identifier"), texts(customers, "email"), pairs)
 
@@ -118,5 +119,5 @@ def _limited(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
 
 
 def _has_key(rows: Columns, keys: set[str]) -> Bools:
-    """Which rows have one of these keys."""
+    """Returns which rows have one of these keys."""
     return np.fromiter((key in keys for key in texts(rows, "key")), bool, len(rows))

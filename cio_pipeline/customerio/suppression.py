@@ -29,7 +29,7 @@ class Suppressed:
         return bool(self.ids or self.emails or self.hashes)
 
     def has(self, text: str | None) -> bool:
-        """Whether this distinct_id or email is suppressed."""
+        """Returns whether this distinct_id or email is suppressed."""
         if not isinstance(text, str):
             return False
         email = text.strip().lower()
@@ -38,7 +38,8 @@ class Suppressed:
         return bool(self.hashes) and (_hash(text) in self.hashes or _hash(email) in self.hashes)
 
     def with_linked(self, linked: Callable[[Iterable[str]], set[str]], all_names: Iterable[str]) -> Suppressed:
-        """These people, with all of their distinct_ids and emails (R21), which `linked` returns for some of their names.
+        """Returns these people, with all of their distinct_ids and emails (R21), which `linked` returns for some of their
+        names.
 
         `all_names` are all known distinct_ids and emails. They are searched only if the list has hashes.
         """
@@ -55,14 +56,15 @@ class Suppressed:
         emails: Sequence[str | None],
         pairs: Iterable[tuple[str, str]],
     ) -> set[str]:
-        """The suppressed keys of a shard: by the key itself, by the `identifier` or `email` of its customer (which may be
-        None), or by a distinct_id of its events, given as `pairs` of key and distinct_id."""
+        """Returns the suppressed keys of a shard: by the key itself, by the `identifier` or `email` of its customer (which may
+        be None), or by a distinct_id of its events, given as `pairs` of key and distinct_id."""
         customers = zip(keys, identifiers, emails, strict=True)
         suppressed = {key for key, *texts in customers if any(map(self.has, (key.partition(":")[2], *texts)))}
         return suppressed | {key for key, distinct_id in pairs if self.has(distinct_id)}
 
     def has_customer(self, key: str, operation: str) -> bool:
-        """Whether the customer of an operation is suppressed: by the key, or by the `identifier` or `email` of an upsert."""
+        """Returns whether the customer of an operation is suppressed: by the key, or by the `identifier` or `email` of an
+        upsert."""
         parsed = read_object(operation)
         attributes = parsed["attributes"] if parsed.get("action") == "identify" else {}
         texts = (key.partition(":")[2], attributes.get("identifier"), attributes.get("email"))

@@ -63,7 +63,7 @@ class Unusable(Exception):
 
 
 def read_suppressed(location: str | None) -> Suppressed:
-    """The list at a path or URL. Raises `NotDelivered` if it cannot be read, or names nobody without saying so."""
+    """Returns the list at a path or URL. Raises `NotDelivered` if it cannot be read, or names nobody without saying so."""
     if not location:
         return Suppressed()
     try:
@@ -78,7 +78,7 @@ def read_suppressed(location: str | None) -> Suppressed:
 
 
 def parse(content: bytes) -> Suppressed:
-    """The people on the list. Raises `Unusable`."""
+    """Returns the people on the list. Raises `Unusable`."""
     text = _text(content)
     rows = list(_json_rows(text) if text.lstrip()[:1] in ("[", "{") else _table(text))
     columns, has_heading = _columns([cells for _, cells in rows])
@@ -105,7 +105,7 @@ def _content(location: str) -> bytes:
 
 
 def _download(url: str) -> bytes:
-    """The content of the URL. A redirect is refused, as it may lead to a login page."""
+    """Returns the content of the URL. A redirect is refused, as it may lead to a login page."""
     answer = send(
         new_session(),
         "GET",
@@ -150,7 +150,7 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 def _table(text: str) -> Iterator[tuple[int, list[str]]]:
-    """The cells of the lines that are neither blank nor a comment, with their numbers. All have as many as the first."""
+    """Yields the cells of the lines that are neither blank nor a comment, with their numbers. All have as many as the first."""
     wanted = None
     for number, line in _lines(text):
         if not line.strip() or line.lstrip().startswith("#"):
@@ -178,7 +178,8 @@ def _cells(line: str, number: int) -> list[str]:
 
 
 def _columns(rows: list[list[str]]) -> tuple[set[int], bool]:
-    """The columns that name people, and whether the first line is a heading. In a single line all columns may name people."""
+    """Returns the columns that name people, and whether the first line is a heading. In a single line all columns may name
+    people."""
     if not rows:
         return set(), False
     headings = {column for column, cell in enumerate(rows[0]) if _is_heading(cell)}
@@ -210,7 +211,7 @@ def _names(cells: list[str], columns: set[int], number: int) -> Iterator[str]:
 
 
 def _readings(cell: str) -> Iterator[str]:
-    """The text as it is; without what surrounds it; its words; each address in it; and these percent-decoded."""
+    """Yields the text as it is; without what surrounds it; its words; each address in it; and these percent-decoded."""
     plain = re.sub(r"^[-*•] +", "", UNSEEN.sub("", cell)).strip(AROUND)
     words = (word.strip(AROUND) for word in re.split(r"[\s|=]", plain.partition("#")[0]))
     for reading in (cell, plain, *words, *ADDRESS.findall(cell), *ADDRESS.findall(unquote(plain))):
@@ -219,7 +220,8 @@ def _readings(cell: str) -> Iterator[str]:
 
 
 def _names_somebody(cell: str, readings: list[str]) -> bool:
-    """Whether it has an email or a hash, or an id that R14 accepts and that is neither a missing value nor a sentence."""
+    """Returns whether it has an email or a hash, or an id that R14 accepts and that is neither a missing value nor a
+    sentence."""
     if any(is_email(reading) or SHA256.search(reading) for reading in readings):
         return True
     phrase = re.sub(r"^[45]\d\d\s+|[.!]$", "", cell.strip(AROUND)).lower()

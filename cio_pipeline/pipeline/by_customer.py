@@ -39,8 +39,8 @@ CLASSIFIED = pa.schema(
 def shards_by_customer(
     source: DerivationInput, identities: Identities, folder: Path, workers: int
 ) -> tuple[list[shuffle.Shard], DayCounts]:
-    """The events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that the day's
-    merges take (R16); and what became of the day's events, before any is refused for its content."""
+    """Returns the events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that
+    the day's merges take (R16); and what became of the day's events, before any is refused for its content."""
     number = source.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
     tasks = ((source, shard, said_earlier_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
@@ -107,7 +107,7 @@ def _stitched(source: DerivationInput, identities: Identities, windows: pd.DataF
 
 
 def days_stitched(day: str, options: Options) -> list[str]:
-    """The day, last, and those before it whose events it may send (R16)."""
+    """Returns the day, last, and those before it whose events it may send (R16)."""
     return [str(date.fromisoformat(day) - timedelta(days=back)) for back in range(options.stitch_anonymous_days, -1, -1)]
 
 

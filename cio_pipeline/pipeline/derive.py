@@ -61,7 +61,7 @@ def derive_day(
 
 
 def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> str:
-    """The hash of all that the day's tables are made of: events, what earlier days said, options and code."""
+    """Returns the hash of all that the day's tables are made of: events, what earlier days said, options and code."""
     events = [tables.version("posthog_events", day)]
     if options.stitches:
         days = days_stitched(day, options)[:-1]
@@ -132,7 +132,7 @@ def _write(
 
 
 def _sent(classified: pd.DataFrame) -> pd.DataFrame:
-    """The events to send, by time: taken once, in their order."""
+    """Returns the events to send, by time: taken once, in their order."""
     order = in_order(classified)
     are_sent = (classified["outcome"] == SENT).to_numpy(bool)[order]
     return classified.take(order[are_sent]).reset_index(drop=True)

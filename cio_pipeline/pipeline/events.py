@@ -30,7 +30,7 @@ READ_BY = "read by"
 
 
 def with_parsed_columns(events: pa.Table) -> pa.Table:
-    """The events with the columns `PARSED_COLUMNS` added."""
+    """Returns the events with the columns `PARSED_COLUMNS` added."""
     columns = (events[name].combine_chunks().cast(pa.large_string()) for name in ("event", "properties", "person_properties"))
     parsed = parse_properties(*(column.cast(pa.large_binary()) for column in columns))
     return pa.table([*events.columns, *parsed.columns], schema=KEPT_EVENTS)
@@ -44,20 +44,20 @@ def shard_of_events(tables: Tables, table: str, day: str, version: Version, shar
 
 
 def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.Table]:
-    """The day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows` does."""
+    """Yields the day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows` does."""
     is_read = tables.version("posthog_events", day).metadata.get(READ_BY) == code_hash()
     for rows in tables.rows_where("posthog_events", day, "distinct_id", distinct_ids):
         yield rows if is_read else with_parsed_columns(rows.select(EVENT_SCHEMA.names))
 
 
 def code_hash() -> str:
-    """The hash of the code that decides what is learned and derived. When it changes, both are done again."""
+    """Returns the hash of the code that decides what is learned and derived. When it changes, both are done again."""
     return hash_of_code(*DECIDING)
 
 
 @cache
 def hash_of_code(*names: str) -> str:
-    """The hash of these modules and subpackages of `cio_pipeline`."""
+    """Returns the hash of these modules and subpackages of `cio_pipeline`."""
     here = Path(__file__).parent.parent
     modules = [path for name in names for path in (here / f"{name}.py", *sorted(here.glob(f"{name}/**/*.py"))) if path.exists()]
     return sha256(b"".join(module.read_bytes() for module in modules)).hexdigest()

@@ -119,7 +119,7 @@ def _with_code(fingerprint: str) -> str:
 
 
 def _code_hash() -> str:
-    """The hash of the code that reads and keeps events. When it changes, they are read again."""
+    """Returns the hash of the code that reads and keeps events. When it changes, they are read again."""
     return f"{hash_of_code(*READING)} {pa.__version__}"
 
 
@@ -142,7 +142,7 @@ def _spilled(
 
 
 def _kept_before(tables: Tables, table: str, partition: str, overview: Overview) -> Iterator[pa.Table]:
-    """The events of the partition's version so far, if there is one."""
+    """Yields the events of the partition's version so far, if there is one."""
     if tables.find_version(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):

@@ -106,7 +106,7 @@ def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writt
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """The events that came and those kept before."""
+    """Returns the events that came and those kept before."""
     is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
     if not pc.any(is_earlier).as_py():
         return rows, rows.slice(0, 0)

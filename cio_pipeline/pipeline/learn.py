@@ -17,7 +17,7 @@ LEARNED_FROM = ["uuid", "event", "distinct_id", "timestamp", "given_email", "ano
 
 
 def learned_under(attributes_from: str) -> str:
-    """The setting that affects what is learned, with its value."""
+    """Returns the setting that affects what is learned, with its value."""
     return f"CIO_ATTRIBUTES_FROM={attributes_from}"
 
 

@@ -48,7 +48,7 @@ def left_out_names(options: Options) -> WhyLeftOut:
 def attributes_of(
     given: dict[str, Any], unset: Any, why_left_out: WhyLeftOut, options: Options
 ) -> tuple[dict[str, Any], LeftOut]:
-    """The attributes that an event sets, None for one that it clears (R11); and those left out or cut, and why.
+    """Returns the attributes that an event sets, None for one that it clears (R11); and those left out or cut, and why.
 
     given: the given attributes (R7); unset: the value of the event's `$unset`.
     """
@@ -74,7 +74,7 @@ def attributes_of(
 
 
 def _allowed(given: dict[str, Any], why_left_out: WhyLeftOut, options: Options) -> tuple[dict[str, Any], LeftOut]:
-    """The attributes that CIO_EXCLUDE_ATTRIBUTES and R19 let pass, and those that R19 leaves out."""
+    """Returns the attributes that CIO_EXCLUDE_ATTRIBUTES and R19 let pass, and those that R19 leaves out."""
     if options.exclude_attributes:
         given = {name: value for name, value in given.items() if why_left_out(name) != EXCLUDED}
     return consents(given, options.allow_consent)

@@ -32,7 +32,7 @@ HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL, PERSONLESS)
 
 
 def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events frame (`facts`; also uuid and personless) with these columns added.
+    """Returns the events frame (`facts`; also uuid and personless) with these columns added.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
     `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set_at: the
@@ -51,7 +51,7 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
 
 
 def _texts_of(uniques: list[str | None], codes: Integers) -> pd.api.extensions.ExtensionArray:
-    """The text of each code."""
+    """Returns the text of each code."""
     return pa.array(uniques, pa.large_string()).take(pa.array(codes)).to_pandas().array
 
 

@@ -27,8 +27,8 @@ ANY_BRACKET = 0xDF
 
 
 def utf8(column: pd.Series[Any]) -> pa.LargeBinaryArray:
-    """The texts in UTF-8, null if there is none. An unpaired surrogate is encoded as Python encodes
-    it (`surrogatepass`)."""
+    """Returns the texts in UTF-8, null if there is none. An unpaired surrogate is encoded as Python encodes it
+    (`surrogatepass`)."""
     if not isinstance(column.dtype, pd.StringDtype):
         encoded = [text.encode("utf-8", "surrogatepass") if isinstance(text, str) else None for text in column.tolist()]
         return pa.array(encoded, pa.large_binary())
@@ -37,18 +37,18 @@ def utf8(column: pd.Series[Any]) -> pa.LargeBinaryArray:
 
 
 def to_list(array: pa.Array) -> list[Any]:
-    """An Arrow array's values, None for nulls: much faster than its own `to_pylist`."""
+    """Returns an Arrow array's values, None for nulls: much faster than its own `to_pylist`."""
     values: list[Any] = array.to_numpy(zero_copy_only=False).tolist()
     return values
 
 
 def text_array(column: pd.Series[Any]) -> pa.LargeStringArray:
-    """The texts of a column, null if there is none."""
+    """Returns the texts of a column, null if there is none."""
     return as_text(utf8(column))
 
 
 def texts(column: pd.Series[Any]) -> list[Any]:
-    """The texts of a column, None (or NaN, in a column of objects) for nulls."""
+    """Returns the texts of a column, None (or NaN, in a column of objects) for nulls."""
     return to_list(utf8(column).cast(pa.large_string())) if isinstance(column.dtype, pd.StringDtype) else column.tolist()
 
 
@@ -66,12 +66,12 @@ class Factorized(NamedTuple):
     uniques: list[str]
 
     def map(self, function: Callable[[str], bytes]) -> pa.LargeBinaryArray:
-        """The function's result for each row; it is called once for each unique text."""
+        """Returns the function's result for each row; it is called once for each unique text."""
         results = pa.array([function(text) for text in self.uniques], pa.large_binary())
         return results.take(pa.array(self.codes))
 
     def at(self, row: int) -> str:
-        """The text of a row."""
+        """Returns the text of a row."""
         return self.uniques[self.codes[row]]
 
 

@@ -15,13 +15,13 @@ AllowConsent = Literal["No", "unsubscribe", "Yes"]
 
 @lru_cache(maxsize=10_000)
 def is_consent(name: str) -> bool:
-    """Whether an attribute of this name says what a person wants to receive."""
+    """Returns whether an attribute of this name says what a person wants to receive."""
     meant = name.strip().lower()
     return meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")
 
 
 def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """The attributes without those about consent that may not pass, and (name, reason) of each that was left out.
+    """Returns the attributes without those about consent that may not pass, and (name, reason) of each that was left out.
 
     `given` are values by name, None for an attribute that is cleared.
     """
@@ -41,7 +41,8 @@ def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any]
 
 
 def _less(name: str, meant: str, value: Any) -> tuple[dict[str, Any], bool]:
-    """The part of this attribute that reduces what the person receives, as it is to be sent, and whether that is all of it."""
+    """Returns the part of this attribute that reduces what the person receives, as it is to be sent, and whether that is all of
+    it."""
     if meant == PREFERENCES:
         topics = value.get("topics") if isinstance(value, dict) else None
         off = [topic for topic, wanted in topics.items() if topic and wanted is False] if isinstance(topics, dict) else []

@@ -71,7 +71,7 @@ class Customers(NamedTuple):
 
 
 def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customers:
-    """The customers of these events.
+    """Returns the customers of these events.
 
     events: those that are sent, by time, with key, identifier, timestamp, email and email_set_at (`classify`); given: the
     attributes that they give, by customer's key.
@@ -137,14 +137,14 @@ def _with_given(own: Attributes, given: Attributes) -> Attributes:
 
 
 def _last_rows(keys: Factorized, rows: Integers) -> Integers:
-    """The last of these rows of each key, in the order of `keys.uniques`; -1 where a key has none."""
+    """Returns the last of these rows of each key, in the order of `keys.uniques`; -1 where a key has none."""
     last = np.full(len(keys.uniques), -1)
     last[keys.codes[rows]] = rows
     return last
 
 
 def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tuple[Any, ...]:
-    """A row of `CUSTOMERS`: some of the customer's attributes."""
+    """Returns a row of `CUSTOMERS`: some of the customer's attributes."""
     records: dict[int, list[bytes]] = {}
     newest = max(customer.times[name] for name, _, _ in members)
     for text, name, value in members:
@@ -157,7 +157,7 @@ def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tu
 
 
 def _parts(attributes: dict[str, Any], name_of: Callable[[str], _Name]) -> list[list[Member]]:
-    """The attributes in one part, or in as many as it takes for each upsert to stay within 32,000 bytes."""
+    """Returns the attributes in one part, or in as many as it takes for each upsert to stay within 32,000 bytes."""
     parts: list[list[Member]] = [[]]
     size = 0
     for text, value in attributes.items():

@@ -22,10 +22,10 @@ def is_placeholder(distinct_id: str) -> bool:
 
 
 def is_blank(distinct_id: str) -> bool:
-    """Whether the id is empty or all spaces."""
+    """Returns whether the id is empty or all spaces."""
     return not distinct_id or distinct_id.isspace()
 
 
 def usable(distinct_id: str) -> bool:
-    """Whether R14 accepts this id: it is neither blank, nor over 150 bytes, nor a placeholder."""
+    """Returns whether R14 accepts this id: it is neither blank, nor over 150 bytes, nor a placeholder."""
     return not is_blank(distinct_id) and len(distinct_id.encode()) <= MAX_ID_BYTES and not is_placeholder(distinct_id)

@@ -34,7 +34,7 @@ EventPosition = tuple[Any, ...]
 
 
 def reaches_back(start: datetime, now: datetime) -> bool:
-    """Whether a window that begins at `start` is old enough to hold events that have lost their `$set`."""
+    """Returns whether a window that begins at `start` is old enough to hold events that have lost their `$set`."""
     return start < now - SET_SURELY_KEPT
 
 
@@ -92,8 +92,8 @@ def dropped_in_history(events: pa.Table, now: datetime) -> pa.ChunkedArray:
 
 
 def always_used_person(events: pa.Table) -> bool:
-    """Whether an earlier extraction used the person's properties even for events with a `$set`, as CIO_ATTRIBUTES_FROM=person
-    does."""
+    """Returns whether an earlier extraction used the person's properties even for events with a `$set`, as
+    CIO_ATTRIBUTES_FROM=person does."""
     return any_has_set(events["properties"].filter(pc.is_valid(events["person_properties"])))
 
 
@@ -110,7 +110,7 @@ def with_person_properties(events: pa.Table, used: pa.ChunkedArray | bool) -> pa
 
 
 def _is_before(events: pa.Table, first: EventPosition | None) -> pa.Array | pa.ChunkedArray:
-    """Whether each event comes before that position (bool); all do if it is None."""
+    """Returns whether each event comes before that position (bool); all do if it is None."""
     if first is None:
         return _constant(len(events), True)
     is_before, is_same = _constant(len(events), False), _constant(len(events), True)

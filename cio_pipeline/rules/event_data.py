@@ -56,7 +56,7 @@ def read_event_data(
     why_left_out: WhyLeftOut,
     options: Options,
 ) -> EventData:
-    """The data of the events with these properties.
+    """Returns the data of the events with these properties.
 
     contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both are JSON
     in UTF-8. plain, is_data: as in `properties.PARSED_COLUMNS`.
@@ -79,7 +79,7 @@ def read_event_data(
 
 
 def _scan(content: bytes, person: bytes | None, why_left_out: WhyLeftOut) -> tuple[bytes, Findings] | None:
-    """The data of plain JSON, and what else it holds; None if the JSON has to be parsed."""
+    """Returns the data of plain JSON, and what else it holds; None if the JSON has to be parsed."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:

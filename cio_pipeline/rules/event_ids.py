@@ -29,7 +29,7 @@ DIGIT = np.uint64((1 << DIGIT_BITS) - 1)
 def ulids(
     times: Integers, names: Factorized, distinct_ids: pa.LargeBinaryArray, uuids: pa.LargeBinaryArray
 ) -> pa.LargeBinaryArray:
-    """The events' ids in Customer.io, which are ULIDs.
+    """Returns the events' ids in Customer.io, which are ULIDs.
 
     `times` are microseconds since 1970; `distinct_ids` and `uuids` (valid ones, `is_uuid`) are in UTF-8. The first 48 bits of
     an id are the uuid's. The other 80 are the BLAKE2b hash of the text `<days since 1970> <uuid in lower case> <length of the
@@ -47,7 +47,8 @@ def ulids(
 
 
 def _digits(content: Bytes) -> Bytes:
-    """The 26 digits of five bits each of 128-bit numbers, given as 16 bytes each. The first digit has only three bits."""
+    """Returns the 26 digits of five bits each of 128-bit numbers, given as 16 bytes each. The first digit has only three
+    bits."""
     first, last = content.view(">u8").astype(np.uint64).T
     digits = np.empty((len(content), ULID_CHARACTERS), dtype=np.uint8)
     for place, shift in enumerate(SHIFTS):
@@ -58,7 +59,7 @@ def _digits(content: Bytes) -> Bytes:
 
 
 def _first_48_bits(uuids: pa.LargeBinaryArray) -> Bytes:
-    """The first six bytes of uuids in lower case."""
+    """Returns the first six bytes of uuids in lower case."""
     _, characters = offsets_and_data(uuids)
     digits = HEX_VALUES[characters.reshape(-1, UUID_CHARACTERS)[:, FIRST_12_DIGITS]]
     return digits[:, ::2] << np.uint8(4) | digits[:, 1::2]

@@ -26,7 +26,7 @@ Links = set[tuple[str, str]]
 
 
 def in_order(events: pd.DataFrame) -> Integers:
-    """The events' row numbers sorted by `ORDER`. Only rows with equal times are compared as text."""
+    """Returns the events' row numbers sorted by `ORDER`. Only rows with equal times are compared as text."""
     times = microseconds(events["timestamp"])
     order = np.argsort(times, kind="stable")
     same = times[order][1:] == times[order][:-1]
@@ -71,7 +71,8 @@ def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
 
 
 def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
-    """The anonymous id that each `$identify` names; None if it names none, or where R14 refuses either of the two ids."""
+    """Returns the anonymous id that each `$identify` names; None if it names none, or where R14 refuses either of the two
+    ids."""
     pairs = zip(texts(identifies["distinct_id"]), texts(identifies["anonymous_id"]), strict=True)
     return [anonymous if isinstance(anonymous, str) and usable(who) and usable(anonymous) else None for who, anonymous in pairs]
 

@@ -25,6 +25,9 @@ from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
+BATCH_CALL, V1_CALL = "batch", "event"
+"""How an operation is sent: as an item of a batch, as most events are, or by the v1 event call."""
+
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
 NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
@@ -53,7 +56,7 @@ class Items(NamedTuple):
 def event_items(
     keys: Factorized, names: Factorized, ids: pa.LargeBinaryArray, seconds: Integers, data: pa.LargeBinaryArray
 ) -> Items:
-    """The events' operations.
+    """Returns the events' operations.
 
     ids: as `event_ids.ulids` returns them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null where there is
     to be no operation.
@@ -83,7 +86,7 @@ def event_items(
         by_v1.append(None if row in refused else body)
     if by_v1:
         operations = pc.replace_with_mask(operations, pa.array(is_large), pa.array(by_v1, pa.large_binary()))
-    calls = pa.array(["batch", "event"], pa.large_string()).take(pa.array(is_large.astype(np.int8)))
+    calls = pa.array([BATCH_CALL, V1_CALL], pa.large_string()).take(pa.array(is_large.astype(np.int8)))
     return Items(calls, operations, refused)
 
 
@@ -95,18 +98,18 @@ def upsert(key: str, seconds: int, attributes: list[bytes]) -> bytes:
 
 
 def _opening(name: str) -> bytes:
-    """An event's item up to its identifiers."""
+    """Returns an event's item up to its identifiers."""
     return b'{"type":"person","action":"%b","identifiers":' % event_type(name).encode()
 
 
 def _name_member(name: str) -> bytes:
-    """The part of an event's item between its id and its time."""
+    """Returns the part of an event's item between its id and its time."""
     return b'","name":%b,"timestamp":' % orjson.dumps(name.strip())
 
 
 def _fits_in_a_path(key: str) -> bool:
-    """Whether the v1 call's path can name the customer: Customer.io tells an id, an email and its own ids, with `cio_`, apart
-    by what they look like (OpenAPI), and HTTP clients resolve dots (RFC 3986)."""
+    """Returns whether the v1 call's path can name the customer: Customer.io tells an id, an email and its own ids, with `cio_`,
+    apart by what they look like (OpenAPI), and HTTP clients resolve dots (RFC 3986)."""
     kind, _, value = key.partition(":")
     if value in (".", "..") or value.startswith("cio_"):
         return False

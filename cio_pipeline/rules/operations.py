@@ -73,7 +73,8 @@ Reject = tuple[int, str, str, str]
 
 
 def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
-    """The tables of the events whose outcome is `sent`: all events of each of their customers, sorted by `facts.ORDER`."""
+    """Returns the tables of the events whose outcome is `sent`: all events of each of their customers, sorted by
+    `facts.ORDER`."""
     why_left_out = left_out_names(options)
     are_sent = np.ones(len(sent), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
@@ -112,7 +113,7 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
 
 
 def _events(sent: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:
-    """The events table: the events that have an operation."""
+    """Returns the events table: the events that have an operation."""
     columns = {
         **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},
         "ulid": as_text(ids),
@@ -128,7 +129,7 @@ def _events(sent: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, ite
 
 
 def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pa.Table:
-    """The rejects table: each reject with the columns that identify its event."""
+    """Returns the rejects table: each reject with the columns that identify its event."""
     events = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
     columns = {name: [reject[at] for reject in rejects] for at, name in enumerate(("what", "name", "reason"), start=1)}
     return pa.Table.from_pandas(events.assign(**columns), REJECTS, preserve_index=False)

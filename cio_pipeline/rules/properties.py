@@ -65,8 +65,8 @@ _decode = msgspec.json.Decoder(Members).decode
 
 
 def parse_properties(names: pa.LargeBinaryArray, properties: pa.LargeBinaryArray, persons: pa.LargeBinaryArray) -> pa.Table:
-    """The columns `PARSED_COLUMNS` of events, given in UTF-8: their names, their properties and, where these
-    are to be used instead of `$set`, their persons' properties. JSON may be null."""
+    """Returns the columns `PARSED_COLUMNS` of events, given in UTF-8: their names, their properties and, where these are to be
+    used instead of `$set`, their persons' properties. JSON may be null."""
     identifies = pc.equal(names, pa.scalar(b"$identify", names.type)).to_numpy(zero_copy_only=False)
     pieces = [PARSED_COLUMNS.empty_table()]
     for start in range(0, len(names), CHUNK):
@@ -104,7 +104,7 @@ def _parse_chunk(identifies: Bools, contents: pa.LargeBinaryArray, persons: pa.L
 
 
 def members_of(content: bytes) -> Members | None:
-    """The members of JSON that need not be parsed in full; None if it is not an object."""
+    """Returns the members of JSON that need not be parsed in full; None if it is not an object."""
     try:
         return _decode(content)
     except msgspec.DecodeError:

@@ -14,7 +14,7 @@ SETS = ("$set", "$set_once")
 
 
 def has_set(properties: Any) -> bool:
-    """Whether the properties (JSON text) have a `$set` or `$set_once` that is an object and not empty."""
+    """Returns whether the properties (JSON text) have a `$set` or `$set_once` that is an object and not empty."""
     if not isinstance(properties, str) or "$set" not in properties:
         return False
     found = object_in(properties)
@@ -22,12 +22,12 @@ def has_set(properties: Any) -> bool:
 
 
 def any_has_set(properties: pa.ChunkedArray) -> bool:
-    """Whether any of the properties (JSON text) have a `$set` or `$set_once`."""
+    """Returns whether any of the properties (JSON text) have a `$set` or `$set_once`."""
     return any(has_set(text.as_py()) for text in properties.filter(mentions(properties, "$set")))
 
 
 def has_attributes(events: pa.Table) -> bool:
-    """Whether any event has an attribute: in the person's properties if these are used, otherwise in its `$set`."""
+    """Returns whether any event has an attribute: in the person's properties if these are used, otherwise in its `$set`."""
     for batch in events.select(["properties", "person_properties"]).to_batches(max_chunksize=1000):
         for properties, person in zip(batch["properties"].to_pylist(), batch["person_properties"].to_pylist(), strict=True):
             if person is not None:
@@ -39,7 +39,7 @@ def has_attributes(events: pa.Table) -> bool:
 
 
 def mentions(texts: pa.ChunkedArray, *names: str) -> pa.Array:
-    """Whether each text contains one of the names (bool): parsing is expensive, so only such texts are parsed.
+    """Returns whether each text contains one of the names (bool): parsing is expensive, so only such texts are parsed.
 
     All texts are searched at once, as the one block of memory that Arrow keeps them in: ten times as fast as Arrow's search.
     """
@@ -58,7 +58,7 @@ def mentions(texts: pa.ChunkedArray, *names: str) -> pa.Array:
 
 
 def is_filled(name: str, value: Any) -> bool:
-    """Whether the value is what this property may hold, and not empty: an object or, of `$unset`, also an array."""
+    """Returns whether the value is what this property may hold, and not empty: an object or, of `$unset`, also an array."""
     return bool(value) and isinstance(value, (dict, list) if name == "$unset" else dict)
 
 

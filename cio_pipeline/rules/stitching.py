@@ -18,7 +18,7 @@ MERGE_COLUMNS = ["anonymous_id", "distinct_id", "timestamp", "uuid"]
 
 
 def merges(events: pd.DataFrame) -> pd.DataFrame:
-    """The merges among the events: the rows of their `$identify`, with anonymous_id as the merge names it."""
+    """Returns the merges among the events: the rows of their `$identify`, with anonymous_id as the merge names it."""
     identifies = events[(events["event"] == "$identify").to_numpy(bool)]
     anonymous_ids = [
         anonymous_id if is_uuid(uuid) else None
@@ -55,7 +55,7 @@ def merge_windows(
 
 
 def stitched(events: pd.DataFrame, earlier: pd.DataFrame, windows: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """The events of one day that the windows of `merge_windows` take, with the identifier, key and email of the person.
+    """Returns the events of one day that the windows of `merge_windows` take, with the identifier, key and email of the person.
 
     events: all events of that day of the windows' anonymous ids; earlier: what the days before it said about these.
     """

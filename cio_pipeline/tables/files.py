@@ -56,25 +56,26 @@ def writing(folder: UPath) -> Iterator[None]:
 
 
 def is_local(path: UPath) -> bool:
-    """Whether it is in this machine's file system, and not in a bucket."""
+    """Returns whether it is in this machine's file system, and not in a bucket."""
     return path.protocol in ("", "file")
 
 
 def place(url: str) -> UPath:
-    """The folder or bucket of CIO_DATA_DIR. A bucket is listed each time, because other machines write there, too, and fsspec's
-    cached listings would not show it."""
+    """Returns the folder or bucket of CIO_DATA_DIR. A bucket is listed each time, because other machines write there, too, and
+    fsspec's cached listings would not show it."""
     path = UPath(url)
     return path if is_local(path) else UPath(url, use_listings_cache=False)
 
 
 def errors_of(path: UPath, *others: type[Exception]) -> tuple[type[Exception], ...]:
-    """The errors of reading or writing there, and `others`. The clients of buckets have no common base class for theirs."""
+    """Returns the errors of reading or writing there, and `others`. The clients of buckets have no common base class for
+    theirs."""
     return (OSError, pa.ArrowException, *others) if is_local(path) else (Exception,)
 
 
 def unreadable(what: str, error: BaseException, where: str, remedy: str) -> StorageError:
-    """The error that says why `what` of CIO_DATA_DIR cannot be read. The remedy, which writes the file again, is given only if
-    the storage itself can be used."""
+    """Returns the error that says why `what` of CIO_DATA_DIR cannot be read. The remedy, which writes the file again, is given
+    only if the storage itself can be used."""
     if (why := problem_of_storage(error)) is not None:
         return StorageError(f"{what} (CIO_DATA_DIR) cannot be read: {why}.")
     return StorageError(f"{what} cannot be read ({where}{reason(error)}){remedy}")
@@ -95,8 +96,8 @@ def make_folder(path: UPath) -> None:
 
 
 def read_file(path: UPath) -> bytes | None:
-    """The content of a small file, consistent even while it is replaced; None if there is no file. Raises if there is no
-    bucket."""
+    """Returns the content of a small file, consistent even while it is replaced; None if there is no file. Raises if there is
+    no bucket."""
     try:
         content: bytes = path.read_bytes() if is_local(path) else path.fs.cat_file(path.path)
     except FileNotFoundError as error:
@@ -126,7 +127,7 @@ def replace_file(path: UPath, content: bytes) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """The reason in the system's words; of other errors, which may quote rows, only the class."""
+    """Returns the reason in the system's words; of other errors, which may quote rows, only the class."""
     if isinstance(error, OSError) and error.errno:
         return os.strerror(error.errno)
     return type(error).__name__

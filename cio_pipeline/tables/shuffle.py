@@ -55,7 +55,7 @@ class Piece(NamedTuple):
     rows: int
 
     def read(self) -> pa.Table:
-        """The rows, or as many of them as the file has, memory-mapped. Raises `StorageError`."""
+        """Returns the rows, or as many of them as the file has, memory-mapped. Raises `StorageError`."""
         with temporary_file_errors(self.path.parent), pa.memory_map(str(self.path)) as file, pa.ipc.open_file(file) as spilled:
             rows: pa.Table = spilled.read_all().slice(self.start, self.rows)
             return rows
@@ -74,7 +74,7 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """The rows, memory-mapped. Raises `StorageError` if any are missing."""
+        """Returns the rows, memory-mapped. Raises `StorageError` if any are missing."""
         rows = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
         if len(rows) != self.rows:
             raise StorageError(
@@ -84,8 +84,8 @@ class Shard:
 
 
 def shuffle(tables: Iterable[pa.Table], by: str, schema: pa.Schema, folder: Path, uncounted: str | None = None) -> list[Shard]:
-    """The rows of the tables in shards by the text column `by`, spilled to the folder. There is at least one shard, even if
-    empty.
+    """Returns the rows of the tables in shards by the text column `by`, spilled to the folder. There is at least one shard,
+    even if empty.
 
     schema: of the tables; uncounted: a column that is true for rows that do not count for the shards' sizes. Raises
     `StorageError` if the folder cannot be written.
@@ -136,15 +136,15 @@ def shards(spilled: Sequence[Spilled], schema: pa.Schema) -> list[Shard]:
 
 
 def buckets_of(texts: pa.ChunkedArray, buckets: int = BUCKETS) -> Integers:
-    """The bucket of each text, a number below `buckets`, by the CRC-32 of the text in lower case, which no library's update
-    changes."""
+    """Returns the bucket of each text, a number below `buckets`, by the CRC-32 of the text in lower case, which no library's
+    update changes."""
     encoded = texts.combine_chunks().dictionary_encode()
     hashed = np.fromiter((zlib.crc32(text.lower().encode()) for text in encoded.dictionary.to_pylist()), np.uint32)
     return (hashed % buckets).astype(np.uint16)[encoded.indices.to_numpy()]
 
 
 def _grouped(rows: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
-    """The first bucket of each shard, and the one after its last."""
+    """Yields the first bucket of each shard, and the one after its last."""
     first = group_rows = group_bytes = 0
     for bucket in range(BUCKETS):
         is_full = group_rows + rows[bucket] > SHARD_ROWS or group_bytes + sizes[bucket] > SHARD_BYTES
@@ -157,7 +157,7 @@ def _grouped(rows: list[int], sizes: list[int]) -> Iterator[tuple[int, int]]:
 
 
 def _row_bytes(rows: pa.Table) -> Integers:
-    """The approximate size of each row in bytes."""
+    """Returns the approximate size of each row in bytes."""
     sizes = np.full(len(rows), 8 * rows.num_columns, np.int64)
     for column in rows.columns:
         if pa.types.is_string(column.type):

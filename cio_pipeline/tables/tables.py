@@ -53,26 +53,26 @@ class Tables:
         self._writing = temporary_file_errors if temporary else writing
 
     def find_version(self, table: str, partition: str) -> Version | None:
-        """The current version, or None if no run has written this partition."""
+        """Returns the current version, or None if no run has written this partition."""
         pointer = self._pointer(table, partition)
         if pointer is None or table not in pointer.rows:
             return None
         return Version(pointer.version, tuple(pointer.rows[table]), tuple(pointer.hashes[table]), pointer.about)
 
     def version(self, table: str, partition: str) -> Version:
-        """The current version. Raises `NotMaterialized` if no run has written this partition."""
+        """Returns the current version. Raises `NotMaterialized` if no run has written this partition."""
         version = self.find_version(table, partition)
         if version is None:
             raise NotMaterialized(f"{table} of {partition} is not there: {self._remedy(table, partition)}")
         return version
 
     def read(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pd.DataFrame]:
-        """The partition's shards, one frame each. Raises `NotMaterialized` if there is none."""
+        """Yields the partition's shards, one frame each. Raises `NotMaterialized` if there is none."""
         for shard in self.read_arrow(table, partition, columns):
             yield shard.to_pandas()
 
     def read_arrow(self, table: str, partition: str, columns: list[str] | None = None) -> Iterator[pa.Table]:
-        """The partition's shards, one Arrow table each. Raises `NotMaterialized` if there is none."""
+        """Yields the partition's shards, one Arrow table each. Raises `NotMaterialized` if there is none."""
         version = self.version(table, partition)
         for shard in range(version.shards):
             yield self.shard(table, partition, version, shard, columns)
@@ -85,7 +85,7 @@ class Tables:
         return rows
 
     def rows_where(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pa.Table]:
-        """The rows whose column `by` has one of the values: one table for each shard that has any.
+        """Yields the rows whose column `by` has one of the values: one table for each shard that has any.
 
         Each shard is sorted by that column, and only row groups that may have such a row are read. Raises `NotMaterialized` as
         `read` does.
@@ -100,7 +100,7 @@ class Tables:
                 yield rows
 
     def head(self, table: str, partition: str, rows: int, columns: list[str]) -> list[dict[str, Any]]:
-        """The first `rows` rows, as dictionaries. Raises `NotMaterialized` as `read` does."""
+        """Returns the first `rows` rows, as dictionaries. Raises `NotMaterialized` as `read` does."""
         version, first = self.version(table, partition), list[dict[str, Any]]()
         for shard in (number for number, count in enumerate(version.shard_rows) if count):
             if len(first) < rows:
@@ -109,7 +109,7 @@ class Tables:
         return first[:rows]
 
     def is_intact(self, table: str, partition: str) -> bool:
-        """Whether the files of the current version are exactly as they were written."""
+        """Returns whether the files of the current version are exactly as they were written."""
         version = self.version(table, partition)
         folder = self._read_from(table, partition) / version.name
         try:
@@ -136,7 +136,7 @@ class Tables:
         return self.root / GROUPS.get(table, table) / partition
 
     def _read_from(self, table: str, partition: str) -> UPath:
-        """The folder that a partition is read from."""
+        """Returns the folder that a partition is read from."""
         return self._folder(table, partition)
 
     def _pointer(self, table: str, partition: str) -> Pointer | None:

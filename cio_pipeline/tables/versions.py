@@ -115,7 +115,7 @@ class NewVersion:
 
 
 def new_name() -> str:
-    """A name for a version. Names sort by time."""
+    """Returns a name for a version. Names sort by time."""
     return f"{_now():{TIME_FORMAT}}-{uuid.uuid4().hex[:8]}"
 
 
@@ -162,7 +162,8 @@ def _prune(folder: UPath, current: Pointer, outdated: set[str]) -> None:
 
 
 def read_pointer(path: UPath) -> Pointer | None:
-    """The pointer in `current.json`; None if there is no file. Raises `ValueError` or `TypeError` if it is not a pointer."""
+    """Returns the pointer in `current.json`; None if there is no file. Raises `ValueError` or `TypeError` if it is not a
+    pointer."""
     if (content := read_file(path)) is None:
         return None
     pointer = json.loads(content)
@@ -176,5 +177,5 @@ def _now() -> datetime:
 
 
 def file_name(table: str, shard: int) -> str:
-    """The name of a shard's file."""
+    """Returns the name of a shard's file."""
     return f"{table}-{shard:04d}.parquet"
