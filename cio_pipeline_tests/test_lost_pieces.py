@@ -170,7 +170,7 @@ def test_receipts_of_days_without_events_or_past_the_ledgers_days_tell_of_no_los
     assert world.run() == 1
 
 
-def test_a_mark_that_cannot_be_read_stops_the_run(world: World) -> None:
+def test_a_ledger_checkpoint_that_cannot_be_read_stops_the_run(world: World) -> None:
     assert world.run() == 1
     (world.data / "ledger_checkpoint.json").write_text("{")
     with pytest.raises(NotDelivered, match=r"ledger_checkpoint\.json cannot be read \(JSONDecodeError\)"):

@@ -93,7 +93,7 @@ def fails_without_a_word_of_them(folder: Path, capsys: pytest.CaptureFixture[str
 
 
 @pytest.mark.parametrize("answer", ["no HTTP", "redirect", "web page", "unauthorized", "bad request", "garbled headers"])
-def test_whatever_posthog_answers(
+def test_no_secret_is_shown_whatever_posthog_answers(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -110,7 +110,7 @@ def test_whatever_posthog_answers(
     "answer",
     ["reset", "redirect", "bad request", "keys", "keys in URLs", "keys in a redirect", "garbled headers", "cut short"],
 )
-def test_whatever_customerio_answers(
+def test_no_secret_is_shown_whatever_customerio_answers(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
@@ -142,7 +142,7 @@ def test_whatever_customerio_answers(
         ("HTTP_PROXY", "http://poison:poison@127.0.0.1:1"),
     ],
 )
-def test_whatever_cannot_be_reached(
+def test_no_secret_is_shown_if_a_service_cannot_be_reached(
     settings: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

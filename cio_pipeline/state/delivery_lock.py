@@ -85,7 +85,10 @@ def _file_lock(engine: sa.Engine) -> Iterator[tuple[TryToLock, IsHeld]]:
     except OSError as error:
         if error.filename != str(path):
             raise
-        raise DatabaseError(f"The ledger's lock file {path} cannot be used: {error.strerror}.") from error
+        raise DatabaseError(
+            f"The ledger's lock file {path} cannot be used: {error.strerror}. This process must be able to create and write"
+            " that file."
+        ) from error
     finally:
         _close(opened)
 

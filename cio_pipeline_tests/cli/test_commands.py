@@ -49,7 +49,7 @@ def test_without_days_a_run_asks_for_them(
 
 
 @pytest.mark.parametrize("command", ["run", "dry-run"])
-def test_a_run_is_given_the_bounds_that_were_chosen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_is_given_the_limits_that_were_chosen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"):
         monkeypatch.setenv(name, "1")
     given: list[dict[str, Any]] = []

@@ -258,7 +258,7 @@ def test_a_run_that_would_make_more_new_customers_than_allowed_stops_before_its_
     run(instance, DAYS, resend=True)
 
 
-def test_the_limit_bounds_the_new_customers_that_are_counted(start: Start, instance: dg.DagsterInstance) -> None:
+def test_the_limit_applies_to_the_new_customers_that_are_counted(start: Start, instance: dg.DagsterInstance) -> None:
     workspace = start(stream(DAYS), CIO_MAX_NEW_CUSTOMERS="1")
     run(instance, DAYS, limit=1)
     assert sent(workspace)["people"] == 1
@@ -279,7 +279,7 @@ def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
     assert sent(workspace)["events"] == 6
 
 
-def test_redelivery_has_the_bounds_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_redelivery_has_the_limits_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = start(stream(DAYS[:1]))
     with monkeypatch.context() as broken:
         refusing_upserts(workspace, broken)
@@ -344,7 +344,9 @@ def test_what_may_pass_of_consent_is_what_is_set_when_it_is_sent(
     assert consent() is False
 
 
-def test_held_events_hold_what_only_they_bring(start: Start, instance: dg.DagsterInstance) -> None:
+def test_with_events_that_are_too_recent_what_only_they_bring_is_left_for_later(
+    start: Start, instance: dg.DagsterInstance
+) -> None:
     """An attribute, a customer, and the earlier events of an anonymous visitor that a held `$identify` names."""
     at = datetime.now(UTC).replace(minute=0, second=0, microsecond=0) - timedelta(days=2)
     day, cut = str(at.date()), at.replace(hour=12)

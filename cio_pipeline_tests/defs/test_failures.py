@@ -97,7 +97,7 @@ def test_a_database_that_goes_away_while_a_day_is_learned_is_a_sentence(
     assert not will_retry
 
 
-def test_a_bound_that_is_exceeded_is_said(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_limit_that_is_exceeded_is_said(workspace: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     sentence, will_retry = sentence_of_the_failure(tmp_path)
     assert sentence.startswith("This run would make 2 new customers, more than CIO_MAX_NEW_CUSTOMERS allows (1): ")

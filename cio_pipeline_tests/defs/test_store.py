@@ -295,7 +295,7 @@ def test_the_settings_of_the_days_are_those_of_partitions_backfills_and_the_sche
     ]
 
 
-def test_the_job_has_every_asset_and_the_schedule_runs_it() -> None:
+def test_customerio_sync_has_every_materializable_asset_and_customerio_daily_runs_it() -> None:
     schedule = defs.resolve_schedule_def("customerio_daily")
     assert (schedule.job_name, schedule.cron_schedule, schedule.execution_timezone) == ("customerio_sync", "15 3 * * *", "UTC")
     selected = defs.resolve_job_def("customerio_sync").asset_layer.selected_asset_keys

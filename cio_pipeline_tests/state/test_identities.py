@@ -1,4 +1,4 @@
-"""R1 over days: what earlier days taught is found, whatever order they were learned in."""
+"""R1 over days: what was learned from earlier days is found, in whatever order it was learned."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def learned(*rows: tuple[str, bool, str | None]) -> list[Learned]:
     return [Learned.of(facts(*rows), NOBODY_NAMED, {(email.lower(), who) for who, _, email in rows if email})]
 
 
-def keep(identities: Identities, day: str, taught: list[Learned], setting: str = "set", events: int = 1) -> None:
-    identities.replace(day, setting, events, taught)
+def keep(identities: Identities, day: str, facts: list[Learned], setting: str = "set", events: int = 1) -> None:
+    identities.replace(day, setting, events, facts)
 
 
 def before(identities: Identities, day: str, *distinct_ids: str) -> dict[str, tuple[bool, str | None]]:
@@ -69,7 +69,7 @@ def test_r1_the_last_earlier_day_with_an_email_counts(identities: Identities, or
     assert before(identities, "2026-03-04", "u1") == {"u1": (True, "three@example.com")}
 
 
-def test_r1_a_day_that_is_learned_again_replaces_what_it_taught(identities: Identities) -> None:
+def test_r1_a_day_that_is_learned_again_replaces_what_was_learned_from_it(identities: Identities) -> None:
     keep(identities, "2026-03-01", learned(("u1", True, "one@example.com")))
     keep(identities, "2026-03-01", learned(("u2", True, None)))
     assert before(identities, "2026-03-02", "u1", "u2") == {"u1": (False, None), "u2": (True, None)}
@@ -116,7 +116,7 @@ def test_r16_more_events_of_a_day_that_is_stitched_from_count_too(identities: Id
     assert identities.out_of_date(1) == ["2026-03-02"]
 
 
-def test_r16_namings_of_the_days_before_are_found(identities: Identities) -> None:
+def test_r16_merges_of_the_days_before_are_found(identities: Identities) -> None:
     at = pd.Timestamp("2026-03-01T10:00:00.000001Z")
     named = pd.DataFrame([["a1", "u1", at, "x"], ["a2", "u2", at, "y"]], columns=MERGE_COLUMNS)
     identities.replace("2026-03-01", "set", 2, [Learned.of(facts(), named)])
@@ -183,7 +183,7 @@ def test_one_day_is_learned_at_a_time(identities: Identities) -> None:
     assert identities.unlearned(["2026-03-01"]) == []
 
 
-def test_what_was_taught_and_vanished_from_the_temporary_folder_is_an_error(
+def test_what_was_learned_and_vanished_from_the_temporary_folder_is_an_error(
     identities: Identities, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -224,7 +224,7 @@ def test_an_id_with_nul_and_ids_that_look_like_its_escape_are_three_people(ident
 
 
 def merge(anonymous_id: str, distinct_id: str) -> Learned:
-    """What a `$identify` teaches that names an anonymous id."""
+    """What is learned from a `$identify` that names an anonymous id."""
     row = {"anonymous_id": anonymous_id, "distinct_id": distinct_id, "timestamp": pd.Timestamp("2026-03-01", tz="UTC")}
     frame = pd.DataFrame([{**row, "uuid": "00000000-0000-0000-0000-000000000001"}])
     return Learned.of(facts(), frame.astype({"timestamp": "datetime64[us, UTC]"}), {(anonymous_id, distinct_id)})

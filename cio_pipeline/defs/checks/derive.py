@@ -43,7 +43,7 @@ def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Sto
         check_name="every_event_accounted_for",
         passed=not off,
         description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
-        " if that does not help, report it. Until then they are not delivered."
+        " if that does not help, open an issue with this message. Until then they are not delivered."
         if off
         else None,
         metadata={

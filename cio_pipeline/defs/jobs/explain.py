@@ -96,7 +96,8 @@ def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store:
     people = list(_people(config.person, days, store.tables, store.identities))
     if not people:
         raise dg.Failure(
-            f"Nobody matches {config.person}, neither in the identities nor in the events of {days_text(days)}.",
+            f"Nobody matches {config.person}, neither in the identities nor in the events of {days_text(days)}. Name more"
+            " days (from), or check the id or email with `make explain`.",
             allow_retries=False,
         )
     listed = read_suppressed(store.settings.suppressed_file).with_linked(store.identities.linked, store.identities.all_names())

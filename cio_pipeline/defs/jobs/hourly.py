@@ -132,7 +132,10 @@ def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> 
     today.learn(day)
     day_counts = today.derive(day, replace(today.options, day_is_open=True))
     if wrong := discrepancies(day, day_counts, today.tables):
-        raise NotDelivered(f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: report it.")
+        raise NotDelivered(
+            f"Not every event of {day} is accounted for (R15): {', '.join(wrong)}. Nothing was sent: open an issue with this"
+            " message."
+        )
     return SoFar(until, day_counts, reading, _waiting(day, day_counts, today))
 
 

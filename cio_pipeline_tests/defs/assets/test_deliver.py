@@ -113,7 +113,9 @@ def test_the_receipt_shows_counts_traffic_and_a_sample_without_data(workspace: W
     assert "example.com" not in str(receipt)
 
 
-def test_run_config_limits_holds_and_forces(workspace: Workspace, instance: dg.DagsterInstance) -> None:
+def test_run_config_leaves_recent_events_for_later_limits_the_customers_and_resends(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
     held = run(instance, hold_recent_events=24 * 365 * 100)
     assert (held["customers sent"], held["events sent"], held["events held as too recent"]) == (0, 0, 4)
     limited = run(instance, limit=1)

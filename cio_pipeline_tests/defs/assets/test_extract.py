@@ -124,12 +124,14 @@ def test_the_history_is_read_again_under_another_setting_and_its_duplicates_are_
     assert (found["dagster/row_count"], found["duplicates"]) == (1, 1)
 
 
-def test_a_day_says_what_it_took_to_read_it_and_what_it_taught(server: posthog.PostHog, instance: dg.DagsterInstance) -> None:
+def test_a_day_says_what_it_took_to_read_it_and_what_was_learned_from_it(
+    server: posthog.PostHog, instance: dg.DagsterInstance
+) -> None:
     server.add([event(1), event(2, name="$identify")])
     result = run(instance)
     assert rows(metadata(result, "posthog_events")["what the reading took"])["queries"] > 0
-    taught = metadata(result, "identities")
-    assert (taught["dagster/partition_row_count"], taught["people"], taught["identified"]) == (1, 1, 1)
+    learned = metadata(result, "identities")
+    assert (learned["dagster/partition_row_count"], learned["people"], learned["identified"]) == (1, 1, 1)
 
 
 def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
@@ -142,7 +144,7 @@ def test_a_history_that_is_read_again_keeps_the_emails_that_posthog_has_dropped(
     assert metadata(run(instance, again=True), "identity_history")["emails"] == 1
 
 
-def test_a_history_older_than_59_days_teaches_the_email_of_the_person(
+def test_from_a_history_older_than_59_days_the_email_of_the_person_is_learned(
     server: posthog.PostHog, instance: dg.DagsterInstance
 ) -> None:
     server.add([event(1, "2024-06-01", "$identify"), event(2, "1970-01-01", "$identify")])

@@ -221,7 +221,7 @@ def test_the_schedule_of_the_checks_waits_until_anything_was_delivered(tmp_path:
         assert len(schedule.evaluate_tick(tick).run_requests or []) == 1
 
 
-def test_the_job_of_the_checks_evaluates_all_of_them_and_sends_nothing(
+def test_customerio_checks_evaluates_each_check_that_needs_no_run_and_sends_nothing(
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     for back in (6, 3):

@@ -13,8 +13,9 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs import resources
 from cio_pipeline.defs.asset_keys import asset_key
-from cio_pipeline.defs.assets import derive, extract
+from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
 from cio_pipeline.defs.jobs.backfill import AFTER_EXTRACTION, STARTED_BY, Assets, run_range
 from cio_pipeline.http.retry import Unavailable
@@ -91,7 +92,7 @@ def test_a_day_that_cannot_be_extracted_is_named_and_the_others_are_delivered(
 def test_a_day_that_cannot_be_derived_is_named_and_the_others_are_delivered(
     workspace: customerio.CustomerioServer, instance: dg.DagsterInstance
 ) -> None:
-    with failing(derive, "derive_day", StorageError("A shard is missing."), DAYS[0]):
+    with failing(resources, "derive_day", StorageError("A shard is missing."), DAYS[0]):
         assert f"{DAYS[0]}: A shard is missing." in backfill(instance, to=DAYS[1])
     assert arrived(workspace) == [DAYS[1]]
 
@@ -105,7 +106,7 @@ def test_the_runs_of_a_backfill_say_their_days_and_who_started_them(
     assert runs["customerio_sync"].tags[STARTED_BY] == runs["customerio_backfill"].run_id
 
 
-def test_a_bound_stops_a_backfill_before_its_first_request(
+def test_a_limit_stops_a_backfill_before_its_first_request(
     workspace: customerio.CustomerioServer, instance: dg.DagsterInstance
 ) -> None:
     assert "new customers" in backfill(instance, to=DAYS[2], max_new_customers=2)

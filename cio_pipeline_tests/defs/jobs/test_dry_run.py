@@ -132,7 +132,7 @@ def test_it_tells_what_would_stop_the_run(start: Start, instance: dg.DagsterInst
         (RECENT[1:], {"max_campaign_events": 1}, "nothing"),
     ],
 )
-def test_the_bounds_are_those_of_a_run(
+def test_the_limits_are_those_of_a_run(
     start: Start, instance: dg.DagsterInstance, days: list[str], config: dict[str, int], stops: str
 ) -> None:
     start(stream(days), CIO_MAX_NEW_CUSTOMERS="3")
@@ -147,7 +147,7 @@ def test_it_looks_at_yesterday_unless_days_are_named(start: Start, instance: dg.
     assert seen.metadata["events under 72 hours"].value == 2
 
 
-def test_held_limited_suppressed_and_personless_are_in_its_table(
+def test_too_recent_limited_suppressed_and_personless_are_in_its_table(
     start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     start([*stream(DAYS), event(9, "visit", "nobody", f"{DAYS[2]}T10:00:00Z", **{"$process_person_profile": False})])

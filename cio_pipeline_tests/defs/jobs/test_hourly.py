@@ -226,7 +226,7 @@ def test_a_part_that_was_read_before_the_whole_day_is_not_sent_after_it(
     assert jane.values["plan"] == "last"
 
 
-def test_the_bound_on_new_customers_holds_for_the_runs_of_a_day_together(
+def test_the_limit_on_new_customers_holds_for_the_runs_of_a_day_together(
     services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "2")
@@ -259,7 +259,7 @@ def test_a_lost_ledger_stops_it(services: Services, instance: dg.DagsterInstance
 def test_it_delivers_no_more_than_the_suppression_list_allows(
     services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also by what only the open day teaches (R21)."""
+    """Also by what is learned only from the open day (R21)."""
     (tmp_path / "suppressed.txt").write_text("jane@example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "suppressed.txt"))
     services.happens(
