@@ -51,15 +51,15 @@ def run_days(first: str, last: str, settings: Settings, chosen: dict[str, Any]) 
     of the delivery (`defs.assets.deliver.DeliveryConfig`). Raises `DaysError` before anything is run if the days are not
     partitions, and what a run raises, after printing its failed checks.
     """
-    keys = days_between(first, last)
+    all_days = days_between(first, last)
     summary = Summary(settings)
     with _instance(settings) as instance:
 
         def run_some(run_id: str, days: list[str], assets: Sequence[dg.AssetKey] | None) -> None:
-            _run("customerio_sync", instance, run_config(chosen), run_tags(days, keys), summary.see, run_id, assets)
+            _run("customerio_sync", instance, run_config(chosen), run_tags(days, all_days), summary.see, run_id, assets)
 
         try:
-            run_range(instance, keys, run_some, settings.days_per_run)
+            run_range(instance, all_days, run_some, settings.days_per_run)
         except Exception:
             for line in summary.failed_checks():
                 show(line)

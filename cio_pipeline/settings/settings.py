@@ -23,7 +23,7 @@ def cores() -> int:
 
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.names)]
 YesNo = Annotated[bool, BeforeValidator(values.yes)]
-Key = Annotated[SecretStr, BeforeValidator(values.key)]
+Key = Annotated[SecretStr, BeforeValidator(values.service_key)]
 
 
 class DaysSettings(BaseSettings):

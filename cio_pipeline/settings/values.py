@@ -114,7 +114,7 @@ def share(text: Any) -> Any:
     return given
 
 
-def key(text: Any) -> Any:
+def service_key(text: Any) -> Any:
     """Returns a key or site ID, as the service shows it."""
     if not isinstance(text, str):
         return text
@@ -131,7 +131,7 @@ def personal_key(text: Any) -> Any:
     """Returns PostHog's personal API key."""
     if isinstance(text, str) and text.startswith("phc_"):
         raise ValueError("must be a personal API key (phx_...), not the project's own (phc_...), which can only send events")
-    return key(text)
+    return service_key(text)
 
 
 def project_id(text: Any) -> Any:

@@ -165,6 +165,6 @@ class DryRunReport:
         yield NOTHING_SENT
 
 
-def days_text(keys: list[str]) -> str:
+def days_text(days: list[str]) -> str:
     """Returns `2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
-    return keys[0] if len(keys) == 1 else f"{keys[0]} to {keys[-1]} ({len(keys):,} days)"
+    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days):,} days)"

@@ -34,7 +34,7 @@ def customerio_daily(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | d
     if context.scheduled_execution_time > datetime.now(UTC):
         return dg.SkipReason("This tick is in the future: its days are not over.")
     with dg.partition_loading_context(effective_dt=context.scheduled_execution_time):
-        keys = daily_partitions.get_partition_keys()[-1 - DAYS_SETTINGS.late_days :]
-    if not keys:
+        days = daily_partitions.get_partition_keys()[-1 - DAYS_SETTINGS.late_days :]
+    if not days:
         return dg.SkipReason("There is no partition yet: CIO_START_DATE is not over.")
-    return dg.RunRequest(run_key=keys[-1], tags={RANGE_START: keys[0], RANGE_END: keys[-1]})
+    return dg.RunRequest(run_key=days[-1], tags={RANGE_START: days[0], RANGE_END: days[-1]})
