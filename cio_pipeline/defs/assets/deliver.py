@@ -87,7 +87,7 @@ def upsert_to_customerio(
         delivery.check_limits(to_send)
 
         def deliver_day(day: str) -> tuple[Report, RunCounts]:
-            report, counts = delivery.deliver(day, to_send[day], whole=store.tables)
+            report, counts = delivery.deliver(day, to_send[day], with_recent=store.tables)
             return report, counts | {"people that the suppression list names": delivery.options.suppressed.names}
 
         for day, (report, counts), more_follow in deliver_each(days, deliver_day):

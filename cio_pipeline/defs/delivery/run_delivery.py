@@ -76,8 +76,8 @@ class RunDelivery:
         except NotDelivered as error:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
-    def deliver(self, day: str, tables: Tables, whole: Tables | None = None) -> tuple[Report, RunCounts]:
-        """Sends what the ledger does not have of the day. whole: the day's tables with the events that are too recent."""
+    def deliver(self, day: str, tables: Tables, with_recent: Tables | None = None) -> tuple[Report, RunCounts]:
+        """Sends what the ledger does not have of the day. with_recent: the day's tables with the events that are too recent."""
 
         def send() -> Report:
             events = tables.version("events", day).rows
@@ -85,7 +85,8 @@ class RunDelivery:
                 report = deliver(
                     day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
                 )
-            report.counts[TOO_RECENT] += 0 if whole is None else events_too_recent(day, whole, tables, self.store, self.options)
+            if with_recent is not None:
+                report.counts[TOO_RECENT] += events_too_recent(day, with_recent, tables, self.store, self.options)
             return report
 
         return self._counted(send)
@@ -186,14 +187,14 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: da
     return without_recent
 
 
-def events_too_recent(day: str, whole: Tables, tables: Tables, store: Store, options: DeliveryOptions) -> int:
-    """Returns the number of unsent events of the whole day that are not in the tables that are sent."""
-    if tables.root == whole.root:
+def events_too_recent(day: str, with_recent: Tables, to_send: Tables, store: Store, options: DeliveryOptions) -> int:
+    """Returns the number of the day's unsent events that are not in the tables to send."""
+    if to_send.root == with_recent.root:
         return 0
-    of_whole, of_tables = (
-        unsent_events(day, customers_and_events(tables_of_day, day), store.ledger, options) for tables_of_day in (whole, tables)
+    unsent, of_those_to_send = (
+        unsent_events(day, customers_and_events(tables, day), store.ledger, options) for tables in (with_recent, to_send)
     )
-    return max(0, of_whole - of_tables)
+    return max(0, unsent - of_those_to_send)
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:
