@@ -55,10 +55,12 @@ def _check(count: int, limit: int | None, what: str, setting: str, field_of_run_
 
 @dataclass
 class Forecast:
-    """What the days so far would send: new customers, as hashes of their keys, and events that can start campaigns."""
+    """What the days so far would send."""
 
     customers: list[Any] = field(default_factory=list)
+    """The new customers, as arrays of hashes of their keys."""
     campaign_events: int = 0
+    """The number of events that can start campaigns."""
 
     @property
     def new_customers(self) -> int:
@@ -67,22 +69,22 @@ class Forecast:
 
     def add_day(self, day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> None:
         """Adds a day's shards, without what is suppressed, beyond the limit, delivered, or refused as it is now."""
-        refused = {} if options.resend else {item: one.operation for item, one in ledger.refused(day).items()}
+        refused = {} if options.resend else {id_: refusal.operation for id_, refusal in ledger.refused(day).items()}
         delivered = pack_ids([]) if options.resend else ledger.delivered(day)
         for customers, events in to_deliver(shards, options, Counter()):
-            keys = texts(_without_refused(customers, _upsert_items, refused), "key")
+            keys = texts(_without_refused(customers, _upsert_ids, refused), "key")
             self._add_new(list(dict.fromkeys(keys)), ledger)
-            young = within_campaign_window(events)
-            if young.any():
-                unsent = _unsent(FilteredRows(events, young), delivered)
-                self.campaign_events += len(_without_refused(unsent, _ids, refused))
+            in_window = within_campaign_window(events)
+            if in_window.any():
+                unsent = _unsent(FilteredRows(events, in_window), delivered)
+                self.campaign_events += len(_without_refused(unsent, _event_ids, refused))
 
     def add_refusals(self, refused: list[Refusal], ledger: Ledger) -> None:
         """Adds refused items that are to be sent again. An event, too, creates its customer."""
-        self._add_new([one.key for one in refused], ledger)
+        self._add_new([refusal.key for refusal in refused], ledger)
         since = time.time() - CAMPAIGN_WINDOW_SECONDS
-        times = (int(read_object(one.operation)["timestamp"]) for one in refused if one.kind == "event")
-        self.campaign_events += sum(at > since for at in times)
+        times = (int(read_object(refusal.operation)["timestamp"]) for refusal in refused if refusal.kind == "event")
+        self.campaign_events += sum(seconds > since for seconds in times)
 
     def check(self, limits: RunLimits) -> None:
         """Raises `NotDelivered` if this exceeds the limits."""
@@ -104,19 +106,20 @@ def _unsent(events: Columns, delivered: npt.NDArray[np.bytes_]) -> Columns:
     return FilteredRows(events, ~are_in(delivered, pack_id_column(column(events, "ulid"))))
 
 
-def _upsert_items(customers: Columns) -> list[str]:
-    """The upserts' items, as refusals name them."""
+def _upsert_ids(customers: Columns) -> list[str]:
+    """Returns the upserts' ids (`Refusal.item`)."""
     parts = to_list(array(customers["part"]))
     return [upsert_id(key, part) for key, part in zip(texts(customers, "key"), parts, strict=True)]
 
 
-def _ids(events: Columns) -> list[str]:
+def _event_ids(events: Columns) -> list[str]:
+    """Returns the events' ids (`Refusal.item`)."""
     return texts(events, "ulid")
 
 
-def _without_refused(rows: Columns, items: Callable[[Columns], list[str]], refused: dict[str, str]) -> Columns:
-    """The rows without those that were refused as they are now; `items` returns the rows' items, as refusals name them."""
+def _without_refused(rows: Columns, ids_of: Callable[[Columns], list[str]], refused: dict[str, str]) -> Columns:
+    """Returns the rows without those that were refused as they are now. refused: the refused operations, by id."""
     if not refused:
         return rows
-    pairs = zip(items(rows), texts(rows, "operation"), strict=True)
-    return FilteredRows(rows, np.fromiter((refused.get(item) != operation for item, operation in pairs), bool, len(rows)))
+    pairs = zip(ids_of(rows), texts(rows, "operation"), strict=True)
+    return FilteredRows(rows, np.fromiter((refused.get(id_) != operation for id_, operation in pairs), bool, len(rows)))
