@@ -61,6 +61,15 @@ def test_a_worker_that_is_killed_ends_the_work_in_a_sentence() -> None:
         list(map_shards(killed, tasks(12, []), 12, 2, "numbers"))
 
 
+def test_a_worker_that_is_killed_ends_the_work_where_sigterm_is_ignored_too() -> None:
+    """As Dagster makes it where SIGINT is ignored, which `nohup` and `&` in a script bring about."""
+    program = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    program += "from cio_pipeline_tests.test_worker_pool import killed, map_shards, tasks\n"
+    program += "list(map_shards(killed, tasks(12, []), 12, 2, 'numbers'))"
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    assert "WorkerDied: A worker process was ended from outside" in ended.stderr
+
+
 def test_what_fails_in_a_worker_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
         list(map_shards(failing, tasks(12, []), 12, 2, "numbers"))
