@@ -116,7 +116,7 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
     with derived(stream, chosen, data) as product:
         workspace, ledger = Workspace(by_time=False), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         listed = parse(f"{line}\n".encode())
-        assert listed.names == 1
+        assert listed.people_listed == 1
         people = listed.with_linked(product.identities.linked, product.identities.all_names())
         for day in days_of(stream):
             deliver(

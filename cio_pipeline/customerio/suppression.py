@@ -17,13 +17,13 @@ class Suppressed:
     """Who must not be sent.
 
     ids: distinct_ids; emails: in lower case; hashes: SHA-256 in lower-case hex, of the exact distinct_id or of the trimmed,
-    lower-cased email; names: how many people the list names.
+    lower-cased email; people_listed: how many people the list names.
     """
 
     ids: frozenset[str] = NOTHING
     emails: frozenset[str] = NOTHING
     hashes: frozenset[str] = NOTHING
-    names: int = 0
+    people_listed: int = 0
 
     def __bool__(self) -> bool:
         return bool(self.ids or self.emails or self.hashes)

@@ -92,7 +92,7 @@ class CustomerIo(dg.ConfigurableResource[None]):
         tag(context, customerio=connections.destination_text(settings))
         self._suppressed = read_suppressed(settings.suppressed_file)
         if settings.suppressed_file:
-            logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.names:,}")
+            logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.people_listed:,}")
         self._client = track_client(settings)
         self._client.check()
 

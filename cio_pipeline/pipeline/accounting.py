@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from cio_pipeline.rules.classify import FILTERED, REFUSED, SENT
+from cio_pipeline.rules.classify import FILTERED, REFUSED, TO_SEND
 from cio_pipeline.tables.tables import Tables
 
 EPOCH = pd.Timestamp(0, tz="UTC")
@@ -56,7 +56,7 @@ class DayCounts:
             self.stitched += len(outcomes)
         else:
             self.outcomes.subtract(outcomes)
-            self.outcomes[SENT] += len(outcomes)
+            self.outcomes[TO_SEND] += len(outcomes)
 
     def to_json(self) -> dict[str, Any]:
         """Returns the counts as they are stored with the day's tables."""
@@ -91,7 +91,7 @@ def discrepancies(day: str, day_counts: DayCounts, tables: Tables) -> list[str]:
             extracted,
             sent + day_counts.filtered + refused.total(),
         ),
-        "events are sent, but this many were counted": (sent, day_counts.outcomes[SENT]),
+        "events are sent, but this many were counted": (sent, day_counts.outcomes[TO_SEND]),
         "events of earlier days are sent, but this many were counted": (stitched, day_counts.stitched),
         **{
             f"events are refused as '{reason}', but this many were counted": (refused[reason], counted[reason])

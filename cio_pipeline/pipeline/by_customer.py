@@ -15,7 +15,7 @@ import pyarrow as pa
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier, said_earlier_of_shard
 from cio_pipeline.pipeline.events import KEPT_EVENTS, events_of
-from cio_pipeline.rules.classify import FILTERED, SENT
+from cio_pipeline.rules.classify import FILTERED, TO_SEND
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.stitching import merge_windows, merges, stitched
@@ -52,7 +52,7 @@ def shards_by_customer(
         windows = _merge_windows(source, identities, merged, identified)
         for at, (day, rows) in enumerate(_stitched(source, identities, windows)):
             day_counts.add_stitched(rows["outcome"], of_earlier_day=day != source.day)
-            spilled.append(_spill(rows.assign(outcome=SENT), folder / f"stitched-{at:05d}.arrow", buckets))
+            spilled.append(_spill(rows.assign(outcome=TO_SEND), folder / f"stitched-{at:05d}.arrow", buckets))
     return shuffle.shards(spilled, CLASSIFIED), day_counts
 
 

@@ -15,7 +15,7 @@ from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.by_customer import days_stitched, shards_by_customer
 from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier_of_shard
 from cio_pipeline.pipeline.events import code_hash
-from cio_pipeline.rules.classify import REFUSED, SENT
+from cio_pipeline.rules.classify import REFUSED, TO_SEND
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.facts import in_order
 from cio_pipeline.rules.operations import EVENTS, REJECTS, build
@@ -120,10 +120,10 @@ def _write(
     classified = read()
     day_counts = DayCounts() if outcomes_are_counted else DayCounts(Counter(classified["outcome"].tolist()))
     refused = _refused(classified)
-    sent = _sent(classified)
+    to_send = _to_send(classified)
     del classified
-    operations = build(sent, source.options)
-    del sent
+    operations = build(to_send, source.options)
+    del to_send
     day_counts.notes[EMAIL_IN_ANOTHER_CASE] += operations.emails_in_another_case
     _count_rejects(source.day, operations.rejects.to_pandas(), day_counts)
     rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), operations.rejects])
@@ -131,10 +131,10 @@ def _write(
     return writer.write(number, tables), day_counts
 
 
-def _sent(classified: pd.DataFrame) -> pd.DataFrame:
+def _to_send(classified: pd.DataFrame) -> pd.DataFrame:
     """Returns the events to send, by time: taken once, in their order."""
     order = in_order(classified)
-    are_sent = (classified["outcome"] == SENT).to_numpy(bool)[order]
+    are_sent = (classified["outcome"] == TO_SEND).to_numpy(bool)[order]
     return classified.take(order[are_sent]).reset_index(drop=True)
 
 
@@ -151,4 +151,4 @@ def _count_rejects(day: str, rejects: pd.DataFrame, day_counts: DayCounts) -> No
     earlier = refused["timestamp"] < pd.Timestamp(day, tz="UTC")
     day_counts.stitched -= int(earlier.sum())
     day_counts.outcomes.update(REFUSED + refused.loc[~earlier, "reason"].astype(object))
-    day_counts.outcomes[SENT] -= int((~earlier).sum())
+    day_counts.outcomes[TO_SEND] -= int((~earlier).sum())

@@ -21,7 +21,9 @@ NEVER_SENT = ("$create_alias", "$groupidentify")
 LATEST = 253_402_300_800_000_000
 """The year 10000, in microseconds since 1970."""
 
-SENT = "sent"
+TO_SEND = "sent"
+"""It says nothing about whether a run has delivered the event yet: the ledger does."""
+
 REFUSED = "refused: "
 FILTERED = "filtered: "
 NOT_IDENTIFIED = FILTERED + "not identified yet (R5)"
@@ -87,7 +89,7 @@ def _outcomes(
         KEY_NOT_SETTLED: ~has_email[known.email_codes] & (options.day_is_open and options.identify_by_email),
     }
     first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
-    return _texts_of([*reasons, SENT], first)
+    return _texts_of([*reasons, TO_SEND], first)
 
 
 def _held_back(passes: Bools, options: Options, choice: str) -> Bools:

@@ -62,7 +62,7 @@ def test_a_list_is_read_as_it_was_meant(text: str, encoding: str) -> None:
     assert listed.has(JANE.lower())
     assert listed.has(JOE.upper() if "sha" not in text.lower() and "\\x" not in text else JOE)
     assert not listed.has("jim@example.com")
-    assert 1 <= listed.names <= 3
+    assert 1 <= listed.people_listed <= 3
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_a_list_is_read_as_it_was_meant(text: str, encoding: str) -> None:
 )
 def test_the_names_are_counted_and_ids_are_exact(text: str, names: int) -> None:
     listed = parse(text.encode())
-    assert listed.names == names
+    assert listed.people_listed == names
     assert not listed.has("U1")
     whole = text.splitlines()[-1]
     assert listed.has(whole), "an id may hold a comma"
@@ -92,7 +92,7 @@ def test_a_quoted_id_with_a_comma_is_one_name() -> None:
 
 def test_an_empty_list_must_say_that_it_is_meant() -> None:
     assert not parse(b"# empty on purpose\n")
-    assert parse(b"\n# Empty on purpose: nobody has asked yet\nemail\n").names == 0
+    assert parse(b"\n# Empty on purpose: nobody has asked yet\nemail\n").people_listed == 0
     assert parse(b"# empty on purpose\nu1\n").has("u1"), "names count all the same"
 
 
@@ -127,7 +127,7 @@ def test_ids_are_found_where_a_line_may_mean_them(text: str) -> None:
     "text", ["david\n", "user_1\n", "head-of-users\n", "Head <head@school.org>\n", "gid://shop/Customer/1\n", "jane doe\n"]
 )
 def test_plain_lists_of_one_are_taken(text: str) -> None:
-    assert parse(text.encode()).names == 1
+    assert parse(text.encode()).people_listed == 1
 
 
 ZIP = b64decode("UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA==")
@@ -277,8 +277,8 @@ def test_a_urls_own_login_is_shown_and_never_one_of_a_netrc(tmp_path: Path, monk
     (tmp_path / "netrc").write_text("default login other password other\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     with serving((200, {}, BOTH.encode())) as (url, logins):
-        assert read_suppressed(f"http://user:pass%40word@{url}").names == 2
-        assert read_suppressed(f"HTTP://{url}").names == 2
+        assert read_suppressed(f"http://user:pass%40word@{url}").people_listed == 2
+        assert read_suppressed(f"HTTP://{url}").people_listed == 2
     assert logins == ["Basic dXNlcjpwYXNzQHdvcmQ=", None]
 
 

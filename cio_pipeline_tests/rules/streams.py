@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cio_pipeline.rules.classify import SENT, classify
+from cio_pipeline.rules.classify import TO_SEND, classify
 from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.operations import build
@@ -82,7 +82,7 @@ class Frames(NamedTuple):
 def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Frames:
     """What the events come to."""
     classified = classify(frame(*events), earlier, Options(**options))
-    made = build(classified[classified["outcome"] == SENT], Options(**options))
+    made = build(classified[classified["outcome"] == TO_SEND], Options(**options))
     frames = (made.customers.to_pandas(), made.events.to_pandas(), made.rejects.to_pandas())
     return Frames(*frames, made.emails_in_another_case)
 

@@ -88,7 +88,7 @@ def upsert_to_customerio(
 
         def deliver_day(day: str) -> tuple[Report, RunCounts]:
             report, counts = delivery.deliver(day, to_send[day], with_recent=store.tables)
-            return report, counts | {"people that the suppression list names": delivery.options.suppressed.names}
+            return report, counts | {"people that the suppression list names": delivery.options.suppressed.people_listed}
 
         for day, (report, counts), more_follow in deliver_each(days, deliver_day):
             logger.info("%s: %s.", day, in_one_line(counts))

@@ -13,7 +13,7 @@ from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.masking import mask
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
-from cio_pipeline.rules.classify import SENT
+from cio_pipeline.rules.classify import TO_SEND
 
 CHECKS_OF_THE_RUN = [
     dg.AssetCheckSpec(
@@ -48,7 +48,7 @@ def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Sto
         else None,
         metadata={
             "events extracted": total.outcomes.total(),
-            "events sent": total.outcomes[SENT],
+            "events sent": total.outcomes[TO_SEND],  # to be sent, by the rules
             "events filtered": total.filtered,
             "events refused": total.refused,
             "days that are off": len(off),

@@ -64,7 +64,9 @@ def preview_delivery(
     with store.overlay(days[0]) as overlay:
         options = _read(days, config, posthog, customerio, overlay)
         report = DryRunReport(
-            list(_days_previewed(days, config, overlay, options)), store.settings.refused_share, options.suppressed.names
+            list(_days_previewed(days, config, overlay, options)),
+            store.settings.refused_share,
+            options.suppressed.people_listed,
         )
         is_ledger_stale = ledger_is_stale(store, context.instance)
         report.stops = list(_stops(days, config, overlay, report.days, is_ledger_stale=is_ledger_stale))

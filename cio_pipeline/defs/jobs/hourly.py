@@ -27,7 +27,7 @@ from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
 from cio_pipeline.posthog.source import NothingSoFar
-from cio_pipeline.rules.classify import SENT
+from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
 
@@ -145,7 +145,7 @@ def _waiting(day: str, day_counts: DayCounts, today: Store) -> int:
         return 0
     with temporary_folder() as folder:
         whole = today.derive(day, into=Tables(str(folder), temporary=True))
-    return max(0, whole.outcomes[SENT] + whole.stitched - day_counts.outcomes[SENT])
+    return max(0, whole.outcomes[TO_SEND] + whole.stitched - day_counts.outcomes[TO_SEND])
 
 
 def deliver_part(

@@ -12,7 +12,7 @@ from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, las
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.rules.classify import SENT
+from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.state.ledger import DayTotals
 
 NEW_CUSTOMERS_IN_ALL = "new customers in all"
@@ -112,7 +112,7 @@ def day_events(day: str, day_counts: DayCounts, delivered: int, refused: int) ->
 
     The ledger may have more than the rules would send now, if events were sent twice, or under other settings.
     """
-    to_send = day_counts.outcomes[SENT] + day_counts.stitched
+    to_send = day_counts.outcomes[TO_SEND] + day_counts.stitched
     sent = min(delivered, to_send)
     open_refusals = min(refused, to_send - sent)
     return DayEvents(day, sent, to_send - sent - open_refusals, day_counts.filtered, day_counts.refused + open_refusals)
