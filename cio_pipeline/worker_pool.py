@@ -107,7 +107,7 @@ def _prepare() -> None:
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # which ends the others if one is killed; Dagster ignores it under `nohup`
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # by which the pool ends the others if one is killed
     os.umask(0o077)
     threading.Thread(target=_end_with_parent, daemon=True).start()
 

@@ -62,7 +62,7 @@ def test_a_worker_that_is_killed_ends_the_work_in_a_sentence() -> None:
 
 
 def test_a_worker_that_is_killed_ends_the_work_where_sigterm_is_ignored_too() -> None:
-    """As Dagster makes it where SIGINT is ignored, which `nohup` and `&` in a script bring about."""
+    """Dagster leaves it so, after a run, if SIGINT is ignored, as it is after `&` in a script."""
     program = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
     program += "from cio_pipeline_tests.test_worker_pool import killed, map_shards, tasks\n"
     program += "list(map_shards(killed, tasks(12, []), 12, 2, 'numbers'))"
