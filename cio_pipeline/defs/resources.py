@@ -229,7 +229,7 @@ def prepare_process() -> None:
     the system allows. Under this package's own commands, Dagster's storage keeps its engines."""
     keep_private()
     allow_open_files()
-    if os.environ.get(KEEP_ENGINES):
+    if os.environ.get(KEEP_ENGINES) == "yes":
         keep_engines()
 
 

@@ -68,7 +68,7 @@ def test_with_kept_engines_it_makes_one_a_database_and_stores_the_same_events(ma
 def test_a_run_may_open_many_files_and_patches_dagster_only_under_this_packages_own_commands(
     made: list[str], monkeypatch: pytest.MonkeyPatch, is_own: bool
 ) -> None:
-    monkeypatch.setenv(KEEP_ENGINES, "yes" if is_own else "")
+    monkeypatch.setenv(KEEP_ENGINES, "yes" if is_own else "no")
     limits: list[str] = []
     monkeypatch.setattr("cio_pipeline.defs.resources.allow_open_files", lambda: limits.append("raised"))
     prepare_process()
