@@ -14,7 +14,7 @@ EVENTS ?= 100000
 BYTES ?= 600 2000
 LATENCY ?= 0 20
 
-.PHONY: help demo dev run dry-run explain refusals metrics redeliver ui screenshots bench bench-ledger test coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
+.PHONY: help demo dev run dry-run explain refusals metrics redeliver ui screenshots bench bench-ledger test tests coverage nightly test-lowest test-clickhouse test-deploy test-fleet test-kubernetes wheel lint lock
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST)
@@ -58,7 +58,10 @@ bench: $(READY_TO_TEST) ## measure how fast a day is (docs/speed.md): EVENTS=100
 bench-ledger: $(READY_TO_TEST) ## measure how large a ledger grows and how long its queries take: LEDGER="--days 100 --events 10000000" is a billion events, and 18 GB
 	@$(PY) -m bench.ledger $(or $(LEDGER),--days 10 --events 1000000)
 
-test: lint ## run lint and all tests
+test: $(READY_TO_TEST) ## run lint and all tests
+	@$(MAKE) --no-print-directory --jobs=2 lint tests
+
+tests: $(READY_TO_TEST) # beside lint, most of which is mypy and uses one core
 	@$(TESTS)
 
 coverage: $(READY_TO_TEST) ## run all tests, and list the code that none of them runs; below 95 % it fails; takes half as long again

@@ -33,7 +33,7 @@ def held(product: Days, day: str, cut: int) -> Tables:
     return into
 
 
-@examples(8)
+@examples(5)
 @given(data=st.data())
 def test_held_runs_and_then_a_whole_one_leave_what_one_whole_run_leaves(data: Draw) -> None:
     stream, chosen = data.draw(streams(data.draw(st.booleans(), "hostile"), seconds_apart=True)), data.draw(options)

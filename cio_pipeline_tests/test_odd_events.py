@@ -165,7 +165,7 @@ broken = st.builds(
 )
 
 
-@examples(12)
+@examples(8)
 @given(
     texts=st.lists(jsons | broken, min_size=5, max_size=30),
     options=st.fixed_dictionaries(

@@ -111,7 +111,7 @@ def parsed(text: str | None, person: str | None = None) -> dict[str, Any]:
     return dict(row)
 
 
-@examples(300)
+@examples(150)
 @given(texts)
 def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> None:
     found = parsed(text)
@@ -123,7 +123,7 @@ def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> 
             assert made.json.to_pylist() == [orjson.dumps(wanted)]
 
 
-@examples(300)
+@examples(150)
 @given(texts)
 def test_the_facts_are_those_that_reading_all_of_the_json_tells(text: str) -> None:
     found, whole = parsed(text), read_leniently(text)

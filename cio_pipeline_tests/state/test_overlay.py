@@ -46,7 +46,7 @@ def seen(identities: Identities, day: str) -> Any:
     )
 
 
-@examples(12)
+@examples(8)
 @given(
     learned=st.dictionaries(
         st.sampled_from([HISTORY_PARTITION, *DAYS]), st.lists(FACT, max_size=4, unique_by=lambda fact: fact[0])

@@ -45,7 +45,7 @@ def read(folder: Path, attributes_from: Any = "auto") -> list[dict[str, Any]]:
     return [{str(name): value for name, value in row.items()} for row in rows]
 
 
-@examples(150)
+@examples(80)
 @given(st.lists(st.tuples(st.sampled_from(FIELDS), texts), max_size=20))
 def test_every_line_with_a_time_is_read_as_an_event(changes: list[tuple[str, str]]) -> None:
     lines = [json.dumps(GOOD)]
@@ -62,7 +62,7 @@ def test_every_line_with_a_time_is_read_as_an_event(changes: list[tuple[str, str
         read_leniently(row["properties"])
 
 
-@examples(100)
+@examples(60)
 @given(
     st.lists(
         st.tuples(
