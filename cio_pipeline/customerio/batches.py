@@ -29,7 +29,7 @@ TEXT, BYTES = pa.large_string(), pa.large_binary()
 
 
 class Item(NamedTuple):
-    """One operation to send.
+    """An item of a request: its operation, and what the ledger needs to record about it.
 
     item_id: the event's id in Customer.io, or the upsert's `upsert_id`; key: the customer's; call: `batch`, or `event` for the
     v1 call; state: the attributes that the ledger records once an upsert is accepted (`attribute_state.pack`), empty for an

@@ -117,7 +117,8 @@ class TrackClient:
         for error in errors:
             index = error.get("batch_index") if isinstance(error, dict) else None
             if not isinstance(index, int) or isinstance(index, bool) or not 0 <= index < len(operations):
-                raise WholeRequestRefused(*self._without_keys(first_reason(errors)), max_at_fault=names_an_item(errors))
+                at_fault = 1 if names_an_item(errors) else 0
+                raise WholeRequestRefused(*self._without_keys(first_reason(errors)), at_fault)
             refused.setdefault(index, self._without_keys(first_reason([error])))
         return refused
 

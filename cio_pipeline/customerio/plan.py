@@ -109,11 +109,11 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
         _column_list(customers, "part", pa.int32()),
         _column_list(customers, "state", BYTES),
     )
-    consents = _column_list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
+    have_consent = _column_list(customers, "consent", pa.bool_()) if options.allow_consent != "Yes" else [False] * len(keys)
     in_parts = {key for key, part in zip(keys, parts, strict=True) if part}
     with_person = _with_person(events)
     operations = cache(lambda: _column_list(customers, "operation", BYTES))
-    for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, consents, strict=True)):
+    for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, have_consent, strict=True)):
         stored = recorded.states.get(key, b"")
         if state == stored and not consent and not options.resend:
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)

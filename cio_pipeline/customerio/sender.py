@@ -127,7 +127,7 @@ class Sender:
         """Raises the error where more items of the kind were refused in the same words than may be at fault themselves."""
         said = (kind, why.reason, why.detail)
         if sum((_kind(one), its.reason, its.detail) == said for one, its in self._refused_alone) > max_at_fault:
-            raise error(f"Customer.io refuses every {kind} in the same words, with {why.reason}: a rerun sends them.")
+            raise error(f"Customer.io has accepted no {kind} yet, and refuses them with {why.reason}: a rerun sends them.")
 
     def _refuse(self, request: Request, why: WholeRequestRefused) -> None:
         self._acknowledge(request, {0: (why.reason, why.detail)})

@@ -15,3 +15,6 @@ PREFIX = "cio"
 def asset_key(name: str) -> dg.AssetKey:
     """Returns the key of the asset with this name."""
     return dg.AssetKey([PREFIX, name])
+
+
+DELIVERY = asset_key("customerio_delivery")

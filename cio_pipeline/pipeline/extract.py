@@ -46,7 +46,7 @@ def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> Ex
     code, and intact files. Otherwise, or if that is unknown, returns None.
     """
     version = tables.find_version(DAY, day)
-    if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_code(fingerprint):
+    if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_reading_code(fingerprint):
         return None
     return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
 
@@ -89,7 +89,10 @@ def _extract(
     *,
     restores: bool,
 ) -> ExtractionCounts:
-    """restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there."""
+    """Writes a partition of a table: each event of the window once.
+
+    restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there.
+    """
     overview, counts = Overview(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
         new.metadata = {READ_BY: code_hash()}
@@ -110,15 +113,15 @@ def _extract(
                 " something removing temporary files, or is the disk full? Run it again."
             )
         if window.fingerprint is not None and not restores:
-            new.metadata |= {"fingerprint": _with_code(window.fingerprint), "extracted": vars(counts)}
+            new.metadata |= {"fingerprint": _with_reading_code(window.fingerprint), "extracted": vars(counts)}
     return counts
 
 
-def _with_code(fingerprint: str) -> str:
-    return f"{fingerprint} {_code_hash()}"
+def _with_reading_code(fingerprint: str) -> str:
+    return f"{fingerprint} {_reading_code_hash()}"
 
 
-def _code_hash() -> str:
+def _reading_code_hash() -> str:
     """Returns the hash of the code that reads and keeps events. When it changes, they are read again."""
     return f"{hash_of_code(*READING)} {pa.__version__}"
 

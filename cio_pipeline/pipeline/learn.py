@@ -22,8 +22,9 @@ def learned_under(attributes_from: str) -> str:
 
 
 def learn_day(day: str, setting: str, tables: Tables, identities: Identities, workers: int = 1) -> Counter[str]:
-    """Stores what the day's `posthog_events` say about people (R1) in the identities. Returns how many people, identified ones,
-    emails and merges. If the same events were learned before, they are not learned again.
+    """Stores what the day's `posthog_events` say about people (R1) in the identities. Returns the number
+    of people, identified people, emails and anonymous ids named. If the same events were learned before, they are not learned
+    again.
 
     setting: as `learned_under` returns it.
     """

@@ -72,16 +72,16 @@ Reject = tuple[int, str, str, str]
 """An event's row number; what, name and reason of the rejects table."""
 
 
-def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
-    """Returns the tables of the events whose outcome is `sent`: all events of each of their customers, sorted by
+def build(to_send: pd.DataFrame, options: Options) -> DerivedTables:
+    """Returns the tables of the events to send, whose outcome is `sent`. They are all that their customers have, sorted by
     `facts.ORDER`."""
     why_left_out = left_out_names(options)
-    are_sent = np.ones(len(sent), dtype=bool)
+    are_sent = np.ones(len(to_send), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
     given: dict[str, Attributes] = {}
     rejects: list[Reject] = []
-    for start in range(0, len(sent), CHUNK):
-        chunk = sent.iloc[start : start + CHUNK]
+    for start in range(0, len(to_send), CHUNK):
+        chunk = to_send.iloc[start : start + CHUNK]
         keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
         properties, persons = utf8(chunk["properties"]), utf8(chunk["person_properties"])
         plain, is_data = chunk["plain"].to_numpy(bool), chunk["is_data"].to_numpy(bool)
@@ -102,34 +102,35 @@ def build(sent: pd.DataFrame, options: Options) -> DerivedTables:
                 ]
                 rejects += [(start + row, "data", name, reason) for name, reason in findings.data_left_out]
     customers = customers_of(
-        sent[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
+        to_send[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
     )
     rejects.sort(key=itemgetter(0))
     if customers.beyond:
-        last = {key: number for number, key in enumerate(texts(sent["key"]))}
+        last = {key: number for number, key in enumerate(texts(to_send["key"]))}
         beyond = ((last[key], left_out) for key, left_out in customers.beyond.items())
         rejects += [(row, "attribute", name, reason) for row, left_out in beyond for name, reason in left_out]
-    return DerivedTables(customers.table, pa.concat_tables(events), _rejects(sent, rejects), customers.emails_in_another_case)
+    tables = (customers.table, pa.concat_tables(events), _rejects(to_send, rejects))
+    return DerivedTables(*tables, customers.emails_in_another_case)
 
 
-def _events(sent: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:
+def _events(to_send: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:
     """Returns the events table: the events that have an operation."""
     columns = {
-        **{name: text_array(sent[name]) for name in ("uuid", "key", "distinct_id")},
+        **{name: text_array(to_send[name]) for name in ("uuid", "key", "distinct_id")},
         "ulid": as_text(ids),
         "name": as_text(names.map(lambda name: name.strip().encode())),
         "type": as_text(names.map(lambda name: event_type(name).encode())),
-        "timestamp": pa.array(microseconds(sent["timestamp"])).cast(EVENTS.field("timestamp").type),
+        "timestamp": pa.array(microseconds(to_send["timestamp"])).cast(EVENTS.field("timestamp").type),
         "call": items.calls,
         "operation": as_text(items.operations),
-        "personless": pa.array(sent["personless"].to_numpy(bool)),
+        "personless": pa.array(to_send["personless"].to_numpy(bool)),
     }
     rows = pa.table([columns[name] for name in EVENTS.names], schema=EVENTS)
     return rows.filter(items.operations.is_valid()) if items.operations.null_count else rows
 
 
-def _rejects(sent: pd.DataFrame, rejects: list[Reject]) -> pa.Table:
+def _rejects(to_send: pd.DataFrame, rejects: list[Reject]) -> pa.Table:
     """Returns the rejects table: each reject with the columns that identify its event."""
-    events = sent[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
+    events = to_send[["uuid", "distinct_id", "event", "timestamp"]].take([row for row, *_ in rejects])
     columns = {name: [reject[at] for reject in rejects] for at, name in enumerate(("what", "name", "reason"), start=1)}
     return pa.Table.from_pandas(events.assign(**columns), REJECTS, preserve_index=False)

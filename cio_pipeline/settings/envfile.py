@@ -48,7 +48,7 @@ def read_env_file(path: Path) -> dict[str, str]:
         if binding is not None:
             name, value = binding
             if name in lines:
-                raise SettingsError(f"{path}, line {number}: {name} stands in line {lines[name]}, too.")
+                raise SettingsError(f"{path}, line {number}: {name} is already set in line {lines[name]}.")
             values[name], lines[name] = value, number
     return values
 

@@ -71,7 +71,8 @@ class Identities:
 
         setting: the setting it was learned under; events: the number of the day's events; learned: what they say, part by part;
         source_fingerprint: identifies the events and the code. Returns the number of people, identified people, emails and
-        merges. All of `learned` is first written to temporary files, because deliveries wait while the database is written.
+        anonymous ids named. All of `learned` is first written to temporary files, because deliveries wait while the database is
+        written.
         """
         counts, content_hash = Counter[str](), 0
         with temporary_folder() as folder, ExitStack() as stack:

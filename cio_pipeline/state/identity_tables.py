@@ -27,7 +27,7 @@ learned_days = sa.Table(
     sa.Column("events", sa.Integer),
     sa.Column("content", sa.String(32)),  # the content hash: of the day's rows in the tables of LOOKED_UP
     sa.Column("made_of", sa.String),  # the source fingerprint: of the events and the code that the day was learned from
-    sa.Column("counts", sa.String),  # JSON: the number of people, identified people, emails and merges
+    sa.Column("counts", sa.String),  # JSON: the number of people, identified people, emails and anonymous ids named
 )
 
 derived_days = sa.Table(

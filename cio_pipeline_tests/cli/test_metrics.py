@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.cli.metrics import OTHERS, REASONS, in_text, metrics
-from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.places import PROJECT

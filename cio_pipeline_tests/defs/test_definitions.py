@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.asset_keys import asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY, asset_key
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import product
@@ -79,7 +79,7 @@ def test_a_range_of_days_leaves_a_receipt_and_an_account_for_each(
     receipts = {
         str(event.materialization.partition): event.materialization.metadata
         for event in result.get_asset_materialization_events()
-        if event.asset_key == asset_key("customerio_delivery")
+        if event.asset_key == DELIVERY
     }
     assert sorted(receipts) == ["2025-01-01", "2025-01-02", "2025-01-03"]
     sent = sum(int(str(values(receipt)["events sent"])) for receipt in receipts.values())

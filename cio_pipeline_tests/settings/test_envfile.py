@@ -100,7 +100,7 @@ def test_any_other_line_is_refused_by_its_number_and_never_quoted(tmp_path: Path
 
 
 def test_a_name_that_stands_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"\.env, line 4: X stands in line 1, too\.$"):
+    with pytest.raises(SettingsError, match=r"\.env, line 4: X is already set in line 1\.$"):
         read(tmp_path, "X=a\nY=b\n\nX=a\n")
 
 

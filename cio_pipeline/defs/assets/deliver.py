@@ -12,7 +12,7 @@ from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS, asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, PREFIX, TAGS, asset_key
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
     check_days_are_in_ledger,
@@ -95,7 +95,7 @@ def upsert_to_customerio(
             day_receipt = receipt_of(store, day, counts, report.sample)
             context.add_asset_metadata(day_receipt, partition_key=day)
             if more_follow:
-                yield dg.AssetMaterialization(asset_key("customerio_delivery"), partition=day, metadata=day_receipt)
+                yield dg.AssetMaterialization(DELIVERY, partition=day, metadata=day_receipt)
         if store.first_day_of_ledger is not None:  # CIO_LEDGER_DAYS: earlier days can then be sent only with resend
             store.ledger.delete_before(store.first_day_of_ledger)
     yield dg.Output(None)

@@ -2,7 +2,7 @@
 
 import dagster as dg
 
-from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.connections import destination_url, page_address, source_url
 from cio_pipeline.defs.pages.schemas import POSTHOG_COLUMNS, table_schema
 
@@ -18,7 +18,7 @@ posthog_project = dg.AssetSpec(
 
 customerio_workspace = dg.AssetSpec(
     asset_key("customerio_workspace"),
-    deps=[asset_key("customerio_delivery")],
+    deps=[DELIVERY],
     description="The Customer.io workspace that CUSTOMERIO_SITE_ID belongs to, with its people and their events.",
     group_name=GROUP,
     kinds={"customerio"},

@@ -73,7 +73,7 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
         return next(iter(errors.values()))
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
     rest = f" After {MAX_FAILURES} failures in a row, the days from {not_tried[0]} on were not tried." if not_tried else ""
-    others = f" The other {extracted_days} are extracted." if extracted_days > 1 else ""
+    others = f" {extracted_days} {'other is' if extracted_days == 1 else 'others are'} extracted." if extracted_days else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
 
 

@@ -7,11 +7,9 @@ from zoneinfo import ZoneInfo
 
 import dagster as dg
 
-from cio_pipeline.defs.asset_keys import asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.settings.settings import DaysSettings
-
-DELIVERY = asset_key("customerio_delivery")
 
 DUE = f"{DAYS_SETTINGS.delivered_by:%H:%M} {DAYS_SETTINGS.time_zone}"
 """CIO_DELIVERED_BY: from this time on, the day of the last nightly run must be delivered."""

@@ -10,7 +10,7 @@ import json
 import dagster as dg
 from upath import UPath
 
-from cio_pipeline.defs.asset_keys import asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.pages.receipts import DELIVERED
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.state.ledger import LedgerEntry
@@ -34,7 +34,7 @@ def ledger_is_stale(store: Store, instance: dg.DagsterInstance) -> bool:
 
 def _days_delivered(instance: dg.DagsterInstance) -> list[str]:
     """Returns the days of the newest receipts with delivered events."""
-    records = instance.fetch_materializations(asset_key("customerio_delivery"), limit=MAX_RECEIPTS).records
+    records = instance.fetch_materializations(DELIVERY, limit=MAX_RECEIPTS).records
     receipts = {record.partition_key: record.asset_materialization for record in reversed(records)}
     return [
         day

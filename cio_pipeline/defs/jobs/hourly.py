@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_no_day_is_missing
 from cio_pipeline.defs.delivery.run_delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures

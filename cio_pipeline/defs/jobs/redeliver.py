@@ -11,8 +11,8 @@ from pydantic import Field
 from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
-from cio_pipeline.defs.checks.yesterday import DELIVERY
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig
 from cio_pipeline.defs.delivery.run_delivery import RunCounts, drop_suppressed, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import with_readable_failures

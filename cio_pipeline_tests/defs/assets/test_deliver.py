@@ -16,7 +16,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.asset_keys import asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY, asset_key
 from cio_pipeline.defs.pages.tables import size
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
@@ -79,7 +79,7 @@ def the_job() -> dg.JobDefinition:
 
 def delivered(instance: dg.DagsterInstance) -> set[str]:
     """The days that Dagster shows as materialized."""
-    return instance.get_materialized_partitions(asset_key("customerio_delivery"))
+    return instance.get_materialized_partitions(DELIVERY)
 
 
 def redeliver(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:

@@ -310,7 +310,7 @@ def test_a_day_that_cannot_be_read_is_named_and_the_run_extracts_the_others(
     server.project.add([event(1, DAYS[0]), event(2)])
     failing_on(monkeypatch, DAYS[1])
     assert failure_of(instance, DAYS[0], DAY) == (
-        f"1 of the run's days could not be extracted. {DAYS[1]}: PostHog gave 1 of 2 events. The other 4 are extracted."
+        f"1 of the run's days could not be extracted. {DAYS[1]}: PostHog gave 1 of 2 events. 4 others are extracted."
     )
     assert instance.get_materialized_partitions(asset_key("posthog_events")) == {DAYS[0], *DAYS[2:]}
     [made] = instance.fetch_materializations(

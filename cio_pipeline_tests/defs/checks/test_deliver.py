@@ -13,8 +13,9 @@ import pytest
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
-from cio_pipeline.defs.checks.yesterday import DELIVERY, day_due, delivered_at, is_whole
+from cio_pipeline.defs.checks.yesterday import day_due, delivered_at, is_whole
 from cio_pipeline.defs.jobs import checks as scheduled_checks
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog

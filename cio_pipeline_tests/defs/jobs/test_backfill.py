@@ -14,7 +14,7 @@ import pytest
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import resources
-from cio_pipeline.defs.asset_keys import asset_key
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
 from cio_pipeline.defs.jobs.backfill import AFTER_EXTRACTION, STARTED_BY, Assets, run_range
@@ -26,7 +26,6 @@ from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.tables.files import StorageError
 
 DAYS = [f"2025-01-0{number}" for number in range(1, 7)]
-DELIVERY = asset_key("customerio_delivery")
 
 
 @pytest.fixture

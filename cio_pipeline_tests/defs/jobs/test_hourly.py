@@ -15,6 +15,7 @@ import pytest
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.jobs import hourly
 from cio_pipeline.defs.reading import read_day, read_history
 from cio_pipeline.defs.resources import PostHog, Store
@@ -23,7 +24,7 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.jobs.test_dry_run import files
-from cio_pipeline_tests.defs.test_days_of_a_run import SINK_KEY, event, execute
+from cio_pipeline_tests.defs.test_days_of_a_run import event, execute
 
 DAY = "2025-01-02"
 """The open day. Dagster's own clock is past it, so the nightly run can be asked for at once."""
@@ -72,7 +73,7 @@ def run(instance: dg.DagsterInstance, **config: Any) -> dict[str, Any]:
     assert result.success
     seen = [one.asset_observation_data.asset_observation for one in result.all_events if one.is_asset_observation]
     told = {name: value.value for one in seen for name, value in one.metadata.items()}
-    assert [(one.asset_key, one.partition) for one in seen] in ([], [(SINK_KEY, DAY)])
+    assert [(one.asset_key, one.partition) for one in seen] in ([], [(DELIVERY, DAY)])
     found = instance.get_run_by_id(result.run_id)
     assert found is not None
     return {**told, "tags": found.tags}
@@ -115,7 +116,7 @@ def test_an_open_day_is_no_partition_that_anything_takes_for_complete(services: 
         files(services.data / "posthog_events"),
     ) == before
     assert files(facts) == kept
-    assert len(instance.fetch_observations(SINK_KEY, limit=9).records) == 1
+    assert len(instance.fetch_observations(DELIVERY, limit=9).records) == 1
 
 
 @pytest.mark.parametrize(

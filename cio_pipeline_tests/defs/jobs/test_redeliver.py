@@ -12,7 +12,7 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs.checks.yesterday import DELIVERY
+from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.load import load_settings
