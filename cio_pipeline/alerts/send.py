@@ -14,7 +14,10 @@ import requests
 
 from cio_pipeline.alerts.alerts import Alert
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.retry import Limits, Problem, RetryPolicy, Unavailable, new_session, send
+from cio_pipeline.http.attempt import Limits
+from cio_pipeline.http.errors import Problem
+from cio_pipeline.http.retry import RetryPolicy, Unavailable, send
+from cio_pipeline.http.session import new_session
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
 

@@ -23,16 +23,10 @@ from cio_pipeline.customerio.answers import (
 )
 from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
-from cio_pipeline.http.retry import (
-    Limits,
-    PreparedSession,
-    Problem,
-    RetryPolicy,
-    Unavailable,
-    UnusableAnswer,
-    new_session,
-    send,
-)
+from cio_pipeline.http.attempt import Limits
+from cio_pipeline.http.errors import Problem
+from cio_pipeline.http.retry import RetryPolicy, Unavailable, UnusableAnswer, send
+from cio_pipeline.http.session import PreparedSession, new_session
 from cio_pipeline.masking import mask, without_keys
 
 RETRIED = frozenset({408, 429, *range(500, 600)})

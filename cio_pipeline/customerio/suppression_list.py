@@ -17,7 +17,9 @@ from upath import UPath
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
+from cio_pipeline.http.attempt import Limits
+from cio_pipeline.http.retry import RetryPolicy, Unavailable, send
+from cio_pipeline.http.session import new_session
 from cio_pipeline.rules.distinct_ids import usable
 from cio_pipeline.rules.values import is_email
 

@@ -22,20 +22,7 @@ import requests
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http.attempt import Limits, send_once
 from cio_pipeline.http.errors import BodyTooLong, NotWritten, Problem, problem_of
-from cio_pipeline.http.session import Bearer, PreparedSession, new_session
-
-__all__ = [
-    "AnswerTooLong",
-    "Bearer",
-    "Limits",
-    "PreparedSession",
-    "Problem",
-    "RetryPolicy",
-    "Unavailable",
-    "UnusableAnswer",
-    "new_session",
-    "send",
-]
+from cio_pipeline.http.session import PreparedSession
 
 BACKOFF_SECONDS = 0.5
 LONGEST_BACKOFF_SECONDS = 30.0
@@ -152,7 +139,7 @@ class Tries:
     def wait_after(self, failed: FailedTry) -> float:
         """Returns the seconds to wait before the next try. Raises the error of the failed try if it was the last one."""
         self._made += 1
-        wait = failed.retry_after or _backoff(self._made)
+        wait = failed.retry_after or backoff(self._made)
         if failed.is_rate_limited:
             self._waited += wait
         else:
@@ -191,9 +178,10 @@ def _host(url: str) -> str:
         return "no host"
 
 
-def _backoff(attempt: int) -> float:
+def backoff(attempt: int) -> float:
+    """Returns the seconds to wait after this try, the first being 1: twice as long each time, up to a limit, with jitter."""
     longest = min(LONGEST_BACKOFF_SECONDS, BACKOFF_SECONDS * 2 ** min(attempt - 1, 16))
-    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
+    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is not a secret
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
-import random
 import re
 import time
 from collections.abc import Callable
@@ -12,7 +10,9 @@ from typing import Any, NamedTuple
 
 import requests
 
-from cio_pipeline.http.retry import Bearer, Limits, RetryPolicy, new_session, send
+from cio_pipeline.http.attempt import Limits
+from cio_pipeline.http.retry import RetryPolicy, backoff, send
+from cio_pipeline.http.session import Bearer, new_session
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
@@ -36,7 +36,6 @@ TIMEOUT_SECONDS = (10, 150)
 PATIENCE_SECONDS = 6 * 3600
 """How long to wait out 429s: neither a used-up hourly read budget nor other clients' queries should make a day fail."""
 
-LONGEST_PAUSE_SECONDS = 30.0
 MAX_DETAIL = 2000
 
 
@@ -91,7 +90,9 @@ class Api:
         retry = RetryPolicy(tries, {429} if may_be_too_big else RETRIED, patience, pause=lambda seconds, _: sleep(seconds))
         limits = Limits(timeout=TIMEOUT_SECONDS)
         url = f"{self._project}/{path}/"
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             response = send(self._session, method, url, service="PostHog", retry=retry, limits=limits, **request)
             answer = self._read(response)
             if isinstance(answer, Answer):
@@ -102,7 +103,6 @@ class Api:
             if wait >= 10:
                 logger.info("PostHog: %s Trying again in %.0f s.", answer, wait)
             sleep(wait)
-        raise AssertionError
 
     def _read(self, response: requests.Response) -> Answer | str:
         """Returns the answer, or a sentence that says why it is not PostHog's."""
@@ -136,12 +136,6 @@ def error_for(answer: Answer) -> NotExtracted:
     if 300 <= status < 400:
         return NotExtracted(f"POSTHOG_HOST redirects ({status}): set it to the address that it redirects to.")
     return NotExtracted(f"PostHog refused the request ({status}): {answer.detail}")
-
-
-def backoff(attempt: int) -> float:
-    """Returns the seconds to wait before the next try: twice as long each time, with jitter."""
-    longest = min(LONGEST_PAUSE_SECONDS, 0.5 * 2 ** min(attempt - 1, 16))
-    return random.uniform(longest / 2, longest)  # noqa: S311 - jitter is no secret
 
 
 def _json(response: requests.Response) -> Any:

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
-from cio_pipeline.posthog.client import Answer, Api, backoff, error_for
+from cio_pipeline.http.retry import backoff
+from cio_pipeline.posthog.client import Answer, Api, error_for
 from cio_pipeline.posthog.reading import COUNTED, Queries, Selection, WindowReader
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted

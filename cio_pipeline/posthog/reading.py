@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import logging
 import threading
 from collections import Counter, deque
@@ -14,9 +13,9 @@ from typing import Any, NamedTuple
 import pandas as pd
 import requests
 
-from cio_pipeline.http.retry import AnswerTooLong
+from cio_pipeline.http.retry import AnswerTooLong, backoff
 from cio_pipeline.masking import mask
-from cio_pipeline.posthog.client import Answer, Api, backoff, error_for
+from cio_pipeline.posthog.client import Answer, Api, error_for
 from cio_pipeline.posthog.rows import Rows, event_frame, parse_rows
 from cio_pipeline.posthog.slices import MAX_ROWS, TARGET_ROWS, Slice, slices
 from cio_pipeline.posthog.source import NotExtracted
@@ -190,7 +189,9 @@ class WindowReader:
         """
         condition, condition_values = self._selection.condition, self._selection.values
         hogql = f"SELECT {columns} FROM events WHERE {IN_WINDOW}{condition} {rest} LIMIT {MAX_ROWS}"  # noqa: S608
-        for attempt in itertools.count(1):
+        attempt = 0
+        while True:
+            attempt += 1
             try:
                 answer = self._queries.ask(hogql, {**values, **condition_values}, sleep=self._sleep, may_be_too_big=True)
             except AnswerTooLong:
@@ -205,7 +206,6 @@ class WindowReader:
                 raise error_for(answer)
             if not self._waited(answer, attempt, is_smallest):
                 return None
-        raise AssertionError
 
     def _waited(self, answer: Answer, attempt: int, is_smallest: bool) -> bool:
         """Waits and returns True if the same query is to be tried again. Raises `NotExtracted` if nothing is left to try.

@@ -24,29 +24,29 @@ from requests.auth import HTTPBasicAuth
 
 from cio_pipeline.http import body as http_body
 from cio_pipeline.http import retry as http
+from cio_pipeline.http.attempt import Limits
 from cio_pipeline.http.errors import Problem, problem_of
+from cio_pipeline.http.session import Bearer, PreparedSession, new_session
 from cio_pipeline_tests import raw_server
 
 SECRET = "s3cret"
 
 
-def ask(
-    url: str, session: requests.Session | http.PreparedSession | None = None, tries: int = 2, **how: Any
-) -> requests.Response:
+def ask(url: str, session: requests.Session | PreparedSession | None = None, tries: int = 2, **how: Any) -> requests.Response:
     retry = http.RetryPolicy(tries, {503}, problem_in=how.pop("problem_in", lambda _: None), pause=lambda *_: None)
-    limits = http.Limits(timeout=(5, 5), **{name: how.pop(name) for name in ("seconds", "max_bytes") if name in how})
+    limits = Limits(timeout=(5, 5), **{name: how.pop(name) for name in ("seconds", "max_bytes") if name in how})
     how = {"data": None, **how}
     return http.send(
-        session or http.new_session(), how.pop("method", "GET"), url, service="Customer.io", retry=retry, limits=limits, **how
+        session or new_session(), how.pop("method", "GET"), url, service="Customer.io", retry=retry, limits=limits, **how
     )
 
 
-def prepared(url: str) -> http.PreparedSession:
-    return http.PreparedSession(http.new_session(url=url))
+def prepared(url: str) -> PreparedSession:
+    return PreparedSession(new_session(url=url))
 
 
 def any_session(url: str) -> requests.Session:
-    return http.new_session()
+    return new_session()
 
 
 SESSIONS = pytest.mark.parametrize("session_for", [any_session, prepared])
@@ -318,12 +318,10 @@ def test_a_prepared_session_sends_what_a_session_sends_but_without_cookies(
             monkeypatch.setenv("NO_PROXY", "")
             url = "http://track.customer.io"
         auth = HTTPBasicAuth("site", "key")
-        prepared_session = http.PreparedSession(http.new_session(auth, url))
+        prepared_session = PreparedSession(new_session(auth, url))
         for method, path, body in (("POST", "/batch", b"{}"), ("GET", "/region", None), ("POST", "/a%7Eb/Z%C3%BC/", b"")):
             given: dict[str, Any] = {"method": method, "data": body, "headers": {"Content-Type": "application/json"}}
-            answers = [
-                ask(url + path, one, **given) for one in (http.new_session(auth, url), prepared_session, prepared_session)
-            ]
+            answers = [ask(url + path, one, **given) for one in (new_session(auth, url), prepared_session, prepared_session)]
             assert {(one.status_code, one.headers["x-kind"], one.content) for one in answers} == {(207, "odd", b"{}")}
             assert asked[0] == asked[1] == asked[2]
             asked.clear()
@@ -332,7 +330,7 @@ def test_a_prepared_session_sends_what_a_session_sends_but_without_cookies(
 @pytest.mark.parametrize("key", [f"{SECRET}\n", f"{SECRET}\u201d", f"a\r\nb: {SECRET}"])
 def test_a_key_that_is_invalid_in_a_header_is_never_quoted(key: str) -> None:
     with raw_server.serve(lambda connection, _: connection.sendall(raw_server.http())) as url:
-        assert "in 1 try: the request could not be made" in error_of(url, session=http.new_session(http.Bearer(key)))
+        assert "in 1 try: the request could not be made" in error_of(url, session=new_session(Bearer(key)))
 
 
 @pytest.mark.parametrize(
@@ -355,8 +353,8 @@ def test_credentials_never_come_from_netrc(monkeypatch: pytest.MonkeyPatch, tmp_
     with raw_server.serve(answer) as url:
         requests.get(url, timeout=5)
         ask(url)
-        ask(url, http.new_session(http.Bearer("token")))
-        ask(url, http.new_session(HTTPBasicAuth("site", "key")))
+        ask(url, new_session(Bearer("token")))
+        ask(url, new_session(HTTPBasicAuth("site", "key")))
         ask(url.replace("//", "//me:p%40ss@"))
     thief, nobody, token, basic, own = asked
     assert thief.startswith("Basic dGhpZWY6")

@@ -11,7 +11,9 @@ from urllib.parse import quote, urljoin
 import pyarrow.parquet as pq
 import requests
 
-from cio_pipeline.http.retry import Limits, RetryPolicy, Unavailable, new_session, send
+from cio_pipeline.http.attempt import Limits
+from cio_pipeline.http.retry import RetryPolicy, Unavailable, send
+from cio_pipeline.http.session import new_session
 from cio_pipeline.posthog.client import TIMEOUT_SECONDS, Api, error_for
 from cio_pipeline.posthog.exports.answers import Export, NotFound, export_error_for
 from cio_pipeline.posthog.source import NotExtracted

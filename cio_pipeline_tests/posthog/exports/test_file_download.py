@@ -18,7 +18,6 @@ import requests
 
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http import retry as http
-from cio_pipeline.posthog import client
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
@@ -42,7 +41,6 @@ def _no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
         for name in names:
             monkeypatch.setattr(module, name, 0.01)
     monkeypatch.setattr(file_exports, "CREATION_PAUSES", (0.0, 0.01, 0.01))
-    monkeypatch.setattr(client, "backoff", lambda _: 0.0)
 
 
 @pytest.fixture
