@@ -4,7 +4,7 @@ Dagster 1.13 creates an engine for each event that it stores, and disposes of it
 and SQLite writes its WAL back and waits for the disk, which is most of what a small day costs. It also loads its migrations
 several times for each database. There is no setting for this, so three of Dagster's modules and a function of Alembic are
 patched, but only in processes that this package's own commands start. Dagster's version is pinned, and tests check that this
-still has an effect.
+still has an effect. Alembic is not a dependency of our own: Dagster brings it, and without Dagster there is nothing to patch.
 """
 
 from __future__ import annotations
