@@ -31,8 +31,8 @@ REPLACEMENT = "\ufffd"
 MAX_INTEGER_DIGITS = 4300
 """The longest integer that Python reads, and perhaps whatever reads it after us (R14)."""
 
-NO_OBJECT = "properties are no JSON object"
-NO_JSON = "properties are not JSON"
+NOT_AN_OBJECT = "properties are not a JSON object"
+NOT_JSON = "properties are not JSON"
 NOT_CARRIED = "a number that JSON cannot carry"
 TOO_DEEP = f"nested deeper than {MAX_LEVELS} levels"
 
@@ -156,7 +156,7 @@ def _utf8(text: Any) -> bytes:
 
 def _object(value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise UnusableJson(NO_OBJECT)
+        raise UnusableJson(NOT_AN_OBJECT)
     return value
 
 
@@ -177,7 +177,7 @@ def _read_exactly(content: bytes, integer: Any, number: Any, constant: Any) -> A
     except UnusableJson:
         raise
     except ValueError:
-        raise UnusableJson(NO_JSON) from None
+        raise UnusableJson(NOT_JSON) from None
     except RecursionError:
         raise UnusableJson(TOO_DEEP) from None
 

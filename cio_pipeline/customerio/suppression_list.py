@@ -129,9 +129,9 @@ def _text(content: bytes) -> str:
     try:
         text = content.decode(encoding)
     except UnicodeDecodeError:
-        raise Unusable("is no text in UTF-8") from None
+        raise Unusable("is not text in UTF-8") from None
     if CONTROL.search(text):
-        raise Unusable("is no text: it holds control characters, as archives and spreadsheets do")
+        raise Unusable("is not text: it holds control characters, as archives and spreadsheets do")
     if MARKUP.search(text) or text.lstrip().startswith("<"):
         raise Unusable("is a web page or XML, not a list")
     return text
@@ -143,7 +143,7 @@ def _json_rows(text: str) -> Iterator[tuple[int, list[str]]]:
     except (ValueError, RecursionError):
         found = None
     if not isinstance(found, list) or not all(isinstance(name, str) for name in found):
-        raise Unusable("looks like JSON, but is no array of texts")
+        raise Unusable("looks like JSON, but is not an array of texts")
     yield from enumerate(([name] for name in found), 1)
 
 

@@ -29,7 +29,7 @@ from cio_pipeline.worker_pool import map_shards
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
-EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are no email (R1)"
+EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are not the email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
 
 

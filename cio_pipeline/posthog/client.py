@@ -108,7 +108,7 @@ class Api:
         """Returns the answer, or a sentence that says why it is not PostHog's."""
         status, body = response.status_code, _json(response)
         if status == 200:
-            return _no_json(response) if body is None else Answer(response, body)
+            return _not_json(response) if body is None else Answer(response, body)
         content = body if isinstance(body, dict) else {}
         if 400 <= status < 500 and status not in RETRIED and "detail" not in content:
             return (
@@ -146,7 +146,7 @@ def _json(response: requests.Response) -> Any:
         return None
 
 
-def _no_json(response: requests.Response) -> str:
+def _not_json(response: requests.Response) -> str:
     if response.content.lstrip().startswith(b"<"):
         return "POSTHOG_HOST answers with a web page: set it to the address of PostHog itself."
     return "POSTHOG_HOST answers with something that is not JSON, or is cut short: set it to the address of PostHog itself."

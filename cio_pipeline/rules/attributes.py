@@ -58,7 +58,7 @@ def attributes_of(
         if reason := why_left_out(name):
             left_out.append((name, reason))
         elif name == "email" and not is_email(value):
-            left_out.append((name, "is no valid e-mail (R2)"))
+            left_out.append((name, "is not a valid email (R2)"))
         else:
             _set(name, value, attributes, left_out)
     if unset:
@@ -96,7 +96,7 @@ def _set(name: str, value: Any, attributes: dict[str, Any], left_out: LeftOut) -
     if name == "created_at":
         value = unix_seconds(value)
         if value is None:
-            left_out.append((name, "is no time (R9)"))
+            left_out.append((name, "is not a time (R9)"))
             return
     if isinstance(value, str):
         if len(value) * 4 > MAX_ATTRIBUTE_VALUE_BYTES and len(value.encode()) > MAX_ATTRIBUTE_VALUE_BYTES:

@@ -81,7 +81,7 @@ def _outcomes(
         REFUSED + f"name is over {MAX_EVENT_NAME_BYTES} bytes (R14)": where_name(
             lambda name: len(name.strip().encode()) > MAX_EVENT_NAME_BYTES
         ),
-        REFUSED + "uuid is no UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
+        REFUSED + "uuid is not a UUID (R14)": ~matches(utf8(events["uuid"]), rf"\A{UUID.pattern}\z"),
         REFUSED + "time is before 1970 or after 9999 (R14)": (times < 0) | (times >= LATEST),
         NOT_IDENTIFIED: _held_back(known.identified, options, "identified"),
         NO_EMAIL: _held_back(has_email[known.email_codes], options, "emails"),

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 UNSUBSCRIBED, PREFERENCES = "unsubscribed", "cio_subscription_preferences"
 TOPIC = f"{PREFERENCES}.topics."
-REASON = "says what the person wants to hear (R19)"
+REASON = "is about consent (R19)"
 
 
 AllowConsent = Literal["No", "unsubscribe", "Yes"]

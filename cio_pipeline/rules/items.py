@@ -58,8 +58,8 @@ def event_items(
 ) -> Items:
     """Returns the events' operations.
 
-    ids: as `event_ids.ulids` returns them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null where there is
-    to be no operation.
+    ids: as `event_ids.ulids` returns them; seconds: the events' times (Unix seconds); data: JSON in UTF-8, null for an
+    event that gets no operation.
     """
     joined = [
         names.map(_opening),

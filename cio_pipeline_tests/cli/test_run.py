@@ -123,7 +123,7 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
 
 
 def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its last run may have but the youngest day, which by itself would be no backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
+    """Its last run may have but the youngest day, which by itself would not be a backfill (CIO_MAX_CAMPAIGN_EVENTS)."""
     runs: list[tuple[list[str], bool]] = []
 
     def note(job: str, instance: dg.DagsterInstance, config: Any, tags: dict[str, str], *_: Any) -> None:

@@ -143,15 +143,15 @@ ZIP = b64decode("UEsFBgAAAAAAAAAAAAAAAAAAAAAAAA==")
         (b"<!DOCTYPE html><html><body>Sign in</body></html>", "is a web page or XML, not a list"),
         (b"Sign in\n<script>x</script>\n", "is a web page or XML"),
         (b'<?xml version="1.0"?><people/>', "is a web page or XML"),
-        (b'{"error": "unauthorized"}', "looks like JSON, but is no array of texts"),
+        (b'{"error": "unauthorized"}', "looks like JSON, but is not an array of texts"),
         (b'[{"email": "jane@example.com"}]', "looks like JSON"),
         (b'["jane@example.com"', "looks like JSON"),
         (b"[1, 2]", "looks like JSON"),
-        (gzip.compress(b"u1\n", mtime=0), "is no text"),
-        (ZIP, "is no text"),
-        (b"u1\0u2\n", "is no text"),
-        ("jane@example.com".encode("utf-16-le"), "is no text"),
-        ("jané@example.com".encode("latin-1"), "is no text in UTF-8"),
+        (gzip.compress(b"u1\n", mtime=0), "is not text"),
+        (ZIP, "is not text"),
+        (b"u1\0u2\n", "is not text"),
+        ("jane@example.com".encode("utf-16-le"), "is not text"),
+        ("jané@example.com".encode("latin-1"), "is not text in UTF-8"),
         (b"u1,left\nu2\n", "has 1 columns in line 2, but 2 in its first line"),
         (b"# a comment\nu1\n\nu2;left\n", "has 2 columns in line 4, but 1 in its first line"),
         (b'"u1\nu2"\n', "has a quote in line 1 that is not closed"),
@@ -195,7 +195,7 @@ def test_what_is_no_list_of_people_is_refused(content: bytes, why: str, tmp_path
 def test_a_spreadsheet_is_refused(tmp_path: Path) -> None:
     with ZipFile(tmp_path / "list.xlsx", "w") as file:
         file.writestr("xl/sharedStrings.xml", JANE)
-    with pytest.raises(NotDelivered, match="is no text"):
+    with pytest.raises(NotDelivered, match="is not text"):
         read_suppressed(str(tmp_path / "list.xlsx"))
 
 

@@ -195,7 +195,7 @@ def test_r14_an_id_that_is_a_placeholder_teaches_nothing() -> None:
 @pytest.mark.parametrize("uuid", ["", "none", "urn:uuid:018f3173-7000-7421-831e-e849e8bb6ffe"])
 def test_r14_an_event_whose_uuid_is_none_is_refused(uuid: str) -> None:
     stream = frame(event()).assign(uuid=uuid)
-    assert classify(stream, NOBODY, Options())["outcome"].tolist() == ["refused: uuid is no UUID (R14)"]
+    assert classify(stream, NOBODY, Options())["outcome"].tolist() == ["refused: uuid is not a UUID (R14)"]
 
 
 @pytest.mark.parametrize(

@@ -84,12 +84,12 @@ def test_r8_names_that_act_on_the_profile_are_not_taken(name: str) -> None:
 def test_r9_created_at_is_seconds_or_left_out() -> None:
     assert customers(event(set_={"created_at": "2020-05-06T07:08:09Z"}))["id:u1"]["created_at"] == 1588748889
     assert "created_at" not in customers(event(set_={"created_at": "soon"}))["id:u1"]
-    assert reasons(event(set_={"created_at": None})) == [("attribute", "created_at", "is no time (R9)")]
+    assert reasons(event(set_={"created_at": None})) == [("attribute", "created_at", "is not a time (R9)")]
 
 
 def test_r2_an_invalid_email_is_left_out_and_counted() -> None:
     assert customers(event(set_={"email": "nonsense"})) == {"id:u1": {"identifier": "u1"}}
-    assert reasons(event(set_={"email": "nonsense"})) == [("attribute", "email", "is no valid e-mail (R2)")]
+    assert reasons(event(set_={"email": "nonsense"})) == [("attribute", "email", "is not a valid email (R2)")]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +143,7 @@ def test_r10_a_customer_beyond_32000_bytes_is_upserted_in_parts() -> None:
 def test_r10_an_email_over_1000_bytes_is_left_out_whole() -> None:
     long = "x" * 1000 + "@example.com"
     assert customers(event(set_={"email": long})) == {"id:u1": {"identifier": "u1"}}
-    assert reasons(event(set_={"email": long})) == [("attribute", "email", "is no valid e-mail (R2)")]
+    assert reasons(event(set_={"email": long})) == [("attribute", "email", "is not a valid email (R2)")]
 
 
 @pytest.mark.parametrize("unset", [["plan", 7, None], {"plan": ""}])
@@ -238,7 +238,7 @@ def test_r14_an_id_that_means_something_else_in_the_v1_path_is_refused(distinct_
 @pytest.mark.parametrize(
     ("person", "reason"),
     [
-        ("[]", "properties are no JSON object (R7)"),
+        ("[]", "properties are not a JSON object (R7)"),
         ('{"plan":NaN}', "a number that JSON cannot carry (R7)"),
         ('{"a":' * 201 + "1" + "}" * 201, f"{TOO_DEEP} (R7)"),
     ],
@@ -253,7 +253,7 @@ def test_r7_properties_of_a_person_that_are_no_object_count_as_absent(person: st
 @pytest.mark.parametrize(
     ("raw", "reason"),
     [
-        ("[1]", "properties are no JSON object"),
+        ("[1]", "properties are not a JSON object"),
         ("{", "properties are not JSON"),
         ('{"a":NaN}', "a number that JSON cannot carry"),
         ('{"a":' + "1" * 4301 + "}", "a number that JSON cannot carry"),
@@ -320,7 +320,7 @@ MORE = [
     *[(name, value) for name in ("cio_subscription_preferences", "CIO_SUBSCRIPTION_PREFERENCES ") for value in NO_TOPICS],
     *[(f"cio_subscription_preferences.{rest}", False) for rest in ("topics", "topics.", "other", "")],
 ]
-CONSENT = "says what the person wants to hear (R19)"
+CONSENT = "is about consent (R19)"
 
 
 def test_r19_what_makes_somebody_hear_less_passes() -> None:
@@ -351,7 +351,7 @@ def test_r19_topics_that_are_false_come_out_of_an_object_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("name", ["unsubscribed", "Unsubscribed ", "cio_subscription_preferences", *LESS])
-def test_r19_unset_does_not_clear_what_somebody_wants_to_hear(name: str) -> None:
+def test_r19_unset_does_not_clear_what_somebody_wants_to_receive(name: str) -> None:
     for stream in (event(unset_=[name]), event(unset_={name: 1})):
         assert customers(stream) == {"id:u1": {"identifier": "u1"}}
         assert reasons(stream) == [("attribute", name, CONSENT)]

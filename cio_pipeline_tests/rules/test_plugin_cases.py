@@ -172,7 +172,7 @@ CASES = [
             [at(1, set_={"created_at": given})],
             {},
             "null",
-            ["left out: created_at is no time (R9)", BARE, VISIT],
+            ["left out: created_at is not a time (R9)", BARE, VISIT],
             "different on purpose: R9, left out and counted",
         )
         for given in ("soon", None)
@@ -182,7 +182,7 @@ CASES = [
         [at(1, set_={"created_at": 2020})],
         {},
         "the year 2020",
-        ["left out: created_at is no time (R9)", BARE, VISIT],
+        ["left out: created_at is not a time (R9)", BARE, VISIT],
         "different on purpose: R9, a number of 9 to 13 digits is a time",
     ),
     Case(
@@ -191,7 +191,7 @@ CASES = [
         {},
         "sent: who had unsubscribed got mail again",
         [
-            "left out: unsubscribed says what the person wants to hear (R19)",
+            "left out: unsubscribed is about consent (R19)",
             'id:u1 has {"identifier": "u1", "plan": "pro"}',
             VISIT,
         ],
@@ -211,7 +211,7 @@ CASES = [
         {},
         "a customer whose id is the random distinct_id, and the event",
         ["filtered: $groupidentify is never sent (R4)"],
-        "different on purpose: R4, a group is no person",
+        "different on purpose: R4, a group is not a person",
     ),
     Case(
         "a distinct_id that is a placeholder",
@@ -235,7 +235,7 @@ CASES = [
             [at(1, set_={"email": given})],
             {},
             "the bad value was sent",
-            ["left out: email is no valid e-mail (R2)", BARE, VISIT],
+            ["left out: email is not a valid email (R2)", BARE, VISIT],
             "different on purpose: R2, left out and counted",
         )
         for given in ("nobody", " a@example.com", "a@exämple.com", {"a": 1}, "")
@@ -246,7 +246,7 @@ CASES = [
         {},
         "the distinct_id as the email",
         [
-            "left out: email is no valid e-mail (R2)",
+            "left out: email is not a valid email (R2)",
             'email:a@example.com has {"email": "a@example.com", "identifier": "a@example.com"}',
             'email:a@example.com event "visit" {}',
         ],

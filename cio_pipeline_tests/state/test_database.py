@@ -225,7 +225,7 @@ def test_a_wrong_postgresql_is_one_sentence_without_the_password(postgres_server
 
 
 def test_a_wrong_file_is_one_sentence(tmp_path: Path) -> None:
-    (tmp_path / "ledger.db").write_text("this is no database, and long enough to be read as one. " * 20)
+    (tmp_path / "ledger.db").write_text("this is not a database, and long enough to be read as one. " * 20)
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "ledger.db", tmp_path / "folder", tmp_path / "ledger.db" / "beneath"):
         with pytest.raises(DatabaseError, match=r"^The ledger's database \(CIO_LEDGER_URL\) cannot be used: .+\.$"):

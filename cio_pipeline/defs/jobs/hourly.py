@@ -59,7 +59,7 @@ UNFINISHED = [
 
 
 class NotNow(PipelineError):
-    """A run leaves its work to another one, which is no failure; the message says why."""
+    """A run leaves its work to another one, which is not a failure; the message says why."""
 
 
 def now() -> datetime:
