@@ -97,7 +97,7 @@ def redeliver(**chosen: str | None) -> int:
     """Send again what Customer.io has refused.
 
     Do this once the cause is fixed. Attributes that have been set since are left out. A refusal is closed when its item is
-    accepted.
+    accepted, or is not to be sent any more: the person is suppressed, or the day's tables no longer have it.
 
     \b
     Examples:
@@ -106,9 +106,10 @@ def redeliver(**chosen: str | None) -> int:
 
     \b
     Exit status:
-      0    Customer.io has accepted all of them
-      1    it has refused some again, or the run failed; the last line says which
-      2    a setting, a day or an option is wrong
+      0    Customer.io has accepted all of them that are to be sent
+      1    some are still refused, or changed since, so that a run of their day sends them; or the
+           run failed; the last line says which
+      2    a setting or an option is wrong
       130  Ctrl-C; a rerun sends the rest
     """
     settings = _settings()

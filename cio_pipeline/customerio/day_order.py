@@ -25,11 +25,13 @@ def deliver_each(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterato
         day = todo.popleft()
         try:
             done = deliver(day)
-        except Undecided as error:
+        except Undecided:
             if day in postponed or not todo:
                 raise
             postponed.add(day)
             todo.append(day)
-            logger.warning("%s: %s It is delivered after the other days.", day, error)
+            logger.warning(
+                "%s: no answer shows whether an item or Customer.io is at fault. The day is tried again after the others.", day
+            )
         else:
             yield day, done, bool(todo)

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 
 from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_redelivery, plan_shard
+from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
+from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver

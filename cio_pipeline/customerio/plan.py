@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.attribute_state import State, name_hash, pack, state_time, unpack, value_hash
-from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item, pack_id_column
+from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
-from cio_pipeline.packed_ids import are_in, pack_ids
+from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
@@ -75,32 +75,6 @@ def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, option
     return plan
 
 
-def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:
-    """Returns the plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or
-    R19 leaves out."""
-    plan, events = Plan(), list[Refusal]()
-    for refusal in sorted(refused, key=_upserts_then_events_by_time):
-        if refusal.kind == "customer":
-            upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
-            consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
-            planned = _plan_upsert(upsert, consent, recorded, plan, options)
-            plan.upserts += [] if planned is None else [planned]
-        elif are_in(recorded.delivered, pack_ids([refusal.item]))[0]:
-            plan.closed_ids.append(refusal.item)
-        else:
-            events.append(refusal)
-    columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
-    ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
-    is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
-    can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
-    plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
-    return plan
-
-
-def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
-    return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
-
-
 def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> None:
     """Adds the customers' upserts to the plan. For most customers the ledger records nothing, or exactly what the table says;
     then no operation is parsed."""
@@ -122,7 +96,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
         upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
         planned: Item | None = upsert
         if stored or consent or key in in_parts:
-            planned = _plan_upsert(upsert, consent, recorded, plan, options)
+            planned = plan_upsert(upsert, consent, recorded, plan, options)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
 
@@ -137,7 +111,7 @@ def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
     return to_list(column(rows, name, kind))
 
 
-def _plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
+def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
     """R17: the upsert without attributes that a later event has set; None if it would change nothing.
 
     An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime
 from hashlib import sha256
 
@@ -26,6 +27,9 @@ from cio_pipeline.tables.shuffle import Shard
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import NewVersion, ShardWriter, WrittenShard
 from cio_pipeline.worker_pool import map_shards
+
+SETTINGS, COUNTS = "settings", "counts"
+"""What is stored with the derived tables: `settings_of` the options, and what became of the day's events (`DayCounts`)."""
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
@@ -54,10 +58,16 @@ def derive_day(
         source = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
             day_counts = _derive(source, identities, new, workers)
-            new.metadata = {"fingerprint": fingerprint, "account": day_counts.to_json()}
+            new.metadata = {"fingerprint": fingerprint, SETTINGS: settings_of(options), COUNTS: day_counts.to_json()}
     if into is None:
         identities.mark_derived(day, earlier)
     return day_counts
+
+
+def settings_of(options: Options) -> str:
+    """Returns the settings that must still hold when the tables are delivered: all but CIO_ALLOW_CONSENT, because a delivery
+    applies R19 again."""
+    return repr(replace(options, allow_consent="No"))
 
 
 def _fingerprint(day: str, tables: Tables, earlier: str, options: Options) -> str:
@@ -75,7 +85,7 @@ def _derived_before(day: str, tables: Tables, fingerprint: str) -> DayCounts | N
     if version is None or version.metadata.get("fingerprint") != fingerprint:
         return None
     are_intact = all(tables.is_intact(name, day) for name in DERIVED)
-    return DayCounts.from_json(version.metadata["account"]) if are_intact else None
+    return DayCounts.from_json(version.metadata[COUNTS]) if are_intact else None
 
 
 def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> DayCounts:

@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from cio_pipeline.attribute_state import State, name_hash, pack, unpack
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
-from cio_pipeline.customerio.plan import LedgerView, plan_redelivery, plan_shard
+from cio_pipeline.customerio.plan import LedgerView, plan_shard
+from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.packed_ids import are_in, pack_ids

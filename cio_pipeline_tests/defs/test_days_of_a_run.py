@@ -410,7 +410,7 @@ def test_a_day_that_needs_missing_earlier_days_is_not_delivered(
 def test_a_day_that_needs_the_history_is_not_delivered_without_it(start: Start, instance: dg.DagsterInstance) -> None:
     workspace = start(stream(DAYS[:1]), CIO_ANONYMOUS_USERS="emails")
     assets = ["posthog_events", "identities", "customers", "events", "rejects", "customerio_delivery"]
-    with pytest.raises(dg.Failure, match=r"before CIO_START_DATE was never read.* Materialize identity_history"):
+    with pytest.raises(dg.Failure, match=r"before the current CIO_START_DATE was never read.* Materialize identity_history"):
         defs.resolve_job_def("customerio_sync").execute_in_process(
             instance=instance, partition_key=DAYS[0], asset_selection=[asset_key(name) for name in assets]
         )

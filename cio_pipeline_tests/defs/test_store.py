@@ -28,7 +28,6 @@ from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, check_no_day_is_missing
-from cio_pipeline.defs.delivery.run_delivery import drop_suppressed
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
@@ -39,7 +38,6 @@ from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
-from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.postgres import URL_PASSWORD
 from cio_pipeline_tests.receipts import rows
 from cio_pipeline_tests.rules.streams import event, tables
@@ -131,35 +129,18 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
 ) -> None:
     monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
     store.setup_for_execution(dg.build_init_resource_context())
-    learn(store, HISTORY_PARTITION)
     learn(store, "2025-01-01")
     learn(store, "2025-01-02", setting="another setting")
+    for other in ("another setting", f"{store.learned_under} before 2024-12-01"):
+        learn(store, HISTORY_PARTITION, setting=other)
+        with pytest.raises(NotDelivered, match=r"^What PostHog knew before the current CIO_START_DATE was never read"):
+            check_no_day_is_missing(store, ["2025-01-03"])
+    learn(store, HISTORY_PARTITION, setting=f"{store.learned_under} before 2025-01-01")
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         check_no_day_is_missing(store, ["2025-01-03"])
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         check_no_day_is_missing(store, ["2025-01-02", "2025-01-03"])
     check_no_day_is_missing(store, ["2025-01-01", "2025-01-02"])
-
-
-def keep_a_day(store: Store) -> Refusal:
-    """Keeps a day's tables of one event; gives what it is as a refused one."""
-    made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
-    with store.tables.replace("2025-01-01", DERIVED) as new:
-        new.shards.append(new.writer.write(0, made._asdict()))
-    [row] = made.events.to_dict("records")
-    return Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"])
-
-
-def test_a_refused_event_is_known_by_the_distinct_id_behind_its_key_in_the_days_tables(store: Store) -> None:
-    refused = [keep_a_day(store)]
-    assert refused[0].key == "email:jane@example.com"
-    for who, left in (("u1", []), ("u2", refused)):
-        assert drop_suppressed(refused, Suppressed(frozenset({who})), store, "2025-01-01") == left
-
-
-def test_a_refused_event_of_somebody_suppressed_is_known_by_its_key_where_the_days_tables_are_gone(store: Store) -> None:
-    refused = [Refusal("1", "event", "invalid", "", "{}", "id:u1"), Refusal("2", "event", "invalid", "", "{}", "id:u2")]
-    assert drop_suppressed(refused, Suppressed(frozenset({"u1"})), store, "2025-01-01") == refused[1:]
 
 
 def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(
@@ -173,6 +154,16 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
     assert RunLimitsConfig(max_new_customers=9, max_campaign_events=9).run_limits(store, is_backfill=False) == RunLimits(
         9, None
     )
+
+
+def test_with_a_stale_ledger_only_the_runs_own_config_lets_events_that_can_start_campaigns_pass(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "5000")
+    store.setup_for_execution(dg.build_init_resource_context())
+    for config, allowed in ((RunLimitsConfig(), 0), (RunLimitsConfig(max_campaign_events=3), 3)):
+        limits = config.run_limits(store, is_backfill=False, is_ledger_stale=True)
+        assert limits.max_campaign_events == allowed
 
 
 def test_what_is_chosen_for_a_run_and_set_about_consent_is_what_a_delivery_goes_by() -> None:
@@ -244,7 +235,8 @@ def test_the_pages_say_so_where_a_setting_is_wrong_and_the_definitions_load(monk
 
 def test_what_became_of_a_day_is_in_its_metadata_by_reason_the_most_first(store: Store) -> None:
     told: dict[str, dict[str, Any]] = {}
-    keep_a_day(store)
+    with store.tables.replace("2025-01-01", DERIVED) as new:
+        new.shards.append(new.writer.write(0, tables(event())._asdict()))
     outcomes = Counter({"sent": 3, "filtered: x": 2, "filtered: y": 1, "refused: z": 4, "refused: none": 0})
     day_counts = DayCounts(outcomes, stitched=5, left_out=Counter(a=1, b=2), notes=Counter(n=1))
 

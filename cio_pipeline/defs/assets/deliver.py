@@ -16,6 +16,7 @@ from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, PREFIX, TAGS, 
 from cio_pipeline.defs.delivery.preconditions import (
     RunLimitsConfig,
     check_days_are_in_ledger,
+    check_derived,
     check_no_day_is_missing,
     is_backfill,
 )
@@ -79,6 +80,7 @@ def upsert_to_customerio(
     days = list(context.partition_keys)
     with ExitStack() as stack:  # tables_to_send adds temporary folders to it
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
+        check_derived(store, days)
         backfill = is_backfill(context.run.tags, days)
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
         to_send = {day: tables_to_send(stack, store, day, config.too_recent_from) for day in days}
@@ -87,7 +89,7 @@ def upsert_to_customerio(
         delivery.check_limits(to_send)
 
         def deliver_day(day: str) -> tuple[Report, RunCounts]:
-            report, counts = delivery.deliver(day, to_send[day], with_recent=store.tables)
+            report, counts = delivery.deliver(day, to_send[day], whole_day=store.tables)
             return report, counts | {"people that the suppression list names": delivery.options.suppressed.people_listed}
 
         for day, (report, counts), more_follow in deliver_each(days, deliver_day):

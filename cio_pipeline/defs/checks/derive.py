@@ -21,7 +21,7 @@ CHECKS_OF_THE_RUN = [
         asset=asset_key("events"),
         blocking=True,
         description="Whether each extracted event of each day of the run is sent, filtered or refused, exactly once (R15)."
-        " Otherwise nothing is delivered.",
+        " Otherwise the run delivers nothing.",
     ),
     dg.AssetCheckSpec(
         "few_refused_by_the_rules",
@@ -43,7 +43,7 @@ def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Sto
         check_name="every_event_accounted_for",
         passed=not off,
         description=f"Not every event is accounted for: {days}. Materialize customers, events and rejects again for these days;"
-        " if that does not help, open an issue with this message. Until then they are not delivered."
+        " if that does not help, open an issue with this message. This run does not deliver them."
         if off
         else None,
         metadata={

@@ -12,10 +12,14 @@ from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
+from cio_pipeline.defs.reading import history_is_known
 from cio_pipeline.defs.resources import Store
+from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import COUNTS, SETTINGS, settings_of
+from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.rules.consent import AllowConsent
-from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
+from cio_pipeline.tables.versions import Version
 
 BACKFILL_TAG = "dagster/backfill"
 SCHEDULE_TAG = "dagster/schedule_name"
@@ -41,12 +45,12 @@ class RunLimitsConfig(dg.Config):
 
     def run_limits(self, store: Store, *, is_backfill: bool, is_ledger_stale: bool = False) -> RunLimits:
         """Returns the run's limits. That on campaign events applies to backfills, and to any run with a stale ledger, which may
-        send none unless it is set."""
+        send none unless its own config says how many: the setting was made before the ledger was lost."""
         settings = store.settings
         max_new_customers = settings.max_new_customers if self.max_new_customers is None else self.max_new_customers
         max_campaign_events = settings.max_campaign_events if self.max_campaign_events is None else self.max_campaign_events
         if is_ledger_stale:
-            return RunLimits(max_new_customers, max_campaign_events or 0)
+            return RunLimits(max_new_customers, self.max_campaign_events or 0)
         return RunLimits(max_new_customers, max_campaign_events if is_backfill else None)
 
     def delivery_options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
@@ -66,14 +70,39 @@ def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
     return BACKFILL_TAG in tags or (in_all > MAX_DAYS_NOT_A_BACKFILL and SCHEDULE_TAG not in tags)
 
 
+def check_derived(store: Store, days: list[str]) -> None:
+    """Raises `NotDelivered` if the tables of a day were derived under other settings, or hold more or fewer events than were
+    extracted (R15), and `NotMaterialized` if there are none. In a run that also derives the days, this cannot happen."""
+    settings = settings_of(store.options)
+    derived = {day: store.tables.version("events", day) for day in days}
+    otherwise = [day for day, version in derived.items() if version.metadata.get(SETTINGS) != settings]
+    if otherwise:
+        raise NotDelivered(
+            f"customers, events and rejects of {_ranges(otherwise)} were derived under other settings than the current ones:"
+            " nothing was sent. Materialize them again, or run the job customerio_sync."
+        )
+    off = [day for day, version in derived.items() if not _adds_up(version, store.tables.version("posthog_events", day))]
+    if off:
+        raise NotDelivered(
+            f"customers, events and rejects of {_ranges(off)} do not account for the extracted events, each once (R15): nothing"
+            " was sent. Materialize them again, or run the job customerio_sync."
+        )
+
+
+def _adds_up(events: Version, extracted: Version) -> bool:
+    """Returns whether a day's derived tables account for the extracted events, by what is stored with the versions."""
+    counts = DayCounts.from_json(events.metadata[COUNTS])
+    return counts.outcomes.total() == extracted.rows and counts.outcomes[TO_SEND] + counts.stitched == events.rows
+
+
 def check_no_day_is_missing(store: Store, days: list[str]) -> None:
     """Raises `NotDelivered` if the history (R18) or earlier days were never learned, although they decide what is sent, or
     under which key (R1: facts)."""
     if store.settings.missing_days == "allow" or not store.options.needs_earlier_days:
         return
-    if store.identities.unlearned([HISTORY_PARTITION]):
+    if not history_is_known(store):
         raise NotDelivered(
-            "What PostHog knew before CIO_START_DATE was never read, and with the current CIO_IDENTIFY_BY_EMAIL and"
+            "What PostHog knew before the current CIO_START_DATE was never read, and with the current CIO_IDENTIFY_BY_EMAIL and"
             " CIO_ANONYMOUS_USERS it decides what is sent: nothing was sent. Materialize identity_history, then customers,"
             " events and rejects of these days again; or set CIO_MISSING_DAYS=allow if that is intended."
         )

@@ -12,7 +12,8 @@ import dagster as dg
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import Report, deliver, redeliver
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
-from cio_pipeline.customerio.shards import DeliveryOptions, suppressed_keys
+from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
+from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
@@ -24,6 +25,7 @@ from cio_pipeline.defs.resources import CustomerIo, Store
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.ledger import Acknowledgement
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.tables.files import temporary_folder
@@ -76,8 +78,11 @@ class RunDelivery:
         except NotDelivered as error:
             raise NotDelivered(f"{STALE_LEDGER} {error}" if self.ledger_is_stale else str(error)) from None
 
-    def deliver(self, day: str, tables: Tables, with_recent: Tables | None = None) -> tuple[Report, RunCounts]:
-        """Sends what the ledger does not have of the day. with_recent: the day's tables with the events that are too recent."""
+    def deliver(self, day: str, tables: Tables, whole_day: Tables | None = None) -> tuple[Report, RunCounts]:
+        """Sends what the ledger does not have of the day.
+
+        whole_day: the day's tables with the events that are too recent to be sent, only to count these.
+        """
 
         def send() -> Report:
             events = tables.version("events", day).rows
@@ -85,19 +90,30 @@ class RunDelivery:
                 report = deliver(
                     day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
                 )
-            if with_recent is not None:
-                report.counts[TOO_RECENT] += events_too_recent(day, with_recent, tables, self.store, self.options)
+            if whole_day is not None:
+                report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
             return report
 
         return self._counted(send)
 
+    def compare(self, day: str, refused: list[Refusal]) -> ComparedRefusals:
+        """Returns a day's refused items by what its tables say of them now."""
+        return compare_with_tables(refused, customers_and_events(self.store.tables, day), self.options.suppressed)
+
     def redeliver(self, day: str, refused: list[Refusal]) -> tuple[Report, RunCounts]:
-        """Sends a day's refused items again, without those of suppressed people."""
+        """Sends a day's refused items again that its tables still have. Closes those of suppressed people, and of what is no
+        longer to be sent: should it be again one day, a run of the day sends it."""
+        compared = self.compare(day, refused)
+        closed = [refusal.item for refusal in compared.suppressed + compared.gone]
+        if compared.changed:
+            logger.warning("%s: %s refused items have changed since. A run of the day sends them.", day, len(compared.changed))
 
         def send() -> Report:
-            allowed = drop_suppressed(refused, self.options.suppressed, self.store, day)
-            report = redeliver(day, allowed, self.store.ledger, self.customerio.client, self.options)
-            report.counts["refusals suppressed"] += len(refused) - len(allowed)
+            self.store.ledger.acknowledge(day, Acknowledgement(accepted=lambda: closed))
+            report = redeliver(day, compared.unchanged, self.store.ledger, self.customerio.client, self.options)
+            report.counts["refusals suppressed"] += len(compared.suppressed)
+            report.counts["refusals no longer to be sent"] += len(compared.gone)
+            report.counts["refusals that a run of the day sends"] += len(compared.changed)
             return report
 
         return self._counted(send)
@@ -144,24 +160,6 @@ def load_suppressed(customerio: CustomerIo, identities: Identities) -> Suppresse
     return customerio.suppressed.with_linked(identities.linked, identities.all_names())
 
 
-def drop_suppressed(refused: list[Refusal], listed: Suppressed, store: Store, day: str) -> list[Refusal]:
-    """Returns a day's refusals without those of suppressed people.
-
-    The day's tables have emails and distinct_ids of people that a refused event does not name.
-    """
-    if not listed:
-        return refused
-    is_derived = store.tables.find_version("customers", day) is not None
-    keys = (
-        {key for shard in customers_and_events(store.tables, day) for key in suppressed_keys(listed, *shard)}
-        if is_derived
-        else set()
-    )
-    return [
-        refusal for refusal in refused if refusal.key not in keys and not listed.has_customer(refusal.key, refusal.operation)
-    ]
-
-
 @contextmanager
 def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
     """Waits until no other run delivers with the same ledger. After a transient error the step is retried once."""
@@ -187,12 +185,12 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: da
     return without_recent
 
 
-def events_too_recent(day: str, with_recent: Tables, to_send: Tables, store: Store, options: DeliveryOptions) -> int:
+def events_too_recent(day: str, whole_day: Tables, to_send: Tables, store: Store, options: DeliveryOptions) -> int:
     """Returns the number of the day's unsent events that are not in the tables to send."""
-    if to_send.root == with_recent.root:
+    if to_send.root == whole_day.root:
         return 0
     unsent, of_those_to_send = (
-        unsent_events(day, customers_and_events(tables, day), store.ledger, options) for tables in (with_recent, to_send)
+        unsent_events(day, customers_and_events(tables, day), store.ledger, options) for tables in (whole_day, to_send)
     )
     return max(0, unsent - of_those_to_send)
 

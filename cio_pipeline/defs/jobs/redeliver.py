@@ -8,13 +8,14 @@ from collections.abc import Iterator
 import dagster as dg
 from pydantic import Field
 
+from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
-from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig
-from cio_pipeline.defs.delivery.run_delivery import RunCounts, drop_suppressed, one_at_a_time, prepare_delivery, receipt_of
+from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_derived
+from cio_pipeline.defs.delivery.run_delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo, Store
@@ -36,7 +37,8 @@ class RedeliveryConfig(RunLimitsConfig):
 def send_refused_again(
     context: dg.OpExecutionContext, config: RedeliveryConfig, customerio: CustomerIo, store: Store
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
-    """Sends what was refused, except attributes that have been set since. What Customer.io accepts now is closed.
+    """Sends what was refused and is still in the days' tables, except attributes that have been set since. What Customer.io
+    accepts now is closed.
 
     Refusals are read one day at a time: once to count what they would create, and again when the day is sent. As soon as a day
     is done, an observation says what was sent again and what is still open. The check `nothing_refused` is evaluated at the
@@ -47,8 +49,7 @@ def send_refused_again(
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=True)
         days, forecast = _days_to_send(config, store), Forecast()
         for day in days:
-            refused = _refusals(day, config, store)
-            forecast.add_refusals(drop_suppressed(refused, delivery.options.suppressed, store, day), store.ledger)
+            forecast.add_refusals(delivery.compare(day, _refusals(day, config, store)).unchanged, store.ledger)
         delivery.check_forecast(forecast)
 
         def redeliver_day(day: str) -> tuple[Report, RunCounts]:
@@ -72,11 +73,22 @@ def send_refused_again(
 
 
 def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
-    """Returns the days with refusals to send again. Raises `dagster.Failure` if refusals are open, but none of those chosen."""
-    days = store.ledger.days_refused(config.partition, config.reason)
-    if not days and (others := store.ledger.open_refusals()):
+    """Returns the days with refusals to send again, but for days that are not derived: an hourly run leaves no tables.
+
+    Raises `NotDelivered` if refusals are open, but none can be sent, or the days' tables cannot be (`check_derived`).
+    """
+    chosen = store.ledger.days_refused(config.partition, config.reason)
+    days = [day for day in chosen if store.tables.find_version("events", day) is not None]
+    if not chosen and (others := store.ledger.open_refusals()):
         still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
-        raise dg.Failure(f"No refusal has this partition and reason. Still refused: {still}.", allow_retries=False)
+        raise NotDelivered(f"No refusal has this partition and reason. Still refused: {still}.")
+    if len(days) < len(chosen):
+        waiting = ", ".join(day for day in chosen if day not in days)
+        why = f"What was refused of {waiting} cannot be sent again before customers, events and rejects of it are materialized."
+        if not days:
+            raise NotDelivered(why)
+        logger.warning(why)
+    check_derived(store, days)
     return days
 
 

@@ -12,6 +12,7 @@ from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, las
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.resources import Store
 from cio_pipeline.pipeline.accounting import DayCounts
+from cio_pipeline.pipeline.derive import COUNTS
 from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.state.ledger import DayTotals
 
@@ -121,8 +122,8 @@ def day_events(day: str, day_counts: DayCounts, delivered: int, refused: int) ->
 def _day_counts(store: Store, day: str) -> DayCounts:
     version = store.tables.find_version("events", day)
     return (
-        DayCounts.from_json(dict(version.metadata["account"]))
-        if version is not None and "account" in version.metadata
+        DayCounts.from_json(dict(version.metadata[COUNTS]))
+        if version is not None and COUNTS in version.metadata
         else DayCounts()
     )
 

@@ -28,6 +28,7 @@ from cio_pipeline.state.delivery_lock import IsHeld, hold_delivery_lock
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.ledger import Ledger
+from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.postgres import URL_PASSWORD
 from cio_pipeline_tests.receipts import values
 
@@ -267,5 +268,50 @@ def test_a_refused_event_of_somebody_suppressed_by_email_is_not_sent_again(
     (tmp_path / "list").write_text("jane@example.com\n")
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     receipt = redeliver(instance)
-    assert (receipt["refusals suppressed"], receipt["refused still, of all days"]) == (1, 1)
+    assert (receipt["refusals suppressed"], receipt["refused still, of all days"]) == (1, 0)
     assert workspace.workspace.totals()["events"] == 3
+    monkeypatch.delenv("CIO_SUPPRESSED_FILE")
+    assert run(instance)["events sent"] == 1, "the ledger has forgotten it, so it is sent once nobody is suppressed"
+
+
+def deliver_only(instance: dg.DagsterInstance) -> None:
+    defs.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance, partition_key=DAY, asset_selection=[asset_key("customerio_delivery")]
+    )
+
+
+def test_tables_that_were_derived_under_other_settings_are_not_delivered(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which matters where somebody materializes only the delivery, or sends refusals again."""
+    with monkeypatch.context() as broken:
+        refusing(workspace, broken, "paid")
+        run(instance)
+    sent = len(workspace.requests)
+    monkeypatch.setenv("CIO_EVENT_ALLOWLIST", "signed up")
+    for do in (deliver_only, redeliver):
+        with pytest.raises(dg.Failure, match=rf"rejects of {DAY} were derived under other settings .*: nothing was sent\."):
+            do(instance)
+    assert {request.path for request in workspace.requests[sent:]} <= {"/api/v1/accounts/region"}
+    run(instance)
+    receipt = redeliver(instance)
+    assert (receipt["events sent"], receipt["refusals no longer to be sent"], receipt["refused still, of all days"]) == (
+        0,
+        1,
+        0,
+    )
+    deliver_only(instance)
+    monkeypatch.setenv("CIO_ALLOW_CONSENT", "No")
+    deliver_only(instance)
+
+
+def test_tables_that_do_not_account_for_the_extracted_events_are_not_delivered(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    run(instance)
+    tables, sent = Tables(load_settings().data_dir), len(workspace.requests)
+    with tables.replace(DAY, {"posthog_events": KEPT_EVENTS}) as new:
+        new.shards.append(new.writer.write(0, {"posthog_events": KEPT_EVENTS.empty_table()}))
+    with pytest.raises(dg.Failure, match=rf"rejects of {DAY} do not account for the extracted events, each once \(R15\)"):
+        deliver_only(instance)
+    assert {request.path for request in workspace.requests[sent:]} <= {"/api/v1/accounts/region"}

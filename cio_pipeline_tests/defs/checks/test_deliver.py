@@ -25,6 +25,7 @@ from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, refusing
 from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
+from cio_pipeline_tests.defs.jobs.test_redeliver import keep_tables
 
 Workspace = customerio.CustomerioServer
 
@@ -102,12 +103,16 @@ def test_the_command_line_says_what_is_refused_again(
     refused = Refusal(str(event["id"]), "event", "required name", "", operation, "id:jane")
     ledger = Ledger(load_settings().ledger_url)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refused]))
+    keep_tables(DAY, [refused])
     refusing(workspace, monkeypatch, "paid")
     assert main(["redeliver"]) == 1
     said = capsys.readouterr()
     assert said.out.splitlines()[-1].startswith(
         "The check nothing_refused of customerio_delivery failed: 1 item that Customer.io refused is still open: 1 for"
     ), said
+    assert main(["redeliver", "--reason", "another"]) == 1
+    said = capsys.readouterr()
+    assert "No refusal has this partition and reason. Still refused: 1 for required name" in said.out + said.err
 
 
 def test_a_refused_item_shows_nothing_of_what_it_holds() -> None:

@@ -1,0 +1,111 @@
+"""What of a day's refused items is sent again: what the day's tables still say, without what newer data has replaced."""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from cio_pipeline.attribute_state import pack
+from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item
+from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_upsert
+from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Shards, column, suppressed_keys
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.json_text import read_object, write
+from cio_pipeline.packed_ids import are_in, pack_ids
+from cio_pipeline.rules.columns import to_list
+from cio_pipeline.rules.consent import is_consent
+from cio_pipeline.rules.items import V1_CALL
+from cio_pipeline.state.refusals import Refusal
+
+
+class ComparedRefusals(NamedTuple):
+    """Refused items of a day, by what its tables, derived under the current settings, say of them now."""
+
+    unchanged: list[Refusal]
+    """To be sent again: the tables have the event's operation, or all of the upsert's attributes. Those about consent are not
+    compared, as R19 is applied again when they are sent."""
+    changed: list[Refusal]
+    """The tables have the event or the customer with other content, which a run of the day sends."""
+    gone: list[Refusal]
+    """The tables no longer have the event or the customer, so that nothing is to be sent."""
+    suppressed: list[Refusal]
+    """The person is on the suppression list."""
+
+
+def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Suppressed) -> ComparedRefusals:
+    """Returns which of a day's refused items its tables still have.
+
+    The tables also have emails and distinct_ids of suppressed people that a refused event does not name.
+    """
+    ids = {refusal.item for refusal in refused if refusal.kind == "event"}
+    keys = {refusal.key for refusal in refused if refusal.kind == "customer"}
+    operations: dict[str, bytes] = {}
+    attributes: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+    left_out: set[str] = set()
+    for customers, events in shards:
+        operations |= _rows_of(events, "ulid", ids, "operation")
+        for key, upsert in _rows_of(customers, "key", keys, "operation"):
+            attributes[key] |= _attributes(upsert.decode())
+        left_out |= suppressed_keys(suppressed, customers, events) if suppressed else set()
+    compared = ComparedRefusals([], [], [], [])
+    for refusal in refused:
+        if refusal.kind == "event":
+            is_there = refusal.item in operations
+            is_same = is_there and operations[refusal.item] == refusal.operation.encode()
+        else:
+            is_there = refusal.key in attributes
+            is_same = is_there and _attributes(refusal.operation).items() <= attributes[refusal.key].items()
+        if refusal.key in left_out or suppressed.has_customer(refusal.key, refusal.operation):
+            compared.suppressed.append(refusal)
+        elif is_same:
+            compared.unchanged.append(refusal)
+        elif is_there:
+            compared.changed.append(refusal)
+        else:
+            compared.gone.append(refusal)
+    return compared
+
+
+def _rows_of(rows: Columns, by: str, wanted: set[str], name: str) -> Iterator[tuple[str, bytes]]:
+    """Yields the wanted texts that the column `by` has, each with what the column `name` has beside it, in bytes."""
+    texts = column(rows, by)
+    found = pc.is_in(texts, pa.array(list(wanted), TEXT))
+    if pc.any(found).as_py():
+        yield from zip(to_list(texts.filter(found)), to_list(column(rows, name, BYTES).filter(found)), strict=True)
+
+
+def _attributes(upsert: str) -> dict[str, bytes]:
+    """Returns an upsert's attributes as JSON, by name, without those about consent."""
+    return {name: write(value) for name, value in read_object(upsert)["attributes"].items() if not is_consent(name)}
+
+
+def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:
+    """Returns the plan of what Customer.io refused, upserts, then events by time, without what was set or delivered since, or
+    R19 leaves out."""
+    plan, events = Plan(), list[Refusal]()
+    for refusal in sorted(refused, key=_upserts_then_events_by_time):
+        if refusal.kind == "customer":
+            upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
+            consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
+            planned = plan_upsert(upsert, consent, recorded, plan, options)
+            plan.upserts += [] if planned is None else [planned]
+        elif are_in(recorded.delivered, pack_ids([refusal.item]))[0]:
+            plan.closed_ids.append(refusal.item)
+        else:
+            events.append(refusal)
+    columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
+    ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
+    is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
+    can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
+    plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
+    return plan
+
+
+def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
+    return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item

@@ -1,0 +1,101 @@
+"""What of the refused items is sent again, by what the day's tables say of them now."""
+
+from __future__ import annotations
+
+import json
+
+import pandas as pd
+
+from cio_pipeline.customerio.redelivery import compare_with_tables
+from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.state.ledger_tables import upsert_id
+from cio_pipeline.state.refusals import Refusal
+from cio_pipeline_tests.rules.streams import Frames, event, tables
+
+NOBODY = Suppressed()
+
+
+def refused_of(made: Frames) -> list[Refusal]:
+    """All upserts and events of a day, as they were refused."""
+    upserts = [
+        Refusal(upsert_id(row["key"], row["part"]), "customer", "invalid", "", row["operation"], row["key"])
+        for row in made.customers.to_dict("records")
+    ]
+    return upserts + [
+        Refusal(row["ulid"], "event", "invalid", "", row["operation"], row["key"]) for row in made.events.to_dict("records")
+    ]
+
+
+def names(refused: list[Refusal], made: Frames, suppressed: Suppressed = NOBODY) -> tuple[list[str], ...]:
+    """The kinds of those that are unchanged, changed, gone and suppressed."""
+    compared = compare_with_tables(refused, [(made.customers, made.events)], suppressed)
+    return tuple([refusal.kind for refusal in found] for found in compared)
+
+
+def test_what_the_tables_still_have_is_sent_again() -> None:
+    made = tables(event(set_={"plan": "pro"}), event("paid", "u2"))
+    assert names(refused_of(made), made) == (["customer", "customer", "event", "event"], [], [], [])
+
+
+def test_what_the_tables_have_otherwise_is_left_to_a_run_of_the_day() -> None:
+    refused = refused_of(tables(event(set_={"plan": "pro"}, sum=1)))
+    now = tables(event(set_={"plan": "free"}, sum=2))
+    assert names(refused, now) == ([], ["customer", "event"], [], [])
+
+
+def test_an_attribute_that_is_excluded_since_is_not_sent_again() -> None:
+    refused = refused_of(tables(event(set_={"plan": "pro", "salary": 1})))
+    now = tables(event(set_={"plan": "pro", "salary": 1}), exclude_attributes=("salary",))
+    assert names(refused, now) == (["event"], ["customer"], [], [])
+
+
+def test_what_redirects_deliveries_is_not_sent_again_once_that_is_forbidden() -> None:
+    paid = event("paid", recipient="jane@example.com")
+    refused = refused_of(tables(paid, allow_delivery_overrides=True))
+    assert "recipient" in refused[-1].operation
+    assert names(refused, tables(paid)) == (["customer"], ["event"], [], [])
+
+
+def test_what_the_tables_no_longer_have_is_gone() -> None:
+    refused = refused_of(tables(event("paid", "u2"), event("left", "u1")))
+    now = tables(event("paid", "u2"), event("left", "u1"), event_allowlist=("paid",))
+    assert names(refused, now) == (["customer", "event"], [], ["customer", "event"], [])
+
+
+def test_attributes_that_r17_left_out_of_an_upsert_need_not_be_in_it() -> None:
+    made = tables(event(set_={"plan": "pro", "city": "Bonn"}))
+    [upsert, _] = refused_of(made)
+    operation = json.loads(upsert.operation)
+    del operation["attributes"]["city"]
+    cut = Refusal(upsert.item, "customer", "invalid", "", json.dumps(operation), upsert.key)
+    assert names([cut], made) == (["customer"], [], [], [])
+
+
+def test_attributes_about_consent_are_not_compared_as_r19_is_applied_again() -> None:
+    [upsert, _] = refused_of(tables(event(set_={"plan": "pro", "unsubscribed": True})))
+    without = tables(event(set_={"plan": "pro", "unsubscribed": True}), allow_consent="No")
+    assert "unsubscribed" in upsert.operation
+    assert names([upsert], without) == (["customer"], [], [], [])
+
+
+def test_somebody_suppressed_is_known_by_the_distinct_id_behind_the_key_in_the_tables() -> None:
+    made = tables(event(set_={"email": "jane@example.com"}), identify_by_email=True)
+    [_, refused] = refused_of(made)
+    assert refused.key == "email:jane@example.com"
+    assert names([refused], made, Suppressed(frozenset({"u1"}))) == ([], [], [], ["event"])
+    assert names([refused], made, Suppressed(frozenset({"u2"}))) == (["event"], [], [], [])
+
+
+def test_somebody_suppressed_whom_the_tables_no_longer_have_is_known_by_the_key() -> None:
+    refused = [Refusal(number, "event", "invalid", "", "{}", f"id:u{number}") for number in ("1", "2")]
+    empty = tables(event("paid", "u3"))
+    compared = compare_with_tables(refused, [(empty.customers, empty.events)], Suppressed(frozenset({"u1"})))
+    assert (compared.suppressed, compared.gone) == (refused[:1], refused[1:])
+
+
+def test_all_parts_of_a_customer_are_compared_with() -> None:
+    made = tables(event(raw=json.dumps({"$set": {f"a{n}": "x" * 900 for n in range(60)}})))
+    assert len(made.customers) > 1
+    assert isinstance(made.customers, pd.DataFrame)
+    upserts = ["customer"] * len(made.customers)
+    assert names(refused_of(made), made) == ([*upserts, "event"], [], [], [])
