@@ -87,7 +87,7 @@ def _one(name: str, what: str, value: float) -> GaugeMetricFamily:
 def _refusals(open_refusals: list[OpenRefusals]) -> GaugeMetricFamily:
     reasons = Counter[str]({OTHERS: 0})
     for place, one in enumerate(open_refusals):
-        reasons[mask(one.reason) if place < REASONS else OTHERS] += one.items
+        reasons[mask(one.reason) if place < REASONS else OTHERS] += one.number
     what = "Items, of any day, that Customer.io has refused and not accepted since."
     family = GaugeMetricFamily("cio_pipeline_refusals_open", what, labels=["reason"])
     for reason, items in reasons.items():

@@ -24,7 +24,7 @@ def list_refusals(settings: Settings, partition: str | None, reason: str | None,
             show(f"{day}: {item.kind} of {mask_key(item.key)}: {mask(item.reason)}")
     reasons = Counter[str]()
     for one in counted:
-        reasons[mask(one.reason)] += one.items
+        reasons[mask(one.reason)] += one.number
     if reasons.total() > limit:
         show(f"Not listed: {reasons.total() - limit:,} more. Choose a day or a reason, or give a --limit.")
     total = f"{reasons.total():,} refused: " + ", ".join(f"{count:,} for {reason}" for reason, count in reasons.most_common())

@@ -19,13 +19,12 @@ from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
 from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
-from cio_pipeline.rules.columns import Bools, to_list
+from cio_pipeline.rules.columns import TIME, Bools, to_list
 from cio_pipeline.rules.consent import consents, is_consent
 from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
-TIME = pa.timestamp("us", "UTC")
 CAMPAIGN_WINDOW_SECONDS = 72 * 3600
 """Events younger than this start campaigns (Track API, OpenAPI)."""
 
@@ -57,11 +56,6 @@ class Plan:
     """What need not be sent, by reason."""
     latest: dict[str, int] = field(default_factory=dict)
     """The latest time of each customer's upserts so far (Unix seconds), by key."""
-
-    @property
-    def items(self) -> list[Item]:
-        """What is to be sent, one by one."""
-        return self.upserts + self.events.items()
 
 
 def plan_shard(customers: Columns, events: Columns, recorded: LedgerView, options: DeliveryOptions) -> Plan:

@@ -9,10 +9,8 @@ from typing import Any
 import pandas as pd
 
 from cio_pipeline.rules.classify import FILTERED, REFUSED, TO_SEND
+from cio_pipeline.rules.values import EPOCH
 from cio_pipeline.tables.tables import Tables
-
-EPOCH = pd.Timestamp(0, tz="UTC")
-"""Events whose time cannot be read are stored with an earlier one. They are refused, and never stitched."""
 
 
 @dataclass
@@ -82,6 +80,7 @@ def discrepancies(day: str, day_counts: DayCounts, tables: Tables) -> list[str]:
         stitched += int((shard["timestamp"] < start).sum())
     refused: Counter[str] = Counter()
     for shard in tables.read("rejects", day, columns=["timestamp", "what", "reason"]):
+        # An event whose time cannot be read is stored with one before 1970. It is refused, and never stitched.
         is_of_the_day = (shard["timestamp"] >= start) | (shard["timestamp"] < EPOCH)
         own = (shard["what"] == "event") & is_of_the_day
         refused.update(shard.loc[own, "reason"].astype(object))

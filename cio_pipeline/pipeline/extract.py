@@ -19,11 +19,11 @@ from cio_pipeline.pipeline.extract_shard import (
     Overview,
     UsePersonProperties,
     WriteContext,
-    constant,
     write_shard,
 )
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules import dropped_set, restored_set
+from cio_pipeline.rules.columns import constant
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.set_properties import any_has_set
 from cio_pipeline.tables.files import temporary_folder
@@ -157,4 +157,4 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
 
 
 def _marked(rows: pa.Table, earlier: bool) -> pa.Table:
-    return rows.append_column("earlier", constant(rows, earlier)).cast(SPILLED)
+    return rows.append_column("earlier", constant(len(rows), earlier)).cast(SPILLED)

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.pipeline.events import with_parsed_columns
 from cio_pipeline.posthog.source import HISTORY_EVENTS, count_duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set, restored_set
+from cio_pipeline.rules.columns import constant
 from cio_pipeline.rules.set_properties import has_attributes
 from cio_pipeline.tables.shuffle import Shard
 from cio_pipeline.tables.versions import ShardWriter, WrittenShard
@@ -89,12 +89,12 @@ def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writt
     counts = ExtractionCounts(rows_read=len(rows), shards=1)
     events, counts.duplicates = once(rows)
     del rows
-    seen_before = used_person = constant(events, False)
+    seen_before = used_person = constant(len(events), False)
     if len(earlier):
         events, seen_before, used_person, counts.set_restored = restored_set.with_restored_set(events, earlier)
     if context.overview.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
-        used_person = constant(events, False)
-    had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else constant(events, False)
+        used_person = constant(len(events), False)
+    had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else constant(len(events), False)
     uses_person = _uses_person(context, events, used_person, had_set)
     events = dropped_set.with_person_properties(events, uses_person)
     counts.rows_written = len(events)
@@ -137,9 +137,4 @@ def _uses_person(
         return dropped_set.dropped_in_day(events, used_person, had_set, context.overview.first, context.now)
     if context.use_person == "if dropped in history":
         return dropped_set.dropped_in_history(events, context.now)
-    return constant(events, context.use_person == "always")
-
-
-def constant(rows: pa.Table, value: bool) -> pa.Array:
-    """Returns this value for each of the rows."""
-    return pa.array(np.full(len(rows), value))
+    return constant(len(events), context.use_person == "always")

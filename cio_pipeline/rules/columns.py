@@ -17,6 +17,8 @@ Bools = npt.NDArray[np.bool_]
 Integers = npt.NDArray[np.integer[Any]]
 Bytes = npt.NDArray[np.uint8]
 
+TIME = pa.timestamp("us", "UTC")
+
 MICROSECONDS_PER_SECOND = 1_000_000
 
 SLICE = 256
@@ -34,6 +36,11 @@ def utf8(column: pd.Series[Any]) -> pa.LargeBinaryArray:
         return pa.array(encoded, pa.large_binary())
     array = pa.array(column, pa.large_string(), from_pandas=True)
     return (array.combine_chunks() if isinstance(array, pa.ChunkedArray) else array).cast(pa.large_binary())
+
+
+def constant(rows: int, value: bool) -> pa.Array:
+    """Returns an Arrow array with this value for each of so many rows."""
+    return pa.array(np.full(rows, value))
 
 
 def to_list(array: pa.Array) -> list[Any]:

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any, Literal
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.rules.columns import TIME, constant
 from cio_pipeline.rules.facts import ORDER
 from cio_pipeline.rules.set_properties import any_has_set, has_set, mentions
 from cio_pipeline.rules.values import EPOCH
@@ -26,8 +26,6 @@ SET_SURELY_KEPT = timedelta(days=59)
 
 SET_SURELY_DROPPED = timedelta(days=61)
 """If an event over this age still has its `$set`, this PostHog does not drop any."""
-
-TIME = pa.timestamp("us", "UTC")
 
 EventPosition = tuple[Any, ...]
 """An event's values of the columns `facts.ORDER`: its place in chronological order."""
@@ -78,7 +76,7 @@ def dropped_in_day(
     """
     is_old = pc.less(events["timestamp"], pa.scalar(now - SET_SURELY_KEPT, TIME))
     drops_nothing = first is not None and first[0] < now - SET_SURELY_DROPPED
-    is_before = pc.and_(_constant(len(events), not drops_nothing), _is_before(events, first))
+    is_before = pc.and_(constant(len(events), not drops_nothing), _is_before(events, first))
     uses_person_again = [used and not has_set(text) for used, text in _texts_where(used_person, events["properties"])]
     return pc.and_(is_old, pc.or_(pa.array(uses_person_again, pa.bool_()), pc.and_not(is_before, had_set)))
 
@@ -112,17 +110,13 @@ def with_person_properties(events: pa.Table, used: pa.ChunkedArray | bool) -> pa
 def _is_before(events: pa.Table, first: EventPosition | None) -> pa.Array | pa.ChunkedArray:
     """Returns whether each event comes before that position (bool); all do if it is None."""
     if first is None:
-        return _constant(len(events), True)
-    is_before, is_same = _constant(len(events), False), _constant(len(events), True)
+        return constant(len(events), True)
+    is_before, is_same = constant(len(events), False), constant(len(events), True)
     for name, value in zip(ORDER, first, strict=True):
         at = pa.scalar(value, events.schema.field(name).type)
         is_before = pc.or_(is_before, pc.and_(is_same, pc.less(events[name], at)))
         is_same = pc.and_(is_same, pc.equal(events[name], at))
     return is_before
-
-
-def _constant(rows: int, value: bool) -> pa.Array:
-    return pa.array(np.full(rows, value))
 
 
 def _texts_where(mask: pa.ChunkedArray, texts: pa.ChunkedArray) -> Iterator[tuple[bool, str | None]]:

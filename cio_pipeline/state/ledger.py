@@ -208,7 +208,7 @@ class Ledger:
 
     def refused_by_reason(self) -> dict[str, int]:
         """Returns the number of open refusals of all days, by reason."""
-        return {by_reason.reason: by_reason.items for by_reason in self.open_refusals()}
+        return {by_reason.reason: by_reason.number for by_reason in self.open_refusals()}
 
     def delete_before(self, day: str) -> int:
         """Forgets which events of earlier days were delivered. Returns the number of acknowledgements that were deleted.

@@ -44,7 +44,7 @@ class OpenRefusals(NamedTuple):
     """The items that Customer.io has refused for a reason and not accepted since."""
 
     reason: str
-    items: int
+    number: int
     """How many there are."""
     first: str
     """The first of their days."""

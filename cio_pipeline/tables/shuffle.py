@@ -13,16 +13,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from cio_pipeline.rules.columns import Integers
 from cio_pipeline.tables.files import StorageError, temporary_file_errors
-
-Integers = npt.NDArray[np.integer[Any]]
 
 BUCKETS = 512
 SPILL_BYTES = 24_000_000

@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.attribute_state import State, name_hash, pack, unpack
+from cio_pipeline.customerio.batches import Item
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
-from cio_pipeline.customerio.plan import LedgerView, plan_shard
+from cio_pipeline.customerio.plan import LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
@@ -44,16 +45,20 @@ def planned(
     delivered: Any = (),
     refused: tuple[Refusal, ...] = (),
     **options: Any,
-) -> Any:
+) -> Plan:
     packed = {key: pack(state) for key, state in (states or {}).items()}
     known = LedgerView(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
     return plan_shard(made.customers, made.events, known, DeliveryOptions(**options))
 
 
+def items_of(plan: Plan) -> list[Item]:
+    return plan.upserts + plan.events.items()
+
+
 def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
     made = tables(event())
-    assert [item.is_customer for item in planned(made, refused=(refusal(made),)).items] == [True]
-    assert [item.is_customer for item in planned(made, refused=(refusal(made, "{}"),)).items] == [True, False]
+    assert [item.is_customer for item in items_of(planned(made, refused=(refusal(made),)))] == [True]
+    assert [item.is_customer for item in items_of(planned(made, refused=(refusal(made, "{}"),)))] == [True, False]
 
 
 def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
@@ -62,24 +67,24 @@ def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     refused = refusal(made)
     assert planned(made, delivered=(ulid,), refused=(refused,)).closed_ids == [ulid]
     again = plan_redelivery([refused], LedgerView({}, pack_ids([ulid]), {ulid: refused}), DEFAULTS)
-    assert (again.items, again.closed_ids) == ([], [ulid])
+    assert (items_of(again), again.closed_ids) == ([], [ulid])
 
 
 def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
     large = {f"a{n}": "x" * 900 for n in range(60)}
     made = tables(event(raw=json.dumps({"$set": large})))
     assert len(made.customers) > 1
-    assert [item.is_new for item in planned(made).items if item.is_customer] == [True] + [False] * (len(made.customers) - 1)
+    assert [item.is_new for item in items_of(planned(made)) if item.is_customer] == [True] + [False] * (len(made.customers) - 1)
     personless = tables(event(raw=json.dumps({"$set": {"n": 1}, "$process_person_profile": False})))
     [key] = personless.customers["key"]
     for known, expected in ((False, (True, True)), (True, (False, False))):
-        upsert = planned(personless, {key: {b"other": (b"value!", 1)}} if known else {}).items[0]
+        upsert = items_of(planned(personless, {key: {b"other": (b"value!", 1)}} if known else {}))[0]
         assert (upsert.is_new, upsert.is_personless) == expected
 
 
 def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() -> None:
     made = tables(event(set_={"plan": "pro"}))
-    [upsert] = [item for item in planned(made).items if item.is_customer]
+    [upsert] = [item for item in items_of(planned(made)) if item.is_customer]
     sent = unpack(upsert.state)
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
     for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
@@ -89,9 +94,9 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
 
 def test_what_was_refused_goes_out_upserts_before_events() -> None:
     made = tables(event(set_={"plan": "pro"}))
-    [upsert] = [item for item in planned(made).items if item.is_customer]
+    [upsert] = [item for item in items_of(planned(made)) if item.is_customer]
     again = [refusal(made), refused_upsert(upsert)]
-    items = plan_redelivery(again, LedgerView({}, pack_ids([]), {}), DEFAULTS).items
+    items = items_of(plan_redelivery(again, LedgerView({}, pack_ids([]), {}), DEFAULTS))
     assert [item.is_customer for item in items] == [True, False]
 
 
@@ -173,7 +178,7 @@ def test_no_upsert_of_a_customer_is_older_than_one_before_it() -> None:
     made = tables(
         event(raw=json.dumps({"$set": large})), event("later", at="2026-03-02T11:00Z", raw=json.dumps({"$set": {"a00": "new"}}))
     )
-    times = [json.loads(item.operation)["timestamp"] for item in planned(made).items if item.is_customer]
+    times = [json.loads(item.operation)["timestamp"] for item in items_of(planned(made)) if item.is_customer]
     assert len(times) > 1
     assert times == sorted(times)
 
@@ -192,7 +197,7 @@ def test_an_operation_is_read_only_where_something_is_sent() -> None:
     made = tables(event(set_={"plan": "pro"}), event("b", "u2"))
     states = dict(zip(made.customers["key"], map(unpack, made.customers["state"]), strict=True))
     slim = made._replace(customers=made.customers.drop(columns="operation"), events=made.events.drop(columns="operation"))
-    assert planned(slim, states, sorted(made.events["ulid"])).items == []
+    assert items_of(planned(slim, states, sorted(made.events["ulid"]))) == []
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 3)), max_size=30), st.lists(st.tuples(*[st.integers(0, 3)] * 2)))

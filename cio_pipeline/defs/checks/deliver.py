@@ -48,7 +48,7 @@ def refusals_evaluated(store: Store) -> dg.AssetCheckEvaluation:
 
 def _nothing_refused(store: Store) -> dg.AssetCheckResult:
     open_refusals = store.ledger.open_refusals()
-    total = sum(by_reason.items for by_reason in open_refusals)
+    total = sum(by_reason.number for by_reason in open_refusals)
     rows = [
         dg.TableRecord(mask_refusal(day, refusal))
         for day, refusals in store.ledger.refusals(limit=MAX_SHOWN).items()
@@ -58,7 +58,7 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
         dg.TableRecord(
             {
                 "reason": mask(by_reason.reason),
-                "refused": by_reason.items,
+                "refused": by_reason.number,
                 "first day": by_reason.first,
                 "last day": by_reason.last,
             }
@@ -81,11 +81,11 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
 def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
     """Returns the number of refused items by reason, and what to do, as text."""
     reasons = "; ".join(
-        f"{by_reason.items:,} for '{mask(by_reason.reason)}' ({_first_to_last(by_reason)})"
+        f"{by_reason.number:,} for '{mask(by_reason.reason)}' ({_first_to_last(by_reason)})"
         for by_reason in open_refusals[:MAX_REASONS_SHOWN]
     )
     more = (
-        f"; {sum(by_reason.items for by_reason in open_refusals[MAX_REASONS_SHOWN:]):,} for other reasons"
+        f"; {sum(by_reason.number for by_reason in open_refusals[MAX_REASONS_SHOWN:]):,} for other reasons"
         if len(open_refusals) > MAX_REASONS_SHOWN
         else ""
     )

@@ -80,7 +80,7 @@ def _days_to_send(config: RedeliveryConfig, store: Store) -> list[str]:
     chosen = store.ledger.days_refused(config.partition, config.reason)
     days = [day for day in chosen if store.tables.find_version("events", day) is not None]
     if not chosen and (others := store.ledger.open_refusals()):
-        still = "; ".join(f"{one.items} for {one.reason} ({one.first} to {one.last})" for one in others)
+        still = "; ".join(f"{one.number} for {one.reason} ({one.first} to {one.last})" for one in others)
         raise NotDelivered(f"No refusal has this partition and reason. Still refused: {still}.")
     if len(days) < len(chosen):
         waiting = ", ".join(day for day in chosen if day not in days)
