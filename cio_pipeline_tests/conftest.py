@@ -40,7 +40,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def same_umask() -> Iterator[None]:
-    """A run in process makes what it writes private; what other tests write is as ever."""
+    """A run in process makes what it writes private; what other tests write is as before."""
     before = os.umask(0o022)
     yield
     os.umask(before)
@@ -48,7 +48,7 @@ def same_umask() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def logged(caplog: pytest.LogCaptureFixture) -> None:
-    """What the pipeline logs stands in `caplog`, from INFO on, as in Dagster."""
+    """What the pipeline logs is in `caplog`, from INFO on, as in Dagster."""
     caplog.set_level(logging.INFO, "cio_pipeline")
 
 

@@ -43,7 +43,7 @@ class Days:
                 new.shards.append(new.writer.write(shard, {table: rows.filter(pa.array(split == shard))}))
 
     def learn(self, day: str) -> None:
-        """Keeps what the day teaches, or the history."""
+        """Keeps what the day, or the history, says about people."""
         if day == HISTORY_PARTITION:
             learn_history("history", self.tables, self.identities)
         else:

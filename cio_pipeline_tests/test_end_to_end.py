@@ -202,12 +202,12 @@ def test_a_wrong_setting_or_day_is_one_sentence_and_exit_2(
 
 def test_env_files_are_read(tmp_path: Path) -> None:
     (tmp_path / ".env").write_text("CIO_ANONYMOUS_USERS=some\n")
-    refused = headless(tmp_path, "--partition", FIRST)
+    refused = run_in_folder(tmp_path, "--partition", FIRST)
     assert refused.returncode == 2
     assert "CUSTOMERIO_SITE_ID, CUSTOMERIO_API_KEY, POSTHOG_PROJECT_ID, POSTHOG_PERSONAL_API_KEY are not set" in refused.stderr
 
 
-def headless(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_folder(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     """The command in a folder, with an environment that has no settings."""
     command = [sys.executable, "-m", "cio_pipeline", "run", *arguments]
     return subprocess.run(

@@ -99,7 +99,7 @@ def test_a_lost_ledger_sends_nothing_that_can_start_a_campaign_until_somebody_sa
     assert world.run(hold_recent_events=72) == 0
     assert world.run(max_campaign_events=1) == 1, "Customer.io knows it by its id"
     assert world.customerio.totals()["events"] == 2
-    assert world.run() == 0, "from then on it is as ever"
+    assert world.run() == 0, "from then on it is as before"
 
 
 def test_a_dry_run_says_that_the_ledger_was_lost(world: World, caplog: pytest.LogCaptureFixture) -> None:
@@ -157,7 +157,7 @@ def test_a_ledger_and_tables_that_are_both_lost_are_noticed_by_dagsters_receipts
         world.run()
     assert world.run(max_campaign_events=1) == 1, "somebody has said that it is meant"
     world.source.add([event(3, YESTERDAY)])
-    assert world.run() == 1, "from then on it is as ever"
+    assert world.run() == 1, "from then on it is as before"
 
 
 def test_receipts_of_days_without_events_or_past_the_ledgers_days_tell_of_no_lost_ledger(

@@ -19,7 +19,7 @@ from posthog import Posthog
 
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
-from cio_pipeline.defs.services import event_source
+from cio_pipeline.defs.services import new_event_source
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -81,7 +81,7 @@ def delivered(server: posthog.PostHog, folder: Path, monkeypatch: pytest.MonkeyP
     """The people in Customer.io after runs of yesterday and today, by id."""
     for name, value in {**SETTINGS, "POSTHOG_HOST": server.url}.items():
         monkeypatch.setenv(name, value)
-    source, days = event_source(load_settings()), Days(str(folder / "data"), Options(**options))
+    source, days = new_event_source(load_settings()), Days(str(folder / "data"), Options(**options))
     today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
     ledger = Ledger(f"sqlite:///{folder / 'ledger.db'}")
     with customerio.serve() as workspace:

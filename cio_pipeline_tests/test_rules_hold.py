@@ -152,7 +152,7 @@ def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data
 @examples(6)
 @given(data=st.data())
 def test_r17_days_that_are_run_whole_in_any_order_leave_the_newest_attributes(data: Draw) -> None:
-    """Not even extracted beforehand: who is sent, and under which key, must not depend on what earlier days teach."""
+    """Not even extracted beforehand: who is sent, and under which key, must not depend on what earlier days say."""
     stream = data.draw(streams(hostile=False, seconds_apart=True))
     chosen = Options(anonymous_users="all", identify_by_email=False)
     wanted = latest(expected(stream.events, START, chosen))

@@ -6,9 +6,10 @@
 - `delivery`: one run's delivery, and its checks before the first request;
 - `checks`: the asset checks;
 - `pages`: the contents of the assets' pages;
+- `reading`: reads PostHog into the store;
 - `resources`, `services`, `connections`, `dagster_storage`, `json_logs`: the resources of a run, and its logs;
 - `dead_runs`: the sensor that ends runs whose process is gone;
-- `failures`, `partitions`, `keys`: how a run fails, its days, and the assets' keys.
+- `failures`, `partitions`, `asset_keys`: how a run fails, its days, and the assets' keys.
 """
 
 import warnings

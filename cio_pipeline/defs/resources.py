@@ -23,7 +23,7 @@ from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.dead_runs import RunLock
 from cio_pipeline.defs.failures import with_readable_setup_failures
 from cio_pipeline.defs.partitions import check_days, days_tag
-from cio_pipeline.defs.services import event_source, track_client
+from cio_pipeline.defs.services import new_event_source, track_client
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.pipeline.learn import learn_day, learned_under
@@ -64,7 +64,7 @@ class PostHog(dg.ConfigurableResource[None]):
         """Reads the settings, and checks PostHog's key and project."""
         settings = settings_of_the_run(self, context)
         tag(context, posthog=connections.source_text(settings))
-        self._source = event_source(settings)
+        self._source = new_event_source(settings)
         self._source.check()
 
     @property

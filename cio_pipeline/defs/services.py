@@ -3,7 +3,7 @@
 import logging
 
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.posthog.events_list import EventsApiSource
+from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
 from cio_pipeline.posthog.query import QuerySource
@@ -13,7 +13,7 @@ from cio_pipeline.settings.settings import Settings
 logger = logging.getLogger(__name__)
 
 
-def event_source(settings: Settings) -> EventSource:
+def new_event_source(settings: Settings) -> EventSource:
     """Returns the source that CIO_EVENT_SOURCE names.
 
     Instead of `query` it is `events_api` if PostHog itself says that it has no query API (1.30.0 to 1.43); a 404 from a proxy,

@@ -1,4 +1,4 @@
-"""A headless run's last lines and its exit status: what was refused, what failed, what a list missed, and what stopped it."""
+"""How a run from the command line ends: what was refused, what failed, what a list missed, what stopped it, its exit status."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from typing import Any
 import dagster as dg
 import pytest
 
-from cio_pipeline.cli import run as headless
 from cio_pipeline.cli.commands import main
+from cio_pipeline.cli.run import Lines, redeliver
 from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
@@ -130,7 +130,7 @@ def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, mon
         chunk = days_between(tags[RANGE_START], tags[RANGE_END])
         runs.append((chunk, is_backfill(tags, chunk)))
 
-    monkeypatch.setattr(headless, "_run", note)
+    monkeypatch.setattr("cio_pipeline.cli.run._run", note)
     monkeypatch.setenv("CIO_DAYS_PER_RUN", "2")
     run(DAY, THIRD_DAY)
     run(DAY, "2025-01-02")
@@ -139,7 +139,7 @@ def test_each_run_of_a_range_knows_how_long_the_range_is(services: Services, mon
 
 def test_today_is_run_by_the_hourly_job(services: Services, monkeypatch: pytest.MonkeyPatch) -> None:
     runs: list[Any] = []
-    monkeypatch.setattr(headless, "_run", lambda job, *_: runs.append(job))
+    monkeypatch.setattr("cio_pipeline.cli.run._run", lambda job, *_: runs.append(job))
     assert main(["run", "--today"]) == 0
     assert runs == ["customerio_hourly"]
 
@@ -295,9 +295,9 @@ def test_a_redelivery_fails_where_any_that_were_chosen_are_refused_still_and_not
 ) -> None:
     settings = load_settings()
     Ledger(settings.ledger_url).acknowledge(DAY, Acknowledgement(refused=[Refusal("1", "event", "invalid", "", "{}", "id:u1")]))
-    monkeypatch.setattr(headless, "_run", lambda *_: None)
-    monkeypatch.setattr(headless, "_instance", nullcontext)
-    assert headless.redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
+    monkeypatch.setattr("cio_pipeline.cli.run._run", lambda *_: None)
+    monkeypatch.setattr("cio_pipeline.cli.run._instance", nullcontext)
+    assert redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
 
 
 def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
@@ -311,7 +311,7 @@ def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
     def fail(**_: Any) -> None:
         raise NotDelivered("Customer.io is away.")
 
-    monkeypatch.setattr(headless, "_instance", lambda _: nullcontext(instance))
+    monkeypatch.setattr("cio_pipeline.cli.run._instance", lambda _: nullcontext(instance))
     monkeypatch.setattr(defs, "resolve_job_def", lambda _: SimpleNamespace(execute_in_process=fail))
     assert run() == 1
     said = capsys.readouterr()
@@ -331,7 +331,7 @@ def test_a_home_of_dagsters_that_is_not_there_is_one_sentence(
 
 def test_nothing_that_a_terminal_obeys_is_printed(services: Services, capsys: pytest.CaptureFixture[str]) -> None:
     record = logging.LogRecord("cio_pipeline", logging.INFO, "", 0, "read\r\x1b]0;title\x07\n\u2028more \u202egnp", None, None)
-    headless.Lines().emit(record)
+    Lines().emit(record)
     assert capsys.readouterr().out == "read  ]0;title   more  gnp\n"
     assert one_line("Größe, 3 €") == "Größe, 3 €"
 

@@ -1,4 +1,4 @@
-"""What a headless run says of its days, by Dagster's events of it: each day once, what did not go out, and the exit status."""
+"""What a run from the command line says of its days, by its events: each day once, what did not go out, and the exit status."""
 
 from __future__ import annotations
 

@@ -117,7 +117,7 @@ def test_with_kept_engines_its_migrations_are_loaded_once_and_new_databases_are_
 
 
 def versions(home: Path) -> dict[str, str]:
-    """The version that stands in each of an instance's databases but those of runs, whose names are their own."""
+    """The version in each of an instance's databases but those of runs, whose names are their own."""
     found = {}
     for file in home.rglob("*.db"):
         with sqlite3.connect(file) as database:

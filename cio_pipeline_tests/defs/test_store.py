@@ -31,7 +31,7 @@ from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, c
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
-from cio_pipeline.defs.services import event_source, track_client
+from cio_pipeline.defs.services import new_event_source, track_client
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
@@ -200,7 +200,7 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
     chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
     for setting, value in chosen.items():
         monkeypatch.setenv(setting, value)
-    event_source(load_settings())
+    new_event_source(load_settings())
     [(source_class, *arguments)] = given
     assert source_class == (made or "EventsApiSource")
     assert (5 in arguments) == (made is not None)

@@ -1,4 +1,4 @@
-"""What stands in `deploy/`, read for the tests."""
+"""What is in `deploy/`, read for the tests."""
 
 from __future__ import annotations
 

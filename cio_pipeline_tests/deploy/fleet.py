@@ -86,7 +86,7 @@ class Fleet:
         return child
 
     def environment(self, folder: Path) -> dict[str, str]:
-        """What stands in the environment on every machine."""
+        """What is in the environment on every machine."""
         own = {"DAGSTER_HOME": str(folder / "dagster"), "TMPDIR": str(folder)}
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         return {**bare_environment(folder), **self.settings, **CREDENTIALS, **own, "PATH": path}

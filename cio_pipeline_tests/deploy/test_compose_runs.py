@@ -142,7 +142,7 @@ def until(done: Any, seconds: int, folder: Path) -> Any:
 
 @pytest.fixture
 def compose(tmp_path: Path) -> Iterator[Compose]:
-    """PostgreSQL with both databases, a PostHog with three days of events, a Customer.io, and what stands in the volumes."""
+    """PostgreSQL with both databases, a PostHog with three days of events, a Customer.io, and what is in the volumes."""
     about = {"distinct_id": "jane", "properties": {"$set": {"plan": "pro"}}}
     events = [
         {"uuid": f"00000000-0000-4000-8000-{number:012d}", "event": "paid", "timestamp": f"{day}T10:00:00Z", **about}

@@ -1,4 +1,4 @@
-"""What stands in `deploy/` is what the tools that read it expect, and says the same as the code and the package's own files."""
+"""What is in `deploy/` is what the tools that read it expect, and says the same as the code and the package's own files."""
 
 from __future__ import annotations
 

@@ -140,7 +140,7 @@ def test_r18_the_days_know_better_than_the_history(tmp_path: Path) -> None:
     assert [found["key"] for day in (SUNDAY, MONDAY) for found in product.events(day)] == ["email:new@example.com"] * 2
 
 
-def test_r1_what_a_day_teaches_counts_from_the_next_day_on_only(tmp_path: Path) -> None:
+def test_r1_what_a_day_says_counts_from_the_next_day_on_only(tmp_path: Path) -> None:
     product = derived(
         tmp_path, [], [on(SUNDAY, "order")], [on(MONDAY, "$identify"), on(MONDAY, "order")], anonymous_users="identified"
     )

@@ -20,7 +20,7 @@ NO_EMAIL = "filtered: no email yet (R5)"
 OFF_LIST = "filtered: not on the allowlist (R3)"
 
 
-def test_r1_an_event_off_the_allowlist_still_teaches() -> None:
+def test_r1_an_event_off_the_allowlist_still_adds_facts() -> None:
     stream = [event("$identify", at="2026-03-02T09:00Z"), event("order", at="2026-03-02T10:00Z")]
     assert outcomes(*stream, event_allowlist=("order",), anonymous_users="identified") == [OFF_LIST, "sent"]
 
@@ -186,7 +186,7 @@ def test_r14_refuses_a_name_that_customerio_cannot_take(name: str, outcome: str)
     assert outcomes(event(name)) == [outcome]
 
 
-def test_r14_an_id_that_is_a_placeholder_teaches_nothing() -> None:
+def test_r14_an_id_that_is_a_placeholder_adds_no_facts() -> None:
     stream = frame(event("$identify", "undefined", set_={"email": "alice@example.com"}), event("order", "undefined"))
     assert learn(stream)[0].empty
     assert outcomes(event("order", "null", set_={"email": "a@example.com"}), identify_by_email=True) == [PLACEHOLDER]

@@ -65,7 +65,7 @@ CASES = [
         {"event_allowlist": ("visit",), "anonymous_users": "identified"},
         "nothing, ever: an event off the allowlist left no status",
         ["filtered: not on the allowlist (R3)", BARE, VISIT],
-        "different on purpose: R1, every event teaches",
+        "different on purpose: R1, every event adds facts",
     ),
     Case(
         "$create_alias",
@@ -89,7 +89,7 @@ CASES = [
         {"anonymous_users": "emails", "event_allowlist": ("visit",)},
         "nothing: an event off the allowlist left no status",
         ["filtered: not on the allowlist (R3)", 'id:u1 has {"email": "a@example.com", "identifier": "u1"}', VISIT],
-        "different on purpose: R1, every event teaches",
+        "different on purpose: R1, every event adds facts",
     ),
     Case(
         "only identified users: before and after the $identify",

@@ -15,10 +15,10 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from cio_pipeline.defs.services import event_source
+from cio_pipeline.defs.services import new_event_source
 from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_deep, read_object
-from cio_pipeline.posthog import events_list as events_api
-from cio_pipeline.posthog.events_list import EventsApiSource
+from cio_pipeline.posthog import events_api
+from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, EventStream, NotExtracted, without_duplicates
 from cio_pipeline.rules.dropped_set import AttributesFrom
@@ -398,7 +398,7 @@ def chosen(
 ) -> EventSource:
     """The source for CIO_EVENT_SOURCE=query."""
     names = {"POSTHOG_HOST": server.url, "POSTHOG_PROJECT_ID": project_id, "POSTHOG_PERSONAL_API_KEY": key}
-    return event_source(Settings.model_validate({**names, "CIO_ATTRIBUTES_FROM": attributes_from}))
+    return new_event_source(Settings.model_validate({**names, "CIO_ATTRIBUTES_FROM": attributes_from}))
 
 
 def test_the_available_endpoint_is_chosen_and_a_switch_is_logged(
