@@ -300,7 +300,7 @@ def test_a_redelivery_fails_where_any_that_were_chosen_are_refused_still_and_not
     assert redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
 
 
-def test_checks_that_failed_are_said_though_the_run_fails_of_something_else(
+def test_checks_that_failed_are_said_although_the_run_fails_for_another_reason(
     services: Services, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What Dagster has recorded by then is read, and each failed check is a line."""

@@ -143,7 +143,7 @@ def test_after_three_days_in_a_row_that_fail_the_others_are_not_run(instance: dg
     assert runs.made[-1] == (DAYS[4], DAYS[4])
 
 
-def test_a_run_of_several_days_that_fails_of_something_unforeseen_is_run_day_by_day(instance: dg.DagsterInstance) -> None:
+def test_a_run_of_several_days_that_fails_with_an_unforeseen_error_is_run_day_by_day(instance: dg.DagsterInstance) -> None:
     runs = Runs({DAYS[1]: ValueError("jane@example.com")})
     assert f"{DAYS[1]}: ValueError" in ran(instance, runs, 3)
     assert runs.made == [(DAYS[0], DAYS[2]), *((day, day) for day in DAYS[:3]), (DAYS[3], DAYS[5])]
