@@ -114,7 +114,7 @@ def test_a_day_of_other_settings_or_other_code_is_read_again(
     assert is_known(export, tables)
     assert not is_known(export, tables, allowlist=("order",))
     assert not is_known(export, tables, attributes_from="person")
-    monkeypatch.setattr("cio_pipeline.pipeline.extract._code_hash", lambda: "other code")
+    monkeypatch.setattr("cio_pipeline.pipeline.extract._reading_code_hash", lambda: "other code")
     assert not is_known(export, tables)
 
 
