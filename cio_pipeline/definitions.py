@@ -1,8 +1,9 @@
-"""Everything that Dagster loads. A day goes through the assets in the order of the list below.
+"""Everything that Dagster loads. A day goes from `posthog_project` to `customerio_workspace` in the order of the list below.
 
 What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
-column `operation` of the tables `customers` (an upsert of each customer) and `events`; `rules/items.py` shows one of each. An
-event that is too large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
+column `operation` of the tables `customers` (an upsert of each customer, without attributes that Customer.io has newer) and
+`events`; `rules/items.py` shows one of each. An event that is too large for a batch is posted alone, to
+/api/v1/customers/<identifier>/events.
 """
 
 import logging

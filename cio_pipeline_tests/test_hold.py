@@ -8,12 +8,12 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import DAY, MOMENTS, options, streams
 from cio_pipeline_tests.rules.random_streams import START as FIRST

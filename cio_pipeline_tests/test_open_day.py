@@ -10,12 +10,12 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, expected

@@ -18,7 +18,6 @@ import pytest
 from posthog import Posthog
 
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.defs.services import new_event_source
 from cio_pipeline.posthog.source import EVENT_SCHEMA
 from cio_pipeline.rules.options import Options
@@ -28,6 +27,7 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.deliveries import deliver
 
 NODE_APP = """
 const { PostHog } = require('posthog-node')

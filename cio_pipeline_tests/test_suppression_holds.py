@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, expected, is_email, is_usable, readable

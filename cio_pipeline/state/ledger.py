@@ -110,13 +110,11 @@ class Ledger:
                 self._lock = None
 
     def check_lock(self) -> None:
-        """Raises `delivery_lock.LockLost` if the delivery has lost its lock. To be called before each request.
+        """Raises `delivery_lock.LockLost` if the delivery has lost its lock, or took none. To be called before each request.
 
         `acknowledge` checks whether another delivery has taken it since.
         """
-        if self._lock is not None:
-            _, is_held = self._lock
-            _require_held(is_held(None))
+        _require_held(self._lock is not None and self._lock[1](None))
 
     def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
         """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""

@@ -12,8 +12,9 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.attribute_state import name_hash, pack
+from cio_pipeline.customerio import delivery
 from cio_pipeline.customerio.client import PROBE, TrackClient
-from cio_pipeline.customerio.delivery import Report, deliver, preview, redeliver
+from cio_pipeline.customerio.delivery import Report, preview
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
@@ -24,6 +25,7 @@ from cio_pipeline.masking import mask
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
 from cio_pipeline.state.refusals import Refusal
+from cio_pipeline_tests.deliveries import deliver, redeliver
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"
@@ -334,7 +336,9 @@ def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: 
     def run(day: str) -> None:
         ledger = Ledger(url)
         with ledger.hold_delivery_lock(lambda: waited.append(True)):
-            deliver(day, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50))
+            delivery.deliver(
+                day, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50)
+            )
 
     with customerio.serve(faults=noted) as workspace:
         runs = [threading.Thread(target=run, args=(day,)) for day in (DAY, DAY, NEXT_DAY)]

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customerio.batches import FRAME_BYTES, request_ranges
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
-from cio_pipeline.customerio.delivery import deliver, preview
+from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.http import retry as http
@@ -25,6 +25,7 @@ from cio_pipeline.rules.limits import MAX_REQUEST_BYTES
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"

@@ -13,11 +13,11 @@ import pytest
 
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.http import retry as http
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"

@@ -12,9 +12,9 @@ import orjson
 import pytest
 
 from cio_pipeline.customerio.client import TrackClient
-from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
+from cio_pipeline_tests.deliveries import deliver
 from cio_pipeline_tests.examples import TIMES
 from cio_pipeline_tests.rules.streams import event, tables
 

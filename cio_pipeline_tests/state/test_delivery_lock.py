@@ -80,11 +80,13 @@ def test_who_holds_the_lock_acknowledges_and_who_has_ended_may_begin_again(datab
     assert ledger.states(["id:u1"])
 
 
-def test_a_delivery_that_is_over_is_checked_no_more(database_url: str) -> None:
+def test_nobody_sends_without_the_lock(database_url: str) -> None:
     ledger = Ledger(database_url)
-    with ledger.hold_delivery_lock(lambda: None):
-        ledger.check_lock()
-    ledger.check_lock()
+    for _ in range(2):
+        with pytest.raises(LockLost):
+            ledger.check_lock()
+        with ledger.hold_delivery_lock(lambda: None):
+            ledger.check_lock()
     ledger.acknowledge(DAY, ANSWER)
 
 
