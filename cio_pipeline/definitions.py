@@ -25,7 +25,7 @@ from cio_pipeline.defs.jobs.hourly import customerio_hourly, customerio_hourly_s
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import DAYS_SETTINGS
-from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.resources import CustomerIoResource, PostHogResource, StoreResource
 
 # Dagster copies what this logger logs to the runs' logs (`python_logs` in dagster.yaml), so it must log from INFO on.
 logging.getLogger("cio_pipeline").setLevel(logging.INFO)
@@ -58,6 +58,6 @@ defs = dg.Definitions(
     ],
     schedules=[customerio_daily, customerio_hourly_schedule, customerio_checks_daily],
     sensors=[customerio_alerts, customerio_dead_runs],
-    resources={"posthog": PostHog(), "customerio": CustomerIo(), "store": Store()},
+    resources={"posthog": PostHogResource(), "customerio": CustomerIoResource(), "store": StoreResource()},
     executor=dg.in_process_executor,
 )

@@ -23,7 +23,7 @@ from s3fs import S3FileSystem
 from s3fs.errors import translate_boto_error
 
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.files import read_events

@@ -35,7 +35,6 @@ ENDED_BY_DAGSTER = "This run has been marked as failed from outside the executio
 
 Arguments = ParamSpec("Arguments")
 Result = TypeVar("Result")
-Self = TypeVar("Self")
 
 
 MAX_FAILURES = 3
@@ -53,26 +52,20 @@ class RunNotStarted(dg.DagsterError):
     """
 
 
-def with_readable_setup_failures(
-    setup: Callable[[Self, dg.InitResourceContext], None],
-) -> Callable[[Self, dg.InitResourceContext], None]:
-    """Decorates a resource's `setup_for_execution`: a `PipelineError` ends the run with its message, and Dagster retries the
-    run only if that may help.
+@contextmanager
+def readable_setup_failures(context: dg.InitResourceContext) -> Iterator[None]:
+    """For the setup of a resource: a `PipelineError` in the block ends the run with its message, and Dagster retries the run
+    only if that may help.
 
     A run that ends here has no failed step, so Dagster would retry it in any case, whatever `retry_on_asset_or_op_failure`
     says.
     """
-
-    @wraps(setup)
-    def refusing(resource: Self, context: dg.InitResourceContext) -> None:
-        try:
-            setup(resource, context)
-        except PipelineError as error:
-            if not isinstance(error, TRANSIENT) and context.run and context.instance:
-                context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES: "0"})
-            raise RunNotStarted(str(error)) from None
-
-    return refusing
+    try:
+        yield
+    except PipelineError as error:
+        if not isinstance(error, TRANSIENT) and context.run and context.instance:
+            context.instance.add_run_tags(context.run.run_id, {MAX_RETRIES: "0"})
+        raise RunNotStarted(str(error)) from None
 
 
 def with_readable_failures(step: Callable[Arguments, Result]) -> Callable[Arguments, Result]:

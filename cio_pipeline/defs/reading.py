@@ -5,10 +5,11 @@ from dataclasses import replace
 from datetime import UTC, datetime
 
 from cio_pipeline.defs.partitions import daily_partitions, window
-from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.pipeline.learn import learn_history
+from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY_PARTITION
 
@@ -21,14 +22,14 @@ def now() -> datetime:
 
 
 def read_day(
-    day: str, posthog: PostHog, store: Store, until: datetime | None = None
+    day: str, posthog: EventSource, store: Store, until: datetime | None = None
 ) -> tuple[ExtractionCounts, dict[str, int]]:
     """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`.
 
     Returns the counts of the extraction and of the reading (`EventStream.stats`).
     """
     began, (start, end), settings = now(), window(day), store.settings
-    events = posthog.source.events(start, until or end)
+    events = posthog.events(start, until or end)
     counts = reusable_extraction(store.tables, day, events.fingerprint)
     if counts is not None:
         logger.info("%s: %s events, from files that have not changed since they were read.", day, f"{counts.rows_written:,}")
@@ -51,10 +52,10 @@ def history_is_known(store: Store) -> bool:
     return not store.identities.unlearned([HISTORY_PARTITION], _history_setting(store))
 
 
-def read_history(posthog: PostHog, store: Store) -> None:
+def read_history(posthog: EventSource, store: Store) -> None:
     """Reads the history from PostHog, and learns it (R18)."""
     began = now()
-    events = posthog.source.history(_history_end())
+    events = posthog.history(_history_end())
     with Progress("History", "events read", events.expected) as progress:
         with_progress = replace(events, frames=progress.rows_of(events.frames))
         extract_history(

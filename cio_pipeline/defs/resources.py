@@ -6,13 +6,13 @@ A run's resources are set up before its first step, so a wrong setting or key en
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import UTC, datetime, timedelta
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import dagster as dg
-from pydantic import Field, PrivateAttr
+from pydantic import Field
 from upath import UPath
 
 from cio_pipeline.customerio.client import TrackClient
@@ -21,24 +21,19 @@ from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.dead_runs import RunLock
-from cio_pipeline.defs.failures import with_readable_setup_failures
+from cio_pipeline.defs.failures import readable_setup_failures
 from cio_pipeline.defs.partitions import check_days, days_tag
 from cio_pipeline.defs.services import new_event_source, track_client
-from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.pipeline.derive import derive_day
-from cio_pipeline.pipeline.learn import learn_day, learned_under
+from cio_pipeline.defs.store import Store
 from cio_pipeline.posthog.source import EventSource
-from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.environment import KEEP_ENGINES
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url, shown
 from cio_pipeline.settings.settings import Settings, SettingsError
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.state.overlay import OverlayIdentities
 from cio_pipeline.storage_errors import explain
-from cio_pipeline.tables.files import StorageError, allow_open_files, keep_private, temporary_folder
-from cio_pipeline.tables.overlay import OverlayTables
+from cio_pipeline.tables.files import StorageError, allow_open_files, keep_private
 from cio_pipeline.tables.tables import Tables
 
 logger = logging.getLogger(__name__)
@@ -51,29 +46,36 @@ def _shown(setting: str, text_of: Callable[[Settings], str]) -> Any:
     )
 
 
-class PostHog(dg.ConfigurableResource[None]):
+class PostHogResource(dg.ConfigurableResource[EventSource]):
     """The PostHog project that POSTHOG_HOST, POSTHOG_PROJECT_ID and POSTHOG_PERSONAL_API_KEY name."""
 
     host: str = _shown("POSTHOG_HOST", lambda settings: settings.posthog_url)
     project: str = _shown("POSTHOG_PROJECT_ID", lambda settings: settings.posthog_project_id)
     event_source: str = _shown("CIO_EVENT_SOURCE", lambda settings: settings.event_source)
-    _source: EventSource = PrivateAttr()
 
-    @with_readable_setup_failures
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads the settings, and checks PostHog's key and project."""
-        settings = settings_of_the_run(self, context)
-        tag(context, posthog=connections.source_text(settings))
-        self._source = new_event_source(settings)
-        self._source.check()
-
-    @property
-    def source(self) -> EventSource:
-        """The source of the events."""
-        return self._source
+    def create_resource(self, context: dg.InitResourceContext) -> EventSource:
+        """Returns the source of the events, after a check of PostHog's key and project."""
+        with readable_setup_failures(context):
+            settings = settings_of_the_run(self, context)
+            tag(context, posthog=connections.source_text(settings))
+            source = new_event_source(settings)
+            source.check()
+        return source
 
 
-class CustomerIo(dg.ConfigurableResource[None]):
+@dataclass(frozen=True)
+class CustomerIo:
+    """Customer.io's Track API, and the people in CIO_SUPPRESSED_FILE when the run began."""
+
+    client: TrackClient
+    suppressed: Suppressed
+
+    def traffic(self) -> Counter[str]:
+        """The run's requests and bytes so far."""
+        return Counter(requests=self.client.requests, bytes=self.client.bytes)
+
+
+class CustomerIoResource(dg.ConfigurableResource[CustomerIo]):
     """The Customer.io workspace that CUSTOMERIO_SITE_ID and CUSTOMERIO_API_KEY belong to."""
 
     track_api: str = _shown("CUSTOMERIO_TRACKING_ENDPOINT", lambda settings: settings.tracking_url)
@@ -82,128 +84,45 @@ class CustomerIo(dg.ConfigurableResource[None]):
     )
     requests_per_second: str = _shown("CIO_REQUESTS_PER_SECOND", lambda settings: f"{settings.requests_per_second:g}")
 
-    _client: TrackClient = PrivateAttr()
-    _suppressed: Suppressed = PrivateAttr()
-
-    @with_readable_setup_failures
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads the settings and the suppression list, and checks Customer.io's keys and region."""
-        settings = settings_of_the_run(self, context)
-        tag(context, customerio=connections.destination_text(settings))
-        self._suppressed = read_suppressed(settings.suppressed_file)
-        if settings.suppressed_file:
-            logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{self._suppressed.people_listed:,}")
-        self._client = track_client(settings)
-        self._client.check()
-
-    @property
-    def client(self) -> TrackClient:
-        """The Track API."""
-        return self._client
-
-    @property
-    def suppressed(self) -> Suppressed:
-        """The people in CIO_SUPPRESSED_FILE when the run began."""
-        return self._suppressed
-
-    def traffic(self) -> Counter[str]:
-        """The run's requests and bytes so far."""
-        return Counter(requests=self._client.requests, bytes=self._client.bytes)
+    def create_resource(self, context: dg.InitResourceContext) -> CustomerIo:
+        """Reads the suppression list, and checks Customer.io's keys and region."""
+        with readable_setup_failures(context):
+            settings = settings_of_the_run(self, context)
+            tag(context, customerio=connections.destination_text(settings))
+            suppressed = read_suppressed(settings.suppressed_file)
+            if settings.suppressed_file:
+                logger.info("CIO_SUPPRESSED_FILE names %s people.", f"{suppressed.people_listed:,}")
+            client = track_client(settings)
+            client.check()
+        return CustomerIo(client, suppressed)
 
 
-class Store(dg.ConfigurableResource[None]):
+class StoreResource(dg.ConfigurableResource[Store]):
     """The tables in CIO_DATA_DIR, and the identities and the ledger in the database at CIO_LEDGER_URL."""
 
     tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
     ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger_text)
     rules: str = _shown("What is sent", connections.rules_text)
-    _settings: Settings = PrivateAttr()
-    _lock: RunLock | None = PrivateAttr(default=None)
-    _tables: Tables = PrivateAttr()
-    _ledger: Ledger = PrivateAttr()
-    _identities: Identities = PrivateAttr()
-
-    @with_readable_setup_failures
-    def setup_for_execution(self, context: dg.InitResourceContext) -> None:
-        """Reads the settings, prepares the process, locks the run's file, and opens the tables and the database."""
-        settings = self._settings = settings_of_the_run(self, context)
-        tag(context, **days_tag(context.run.tags if context.run else {}))
-        prepare_process()
-        self._lock = RunLock(settings.data_dir, context.run.run_id) if context.run else None
-        check_bucket(settings.data_dir)
-        self._tables = Tables(settings.data_dir)
-        database = (settings.ledger_url, settings.ledger_lock_seconds)
-        self._ledger, self._identities = Ledger(*database), Identities(*database)
-
-    def teardown_after_execution(self, context: dg.InitResourceContext) -> None:  # noqa: ARG002
-        """Closes the connections to the database, and releases the run's file."""
-        self._ledger.close()
-        if self._lock is not None:
-            self._lock.release()
 
     @contextmanager
-    def overlay(self, first: str) -> Iterator["Store"]:
-        """A copy of this store for the block. Its days from `first` on are written to temporary files, so that this store does
-        not change. It has the same ledger."""
-        with temporary_folder() as folder:
-            copy = Store()
-            copy._settings, copy._ledger = self._settings, self._ledger
-            copy._tables = OverlayTables(str(folder), self._tables)
-            copy._identities = identities = OverlayIdentities(f"sqlite:///{folder / 'identities.db'}", self._identities, first)
-            try:
-                yield copy
-            finally:
-                identities.close()
-
-    @property
-    def settings(self) -> Settings:
-        """The settings when the run began."""
-        return self._settings
-
-    @property
-    def options(self) -> Options:
-        """The settings of the rules."""
-        return self._settings.options
-
-    @property
-    def learned_under(self) -> str:
-        """The setting that affects what is learned, with its value."""
-        return learned_under(self._settings.attributes_from)
-
-    def learn(self, day: str) -> Counter[str]:
-        """As `pipeline.learn.learn_day`, with this store's tables, identities and settings."""
-        return learn_day(day, self.learned_under, self._tables, self._identities, self._settings.workers)
-
-    def derive(
-        self, day: str, options: Options | None = None, *, until: datetime | None = None, into: Tables | None = None
-    ) -> DayCounts:
-        """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given."""
-        workers = self._settings.workers
-        return derive_day(day, self._tables, self._identities, options or self.options, until, into, workers)
-
-    @property
-    def first_day_of_ledger(self) -> str | None:
-        """The first day for which the ledger keeps what was delivered (CIO_LEDGER_DAYS); None if it keeps all days."""
-        days = self._settings.ledger_days
-        return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
-
-    @property
-    def tables(self) -> Tables:
-        """The tables between the steps."""
-        return self._tables
-
-    @property
-    def identities(self) -> Identities:
-        """What each day says about people."""
-        return self._identities
-
-    @property
-    def ledger(self) -> Ledger:
-        """What Customer.io has acknowledged and refused."""
-        return self._ledger
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Store]:
+        """Prepares the process, locks the run's file, and opens the tables and the database. When the run ends, or if this
+        fails, closes the connections to the database and releases the file."""
+        with ExitStack() as at_the_end:
+            with readable_setup_failures(context):
+                settings = settings_of_the_run(self, context)
+                tag(context, **days_tag(context.run.tags if context.run else {}))
+                prepare_process()
+                if context.run:
+                    at_the_end.callback(RunLock(settings.data_dir, context.run.run_id).release)
+                check_bucket(settings.data_dir)
+                database = (settings.ledger_url, settings.ledger_lock_seconds)
+                ledger = at_the_end.enter_context(closing(Ledger(*database)))
+                store = Store(settings, Tables(settings.data_dir), Identities(*database), ledger)
+            yield store
 
 
-def settings_of_the_run(resource: dg.ConfigurableResource[None], context: dg.InitResourceContext) -> Settings:
+def settings_of_the_run(resource: dg.ConfigurableResource[Any], context: dg.InitResourceContext) -> Settings:
     """Returns the settings of the run.
 
     Raises `DaysError` if the run's days are not partitions, and `SettingsError` if a setting is wrong, or if the run config

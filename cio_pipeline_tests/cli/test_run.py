@@ -176,7 +176,7 @@ def test_days_in_a_runs_tags_are_checked_before_anything_is_read(
     assert not (services.folder / "data" / "posthog_events").exists()
 
 
-DERIVE, OPEN = "cio_pipeline.defs.resources.derive_day", "cio_pipeline.cli.run.dg.DagsterInstance.local_temp"
+DERIVE, OPEN = "cio_pipeline.defs.store.derive_day", "cio_pipeline.cli.run.dg.DagsterInstance.local_temp"
 FULL = OSError(errno.ENOSPC, "no", "/folder/file")
 
 

@@ -91,7 +91,7 @@ def test_a_database_that_goes_away_while_a_day_is_learned_is_a_sentence(
     def gone(*_: object) -> None:
         Ledger(f"sqlite:///{tmp_path}", load_settings().ledger_lock_seconds)
 
-    monkeypatch.setattr("cio_pipeline.defs.resources.learn_day", gone)
+    monkeypatch.setattr("cio_pipeline.defs.store.learn_day", gone)
     sentence, will_retry = sentence_of_the_failure(tmp_path)
     assert sentence == "The ledger's database (CIO_LEDGER_URL) cannot be used: unable to open database file."
     assert not will_retry

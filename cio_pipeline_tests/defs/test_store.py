@@ -9,10 +9,12 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
+from unittest.mock import Mock
 
 import dagster as dg
 import pandas as pd
@@ -27,17 +29,20 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
+from cio_pipeline.defs.dead_runs import FOLDER
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, check_no_day_is_missing
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
-from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.resources import PostHogResource, StoreResource
 from cio_pipeline.defs.services import new_event_source, track_client
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
+from cio_pipeline.tables.files import StorageError
 from cio_pipeline_tests.postgres import URL_PASSWORD
 from cio_pipeline_tests.receipts import rows
 from cio_pipeline_tests.rules.streams import event, tables
@@ -78,10 +83,8 @@ print(json.dumps([daily_partitions.get_first_partition_key(), backfill_policy.ma
 def store(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Store]:
     for name, value in {**KEYS, "CIO_DATA_DIR": str(tmp_path / "data")}.items():
         monkeypatch.setenv(name, value)
-    store = Store()
-    store.setup_for_execution(dg.build_init_resource_context())
-    yield store
-    store.teardown_after_execution(dg.build_init_resource_context())
+    with StoreResource().yield_for_execution(dg.build_init_resource_context()) as store:
+        yield store
 
 
 def learn(store: Store, day: str, events: int = 1, setting: str | None = None) -> None:
@@ -101,12 +104,12 @@ def test_a_run_has_one_ledger_and_one_engine(store: Store, monkeypatch: pytest.M
 
 
 def test_the_seconds_after_which_postgresql_ends_a_session_are_set(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    given: list[tuple[object, ...]] = []
+    made = Mock()
     monkeypatch.setenv("CIO_LEDGER_LOCK_SECONDS", "7")
     for name in ("Ledger", "Identities"):
-        monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", lambda *arguments: given.append(arguments))
-    Store().setup_for_execution(dg.build_init_resource_context())
-    assert [arguments[1] for arguments in given] == [7, 7]
+        monkeypatch.setattr(f"cio_pipeline.defs.resources.{name}", made)
+    with StoreResource().yield_for_execution(dg.build_init_resource_context()):
+        assert [call.args[1] for call in made.call_args_list] == [7, 7]
 
 
 def test_the_days_before_the_last_derived_one_count_and_only_those_of_the_setting(store: Store) -> None:
@@ -128,7 +131,7 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
-    store.setup_for_execution(dg.build_init_resource_context())
+    store = replace(store, settings=load_settings())
     learn(store, "2025-01-01")
     learn(store, "2025-01-02", setting="another setting")
     for other in ("another setting", f"{store.learned_under} before 2024-12-01"):
@@ -148,7 +151,7 @@ def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothi
 ) -> None:
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "7")
     monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "8")
-    store.setup_for_execution(dg.build_init_resource_context())
+    store = replace(store, settings=load_settings())
     assert RunLimitsConfig().run_limits(store, is_backfill=True) == RunLimits(7, 8)
     assert RunLimitsConfig(max_new_customers=0, max_campaign_events=0).run_limits(store, is_backfill=True) == RunLimits(0, 0)
     assert RunLimitsConfig(max_new_customers=9, max_campaign_events=9).run_limits(store, is_backfill=False) == RunLimits(
@@ -160,7 +163,7 @@ def test_with_a_stale_ledger_only_the_runs_own_config_lets_events_that_can_start
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("CIO_MAX_CAMPAIGN_EVENTS", "5000")
-    store.setup_for_execution(dg.build_init_resource_context())
+    store = replace(store, settings=load_settings())
     for config, allowed in ((RunLimitsConfig(), 0), (RunLimitsConfig(max_campaign_events=3), 3)):
         limits = config.run_limits(store, is_backfill=False, is_ledger_stale=True)
         assert limits.max_campaign_events == allowed
@@ -179,12 +182,25 @@ def test_missing_days_are_named_as_ranges_of_days_that_follow_each_other_and_thr
     assert _ranges(odd) == "2025-01-01, 2025-01-03, 2025-01-05 and 2 more"
 
 
-@pytest.mark.parametrize("made", [PostHog, CustomerIo, Store])
-def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(made: Any) -> None:
+@pytest.mark.parametrize("name", ["posthog", "customerio", "store"])
+def test_each_resource_refuses_a_day_that_is_none_before_it_reads_a_setting(name: str) -> None:
     """A run may need but one of them."""
-    run = SimpleNamespace(tags={PARTITION: "2024-12-31"})
-    with pytest.raises(RunNotStarted, match="2024-12-31 is not a partition"):
-        made().setup_for_execution(SimpleNamespace(run=run, log=None, instance=None))
+    context: Any = SimpleNamespace(run=SimpleNamespace(tags={PARTITION: "2024-12-31"}), log=None, instance=None)
+    with (
+        pytest.raises(RunNotStarted, match="2024-12-31 is not a partition"),
+        cast("dg.ConfigurableResource[Any]", (defs.resources or {})[name]).yield_for_execution(context),
+    ):
+        pass
+
+
+def test_a_run_whose_tables_cannot_be_reached_releases_its_file(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr("cio_pipeline.defs.resources.check_bucket", Mock(side_effect=StorageError("It is away.")))
+    context: Any = SimpleNamespace(run=SimpleNamespace(tags={}, run_id="a-run"), log=None, instance=None)
+    with pytest.raises(RunNotStarted, match=r"^It is away\.$"), StoreResource().yield_for_execution(context):
+        pass
+    assert list((tmp_path / "data" / FOLDER).iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -216,7 +232,7 @@ def test_the_requests_per_second_are_the_settings(store: Store, monkeypatch: pyt
 
 def test_the_run_config_cannot_set_what_a_resources_page_only_shows(store: Store) -> None:
     with pytest.raises(RunNotStarted, match=r"^The run config cannot set host: POSTHOG_HOST\. Shown only"):
-        PostHog(host="https://eu.posthog.com").setup_for_execution(dg.build_init_resource_context())
+        PostHogResource(host="https://eu.posthog.com").create_resource(dg.build_init_resource_context())
 
 
 def test_what_pages_show_of_the_settings_has_no_key(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

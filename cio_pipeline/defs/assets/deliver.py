@@ -25,7 +25,8 @@ from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import table_schema
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
-from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.resources import CustomerIo
+from cio_pipeline.defs.store import Store
 from cio_pipeline.rules.consent import AllowConsent
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,10 @@ class DeliveryConfig(RunLimitsConfig):
 )
 @with_readable_failures
 def upsert_to_customerio(
-    context: dg.AssetExecutionContext, config: DeliveryConfig, customerio: CustomerIo, store: Store
+    context: dg.AssetExecutionContext,
+    config: DeliveryConfig,
+    customerio: dg.ResourceParam[CustomerIo],
+    store: dg.ResourceParam[Store],
 ) -> Iterator["dg.AssetMaterialization | dg.Output[None]"]:
     """Sends each day's customers and events that Customer.io has not acknowledged yet, and records a receipt of the day.
 

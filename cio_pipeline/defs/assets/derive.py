@@ -15,7 +15,7 @@ from cio_pipeline.defs.pages.previews import first_rows
 from cio_pipeline.defs.pages.schemas import SCHEMAS, lineage
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import STITCHED
 from cio_pipeline.tables.tables import Tables
@@ -55,7 +55,7 @@ def _spec(name: str, description: str) -> dg.AssetSpec:
 )
 @with_readable_failures
 def customers_events_rejects(
-    context: dg.AssetExecutionContext, store: Store
+    context: dg.AssetExecutionContext, store: dg.ResourceParam[Store]
 ) -> Iterator["dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """Applies the rules to the day's posthog_events, with what the identities of this and all earlier days say."""
     _check_identities_selected(context.job_def.asset_layer.selected_asset_keys)

@@ -15,10 +15,11 @@ from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.partitions import backfill_policy, daily_partitions
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
-from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.reading import COUNTED
+from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.state.identities import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
@@ -40,7 +41,7 @@ LEARNED = ("people", "identified", "emails", "anonymous ids named")
 )
 @with_readable_failures
 def posthog_events(
-    context: dg.AssetExecutionContext, posthog: PostHog, store: Store
+    context: dg.AssetExecutionContext, posthog: dg.ResourceParam[EventSource], store: dg.ResourceParam[Store]
 ) -> Iterator["dg.AssetMaterialization | dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
     counts_by_day: dict[str, ExtractionCounts] = {}
@@ -112,7 +113,9 @@ class HistoryConfig(dg.Config):
     metadata={"dagster/column_schema": SCHEMAS["identity_history"], **folder_uri("identity_history")},
 )
 @with_readable_failures
-def identity_history(config: HistoryConfig, posthog: PostHog, store: Store) -> "dg.MaterializeResult[None]":
+def identity_history(
+    config: HistoryConfig, posthog: dg.ResourceParam[EventSource], store: dg.ResourceParam[Store]
+) -> "dg.MaterializeResult[None]":
     """What all $identify and $set events before the first partition say (R18: history); read once, then kept."""
     is_new = config.again or not history_is_known(store)
     if is_new:
@@ -144,7 +147,7 @@ def _history_counts(store: Store, *, read_now: bool) -> dict[str, int | bool]:
     deps=[posthog_events, identity_history],
 )
 @with_readable_failures
-def identities(context: dg.AssetExecutionContext, store: Store) -> None:
+def identities(context: dg.AssetExecutionContext, store: dg.ResourceParam[Store]) -> None:
     """What the day says about each distinct_id: whether it was identified, its email (R1: facts), its anonymous ids (R16)."""
     for day in context.partition_keys:
         counts = store.learn(day)

@@ -10,7 +10,7 @@ from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.common import how_to_run, list_days, or_warning
 from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered, day_due, delivered_at, is_whole
 from cio_pipeline.defs.partitions import days_before
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, without_values
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
@@ -27,7 +27,7 @@ DAYS_LOOKED_BACK = 30
     asset=DELIVERY,
     description="Whether everything that Customer.io has ever refused was accepted later, or replaced by newer data.",
 )
-def nothing_refused(store: Store) -> dg.AssetCheckResult:
+def nothing_refused(store: dg.ResourceParam[Store]) -> dg.AssetCheckResult:
     """Uses only the ledger, so it can be run on its own; `redeliver_refused` evaluates it again."""
     return or_warning(lambda: _nothing_refused(store))
 

@@ -10,7 +10,7 @@ from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, list_days, or_warning
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.masking import mask
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
 from cio_pipeline.rules.classify import TO_SEND
@@ -96,7 +96,7 @@ def _why(day_counts: DayCounts) -> str:
     description="Whether all days before the last derived one were learned: what they say about people decides whose an event"
     " is (R1).",
 )
-def earlier_days_learned(store: Store) -> dg.AssetCheckResult:
+def earlier_days_learned(store: dg.ResourceParam[Store]) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own, for example after the days that it lists were run."""
     return or_warning(lambda: _earlier_days_learned(store))
 
@@ -125,7 +125,7 @@ def _earlier_days_learned(store: Store) -> dg.AssetCheckResult:
     additional_deps=[asset_key(name) for name in ("customers", "events", "rejects")],
     description="Whether every day was derived with what all days before it say about people now.",
 )
-def later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
+def later_days_up_to_date(store: dg.ResourceParam[Store]) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own."""
     return or_warning(lambda: _later_days_up_to_date(store))
 
@@ -148,7 +148,7 @@ def _later_days_up_to_date(store: Store) -> dg.AssetCheckResult:
     description="Whether each email that was set on a day belongs to only one identified person, if customers' ids are"
     f" distinct_ids: Customer.io lets only one customer have an email. {WHICH_DAYS}",
 )
-def emails_not_shared(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
+def emails_not_shared(context: dg.AssetCheckExecutionContext, store: dg.ResourceParam[Store]) -> dg.AssetCheckResult:
     """Uses only the database, so it can be run on its own."""
     return or_warning(lambda: _emails_not_shared(store, days_of_run_or_recent(context.run)))
 

@@ -8,7 +8,7 @@ import dagster as dg
 
 from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import WHICH_DAYS, days_of_run_or_recent, list_days, or_warning
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.tables.tables import Tables
 
@@ -99,7 +99,7 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
     description="Whether each day has events, and neither far fewer nor far more than its weekday had in the"
     f" {USUAL_WEEKS} weeks before. {WHICH_DAYS}",
 )
-def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: Store) -> dg.AssetCheckResult:
+def as_many_events_as_usual(context: dg.AssetCheckExecutionContext, store: dg.ResourceParam[Store]) -> dg.AssetCheckResult:
     """Uses only the tables, so it can be run on its own."""
     return or_warning(lambda: _as_many_events_as_usual(store.tables, days_of_run_or_recent(context.run)))
 

@@ -12,7 +12,7 @@ from upath import UPath
 
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.pages.receipts import DELIVERED
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.state.ledger import LedgerEntry
 from cio_pipeline.tables.files import errors_of, make_folder, read_file, replace_file, unreadable, writing
 

@@ -13,7 +13,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
 from cio_pipeline.defs.reading import history_is_known
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import COUNTS, SETTINGS, settings_of
 from cio_pipeline.rules.classify import TO_SEND

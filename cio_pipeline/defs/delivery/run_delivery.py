@@ -21,7 +21,8 @@ from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConf
 from cio_pipeline.defs.failures import delivered_count_in_errors
 from cio_pipeline.defs.pages.receipts import TOO_RECENT, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
-from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.resources import CustomerIo
+from cio_pipeline.defs.store import Store
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities

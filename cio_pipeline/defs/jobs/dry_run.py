@@ -29,7 +29,9 @@ from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
-from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.resources import CustomerIo
+from cio_pipeline.defs.store import Store
+from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.unmatched import unmatched
 
@@ -57,7 +59,11 @@ class DryRunConfig(DeliveryConfig):
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def preview_delivery(
-    context: dg.OpExecutionContext, config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store
+    context: dg.OpExecutionContext,
+    config: DryRunConfig,
+    posthog: dg.ResourceParam[EventSource],
+    customerio: dg.ResourceParam[CustomerIo],
+    store: dg.ResourceParam[Store],
 ) -> None:
     """Reads the days from PostHog, derives them, and reports what would be sent: in the log and on the page of `dry_run`."""
     days = days_asked_for(config.first, config.last)
@@ -77,7 +83,7 @@ def preview_delivery(
         logger.info("%s", line)
 
 
-def _read(days: list[str], config: DryRunConfig, posthog: PostHog, customerio: CustomerIo, store: Store) -> DeliveryOptions:
+def _read(days: list[str], config: DryRunConfig, posthog: EventSource, customerio: CustomerIo, store: Store) -> DeliveryOptions:
     """Reads and learns the days, and the history if that was never read. Returns the options of the delivery."""
     if not history_is_known(store):
         logger.info("identity_history was never read, so it is read for this dry run only. Materialize it to keep it.")

@@ -19,7 +19,7 @@ from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, table_schema
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.explanation import Explanation, explain, mask_explanation
 from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.state.identities import Identities
@@ -90,7 +90,7 @@ def refuse_plain_name(config: ExplainConfig) -> dg.RunConfig:
 
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
-def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store: Store) -> None:
+def explain_to_log(context: dg.OpExecutionContext, config: ExplainConfig, store: dg.ResourceParam[Store]) -> None:
     """Explains each matching person, masked, in an observation of the asset `explained_person`."""
     days = days_asked_for(config.first, config.last)
     people = list(_people(config.person, days, store.tables, store.identities))

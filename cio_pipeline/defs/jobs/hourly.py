@@ -23,10 +23,11 @@ from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.defs.reading import history_is_known, read_day
-from cio_pipeline.defs.resources import CustomerIo, PostHog, Store
+from cio_pipeline.defs.resources import CustomerIo
+from cio_pipeline.defs.store import Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
-from cio_pipeline.posthog.source import NothingSoFar
+from cio_pipeline.posthog.source import EventSource, NothingSoFar
 from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.tables import Tables
@@ -82,14 +83,18 @@ class SoFar:
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def deliver_so_far(
-    context: dg.OpExecutionContext, config: RunLimitsConfig, posthog: PostHog, customerio: CustomerIo, store: Store
+    context: dg.OpExecutionContext,
+    config: RunLimitsConfig,
+    posthog: dg.ResourceParam[EventSource],
+    customerio: dg.ResourceParam[CustomerIo],
+    store: dg.ResourceParam[Store],
 ) -> None:
     """Sends the events of today (UTC) up to five minutes ago that Customer.io has not acknowledged yet."""
     began = now()
     day = str(began.date())
     try:
         check_may_begin(store, day, began)
-        until = posthog.source.readable_until(window(day)[0], began - SETTLED)
+        until = posthog.readable_until(window(day)[0], began - SETTLED)
         context.instance.add_run_tags(context.run_id, {DAYS_TAG: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
             so_far = derive_so_far(day, until, posthog, today)
@@ -126,7 +131,7 @@ def no_other_delivery(store: Store) -> Iterator[None]:
         yield
 
 
-def derive_so_far(day: str, until: datetime, posthog: PostHog, today: Store) -> SoFar:
+def derive_so_far(day: str, until: datetime, posthog: EventSource, today: Store) -> SoFar:
     """Extracts, learns and derives the events of the open day before `until`, in `today`, an overlay that begins with it."""
     _, reading = read_day(day, posthog, today, until)
     today.learn(day)

@@ -18,7 +18,8 @@ from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_deri
 from cio_pipeline.defs.delivery.run_delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
-from cio_pipeline.defs.resources import CustomerIo, Store
+from cio_pipeline.defs.resources import CustomerIo
+from cio_pipeline.defs.store import Store
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.state.refusals import Refusal
 
@@ -35,7 +36,10 @@ class RedeliveryConfig(RunLimitsConfig):
 @dg.op(out=dg.Out(dg.Nothing))
 @with_readable_failures
 def send_refused_again(
-    context: dg.OpExecutionContext, config: RedeliveryConfig, customerio: CustomerIo, store: Store
+    context: dg.OpExecutionContext,
+    config: RedeliveryConfig,
+    customerio: dg.ResourceParam[CustomerIo],
+    store: dg.ResourceParam[Store],
 ) -> Iterator["dg.AssetObservation | dg.AssetCheckEvaluation | dg.Output[None]"]:
     """Sends what was refused and is still in the days' tables, except attributes that have been set since. What Customer.io
     accepts now is closed.

@@ -10,7 +10,7 @@ import dagster as dg
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import COUNTS
 from cio_pipeline.rules.classify import TO_SEND

@@ -16,7 +16,7 @@ from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import list_days, or_warning
 from cio_pipeline.defs.checks.derive import few_refused_by_the_rules
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
-from cio_pipeline.defs.resources import Store
+from cio_pipeline.defs.resources import StoreResource
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
 from cio_pipeline.pipeline.derive import DERIVED, derive_day
 from cio_pipeline.rules.options import Options
@@ -158,7 +158,7 @@ def test_r15_a_day_that_does_not_add_up_is_not_delivered(
         day_counts.outcomes["sent"] -= 1
         return day_counts
 
-    monkeypatch.setattr("cio_pipeline.defs.resources.derive_day", forgetful)
+    monkeypatch.setattr("cio_pipeline.defs.store.derive_day", forgetful)
     result, checks = run()
     assert not result.success
     assert workspace.workspace.totals()["events"] == 0
@@ -269,11 +269,9 @@ def test_a_check_that_cannot_be_made_warns_and_says_why(error: Exception) -> Non
 
 
 def test_a_run_closes_what_it_opened(workspace: customerio.CustomerioServer) -> None:
-    store = Store()
-    store.setup_for_execution(dg.build_init_resource_context())
-    store.ledger.refused_by_reason()
-    assert ledger_files()
-    store.teardown_after_execution(dg.build_init_resource_context())
+    with StoreResource().yield_for_execution(dg.build_init_resource_context()) as store:
+        store.ledger.refused_by_reason()
+        assert ledger_files()
     assert not ledger_files()
 
 

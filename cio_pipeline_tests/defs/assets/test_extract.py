@@ -18,7 +18,7 @@ from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.checks.extract import counts_agree, is_unusual
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import RANGE_END, RANGE_START
-from cio_pipeline.defs.resources import PostHog
+from cio_pipeline.defs.resources import PostHogResource
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.reading import WindowReader
@@ -275,10 +275,10 @@ def test_an_old_day_takes_the_persons_properties_and_keeps_a_set_it_had(
 def test_a_key_that_posthog_does_not_take_ends_a_run_before_its_first_step(
     server: posthog.PostHog, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    PostHog().setup_for_execution(dg.build_init_resource_context())
+    PostHogResource().create_resource(dg.build_init_resource_context())
     monkeypatch.setenv("POSTHOG_PERSONAL_API_KEY", "phx_another")
     with pytest.raises(RunNotStarted, match="POSTHOG_PERSONAL_API_KEY"):
-        PostHog().setup_for_execution(dg.build_init_resource_context())
+        PostHogResource().create_resource(dg.build_init_resource_context())
 
 
 DAYS = ["2025-02-22", "2025-02-23", "2025-02-24", "2025-02-25", DAY]

@@ -13,7 +13,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
-from cio_pipeline.defs import resources
+from cio_pipeline.defs import store
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.assets import extract
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
@@ -91,7 +91,7 @@ def test_a_day_that_cannot_be_extracted_is_named_and_the_others_are_delivered(
 def test_a_day_that_cannot_be_derived_is_named_and_the_others_are_delivered(
     workspace: customerio.CustomerioServer, instance: dg.DagsterInstance
 ) -> None:
-    with failing(resources, "derive_day", StorageError("A shard is missing."), DAYS[0]):
+    with failing(store, "derive_day", StorageError("A shard is missing."), DAYS[0]):
         assert f"{DAYS[0]}: A shard is missing." in backfill(instance, to=DAYS[1])
     assert arrived(workspace) == [DAYS[1]]
 

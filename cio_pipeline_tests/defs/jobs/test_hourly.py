@@ -18,7 +18,7 @@ from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.jobs import hourly
 from cio_pipeline.defs.reading import read_day, read_history
-from cio_pipeline.defs.resources import PostHog, Store
+from cio_pipeline.defs.resources import PostHogResource, StoreResource
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -152,14 +152,13 @@ def test_what_later_events_may_give_to_another_customer_waits_and_is_counted(
 
 def learned(*days: str) -> None:
     """What the nightly runs of these days leave behind for the day after them."""
-    context, store, source = dg.build_init_resource_context(), Store(), PostHog()
-    store.setup_for_execution(context)
-    source.setup_for_execution(context)
-    read_history(source, store)
-    for day in days:
-        read_day(day, source, store)
-        store.learn(day)
-    store.teardown_after_execution(context)
+    context = dg.build_init_resource_context()
+    source = PostHogResource().create_resource(context)
+    with StoreResource().yield_for_execution(context) as store:
+        read_history(source, store)
+        for day in days:
+            read_day(day, source, store)
+            store.learn(day)
 
 
 def skipped(instance: dg.DagsterInstance) -> str:
