@@ -12,9 +12,9 @@ from cio_pipeline.rules.values import is_email
 NOTHING: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Suppressed:
-    """Who must not be sent.
+    """Who must not be sent. There is no `repr`, as it would contain emails.
 
     ids: distinct_ids; emails: in lower case; hashes: SHA-256 in lower-case hex, of the exact distinct_id or of the trimmed,
     lower-cased email; people_listed: how many people the list names.

@@ -6,7 +6,7 @@ A run's resources are set up before its first step, so a wrong setting or key en
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -105,19 +105,19 @@ class StoreResource(dg.ConfigurableResource[Store]):
     rules: str = _shown("What is sent", connections.rules_text)
 
     @contextmanager
-    def yield_for_execution(self, context: dg.InitResourceContext) -> Generator[Store]:
+    def yield_for_execution(self, context: dg.InitResourceContext) -> Iterator[Store]:
         """Prepares the process, locks the run's file, and opens the tables and the database. When the run ends, or if this
         fails, closes the connections to the database and releases the file."""
-        with ExitStack() as at_the_end:
+        with ExitStack() as stack:
             with readable_setup_failures(context):
                 settings = settings_of_the_run(self, context)
                 tag(context, **days_tag(context.run.tags if context.run else {}))
                 prepare_process()
                 if context.run:
-                    at_the_end.callback(RunLock(settings.data_dir, context.run.run_id).release)
+                    stack.callback(RunLock(settings.data_dir, context.run.run_id).release)
                 check_bucket(settings.data_dir)
                 database = (settings.ledger_url, settings.ledger_lock_seconds)
-                ledger = at_the_end.enter_context(closing(Ledger(*database)))
+                ledger = stack.enter_context(closing(Ledger(*database)))
                 store = Store(settings, Tables(settings.data_dir), Identities(*database), ledger)
             yield store
 
