@@ -92,6 +92,7 @@ class RunDelivery:
                 )
             if whole_day is not None:
                 report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
+            report.counts["people that the suppression list names"] += self.options.suppressed.people_listed
             return report
 
         return self._counted(send)
