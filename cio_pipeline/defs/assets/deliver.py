@@ -9,7 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.day_order import deliver_each
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, PREFIX, TAGS, asset_key
 from cio_pipeline.defs.delivery.preconditions import (
