@@ -8,7 +8,7 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables

@@ -10,7 +10,7 @@ from dataclasses import replace
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger

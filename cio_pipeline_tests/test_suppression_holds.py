@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days

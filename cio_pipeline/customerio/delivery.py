@@ -13,8 +13,8 @@ from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.sample import sample
+from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
-from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress

@@ -15,7 +15,7 @@ import pandas as pd
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, within_campaign_window
-from cio_pipeline.customerio.shards import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
+from cio_pipeline.customerio.selection import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
 from cio_pipeline.json_text import read_object
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list

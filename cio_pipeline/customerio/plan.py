@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.attribute_state import State, name_hash, pack, state_time, unpack, value_hash
 from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
-from cio_pipeline.customerio.shards import Columns, DeliveryOptions, column, texts
+from cio_pipeline.customerio.selection import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import TIME, Bools, to_list

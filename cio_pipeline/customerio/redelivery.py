@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 from cio_pipeline.attribute_state import pack
 from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_upsert
-from cio_pipeline.customerio.shards import Columns, DeliveryOptions, Shards, column, suppressed_keys
+from cio_pipeline.customerio.selection import Columns, DeliveryOptions, Shards, column, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids

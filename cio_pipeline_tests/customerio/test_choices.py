@@ -17,8 +17,8 @@ from cio_pipeline.customerio.client import PROBE, TrackClient
 from cio_pipeline.customerio.delivery import Report, preview
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.sample import mask_key
+from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
-from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.masking import mask

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from cio_pipeline.customerio.batches import FRAME_BYTES, request_ranges
 from cio_pipeline.customerio.client import NotDelivered, TrackClient
 from cio_pipeline.customerio.delivery import preview
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.http import retry as http
 from cio_pipeline.rules.limits import MAX_REQUEST_BYTES

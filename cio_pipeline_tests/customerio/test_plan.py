@@ -19,7 +19,7 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.plan import LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
-from cio_pipeline.customerio.shards import DEFAULTS, DeliveryOptions, texts, to_deliver
+from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.state.ledger import Acknowledgement, Ledger

@@ -22,7 +22,7 @@ import pytest
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import RunLimits
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import connections

@@ -9,8 +9,7 @@ import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.day_order import deliver_each
-from cio_pipeline.customerio.delivery import Report
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, PREFIX, TAGS, asset_key
 from cio_pipeline.defs.delivery.preconditions import (
@@ -20,7 +19,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
     is_backfill,
 )
-from cio_pipeline.defs.delivery.run_delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of, tables_to_send
+from cio_pipeline.defs.delivery.run_delivery import one_at_a_time, prepare_delivery, receipt_of, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import table_schema
@@ -91,12 +90,8 @@ def upsert_to_customerio(
         check_no_day_is_missing(store, days)
         check_days_are_in_ledger(store, days, resend=config.resend)
         delivery.check_limits(to_send)
-
-        def deliver_day(day: str) -> tuple[Report, RunCounts]:
-            report, counts = delivery.deliver(day, to_send[day], whole_day=store.tables)
-            return report, counts | {"people that the suppression list names": delivery.options.suppressed.people_listed}
-
-        for day, (report, counts), more_follow in deliver_each(days, deliver_day):
+        delivered = deliver_each(days, lambda day: delivery.deliver(day, to_send[day], whole_day=store.tables))
+        for day, (report, counts), more_follow in delivered:
             logger.info("%s: %s.", day, in_one_line(counts))
             day_receipt = receipt_of(store, day, counts, report.sample)
             context.add_asset_metadata(day_receipt, partition_key=day)

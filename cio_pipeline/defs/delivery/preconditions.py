@@ -8,7 +8,7 @@ from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.forecast import RunLimits
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before

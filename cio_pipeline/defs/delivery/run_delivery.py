@@ -13,7 +13,7 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import Report, deliver, redeliver
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
-from cio_pipeline.customerio.shards import DeliveryOptions
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
@@ -93,6 +93,7 @@ class RunDelivery:
                 )
             if whole_day is not None:
                 report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
+            report.counts["people that the suppression list names"] += self.options.suppressed.people_listed
             return report
 
         return self._counted(send)

@@ -11,8 +11,8 @@ from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import preview
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
-from cio_pipeline.customerio.shards import DeliveryOptions
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale

@@ -1,4 +1,4 @@
-"""The shards of a day's tables, by column, without those who are suppressed or beyond the limit."""
+"""The rows of a day's tables that a delivery looks at: of nobody who is suppressed, and of no more customers than the limit."""
 
 from __future__ import annotations
 
