@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +21,7 @@ from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import V1_CALL
+from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 
@@ -31,9 +32,9 @@ class ComparedRefusals(NamedTuple):
     """To be sent again: the tables have the event's operation, or all of the upsert's attributes. Those about consent are not
     compared, as R19 is applied again when they are sent."""
     changed: list[Refusal]
-    """The tables have the event or the customer with other content, which a run of the day sends."""
+    """The tables have the event, or this upsert, with other content, which a run of the day sends."""
     gone: list[Refusal]
-    """The tables no longer have the event or the customer, so that nothing is to be sent."""
+    """The tables no longer have the event or this upsert: the customer is gone, or needs fewer upserts."""
     suppressed: list[Refusal]
     """The person is on the suppression list."""
 
@@ -47,11 +48,14 @@ def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Supp
     keys = {refusal.key for refusal in refused if refusal.kind == "customer"}
     operations: dict[str, bytes] = {}
     attributes: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
+    upserts: set[str] = set()
     left_out: set[str] = set()
     for customers, events in shards:
         operations |= _rows_of(events, "ulid", ids, "operation")
         for key, upsert in _rows_of(customers, "key", keys, "operation"):
             attributes[key] |= _attributes(upsert.decode())
+        parts = _rows_of(customers, "key", keys, "part", pa.int32())
+        upserts |= {upsert_id(key, part) for key, part in parts}
         left_out |= suppressed_keys(suppressed, customers, events) if suppressed else set()
     compared = ComparedRefusals([], [], [], [])
     for refusal in refused:
@@ -59,8 +63,8 @@ def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Supp
             is_there = refusal.item in operations
             is_same = is_there and operations[refusal.item] == refusal.operation.encode()
         else:
-            is_there = refusal.key in attributes
-            is_same = is_there and _attributes(refusal.operation).items() <= attributes[refusal.key].items()
+            is_there = refusal.item in upserts
+            is_same = refusal.key in attributes and _attributes(refusal.operation).items() <= attributes[refusal.key].items()
         if refusal.key in left_out or suppressed.has_customer(refusal.key, refusal.operation):
             compared.suppressed.append(refusal)
         elif is_same:
@@ -72,12 +76,12 @@ def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Supp
     return compared
 
 
-def _rows_of(rows: Columns, by: str, wanted: set[str], name: str) -> Iterator[tuple[str, bytes]]:
-    """Yields the wanted texts that the column `by` has, each with what the column `name` has beside it, in bytes."""
+def _rows_of(rows: Columns, by: str, wanted: set[str], name: str, kind: pa.DataType = BYTES) -> Iterator[tuple[str, Any]]:
+    """Yields the wanted texts that the column `by` has, each with what the column `name`, of this type, has beside it."""
     texts = column(rows, by)
     found = pc.is_in(texts, pa.array(list(wanted), TEXT))
     if pc.any(found).as_py():
-        yield from zip(to_list(texts.filter(found)), to_list(column(rows, name, BYTES).filter(found)), strict=True)
+        yield from zip(to_list(texts.filter(found)), to_list(column(rows, name, kind).filter(found)), strict=True)
 
 
 def _attributes(upsert: str) -> dict[str, bytes]:

@@ -93,8 +93,19 @@ def test_somebody_suppressed_whom_the_tables_no_longer_have_is_known_by_the_key(
     assert (compared.suppressed, compared.gone) == (refused[:1], refused[1:])
 
 
+LARGE = json.dumps({"$set": {f"a{n}": "x" * 900 for n in range(60)}})
+
+
+def test_a_part_of_a_customer_that_no_upsert_has_any_more_is_gone() -> None:
+    """Or it would stay open for good: no run sends an upsert with its id."""
+    first, *others, _ = refused_of(tables(event(raw=LARGE)))
+    now = tables(event(raw=LARGE), exclude_attributes=("a*",))
+    assert (len(others), len(now.customers)) == (1, 1)
+    assert names([first, *others], now) == ([], ["customer"], ["customer"], [])
+
+
 def test_all_parts_of_a_customer_are_compared_with() -> None:
-    made = tables(event(raw=json.dumps({"$set": {f"a{n}": "x" * 900 for n in range(60)}})))
+    made = tables(event(raw=LARGE))
     assert len(made.customers) > 1
     assert isinstance(made.customers, pd.DataFrame)
     upserts = ["customer"] * len(made.customers)
