@@ -5,9 +5,10 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import requests
 
@@ -39,8 +40,8 @@ def send_once(
 ) -> requests.Response | Exception:
     """Returns the answer, with its body read, or the exception because of which there is none.
 
-    The request is sent in a thread of its own, because a connection's timeouts start again with each byte, even within the head
-    of an answer.
+    The request is sent in another thread, because a connection's timeouts start again with each byte, even within the head of
+    an answer. A thread whose answer does not end in time is given up.
     """
     answers: queue.SimpleQueue[requests.Response | Exception] = queue.SimpleQueue()
     end = time.monotonic() + limits.seconds
@@ -54,8 +55,33 @@ def send_once(
         except Exception as error:
             answers.put(error)
 
-    threading.Thread(target=ask, name="request", daemon=True).start()
+    thread = _idle_thread()
+    thread.put(ask)
     try:
-        return answers.get(timeout=limits.seconds + 1)
+        answer = answers.get(timeout=limits.seconds + 1)
     except queue.Empty:
+        thread.put(None)
         return UnusableBody(f"its answer did not come to an end in {limits.seconds:.0f} s")
+    _idle.append(thread)
+    return answer
+
+
+_Thread: TypeAlias = "queue.SimpleQueue[Callable[[], None] | None]"
+"""A thread that sends requests, by the queue from which it takes what to do next: None is its end."""
+
+_idle: list[_Thread] = []
+"""The threads that have nothing to do. Starting one for each request would take a tenth of a large day's delivery."""
+
+
+def _idle_thread() -> _Thread:
+    try:
+        return _idle.pop()
+    except IndexError:
+        thread: _Thread = queue.SimpleQueue()
+        threading.Thread(target=_work_through, args=(thread,), name="request", daemon=True).start()
+        return thread
+
+
+def _work_through(tasks: _Thread) -> None:
+    while (task := tasks.get()) is not None:
+        task()
