@@ -74,6 +74,17 @@ def test_workers_obey_sigterm_even_if_their_parent_ignores_it() -> None:
     assert ended.stdout == "{'ends'}\n"
 
 
+@pytest.mark.parametrize("given", [None, "1000"])
+def test_workers_keep_the_memory_that_arrow_frees_unless_the_environment_says_otherwise(given: str | None) -> None:
+    """In a process of its own, because there is only one fork server, which has its environment from its start."""
+    program = "import os; from cio_pipeline.worker_pool import map_shards;"
+    program += "print(set(map_shards(os.getenv, (('MIMALLOC_PURGE_DELAY',) for _ in range(12)), 12, 2, 'numbers')))"
+    environment = {name: value for name, value in os.environ.items() if name != "MIMALLOC_PURGE_DELAY"}
+    environment |= {} if given is None else {"MIMALLOC_PURGE_DELAY": given}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str({given or "-1"})
+
+
 def test_what_fails_in_a_worker_is_raised_here() -> None:
     with pytest.raises(ZeroDivisionError):
         list(map_shards(failing, tasks(12, []), 12, 2, "numbers"))
