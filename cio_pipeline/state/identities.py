@@ -137,7 +137,8 @@ class Identities:
         Only distinct_ids that ever had such an email (`links`) are looked up.
         """
         with reading(self._engine) as connection:
-            set_then = {row.email.lower() for row in connection.execute(sa.select(emails.c.email).where(emails.c.day == day))}
+            of_day = connection.execute(sa.select(emails.c.email).where(emails.c.day == day)).scalars().all()
+            set_then = {email.lower() for email in of_day}
         candidates = self._rows_for(list(set_then), identified_with)
         several = Counter(email for email, _ in candidates)
         ids = [distinct_id for email, distinct_id in candidates if several[email] > 1]
