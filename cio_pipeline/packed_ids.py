@@ -38,7 +38,7 @@ def pack_joined(characters: npt.NDArray[np.uint8]) -> npt.NDArray[np.bytes_]:
 
 
 def id_halves(packed: npt.NDArray[np.bytes_]) -> tuple[npt.NDArray[np.uint64], npt.NDArray[np.uint64]]:
-    """Returns the first and last 64 bits of packed ids as numbers, which are faster to sort and compare than strings."""
+    """Returns the first and last 64 bits of packed ids as numbers, which are faster to search and compare than strings."""
     halves = np.ascontiguousarray(packed).view(">u8").reshape(len(packed), 2)
     return halves[:, 0].astype(np.uint64), halves[:, 1].astype(np.uint64)
 

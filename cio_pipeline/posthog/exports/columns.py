@@ -145,6 +145,9 @@ def _uuid_text(value: bytes) -> str:
 
 
 def _clip(numbers: pa.ChunkedArray, first: int, last: int) -> pa.ChunkedArray:
+    extremes = pc.min_max(numbers)
+    if all(extreme is None or first <= extreme <= last for extreme in extremes.as_py().values()):
+        return numbers
     return pc.min_element_wise(pc.max_element_wise(numbers, first, skip_nulls=False), last, skip_nulls=False)
 
 
