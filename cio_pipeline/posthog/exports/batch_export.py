@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 
@@ -22,6 +22,7 @@ from cio_pipeline.posthog.exports.event_stream import event_stream
 from cio_pipeline.posthog.exports.files import read_events
 from cio_pipeline.posthog.exports.folder import Folder, files_of_other_models, list_folder
 from cio_pipeline.posthog.exports.names import EXAMPLE
+from cio_pipeline.posthog.exports.read_ahead import read_ahead
 from cio_pipeline.posthog.exports.runs import (
     Run,
     apply_manifests,
@@ -114,9 +115,8 @@ class BatchExportSource:
         return folder, all_runs
 
 
-def _read(files: list[str], folder: Folder, event_filter: EventFilter) -> Iterator[pa.Table]:
-    for path in files:
-        yield from read_events(path, folder, event_filter)
+def _read(files: list[str], folder: Folder, event_filter: EventFilter) -> Generator[pa.Table, None, None]:
+    return read_ahead(read_events(path, folder, event_filter) for path in files)
 
 
 def _fingerprint(files: list[str], folder: Folder, event_filter: EventFilter) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import IO
 
@@ -20,7 +20,7 @@ from cio_pipeline.storage_errors import explain
 from cio_pipeline.temporary_files import no_space, spill_folder
 
 
-def read_events(path: str, folder: Folder, event_filter: EventFilter) -> Iterator[pa.Table]:
+def read_events(path: str, folder: Folder, event_filter: EventFilter) -> Generator[pa.Table, None, None]:
     """Yields the file's events that the filter selects, in tables of `EVENT_SCHEMA`. Raises `NotExtracted`."""
     try:
         yield from _read(path, folder, event_filter)
