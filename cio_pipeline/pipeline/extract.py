@@ -99,6 +99,7 @@ def _extract(
         earlier = _kept_before(tables, table, partition, overview) if restores else iter(())
         rows = _spilled(window, overview, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
+        pa.default_memory_pool().release_unused()  # the workers need memory now
         context = WriteContext(new.writer, table, use_person, now, overview)
         work = ((context, number, shard) for number, shard in enumerate(shards))
         with closing(map_shards(write_shard, work, len(shards), workers, f"{partition}: events written")) as results:

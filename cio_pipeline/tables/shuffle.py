@@ -72,8 +72,15 @@ class Shard:
         return sum(piece.rows for piece in self.pieces)
 
     def read(self) -> pa.Table:
-        """Returns the rows, memory-mapped. Raises `StorageError` if any are missing."""
-        rows = pa.concat_tables([self.schema.empty_table(), *(piece.read() for piece in self.pieces)])
+        """Returns the rows. Raises `StorageError` if any are missing.
+
+        They are copied file by file: of a mapped file, far more than these rows would stay in memory until all are read.
+        """
+        copied = pa.BufferOutputStream()
+        with pa.ipc.new_stream(copied, self.schema) as stream:
+            for piece in self.pieces:
+                stream.write_table(piece.read())
+        rows = pa.ipc.open_stream(copied.getvalue()).read_all()
         if len(rows) != self.rows:
             raise StorageError(
                 f"Of {self.rows:,} rows of a shard, only {len(rows):,} are in {self.pieces[0].path.parent}: run this again."
