@@ -21,7 +21,7 @@ from cio_pipeline.pipeline.extract_shard import (
     WriteContext,
     write_shard,
 )
-from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventStream, NotExtracted
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.columns import constant
 from cio_pipeline.rules.dropped_set import AttributesFrom
@@ -32,7 +32,7 @@ from cio_pipeline.tables.tables import Tables
 from cio_pipeline.worker_pool import SHARDS_IN_THIS_PROCESS, load_workers, map_shards
 
 KNOWN = (*restored_set.IDENTITY, "timestamp", "properties", "person_properties")
-SPILLED = pa.schema([*EVENT_SCHEMA, ("earlier", pa.bool_())])
+SPILLED = pa.schema([*EVENT_SCHEMA, (NEEDED, pa.bool_()), ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction counts."""
 
 DAY, HISTORY = "posthog_events", "identity_history"
@@ -107,7 +107,7 @@ def _extract(
                 new.shards.append(written)
                 counts.add(of_shard)
         new.metadata["duplicates"] = counts.duplicates.total()
-        accounted_for = counts.rows_written + counts.duplicates.total()
+        accounted_for = counts.rows_written + counts.duplicates.total() + counts.not_needed
         if not overview.rows_read == counts.rows_read == accounted_for:
             raise NotExtracted(
                 f"Of {partition}, {overview.rows_read:,} events were read, but {accounted_for:,} are left: is"
@@ -133,11 +133,13 @@ def _spilled(
     """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the overview."""
     for frame in window.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
+        if NEEDED not in rows.column_names:
+            rows = rows.append_column(NEEDED, constant(len(rows), True))
         overview.rows_read += len(rows)
         if overview.rows_read > SHARDS_IN_THIS_PROCESS * SHARD_ROWS:
             load_workers(workers)
         if use_person == "if dropped in day":
-            overview.first = dropped_set.first_with_set(rows, overview.first)
+            overview.first = dropped_set.first_with_set(rows.filter(rows[NEEDED]), overview.first)
         if use_person == "never":
             rows = dropped_set.with_person_properties(rows, False)
         yield _marked(rows, False)
@@ -154,7 +156,8 @@ def _kept_before(tables: Tables, table: str, partition: str, overview: Overview)
         overview.any_had_set = overview.any_had_set or any_has_set(rows["properties"])
         known = restored_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
-        yield known.append_column("created_at", created).select(EVENT_SCHEMA.names)
+        all_columns = known.append_column("created_at", created).select(EVENT_SCHEMA.names)
+        yield all_columns.append_column(NEEDED, constant(len(known), True))
 
 
 def _marked(rows: pa.Table, earlier: bool) -> pa.Table:

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.pipeline.events import with_parsed_columns
-from cio_pipeline.posthog.source import HISTORY_EVENTS, count_duplicates, without_duplicates
+from cio_pipeline.posthog.source import HISTORY_EVENTS, NEEDED, count_duplicates, without_duplicates
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.columns import constant
 from cio_pipeline.rules.set_properties import has_attributes
@@ -31,6 +31,8 @@ class ExtractionCounts:
     rows_read: int = 0
     rows_written: int = 0
     shards: int = 0
+    not_needed: int = 0
+    """Events that are not on the allowlist, and that R1 does not need either (R3)."""
     duplicates: Counter[str] = field(default_factory=Counter)
     """Rows that were left out, by reason."""
     set_restored: int = 0
@@ -89,6 +91,8 @@ def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writt
     counts = ExtractionCounts(rows_read=len(rows), shards=1)
     events, counts.duplicates = once(rows)
     del rows
+    counts.not_needed = len(events) - (pc.sum(events[NEEDED]).as_py() or 0)
+    events = (events.filter(events[NEEDED]).combine_chunks() if counts.not_needed else events).drop_columns(NEEDED)
     seen_before = used_person = constant(len(events), False)
     if len(earlier):
         events, seen_before, used_person, counts.set_restored = restored_set.with_restored_set(events, earlier)
@@ -110,7 +114,7 @@ def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
     is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
     if not pc.any(is_earlier).as_py():
         return rows, rows.slice(0, 0)
-    return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier)
+    return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier).drop_columns(NEEDED)
 
 
 def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:

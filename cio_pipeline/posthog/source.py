@@ -31,6 +31,10 @@ EVENT_SCHEMA = pa.schema(
 In the tables that the extraction writes, `person_properties` is null unless it is to be used instead of `$set` (R20).
 """
 
+NEEDED = "needed"
+"""A column that frames of events may have besides: whether the settings need the row (bool). One that they do not need still
+counts as a copy of its event: were it left out at once, an older copy that they do need would take its place."""
+
 HISTORY_EVENTS = ("$identify", "$set")
 """The events that identify people from before the first day (R18)."""
 
@@ -50,10 +54,10 @@ class NothingSoFar(NotExtracted):
 class EventStream:
     """The events of a time window.
 
-    expected: their approximate number, None if unknown; frames: pandas or Arrow tables of `EVENT_SCHEMA`, in any order, perhaps
-    with duplicates, whose iterator raises `NotExtracted` if it cannot give all events; stats: the requests and bytes that
-    reading took, by name, complete once the frames are exhausted; fingerprint: equal fingerprints mean equal events; None if
-    unknown.
+    expected: their approximate number, None if unknown; frames: pandas or Arrow tables of `EVENT_SCHEMA`, perhaps also with
+    `NEEDED`, in any order, perhaps with duplicates, whose iterator raises `NotExtracted` if it cannot give all events; stats:
+    the requests and bytes that reading took, by name, complete once the frames are exhausted; fingerprint: equal fingerprints
+    mean equal events; None if unknown.
     """
 
     expected: int | None

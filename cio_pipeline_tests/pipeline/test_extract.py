@@ -6,14 +6,18 @@ import json
 import random
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from cio_pipeline.pipeline.extract import SPILLED, extract_day, extract_history
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
+from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -199,6 +203,30 @@ def test_duplicates_go_and_are_counted_by_reason_and_the_last_ingested_counts(ta
         "duplicates: ingested again, the last one counts": 1,
     }
     assert kept(tables)["2"][0] == {"n": "last"}
+
+
+@pytest.mark.parametrize("several_files", [False, True])
+@pytest.mark.parametrize(("older", "newer", "left"), [("old", None, None), (None, "new", "new"), ("old", "new", "new")])
+def test_an_email_that_a_newer_copy_of_its_event_no_longer_has_does_not_count_even_if_the_event_is_not_on_the_allowlist(
+    tables: Tables, tmp_path: Path, older: str | None, newer: str | None, left: str | None, several_files: bool
+) -> None:
+    copies = [
+        event(1, "other", person=None, **({"set_": {"email": f"{email}@example.com"}} if email else {}))
+        for email in (older, newer)
+    ]
+    copies[1]["created_at"] += timedelta(seconds=1)
+    rows = pa.Table.from_pylist([*copies, event(2, "other", person=None), event(3, "listed", person=None)], EVENT_SCHEMA)
+    ends = [START + timedelta(hours=12), START + timedelta(days=1)] if several_files else [START + timedelta(days=1)]
+    for begin, end in pairwise([START, *ends]):
+        piece = rows.slice(1) if end is ends[0] and several_files else rows.slice(0, 1 if several_files else None)
+        pq.write_table(piece, tmp_path / f"{begin.isoformat()}-{end.isoformat()}.parquet")
+    source = BatchExportSource(str(tmp_path), 0, ("listed",), "auto")
+    counts = extract_day(tables, DAY, START, source.events(START, START + timedelta(days=1)), "auto", YOUNG)
+    emails = {number: properties["$set"]["email"] for number, (properties, _) in kept(tables).items() if properties}
+    assert emails == ({"1": f"{left}@example.com"} if left else {})
+    assert kept(tables).keys() == ({"1", "3"} if left else {"3"})
+    assert (counts.rows_read, counts.rows_written, counts.duplicates.total()) == (4, 2 if left else 1, 1)
+    assert counts.not_needed == (1 if left else 2)
 
 
 def test_which_of_two_rows_ingested_at_once_counts_does_not_hang_on_their_order(tables: Tables) -> None:

@@ -80,7 +80,7 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
 
 def _day_metadata(counts: ExtractionCounts, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:
     duplicates = [{"count": count, "why": why} for why, count in counts.duplicates.most_common()]
-    took = {**stats, "files written": counts.shards}
+    took = {**stats, "events that CIO_EVENT_ALLOWLIST leaves out": counts.not_needed, "files written": counts.shards}
     return {
         "dagster/partition_row_count": counts.rows_written,
         "duplicates": counts.duplicates.total(),

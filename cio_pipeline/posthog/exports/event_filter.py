@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.posthog.exports.columns import JSON_COLUMNS
-from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED
 from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails, reaches_back
 
 EMAIL = r'"email"|\\u00'
@@ -17,7 +17,7 @@ EMAIL = r'"email"|\\u00'
 
 
 class EventFilter(NamedTuple):
-    """Selects the events with `start` <= timestamp < `end` whose name is on the allowlist, or that R1 needs (R3).
+    """Selects the events with `start` <= timestamp < `end`, and says which are on the allowlist, or needed by R1 (R3).
 
     An empty allowlist allows every name. attributes_from: `person` requires the person properties; `auto` uses them if a file
     has them and `$set` may have been dropped (R20).
@@ -43,17 +43,20 @@ class EventFilter(NamedTuple):
         return self.requires_person_properties or may_be_used or bool(self.allowlist)
 
     def select(self, events: pa.Table) -> pa.Table:
-        """Returns the events that are on the allowlist or needed by R1; with `set`, without their person properties.
+        """Returns the events, with the column `source.NEEDED` if there is an allowlist: whether they are on it, or R1 needs
+        them. With `set`, they have no person properties.
 
         events: a table of `EVENT_SCHEMA`, with events of the time window only.
         """
-        if self.allowlist:
-            needed = pc.is_in(events["event"], pa.array([*self.allowlist, "$identify"]))
-            is_auto = self.attributes_from == "auto"
-            for name in JSON_COLUMNS if is_auto else columns_with_emails(self.attributes_from, self.start):
-                needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
-            events = events.filter(needed)
-        if self.attributes_from != "set":
-            return events
-        index = EVENT_SCHEMA.names.index("person_properties")
-        return events.set_column(index, EVENT_SCHEMA.field(index), pa.nulls(len(events), pa.string()))
+        selected = events
+        if self.attributes_from == "set":
+            index = EVENT_SCHEMA.names.index("person_properties")
+            selected = events.set_column(index, EVENT_SCHEMA.field(index), pa.nulls(len(events), pa.string()))
+        return selected.append_column(NEEDED, self._are_needed(events)) if self.allowlist else selected
+
+    def _are_needed(self, events: pa.Table) -> pa.ChunkedArray:
+        needed = pc.is_in(events["event"], pa.array([*self.allowlist, "$identify"]))
+        is_auto = self.attributes_from == "auto"
+        for name in JSON_COLUMNS if is_auto else columns_with_emails(self.attributes_from, self.start):
+            needed = pc.or_(needed, pc.match_substring_regex(events[name], EMAIL).fill_null(False))
+        return needed

@@ -19,7 +19,7 @@ from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.folder import list_folder
 from cio_pipeline.posthog.exports.parquet import matching_row_groups, read_parquet
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted, NothingSoFar, without_duplicates
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.rules import dropped_set
 from cio_pipeline.sandbox.posthog.exports import SCHEMA, export, pack
 from cio_pipeline_tests.bucket import CREDENTIALS
@@ -40,7 +40,10 @@ def source(folder: Path | str, late_days: int = 2, **options: Any) -> BatchExpor
 def read(found: BatchExportSource) -> pd.DataFrame:
     window = found.events(START, END)
     frames = [table.to_pandas() for table in window.frames]
-    return without_duplicates(pd.concat(frames)) if frames else pd.DataFrame(columns=EVENT_SCHEMA.names)
+    if not frames:
+        return pd.DataFrame(columns=EVENT_SCHEMA.names)
+    events = without_duplicates(pd.concat(frames))
+    return events[events.pop(NEEDED)] if NEEDED in events else events
 
 
 def numbers(events: pd.DataFrame) -> list[int]:

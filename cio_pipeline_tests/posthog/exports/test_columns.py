@@ -17,7 +17,7 @@ import pytest
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.parquet import read_parquet
-from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, NotExtracted
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline_tests.posthog.exports.stored import stored
 
@@ -51,7 +51,8 @@ def read(folder: Path, rows: pa.Table, **options: Any) -> pa.Table:
 
 def read_folder(folder: Path, attributes_from: Any = "set", allowlist: tuple[str, ...] = ()) -> pa.Table:
     window = BatchExportSource(str(folder), 2, allowlist, attributes_from).events(START, END)
-    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *window.frames])
+    tables = [table.filter(table[NEEDED]).drop_columns(NEEDED) if allowlist else table for table in window.frames]
+    return pa.concat_tables([EVENT_SCHEMA.empty_table(), *tables])
 
 
 UUID_COLUMNS = {

@@ -21,7 +21,7 @@ from cio_pipeline.http import retry as http
 from cio_pipeline.posthog.exports import downloads as downloads_module
 from cio_pipeline.posthog.exports import file_exports
 from cio_pipeline.posthog.exports.file_download import FileDownloadSource
-from cio_pipeline.posthog.source import NotExtracted, NothingSoFar, without_duplicates
+from cio_pipeline.posthog.source import NEEDED, NotExtracted, NothingSoFar, without_duplicates
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.answers import Answer, Refused
 from cio_pipeline.sandbox.posthog.file_downloads import FileDownloads
@@ -63,7 +63,10 @@ def source(server: posthog.PostHog, key: str = "phx_sandbox", project: str = "1"
 def read(found: FileDownloadSource) -> pd.DataFrame:
     window = found.events(START, END)
     frames = [table.to_pandas() for table in window.frames]
-    return without_duplicates(pd.concat(frames)) if frames else pd.DataFrame({"properties": []})
+    if not frames:
+        return pd.DataFrame({"properties": []})
+    events = without_duplicates(pd.concat(frames))
+    return events[events.pop(NEEDED)] if NEEDED in events else events
 
 
 def numbers(events: pd.DataFrame) -> list[int]:
