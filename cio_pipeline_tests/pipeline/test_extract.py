@@ -210,10 +210,8 @@ def test_duplicates_go_and_are_counted_by_reason_and_the_last_ingested_counts(ta
 def test_an_email_that_a_newer_copy_of_its_event_no_longer_has_does_not_count_even_if_the_event_is_not_on_the_allowlist(
     tables: Tables, tmp_path: Path, older: str | None, newer: str | None, left: str | None, several_files: bool
 ) -> None:
-    copies = [
-        event(1, "other", person=None, **({"set_": {"email": f"{email}@example.com"}} if email else {}))
-        for email in (older, newer)
-    ]
+    given: list[dict[str, Any]] = [{"set_": {"email": f"{email}@example.com"}} if email else {} for email in (older, newer)]
+    copies = [event(1, "other", person=None, **properties) for properties in given]
     copies[1]["created_at"] += timedelta(seconds=1)
     rows = pa.Table.from_pylist([*copies, event(2, "other", person=None), event(3, "listed", person=None)], EVENT_SCHEMA)
     ends = [START + timedelta(hours=12), START + timedelta(days=1)] if several_files else [START + timedelta(days=1)]
