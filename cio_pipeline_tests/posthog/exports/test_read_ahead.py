@@ -57,23 +57,18 @@ def test_tables_come_in_order_up_to_the_first_error(numbers: list[list[int]]) ->
     assert threading.get_ident() not in files.threads
 
 
-def settled(files: Files) -> list[int]:
-    """Returns what is read, once nothing more is."""
-    before: list[int] | None = None
-    while before != files.read:
-        before = list(files.read)
-        time.sleep(0.05)
-    return before
-
-
 def test_few_tables_are_read_ahead_and_none_once_it_is_closed() -> None:
     files = Files([[10 * file + table for table in range(9)] for file in range(5)])
     with closing(read_ahead(files.all())) as tables:
         assert number_in(next(tables)) == 0
-        ahead = settled(files)
-        assert len(ahead) == 1 + FILES_AT_ONCE * (TABLES_AHEAD + 1)  # one taken; and each file has one that nobody has room for
-        assert max(ahead) < 20
-    assert settled(files) == ahead
+        most = 1 + FILES_AT_ONCE * (TABLES_AHEAD + 1)  # one is taken; and each file has one that there is no room for
+        until = time.monotonic() + 10
+        while len(files.read) < most and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(0.1)
+        assert (len(files.read), max(files.read) < 20) == (most, True)
+    time.sleep(0.1)
+    assert len(files.read) == most
     assert not files.open
 
 
