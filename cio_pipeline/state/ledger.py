@@ -22,6 +22,7 @@ from cio_pipeline.packed_ids import ULID_BYTES
 from cio_pipeline.state import customer_states, refusals
 from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, execute_by_driver, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
+from cio_pipeline.state.group_commit import GroupCommit
 from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
@@ -83,6 +84,7 @@ class Ledger:
     def __init__(self, url: str, cut_off_seconds: int = CUT_OFF_SECONDS) -> None:
         self._engine = connect(url, metadata, VERSION, cut_off_seconds)
         self._lock: tuple[str, IsHeld] | None = None
+        self._answers = GroupCommit(self._commit)
 
     def close(self) -> None:
         """Closes this process's connections to the database. The next query opens a new one."""
@@ -221,29 +223,39 @@ class Ledger:
         return deleted
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
-        """Commits what one answer says. A refusal is closed when its item, or newer data instead, is accepted.
+        """Commits what one answer says, perhaps together with answers of other threads. A refusal is closed when its item, or
+        newer data instead, is accepted.
 
         Raises `delivery_lock.LockLost`, and commits nothing, if the delivery has lost its lock.
         """
-        customers = {customer_id(key): state for key, state in answer.customers.items()}
+        self._answers.add((day, answer))
+
+    def _commit(self, answers: list[tuple[str, Acknowledgement]]) -> None:
         for_share = " FOR SHARE" if self._engine.dialect.name == "postgresql" else ""
         with writing(self._engine) as transaction:
             holder, has_refusals = transaction.exec_driver_sql(HOLDER.format(for_share)).one()
             self._require_lock(holder, transaction)
-            states, new_customers = customer_states.merge_into(transaction, customers)
-            if answer.event_ids or new_customers:
-                row = (day, answer.event_ids, new_customers, answer.campaign_events)
-                execute_by_driver(transaction, INSERT_DELIVERY, row)
-            if has_refusals:
-                refusals.close(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
-                refusals.close_superseded(transaction, states)
-            refusals.keep(transaction, day, answer.refused)
+            for day, answer in answers:
+                _record(transaction, day, answer, has_refusals)
+                has_refusals = has_refusals or bool(answer.refused)
 
     def _require_lock(self, stored_holder: str | None, transaction: sa.Connection) -> None:
         """Raises `LockLost` if another delivery has taken the lock. None can take it until the transaction ends."""
         if self._lock is not None:
             holder, is_held = self._lock
             _require_held(stored_holder == holder and is_held(transaction))
+
+
+def _record(transaction: sa.Connection, day: str, answer: Acknowledgement, has_refusals: bool) -> None:
+    """Records an answer. has_refusals: whether there is any refusal that may have to be closed."""
+    customers = {customer_id(key): state for key, state in answer.customers.items()}
+    states, new_customers = customer_states.merge_into(transaction, customers)
+    if answer.event_ids or new_customers:
+        execute_by_driver(transaction, INSERT_DELIVERY, (day, answer.event_ids, new_customers, answer.campaign_events))
+    if has_refusals:
+        refusals.close(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
+        refusals.close_superseded(transaction, states)
+    refusals.keep(transaction, day, answer.refused)
 
 
 def _require_held(is_held: bool) -> None:

@@ -176,6 +176,23 @@ def test_refusals_are_found_by_day_and_by_reason(ledger: Ledger) -> None:
     assert ledger.open_refusals(DAY, "too large") == [("too large", 1, DAY, DAY)]
 
 
+def test_answers_that_are_recorded_together_are_recorded_as_if_one_after_another(ledger: Ledger) -> None:
+    event, item = new_id(), upsert_id("id:u1", 0)
+    ledger._commit(
+        [
+            (
+                DAY,
+                Acknowledgement(event_ids=pack_ids([event]).tobytes(), refused=[refusal(item, "customer", plan=("pro", 10))]),
+            ),
+            (NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))})),
+            (NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20), city=("Bonn", 20)))})),
+        ]
+    )
+    assert (ledger.totals(DAY).events, ledger.totals(NEXT_DAY).new_customers) == (1, 1)
+    assert ledger.open_refusals() == []  # the second answer is newer than what the first refuses
+    assert ledger.states(["id:u1"]) == {"id:u1": state(plan=("free", 30), city=("Bonn", 20))}
+
+
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20)))}))
     assert ledger.unknown(["id:u1", "id:u2", "email:u1"]) == ["id:u2", "email:u1"]
