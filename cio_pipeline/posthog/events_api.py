@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from cio_pipeline.posthog.client import Api, error_for
 from cio_pipeline.posthog.rows import NO_TIME, event_frame
-from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, EventStream, NotExtracted
+from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NEEDED, EventStream, NotExtracted
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.facts import ORDER
@@ -33,6 +33,7 @@ PAGE_SIZES = frozenset({100, 1000, 10_000, 50_000, MAX_PAGE_ROWS})
 TICK = timedelta(microseconds=1)
 DAY = timedelta(days=1)
 FRAME_ROWS = 50_000
+LISTED = pa.schema([*EVENT_SCHEMA, (NEEDED, pa.bool_())])
 
 EventKey = tuple[Any, ...]
 """The values that identify an event, since clients may give several of them the same uuid, or none."""
@@ -55,7 +56,7 @@ class EventsApiSource:
         self, url: str, project_id: str, api_key: str, allowlist: tuple[str, ...], attributes_from: AttributesFrom
     ) -> None:
         self._api = Api(url, project_id, api_key)
-        self._needed = {*allowlist, "$identify"} if allowlist else None
+        self._names = {*allowlist, "$identify"} if allowlist else None
         self._attributes_from = attributes_from
 
     def check(self) -> None:
@@ -69,7 +70,7 @@ class EventsApiSource:
         """Returns the events of a time window, listed day by day, as lists of several days were seen to be incomplete."""
         days = [start + number * DAY for number in range(-(-(end - start) // DAY))]
         pages = (page for day in days for page in self._pages(day, min(day + DAY, end)))
-        return _spooled(f"{start:%Y-%m-%d}", map(self._only_needed, pages))
+        return _spooled(f"{start:%Y-%m-%d}", map(self._marked, pages))
 
     def readable_until(self, start: datetime, moment: datetime) -> datetime:  # noqa: ARG002
         """Returns `moment`: PostHog lists all events that it has."""
@@ -112,27 +113,30 @@ class EventsApiSource:
             raise NotExtracted("PostHog lists an event whose time cannot be read, so others might be missed.")
         return Page(frame, next_url is not None)
 
-    def _only_needed(self, events: pd.DataFrame) -> pd.DataFrame:
-        """The events that the settings need (R1: identities, R3: the allowlist), as in the query source."""
-        if self._needed is None:
+    def _marked(self, events: pd.DataFrame) -> pd.DataFrame:
+        """The events, and which of them the settings need (R1: identities, R3: the allowlist), as in the query source."""
+        if self._names is None:
             return events
-        return events[events["event"].isin(self._needed) | events["properties"].str.contains('"email"', regex=False, na=False)]
+        with_email = events["properties"].str.contains('"email"', regex=False, na=False)
+        return events.assign(**{NEEDED: events["event"].isin(self._names) | with_email})
 
 
 def _spooled(subject: str, pages: Iterator[pd.DataFrame]) -> EventStream:
-    """Writes the pages to a temporary file first, to count their rows, since PostHog cannot. subject: of the progress lines."""
+    """Writes the pages to a temporary file first, to count their rows, since PostHog cannot. Without `NEEDED`, all are needed.
+    subject: of the progress lines."""
     stats = {"pages": 0}
     file = tempfile.TemporaryFile(prefix="cio_pipeline_")  # noqa: SIM115 - deleted with the last frame
     with (
         Progress(subject, "events listed", None) as progress,
-        pq.ParquetWriter(file, EVENT_SCHEMA, compression="lz4") as writer,
+        pq.ParquetWriter(file, LISTED, compression="lz4") as writer,
     ):
         for page in pages:
             stats["pages"] += 1
             progress.add(len(page))
-            writer.write_table(pa.Table.from_pandas(page, EVENT_SCHEMA, preserve_index=False))
+            marked = page if NEEDED in page else page.assign(**{NEEDED: True})
+            writer.write_table(pa.Table.from_pandas(marked, LISTED, preserve_index=False))
     spooled = pq.ParquetFile(file)
-    frames = (batch.to_pandas() for batch in spooled.iter_batches(FRAME_ROWS))
+    frames = (pa.Table.from_batches([batch]) for batch in spooled.iter_batches(FRAME_ROWS))
     return EventStream(spooled.metadata.num_rows, frames, stats)
 
 

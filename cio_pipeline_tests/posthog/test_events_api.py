@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from cio_pipeline.defs.services import new_event_source
@@ -20,7 +21,7 @@ from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_d
 from cio_pipeline.posthog import events_api
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, EventSource, EventStream, NotExtracted, without_duplicates
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventSource, EventStream, NotExtracted, without_duplicates
 from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog
@@ -70,10 +71,9 @@ def source(
 
 
 def read(found: EventStream) -> pd.DataFrame:
-    frames = list(found.frames)
-    rows = pd.concat(frames) if frames else EVENT_SCHEMA.empty_table().to_pandas()
+    rows = pa.concat_tables([EVENT_SCHEMA.empty_table().append_column(NEEDED, pa.array([], pa.bool_())), *found.frames])
     assert len(rows) == found.expected
-    return without_duplicates(rows)
+    return without_duplicates(rows.to_pandas())
 
 
 def test_listed_events_are_first_written_to_the_temporary_folder(
@@ -309,17 +309,22 @@ def test_one_event_that_cannot_be_read_does_not_stop_the_day(
     assert [json.loads(text) for text in good] == [{"text": "[" * 300 + "9" * 5000, "n": 1}] * 2
 
 
-def test_only_events_that_the_settings_need_are_kept(server: posthog.PostHog) -> None:
+def test_events_that_the_settings_need_are_marked(server: posthog.PostHog) -> None:
     server.add(
         [
             stored(1, START, "order"),
             stored(2, START, "$identify"),
             stored(3, START, "visit", **{"$set": {"email": "a@example.com"}}),
-            stored(4, START, "visit"),
+            stored(4, START, "signup"),
         ]
     )
     events = read(source(server, allowlist=("order",)).events(START, END))
-    assert sorted(events["event"]) == ["$identify", "order", "visit"]
+    assert dict(zip(events["event"], events[NEEDED], strict=True)) == {
+        "order": True,
+        "$identify": True,
+        "visit": True,
+        "signup": False,
+    }
 
 
 def test_person_properties_are_not_available(server: posthog.PostHog) -> None:
