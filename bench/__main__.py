@@ -1,7 +1,7 @@
 """`make bench`: how long a day takes from a batch export's files to Customer.io's last acknowledgement, run as by `make run`.
 
 The pipeline runs in a process of its own, with a clean environment and its data in a temporary folder. It is compared with a
-plain sender (`bench/plain_sender.py`) and with the least that any pipeline does (`bench/floor.py`).
+two plain senders (`bench/plain_sender.py`), and with the least that any pipeline does (`bench/floor.py`).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from time import sleep
 from bench.events import write_day
 from bench.measure import MeasuredProcess, Usage, run_measured
 from bench.pipeline import run_days, usage_by_stage
+from bench.plain_sender import CLIENTS
 from cio_pipeline.sandbox.processes import bare_environment, local, process
 
 MEBIBYTE = 1 << 20
@@ -28,7 +29,7 @@ SETTLE_SECONDS = 4
 """How old the files must be so that the second run knows that they have not changed, and does not read them again."""
 
 SAMPLE_SECONDS = 4
-"""How long the plain sender sends, about: it gets as many events as it needs for that, at 8,000 a second or its latency."""
+"""How long a plain sender sends, about: it gets as many events as it needs for that, at 5,000 a second or its latency."""
 
 
 def main() -> int:
@@ -66,22 +67,29 @@ def _compare(folder: Path, day: date, events: int, size: int, latency: int) -> s
         second = run_days(day, day, export, data, url)
         received_again = _received(url)
         _print_run("second run", second, data, events, received_again)
-        sample = min(events, int(SAMPLE_SECONDS * (min(8_000, 5_000 / latency) if latency else 8_000)))
-        plain = _run_baseline("bench.plain_sender", url, str(export), str(sample))
-        _print_row(f"plain sender, {sample:,}", plain, sample, _received(url)["requests"])
+        sample = min(events, int(SAMPLE_SECONDS * (min(5_000, 5_000 / latency) if latency else 5_000)))
+        plain = {}
+        for client in CLIENTS:
+            plain[client] = _run_baseline("bench.plain_sender", url, str(export), str(sample), client)
+            _print_row(f"{client}, {sample:,}", plain[client], sample, _received(url)["requests"])
         floor = _run_baseline("bench.floor", url, str(export))
         _print_row("floor", floor, events, _received(url)["requests"])
-    speed, plain_speed = events / first.usage().seconds, sample / plain.seconds
+    speed = events / first.usage().seconds
+    plain_speeds = {client: sample / usage.seconds for client, usage in plain.items()}
     cpu = stages["derive"].cpu + stages["deliver"].cpu
     requests = received["requests"]
     return "\n".join(
         [
             f"{title}:",
-            f"  {speed:,.0f} events a second: {speed / plain_speed:.1f} times the plain sender's {plain_speed:,.0f}",
+            f"  {speed:,.0f} events a second",
+            *(
+                f"  {speed / plain:.1f} times a plain sender with {client}: {plain:,.0f}"
+                for client, plain in plain_speeds.items()
+            ),
             f"  derive and deliver: {cpu / floor.cpu:.2f} times the floor's CPU",
             f"  second run: {second.usage().seconds / first.usage().seconds:.2f} times the first run's time,"
             f" {received_again.get('requests', 0)} requests",
-            f"  {requests:,} requests of {received['bytes'] / max(1, requests):,.0f} bytes: the plain sender needs"
+            f"  {requests:,} requests of {received['bytes'] / max(1, requests):,.0f} bytes: a plain sender needs"
             f" {2 * events / requests:,.0f} times as many",
         ]
     )

@@ -1,14 +1,17 @@
-"""The plain sender that the pipeline is compared with: two calls of the v1 API per event, over ten connections.
+"""The plain senders that the pipeline is compared with: two calls of the v1 API per event, over ten keep-alive connections.
 
-It keeps no ledger and no order. To be fast, it writes its HTTP requests itself, and as short as possible.
-`python -m bench.plain_sender URL FOLDER EVENTS` prints the seconds and CPU seconds that it took.
+They keep no ledger and no order. One uses Python's `http.client`, as a plain connector would. The other writes its requests to
+sockets itself, as short as possible, which is the fastest that such a sender can be in Python.
+`python -m bench.plain_sender URL FOLDER EVENTS CLIENT` prints the seconds and CPU seconds that it took.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from http.client import HTTPConnection
 from pathlib import Path
 from socket import create_connection, socket
 from typing import Any
@@ -21,29 +24,56 @@ from bench.clock import Clock
 
 CONNECTIONS = 10
 COLUMNS = ["uuid", "event", "distinct_id", "timestamp", "properties"]
-HEADERS = "HTTP/1.1\r\nHost: track\r\nAuthorization: Basic c2l0ZTprZXk=\r\nContent-Type: application/json\r\nContent-Length:"
+HEADERS = {"Authorization": "Basic c2l0ZTprZXk=", "Content-Type": "application/json"}
+WRITTEN_HEADERS = "Host: track\r\n" + "".join(f"{name}: {value}\r\n" for name, value in HEADERS.items())
 
 Row = dict[str, Any]
+Call = Callable[[str, str, bytes], None]
+"""Sends a request with this method, path and body, and reads its answer."""
 
 
-def send(url: str, rows: list[Row]) -> None:
-    """Sends the customer (`identify`) and then the event (`event`) of each row, over one connection."""
-    address = urlsplit(url)
-    with create_connection((address.hostname or "", address.port or 80)) as connection:
-        for row in rows:
-            properties = orjson.loads(row["properties"])
-            customer, timestamp = quote(row["distinct_id"], safe=""), int(row["timestamp"].timestamp())
-            attributes = properties.get("$set", {}) | {"_timestamp": timestamp}
-            event = {"name": row["event"], "id": row["uuid"], "timestamp": timestamp, "data": properties}
-            _call(connection, f"PUT /api/v1/customers/{customer}", orjson.dumps(attributes))
-            _call(connection, f"POST /api/v1/customers/{customer}/events", orjson.dumps(event))
+def with_http_client(address: str, rows: list[Row]) -> None:
+    """Sends the rows over one connection of `http.client`."""
+    with closing(HTTPConnection(address)) as connection:
+
+        def call(method: str, path: str, body: bytes) -> None:
+            connection.request(method, path, body, HEADERS)
+            answer = connection.getresponse()
+            _check(answer.status == 200 and answer.read() == b"{}")
+
+        _send(rows, call)
 
 
-def _call(connection: socket, line: str, body: bytes) -> None:
-    connection.sendall(f"{line} {HEADERS} {len(body)}\r\n\r\n".encode() + body)
+def with_socket(address: str, rows: list[Row]) -> None:
+    """Sends the rows over one socket."""
+    host, _, port = address.partition(":")
+    with create_connection((host, int(port))) as connection:
+        _send(rows, lambda *request: _write(connection, *request))
+
+
+CLIENTS = {"http.client": with_http_client, "sockets": with_socket}
+
+
+def _send(rows: list[Row], call: Call) -> None:
+    """Sends the customer (`identify`) and then the event (`event`) of each row."""
+    for row in rows:
+        properties = orjson.loads(row["properties"])
+        path, timestamp = f"/api/v1/customers/{quote(row['distinct_id'], safe='')}", int(row["timestamp"].timestamp())
+        attributes = properties.get("$set", {}) | {"_timestamp": timestamp}
+        event = {"name": row["event"], "id": row["uuid"], "timestamp": timestamp, "data": properties}
+        call("PUT", path, orjson.dumps(attributes))
+        call("POST", f"{path}/events", orjson.dumps(event))
+
+
+def _write(connection: socket, method: str, path: str, body: bytes) -> None:
+    connection.sendall(f"{method} {path} HTTP/1.1\r\n{WRITTEN_HEADERS}Content-Length: {len(body)}\r\n\r\n".encode() + body)
     answer = connection.recv(65_536)
-    if not (answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"{}")):
-        raise RuntimeError(f"Customer.io's stand-in answered {answer[:100]!r}.")
+    _check(answer.startswith(b"HTTP/1.1 200") and answer.endswith(b"{}"))
+
+
+def _check(is_accepted: bool) -> None:
+    if not is_accepted:
+        raise RuntimeError("Customer.io's stand-in did not accept a request.")
 
 
 def _read(folder: Path, events: int) -> Iterator[Row]:
@@ -57,8 +87,10 @@ def _read(folder: Path, events: int) -> Iterator[Row]:
 
 
 if __name__ == "__main__":
+    url, folder, events, client = sys.argv[1:]
     clock = Clock()
-    sample = list(_read(Path(sys.argv[2]), int(sys.argv[3])))
+    sample = list(_read(Path(folder), int(events)))
     with ThreadPoolExecutor(CONNECTIONS) as threads:
-        list(threads.map(lambda start: send(sys.argv[1], sample[start::CONNECTIONS]), range(CONNECTIONS)))
+        parts = [sample[start::CONNECTIONS] for start in range(CONNECTIONS)]
+        list(threads.map(lambda rows: CLIENTS[client](urlsplit(url).netloc, rows), parts))
     clock.report()
