@@ -52,7 +52,9 @@ class Identities:
         """Returns the counts that `replace` returned for the same day, setting and fingerprint, or None if it was not called
         with them, or the day has been learned differently since."""
         query = sa.select(learned_days.c.counts).where(
-            learned_days.c.day == day, learned_days.c.setting == setting, learned_days.c.made_of == source_fingerprint
+            learned_days.c.day == day,
+            learned_days.c.setting == setting,
+            learned_days.c.source_fingerprint == source_fingerprint,
         )
         with reading(self._engine) as connection:
             counts = connection.execute(query).scalar()
@@ -88,7 +90,7 @@ class Identities:
                 for table, file in files.items():
                     for batch in file.read():
                         self._insert(transaction, table, batch, day)
-                hashes = {"content": f"{content_hash % 2**128:032x}", "made_of": source_fingerprint}
+                hashes = {"content_hash": f"{content_hash % 2**128:032x}", "source_fingerprint": source_fingerprint}
                 row = {"day": day, "setting": setting, "events": events, "counts": json.dumps(counts), **hashes}
                 transaction.execute(sa.insert(learned_days), row)
         return counts
@@ -174,7 +176,7 @@ class Identities:
         """Records the `inputs_fingerprint` that the day was derived with."""
         with self._writing() as transaction:
             transaction.execute(sa.delete(derived_days).where(derived_days.c.day == day))
-            transaction.execute(sa.insert(derived_days), {"day": day, "known": inputs_fingerprint})
+            transaction.execute(sa.insert(derived_days), {"day": day, "inputs_fingerprint": inputs_fingerprint})
 
     def out_of_date(self, stitched_days: int) -> list[str]:
         """Returns the days that were derived before an earlier day was learned, or learned again with another result."""
@@ -211,7 +213,7 @@ class Identities:
 
     def _learned_days(self) -> pd.DataFrame:
         """Returns the learned days, in order: day, events, and content_hash, which covers the day and all days before it."""
-        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content).order_by(learned_days.c.day)
+        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content_hash).order_by(learned_days.c.day)
         with reading(self._engine) as connection:
             learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])
         content_hash = blake2b(digest_size=16)

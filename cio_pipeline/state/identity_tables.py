@@ -9,7 +9,7 @@ import sqlalchemy as sa
 
 from cio_pipeline.state.database import SchemaVersion, Text
 
-VERSION = SchemaVersion("identities", 4)
+VERSION = SchemaVersion("identities", 5)
 """To be increased when these tables, or what they mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -25,8 +25,8 @@ learned_days = sa.Table(
     _day(primary_key=True),
     sa.Column("setting", sa.String),
     sa.Column("events", sa.Integer),
-    sa.Column("content", sa.String(32)),  # the content hash: of the day's rows in the tables of LOOKED_UP
-    sa.Column("made_of", sa.String),  # the source fingerprint: of the events and the code that the day was learned from
+    sa.Column("content_hash", sa.String(32)),  # of the day's rows in the tables of LOOKED_UP
+    sa.Column("source_fingerprint", sa.String),  # of the events and the code that the day was learned from
     sa.Column("counts", sa.String),  # JSON: the number of people, identified people, emails and anonymous ids named
 )
 
@@ -34,7 +34,7 @@ derived_days = sa.Table(
     "derived_days",
     metadata,
     _day(primary_key=True),
-    sa.Column("known", sa.String),  # `Identities.inputs_fingerprint` when the day was derived
+    sa.Column("inputs_fingerprint", sa.String),  # `Identities.inputs_fingerprint` when the day was derived
 )
 identified = sa.Table(
     "identified",
@@ -65,7 +65,7 @@ merges = sa.Table(
 """The uuid is in no index: two events may have the same one, and one that R14 refuses may be of any length."""
 
 links = sa.Table(
-    "ties",  # the name in databases that exist
+    "links",
     metadata,
     sa.Column("name", Text, primary_key=True),
     sa.Column("distinct_id", Text, primary_key=True, index=True),

@@ -26,7 +26,7 @@ from cio_pipeline.state.group_commit import GroupCommit
 from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
-INSERT_DELIVERY = "INSERT INTO deliveries (day, event_uuids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
+INSERT_DELIVERY = "INSERT INTO deliveries (day, event_ids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
 """The delivery that took the lock last, and whether there is any refusal."""
 
@@ -57,7 +57,7 @@ class Acknowledgement:
     """The refused items."""
 
 
-OF_EVENTS = sa.func.length(deliveries.c.event_uuids) > 0
+OF_EVENTS = sa.func.length(deliveries.c.event_ids) > 0
 NEWEST = sa.select(deliveries.c.id).where(OF_EVENTS).order_by(deliveries.c.id.desc()).limit(1).scalar_subquery()
 """The last acknowledgement of events. Others only have new customers."""
 
@@ -121,7 +121,7 @@ class Ledger:
     def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
         """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""
         with reading(self._engine) as connection:
-            packed = connection.execute(sa.select(deliveries.c.event_uuids).where(deliveries.c.day == day)).scalars()
+            packed = connection.execute(sa.select(deliveries.c.event_ids).where(deliveries.c.day == day)).scalars()
             ids = np.sort(np.frombuffer(b"".join(packed), dtype="S16"))
         return ids[np.append(np.ones(min(1, len(ids)), bool), ids[1:] != ids[:-1])]
 
@@ -134,7 +134,7 @@ class Ledger:
         return self._entry(entry.number) == entry
 
     def _entry(self, number: int | sa.ScalarSelect[int]) -> LedgerEntry | None:
-        columns = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_uuids, 1, 16))
+        columns = (deliveries.c.id, deliveries.c.day, sa.func.substr(deliveries.c.event_ids, 1, 16))
         with reading(self._engine) as connection:
             row = connection.execute(sa.select(*columns).where(deliveries.c.id == number)).first()
         return None if row is None else LedgerEntry(row[0], row[1], bytes(row[2] or b"").hex())
@@ -150,7 +150,7 @@ class Ledger:
 
     def events_delivered(self, days: list[str]) -> dict[str, int]:
         """Returns the number of delivered events by day, without reading their ids: one that was sent twice counts twice."""
-        size = sa.func.sum(sa.func.length(deliveries.c.event_uuids))
+        size = sa.func.sum(sa.func.length(deliveries.c.event_ids))
         sizes = sa.select(deliveries.c.day, size).where(deliveries.c.day.in_(days)).group_by(deliveries.c.day)
         with reading(self._engine) as connection:
             return {row[0]: int(row[1]) // ULID_BYTES for row in connection.execute(sizes)}

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
-VERSION = SchemaVersion("ledger", 4)
+VERSION = SchemaVersion("ledger", 5)
 """To be increased when these tables, or what their bytes mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -28,11 +28,11 @@ deliveries = sa.Table(
     metadata,
     sa.Column("id", sa.Integer, primary_key=True),
     sa.Column("day", sa.String(10), nullable=False, index=True),
-    sa.Column("event_uuids", Bytes, nullable=False),
+    sa.Column("event_ids", Bytes, nullable=False),
     sa.Column("new_customers", sa.Integer, nullable=False),
     sa.Column("campaign_events", sa.Integer, nullable=False),
 )
-"""One row per request: the ids of its accepted events (not PostHog's uuids), packed; the number of customers that it created;
+"""One row per request: the ids of its accepted events in Customer.io, packed; the number of customers that it created;
 and the number of its events that were young enough to start campaigns."""
 
 customer_states = sa.Table(

@@ -231,7 +231,7 @@ def size(url: str) -> int:
 @pytest.mark.parametrize(
     "query",
     [
-        "SELECT event_uuids FROM deliveries WHERE day = '2026-03-02'",
+        "SELECT event_ids FROM deliveries WHERE day = '2026-03-02'",
         "SELECT * FROM refusals WHERE day = '2026-03-02'",
         "SELECT * FROM refusals WHERE item IN ('a', 'b') AND (day = '2026-03-02' OR kind = 'event')",
         "SELECT * FROM refusals WHERE customer = '1' AND kind = 'customer'",
