@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import smtplib
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from email.message import EmailMessage
 from email.utils import formatdate, make_msgid
 from typing import Any
@@ -20,6 +21,8 @@ from cio_pipeline.http.retry import RetryPolicy, Unavailable, send
 from cio_pipeline.http.session import new_session
 from cio_pipeline.settings.addresses import is_private
 from cio_pipeline.settings.settings import AlertSettings
+
+logger = logging.getLogger(__name__)
 
 SECONDS = 10
 """How long one alert may take: a Dagster sensor has 60 seconds in all, and the next tick tries again."""
@@ -98,7 +101,10 @@ def _request(method: str, url: str, setting: str, **request: Any) -> None:
 
 
 def _mail(url: str, message: EmailMessage) -> None:
-    """Sends an email; without TLS, only within a private network. Raises `NotSent`."""
+    """Sends an email; without TLS, only within a private network. Raises `NotSent`.
+
+    If the server refuses some of the addresses, the others have got it. So it counts as sent, and a warning is logged.
+    """
     parts, context = urlsplit(url), ssl.create_default_context()
     host, is_tls = parts.hostname or "", parts.scheme == "smtps"
     where = f"CIO_SMTP_URL ({host})"
@@ -116,11 +122,24 @@ def _mail(url: str, message: EmailMessage) -> None:
                 raise NotSent(f"{where} offers no TLS: the email was not sent.")
             if parts.username:
                 server.login(unquote(parts.username), unquote(parts.password or ""))
-            server.send_message(message)
+            refused_addresses = server.send_message(message)
     except smtplib.SMTPResponseException as refused:
         raise NotSent(f"{where} did not accept an email: it answered {refused.smtp_code}.") from None
     except smtplib.SMTPRecipientsRefused as refused:
-        codes = ", ".join(sorted({str(code) for code, _ in refused.recipients.values()}))
-        raise NotSent(f"{where} did not accept an email: it refused CIO_ALERT_EMAIL ({codes}).") from None
+        raise NotSent(f"{where} did not accept an email: it refused CIO_ALERT_EMAIL ({_codes(refused.recipients)}).") from None
     except (smtplib.SMTPException, OSError) as error:
         raise NotSent(f"{where} did not accept an email: {type(error).__name__}.") from None
+    if refused_addresses:
+        logger.warning(
+            "%s accepted an alert, but not for %s of the %s addresses in CIO_ALERT_EMAIL (%s). It is not sent to these again:"
+            " correct them.",
+            where,
+            len(refused_addresses),
+            len(message["To"].addresses),
+            _codes(refused_addresses),
+        )
+
+
+def _codes(refused: Mapping[str, tuple[int, bytes]]) -> str:
+    """Returns the codes of the server's answers, whose words may quote the addresses."""
+    return ", ".join(sorted({str(code) for code, _ in refused.values()}))

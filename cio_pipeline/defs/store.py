@@ -16,6 +16,7 @@ from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.overlay import OverlayIdentities
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.overlay import OverlayTables
+from cio_pipeline.tables.pinned import PinnedTables
 from cio_pipeline.tables.tables import Tables
 
 
@@ -55,11 +56,16 @@ class Store:
         """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given."""
         return derive_day(day, self.tables, self.identities, options or self.options, until, into, self.settings.workers)
 
+    def pinned(self) -> "Store":
+        """Returns a copy of this store for a run that sends what it has checked: whatever other runs write, each partition of
+        the tables stays as it is when it is first read."""
+        return replace(self, tables=PinnedTables(self.tables))
+
     @contextmanager
     def overlay(self, first: str) -> Iterator["Store"]:
         """A copy of this store for the block. Its days from `first` on are written to temporary files, so that this store does
         not change. It has the same ledger."""
         with temporary_folder() as folder:
-            tables = OverlayTables(str(folder), self.tables)
+            tables = OverlayTables(str(folder), PinnedTables(self.tables))
             with closing(OverlayIdentities(f"sqlite:///{folder / 'identities.db'}", self.identities, first)) as identities:
                 yield replace(self, tables=tables, identities=identities)

@@ -22,7 +22,10 @@ from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 
 ANY_CASE = re.compile("email", re.IGNORECASE)
 MAX_ATTRIBUTES_BYTES = MAX_ITEM_BYTES - 500
-"""What the rest of an upsert leaves for its attributes."""
+"""The most bytes that an upsert's attributes may have, if the rest of it needs no more than 500."""
+
+SHORT_KEY = 60
+"""A key of so many characters leaves room for them: in JSON, each has at most six bytes."""
 
 CUSTOMERS = pa.schema(
     [
@@ -85,7 +88,7 @@ def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customer
         attributes, left_out = limit_attributes(customer.values)
         if left_out:
             beyond[key] = left_out
-        for part, members in enumerate(_parts(attributes, name_of)):
+        for part, members in enumerate(_parts(attributes, name_of, _attributes_bytes(key, customer))):
             rows.append(_row(key, part, members, customer))
             in_another_case += sum(name.is_email_in_another_case for _, name, _ in members)
     columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
@@ -156,15 +159,23 @@ def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tu
     return (key, part, len(members), newest, operation, pack_records(records), identifier, email, consent)
 
 
-def _parts(attributes: dict[str, Any], name_of: Callable[[str], _Name]) -> list[list[Member]]:
-    """Returns the attributes in one part, or in as many as it takes for each upsert to stay within 32,000 bytes."""
+def _attributes_bytes(key: str, customer: Attributes) -> int:
+    """Returns how many bytes the attributes of each of a customer's upserts may have, with a comma after each."""
+    if len(key) <= SHORT_KEY:
+        return MAX_ATTRIBUTES_BYTES
+    rest = upsert(key, customer.times["identifier"] // MICROSECONDS_PER_SECOND, [])  # no attribute is newer
+    return min(MAX_ATTRIBUTES_BYTES, MAX_ITEM_BYTES - len(rest) + 1)  # the last attribute has no comma
+
+
+def _parts(attributes: dict[str, Any], name_of: Callable[[str], _Name], most_bytes: int) -> list[list[Member]]:
+    """Returns the attributes in one part, or in as many as it takes for each to have no more than `most_bytes`."""
     parts: list[list[Member]] = [[]]
     size = 0
     for text, value in attributes.items():
         name, json = name_of(text), write(value)
         member_size = len(name.json) + len(json) + 1
         size += member_size
-        if size > MAX_ATTRIBUTES_BYTES and parts[-1]:
+        if size > most_bytes and parts[-1]:
             parts.append([])
             size = member_size
         parts[-1].append((text, name, json))

@@ -33,6 +33,7 @@ def load_settings() -> Settings:
     settings = _read(Settings)
     _refuse_alerts(settings)
     _refuse_plain_http(settings)
+    _refuse_short_ledger(settings)
     _refuse_places(settings)
     return settings
 
@@ -89,6 +90,15 @@ def _refuse_plain_http(settings: Settings) -> None:
     }
     if not settings.allow_plain_http and (plain := [name for name, place in places.items() if addresses.is_plain(place)]):
         raise SettingsError(f"{plain[0]} is wrong: {HTTPS}.")
+
+
+def _refuse_short_ledger(settings: Settings) -> None:
+    """Refuses a ledger that does not remember the first day of each nightly run: CIO_LATE_DAYS days before yesterday."""
+    if settings.ledger_days is not None and settings.ledger_days <= settings.late_days:
+        raise SettingsError(
+            f"CIO_LEDGER_DAYS is wrong: must be more than CIO_LATE_DAYS ({settings.late_days}), or no nightly run could send"
+            " anything."
+        )
 
 
 def _refuse_places(settings: Settings) -> None:

@@ -156,7 +156,7 @@ class Tables:
     def _opened(self, table: str, partition: str, version: Version, shard: int) -> Iterator[pq.ParquetFile]:
         """The file of a shard. Raises `StorageError` if it cannot be read, also within the block, or does not have the rows
         that were written."""
-        again, what = f": {self._remedy(table, partition)}", f"Shard {shard} of {table} of {partition}"
+        what = f"Shard {shard} of {table} of {partition}"
         path = self._read_from(table, partition) / version.name / file_name(table, shard)
         try:
             with path.open("rb") as opened, pq.ParquetFile(opened) as file:
@@ -165,5 +165,6 @@ class Tables:
                     yield file
                     return
         except errors_of(path) as error:
-            raise unreadable(what, error, "", again) from None
-        raise StorageError(f"{what} has {rows:,} rows, not the {version.shard_rows[shard]:,} that were written{again}")
+            raise unreadable(what, error, "", f": {self._remedy(table, partition)}") from None
+        written, remedy = version.shard_rows[shard], self._remedy(table, partition)
+        raise StorageError(f"{what} has {rows:,} rows, not the {written:,} that were written: {remedy}")

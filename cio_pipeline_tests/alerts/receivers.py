@@ -94,7 +94,7 @@ class MailHandler(socketserver.StreamRequestHandler):
             if in_data:
                 continue
             command = line.split(" ")[0].upper()
-            answer = self.server.answers.get(command, "250 yes")
+            answer = self.server.answers.get(line.lower(), self.server.answers.get(command, "250 yes"))
             if is_plain:
                 answer = {"EHLO": "250-here\r\n250 STARTTLS", "STARTTLS": "220 go on"}.get(command, "530 TLS first")
             self.wfile.write(f"{answer}\r\n".encode())
@@ -112,7 +112,8 @@ class MailHandler(socketserver.StreamRequestHandler):
 def mail_server(
     answers: dict[str, str] | None = None, tls: ssl.SSLContext | None = None, *, starttls: bool = False
 ) -> Iterator[tuple[str, list[str]]]:
-    """Runs a mail server on loopback. Yields its `host:port`, and the lines it receives. answers: by command, if not a yes."""
+    """Runs a mail server on loopback. Yields its `host:port`, and the lines it receives. answers: by command, or by line in
+    lower case, if not a yes."""
     server = MailServer(answers or {}, tls, starttls=starttls)
     threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
     try:

@@ -117,6 +117,21 @@ def test_a_mail_servers_refusal_is_reported_without_the_login(
     assert str(failed.value) == f"CIO_SMTP_URL (127.0.0.1) did not accept an email: {sentence}"
 
 
+def test_an_email_that_is_refused_for_some_addresses_is_sent_to_the_others_and_a_warning_says_so(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    refused = {"rcpt to:<b@example.com>": "550 no b@example.com", "rcpt to:<c@example.com>": "450 not now"}
+    with mail_server(refused) as (host, lines):
+        monkeypatch.setenv("CIO_SMTP_URL", f"smtp://{host}")
+        monkeypatch.setenv("CIO_ALERT_EMAIL", "a@example.com,b@example.com,c@example.com")
+        send()
+    assert ALERT.text in lines
+    assert caplog.messages == [
+        "CIO_SMTP_URL (127.0.0.1) accepted an alert, but not for 2 of the 3 addresses in CIO_ALERT_EMAIL (450, 550). It is not"
+        " sent to these again: correct them."
+    ]
+
+
 def test_nothing_is_sent_to_a_public_mail_server_without_tls(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cio_pipeline.alerts.send.is_private", lambda host: False)
     with mail_server() as (host, lines):

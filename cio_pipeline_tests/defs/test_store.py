@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -30,7 +30,12 @@ from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.assets.derive import _add_metadata
 from cio_pipeline.defs.checks.derive import _earlier_days_learned, _later_days_up_to_date
 from cio_pipeline.defs.dead_runs import FOLDER
-from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, _ranges, check_no_day_is_missing
+from cio_pipeline.defs.delivery.preconditions import (
+    RunLimitsConfig,
+    _ranges,
+    check_days_are_in_ledger,
+    check_no_day_is_missing,
+)
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, days_before, window
 from cio_pipeline.defs.resources import PostHogResource, StoreResource
@@ -144,6 +149,18 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     with pytest.raises(NotDelivered, match=r"^1 earlier day was never learned \(2025-01-02\)"):
         check_no_day_is_missing(store, ["2025-01-02", "2025-01-03"])
     check_no_day_is_missing(store, ["2025-01-01", "2025-01-02"])
+
+
+def test_a_ledger_of_one_day_more_than_may_be_late_has_the_first_day_of_a_nightly_run(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, days in (("CIO_LATE_DAYS", "10"), ("CIO_LEDGER_DAYS", "11")):
+        monkeypatch.setenv(name, days)
+    store = replace(store, settings=load_settings())
+    first, before = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1 + 10, 1 + 10 + 1))
+    check_days_are_in_ledger(store, [first], resend=False)
+    with pytest.raises(NotDelivered, match=rf"from {first} on, and this run begins at {before}"):
+        check_days_are_in_ledger(store, [before], resend=False)
 
 
 def test_what_a_run_is_allowed_goes_before_the_settings_also_where_that_is_nothing(

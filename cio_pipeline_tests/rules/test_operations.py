@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from cio_pipeline.attribute_state import name_hash, unpack
@@ -138,6 +139,38 @@ def test_r10_a_customer_beyond_32000_bytes_is_upserted_in_parts() -> None:
     assert made.customers["part"].tolist() == [0, 1, 2, 3]
     assert max(len(operation) for operation in made.customers["operation"]) <= MAX_ITEM_BYTES
     assert made.customers["attributes"].sum() == 101
+
+
+LONG_EMAIL = "x" * 988 + "@example.com"
+
+
+def upserts(who: str, given: dict[str, str]) -> pd.DataFrame:
+    """The upserts of a customer with this id or email."""
+    by_email: dict[str, Any] = {"earlier": known(u1=(True, who)), "identify_by_email": True} if "@" in who else {}
+    return tables(event(distinct_id="u1" if by_email else who, set_=given), **by_email).customers
+
+
+@pytest.mark.parametrize("who", ["u1", "\x01" * 150, "\U0001f600" * 37, LONG_EMAIL, '"' * 988 + "@example.com"])
+@pytest.mark.parametrize("size", [170, 1000])
+def test_r10_no_upsert_exceeds_32000_bytes_whatever_its_identifier(who: str, size: int) -> None:
+    made = upserts(who, {f"a{n:03}": "x" * size for n in range(250)})
+    sizes = [len(operation.encode()) for operation in made["operation"]]
+    assert max(sizes) <= MAX_ITEM_BYTES
+    assert min(sizes[:-1]) > MAX_ITEM_BYTES - 500 - size - len('"a000":"",')
+    assert made["attributes"].sum() == (252 if "@" in who else 251)
+
+
+@pytest.mark.parametrize(("who", "largest"), [("u1", 31_499 + 102), ("x" * 397 + "@a.com", 32_000), (LONG_EMAIL, 32_000)])
+def test_r10_attributes_up_to_31500_bytes_that_fit_are_in_one_upsert(who: str, largest: int) -> None:
+    """Also those of identifiers that need no less room: other parts would have other states (R17)."""
+
+    def sizes(text: int) -> list[int]:
+        given = {f"a{n}": "x" * (text // 40 + (n < text % 40)) for n in range(40)}
+        return [len(operation) for operation in upserts(who, given)["operation"]]
+
+    [rest] = sizes(0)
+    assert sizes(largest - rest) == [largest]
+    assert len(sizes(largest - rest + 1)) == 2
 
 
 def test_r10_an_email_over_1000_bytes_is_left_out_whole() -> None:

@@ -83,6 +83,7 @@ def upsert_to_customerio(
     days = list(context.partition_keys)
     with ExitStack() as stack:  # tables_to_send adds temporary folders to it
         stack.enter_context(one_at_a_time(context.op_execution_context, store))
+        store = store.pinned()  # what is checked is what is sent
         check_derived(store, days)
         backfill = is_backfill(context.run.tags, days)
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)

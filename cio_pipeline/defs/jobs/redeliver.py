@@ -50,6 +50,7 @@ def send_refused_again(
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
     with one_at_a_time(context, store):
+        store = store.pinned()  # what is checked is what is sent
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=True)
         days, forecast = _days_to_send(config, store), Forecast()
         for day in days:
