@@ -33,7 +33,7 @@ SETTINGS, COUNTS = "settings", "counts"
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
-EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are not the email (R1)"
+EMAIL_IN_ANOTHER_CASE = "attributes named email in another case (Email, EMAIL), which do not count as the email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
 
 

@@ -30,7 +30,7 @@ BATCH_CALL, V1_CALL = "batch", "event"
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
-NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
+NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes, and the v1 call's URL cannot name its customer (R14)"
 
 
 def identifiers(key: str) -> dict[str, str]:

@@ -87,7 +87,10 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
     [upsert] = [item for item in items_of(planned(made)) if item.is_customer]
     sent = unpack(upsert.state)
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
-    for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
+    for state, why in (
+        (newer, "customers whose attributes are all newer in Customer.io"),
+        (sent, "customers with nothing new"),
+    ):
         found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
         assert (found.counts[why], found.closed_ids) == (1, [upsert.item_id])
 
