@@ -1,4 +1,4 @@
-"""The links within the documentation lead somewhere."""
+"""The links within the documentation, and the modules that it names, are there."""
 
 from __future__ import annotations
 
@@ -31,3 +31,13 @@ def test_every_rule_has_a_row_and_a_row_that_links_has_a_section() -> None:
     assert re.findall(r"^\| (R\d+) \|", text, re.MULTILINE) == [f"R{number}" for number in range(1, 23)]
     linked = re.findall(r"^\| (R\d+) \| \*\*\[", text, re.MULTILINE)
     assert re.findall(r"^### (R\d+):", text, re.MULTILINE) == linked
+
+
+def test_every_rule_names_modules_that_mention_it() -> None:
+    rows = re.findall(r"^\| (R\d+) \| .* \| (.*) \|$", (ROOT / "docs" / "rules.md").read_text(), re.MULTILINE)
+    assert len(rows) == 22
+    for rule, cell in rows:
+        modules = re.findall(r"`([^`]+)`", cell)
+        assert modules, rule
+        for module in modules:
+            assert re.search(rf"\b{rule}\b", (ROOT / "cio_pipeline" / module).read_text()), f"{rule}: {module}"
