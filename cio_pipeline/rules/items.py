@@ -26,7 +26,7 @@ from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
 BATCH_CALL, V1_CALL = "batch", "event"
-"""How an operation is sent: as an item of a batch, as most events are, or by the v1 event call."""
+"""How an operation is sent, in a batch or by the v1 event call, as the tables `events` and `refusals` store it."""
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
