@@ -16,12 +16,10 @@ from cio_pipeline.customerio import delivery
 from cio_pipeline.customerio.client import PROBE, TrackClient
 from cio_pipeline.customerio.delivery import Report, preview
 from cio_pipeline.customerio.forecast import Forecast
-from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
-from cio_pipeline.masking import mask
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
 from cio_pipeline.state.refusals import Refusal
@@ -350,27 +348,3 @@ def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: 
     assert len(waited) == 2
     assert len(times) == 2 * one_day, "the day that two runs delivered went out once"
     assert (len(times) - 1) / (max(times) - min(times)) <= 50 * 1.05
-
-
-@pytest.mark.parametrize(
-    ("text", "masked"),
-    [
-        ("jane@example.com", "j***@e***.com"),
-        ("a jane.doe+x@mail.example.co.uk, b", "a j***@m***.uk, b"),
-        ("jane@localhost", "***@***"),
-        ("mailto:jane@example.com", "mailto:j***@e***.com"),
-        ("no address", "no address"),
-    ],
-)
-def test_emails_are_masked_wherever_they_stand(text: str, masked: str) -> None:
-    assert mask(text) == masked
-
-
-def test_ids_are_cut() -> None:
-    keys: dict[str, Any] = {
-        "id:user-12345": "id us***345",
-        "id:u": "id ***",
-        "id:jane@x": "id ***@***",
-        "email:j@example.com": "email j***@e***.com",
-    }
-    assert {key: mask_key(key) for key in keys} == keys
