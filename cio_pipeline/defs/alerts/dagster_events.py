@@ -9,6 +9,7 @@ from dagster._core.storage.asset_check_execution_record import AssetCheckExecuti
 from pydantic import BaseModel
 
 from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delivered, Event, OpenAlert, RunFailed, RunSucceeded
+from cio_pipeline.defs.alerts.reasons import reason_of
 from cio_pipeline.defs.alerts.runs import (
     ASSET_JOB,
     MAX_RUNS,
@@ -25,7 +26,6 @@ from cio_pipeline.defs.alerts.runs import (
 )
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
-from cio_pipeline.defs.failures import reason_of
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
