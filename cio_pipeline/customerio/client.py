@@ -25,12 +25,9 @@ from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http.attempt import Limits
 from cio_pipeline.http.errors import Problem
-from cio_pipeline.http.retry import RetryPolicy, Unavailable, UnusableAnswer, send
+from cio_pipeline.http.retry import RETRIED, RetryPolicy, Unavailable, UnusableAnswer, send
 from cio_pipeline.http.session import PreparedSession, new_session
 from cio_pipeline.masking import mask, without_keys
-
-RETRIED = frozenset({408, 429, *range(500, 600)})
-"""Statuses that may pass. Customer.io's own client retries 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
 
 REFUSED = frozenset({400, 413, 422})
 """Statuses that are about the request's content; 207 is about some of its items."""
