@@ -37,11 +37,11 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY, options: DeliveryOptions = DEFAULTS) -> Report:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    return deliver(day, [(made.customers, made.events)], ledger, client, options=options)
+    return deliver(day, [made.shard], ledger, client, options=options)
 
 
 def look(ledger: Ledger, made: Frames, options: DeliveryOptions = DEFAULTS, seen: set[str] | None = None) -> Report:
-    return preview(DAY, [(made.customers, made.events)], ledger, options, set() if seen is None else seen)
+    return preview(DAY, [made.shard], ledger, options, set() if seen is None else seen)
 
 
 def again(workspace: Workspace, ledger: Ledger, day: str = DAY) -> Report:
@@ -132,7 +132,7 @@ def test_the_limit_is_the_first_customers_with_their_events(workspace: Workspace
 def test_the_limit_holds_over_shards(ledger: Ledger, workspace: Workspace) -> None:
     made = [tables(event("a", f"{shard}-{n}")) for shard in range(3) for n in range(1)]
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    report = deliver(DAY, [(one.customers, one.events) for one in made], ledger, client, options=DeliveryOptions(limit=2))
+    report = deliver(DAY, [one.shard for one in made], ledger, client, options=DeliveryOptions(limit=2))
     assert report.counts["customers sent"] == 2
 
 
@@ -334,9 +334,7 @@ def test_two_deliveries_of_a_day_at_once_send_it_once_and_at_one_rate(tmp_path: 
     def run(day: str) -> None:
         ledger = Ledger(url)
         with ledger.hold_delivery_lock(lambda: waited.append(True)):
-            delivery.deliver(
-                day, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50)
-            )
+            delivery.deliver(day, [made.shard], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 50))
 
     with customerio.serve(faults=noted) as workspace:
         runs = [threading.Thread(target=run, args=(day,)) for day in (DAY, DAY, NEXT_DAY)]

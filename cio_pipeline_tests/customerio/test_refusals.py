@@ -36,7 +36,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def send(workspace: Workspace, ledger: Ledger, made: Frames) -> None:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     client.check()
-    deliver(DAY, [(made.customers, made.events)], ledger, client)
+    deliver(DAY, [made.shard], ledger, client)
 
 
 def answer_where(workspace: Workspace, is_meant: Callable[[str, bytes], bool], given: Any) -> None:
