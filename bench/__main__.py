@@ -22,7 +22,8 @@ from bench.events import write_day
 from bench.measure import MeasuredProcess, Usage, run_measured
 from bench.pipeline import run_days, usage_by_stage
 from bench.plain_sender import CLIENTS
-from cio_pipeline.sandbox.processes import bare_environment, local, process
+from cio_pipeline.cli.processes import local
+from cio_pipeline.sandbox.processes import bare_environment, process
 
 MEBIBYTE = 1 << 20
 SETTLE_SECONDS = 4

@@ -1,4 +1,4 @@
-"""Everything that Dagster loads. A day goes from `posthog_project` to `customerio_workspace` in the order of the list below.
+"""Everything that Dagster loads. The first seven assets below are the way of a day, from PostHog to Customer.io.
 
 What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
 column `operation` of the tables `customers` (an upsert of each customer, without attributes that Customer.io has newer) and
@@ -37,15 +37,16 @@ defs = dg.Definitions(
     assets=[
         posthog_project,
         posthog_events,
-        identities,
         identity_history,
+        identities,
         customers_events_rejects,
         customerio_delivery,
         customerio_workspace,
         dry_run,
         explained_person,
     ],
-    # The assets yield the others: defs/checks/extract.py and defs/checks/derive.py (every_event_accounted_for blocks).
+    # The other checks are evaluated by the runs of the assets that declare them (`check_specs`): defs/checks/extract.py and
+    # derive.py. One of them, every_event_accounted_for, blocks the delivery.
     asset_checks=CHECKS_WITHOUT_A_RUN,
     jobs=[
         customerio_sync,

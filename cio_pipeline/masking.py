@@ -43,6 +43,9 @@ QUOTES_A_KEY = "words that quote a key"
 KEY_CHARACTERS = 8
 """This many consecutive characters of a key count as a part of it."""
 
+ID_CHARACTERS = 6
+"""At most this many characters of an id are shown."""
+
 
 def mask(text: str) -> str:
     """Masks email addresses anywhere in the text: `jane@mail.example.com` -> `j***@m***.com`.
@@ -53,6 +56,24 @@ def mask(text: str) -> str:
     hidden = _beside_a_lone_at(seen) | {number for number, word in enumerate(seen) if _only_decoded_has_an_at(word)}
     words = ["***@***" if number in hidden else word for number, word in enumerate(seen)]
     return ANY_AT.sub("***@***", EMAIL.sub(r"\1***@\2***.\3", " ".join(words)))
+
+
+def mask_key(key: str) -> str:
+    """Returns a customer's key with its email or id masked."""
+    kind, _, value = key.partition(":")
+    return f"{kind} {mask_id(value)}"
+
+
+def mask_id(distinct_id: str) -> str:
+    """Returns a masked email; or the first and last characters of another id, at most half of it: `user-000017` -> `us***017`.
+
+    Those who know the person recognise them by it.
+    """
+    if "@" in distinct_id:
+        return mask(distinct_id)
+    shown = min(ID_CHARACTERS, len(distinct_id) // 2)
+    last = (shown + 1) // 2
+    return printable(f"{distinct_id[: shown - last]}***{distinct_id[len(distinct_id) - last :]}")
 
 
 def printable(text: str) -> str:

@@ -16,7 +16,7 @@ from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.customers import CUSTOMERS
-from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.distinct_ids import is_valid_distinct_id
 from cio_pipeline.rules.operations import EVENTS, REJECTS
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import is_email
@@ -102,7 +102,7 @@ def _classified(day: str, names: Set[str], tables: Tables, identities: Identitie
     events = [KEPT_EVENTS.empty_table()]
     if tables.find_version("posthog_events", day) is not None:
         events += events_of(tables, day, list(names))
-    earlier = identities.known_before(day, [name for name in names if usable(name)])
+    earlier = identities.known_before(day, [name for name in names if is_valid_distinct_id(name)])
     return pd.concat([classify(rows.to_pandas(), earlier, options) for rows in events]).assign(day=day)[EVENT_COLUMNS]
 
 

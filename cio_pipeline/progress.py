@@ -12,6 +12,7 @@ import pandas as pd
 from tqdm import tqdm
 
 EVERY_SECONDS = 10.0
+"""How often a long step logs its progress."""
 
 logger = logging.getLogger(__name__)
 

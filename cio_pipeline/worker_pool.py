@@ -26,12 +26,11 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from cio_pipeline.errors import PipelineError
+from cio_pipeline.progress import EVERY_SECONDS
 
 LOADED = ["cio_pipeline.pipeline.extract", "cio_pipeline.pipeline.derive"]
 SHARDS_IN_THIS_PROCESS = 2
 """Up to this many shards are worked on in this process, as starting others would take longer."""
-
-EVERY_SECONDS = 10.0
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,16 +12,12 @@ from cio_pipeline.pipeline.derive import derive_day
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.days import Days
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, shards_of
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import DAY, MOMENTS, options, streams
 from cio_pipeline_tests.rules.random_streams import START as FIRST
 from cio_pipeline_tests.rules.reference import expected
 from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, latest
-
-
-def shards(tables: Tables, day: str) -> Any:
-    return zip(tables.read("customers", day), tables.read("events", day), strict=True)
 
 
 def held(product: Days, day: str, cut: int) -> Tables:
@@ -45,12 +40,12 @@ def test_held_runs_and_then_a_whole_one_leave_what_one_whole_run_leaves(data: Dr
         for cut in times:
             before = expected([event for event in stream.events if event.at < cut], START, chosen)
             for day in days_of(stream):
-                deliver(day, shards(held(product, day, cut), day), ledger, workspace, options=ordinary)
+                deliver(day, shards_of(held(product, day, cut), day), ledger, workspace, options=ordinary)
             assert exactly(workspace.people) == exactly(latest(before)), "nothing that only the held events bring"
             sent = [event["id"] for events in before.events.values() for event in events]
             assert sorted(workspace.event_ids) == sorted(sent)
         for day in days_of(stream):
-            deliver(day, shards(product.tables, day), ledger, workspace, options=ordinary)
+            deliver(day, shards_of(product.tables, day), ledger, workspace, options=ordinary)
     wanted = expected(stream.events, START, chosen)
     assert exactly(workspace.people) == exactly(latest(wanted))
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)

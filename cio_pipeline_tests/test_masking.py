@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.masking import LONGEST, QUOTES_A_KEY, mask, printable, without_keys, without_values
+from cio_pipeline.masking import LONGEST, QUOTES_A_KEY, mask, mask_key, printable, without_keys, without_values
 
 ADDRESS, KEY = "jane@example.com", "Zq7kWm2Xv9LpTd4R"
 
@@ -149,3 +149,27 @@ def test_names_of_members_remain_in_a_text_without_values() -> None:
     content = {"plan": "Plan B", "vip": True, "n": 41}
     assert without_values("plan must not be B or 4 (TRUE), nor bee", content) == "plan must not be *** or *** (***), nor bee"
     assert without_values("'Jane\u200bDoe' is too long", {"name": "Jane\u200bDoe"}) == "'***' is too long"
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("jane@example.com", "j***@e***.com"),
+        ("a jane.doe+x@mail.example.co.uk, b", "a j***@m***.uk, b"),
+        ("jane@localhost", "***@***"),
+        ("mailto:jane@example.com", "mailto:j***@e***.com"),
+        ("no address", "no address"),
+    ],
+)
+def test_emails_are_masked_wherever_they_stand(text: str, masked: str) -> None:
+    assert mask(text) == masked
+
+
+def test_ids_are_cut() -> None:
+    keys = {
+        "id:user-12345": "id us***345",
+        "id:u": "id ***",
+        "id:jane@x": "id ***@***",
+        "email:j@example.com": "email j***@e***.com",
+    }
+    assert {key: mask_key(key) for key in keys} == keys

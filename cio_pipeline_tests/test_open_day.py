@@ -15,11 +15,10 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, shards_of
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, expected
-from cio_pipeline_tests.test_hold import shards
 from cio_pipeline_tests.test_rules_hold import START, Draw, Workspace, days_of, derived, exactly, frame, latest
 
 
@@ -75,6 +74,6 @@ def test_r22_parts_of_days_and_whole_days_in_any_order_leave_what_the_whole_days
                 arrived = [event for event in stream.events if event.day < START or data.draw(st.booleans(), "has arrived")]
                 folder = stack.enter_context(tempfile.TemporaryDirectory())
                 tables = derived_so_far(folder, day, arrived, chosen).tables
-            deliver(day, shards(tables, day), ledger, workspace, options=ordinary)
+            deliver(day, shards_of(tables, day), ledger, workspace, options=ordinary)
     assert exactly(workspace.people) == exactly(latest(wanted))
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)

@@ -27,7 +27,7 @@ from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, shards_of
 
 NODE_APP = """
 const { PostHog } = require('posthog-node')
@@ -92,7 +92,7 @@ def delivered(server: posthog.PostHog, folder: Path, monkeypatch: pytest.MonkeyP
             days.extract(day, pd.concat([EVENT_SCHEMA.empty_table().to_pandas(), *frames]))
             days.learn(day)
             days.derive(day)
-            shards = zip(days.tables.read("customers", day), days.tables.read("events", day), strict=True)
+            shards = shards_of(days.tables, day)
             deliver(day, shards, ledger, client)
         return {person.identifiers["id"]: person for person in workspace.workspace.people()}
 

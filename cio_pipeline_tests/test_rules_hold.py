@@ -25,7 +25,7 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, shards_of
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, Expected, expected
@@ -143,7 +143,7 @@ def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data
     with derived(stream, chosen, data) as product:
         workspace, ledger = Workspace(data.draw(st.booleans(), "by time")), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
         for day in (*order, *data.draw(st.permutations(days_of(stream)), "then in the order")):
-            shards = zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
+            shards = shards_of(product.tables, day)
             deliver(day, shards, ledger, workspace, options=DeliveryOptions(allow_consent=chosen.allow_consent))
     assert exactly(workspace.people) == exactly(latest(wanted))
     assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
@@ -165,6 +165,6 @@ def test_r17_days_that_are_run_whole_in_any_order_leave_the_newest_attributes(da
             product.extract(day, frame([event for event in stream.events if event.day == day]))
             product.learn(day)
             product.derive(day)
-            shards = zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
+            shards = shards_of(product.tables, day)
             deliver(day, shards, ledger, workspace)
     assert exactly(workspace.people) == exactly(wanted)

@@ -14,8 +14,7 @@ from hypothesis import strategies as st
 from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline_tests.days import Days
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, shards_of
 from cio_pipeline_tests.examples import examples
 from cio_pipeline_tests.rules.random_streams import Stream, options, streams
 from cio_pipeline_tests.rules.reference import Event, expected, is_email, is_usable, readable
@@ -121,7 +120,7 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
         for day in days_of(stream):
             deliver(
                 day,
-                shards(product, day),
+                shards_of(product.tables, day),
                 ledger,
                 workspace,
                 options=DeliveryOptions(people, allow_consent=chosen.allow_consent),
@@ -130,10 +129,6 @@ def nothing_of_a_listed_person_is_sent(stream: Stream, data: Draw) -> None:
     assert exactly(workspace.people) == exactly(rest)
     sent = [event["id"] for day in wanted.events.values() for event in day if not is_theirs(event["key"], persons)]
     assert sorted(workspace.event_ids) == sorted(sent)
-
-
-def shards(product: Days, day: str) -> Any:
-    return zip(product.tables.read("customers", day), product.tables.read("events", day), strict=True)
 
 
 def test_a_person_is_found_through_days_before_and_after() -> None:

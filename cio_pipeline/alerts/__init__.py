@@ -1,0 +1,1 @@
+"""Which alerts are due (`alerts`), and how they are sent (`send`)."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections import Counter
 
 from cio_pipeline.cli.terminal import show
-from cio_pipeline.customerio.sample import mask_key
-from cio_pipeline.masking import mask
+from cio_pipeline.masking import mask, mask_key
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.ledger import Ledger
 

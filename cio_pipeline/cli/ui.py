@@ -17,8 +17,8 @@ from typing import Any
 
 import requests
 
+from cio_pipeline.cli.processes import end, local
 from cio_pipeline.cli.terminal import show
-from cio_pipeline.sandbox.processes import end, local
 from cio_pipeline.settings.environment import KEEP_ENGINES
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown

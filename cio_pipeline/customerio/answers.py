@@ -11,7 +11,7 @@ import requests
 
 from cio_pipeline.masking import mask, printable
 
-UNKNOWN, IN_DETAIL, WEB_PAGE = "no reason given", "no reason but in words", "a web page"
+UNKNOWN, IN_DETAIL, WEB_PAGE = "no reason given", "reason only in the message", "a web page"
 REASON_CHARACTERS = 200
 
 MAX_BLOCKED = 9

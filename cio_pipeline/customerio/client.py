@@ -25,12 +25,9 @@ from cio_pipeline.customerio.rate_limit import RateLimit
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.http.attempt import Limits
 from cio_pipeline.http.errors import Problem
-from cio_pipeline.http.retry import RetryPolicy, Unavailable, UnusableAnswer, send
+from cio_pipeline.http.retry import RETRIED, RetryPolicy, Unavailable, UnusableAnswer, send
 from cio_pipeline.http.session import PreparedSession, new_session
 from cio_pipeline.masking import mask, without_keys
-
-RETRIED = frozenset({408, 429, *range(500, 600)})
-"""Statuses that may pass. Customer.io's own client retries 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
 
 REFUSED = frozenset({400, 413, 422})
 """Statuses that are about the request's content; 207 is about some of its items."""
@@ -121,7 +118,12 @@ class TrackClient:
         if errors := self._post(f"/api/v1/customers/{quote(identifier, safe='')}/events", operation):
             raise WholeRequestRefused(*self._without_keys(first_reason(errors)), max_at_fault=1)
 
-    def probe(self, operation: bytes = PROBE, identifier: str | None = None, what: str = "whatever it is sent") -> None:
+    def probe(
+        self,
+        operation: bytes = PROBE,
+        identifier: str | None = None,
+        what: str = "every request, even one that changes nothing",
+    ) -> None:
         """Posts a request that changes nothing: `PROBE`, or one accepted before, by the v1 call if there is an `identifier`.
 
         Raises `http.retry.Unavailable` if Customer.io refuses it, by name or not: it would refuse all, or all of that kind.
@@ -138,7 +140,10 @@ class TrackClient:
             return
         reason, detail = refused[0]
         words = f"{reason}: {mask(detail)[:REASON_CHARACTERS]}" if detail else reason
-        raise Unavailable(f"Customer.io ({urlsplit(self.url).hostname}) refuses {what}, with {words}: a rerun sends it.")
+        where = urlsplit(self.url).hostname
+        raise Unavailable(
+            f"Customer.io ({where}) refuses {what} ({words}): the items are not at fault, and a rerun sends them."
+        )
 
     def _post(self, path: str, body: bytes) -> list[Any]:
         """Posts a body. Returns the answer's errors, which may name items. Raises `WholeRequestRefused` if all of it was

@@ -81,7 +81,7 @@ def redeliver(
     recorded = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
     plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))
-    report.counts["refusals mended by newer data"] += len(plan.closed_ids)
+    report.counts["refusals closed by newer data"] += len(plan.closed_ids)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
         _send_plans(day, [plan], ledger, client, report, progress)
     return report

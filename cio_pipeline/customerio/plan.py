@@ -119,7 +119,7 @@ def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, o
     current = {name: entry for name, entry in state.items() if name not in stored or stored[name][1] <= entry[1]}
     plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
-        plan.counts["customers older than in Customer.io"] += 1
+        plan.counts["customers whose attributes are all newer in Customer.io"] += 1
         _close(upsert.item_id, recorded, plan)
         return None
     if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):

@@ -9,29 +9,10 @@ import numpy as np
 from cio_pipeline.customerio.batches import Item
 from cio_pipeline.customerio.plan import Plan
 from cio_pipeline.json_text import read_object
-from cio_pipeline.masking import mask, printable
+from cio_pipeline.masking import mask, mask_key
 
-ID_CHARACTERS = 6
 SAMPLE_ITEMS = 5
 SAMPLE_NAMES = 12
-
-
-def mask_key(key: str) -> str:
-    """Returns a customer's key with its email or id masked."""
-    kind, _, value = key.partition(":")
-    return f"{kind} {mask_id(value)}"
-
-
-def mask_id(distinct_id: str) -> str:
-    """Returns a masked email; or the first and last characters of another id, at most half of it: `user-000017` -> `us***017`.
-
-    Those who know the person recognise them by it.
-    """
-    if "@" in distinct_id:
-        return mask(distinct_id)
-    shown = min(ID_CHARACTERS, len(distinct_id) // 2)
-    last = (shown + 1) // 2
-    return printable(f"{distinct_id[: shown - last]}***{distinct_id[len(distinct_id) - last :]}")
 
 
 def sample(plan: Plan) -> list[str]:

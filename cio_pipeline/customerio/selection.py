@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.customerio.batches import TEXT
@@ -16,11 +15,11 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import AllowConsent
 
-Column: TypeAlias = "pd.Series[Any] | pa.Array | pa.ChunkedArray"
+Column: TypeAlias = "pa.Array | pa.ChunkedArray"
 
 
 class Columns(Protocol):
-    """Rows of a table, by column: a dataframe, `tables.columns.ShardColumns` or `FilteredRows`."""
+    """Rows of a table, by column: `tables.columns.ShardColumns` or `FilteredRows`."""
 
     def __len__(self) -> int:
         """The number of rows."""
@@ -76,8 +75,7 @@ def texts(rows: Columns, name: str) -> list[str]:
 
 def array(column: Column) -> pa.Array:
     """Returns a column as one Arrow array."""
-    arrow = pa.array(column) if isinstance(column, pd.Series) else column
-    return arrow.combine_chunks() if isinstance(arrow, pa.ChunkedArray) else arrow
+    return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
 def to_deliver(shards: Shards, options: DeliveryOptions, counts: Counter[str]) -> Shards:

@@ -127,7 +127,10 @@ class Sender:
         """Raises the error where more items of the kind were refused in the same words than may be at fault themselves."""
         said = (kind, why.reason, why.detail)
         if sum((_kind(one), its.reason, its.detail) == said for one, its in self._refused_alone) > max_at_fault:
-            raise error(f"Customer.io has accepted no {kind} yet, and refuses them with {why.reason}: a rerun sends them.")
+            raise error(
+                f"Customer.io has accepted no {kind} so far, and refuses each with {why.reason}: it may be at fault itself, so"
+                " they are not recorded as refused, and a rerun sends them."
+            )
 
     def _refuse(self, request: Request, why: WholeRequestRefused) -> None:
         self._acknowledge(request, {0: (why.reason, why.detail)})

@@ -20,7 +20,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.http.attempt import Limits
 from cio_pipeline.http.retry import RetryPolicy, Unavailable, send
 from cio_pipeline.http.session import new_session
-from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.distinct_ids import is_valid_distinct_id
 from cio_pipeline.rules.values import is_email
 
 SETTING = "CIO_SUPPRESSED_FILE"
@@ -229,7 +229,7 @@ def _names_somebody(cell: str, readings: list[str]) -> bool:
     phrase = re.sub(r"^[45]\d\d\s+|[.!]$", "", cell.strip(AROUND)).lower()
     nothing = NOBODY.fullmatch(phrase) or phrase in {status.phrase.lower() for status in HTTPStatus}
     is_sentence = any(len(part.split()) > MAX_WORDS for part in re.split(r"[|=]", cell.partition("#")[0]))
-    return not nothing and not is_sentence and any(map(usable, readings))
+    return not nothing and not is_sentence and any(map(is_valid_distinct_id, readings))
 
 
 def _is_heading(cell: str) -> bool:

@@ -16,11 +16,16 @@ from pathlib import Path
 import dagster as dg
 from upath import UPath
 
-from cio_pipeline.defs.failures import GONE
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.settings.places import is_url
 from cio_pipeline.tables.files import writing
+
+GONE = (
+    "The process of this run is gone: it was killed, perhaps for lack of memory, or its machine was restarted. What was"
+    " delivered is kept; a rerun sends the rest."
+)
+"""The reason for a failure if the process of the run is gone."""
 
 FOLDER = "running"
 """The folder in CIO_DATA_DIR. A bucket has none, so dead runs are not detected there."""

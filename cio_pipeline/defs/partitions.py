@@ -22,6 +22,9 @@ RANGE_START = "dagster/asset_partition_range_start"
 RANGE_END = "dagster/asset_partition_range_end"
 """Dagster's tags for a run of one partition, and of several."""
 
+SCHEDULE_TAG = "dagster/schedule_name"
+"""Dagster's tag for a run that a schedule has started."""
+
 DAYS_IN_ALL = "cio_pipeline/days_in_all"
 """The tag with the number of days of the whole backfill that a run is part of."""
 
@@ -30,6 +33,11 @@ class DaysError(PipelineError):
     """The requested days are not partitions; the message says why."""
 
     exit_status = 2
+
+
+def now() -> datetime:
+    """Returns the present time (UTC). It is imported by name, so that a test can set the time of one module."""
+    return datetime.now(UTC)
 
 
 def days_between(first: str, last: str) -> list[str]:

@@ -2,9 +2,9 @@
 
 import logging
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import datetime
 
-from cio_pipeline.defs.partitions import daily_partitions, window
+from cio_pipeline.defs.partitions import daily_partitions, now, window
 from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
@@ -14,11 +14,6 @@ from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
-
-
-def now() -> datetime:
-    """Returns the present time. An extraction that begins now takes the age of its events from it (R20: dropped `$set`)."""
-    return datetime.now(UTC)
 
 
 def read_day(

@@ -30,6 +30,9 @@ LONGEST_RETRY_AFTER_SECONDS = 3600.0
 FAILURES_OF_THE_SERVICE = 3
 """This many failures in a row are not the fault of one connection."""
 
+RETRIED = frozenset({408, 429, *range(500, 600)})
+"""Statuses that may pass. Customer.io's own client retries 408, 429 and the usual 5xx (customerio-node 5, lib/request.ts)."""
+
 DEFAULT_LIMITS = Limits()
 
 logger = logging.getLogger(__name__)

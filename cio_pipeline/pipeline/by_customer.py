@@ -13,7 +13,7 @@ import pandas as pd
 import pyarrow as pa
 
 from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier, said_earlier_of_shard
+from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, earlier_facts, earlier_facts_of_shard
 from cio_pipeline.pipeline.events import KEPT_EVENTS, events_of
 from cio_pipeline.rules.classify import FILTERED, TO_SEND
 from cio_pipeline.rules.facts import ORDER
@@ -43,7 +43,7 @@ def shards_by_customer(
     the day's merges take (R16); and what became of the day's events, before any is refused for its content."""
     number = source.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
-    tasks = ((source, shard, said_earlier_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
+    tasks = ((source, shard, earlier_facts_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
     parts = list(map_shards(_classify, tasks, number, workers, f"{source.day}: classified"))
     day_counts = DayCounts(sum((part.outcomes for part in parts), Counter()))
     spilled = [part.spilled for part in parts]
@@ -102,7 +102,7 @@ def _stitched(source: DerivationInput, identities: Identities, windows: pd.DataF
     for day in _days_with_events(days_stitched(source.day, source.options), source.tables, identities):
         for table in events_of(source.tables, day, anonymous_ids):
             events = table.to_pandas()
-            earlier = said_earlier(day, events["distinct_id"].unique().tolist(), identities)
+            earlier = earlier_facts(day, events["distinct_id"].unique().tolist(), identities)
             yield day, stitched(events, earlier, windows, source.options)
 
 

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from cio_pipeline.pipeline.events import KEPT_EVENTS, shard_of_events
 from cio_pipeline.rules.classify import classify
-from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.distinct_ids import is_valid_distinct_id
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.tables import Tables
@@ -32,22 +32,22 @@ class DerivationInput:
 
 
 def classified_shard(source: DerivationInput, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
-    """Returns a shard's events as `classify` does; `earlier` comes from `said_earlier_of_shard`. Raises `StorageError`."""
+    """Returns a shard's events as `classify` does; `earlier` comes from `earlier_facts_of_shard`. Raises `StorageError`."""
     events = shard_of_events(source.tables, "posthog_events", source.day, source.version, shard, COLUMNS)
     if source.until is not None:
         events = events.filter(pc.less(events["timestamp"], pa.scalar(source.until, events["timestamp"].type)))
     return classify(events.to_pandas(), earlier, source.options)
 
 
-def said_earlier_of_shard(source: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
+def earlier_facts_of_shard(source: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
     """Returns what earlier days said about the people of a shard's events, as `facts.learn` does."""
     events = source.tables.shard("posthog_events", source.day, source.version, shard, ["distinct_id"])
-    return said_earlier(source.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
+    return earlier_facts(source.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
 
 
-def said_earlier(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
+def earlier_facts(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:
     """Returns what the days before this one said about these distinct_ids, as `facts.learn` does.
 
     Those that R14 refuses are not looked up: nothing is learned about them, and they may be too long for the database's index.
     """
-    return identities.known_before(date, [who for who in distinct_ids if usable(who)])
+    return identities.known_before(date, [who for who in distinct_ids if is_valid_distinct_id(who)])

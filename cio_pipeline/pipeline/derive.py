@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.by_customer import days_stitched, shards_by_customer
-from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, said_earlier_of_shard
+from cio_pipeline.pipeline.classification import DerivationInput, classified_shard, earlier_facts_of_shard
 from cio_pipeline.pipeline.events import code_hash
 from cio_pipeline.rules.classify import REFUSED, TO_SEND
 from cio_pipeline.rules.customers import CUSTOMERS
@@ -33,7 +33,7 @@ SETTINGS, COUNTS = "settings", "counts"
 
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
-EMAIL_IN_ANOTHER_CASE = "attributes whose name is email in another case: they are not the email (R1)"
+EMAIL_IN_ANOTHER_CASE = "attributes named email in another case (Email, EMAIL), which do not count as the email (R1)"
 STITCHED = "sent: stitched from earlier days (R16)"
 
 
@@ -98,7 +98,7 @@ def _derive(source: DerivationInput, identities: Identities, new: NewVersion, wo
             results = map_shards(_write_shard_by_customer, by_customer, len(shards), workers, what)
         else:
             day_counts, number = DayCounts(), source.version.shards
-            as_extracted = ((source, new.writer, at, said_earlier_of_shard(source, at, identities)) for at in range(number))
+            as_extracted = ((source, new.writer, at, earlier_facts_of_shard(source, at, identities)) for at in range(number))
             results = map_shards(_write_shard_as_extracted, as_extracted, number, workers, what)
         with closing(results):
             for written, of_shard in results:

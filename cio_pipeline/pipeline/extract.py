@@ -16,8 +16,8 @@ import pyarrow as pa
 from cio_pipeline.pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code
 from cio_pipeline.pipeline.extract_shard import (
     ExtractionCounts,
-    Overview,
     UsePersonProperties,
+    WindowSummary,
     WriteContext,
     write_shard,
 )
@@ -93,14 +93,14 @@ def _extract(
 
     restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there.
     """
-    overview, counts = Overview(), ExtractionCounts()
+    summary, counts = WindowSummary(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
         new.metadata = {READ_BY: code_hash()}
-        earlier = _kept_before(tables, table, partition, overview) if restores else iter(())
-        rows = _spilled(window, overview, use_person, workers, earlier)
+        earlier = _events_of_last_extraction(tables, table, partition, summary) if restores else iter(())
+        rows = _spilled(window, summary, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         pa.default_memory_pool().release_unused()  # the workers need memory now
-        context = WriteContext(new.writer, table, use_person, now, overview)
+        context = WriteContext(new.writer, table, use_person, now, summary)
         work = ((context, number, shard) for number, shard in enumerate(shards))
         with closing(map_shards(write_shard, work, len(shards), workers, f"{partition}: events written")) as results:
             for written, of_shard in results:
@@ -108,9 +108,9 @@ def _extract(
                 counts.add(of_shard)
         new.metadata["duplicates"] = counts.duplicates.total()
         accounted_for = counts.rows_written + counts.duplicates.total() + counts.not_needed
-        if not overview.rows_read == counts.rows_read == accounted_for:
+        if not summary.rows_read == counts.rows_read == accounted_for:
             raise NotExtracted(
-                f"Of {partition}, {overview.rows_read:,} events were read, but {accounted_for:,} are left: is"
+                f"Of {partition}, {summary.rows_read:,} events were read, but {accounted_for:,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
         if window.fingerprint is not None and not restores:
@@ -128,18 +128,18 @@ def _reading_code_hash() -> str:
 
 
 def _spilled(
-    window: EventStream, overview: Overview, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
+    window: EventStream, summary: WindowSummary, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
-    """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the overview."""
+    """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the summary."""
     for frame in window.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
         if NEEDED not in rows.column_names:
             rows = rows.append_column(NEEDED, constant(len(rows), True))
-        overview.rows_read += len(rows)
-        if overview.rows_read > SHARDS_IN_THIS_PROCESS * SHARD_ROWS:
+        summary.rows_read += len(rows)
+        if summary.rows_read > SHARDS_IN_THIS_PROCESS * SHARD_ROWS:
             load_workers(workers)
         if use_person == "if dropped in day":
-            overview.first = dropped_set.first_with_set(rows.filter(rows[NEEDED]), overview.first)
+            summary.first = dropped_set.first_with_set(rows.filter(rows[NEEDED]), summary.first)
         if use_person == "never":
             rows = dropped_set.with_person_properties(rows, False)
         yield _marked(rows, False)
@@ -147,13 +147,13 @@ def _spilled(
         yield _marked(rows, True)
 
 
-def _kept_before(tables: Tables, table: str, partition: str, overview: Overview) -> Iterator[pa.Table]:
+def _events_of_last_extraction(tables: Tables, table: str, partition: str, summary: WindowSummary) -> Iterator[pa.Table]:
     """Yields the events of the partition's version so far, if there is one."""
     if tables.find_version(table, partition) is None:
         return
     for rows in tables.read_arrow(table, partition, list(KNOWN)):
-        overview.always_used_person = overview.always_used_person or dropped_set.always_used_person(rows)
-        overview.any_had_set = overview.any_had_set or any_has_set(rows["properties"])
+        summary.always_used_person = summary.always_used_person or dropped_set.always_used_person(rows)
+        summary.any_had_set = summary.any_had_set or any_has_set(rows["properties"])
         known = restored_set.with_only_set_properties(rows)
         created = pa.nulls(len(rows), EVENT_SCHEMA.field("created_at").type)
         all_columns = known.append_column("created_at", created).select(EVENT_SCHEMA.names)

@@ -61,7 +61,7 @@ class ExtractionCounts:
 
 
 @dataclass
-class Overview:
+class WindowSummary:
     """What is known only once all of the window's events are spilled. R20 needs it to tell which have lost their `$set`.
 
     rows_read; first: the first event that has a `$set` now; always_used_person, any_had_set: whether the earlier extraction
@@ -82,23 +82,23 @@ class WriteContext:
     table: str
     use_person: UsePersonProperties
     now: datetime
-    overview: Overview
+    summary: WindowSummary
 
 
 def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, ExtractionCounts]:
     """Writes the events of a shard, each once and by distinct_id, with the properties that are to be used."""
     rows, earlier = _parted(shard.read())
     counts = ExtractionCounts(rows_read=len(rows), shards=1)
-    events, counts.duplicates = once(rows)
+    events, counts.duplicates = deduplicate(rows)
     del rows
     counts.not_needed = len(events) - (pc.sum(events[NEEDED]).as_py() or 0)
     events = (events.filter(events[NEEDED]).combine_chunks() if counts.not_needed else events).drop_columns(NEEDED)
     seen_before = used_person = constant(len(events), False)
     if len(earlier):
         events, seen_before, used_person, counts.set_restored = restored_set.with_restored_set(events, earlier)
-    if context.overview.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
+    if context.summary.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
         used_person = constant(len(events), False)
-    had_set = pc.and_not(seen_before, used_person) if context.overview.any_had_set else constant(len(events), False)
+    had_set = pc.and_not(seen_before, used_person) if context.summary.any_had_set else constant(len(events), False)
     uses_person = _uses_person(context, events, used_person, had_set)
     events = dropped_set.with_person_properties(events, uses_person)
     counts.rows_written = len(events)
@@ -110,14 +110,14 @@ def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writt
 
 
 def _parted(spilled: pa.Table) -> tuple[pa.Table, pa.Table]:
-    """Returns the events that came and those kept before."""
+    """Returns the events that were read and those of the last extraction."""
     is_earlier, rows = spilled["earlier"], spilled.drop_columns("earlier")
     if not pc.any(is_earlier).as_py():
         return rows, rows.slice(0, 0)
     return rows.filter(pc.invert(is_earlier)), rows.filter(is_earlier).drop_columns(NEEDED)
 
 
-def once(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
+def deduplicate(rows: pa.Table) -> tuple[pa.Table, Counter[str]]:
     """Returns each event once, sorted by `BY_PERSON`, and how many rows that leaves out, by reason.
 
     Only the rows whose uuid occurs more than once are compared (`source.without_duplicates`).
@@ -138,7 +138,7 @@ def _uses_person(
 ) -> pa.ChunkedArray:
     """Returns which events use the person's properties (bool). The last two are what an earlier extraction decided."""
     if context.use_person == "if dropped in day":
-        return dropped_set.dropped_in_day(events, used_person, had_set, context.overview.first, context.now)
+        return dropped_set.dropped_in_day(events, used_person, had_set, context.summary.first, context.now)
     if context.use_person == "if dropped in history":
         return dropped_set.dropped_in_history(events, context.now)
     return constant(len(events), context.use_person == "always")

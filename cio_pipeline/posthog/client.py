@@ -11,15 +11,13 @@ from typing import Any, NamedTuple
 import requests
 
 from cio_pipeline.http.attempt import Limits
-from cio_pipeline.http.retry import RetryPolicy, backoff, send
+from cio_pipeline.http.retry import RETRIED, RetryPolicy, backoff, send
 from cio_pipeline.http.session import Bearer, new_session
 from cio_pipeline.json_text import loads
 from cio_pipeline.masking import mask, without_keys
 from cio_pipeline.posthog.source import NotExtracted
 
 logger = logging.getLogger(__name__)
-
-RETRIED = frozenset({408, 429, *range(500, 600)})
 
 TOO_BIG = frozenset({413, 512, 513})
 """A query ran out of time or memory, and a smaller one may not. PostHog also says so in words, with 400 and 504."""

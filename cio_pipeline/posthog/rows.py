@@ -81,8 +81,8 @@ def event_frame(columns: Mapping[str, Iterable[Any]], start: datetime, end: date
     is_in_window = frame["timestamp"].between(start, end, inclusive="left") | has_no_time
     if not is_in_window.all() or (len(frame) and has_no_time.all()):
         raise NotExtracted(
-            f"PostHog gave events of other days than {start:%Y-%m-%d}, or without a time, or with one that is not written as"
-            " ISO 8601 says: is its time zone not honoured?"
+            f"PostHog returned events of other days than {start:%Y-%m-%d} (UTC), or without a time that can be read: does it"
+            " return times in the project's time zone instead of UTC?"
         )
     frame.loc[has_no_time, "timestamp"] = NO_TIME
     return frame[EVENT_SCHEMA.names]

@@ -15,10 +15,10 @@ from cio_pipeline.rules.values import cut, is_email, unix_seconds
 
 ALWAYS_KEPT = ("email", "identifier", "created_at")
 
-ACTS_ON_THE_PROFILE = frozenset(
+SPECIAL_NAMES = frozenset(
     ["id", "cio_id", "identifier", "anonymous_id", "_update", "_timestamp", "_created_in_customerio_at", "cio_relationships"]
 )
-"""R8: names that act on the profile instead of describing it."""
+"""R8: names to which Customer.io gives a meaning of its own."""
 
 EXCLUDED = "left out by CIO_EXCLUDE_ATTRIBUTES"
 
@@ -36,8 +36,8 @@ def left_out_names(options: Options) -> WhyLeftOut:
     def reason(name: str) -> str | None:
         if any(fnmatchcase(name, pattern) for pattern in options.exclude_attributes):
             return EXCLUDED
-        if name in ACTS_ON_THE_PROFILE:
-            return "would act on the profile (R8)"
+        if name in SPECIAL_NAMES:
+            return "has a special meaning in Customer.io (R8)"
         if len(name.encode()) > MAX_ATTRIBUTE_NAME_BYTES:
             return f"name is over {MAX_ATTRIBUTE_NAME_BYTES} bytes (R10)"
         return None

@@ -33,14 +33,14 @@ def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any]
         if not is_consent(name):
             passed[name] = value
             continue
-        less, is_all = _less(name, name.strip().lower(), value) if allow == "unsubscribe" else ({}, False)
+        less, is_all = _reducing_part(name, name.strip().lower(), value) if allow == "unsubscribe" else ({}, False)
         passed |= less
         if not is_all:
             left_out.append((name, REASON))
     return passed, left_out
 
 
-def _less(name: str, meant: str, value: Any) -> tuple[dict[str, Any], bool]:
+def _reducing_part(name: str, meant: str, value: Any) -> tuple[dict[str, Any], bool]:
     """Returns the part of this attribute that reduces what the person receives, as it is to be sent, and whether that is all of
     it."""
     if meant == PREFERENCES:

@@ -26,6 +26,6 @@ def is_blank(distinct_id: str) -> bool:
     return not distinct_id or distinct_id.isspace()
 
 
-def usable(distinct_id: str) -> bool:
+def is_valid_distinct_id(distinct_id: str) -> bool:
     """Returns whether R14 accepts this id: it is neither blank, nor over 150 bytes, nor a placeholder."""
     return not is_blank(distinct_id) and len(distinct_id.encode()) <= MAX_ID_BYTES and not is_placeholder(distinct_id)

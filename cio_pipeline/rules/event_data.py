@@ -19,7 +19,7 @@ from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.properties import members_of, value_of, without_members
 
 REPAIRED = "half a surrogate pair became U+FFFD"
-REDIRECTS = "would redirect deliveries (R13)"
+REDIRECTS = "would change an email's recipient or sender (R13)"
 NOT_DATA = frozenset({"$set", "$set_once", "$unset"})
 """R12: properties that are not part of the event's data."""
 

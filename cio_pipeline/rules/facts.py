@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from cio_pipeline.rules.columns import Bools, Factorized, Integers, factorize, microseconds, texts
-from cio_pipeline.rules.distinct_ids import usable
+from cio_pipeline.rules.distinct_ids import is_valid_distinct_id
 from cio_pipeline.rules.values import is_email
 
 ORDER = ["timestamp", "uuid", "event", "distinct_id"]
@@ -58,7 +58,7 @@ def learn(events: pd.DataFrame) -> tuple[pd.DataFrame, Links]:
         email = (observed.emails.at(place), int(times[place])) if place >= 0 else (None, None)
         rows.append((ids[code], bool(identified[code]), *email))
     columns = ["distinct_id", "identified", "email", "email_set_at"]
-    links = {(who.lower(), who) for who in ids if "@" in who and usable(who) and is_email(who)}
+    links = {(who.lower(), who) for who in ids if "@" in who and is_valid_distinct_id(who) and is_email(who)}
     # each pair of a distinct_id and an email once, as a single number
     pairs = np.unique(observed.codes[observed.email_rows] * max(1, len(emails)) + observed.emails.codes)
     links.update((emails[pair % len(emails)].lower(), ids[pair // len(emails)]) for pair in pairs.tolist())
@@ -74,7 +74,10 @@ def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
     """Returns the anonymous id that each `$identify` names; None if it names none, or where R14 refuses either of the two
     ids."""
     pairs = zip(texts(identifies["distinct_id"]), texts(identifies["anonymous_id"]), strict=True)
-    return [anonymous if isinstance(anonymous, str) and usable(who) and usable(anonymous) else None for who, anonymous in pairs]
+    return [
+        anonymous if isinstance(anonymous, str) and is_valid_distinct_id(who) and is_valid_distinct_id(anonymous) else None
+        for who, anonymous in pairs
+    ]
 
 
 class Known(NamedTuple):
@@ -145,7 +148,7 @@ class _Observed(NamedTuple):
 
 def _observe(events: pd.DataFrame) -> _Observed:
     codes, ids = factorize(events["distinct_id"])
-    are_usable = np.array([usable(who) for who in ids], dtype=bool)[codes]
-    identifies = are_usable & (events["event"] == "$identify").to_numpy(bool)
-    email_rows = np.flatnonzero(are_usable & events["given_email"].notna().to_numpy(bool))
+    are_valid = np.array([is_valid_distinct_id(who) for who in ids], dtype=bool)[codes]
+    identifies = are_valid & (events["event"] == "$identify").to_numpy(bool)
+    email_rows = np.flatnonzero(are_valid & events["given_email"].notna().to_numpy(bool))
     return _Observed(codes, ids, identifies, email_rows, factorize(events["given_email"].take(email_rows)))

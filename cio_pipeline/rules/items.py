@@ -26,11 +26,11 @@ from cio_pipeline.rules.limits import MAX_DATA_BYTES, MAX_ITEM_BYTES
 PLAIN_EMAIL = re.compile(r'[^\s"@]+@[^\s"@]+')
 
 BATCH_CALL, V1_CALL = "batch", "event"
-"""How an operation is sent: as an item of a batch, as most events are, or by the v1 event call."""
+"""How an operation is sent, in a batch or by the v1 event call, as the tables `events` and `refusals` store it."""
 
 TYPES = {"$pageview": "page", "$screen": "screen"}
 DATA_IS_LARGE = f"data is over {MAX_DATA_BYTES} bytes (R14)"
-NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes and the v1 call's path would not name its customer (R14)"
+NO_PATH = f"item is over {MAX_ITEM_BYTES} bytes, and the v1 call's URL cannot name its customer (R14)"
 
 
 def identifiers(key: str) -> dict[str, str]:

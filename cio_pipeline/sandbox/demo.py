@@ -14,8 +14,9 @@ from typing import Any
 
 import pandas as pd
 
+from cio_pipeline.cli.processes import end, local
 from cio_pipeline.cli.ui import interruptible
-from cio_pipeline.sandbox.processes import Sandbox, empty_folder, end, local, sandbox, sandbox_folder
+from cio_pipeline.sandbox.processes import Sandbox, empty_folder, sandbox, sandbox_folder
 from cio_pipeline.tables.tables import Tables
 
 FIRST, LAST = date(2026, 3, 1), date(2026, 3, 3)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import tempfile
@@ -19,12 +18,10 @@ from datetime import date
 from importlib.util import find_spec
 from pathlib import Path
 
-import requests
-
+from cio_pipeline.cli.processes import end
 from cio_pipeline.settings.envfile import SettingsError
 from cio_pipeline.settings.places import PROJECT, base_folder, is_loopback
 
-GRACE_SECONDS = 10
 INHERITED = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")
 """The variables that a process needs from the caller's environment to run at all."""
 
@@ -51,13 +48,6 @@ def bare_environment(home: Path) -> dict[str, str]:
     """Returns a new environment whose home folder, where a `.netrc` would be, is `home`."""
     inherited = {name: os.environ[name] for name in INHERITED if name in os.environ}
     return {**inherited, "HOME": str(home), "PYTHONPATH": str(PROJECT)}
-
-
-def local() -> requests.Session:
-    """Returns a session for requests to this machine, which ignores the caller's proxy and `.netrc`."""
-    session = requests.Session()
-    session.trust_env = False
-    return session
 
 
 @dataclass(frozen=True)
@@ -116,16 +106,6 @@ def process(module: str, *arguments: str) -> Iterator[subprocess.Popen[str]]:
             yield child
         finally:
             end(child)
-
-
-def end(child: subprocess.Popen[str]) -> None:
-    """Ends a process that has a session of its own, and all processes that it has started."""
-    child.terminate()
-    with suppress(subprocess.TimeoutExpired):
-        child.wait(GRACE_SECONDS)
-    with suppress(ProcessLookupError, PermissionError):  # macOS raises the latter if the group has ended
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
 
 
 def _address(child: subprocess.Popen[str]) -> str:

@@ -10,9 +10,10 @@ import time
 
 import requests
 
+from cio_pipeline.cli.processes import end, local
 from cio_pipeline.cli.ui import free_port
 from cio_pipeline.sandbox.demo import DAYS, demo
-from cio_pipeline.sandbox.processes import bare_environment, end, local, sandbox_folder
+from cio_pipeline.sandbox.processes import bare_environment, sandbox_folder
 from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML
 
 RECEIPT_IMAGE = PROJECT / "docs" / "img" / "receipt.png"

@@ -7,7 +7,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 from cio_pipeline.settings import addresses
-from cio_pipeline.settings.values import names
+from cio_pipeline.settings.values import parse_names
 
 EMAIL = re.compile(r"[^\s@<>,;\"]+@[^\s@<>,;\"]+")
 SMTP = "must be smtp://user:password@host:587, or smtps:// for a server that begins with TLS; user and password percent-encoded"
@@ -24,7 +24,7 @@ def url(text: Any) -> Any:
 
 def emails(text: Any) -> Any:
     """Returns email addresses, separated by commas."""
-    addresses = names(text)
+    addresses = parse_names(text)
     if isinstance(addresses, tuple) and not all(EMAIL.fullmatch(one) for one in addresses):
         raise ValueError("must be email addresses, separated by commas, without names")
     return addresses

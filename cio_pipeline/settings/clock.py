@@ -8,7 +8,7 @@ from typing import Any
 from zoneinfo import ZoneInfo
 
 
-def hour(text: Any) -> Any:
+def parse_time_of_day(text: Any) -> Any:
     """Returns a time of day, `HH:MM`, in CIO_TIME_ZONE."""
     if not isinstance(text, str):
         return text
@@ -17,7 +17,7 @@ def hour(text: Any) -> Any:
     return time.fromisoformat(text.zfill(5))
 
 
-def zone(text: Any) -> Any:
+def parse_time_zone(text: Any) -> Any:
     """Returns the name of a time zone."""
     try:
         ZoneInfo(text)
@@ -26,7 +26,7 @@ def zone(text: Any) -> Any:
     return text
 
 
-def cron(text: Any) -> Any:
+def parse_cron(text: Any) -> Any:
     """Returns a schedule that Dagster accepts: five fields, such as `30 * * * *`."""
     from dagster._utils.schedules import is_valid_cron_string  # slow to load, and seldom needed
 

@@ -14,7 +14,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from cio_pipeline.settings.envfile import SettingsError, read_env_file
-from cio_pipeline.settings.values import clean, names
+from cio_pipeline.settings.values import clean, parse_names
 
 ENV_FILE = Path(".env")
 """The file in the working directory."""
@@ -143,6 +143,6 @@ def _refuse_unknown(known: Collection[str], values: Iterable[str]) -> None:
 def _other_names() -> tuple[str, ...]:
     text = clean(os.environ.get(OTHER_NAMES, ""))
     try:
-        return tuple(names(text)) if text else ()
+        return tuple(parse_names(text)) if text else ()
     except ValueError as why:
         raise SettingsError(f"{OTHER_NAMES} is wrong: {why}.") from None

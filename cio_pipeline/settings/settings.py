@@ -21,9 +21,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.names)]
-YesNo = Annotated[bool, BeforeValidator(values.yes)]
-Key = Annotated[SecretStr, BeforeValidator(values.service_key)]
+Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(values.parse_names)]
+YesNo = Annotated[bool, BeforeValidator(values.parse_yes_no)]
+Key = Annotated[SecretStr, BeforeValidator(values.parse_service_key)]
 
 
 class DaysSettings(BaseSettings):
@@ -35,13 +35,13 @@ class DaysSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_ignore_empty=True, extra="ignore", frozen=True, hide_input_in_errors=True)
 
-    start_date: Annotated[date, BeforeValidator(values.day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
+    start_date: Annotated[date, BeforeValidator(values.parse_day)] = Field(default=date(2025, 1, 1), alias="CIO_START_DATE")
     days_per_run: int = Field(default=31, ge=1, le=366, alias="CIO_DAYS_PER_RUN")
     late_days: int = Field(default=2, ge=0, le=30, alias="CIO_LATE_DAYS")
-    nightly_at: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(3, 15), alias="CIO_NIGHTLY_AT")
-    hourly_cron: Annotated[str, BeforeValidator(clock.cron)] = Field(default="30 * * * *", alias="CIO_HOURLY_CRON")
-    delivered_by: Annotated[time, BeforeValidator(clock.hour)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
-    time_zone: Annotated[str, BeforeValidator(clock.zone)] = Field(default="UTC", alias="CIO_TIME_ZONE")
+    nightly_at: Annotated[time, BeforeValidator(clock.parse_time_of_day)] = Field(default=time(3, 15), alias="CIO_NIGHTLY_AT")
+    hourly_cron: Annotated[str, BeforeValidator(clock.parse_cron)] = Field(default="30 * * * *", alias="CIO_HOURLY_CRON")
+    delivered_by: Annotated[time, BeforeValidator(clock.parse_time_of_day)] = Field(default=time(9), alias="CIO_DELIVERED_BY")
+    time_zone: Annotated[str, BeforeValidator(clock.parse_time_zone)] = Field(default="UTC", alias="CIO_TIME_ZONE")
     json_logs: YesNo = Field(default=False, alias="CIO_JSON_LOGS")
     other_names: Names = Field(default=(), alias="CIO_OTHER_NAMES")
 
@@ -107,8 +107,8 @@ class Settings(AlertSettings):
     posthog_url: Annotated[str, BeforeValidator(addresses.posthog_address)] = Field(
         default="https://us.posthog.com", alias="POSTHOG_HOST"
     )
-    posthog_project_id: Annotated[str, BeforeValidator(values.project_id)] = Field(default="", alias="POSTHOG_PROJECT_ID")
-    posthog_api_key: Annotated[SecretStr, BeforeValidator(values.personal_key)] = Field(
+    posthog_project_id: Annotated[str, BeforeValidator(values.parse_project_id)] = Field(default="", alias="POSTHOG_PROJECT_ID")
+    posthog_api_key: Annotated[SecretStr, BeforeValidator(values.parse_personal_key)] = Field(
         default=SecretStr(""), alias="POSTHOG_PERSONAL_API_KEY"
     )
     event_source: Literal["query", "events_api", "batch_export", "file_download"] = Field(
@@ -140,7 +140,7 @@ class Settings(AlertSettings):
     )
     ledger_lock_seconds: int = Field(default=60, ge=6, le=7200, alias="CIO_LEDGER_LOCK_SECONDS")
     ledger_days: int | None = Field(default=None, ge=7, alias="CIO_LEDGER_DAYS")
-    refused_share: Annotated[float, BeforeValidator(values.share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
+    refused_share: Annotated[float, BeforeValidator(values.parse_share)] = Field(default=0.01, alias="CIO_REFUSED_SHARE")
 
     @property
     def ledger_url(self) -> str:

@@ -81,7 +81,7 @@ def must_be(field: FieldInfo) -> str:
     return " ".join(["must be a", *(["whole"] if kinds[0] is int else []), "number", lowest, highest]).rstrip() + example
 
 
-def names(text: Any) -> Any:
+def parse_names(text: Any) -> Any:
     """Returns (a, b, c) for `a, b,,c ` (R3: allowlist). A name may be in quotes, or all in a JSON list. What is ambiguous is
     refused."""
     if not isinstance(text, str):
@@ -93,7 +93,7 @@ def names(text: Any) -> Any:
     return listed
 
 
-def yes(text: Any) -> Any:
+def parse_yes_no(text: Any) -> Any:
     """Returns True for `Yes` and False for `No`, in any case."""
     if isinstance(text, bool):
         return text
@@ -103,7 +103,7 @@ def yes(text: Any) -> Any:
     return choices[str(text).lower()]
 
 
-def share(text: Any) -> Any:
+def parse_share(text: Any) -> Any:
     """Returns 0.01 for `1%`. A bare 1 is ambiguous, and refused."""
     if not isinstance(text, str):
         return text
@@ -114,7 +114,7 @@ def share(text: Any) -> Any:
     return given
 
 
-def service_key(text: Any) -> Any:
+def parse_service_key(text: Any) -> Any:
     """Returns a key or site ID, as the service shows it."""
     if not isinstance(text, str):
         return text
@@ -127,14 +127,14 @@ def service_key(text: Any) -> Any:
     return text
 
 
-def personal_key(text: Any) -> Any:
+def parse_personal_key(text: Any) -> Any:
     """Returns PostHog's personal API key."""
     if isinstance(text, str) and text.startswith("phc_"):
         raise ValueError("must be a personal API key (phx_...), not the project's own (phc_...), which can only send events")
-    return service_key(text)
+    return parse_service_key(text)
 
 
-def project_id(text: Any) -> Any:
+def parse_project_id(text: Any) -> Any:
     """Returns PostHog's number of a project, or its UUID."""
     if (
         isinstance(text, str)
@@ -145,7 +145,7 @@ def project_id(text: Any) -> Any:
     return text
 
 
-def day(text: Any) -> Any:
+def parse_day(text: Any) -> Any:
     """Returns a day in the past, or today, `YYYY-MM-DD`."""
     if not isinstance(text, str):
         return text

@@ -41,7 +41,8 @@ def temporary_file_errors(where: Path | UPath | str) -> Iterator[None]:
     except (OSError, pa.ArrowException) as error:
         raise StorageError(
             no_space(error)
-            or f"Temporary files in {where} cannot be used ({reason(error)}): look after what cleans it, and run this again."
+            or f"Temporary files in {where} cannot be used ({reason(error)}): check what deletes files there, and run this"
+            " again."
         ) from None
 
 

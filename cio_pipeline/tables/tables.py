@@ -149,7 +149,7 @@ class Tables:
 
     def _remedy(self, table: str, partition: str) -> str:
         if self._temporary:
-            return f"look after what cleans the temporary folder {self.root}, and run this again."
+            return f"check what deletes files in the temporary folder {self.root}, and run this again."
         return f"materialize {table} for {partition} again."
 
     @contextmanager

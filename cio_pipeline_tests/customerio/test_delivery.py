@@ -42,7 +42,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 def send(workspace: Workspace, ledger: Ledger, made: Frames, day: str = DAY) -> Counter[str]:
-    return deliver(day, [(made.customers, made.events)], ledger, client(workspace.url)).counts
+    return deliver(day, [made.shard], ledger, client(workspace.url)).counts
 
 
 def attributes(workspace: Workspace, distinct_id: str = "u1") -> dict[str, Any]:
@@ -228,7 +228,7 @@ def test_a_number_beyond_every_float_is_looked_at_listed_and_sent_exactly(
     workspace: Workspace, ledger: Ledger, number: int
 ) -> None:
     made, options = tables(event("a", n=number, set_={"n": number})), DeliveryOptions(Suppressed(frozenset({"nobody"})))
-    shards = [(made.customers, made.events)]
+    shards = [made.shard]
     assert preview(DAY, shards, ledger, options, set()).counts["events to send"] == 1
     accepted: list[Any] = []
 

@@ -77,7 +77,7 @@ def known(ledger: Ledger, made: Frames) -> tuple[Any, ...]:
 def until_done(made: Frames, ledger: Ledger, client: TrackClient, runs: int = 8) -> int:
     for run in range(1, runs + 1):
         try:
-            deliver(DAY, [(made.customers, made.events)], ledger, client)
+            deliver(DAY, [made.shard], ledger, client)
         except http.Unavailable:
             continue
         return run
@@ -202,7 +202,7 @@ def test_a_service_that_is_down_gets_few_requests_over_all_lanes_and_keeps_what_
         with pytest.raises(
             http.Unavailable, match=r"^Customer\.io \(127\.0\.0\.1\) could not be reached in 9 tries: it answered 503\.$"
         ):
-            deliver(DAY, [(made.customers, made.events)], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
+            deliver(DAY, [made.shard], ledger, TrackClient(workspace.url, "sandbox", "sandbox-key", 1000))
         assert len(workspace.requests) <= 20 + 4 * 9
         assert clock.now > 60, "that many tries took more than a minute"
         assert len(ledger.delivered(DAY)) == workspace.workspace.totals()["events"] > 0

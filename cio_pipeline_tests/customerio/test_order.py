@@ -52,7 +52,7 @@ def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, ta
         for day, count in steps:
             if given := days[day][:count]:
                 made = tables(*given)
-                deliver(day, [(made.customers, made.events)], ledger, client)
+                deliver(day, [made.shard], ledger, client)
         people = [person.to_dict() for person in server.workspace.people()]
     return {who["identifiers"]["id"]: (who["attributes"], sorted(map(str, who["events"]))) for who in people}
 

@@ -48,7 +48,7 @@ def planned(
 ) -> Plan:
     packed = {key: pack(state) for key, state in (states or {}).items()}
     known = LedgerView(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
-    return plan_shard(made.customers, made.events, known, DeliveryOptions(**options))
+    return plan_shard(*made.shard, known, DeliveryOptions(**options))
 
 
 def items_of(plan: Plan) -> list[Item]:
@@ -87,7 +87,10 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
     [upsert] = [item for item in items_of(planned(made)) if item.is_customer]
     sent = unpack(upsert.state)
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
-    for state, why in ((newer, "customers older than in Customer.io"), (sent, "customers with nothing new")):
+    for state, why in (
+        (newer, "customers whose attributes are all newer in Customer.io"),
+        (sent, "customers with nothing new"),
+    ):
         found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
         assert (found.counts[why], found.closed_ids) == (1, [upsert.item_id])
 
@@ -104,7 +107,7 @@ def test_the_limit_counts_whom_is_left_after_the_suppressed_and_what_is_beyond_i
     made = tables(event("a"), event("b", "u2"), event("c", "u3"), event("d", "u3"))
     counts = Counter[str]()
     options = DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)
-    [(customers, events)] = to_deliver([(made.customers, made.events)], options, counts)
+    [(customers, events)] = to_deliver([made.shard], options, counts)
     assert (texts(customers, "key"), texts(events, "name")) == (["id:u2"], ["b"])
     assert counts == {
         "customers suppressed": 1,
@@ -127,7 +130,7 @@ def counted(made: Frames, ledger: Ledger, options: DeliveryOptions = DEFAULTS, d
     """The new customers and the events that can start campaigns of so many days, all with these tables."""
     forecast = Forecast()
     for _ in range(days):
-        forecast.add_day(DAY, [(made.customers, made.events)], ledger, options)
+        forecast.add_day(DAY, [made.shard], ledger, options)
     return forecast.new_customers, forecast.campaign_events
 
 
@@ -158,7 +161,7 @@ def test_a_refused_upsert_is_no_event_that_can_start_a_campaign(ledger: Ledger) 
 
 def test_as_many_as_the_limits_allow_pass(ledger: Ledger) -> None:
     forecast, made = Forecast(), tables(young())
-    forecast.add_day(DAY, [(made.customers, made.events)], ledger, DEFAULTS)
+    forecast.add_day(DAY, [made.shard], ledger, DEFAULTS)
     forecast.check(RunLimits(1, 1))
     for limits in (RunLimits(0, None), RunLimits(None, 0)):
         with pytest.raises(NotDelivered, match="1 or more"):
@@ -167,7 +170,7 @@ def test_as_many_as_the_limits_allow_pass(ledger: Ledger) -> None:
 
 def test_events_that_are_unsent_are_none_of_the_suppressed_and_none_beyond_the_limit(ledger: Ledger) -> None:
     made = tables(event("a"), event("b", "u2"), event("c", "u3"))
-    shards = [(made.customers, made.events)]
+    shards = [made.shard]
     assert unsent_events(DAY, shards, ledger, DeliveryOptions(Suppressed(frozenset({"u1"})), limit=1)) == 2
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids(made.events["ulid"].tolist()).tobytes()))
     assert [unsent_events(DAY, shards, ledger, DeliveryOptions(resend=resend)) for resend in (False, True)] == [0, 3]

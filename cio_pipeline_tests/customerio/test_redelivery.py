@@ -28,7 +28,7 @@ def refused_of(made: Frames) -> list[Refusal]:
 
 def names(refused: list[Refusal], made: Frames, suppressed: Suppressed = NOBODY) -> tuple[list[str], ...]:
     """The kinds of those that are unchanged, changed, gone and suppressed."""
-    compared = compare_with_tables(refused, [(made.customers, made.events)], suppressed)
+    compared = compare_with_tables(refused, [made.shard], suppressed)
     return tuple([refusal.kind for refusal in found] for found in compared)
 
 
@@ -89,7 +89,7 @@ def test_somebody_suppressed_is_known_by_the_distinct_id_behind_the_key_in_the_t
 def test_somebody_suppressed_whom_the_tables_no_longer_have_is_known_by_the_key() -> None:
     refused = [Refusal(number, "event", "invalid", "", "{}", f"id:u{number}") for number in ("1", "2")]
     empty = tables(event("paid", "u3"))
-    compared = compare_with_tables(refused, [(empty.customers, empty.events)], Suppressed(frozenset({"u1"})))
+    compared = compare_with_tables(refused, [empty.shard], Suppressed(frozenset({"u1"})))
     assert (compared.suppressed, compared.gone) == (refused[:1], refused[1:])
 
 

@@ -36,7 +36,7 @@ def ledger(tmp_path: Path) -> Ledger:
 def send(workspace: Workspace, ledger: Ledger, made: Frames) -> None:
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     client.check()
-    deliver(DAY, [(made.customers, made.events)], ledger, client)
+    deliver(DAY, [made.shard], ledger, client)
 
 
 def answer_where(workspace: Workspace, is_meant: Callable[[str, bytes], bool], given: Any) -> None:
@@ -62,7 +62,8 @@ def test_what_is_said_to_everything_is_the_services_fault_and_a_rerun_sends(
     answer = workspace.answer
     answer_where(workspace, lambda *_: True, given)
     with pytest.raises(
-        Unavailable, match=r"^Customer\.io \(127\.0\.0\.1\) refuses whatever it is sent, with \d+ .+\.$"
+        Unavailable,
+        match=r"^Customer\.io \(127\.0\.0\.1\) refuses every request, even one that changes nothing \(\d+ .+\): the items",
     ) as stopped:
         send(workspace, ledger, day())
     assert ("workspace is not active" in str(stopped.value)) == (given is INACTIVE)
@@ -115,7 +116,7 @@ def test_a_few_events_that_are_all_there_is_are_not_refused_for_words_that_name_
     answer = workspace.answer
     answer_where(workspace, lambda _, body: b'"action":"event"' in body, given)
     with pytest.raises(
-        Unavailable, match=r"^Customer\.io has accepted no event yet, and refuses them with .+: a rerun sends them\.$"
+        Unavailable, match=r"^Customer\.io has accepted no event so far, and refuses each with .+, and a rerun sends them\.$"
     ):
         send(workspace, ledger, day(count))
     assert ledger.refusals() == {}
@@ -129,7 +130,7 @@ def test_a_large_event_is_not_refused_for_what_the_v1_call_never_says_of_an_even
     workspace: Workspace, ledger: Ledger, given: Any
 ) -> None:
     answer_where(workspace, lambda path, _: path.endswith("/events"), given)
-    with pytest.raises(Unavailable, match=r"^Customer\.io has accepted no large event yet, and refuses them with \d+ .+\.$"):
+    with pytest.raises(Unavailable, match=r"^Customer\.io has accepted no large event so far, and refuses each with \d+ .+\.$"):
         send(workspace, ledger, tables(event("e", d="x" * 40_000)))
     assert ledger.refusals() == {}
 
@@ -139,7 +140,7 @@ def test_large_events_are_not_refused_for_a_page_that_is_about_none_of_them(
     workspace: Workspace, ledger: Ledger, given: Any, count: int
 ) -> None:
     answer_where(workspace, lambda path, _: path.endswith("/events"), given)
-    with pytest.raises(Undecided, match=r"^Customer\.io has accepted no large event yet, and refuses them with \d+ .+\.$"):
+    with pytest.raises(Undecided, match=r"^Customer\.io has accepted no large event so far, and refuses each with \d+ .+\.$"):
         send(workspace, ledger, tables(event("small"), *(event(f"e{n}", d="x" * 40_000) for n in range(count))))
     assert ledger.refusals() == {}
 
@@ -163,7 +164,7 @@ def test_events_that_are_all_there_is_are_refused_where_the_answer_is_about_what
         send(workspace, ledger, day(count))
         assert len(ledger.refused(DAY)) == count
     else:
-        with pytest.raises(Unavailable, match="has accepted no event yet"):
+        with pytest.raises(Unavailable, match="has accepted no event so far"):
             send(workspace, ledger, day(count))
         assert ledger.refusals() == {}
 
@@ -184,7 +185,9 @@ def test_events_that_are_refused_from_some_moment_on_are_not_at_fault(
         return is_event and events > 3
 
     answer_where(workspace, is_late, given)
-    with pytest.raises(Unavailable, match=r"refuses even an event that it has accepted before, with .+: a rerun sends it\.$"):
+    with pytest.raises(
+        Unavailable, match=r"refuses even an event that it has accepted before \(.+\): the items are not at fault"
+    ):
         send(workspace, ledger, day(40, **large))
     assert ledger.refusals() == {}
     workspace.answer = answer  # type: ignore[method-assign]
@@ -218,7 +221,7 @@ def test_a_service_that_names_every_item_whatever_it_is_sent_is_at_fault_itself(
         return 207, {"errors": [{"batch_index": index, "reason": "inactive"} for index in range(len(items))]}
 
     workspace.answer = all_named  # type: ignore[method-assign]
-    with pytest.raises(Unavailable, match=r"refuses whatever it is sent, with inactive: a rerun sends it\.$"):
+    with pytest.raises(Unavailable, match=r"refuses every request, even one that changes nothing \(inactive\): the items"):
         send(workspace, ledger, day(count))
     assert ledger.refusals() == {}
     workspace.answer = answer  # type: ignore[method-assign]
@@ -262,7 +265,7 @@ def test_a_kind_of_item_that_is_refused_in_the_same_words_throughout_is_not_each
     made = day(4 * SERVICE_AT_FAULT + 4, **large)
     with pytest.raises(
         Unavailable,
-        match=r"^Customer\.io has accepted no (large )?event yet, and refuses them with 400 limit: a rerun sends them\.$",
+        match=r"^Customer\.io has accepted no (large )?event so far, and refuses each with 400 limit: it may be at fault",
     ):
         send(workspace, ledger, made)
     assert ledger.refusals() == {}

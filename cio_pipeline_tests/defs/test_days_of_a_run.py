@@ -169,7 +169,7 @@ def test_a_service_that_refuses_all_events_of_all_days_has_refused_none_for_good
     workspace = start(stream(DAYS))
     answer = workspace.answer
     answer_where(workspace, lambda _, body: b'"action":"event"' in body, INACTIVE)
-    with pytest.raises(dg.Failure, match="has accepted no event yet"):
+    with pytest.raises(dg.Failure, match="has accepted no event so far"):
         execute(instance, DAYS)
     workspace.answer = answer  # type: ignore[method-assign]
     receipts = run(instance, DAYS)

@@ -11,8 +11,7 @@ import dagster as dg
 import pytest
 from dagster._core.test_utils import create_run_for_test
 
-from cio_pipeline.defs.dead_runs import FOLDER, RunLock, customerio_dead_runs
-from cio_pipeline.defs.failures import GONE
+from cio_pipeline.defs.dead_runs import FOLDER, GONE, RunLock, customerio_dead_runs
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.tables.files import StorageError
 

@@ -44,6 +44,14 @@ def test_the_definitions_load() -> None:
     assert graph.external_asset_keys == {asset_key(name) for name in {"posthog_project", "customerio_workspace", *REPORTS}}
 
 
+def test_the_assets_are_listed_in_the_order_of_a_day() -> None:
+    graph, seen = defs.resolve_asset_graph(), set[dg.AssetKey]()
+    for asset in defs.assets or []:
+        keys = set(asset.keys) if isinstance(asset, dg.AssetsDefinition) else {asset.key}  # type: ignore[union-attr]
+        assert all(graph.get(key).parent_keys <= seen | keys for key in keys), keys
+        seen |= keys
+
+
 def test_the_tables_have_one_partitioned_parent_for_with_two_dagster_may_refuse_every_backfill() -> None:
     """It joins what it has by each in an order of its own, and takes equal days for unequal (`tuple.__ne__` of its subsets)."""
     graph = defs.resolve_asset_graph()

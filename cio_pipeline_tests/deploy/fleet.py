@@ -27,7 +27,8 @@ import s3fs
 import sqlalchemy as sa
 import yaml
 
-from cio_pipeline.sandbox.processes import bare_environment, end
+from cio_pipeline.cli.processes import end
+from cio_pipeline.sandbox.processes import bare_environment
 from cio_pipeline_tests.deploy.files import DEPLOY, read
 from cio_pipeline_tests.postgres import Server, free_port, server
 

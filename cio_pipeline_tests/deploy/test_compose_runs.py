@@ -26,10 +26,11 @@ import requests
 import sqlalchemy as sa
 import yaml
 
+from cio_pipeline.cli.processes import end
 from cio_pipeline.defs.partitions import RANGE_START
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.sandbox.processes import Sandbox, end
+from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline_tests.deploy.files import DEPLOY, image_command, image_environment, read
 from cio_pipeline_tests.postgres import PASSWORD, free_port, server
 

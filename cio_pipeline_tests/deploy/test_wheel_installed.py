@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 import requests
 
+from cio_pipeline.cli.processes import end
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.sandbox.processes import Sandbox, end
+from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline_tests.deploy.test_compose_runs import START_SECONDS, ask, until
 from cio_pipeline_tests.postgres import free_port

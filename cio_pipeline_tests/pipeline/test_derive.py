@@ -80,9 +80,9 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
     }
     assert day_counts.left_out == {
         "is not a valid email (R2)": 1,
-        "would act on the profile (R8)": 1,
+        "has a special meaning in Customer.io (R8)": 1,
         "is not a time (R9)": 1,
-        "would redirect deliveries (R13)": 1,
+        "would change an email's recipient or sender (R13)": 1,
     }
     assert day_counts.notes == {EMAIL_IN_ANOTHER_CASE: 1}
     rejects = list(product.rows("rejects", MONDAY))

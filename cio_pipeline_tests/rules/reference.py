@@ -73,7 +73,7 @@ class Expected:
     """customers: (day, key) to name to (value, Unix seconds). events: day to what goes out, in no order.
 
     outcomes: an event's identity to (`sent`, `filtered` or `refused`, the partition in which). rejects: day to what was left
-    out or changed, as often as it is counted.
+    out or changed, a row for each time.
     """
 
     customers: dict[tuple[str, str], dict[str, tuple[Any, int]]] = field(default_factory=dict)
@@ -96,15 +96,15 @@ def expected(events: list[Event], start: str, options: Options) -> Expected:
         result.events[sending.day].append(made)
         customer = result.customers.setdefault((sending.day, sending.key), {})
         last[sending.day, sending.key] = event.uuid
-        made_of, counted = attributes(sending, properties, options)
+        made_of, rejects = attributes(sending, properties, options)
         for name, value in made_of.items():
             at = sending.email_set_at if name == "email" else event.at
             if name not in customer or customer[name][1] <= at:
                 customer[name] = (value, at)
-        counted += [("data", name) for name in changed(sendable(event.properties, as_it_is=True)) if name not in SPECIAL]
+        rejects += [("data", name) for name in changed(sendable(event.properties, as_it_is=True)) if name not in SPECIAL]
         if not options.allow_delivery_overrides:
-            counted += [("data", name) for name in properties if name.lower() in REDIRECTING]
-        result.rejects[sending.day].update((event.uuid, *row) for row in counted)
+            rejects += [("data", name) for name in properties if name.lower() in REDIRECTING]
+        result.rejects[sending.day].update((event.uuid, *row) for row in rejects)
     for key, customer in result.customers.items():
         first = [name for name in ["email", "identifier", "created_at"] if name in customer]  # R10
         first += [name for name in customer if is_consent(name)]
@@ -218,45 +218,45 @@ def as_event(sending: Sending, properties: dict[str, Any], options: Options) -> 
 
 
 def attributes(sending: Sending, properties: dict[str, Any], options: Options) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """R7 to R11 and R19: what an event sets (None clears), and what is counted of its attributes."""
+    """R7 to R11 and R19: what an event sets (None clears), and which of its attributes `rejects` lists."""
     event = sending.event
-    counted: list[str] = []
+    rejects: list[str] = []
     given, raw_unset = properties.get("$set"), sendable(event.properties, as_it_is=True).get("$unset")  # type: ignore[union-attr]
     raw_given: Any = sendable(event.properties, as_it_is=True).get("$set")  # type: ignore[union-attr]
     if event.person_properties is not None:
         given, raw_given = sendable(event.person_properties), sendable(event.person_properties, as_it_is=True)
-        counted += ["person_properties"] if given is None else []
+        rejects += ["person_properties"] if given is None else []
     given = given if isinstance(given, dict) else {}
 
     def excluded(name: str) -> bool:
         return any(fnmatchcase(name, pattern) for pattern in options.exclude_attributes)
 
-    counted += [name for name in changed(raw_given) if not excluded(name)]
+    rejects += [name for name in changed(raw_given) if not excluded(name)]
     if isinstance(raw_unset, (list, dict)):
         mended = {mend(name) for name in raw_unset if isinstance(name, str) and mend(name) != name}
         kept = {name for name in raw_unset if isinstance(name, str) and mend(name) == name}
-        counted += [name for name in mended - kept if not excluded(name)]
+        rejects += [name for name in mended - kept if not excluded(name)]
     made: dict[str, Any] = {}
     for name, value in given.items():
         if not excluded(name):
             passed, all_of_it = consent(name, value, options)
-            counted += [] if all_of_it else [name]
+            rejects += [] if all_of_it else [name]
             for passed_name, passed_value in passed.items():
                 one, is_whole = attribute(passed_name, passed_value)
                 left_out = excluded(passed_name)
-                counted += [] if is_whole or left_out else [passed_name]
+                rejects += [] if is_whole or left_out else [passed_name]
                 made.update({} if one is LEFT_OUT or left_out else {passed_name: one})
     unset = properties.get("$unset")
     for name in unset if isinstance(unset, (list, dict)) else []:
         if isinstance(name, str) and not excluded(name):
             clears = (not is_consent(name) or options.allow_consent == "Yes") and name not in RESERVED and size(name) <= 150
             clears = clears and name != "email"
-            counted += [] if clears else [name]
+            rejects += [] if clears else [name]
             made.update({name: None} if clears else {})
     added = sending.key.split(":", 1)[1] if sending.key.startswith("email:") else sending.email
     made.update({} if added is None else {"email": added})  # R7: in place of a given one
     made["identifier"] = sending.distinct_id
-    rows = [("attribute", name) for name in counted]
+    rows = [("attribute", name) for name in rejects]
     return {name: value for name, value in made.items() if value is not LEFT_OUT}, rows
 
 
@@ -289,7 +289,7 @@ def consent(name: str, value: Any, options: Options) -> tuple[dict[str, Any], bo
 
 
 def attribute(name: str, value: Any) -> tuple[Any, bool]:
-    """R2 and R8 to R10: the value that is sent, or LEFT_OUT, and whether nothing of it is counted."""
+    """R2 and R8 to R10: the value that is sent, or LEFT_OUT, and whether `rejects` does not list it."""
     if name in RESERVED or size(name) > 150:
         return LEFT_OUT, False
     if name == "email":

@@ -7,6 +7,7 @@ import uuid
 from typing import Any, NamedTuple
 
 import pandas as pd
+import pyarrow as pa
 
 from cio_pipeline.rules.classify import TO_SEND, classify
 from cio_pipeline.rules.columns import utf8
@@ -77,6 +78,12 @@ class Frames(NamedTuple):
     events: pd.DataFrame
     rejects: pd.DataFrame
     emails_in_another_case: int
+
+    @property
+    def shard(self) -> tuple[pa.Table, pa.Table]:
+        """The customers and events as a delivery takes them."""
+        customers, events = (pa.Table.from_pandas(made, preserve_index=False) for made in (self.customers, self.events))
+        return customers, events
 
 
 def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Frames:

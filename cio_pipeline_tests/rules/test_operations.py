@@ -79,7 +79,7 @@ def test_r7_a_customer_comes_from_sent_events_only() -> None:
 def test_r8_names_that_act_on_the_profile_are_not_taken(name: str) -> None:
     stream = event(set_={name: "x"}, unset_=[name])
     assert customers(stream) == {"id:u1": {"identifier": "u1"}}
-    assert reasons(stream) == [("attribute", name, "would act on the profile (R8)")] * 2
+    assert reasons(stream) == [("attribute", name, "has a special meaning in Customer.io (R8)")] * 2
 
 
 def test_r9_created_at_is_seconds_or_left_out() -> None:

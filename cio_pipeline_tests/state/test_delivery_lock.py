@@ -143,7 +143,7 @@ def test_a_delivery_that_loses_its_lock_stops_and_the_next_sends_the_rest(
     monkeypatch.setattr("cio_pipeline.customerio.batches.MAX_REQUEST_BYTES", 400)
     made = tables(*(event(f"e{n}", at=f"2026-03-02T10:{n:02d}Z") for n in range(12)))
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
-    ledger, shards = Ledger(database_url), [(made.customers, made.events)]
+    ledger, shards = Ledger(database_url), [made.shard]
     answer, requests = workspace.answer, 0
 
     def losing(*request: Any) -> Any:
@@ -176,7 +176,7 @@ def test_a_delivery_whose_lock_went_before_its_first_request_sends_none(
 def after(lose: Callable[[], None], made: Frames) -> Iterator[tuple[pd.DataFrame, pd.DataFrame]]:
     """The tables, read after the lock was lost."""
     lose()
-    yield made.customers, made.events
+    yield made.shard
 
 
 def test_a_lock_file_that_cannot_be_made_is_a_sentence(tmp_path: Path) -> None:

@@ -110,7 +110,7 @@ def test_a_version_that_cannot_be_pointed_to_leaves_nothing_behind(tmp_path: Pat
 
 
 def test_an_error_that_may_quote_a_row_is_named_by_its_kind_only() -> None:
-    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): look") as said, temporary_file_errors("there"):
+    with pytest.raises(StorageError, match=r"cannot be used \(ArrowInvalid\): check") as said, temporary_file_errors("there"):
         raise pa.ArrowInvalid("jane@example.com")
     assert "jane" not in str(said.value)
 

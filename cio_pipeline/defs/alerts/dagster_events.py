@@ -2,13 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from datetime import UTC, date, datetime, timedelta
+from datetime import date, timedelta
 
 import dagster as dg
 from dagster._core.storage.asset_check_execution_record import AssetCheckExecutionRecordStatus
 from pydantic import BaseModel
 
 from cio_pipeline.alerts.alerts import Alert, CheckEvaluated, DayOverdue, Delivered, Event, OpenAlert, RunFailed, RunSucceeded
+from cio_pipeline.defs.alerts.reasons import reason_of
 from cio_pipeline.defs.alerts.runs import (
     ASSET_JOB,
     MAX_RUNS,
@@ -25,10 +26,9 @@ from cio_pipeline.defs.alerts.runs import (
 )
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
-from cio_pipeline.defs.failures import reason_of
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -74,11 +74,6 @@ class Position(BaseModel):
     """By key."""
     unsent: list[Alert] = []
     """The alerts that wait to be sent."""
-
-
-def now() -> datetime:
-    """Returns the time that decides whether a day is late."""
-    return datetime.now(UTC)
 
 
 def start(instance: dg.DagsterInstance) -> Position:

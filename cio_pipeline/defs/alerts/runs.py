@@ -13,7 +13,7 @@ from cio_pipeline.defs.jobs.checks import customerio_checks
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
 from cio_pipeline.defs.jobs.redeliver import redeliver_refused
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.partitions import days_in_tags
+from cio_pipeline.defs.partitions import SCHEDULE_TAG, days_in_tags
 
 RunEnd = Literal[dg.DagsterEventType.RUN_FAILURE, dg.DagsterEventType.RUN_SUCCESS]
 
@@ -35,7 +35,6 @@ ASSET_JOB = "__ASSET_JOB"
 
 WILL_RETRY_TAG = "dagster/will_retry"
 RETRIED_BY_TAG = "dagster/auto_retry_run_id"
-SCHEDULE_TAG = "dagster/schedule_name"
 
 
 def runs_ended(

@@ -1,7 +1,7 @@
 """The assets `posthog_events`, `identity_history` and `identities`: PostHog's events, and what they say about people."""
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import dagster as dg
 
@@ -9,7 +9,7 @@ from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import CHECKS_OF_THE_RUN, attributes_given, counts_agree
 from cio_pipeline.defs.connections import folder_uri
-from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failures_of_days, with_readable_failures
+from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, with_readable_failures
 from cio_pipeline.defs.pages.previews import first_rows
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
@@ -55,7 +55,7 @@ def posthog_events(
         masked_rows = {"first rows, masked": first_rows(store.tables, "posthog_events", day)}
         metadata[day] = {**_day_metadata(counts_by_day[day], stats), **masked_rows}
 
-    if errors := failures_of_days(context.partition_keys, extract):
+    if errors := _failures_of_days(context.partition_keys, extract):
         yield from (
             dg.AssetMaterialization(posthog_events.key, partition=day, metadata=of_day) for day, of_day in metadata.items()
         )
@@ -76,6 +76,24 @@ def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracte
     rest = f" After {MAX_FAILURES} failures in a row, the days from {not_tried[0]} on were not tried." if not_tried else ""
     others = f" {extracted_days} {'other is' if extracted_days == 1 else 'others are'} extracted." if extracted_days else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
+
+
+def _failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[str, PipelineError]:
+    """Does the work of each day, even if other days fail. Returns the errors by day.
+
+    Stops after `MAX_FAILURES` failures in a row; the days after that are not tried.
+    """
+    errors: dict[str, PipelineError] = {}
+    for number, day in enumerate(days):
+        try:
+            work(day)
+        except PipelineError as error:
+            errors[day] = error
+            if number + 1 >= MAX_FAILURES and all(
+                earlier in errors for earlier in days[number + 1 - MAX_FAILURES : number + 1]
+            ):
+                break
+    return errors
 
 
 def _day_metadata(counts: ExtractionCounts, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:

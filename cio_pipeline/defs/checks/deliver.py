@@ -5,14 +5,13 @@ from datetime import UTC, datetime
 
 import dagster as dg
 
-from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.common import how_to_run, list_days, or_warning
 from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered, day_due, delivered_at, is_whole
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.store import Store
 from cio_pipeline.json_text import read_object
-from cio_pipeline.masking import mask, without_values
+from cio_pipeline.masking import mask, mask_key, without_values
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 MAX_SHOWN = 50

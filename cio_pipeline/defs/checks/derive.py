@@ -5,13 +5,12 @@ from collections.abc import Mapping
 
 import dagster as dg
 
-from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.checks.common import MAX_LISTED, WHICH_DAYS, days_of_run_or_recent, how_to_run, list_days, or_warning
 from cio_pipeline.defs.pages.tables import percent
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.store import Store
-from cio_pipeline.masking import mask
+from cio_pipeline.masking import mask, mask_key
 from cio_pipeline.pipeline.accounting import DayCounts, discrepancies
 from cio_pipeline.rules.classify import TO_SEND
 

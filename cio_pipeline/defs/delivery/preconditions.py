@@ -11,7 +11,7 @@ from cio_pipeline.customerio.forecast import RunLimits
 from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.delivery.ledger_checkpoint import FILE
-from cio_pipeline.defs.partitions import DAYS_IN_ALL, days_before
+from cio_pipeline.defs.partitions import DAYS_IN_ALL, SCHEDULE_TAG, days_before
 from cio_pipeline.defs.reading import history_is_known
 from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
@@ -22,7 +22,6 @@ from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import Version
 
 BACKFILL_TAG = "dagster/backfill"
-SCHEDULE_TAG = "dagster/schedule_name"
 
 MAX_DAYS_NOT_A_BACKFILL = 2
 """A run of more days than this is a backfill, unless the schedule started it."""

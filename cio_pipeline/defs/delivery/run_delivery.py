@@ -18,7 +18,6 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
-from cio_pipeline.defs.failures import delivered_count_in_errors
 from cio_pipeline.defs.pages.receipts import TOO_RECENT, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo
@@ -26,7 +25,7 @@ from cio_pipeline.defs.store import Store
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
-from cio_pipeline.state.ledger import Acknowledgement
+from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.tables.files import temporary_folder
@@ -87,7 +86,7 @@ class RunDelivery:
 
         def send() -> Report:
             events = tables.version("events", day).rows
-            with delivered_count_in_errors(self.store.ledger, day, events):
+            with _delivered_count_in_errors(self.store.ledger, day, events):
                 report = deliver(
                     day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
                 )
@@ -131,6 +130,16 @@ class RunDelivery:
             ledger_checkpoint.save(self.store)
         counts = run_counts(report.counts, self.customerio.traffic() - before, time.monotonic() - began)
         return report, counts
+
+
+@contextmanager
+def _delivered_count_in_errors(ledger: Ledger, day: str, events: int) -> Iterator[None]:
+    """Adds to the error of a delivery how many of the day's events are delivered, and that a rerun sends the rest."""
+    try:
+        yield
+    except (Unavailable, NotDelivered) as error:
+        kept = f"{len(ledger.delivered(day)):,} of {events:,} events of {day} are delivered and kept"
+        raise type(error)(f"{error} {kept}: run the day again for the rest.") from None
 
 
 def prepare_delivery(

@@ -10,7 +10,6 @@ import dagster as dg
 import pyarrow.compute as pc
 from pydantic import Field
 
-from cio_pipeline.customerio.sample import mask_id
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
@@ -21,6 +20,7 @@ from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.store import Store
 from cio_pipeline.explanation import Explanation, explain, mask_explanation
+from cio_pipeline.masking import mask_id
 from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.tables import Tables

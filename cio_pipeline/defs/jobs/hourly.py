@@ -10,7 +10,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
 import dagster as dg
 
@@ -21,7 +21,7 @@ from cio_pipeline.defs.delivery.run_delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
 from cio_pipeline.defs.reading import history_is_known, read_day
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
@@ -61,11 +61,6 @@ UNFINISHED = [
 
 class NotNow(PipelineError):
     """A run leaves its work to another one, which is not a failure; the message says why."""
-
-
-def now() -> datetime:
-    """Returns the present time. A function, so that tests can set it."""
-    return datetime.now(UTC)
 
 
 @dataclass(frozen=True)

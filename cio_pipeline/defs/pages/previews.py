@@ -7,10 +7,9 @@ from typing import Any
 import dagster as dg
 import orjson
 
-from cio_pipeline.customerio.sample import mask_key
 from cio_pipeline.defs.pages.tables import Row, table
 from cio_pipeline.json_text import read_object
-from cio_pipeline.masking import mask, printable
+from cio_pipeline.masking import mask, mask_key, printable
 from cio_pipeline.tables.tables import Tables
 
 MAX_ROWS = 5

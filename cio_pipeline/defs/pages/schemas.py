@@ -41,7 +41,7 @@ EVENT_COLUMNS = {
     "name": "Its name.",
     "type": "What Customer.io calls it: event, page or screen.",
     "timestamp": "When it happened, in UTC.",
-    "call": "batch, or event if it is too large for a batch.",
+    "call": "How it is sent: batch, or event (the v1 event call) if it is too large for a batch.",
     "operation": "The event, as the JSON that is sent.",
     "personless": "Whether PostHog keeps no person for it (R5).",
 }

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.posthog.exports.event_filter import EventFilter
-from cio_pipeline.posthog.exports.event_stream import event_stream
+from cio_pipeline.posthog.exports.event_stream import EARLY, event_stream
 from cio_pipeline.posthog.exports.files import read_events
 from cio_pipeline.posthog.exports.folder import Folder, files_of_other_models, list_folder
 from cio_pipeline.posthog.exports.names import EXAMPLE
@@ -40,9 +40,6 @@ from cio_pipeline.rules.values import EPOCH
 from cio_pipeline.storage_errors import explain
 
 logger = logging.getLogger(__name__)
-
-EARLY = timedelta(days=1)
-"""PostHog exports no event whose time is later than its landing by more than this."""
 
 NAMES_SHOWN = 5
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,6 +11,9 @@ import pyarrow.compute as pc
 from cio_pipeline.posthog.exports.limits import PIECE_BYTES, PIECE_ROWS
 from cio_pipeline.posthog.source import EventStream, NotExtracted
 from cio_pipeline.rules.values import EPOCH
+
+EARLY = timedelta(days=1)
+"""PostHog exports no event whose time is later than its landing by more than this."""
 
 UUID = r"^(urn:uuid:|\{)?[0-9a-f]{8}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{4}-?[0-9a-f]{12}\}?$"
 

@@ -18,7 +18,7 @@ from cio_pipeline.posthog.client import Api
 from cio_pipeline.posthog.exports.answers import export_error_for
 from cio_pipeline.posthog.exports.columns import UnreadableFile
 from cio_pipeline.posthog.exports.event_filter import EventFilter
-from cio_pipeline.posthog.exports.event_stream import event_stream
+from cio_pipeline.posthog.exports.event_stream import EARLY, event_stream
 from cio_pipeline.posthog.exports.file_exports import PATH, FileExports
 from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.query import QuerySource
@@ -30,8 +30,6 @@ from cio_pipeline.temporary_files import no_space, spill_folder
 logger = logging.getLogger(__name__)
 
 LONGEST_EXPORT = timedelta(weeks=1)
-EARLY = timedelta(days=1)
-"""PostHog exports no event whose time is later than its landing by more than this."""
 
 CLOCKS_DIFFER = timedelta(minutes=1)
 """PostHog refuses an export that ends in the future by its own clock."""

@@ -1,4 +1,4 @@
-"""The processes that the sandbox starts end with it."""
+"""The processes that a command starts end with it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from cio_pipeline.sandbox import processes
+from cio_pipeline.cli import processes
 
 DEAF = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(20)"
 PARENT = f"""
