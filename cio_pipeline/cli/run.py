@@ -19,6 +19,7 @@ from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_tags
+from cio_pipeline.defs.jobs.dry_run_report import DAYS_BEYOND
 from cio_pipeline.defs.partitions import days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
@@ -89,7 +90,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
     def see(event: dg.DagsterEvent) -> None:
         if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION:
             metadata = event.asset_observation_data.asset_observation.metadata
-            beyond.append(metadata["days with more refused than CIO_REFUSED_SHARE allows"].value)
+            beyond.append(metadata[DAYS_BEYOND].value)
 
     with _instance(settings) as instance:
         config = {"preview_delivery": {"config": {**_given(chosen), "from": first, "to": last}}}
