@@ -6,7 +6,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -99,20 +99,19 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
 
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `redeliver_refused`. Returns the exit status, which is 1 if Customer.io has refused any of the chosen items again.
+    """Runs `redeliver_refused`. Returns the exit status, which is 1 if any of the chosen items is still refused: again, for
+    whatever reason, or because it was not sent.
 
     chosen: the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
     """
     given, summary = _given(chosen), Summary(settings)
-    with _instance(settings) as instance:
+    with _instance(settings) as instance, closing(Ledger(settings.ledger_url, settings.ledger_lock_seconds)) as ledger:
+        items = ledger.refused_items(given.get("partition"), given.get("reason"))
         _run("redeliver_refused", instance, {**SILENT, "ops": {"send_refused_again": {"config": given}}}, {}, summary.see)
+        still_refused = items & ledger.refused_items(given.get("partition"))
     for line in summary.failed_checks():
         show(line)
-    ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
-    try:
-        return 1 if ledger.refusals(given.get("partition"), given.get("reason"), limit=1) else 0
-    finally:
-        ledger.close()
+    return 1 if still_refused else 0
 
 
 def _given(chosen: dict[str, Any]) -> dict[str, Any]:
