@@ -64,7 +64,7 @@ class RunSucceeded:
 
 @dataclass(frozen=True)
 class Delivered:
-    """A day is delivered, after it was over."""
+    """A day is delivered completely, after it was over."""
 
     at: float
     day: str

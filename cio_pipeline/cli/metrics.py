@@ -12,8 +12,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from cio_pipeline.cli.instance import dagster_instance
-from cio_pipeline.defs.asset_keys import DELIVERY
-from cio_pipeline.defs.checks.deliver import missed_days
+from cio_pipeline.defs.checks.deliver import delivered_days, missed_days
 from cio_pipeline.defs.checks.yesterday import is_delivered
 from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
@@ -28,9 +27,6 @@ REASONS = 20
 """The most reasons with a series of their own. The others share one, so that no fault creates thousands of series."""
 
 OTHERS = "other reasons"
-PARTLY = 7
-"""The most of the newest days that are looked at, as one may be delivered only in part, by a run that began before it was
-over."""
 
 JOBS = (customerio_sync.name, customerio_hourly.name, customerio_backfill.name)
 ENDED = [dg.DagsterRunStatus.SUCCESS, dg.DagsterRunStatus.FAILURE, dg.DagsterRunStatus.CANCELED]
@@ -62,16 +58,17 @@ def in_text(families: Iterable[GaugeMetricFamily]) -> str:
 def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """Yields the metrics at the time `now` (UTC). Those of the newest day, and of the last run of a job, are missing if there
     is none."""
-    delivered = instance.get_materialized_partitions(DELIVERY)
-    newest = sorted(delivered, reverse=True)[:PARTLY]
-    if whole := next((day for day in newest if is_delivered(instance, day)), None):
+    delivered = delivered_days(instance, now)
+    newest_first = sorted(delivered, reverse=True)
+    if whole := next((day for day in newest_first if is_delivered(instance, day)), None):
         begins, ends = window(whole)
         yield _one("newest_day_timestamp_seconds", "When the newest completely delivered day began.", begins.timestamp())
         yield _one("newest_day_age_seconds", "How long that day has been over.", (now - ends).total_seconds())
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))
         yield _one("newest_day_new_customers", "Customers that its deliveries created.", ledger.new_customers(whole))
     missed = missed_days(delivered, now)
-    yield _one("days_missed", "Days of the last 30 that were skipped: days before and after them are delivered.", len(missed))
+    what = "Days of the last 30 that were skipped, or delivered only in part: days before and after them are delivered."
+    yield _one("days_missed", what, len(missed))
     yield _refusals(ledger.open_refusals())
     yield from _last_runs(instance)
 

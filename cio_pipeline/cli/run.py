@@ -6,7 +6,7 @@ import logging
 import sys
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from cio_pipeline.cli.terminal import show
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_tags
+from cio_pipeline.defs.jobs.dry_run_report import DAYS_BEYOND
 from cio_pipeline.defs.partitions import days_between
 from cio_pipeline.settings.places import dagster_home, shown
 from cio_pipeline.settings.settings import Settings
@@ -89,7 +90,7 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
     def see(event: dg.DagsterEvent) -> None:
         if event.event_type == dg.DagsterEventType.ASSET_OBSERVATION:
             metadata = event.asset_observation_data.asset_observation.metadata
-            beyond.append(metadata["days with more refused than CIO_REFUSED_SHARE allows"].value)
+            beyond.append(metadata[DAYS_BEYOND].value)
 
     with _instance(settings) as instance:
         config = {"preview_delivery": {"config": {**_given(chosen), "from": first, "to": last}}}
@@ -98,20 +99,19 @@ def dry_run(first: str, last: str, settings: Settings, chosen: dict[str, Any]) -
 
 
 def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
-    """Runs `redeliver_refused`. Returns the exit status, which is 1 if Customer.io has refused any of the chosen items again.
+    """Runs `redeliver_refused`. Returns the exit status, which is 1 if any of the chosen items is still refused: again, for
+    whatever reason, or because it was not sent.
 
     chosen: the job's config (`defs.jobs.redeliver.RedeliveryConfig`).
     """
     given, summary = _given(chosen), Summary(settings)
-    with _instance(settings) as instance:
+    with _instance(settings) as instance, closing(Ledger(settings.ledger_url, settings.ledger_lock_seconds)) as ledger:
+        items = ledger.refused_items(given.get("partition"), given.get("reason"))
         _run("redeliver_refused", instance, {**SILENT, "ops": {"send_refused_again": {"config": given}}}, {}, summary.see)
+        still_refused = items & ledger.refused_items(given.get("partition"))
     for line in summary.failed_checks():
         show(line)
-    ledger = Ledger(settings.ledger_url, settings.ledger_lock_seconds)
-    try:
-        return 1 if ledger.refusals(given.get("partition"), given.get("reason"), limit=1) else 0
-    finally:
-        ledger.close()
+    return 1 if still_refused else 0
 
 
 def _given(chosen: dict[str, Any]) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
@@ -68,6 +68,13 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
         report.counts += _customers_to_send(plan.upserts, seen)
         report.counts += _events_to_send(plan.events.items(), report.event_names)
     return report
+
+
+def still_to_send(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> int:
+    """Returns how many upserts and events of the day `deliver` would send now without a limit."""
+    whole_day = replace(options, limit=None, resend=False)
+    plans = _plans(day, shards, ledger, ledger.refused(day), whole_day, Report())
+    return sum(len(plan.upserts) + len(plan.events) for plan in plans)
 
 
 def redeliver(

@@ -213,15 +213,19 @@ class Identities:
 
     def _learned_days(self) -> pd.DataFrame:
         """Returns the learned days, in order: day, events, and content_hash, which covers the day and all days before it."""
-        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content_hash).order_by(learned_days.c.day)
-        with reading(self._engine) as connection:
-            learned = pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])
         content_hash = blake2b(digest_size=16)
         so_far = []
+        learned = self._each_learned_day()
         for row in learned.itertuples():
             content_hash.update(f"{row.day} {row.content_hash} ".encode())
             so_far.append(content_hash.hexdigest())
         return learned.assign(content_hash=so_far)
+
+    def _each_learned_day(self) -> pd.DataFrame:
+        """Returns the same, with content_hash covering only the day itself."""
+        query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content_hash).order_by(learned_days.c.day)
+        with reading(self._engine) as connection:
+            return pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])
 
     def _rows_for(self, ids: list[str], query: Callable[[sa.ColumnElement[str]], sa.Select[Any]]) -> list[Any]:
         """Returns the rows of a query for these ids, each looked up once. `query` is called with a column of ids."""

@@ -193,6 +193,11 @@ class Ledger:
         with reading(self._engine) as connection:
             return refusals.find(connection, day, reason, limit)
 
+    def refused_items(self, day: str | None = None, reason: str | None = None) -> set[tuple[str, str]]:
+        """Returns the day and the id of each refused item: of one day, for one reason, or all."""
+        with reading(self._engine) as connection:
+            return refusals.days_and_items(connection, day, reason)
+
     def open_refusals(self, day: str | None = None, reason: str | None = None) -> list[OpenRefusals]:
         """Returns the number of open refusals by reason, the most frequent first."""
         with reading(self._engine) as connection:

@@ -53,3 +53,10 @@ class OverlayIdentities(Identities):
     def unlearned(self, days: list[str], setting: str | None = None) -> list[str]:
         """As `Identities.unlearned`: the days that are learned in neither."""
         return super().unlearned(self._base.unlearned(days, setting), setting)
+
+    def _each_learned_day(self) -> pd.DataFrame:
+        """As `Identities._each_learned_day`, of both. So a day has the fingerprint that a run would give it, and is derived
+        again if a run would derive it again."""
+        of_base = self._base._each_learned_day()
+        both = pd.concat([super()._each_learned_day(), of_base[of_base["day"] < self._first]], ignore_index=True)
+        return both.drop_duplicates("day").sort_values("day", ignore_index=True)

@@ -62,6 +62,12 @@ def find(connection: sa.Connection, day: str | None, reason: str | None, limit: 
     return dict(by_day)
 
 
+def days_and_items(connection: sa.Connection, day: str | None, reason: str | None) -> set[tuple[str, str]]:
+    """Returns the day and the id of each refused item: of one day, for one reason, or all (None)."""
+    selected = sa.select(refusals.c.day, refusals.c.item).where(*_conditions(day, reason))
+    return {(row.day, row.item) for row in connection.execute(selected)}
+
+
 def count_by_reason(connection: sa.Connection, day: str | None, reason: str | None) -> list[OpenRefusals]:
     """Returns the number of open refusals by reason, the most frequent first: of one day, for one reason, or all (None)."""
     count = sa.func.count()

@@ -23,11 +23,12 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.cli.commands import main
-from cio_pipeline.cli.run import Lines, redeliver
+from cio_pipeline.cli.run import Lines
 from cio_pipeline.cli.terminal import one_line
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.delivery.preconditions import is_backfill
 from cio_pipeline.defs.failures import RunNotStarted
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START, days_between
@@ -38,6 +39,7 @@ from cio_pipeline.sandbox.processes import Sandbox, bare_environment
 from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Acknowledgement, Ledger
 from cio_pipeline.state.refusals import Refusal
+from cio_pipeline_tests.customerio.test_refusals import answer_where
 
 DAY, THIRD_DAY = "2025-01-01", "2025-01-03"
 YESTERDAY, TODAY = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1, 0))
@@ -287,17 +289,75 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
     assert main(["redeliver"]) == 0
 
 
-@pytest.mark.parametrize(
-    ("chosen", "status"), [({}, 1), ({"partition": DAY}, 1), ({"partition": THIRD_DAY}, 0), ({"reason": "another"}, 0)]
-)
-def test_a_redelivery_fails_where_any_that_were_chosen_are_refused_still_and_not_for_others(
-    services: Services, monkeypatch: pytest.MonkeyPatch, chosen: dict[str, str], status: int
-) -> None:
+@pytest.fixture
+def refused(services: Services, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Customer.io refuses the upsert of one person. Gives the reason."""
+    monkeypatch.setenv("CIO_REFUSED_SHARE", "25%")
+    with monkeypatch.context() as broken:
+        refuse_upsert_of_a(services, broken, {"action": "odd"})
+        assert run() == 1
+    return refusal_reason()
+
+
+def refuse_upsert_of_a(services: Services, monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any]) -> None:
+    """Customer.io gets the upsert of the person a with these changes."""
+    batch = services.customerio.workspace.batch
+
+    def refuse(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        of_a = [item["action"] == "identify" and item["identifiers"] == {"id": "a"} for item in items]
+        spoilt = [{**item, **changes} if is_meant else item for item, is_meant in zip(items, of_a, strict=True)]
+        return batch(json.dumps({"batch": spoilt}).encode())
+
+    monkeypatch.setattr(services.customerio.workspace, "batch", refuse)
+
+
+def refusal_reason() -> str:
+    """The reason of the only refusal that is open."""
     settings = load_settings()
-    Ledger(settings.ledger_url).acknowledge(DAY, Acknowledgement(refused=[Refusal("1", "event", "invalid", "", "{}", "id:u1")]))
-    monkeypatch.setattr("cio_pipeline.cli.run._run", lambda *_: None)
-    monkeypatch.setattr("cio_pipeline.cli.run._instance", nullcontext)
-    assert redeliver(settings, {"partition": None, "reason": None, **chosen}) == status
+    [refusal] = Ledger(settings.ledger_url).refusals()[DAY]
+    return refusal.reason
+
+
+WHOLE = (400, {"errors": [{"reason": "invalid", "field": "attributes.plan"}]})
+
+
+@pytest.mark.parametrize("names_items", [True, False])
+@pytest.mark.parametrize("by_reason", [True, False])
+def test_a_redelivery_fails_if_an_item_is_refused_again_even_if_for_another_reason(
+    services: Services, refused: str, monkeypatch: pytest.MonkeyPatch, names_items: bool, by_reason: bool
+) -> None:
+    chosen = ["--reason", refused] if by_reason else []
+    answer = services.customerio.answer
+    with monkeypatch.context() as broken:
+        if names_items:
+            refuse_upsert_of_a(services, broken, {"identifiers": {}})
+        else:
+            answer_where(services.customerio, lambda _, body: b'"id":"a"' in body, WHOLE)
+        assert main(["redeliver", *chosen]) == 1
+    services.customerio.answer = answer  # type: ignore[method-assign]
+    assert refusal_reason() not in (refused, "")
+    assert main(["redeliver", "--reason", refusal_reason()]) == 0
+
+
+def test_a_redelivery_fails_if_an_item_has_changed_so_that_a_run_of_the_day_sends_it(services: Services, refused: str) -> None:
+    services.posthog.add([event(9, who="a") | {"properties": {"$set": {"plan": "free"}}, "timestamp": f"{DAY}T11:00:00Z"}])
+    derive = [asset_key(name) for name in ("posthog_events", "identities", "customers", "events", "rejects")]
+    with dg.DagsterInstance.ephemeral() as instance:
+        job = defs.resolve_job_def("customerio_sync")
+        assert job.execute_in_process(instance=instance, partition_key=DAY, asset_selection=derive).success
+    assert main(["redeliver", "--reason", refused]) == 1
+    assert run() == 0
+    assert main(["redeliver"]) == 0
+
+
+def test_a_redelivery_does_not_fail_for_refusals_that_were_not_chosen(services: Services, refused: str) -> None:
+    settings = load_settings()
+    Ledger(settings.ledger_url).acknowledge(
+        THIRD_DAY, Acknowledgement(refused=[Refusal("1", "event", "another", "", "{}", "id:u1")])
+    )
+    assert main(["redeliver", "--partition", DAY]) == 0
+    assert main(["redeliver", "--partition", THIRD_DAY]) == 1
 
 
 def test_checks_that_failed_are_said_although_the_run_fails_for_another_reason(

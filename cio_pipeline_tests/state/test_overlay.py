@@ -43,6 +43,7 @@ def seen(identities: Identities, day: str) -> Any:
         [identities.linked([name]) for name in (*PEOPLE, *EMAILS)],
         set(identities.all_names()),
         identities.unlearned([HISTORY_PARTITION, *DAYS], "set"),
+        identities.inputs_fingerprint(day, 2),
     )
 
 

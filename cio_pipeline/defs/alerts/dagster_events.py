@@ -16,7 +16,6 @@ from cio_pipeline.defs.alerts.runs import (
     created_at,
     days_from,
     days_of,
-    is_delivered_since,
     is_ours,
     is_part_of_backfill,
     may_be_retried,
@@ -25,7 +24,7 @@ from cio_pipeline.defs.alerts.runs import (
     was_retried,
 )
 from cio_pipeline.defs.assets.deliver import customerio_delivery
-from cio_pipeline.defs.checks.yesterday import began_at, day_due, is_delivered, is_whole
+from cio_pipeline.defs.checks.yesterday import day_due, delivery_of, is_delivered
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
@@ -52,7 +51,7 @@ ENDS = {
     dg.DagsterRunStatus.NOT_STARTED: "was not started",
     dg.DagsterRunStatus.FAILURE: "failed",
     dg.DagsterRunStatus.CANCELED: "was canceled",
-    dg.DagsterRunStatus.SUCCESS: "ended without delivering it",
+    dg.DagsterRunStatus.SUCCESS: "ended without delivering all of it",
 }
 EVALUATED = {AssetCheckExecutionRecordStatus.SUCCEEDED, AssetCheckExecutionRecordStatus.FAILED}
 
@@ -118,7 +117,7 @@ def _failures(instance: dg.DagsterInstance, position: Position) -> Iterator[Even
             root=run.root_run_id or run.run_id,
             job=run.job_name,
             days=days,
-            undelivered=tuple(day for day in days if not is_delivered_since(instance, day, created_at(instance, run))),
+            undelivered=tuple(day for day in days if not is_delivered(instance, day, created_at(instance, run))),
             reason=reason_of(record.event_log_entry.get_dagster_event()),
             is_repeated=run.job_name == customerio_hourly.name,
         )
@@ -135,8 +134,9 @@ def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Ev
     since = dg.AssetRecordsFilter(customerio_delivery.key, after_storage_id=position.deliveries)
     for record in instance.fetch_materializations(since, limit=MAX_DELIVERIES, ascending=True).records:
         position.deliveries = record.storage_id
-        if record.partition_key and is_whole(record.partition_key, began_at(instance, record)):
-            yield Delivered(record.timestamp, record.partition_key)
+        day = record.partition_key
+        if day and delivery_of(instance, day, record).is_whole:
+            yield Delivered(record.timestamp, day)
 
 
 def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Sequence[dg.AssetCheckKey]) -> Iterator[Event]:

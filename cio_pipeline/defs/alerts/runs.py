@@ -7,7 +7,6 @@ from typing import Literal
 import dagster as dg
 
 from cio_pipeline.defs.asset_keys import PREFIX
-from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.jobs.backfill import STARTED_BY, customerio_backfill
 from cio_pipeline.defs.jobs.checks import customerio_checks
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
@@ -89,12 +88,6 @@ def created_at(instance: dg.DagsterInstance, run: dg.DagsterRun) -> float:
     """Returns when the run was created, in seconds since 1970, or 0 if Dagster no longer has it."""
     record = instance.get_run_record_by_id(run.run_id)
     return record.create_timestamp.timestamp() if record else 0.0
-
-
-def is_delivered_since(instance: dg.DagsterInstance, day: str, since: float) -> bool:
-    """Returns whether any run has delivered the day since this time, in seconds since 1970."""
-    wanted = dg.AssetRecordsFilter(customerio_delivery.key, asset_partitions=[day], after_timestamp=since)
-    return bool(instance.fetch_materializations(wanted, limit=1).records)
 
 
 def days_of(run: dg.DagsterRun) -> tuple[str, ...]:

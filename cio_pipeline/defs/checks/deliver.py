@@ -7,7 +7,7 @@ import dagster as dg
 
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.common import how_to_run, list_days, or_warning
-from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered, day_due, delivered_at, is_whole
+from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered, day_due, is_delivered, last_delivery
 from cio_pipeline.defs.partitions import days_before
 from cio_pipeline.defs.store import Store
 from cio_pipeline.json_text import read_object
@@ -118,7 +118,8 @@ def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
 @dg.asset_check(
     asset=DELIVERY,
     description=f"Whether the day of the last nightly run is delivered (before {DUE}, CIO_DELIVERED_BY: the day before it) by a"
-    " run that began after the day was over. It is about the present, whatever the days of the run.",
+    " run that began after the day was over and left nothing for another one (limit, hold_recent_events). It is about the"
+    " present, whatever the days of the run.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own; `customerio_checks_daily` does so each day."""
@@ -127,9 +128,17 @@ def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheck
 
 def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.AssetCheckResult:
     day = day_due(now)
-    began = delivered_at(instance, day) if day else None
-    passed = day is None or is_whole(day, began) or not anything_delivered(instance)
-    what = "delivered only in part, by a run that began before it was over" if began else "not delivered"
+    delivery = last_delivery(instance, day) if day else None
+    passed = day is None or (delivery is not None and delivery.is_whole) or not anything_delivered(instance)
+    if delivery is None:
+        what = "not delivered"
+    elif delivery.left:
+        what = (
+            f"delivered only in part: its last run left {delivery.left:,} upserts and events for another one (limit,"
+            " hold_recent_events)"
+        )
+    else:
+        what = "delivered only in part, by a run that began before it was over"
     return dg.AssetCheckResult(
         passed=passed,
         severity=dg.AssetCheckSeverity.WARN,
@@ -143,25 +152,36 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether no day of the last {DAYS_LOOKED_BACK} was skipped, although days before and after it were delivered."
-    " After a long outage the schedule does not go back to all of its days.",
+    description=f"Whether no day of the last {DAYS_LOOKED_BACK} was skipped, or delivered only in part, although days before"
+    " and after it were delivered. After a long outage the schedule does not go back to all of its days.",
 )
 def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own."""
-    delivered = context.instance.get_materialized_partitions(DELIVERY)
-    missed = missed_days(delivered, datetime.now(UTC))
+    now = datetime.now(UTC)
+    missed = missed_days(delivered_days(context.instance, now), now)
     return dg.AssetCheckResult(
         passed=not missed,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"Never delivered: {list_days(missed)}. No schedule goes back to them: {how_to_run(missed)}."
+        description=f"Not delivered, or only in part: {list_days(missed)}. No schedule goes back to them: {how_to_run(missed)}."
         if missed
         else None,
         metadata={"days missed": len(missed)},
     )
 
 
+def delivered_days(instance: dg.DagsterInstance, now: datetime) -> set[str]:
+    """Returns the days that were ever delivered, without those of the last `DAYS_LOOKED_BACK` that were delivered only in
+    part."""
+    delivered = instance.get_materialized_partitions(DELIVERY)
+    return delivered - {day for day in _recent_days(now) if day in delivered and not is_delivered(instance, day)}
+
+
 def missed_days(delivered: set[str], now: datetime) -> list[str]:
     """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered although days before and after
     them were."""
-    recent = days_before(str(now.date()))[-DAYS_LOOKED_BACK:] if delivered else []
+    recent = _recent_days(now) if delivered else []
     return [day for day in recent if min(delivered) < day < max(delivered) and day not in delivered]
+
+
+def _recent_days(now: datetime) -> list[str]:
+    return days_before(str(now.date()))[-DAYS_LOOKED_BACK:]

@@ -26,10 +26,9 @@ FAR_ABOVE = 5
 MANY = 100
 """Fewer events than this are never too many."""
 
-WHAT_GIVES_NONE = (
-    "PostHog keeps $set for 60 days, and no $identify or $set event of these days has an attribute or email any more. Set"
-    " CIO_ATTRIBUTES_FROM to auto, and CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with the"
-    " column person_properties), and run the days again."
+WITH_PERSON_PROPERTIES = (
+    "CIO_EVENT_SOURCE to one that has the persons' properties (query, or an export with the column person_properties), and run"
+    " the days again."
 )
 
 CHECKS_OF_THE_RUN = [
@@ -42,8 +41,8 @@ CHECKS_OF_THE_RUN = [
     dg.AssetCheckSpec(
         "attributes_given",
         asset=POSTHOG_EVENTS_KEY,
-        description="Whether the days of the run for which PostHog has dropped $set (R20) still have attributes, if they have"
-        " $identify or $set events.",
+        description="Whether the days of the run for which PostHog has dropped $set (R20) still have attributes: every event"
+        " that should use its person's properties has them, and a day with $identify or $set events has an attribute.",
     ),
 ]
 
@@ -78,18 +77,31 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
     """Returns the result of the check of this name, for the days that were just read.
 
     A recent day may have only `$identify` events that set nothing; if an old one does, PostHog has probably dropped its
-    attributes.
+    attributes. Whether an event whose source has no person's properties ever had a `$set` cannot be told, so it counts as one
+    that did.
     """
+    lost = {day: counts.lacked_person for day, counts in kept.items() if counts.lacked_person}
     bare = [day for day, counts in kept.items() if counts.may_lack_set and counts.identity_events and not counts.has_attributes]
+    lacking = [day for day in kept if day in lost or day in bare]
+    if lost:
+        why = (
+            f"{sum(lost.values()):,} events should use their person's properties (R20), but their source has none: their"
+            f" attributes and emails are lost. Set {WITH_PERSON_PROPERTIES}"
+        )
+    else:
+        why = (
+            "PostHog keeps $set for 60 days, and no $identify or $set event of these days has an attribute or email any more."
+            f" Set CIO_ATTRIBUTES_FROM to auto, and {WITH_PERSON_PROPERTIES}"
+        )
     return dg.AssetCheckResult(
         check_name="attributes_given",
-        passed=not bare,
+        passed=not lacking,
         severity=dg.AssetCheckSeverity.WARN,
-        description=f"{list_days(bare)}: {WHAT_GIVES_NONE}" if bare else None,
+        description=f"{list_days(lacking)}: {why}" if lacking else None,
         metadata={
-            "days without attributes": len(bare),
+            "days that lack attributes": len(lacking),
             "$identify and $set events": sum(counts.identity_events for counts in kept.values()),
-            "events that have lost their $set": sum(counts.lacked_person for counts in kept.values()),
+            "events that lack their person's properties": sum(lost.values()),
         },
     )
 

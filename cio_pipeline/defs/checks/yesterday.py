@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, time, timedelta
+from typing import Any, NamedTuple
 from zoneinfo import ZoneInfo
 
 import dagster as dg
 
 from cio_pipeline.defs.asset_keys import DELIVERY
+from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
 from cio_pipeline.settings.settings import DaysSettings
 
@@ -36,28 +38,41 @@ def _last(time_of_day: time, zone: ZoneInfo, moment: datetime) -> datetime:
     return next(shown for shown in times if shown <= moment)
 
 
-def is_delivered(instance: dg.DagsterInstance, day: str) -> bool:
-    """Returns whether the day's last delivery was complete."""
-    return is_whole(day, delivered_at(instance, day))
+class Delivery(NamedTuple):
+    """A delivery of a day, according to Dagster."""
+
+    day: str
+    began: datetime
+    """When its run began."""
+    left: int = 0
+    """The upserts and events of the day that its run has left for another one, because of `limit` or `hold_recent_events`."""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was complete: the day was over when its run began, which has left nothing for another one."""
+        return not self.left and self.began >= window(self.day)[1]
 
 
-def is_whole(day: str, began: datetime | None) -> bool:
-    """Returns whether a delivery of the day by a run that began then was complete: the day was over."""
-    return began is not None and began >= window(day)[1]
+def is_delivered(instance: dg.DagsterInstance, day: str, since: float | None = None) -> bool:
+    """Returns whether the day's last delivery (since a time, in seconds since 1970) was complete."""
+    delivery = last_delivery(instance, day, since)
+    return delivery is not None and delivery.is_whole
 
 
-def delivered_at(instance: dg.DagsterInstance, day: str) -> datetime | None:
-    """Returns when the run began that last delivered the day, according to Dagster, or None if none has."""
-    wanted = dg.AssetRecordsFilter(asset_key=DELIVERY, asset_partitions=[day])
+def last_delivery(instance: dg.DagsterInstance, day: str, since: float | None = None) -> Delivery | None:
+    """Returns the day's last delivery (since a time, in seconds since 1970), or None if there is none."""
+    wanted = dg.AssetRecordsFilter(asset_key=DELIVERY, asset_partitions=[day], after_timestamp=since)
     records = instance.fetch_materializations(wanted, limit=1).records
-    return began_at(instance, records[0]) if records else None
+    return delivery_of(instance, day, records[0]) if records else None
 
 
-def began_at(instance: dg.DagsterInstance, delivery: dg.EventLogRecord) -> datetime:
-    """Returns when the run of this materialization began."""
-    run = instance.get_run_record_by_id(delivery.run_id)
-    began = run.start_time if run is not None and run.start_time is not None else delivery.timestamp
-    return datetime.fromtimestamp(began, UTC)
+def delivery_of(instance: dg.DagsterInstance, day: str, record: dg.EventLogRecord) -> Delivery:
+    """Returns the delivery of the day that a materialization records."""
+    run = instance.get_run_record_by_id(record.run_id)
+    began = run.start_time if run is not None and run.start_time is not None else record.timestamp
+    receipt: Any = record.asset_materialization
+    left = receipt.metadata[LEFT].value if LEFT in receipt.metadata else 0
+    return Delivery(day, datetime.fromtimestamp(began, UTC), left)
 
 
 def anything_delivered(instance: dg.DagsterInstance) -> bool:

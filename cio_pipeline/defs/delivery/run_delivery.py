@@ -10,7 +10,7 @@ from datetime import datetime
 import dagster as dg
 
 from cio_pipeline.customerio.client import NotDelivered
-from cio_pipeline.customerio.delivery import Report, deliver, redeliver
+from cio_pipeline.customerio.delivery import Report, deliver, redeliver, still_to_send
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
 from cio_pipeline.customerio.selection import DeliveryOptions
@@ -18,7 +18,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
-from cio_pipeline.defs.pages.receipts import TOO_RECENT, last_days, receipt, run_counts
+from cio_pipeline.defs.pages.receipts import LEFT, TOO_RECENT, last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
@@ -81,7 +81,7 @@ class RunDelivery:
     def deliver(self, day: str, tables: Tables, whole_day: Tables | None = None) -> tuple[Report, RunCounts]:
         """Sends what the ledger does not have of the day.
 
-        whole_day: the day's tables with the events that are too recent to be sent, only to count these.
+        whole_day: the day's tables with the events that are too recent to be sent, only to count what is left for another run.
         """
 
         def send() -> Report:
@@ -92,6 +92,7 @@ class RunDelivery:
                 )
             if whole_day is not None:
                 report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
+                report.counts[LEFT] += left_for_another_run(day, whole_day, tables, self.store, self.options)
             report.counts["people that the suppression list names"] += self.options.suppressed.people_listed
             return report
 
@@ -204,6 +205,14 @@ def events_too_recent(day: str, whole_day: Tables, to_send: Tables, store: Store
         unsent_events(day, customers_and_events(tables, day), store.ledger, options) for tables in (whole_day, to_send)
     )
     return max(0, unsent - of_those_to_send)
+
+
+def left_for_another_run(day: str, whole_day: Tables, sent: Tables, store: Store, options: DeliveryOptions) -> int:
+    """Returns the number of the day's upserts and events that a run which has sent these tables, with these options, has left
+    for another run, on purpose."""
+    if options.limit is None and sent.root == whole_day.root:
+        return 0
+    return still_to_send(day, customers_and_events(whole_day, day), store.ledger, options)
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:

@@ -166,7 +166,7 @@ def run_days(context: dg.OpExecutionContext, config: BackfillConfig) -> None:
         job.execute_in_process(run_config(chosen), context.instance, run_id=run_id, tags=tags, asset_selection=assets)
 
     run_range(context.instance, days, run, DAYS_SETTINGS.days_per_run)
-    logger.info("%s to %s: %d days are delivered.", days[0], days[-1], len(days))
+    logger.info("%s to %s: %d days were run.", days[0], days[-1], len(days))
 
 
 @dg.job(

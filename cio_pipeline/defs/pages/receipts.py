@@ -20,6 +20,10 @@ NEW_CUSTOMERS_IN_ALL = "new customers in all"
 CAMPAIGN_EVENTS_IN_ALL = "events under 72 hours in all"
 DELIVERED = "delivered in all"
 OPEN_REFUSALS = "refused, open"
+LEFT = "left for another run"
+"""The upserts and events of the day that the run has left for another one, because of `limit` or `hold_recent_events`. It is in
+a receipt only if it is not 0: the day is then not delivered completely (`checks.yesterday`)."""
+
 DAY_CHART = "events of the day"
 LAST_DAYS = "events of the last 14 days"
 THIS_RUN = "this run"
@@ -88,6 +92,7 @@ def receipt(
         CAMPAIGN_EVENTS_IN_ALL: totals.campaign_events,
         DELIVERED: totals.events,
         OPEN_REFUSALS: totals.refused,
+        **({LEFT: int(run[LEFT])} if LEFT in run else {}),
         DAY_CHART: dg.MetadataValue.md(day_chart(days[-1])),
         LAST_DAYS: dg.MetadataValue.md(last_days_chart(days)),
         THIS_RUN: table([{"count": value, "what": name} for name, value in shown.items()]),

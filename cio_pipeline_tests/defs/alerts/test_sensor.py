@@ -19,6 +19,7 @@ from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
 from cio_pipeline.defs.checks.yesterday import is_delivered
 from cio_pipeline.defs.jobs.backfill import STARTED_BY
+from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 
@@ -64,8 +65,9 @@ def daemon(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
         yield made
 
 
-def deliver(instance: dg.DagsterInstance, day: str) -> None:
-    instance.report_runless_asset_event(dg.AssetMaterialization(customerio_delivery.key, partition=day))
+def deliver(instance: dg.DagsterInstance, day: str, left: int = 0) -> None:
+    metadata = {LEFT: left} if left else {}
+    instance.report_runless_asset_event(dg.AssetMaterialization(customerio_delivery.key, partition=day, metadata=metadata))
 
 
 def evaluate(instance: dg.DagsterInstance, *, passed: bool, description: str = "12 refused.") -> None:
@@ -102,6 +104,30 @@ def test_a_failed_run_is_told_once_with_its_days_and_link_and_once_that_they_are
     deliver(daemon.instance, YESTERDAY)
     daemon.tick()
     assert hook.texts[1:] == [f"Over: all of 2025-03-01 to {YESTERDAY} is delivered now; a run had failed. {link}"]
+
+
+def test_a_run_that_leaves_something_of_the_day_for_another_ends_no_alert(daemon: Daemon, hook: Webhook) -> None:
+    fail(daemon.instance, **{PARTITION: YESTERDAY})
+    deliver(daemon.instance, YESTERDAY, left=5)
+    daemon.tick()
+    deliver(daemon.instance, YESTERDAY, left=5)
+    daemon.tick()
+    assert hook.texts == [f"The run of {YESTERDAY} failed: The reason."]
+    deliver(daemon.instance, YESTERDAY)
+    daemon.tick()
+    assert hook.texts[1:] == [f"Over: all of {YESTERDAY} is delivered now; a run had failed."]
+
+
+def test_yesterday_of_which_a_run_has_left_something_is_late(hook: Webhook) -> None:
+    with dg.DagsterInstance.ephemeral() as instance:
+        deliver(instance, YESTERDAY, left=5)
+        daemon = Daemon(instance)
+        daemon.tick()
+        [text] = hook.texts
+        assert text.startswith(f"{YESTERDAY} was not delivered by ")
+        deliver(instance, YESTERDAY)
+        daemon.tick()
+        assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
 
 
 def test_a_run_that_dagster_runs_again_is_not_told_but_the_last_of_them_is(daemon: Daemon, hook: Webhook) -> None:

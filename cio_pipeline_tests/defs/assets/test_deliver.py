@@ -17,6 +17,7 @@ import sqlalchemy as sa
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY, asset_key
+from cio_pipeline.defs.pages.receipts import LEFT, OPEN_REFUSALS
 from cio_pipeline.defs.pages.tables import size
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
@@ -126,6 +127,30 @@ def test_run_config_leaves_recent_events_for_later_limits_the_customers_and_rese
     assert workspace.workspace.totals()["events"] == 4
     with pytest.raises(dg.DagsterInvalidConfigError):
         run(instance, dry_ran=True)
+
+
+def test_the_receipt_says_what_a_run_has_left_for_another_on_purpose(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Upserts and events: each of the two people has one and two."""
+    assert run(instance, hold_recent_events=24 * 365 * 100)[LEFT] == 6
+    assert run(instance, limit=1)[LEFT] == 3
+    (tmp_path / "list").write_text("joe\n")
+    with monkeypatch.context() as suppressing:
+        suppressing.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
+        assert LEFT not in run(instance, limit=1), "who is suppressed is not left for another run"
+    assert run(instance, limit=1)[LEFT] == 3
+    assert LEFT not in run(instance, limit=2)
+    for nothing_left in ({}, {"limit": 1}, {"limit": 1, "resend": True}, {"hold_recent_events": 24 * 365 * 100}):
+        assert LEFT not in run(instance, **nothing_left), "all is delivered already"
+
+
+def test_what_is_refused_is_not_left_for_another_run(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing(workspace, monkeypatch, "left")
+    receipt = run(instance, limit=2)
+    assert (receipt[OPEN_REFUSALS], LEFT in receipt) == (1, False)
 
 
 def test_credentials_are_checked_once_a_run_and_a_delivered_day_costs_no_more(

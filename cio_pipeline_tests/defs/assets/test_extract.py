@@ -185,7 +185,22 @@ def test_an_old_day_whose_events_should_carry_attributes_and_carry_none_is_said(
     passes = days == 2 or mode != "set"
     assert (found.passed, found.severity) == (passes, dg.AssetCheckSeverity.WARN)
     assert passes or (found.description or "").startswith(f"{DAY}: PostHog keeps $set for 60 days, and no $identify")
-    assert found.metadata["days without attributes"].value == int(not passes)
+    assert found.metadata["days that lack attributes"].value == int(not passes)
+
+
+@pytest.mark.parametrize("kept", [{}, {"$set": {"plan": "pro"}}], ids=["all", "all-but-one"])
+def test_an_old_day_whose_attributes_are_lost_is_said_if_it_has_no_identify_or_another_event_has_attributes(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, kept: dict[str, Any]
+) -> None:
+    """The events list has no person properties."""
+    monkeypatch.setenv("CIO_EVENT_SOURCE", "events_api")
+    server.add([event(1), event(2), {**event(3, **kept), "timestamp": f"{DAY}T11:00:00Z"}])
+    at(monkeypatch, DAY, days=60)
+    found, lost = check(run(instance), "attributes_given"), 2 if kept else 3
+    assert (found.passed, found.severity) == (False, dg.AssetCheckSeverity.WARN)
+    assert (found.description or "").startswith(f"{DAY}: {lost} events should use their person's properties (R20), but")
+    assert found.metadata["days that lack attributes"].value == 1
+    assert found.metadata["events that lack their person's properties"].value == lost
 
 
 def test_a_young_day_whose_only_identify_sets_nothing_is_as_it_should_be(

@@ -14,9 +14,10 @@ import pytest
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
-from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
-from cio_pipeline.defs.checks.yesterday import day_due, delivered_at, is_whole
+from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, delivered_days, mask_refusal, missed_days
+from cio_pipeline.defs.checks.yesterday import Delivery, day_due, last_delivery
 from cio_pipeline.defs.jobs import checks as scheduled_checks
+from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -170,10 +171,27 @@ def test_a_nights_day_is_due_at_the_next_hour_of_delivery_in_the_zone(
     assert day_due(datetime.fromisoformat(now), load_days_settings()) == due
 
 
-def test_a_day_is_delivered_whole_by_a_run_that_began_after_it() -> None:
-    assert not is_whole(DAY, None)
-    assert not is_whole(DAY, datetime(2025, 1, 1, 23, 59, 59, tzinfo=UTC))
-    assert is_whole(DAY, datetime(2025, 1, 2, tzinfo=UTC))
+def test_a_day_is_delivered_whole_by_a_run_that_began_after_it_and_left_nothing() -> None:
+    assert not Delivery(DAY, datetime(2025, 1, 1, 23, 59, 59, tzinfo=UTC)).is_whole
+    assert Delivery(DAY, datetime(2025, 1, 2, tzinfo=UTC)).is_whole
+    assert not Delivery(DAY, datetime(2025, 1, 2, tzinfo=UTC), left=1).is_whole
+
+
+def test_a_run_that_leaves_customers_or_events_for_another_does_not_count_as_yesterdays_delivery(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    due = datetime(2025, 1, 2, 12, tzinfo=UTC)
+    for options, left in (({"hold_recent_events": 24 * 365 * 100}, 6), ({"limit": 1}, 3)):
+        deliver(instance, **options)
+        check = _yesterday_delivered(instance, due)
+        assert not check.passed
+        assert (check.description or "").startswith(
+            f"{DAY} is delivered only in part: its last run left {left} upserts and events for another one (limit,"
+            " hold_recent_events). "
+        )
+    for complete in ({"limit": 2}, {}):
+        deliver(instance, **complete)
+        assert _yesterday_delivered(instance, due).passed
 
 
 def test_days_between_delivered_ones_are_missed() -> None:
@@ -186,8 +204,23 @@ def test_days_between_delivered_ones_are_missed() -> None:
     ]
 
 
-def materialized(instance: dg.DagsterInstance, day: str) -> None:
-    instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day))
+def test_a_day_whose_last_run_left_something_is_missed_until_another_run_delivers_it(instance: dg.DagsterInstance) -> None:
+    first, second, third, fourth = (f"2026-03-0{number}" for number in (1, 2, 3, 4))
+    now = datetime(2026, 3, 10, 12, tzinfo=UTC)
+    for day in (first, second, third, fourth):
+        materialized(instance, day, left=0 if day == fourth else 5)
+    assert delivered_days(instance, now) == {fourth}
+    materialized(instance, first)
+    assert delivered_days(instance, now) == {first, fourth}
+    assert missed_days(delivered_days(instance, now), now) == [second, third]
+    for day in (second, third):
+        materialized(instance, day)
+    assert missed_days(delivered_days(instance, now), now) == []
+
+
+def materialized(instance: dg.DagsterInstance, day: str, left: int = 0) -> None:
+    metadata = {LEFT: left} if left else {}
+    instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day, metadata=metadata))
 
 
 def test_a_day_that_is_due_and_not_delivered_is_said_once_anything_ever_was(instance: dg.DagsterInstance) -> None:
@@ -211,10 +244,10 @@ def test_a_run_delivers_when_it_begins(workspace: Workspace, instance: dg.Dagste
     before = datetime.now(UTC)
     deliver(instance)
     [run] = instance.get_run_records(limit=1)
-    at = delivered_at(instance, DAY)
-    assert at is not None
-    assert before <= at == datetime.fromtimestamp(run.start_time or 0, UTC)
-    assert delivered_at(instance, "2025-01-02") is None
+    last = last_delivery(instance, DAY)
+    assert last is not None
+    assert before <= last.began == datetime.fromtimestamp(run.start_time or 0, UTC)
+    assert last_delivery(instance, "2025-01-02") is None
 
 
 def test_the_schedule_of_the_checks_waits_until_anything_was_delivered(tmp_path: Path) -> None:
@@ -238,5 +271,5 @@ def test_customerio_checks_evaluates_each_check_that_needs_no_run_and_sends_noth
     assert not latest(instance, "yesterday_delivered").passed
     missed = latest(instance, "no_day_missed")
     assert (missed.passed, missed.metadata["days missed"].value) == (False, 2)
-    assert (missed.description or "").startswith("Never delivered: ")
+    assert (missed.description or "").startswith("Not delivered, or only in part: ")
     assert workspace.requests == []

@@ -11,6 +11,7 @@ import pytest
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.asset_keys import asset_key
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.jobs.dry_run import dry_run
 from cio_pipeline.state.ledger import Ledger
@@ -113,6 +114,20 @@ def test_the_run_after_it_sends_what_it_told(start: Start, instance: dg.DagsterI
     execute(instance, DAYS)
     assert workspace.workspace.totals() == {"people": 1, "events": 2}
     assert look(instance, DAYS)["events to send"] == 0
+
+
+def test_a_day_that_was_derived_before_the_history_was_read_is_shown_as_a_run_would_derive_it(
+    start: Start, instance: dg.DagsterInstance
+) -> None:
+    identify = event(8, "$identify", "jane", "2024-12-31T11:00:00Z")
+    workspace = start([*stream(DAYS[:1]), identify], CIO_ANONYMOUS_USERS="identified")
+    job = defs.resolve_job_def("customerio_sync")
+    for assets in (["posthog_events", "identities", "customers", "events", "rejects"], ["identity_history"]):
+        keys = [asset_key(name) for name in assets]
+        job.execute_in_process(instance=instance, partition_key=DAYS[0], asset_selection=keys)
+    assert look(instance, DAYS[:1])["events to send"] == 1
+    execute(instance, DAYS[:1])
+    assert workspace.workspace.totals()["events"] == 1
 
 
 def test_it_tells_what_would_stop_the_run(start: Start, instance: dg.DagsterInstance) -> None:
