@@ -91,7 +91,7 @@ def look_up(
         upserts=pd.concat(_rows_where(tables, "customers", day, "key", keys) for day in days),
         derived={day for day in days if tables.find_version("events", day) is not None},
         acknowledged={ulid for day, rows in sent.items() for ulid in _acknowledged(day, rows, ledger)},
-        refused={one.item: one.reason for one in refused},
+        refused={one.item_id: one.reason for one in refused},
         states=ledger.states(keys),
         is_suppressed=any(map(suppressed.has, names)),
     )

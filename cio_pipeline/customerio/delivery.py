@@ -84,7 +84,7 @@ def redeliver(
 
     Raises as `deliver` does.
     """
-    by_item = {refusal.item: refusal for refusal in refused}
+    by_item = {refusal.item_id: refusal for refusal in refused}
     recorded = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
     plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))

@@ -107,13 +107,13 @@ def _unsent(events: Columns, delivered: npt.NDArray[np.bytes_]) -> Columns:
 
 
 def _upsert_ids(customers: Columns) -> list[str]:
-    """Returns the upserts' ids (`Refusal.item`)."""
+    """Returns the upserts' ids (`Refusal.item_id`)."""
     parts = to_list(array(customers["part"]))
     return [upsert_id(key, part) for key, part in zip(texts(customers, "key"), parts, strict=True)]
 
 
 def _event_ids(events: Columns) -> list[str]:
-    """Returns the events' ids (`Refusal.item`)."""
+    """Returns the events' ids (`Refusal.item_id`)."""
     return texts(events, "ulid")
 
 

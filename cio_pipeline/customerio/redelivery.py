@@ -44,7 +44,7 @@ def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Supp
 
     The tables also have emails and distinct_ids of suppressed people that a refused event does not name.
     """
-    ids = {refusal.item for refusal in refused if refusal.kind == "event"}
+    ids = {refusal.item_id for refusal in refused if refusal.kind == "event"}
     keys = {refusal.key for refusal in refused if refusal.kind == "customer"}
     operations: dict[str, bytes] = {}
     attributes: defaultdict[str, dict[str, bytes]] = defaultdict(dict)
@@ -60,10 +60,10 @@ def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Supp
     compared = ComparedRefusals([], [], [], [])
     for refusal in refused:
         if refusal.kind == "event":
-            is_there = refusal.item in operations
-            is_same = is_there and operations[refusal.item] == refusal.operation.encode()
+            is_there = refusal.item_id in operations
+            is_same = is_there and operations[refusal.item_id] == refusal.operation.encode()
         else:
-            is_there = refusal.item in upserts
+            is_there = refusal.item_id in upserts
             is_same = refusal.key in attributes and _attributes(refusal.operation).items() <= attributes[refusal.key].items()
         if refusal.key in left_out or suppressed.has_customer(refusal.key, refusal.operation):
             compared.suppressed.append(refusal)
@@ -95,15 +95,15 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
     plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
-            upsert = Item(refusal.item, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
+            upsert = Item(refusal.item_id, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
             consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
             planned = plan_upsert(upsert, consent, recorded, plan, options)
             plan.upserts += [] if planned is None else [planned]
-        elif are_in(recorded.delivered, pack_ids([refusal.item]))[0]:
-            plan.closed_ids.append(refusal.item)
+        elif are_in(recorded.delivered, pack_ids([refusal.item_id]))[0]:
+            plan.closed_ids.append(refusal.item_id)
         else:
             events.append(refusal)
-    columns = ([one.item for one in events], [one.key for one in events], [one.operation for one in events])
+    columns = ([one.item_id for one in events], [one.key for one in events], [one.operation for one in events])
     ids, keys, operations = (pa.array(texts, TEXT) for texts in columns)
     is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
     can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
@@ -112,4 +112,4 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
 
 
 def _upserts_then_events_by_time(refusal: Refusal) -> tuple[bool, int, str]:
-    return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item
+    return refusal.kind == "event", int(read_object(refusal.operation)["timestamp"]), refusal.item_id

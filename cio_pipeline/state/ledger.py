@@ -52,7 +52,7 @@ class Acknowledgement:
     """The accepted attributes, by customer's key: a packed state (`attribute_state.pack`), or several of different attributes,
     joined."""
     accepted: Callable[[], list[str]] = list
-    """Returns the ids of the accepted items, as `Refusal.item` has them. It is called only if they are needed."""
+    """Returns the ids of the accepted items, as `Refusal.item_id` has them. It is called only if they are needed."""
     refused: list[Refusal] = field(default_factory=list)
     """The refused items."""
 
@@ -186,7 +186,7 @@ class Ledger:
 
     def refused(self, day: str) -> dict[str, Refusal]:
         """Returns the open refusals of the day, by item: what Customer.io has refused and not accepted since."""
-        return {refusal.item: refusal for refusal in self.refusals(day).get(day, [])}
+        return {refusal.item_id: refusal for refusal in self.refusals(day).get(day, [])}
 
     def refusals(self, day: str | None = None, reason: str | None = None, limit: int | None = None) -> dict[str, list[Refusal]]:
         """Returns the open refusals by day, oldest first: of one day, for one reason, or all; at most `limit` of them."""
@@ -258,7 +258,7 @@ def _record(transaction: sa.Connection, day: str, answer: Acknowledgement, has_r
     if answer.event_ids or new_customers:
         execute_by_driver(transaction, INSERT_DELIVERY, (day, answer.event_ids, new_customers, answer.campaign_events))
     if has_refusals:
-        refusals.close(transaction, day, answer.accepted() + [refusal.item for refusal in answer.refused])
+        refusals.close(transaction, day, answer.accepted() + [refusal.item_id for refusal in answer.refused])
         refusals.close_superseded(transaction, states)
     refusals.keep(transaction, day, answer.refused)
 

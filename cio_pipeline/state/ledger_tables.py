@@ -45,7 +45,7 @@ customer_states = sa.Table(
 refusals = sa.Table(
     "refusals",
     metadata,
-    sa.Column("item", sa.String(50), primary_key=True),
+    sa.Column("item_id", sa.String(50), primary_key=True),
     sa.Column("day", sa.String(10), primary_key=True, index=True),
     sa.Column("kind", sa.String(8), nullable=False),
     sa.Column("customer", Bytes(CUSTOMER_HASH_BYTES), nullable=False, index=True),

@@ -22,8 +22,8 @@ from cio_pipeline.state.ledger_tables import CHUNK, refusals
 class Refusal:
     """An item that Customer.io refused, with all that is needed to send it again. The fields are columns of the table."""
 
-    item: str
-    """The item's id: an event's in Customer.io (a ULID), or an upsert's `ledger_tables.upsert_id`."""
+    item_id: str
+    """An event's id in Customer.io (a ULID), or an upsert's `ledger_tables.upsert_id`."""
     kind: str
     """`event` or `customer`."""
     reason: str
@@ -57,15 +57,15 @@ def find(connection: sa.Connection, day: str | None, reason: str | None, limit: 
     selected = sa.select(refusals).where(*_conditions(day, reason)).order_by(refusals.c.day, refusals.c.refused_at).limit(limit)
     by_day: dict[str, list[Refusal]] = defaultdict(list)
     for row in connection.execute(selected):
-        texts = (row.item, row.kind, row.reason, row.detail, row.operation, row.key, row.call)
+        texts = (row.item_id, row.kind, row.reason, row.detail, row.operation, row.key, row.call)
         by_day[row.day].append(Refusal(*texts, state=unpack(row.state)))
     return dict(by_day)
 
 
 def days_and_items(connection: sa.Connection, day: str | None, reason: str | None) -> set[tuple[str, str]]:
     """Returns the day and the id of each refused item: of one day, for one reason, or all (None)."""
-    selected = sa.select(refusals.c.day, refusals.c.item).where(*_conditions(day, reason))
-    return {(row.day, row.item) for row in connection.execute(selected)}
+    selected = sa.select(refusals.c.day, refusals.c.item_id).where(*_conditions(day, reason))
+    return {(row.day, row.item_id) for row in connection.execute(selected)}
 
 
 def count_by_reason(connection: sa.Connection, day: str | None, reason: str | None) -> list[OpenRefusals]:
@@ -109,17 +109,17 @@ def close(transaction: sa.Connection, day: str, items: list[str]) -> None:
     """Closes the refusals of the items with these ids: an upsert's on this day, an event's, whose id stays the same, on any."""
     of_day_or_event = (refusals.c.day == day) | (refusals.c.kind == "event")
     for chunk in chunks(iter(items), CHUNK):
-        transaction.execute(sa.delete(refusals).where(refusals.c.item.in_(chunk), of_day_or_event))
+        transaction.execute(sa.delete(refusals).where(refusals.c.item_id.in_(chunk), of_day_or_event))
 
 
 def close_superseded(transaction: sa.Connection, states: Mapping[bytes, bytes]) -> None:
     """Closes refused upserts, of any day, if all their attributes have been set since. states: packed, by customer's id."""
-    columns = (refusals.c.item, refusals.c.day, refusals.c.customer, refusals.c.state)
+    columns = (refusals.c.item_id, refusals.c.day, refusals.c.customer, refusals.c.state)
     for chunk in chunks(iter(states), CHUNK):
         upserts = sa.select(*columns).where(refusals.c.customer.in_(chunk), refusals.c.kind == "customer")
         for row in transaction.execute(upserts).all():
             if is_superseded(unpack(row.state), unpack(states[row.customer])):
-                transaction.execute(sa.delete(refusals).where(refusals.c.item == row.item, refusals.c.day == row.day))
+                transaction.execute(sa.delete(refusals).where(refusals.c.item_id == row.item_id, refusals.c.day == row.day))
 
 
 def _conditions(day: str | None, reason: str | None) -> list[sa.ColumnElement[bool]]:

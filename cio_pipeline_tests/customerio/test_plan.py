@@ -47,7 +47,7 @@ def planned(
     **options: Any,
 ) -> Plan:
     packed = {key: pack(state) for key, state in (states or {}).items()}
-    known = LedgerView(packed, pack_ids(list(delivered)), {one.item: one for one in refused})
+    known = LedgerView(packed, pack_ids(list(delivered)), {one.item_id: one for one in refused})
     return plan_shard(*made.shard, known, DeliveryOptions(**options))
 
 

@@ -67,7 +67,7 @@ def test_attributes_that_r17_left_out_of_an_upsert_need_not_be_in_it() -> None:
     [upsert, _] = refused_of(made)
     operation = json.loads(upsert.operation)
     del operation["attributes"]["city"]
-    cut = Refusal(upsert.item, "customer", "invalid", "", json.dumps(operation), upsert.key)
+    cut = Refusal(upsert.item_id, "customer", "invalid", "", json.dumps(operation), upsert.key)
     assert names([cut], made) == (["customer"], [], [], [])
 
 

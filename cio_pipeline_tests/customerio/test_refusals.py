@@ -99,7 +99,10 @@ def test_an_item_that_is_all_there_is_to_send_is_refused_for_its_own_fault(
     answer_where(workspace, lambda path, body: b"<script>" in body, given)
     send(workspace, ledger, made)
     [refusal] = ledger.refused(DAY).values()
-    assert (refusal.item, refusal.reason[:3]) == (made.events.loc[made.events["name"] == "bad", "ulid"].item(), str(given[0]))
+    assert (refusal.item_id, refusal.reason[:3]) == (
+        made.events.loc[made.events["name"] == "bad", "ulid"].item(),
+        str(given[0]),
+    )
     assert ("You were blocked" in refusal.detail) == (given[1] is FIREWALL)
 
 

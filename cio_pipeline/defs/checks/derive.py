@@ -47,7 +47,7 @@ def every_event_accounted_for(counts_by_day: Mapping[str, DayCounts], store: Sto
         else None,
         metadata={
             "events extracted": total.outcomes.total(),
-            "events sent": total.outcomes[TO_SEND],  # to be sent, by the rules
+            "events to send": total.outcomes[TO_SEND],
             "events filtered": total.filtered,
             "events refused": total.refused,
             "days that are off": len(off),

@@ -106,7 +106,7 @@ class RunDelivery:
         """Sends a day's refused items again that its tables still have. Closes those of suppressed people, and of what is no
         longer to be sent: should it be again one day, a run of the day sends it."""
         compared = self.compare(day, refused)
-        closed = [refusal.item for refusal in compared.suppressed + compared.gone]
+        closed = [refusal.item_id for refusal in compared.suppressed + compared.gone]
         if compared.changed:
             logger.warning("%s: %s refused items have changed since. A run of the day sends them.", day, len(compared.changed))
 

@@ -43,7 +43,7 @@ def keep_tables(day: str, refused: list[Refusal]) -> None:
     """Writes the tables of a day whose events are these, as they were refused."""
     settings = load_settings()
     tables, made = Tables(settings.data_dir), {name: schema.empty_table() for name, schema in DERIVED.items()}
-    rows = [{"ulid": one.item, "key": one.key, "operation": one.operation, "call": one.call} for one in refused]
+    rows = [{"ulid": one.item_id, "key": one.key, "operation": one.operation, "call": one.call} for one in refused]
     made["events"] = pa.Table.from_pylist(rows, DERIVED["events"])
     with tables.replace(day, {"posthog_events": KEPT_EVENTS}) as new:
         extracted = pa.Table.from_pylist([{} for _ in refused], KEPT_EVENTS)
