@@ -233,7 +233,7 @@ def size(url: str) -> int:
     [
         "SELECT event_ids FROM deliveries WHERE day = '2026-03-02'",
         "SELECT * FROM refusals WHERE day = '2026-03-02'",
-        "SELECT * FROM refusals WHERE item IN ('a', 'b') AND (day = '2026-03-02' OR kind = 'event')",
+        "SELECT * FROM refusals WHERE item_id IN ('a', 'b') AND (day = '2026-03-02' OR kind = 'event')",
         "SELECT * FROM refusals WHERE customer = '1' AND kind = 'customer'",
         "SELECT * FROM customer_states WHERE customer = '1'",
     ],
