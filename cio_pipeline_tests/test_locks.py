@@ -1,4 +1,4 @@
-"""The files that say what is installed: two locks that agree, and a reason in CONTRIBUTING.md for all that we chose."""
+"""The files that say what is installed: two locks that agree, and a reason in the README for all that we chose."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_a_lock_names_no_index_and_pins_each_by_hash(lock: str) -> None:
     assert [block.split()[0] for block in blocks if "--hash=sha256:" not in block] == []
 
 
-def test_contributing_gives_the_reason_of_each_dependency() -> None:
-    table = (PROJECT / "CONTRIBUTING.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
+def test_the_readme_gives_the_reason_of_each_dependency() -> None:
+    table = (PROJECT / "README.md").read_text().partition("## Dependencies")[2].partition("\n## ")[0]
     unexplained = names(PROJECT_FILE["dependencies"] + [text for extra in EXTRAS.values() for text in extra])
     assert sorted(name for name in unexplained if not re.search(rf"\b{re.escape(name)}\b", table, re.IGNORECASE)) == []
