@@ -1,6 +1,6 @@
 """`make bench`: how long a day takes from a batch export's files to Customer.io's last acknowledgement, run as by `make run`.
 
-The pipeline runs in a process of its own, with a clean environment and its data in a temporary folder. It is compared with a
+The pipeline runs in a process of its own, with a clean environment and its data in a temporary folder. It is compared with
 two plain senders (`bench/plain_sender.py`), and with the least that any pipeline does (`bench/floor.py`).
 """
 

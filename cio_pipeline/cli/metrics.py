@@ -12,7 +12,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 
 from cio_pipeline.cli.instance import dagster_instance
-from cio_pipeline.defs.checks.deliver import delivered_days, missed_days
+from cio_pipeline.defs.asset_keys import DELIVERY
+from cio_pipeline.defs.checks.deliver import missed_days
 from cio_pipeline.defs.checks.yesterday import is_delivered
 from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
@@ -58,15 +59,14 @@ def in_text(families: Iterable[GaugeMetricFamily]) -> str:
 def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iterator[GaugeMetricFamily]:
     """Yields the metrics at the time `now` (UTC). Those of the newest day, and of the last run of a job, are missing if there
     is none."""
-    delivered = delivered_days(instance, now)
-    newest_first = sorted(delivered, reverse=True)
+    newest_first = sorted(instance.get_materialized_partitions(DELIVERY), reverse=True)
     if whole := next((day for day in newest_first if is_delivered(instance, day)), None):
         begins, ends = window(whole)
         yield _one("newest_day_timestamp_seconds", "When the newest completely delivered day began.", begins.timestamp())
         yield _one("newest_day_age_seconds", "How long that day has been over.", (now - ends).total_seconds())
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))
         yield _one("newest_day_new_customers", "Customers that its deliveries created.", ledger.new_customers(whole))
-    missed = missed_days(delivered, now)
+    missed = missed_days(instance, now)
     what = "Days of the last 30 that were skipped, or delivered only in part: days before and after them are delivered."
     yield _one("days_missed", what, len(missed))
     yield _refusals(ledger.open_refusals())

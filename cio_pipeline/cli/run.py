@@ -108,7 +108,8 @@ def redeliver(settings: Settings, chosen: dict[str, Any]) -> int:
     with _instance(settings) as instance, closing(Ledger(settings.ledger_url, settings.ledger_lock_seconds)) as ledger:
         items = ledger.refused_items(given.get("partition"), given.get("reason"))
         _run("redeliver_refused", instance, {**SILENT, "ops": {"send_refused_again": {"config": given}}}, {}, summary.see)
-        still_refused = items & ledger.refused_items(given.get("partition"))
+        chosen_now = ledger.refused_items(given.get("partition"), given.get("reason"))
+        still_refused = chosen_now | items & ledger.refused_items(given.get("partition"))
     for line in summary.failed_checks():
         show(line)
     return 1 if still_refused else 0

@@ -128,8 +128,8 @@ class Sender:
         said = (kind, why.reason, why.detail)
         if sum((_kind(one), its.reason, its.detail) == said for one, its in self._refused_alone) > max_at_fault:
             raise error(
-                f"Customer.io has accepted no {kind} so far, and refuses each with {why.reason}: it may be at fault itself, so"
-                " they are not recorded as refused, and a rerun sends them."
+                f"Customer.io has accepted no {kind} so far, and refuses each with {why.reason}. The fault may be"
+                " Customer.io's, so these items are not recorded as refused, and a rerun sends them."
             )
 
     def _refuse(self, request: Request, why: WholeRequestRefused) -> None:

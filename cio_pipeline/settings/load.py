@@ -93,11 +93,12 @@ def _refuse_plain_http(settings: Settings) -> None:
 
 
 def _refuse_short_ledger(settings: Settings) -> None:
-    """Refuses a ledger that does not remember the first day of each nightly run: CIO_LATE_DAYS days before yesterday."""
-    if settings.ledger_days is not None and settings.ledger_days <= settings.late_days:
+    """Refuses a ledger that does not remember the first day of each nightly run, CIO_LATE_DAYS days before yesterday, until the
+    run has delivered it, which may be after midnight."""
+    if settings.ledger_days is not None and settings.ledger_days < settings.late_days + 2:
         raise SettingsError(
-            f"CIO_LEDGER_DAYS is wrong: must be more than CIO_LATE_DAYS ({settings.late_days}), or no nightly run could send"
-            " anything."
+            f"CIO_LEDGER_DAYS is wrong: must be at least {settings.late_days + 2}, two more than CIO_LATE_DAYS"
+            f" ({settings.late_days}), or nightly runs could not send anything."
         )
 
 

@@ -23,5 +23,8 @@ class OverlayTables(Tables):
     def _pointer(self, table: str, partition: str) -> Pointer | None:
         return super()._pointer(table, partition) if self._has(table, partition) else self._base._pointer(table, partition)
 
+    def _remedy(self, table: str, partition: str) -> str:
+        return super()._remedy(table, partition) if self._has(table, partition) else self._base._remedy(table, partition)
+
     def _has(self, table: str, partition: str) -> bool:
         return (self._folder(table, partition) / "current.json").exists()

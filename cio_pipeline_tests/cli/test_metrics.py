@@ -63,9 +63,9 @@ def instance() -> Iterator[dg.DagsterInstance]:
 
 
 @pytest.fixture
-def ledger() -> Iterator[Ledger]:
+def ledger(tmp_path: Path) -> Iterator[Ledger]:
     """A ledger with three events and two customers of the newer day, and nothing refused."""
-    found = Ledger("sqlite://")
+    found = Ledger(f"sqlite:///{tmp_path / 'ledger-of-three-events.db'}")
     ids = pack_ids([f"{number:026d}" for number in range(3)]).tobytes()
     found.acknowledge(DAYS[1], Acknowledgement(ids, customers={"id:a": b"", "id:b": b""}))
     yield found
@@ -108,7 +108,7 @@ def test_a_day_of_which_a_run_has_left_something_is_neither_the_newest_nor_deliv
     found = parsed(in_text(metrics(instance, ledger, NOW)))
     newest = "cio_pipeline_newest_day_timestamp_seconds", ""
     assert found[newest] == datetime(2026, 3, 2, tzinfo=UTC).timestamp()
-    assert found["cio_pipeline_days_missed", ""] == 20, "10 February to 1 March"
+    assert found["cio_pipeline_days_missed", ""] == 21, "10 February to 1 March, and 3 March"
     instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition="2026-03-02", metadata={LEFT: 1}))
     found = parsed(in_text(metrics(instance, ledger, NOW)))
     assert found[newest] == datetime(2026, 2, 9, tzinfo=UTC).timestamp()

@@ -351,6 +351,20 @@ def test_a_redelivery_fails_if_an_item_has_changed_so_that_a_run_of_the_day_send
     assert main(["redeliver"]) == 0
 
 
+def test_a_redelivery_fails_if_another_run_has_meanwhile_added_a_refusal_for_the_chosen_reason(
+    services: Services, refused: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    batch = services.customerio.workspace.batch
+    other = Acknowledgement(refused=[Refusal("1", "event", refused, "", "{}", "id:u1")])
+
+    def batch_of_another(body: bytes) -> Any:
+        Ledger(load_settings().ledger_url).acknowledge(THIRD_DAY, other)
+        return batch(body)
+
+    monkeypatch.setattr(services.customerio.workspace, "batch", batch_of_another)
+    assert main(["redeliver", "--reason", refused]) == 1
+
+
 def test_a_redelivery_does_not_fail_for_refusals_that_were_not_chosen(services: Services, refused: str) -> None:
     settings = load_settings()
     Ledger(settings.ledger_url).acknowledge(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -118,8 +119,8 @@ def test_the_limit_counts_whom_is_left_after_the_suppressed_and_what_is_beyond_i
 
 
 @pytest.fixture
-def ledger() -> Ledger:
-    return Ledger("sqlite://")
+def ledger(tmp_path: Path) -> Ledger:
+    return Ledger(f"sqlite:///{tmp_path / 'ledger.db'}")
 
 
 def young(name: str = "signed up", who: str = "u1") -> dict[str, Any]:

@@ -268,7 +268,7 @@ def test_a_kind_of_item_that_is_refused_in_the_same_words_throughout_is_not_each
     made = day(4 * SERVICE_AT_FAULT + 4, **large)
     with pytest.raises(
         Unavailable,
-        match=r"^Customer\.io has accepted no (large )?event so far, and refuses each with 400 limit: it may be at fault",
+        match=r"^Customer\.io has accepted no (large )?event so far, and refuses each with 400 limit\. The fault may be",
     ):
         send(workspace, ledger, made)
     assert ledger.refusals() == {}

@@ -151,13 +151,13 @@ def test_days_that_were_learned_under_another_setting_are_missing_to_a_delivery(
     check_no_day_is_missing(store, ["2025-01-01", "2025-01-02"])
 
 
-def test_a_ledger_of_one_day_more_than_may_be_late_has_the_first_day_of_a_nightly_run(
+def test_the_shortest_ledger_has_the_first_day_of_a_nightly_run_also_after_the_next_midnight(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, days in (("CIO_LATE_DAYS", "10"), ("CIO_LEDGER_DAYS", "11")):
+    for name, days in (("CIO_LATE_DAYS", "10"), ("CIO_LEDGER_DAYS", "12")):
         monkeypatch.setenv(name, days)
     store = replace(store, settings=load_settings())
-    first, before = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1 + 10, 1 + 10 + 1))
+    first, before = (str(datetime.now(UTC).date() - timedelta(days=back)) for back in (1 + 10 + 1, 1 + 10 + 2))
     check_days_are_in_ledger(store, [first], resend=False)
     with pytest.raises(NotDelivered, match=rf"from {first} on, and this run begins at {before}"):
         check_days_are_in_ledger(store, [before], resend=False)

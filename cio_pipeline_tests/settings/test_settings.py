@@ -536,9 +536,11 @@ def test_plain_http_elsewhere_needs_a_setting_that_says_so(env: pytest.MonkeyPat
 def test_the_ledger_keeps_more_days_than_the_schedule_goes_back(env: pytest.MonkeyPatch) -> None:
     """A run of the schedule begins `CIO_LATE_DAYS` days before yesterday, the ledger `CIO_LEDGER_DAYS` days before today."""
     env.setenv("CIO_LATE_DAYS", "10")
-    for days in ("7", "10"):
+    for days in ("7", "11"):
         env.setenv("CIO_LEDGER_DAYS", days)
-        with pytest.raises(SettingsError, match=r"^CIO_LEDGER_DAYS is wrong: must be more than CIO_LATE_DAYS \(10\), or .+\.$"):
+        with pytest.raises(
+            SettingsError, match=r"^CIO_LEDGER_DAYS is wrong: must be at least 12, two more than .+ \(10\), or .+\.$"
+        ):
             load_settings()
-    env.setenv("CIO_LEDGER_DAYS", "11")
-    assert load_settings().ledger_days == 11
+    env.setenv("CIO_LEDGER_DAYS", "12")
+    assert load_settings().ledger_days == 12

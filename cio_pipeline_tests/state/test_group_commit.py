@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 
@@ -35,7 +36,7 @@ def added_while_the_first_is_committed(commits: Commits, threads: ThreadPoolExec
     others = []
     for count, number in enumerate(numbers[1:], 1):
         others.append(threads.submit(group_commit.add, number))
-        while len(group_commit._waiting) < count:
+        while group_commit._waiting.qsize() < count:
             assert not others[-1].done()
     commits.go_on.release()
     return [first, *others]
@@ -63,6 +64,28 @@ def test_a_commit_that_fails_fails_for_all_that_it_should_have_committed_and_for
             with pytest.raises(ValueError, match="thirteen"):
                 failed.result(SECONDS)
     assert commits.groups == [[1]]
+
+
+def test_ctrl_c_in_a_thread_that_waits_undoes_no_commit() -> None:
+    commits = Commits()
+    group_commit = GroupCommit(commits.commit)
+
+    def interrupt() -> Future[None]:
+        assert commits.began.acquire(timeout=SECONDS)
+        other = threads.submit(group_commit.add, 2)
+        while not group_commit._waiting.qsize():
+            assert not other.done()
+        signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGINT)
+        return other
+
+    with ThreadPoolExecutor(2) as threads:
+        interrupting = threads.submit(interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            group_commit.add(1)
+        for _ in range(2):
+            commits.go_on.release()
+        interrupting.result(SECONDS).result(SECONDS)
+    assert commits.groups == [[1], [2]]
 
 
 def test_many_threads_lose_nothing_and_commit_nothing_twice() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -61,5 +62,8 @@ def test_an_overlay_has_the_version_of_its_base_that_it_has_read_until_it_writes
     assert overlay.version("customers", DAY).rows == 2
     write_all(tables, 3)
     assert numbers(overlay) == [[2, 2]] * 3
+    shutil.rmtree(tmp_path / "base" / "derived" / DAY / overlay.version("customers", DAY).name)
+    with pytest.raises(StorageError, match=r"another run has replaced it since this one began, so run this again\.$"):
+        list(overlay.read("customers", DAY))
     write_all(overlay, 4)
     assert (numbers(overlay), numbers(tables)) == ([[4] * 4] * 3, [[3] * 3] * 3)

@@ -158,7 +158,7 @@ def _yesterday_delivered(instance: dg.DagsterInstance, now: datetime) -> dg.Asse
 def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own."""
     now = datetime.now(UTC)
-    missed = missed_days(delivered_days(context.instance, now), now)
+    missed = missed_days(context.instance, now)
     return dg.AssetCheckResult(
         passed=not missed,
         severity=dg.AssetCheckSeverity.WARN,
@@ -169,18 +169,12 @@ def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult
     )
 
 
-def delivered_days(instance: dg.DagsterInstance, now: datetime) -> set[str]:
-    """Returns the days that were ever delivered, without those of the last `DAYS_LOOKED_BACK` that were delivered only in
-    part."""
-    delivered = instance.get_materialized_partitions(DELIVERY)
-    return delivered - {day for day in _recent_days(now) if day in delivered and not is_delivered(instance, day)}
-
-
-def missed_days(delivered: set[str], now: datetime) -> list[str]:
-    """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered although days before and after
-    them were."""
-    recent = _recent_days(now) if delivered else []
-    return [day for day in recent if min(delivered) < day < max(delivered) and day not in delivered]
+def missed_days(instance: dg.DagsterInstance, now: datetime) -> list[str]:
+    """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, or only in part, although runs
+    have delivered later days and, if this one was skipped, earlier ones: if also only in part."""
+    days = instance.get_materialized_partitions(DELIVERY)
+    between = [day for day in _recent_days(now) if days and min(days) <= day < max(days)]
+    return [day for day in between if day not in days or not is_delivered(instance, day)]
 
 
 def _recent_days(now: datetime) -> list[str]:

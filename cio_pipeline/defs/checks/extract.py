@@ -85,8 +85,8 @@ def attributes_given(kept: Mapping[str, ExtractionCounts]) -> dg.AssetCheckResul
     lacking = [day for day in kept if day in lost or day in bare]
     if lost:
         why = (
-            f"{sum(lost.values()):,} events should use their person's properties (R20), but their source has none: their"
-            f" attributes and emails are lost. Set {WITH_PERSON_PROPERTIES}"
+            f"{sum(lost.values()):,} events should use their person's properties (R20), but their source has none: any"
+            f" attributes and emails that they had are lost. Set {WITH_PERSON_PROPERTIES}"
         )
     else:
         why = (

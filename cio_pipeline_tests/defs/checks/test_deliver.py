@@ -14,7 +14,7 @@ import pytest
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
-from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, delivered_days, mask_refusal, missed_days
+from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
 from cio_pipeline.defs.checks.yesterday import Delivery, day_due, last_delivery
 from cio_pipeline.defs.jobs import checks as scheduled_checks
 from cio_pipeline.defs.pages.receipts import LEFT
@@ -194,14 +194,22 @@ def test_a_run_that_leaves_customers_or_events_for_another_does_not_count_as_yes
         assert _yesterday_delivered(instance, due).passed
 
 
-def test_days_between_delivered_ones_are_missed() -> None:
-    now = datetime(2026, 3, 10, 12, tzinfo=UTC)
-    assert missed_days(set(), now) == []
-    assert missed_days({"2026-03-01"}, now) == []
-    assert missed_days({"2026-03-05", "2026-03-06", "2026-03-09"}, now) == ["2026-03-07", "2026-03-08"]
-    assert missed_days({"2025-01-01", "2026-03-09"}, now) == [
-        str(date(2026, 3, 10) - timedelta(days=back)) for back in range(DAYS_LOOKED_BACK, 1, -1)
-    ]
+@pytest.mark.parametrize(
+    ("delivered", "missed"),
+    [
+        ([], []),
+        (["2026-03-01"], []),
+        (["2026-03-05", "2026-03-06", "2026-03-09"], ["2026-03-07", "2026-03-08"]),
+        (
+            ["2025-01-01", "2026-03-09"],
+            [str(date(2026, 3, 10) - timedelta(days=back)) for back in range(DAYS_LOOKED_BACK, 1, -1)],
+        ),
+    ],
+)
+def test_days_between_delivered_ones_are_missed(instance: dg.DagsterInstance, delivered: list[str], missed: list[str]) -> None:
+    for day in delivered:
+        materialized(instance, day)
+    assert missed_days(instance, datetime(2026, 3, 10, 12, tzinfo=UTC)) == missed
 
 
 def test_a_day_whose_last_run_left_something_is_missed_until_another_run_delivers_it(instance: dg.DagsterInstance) -> None:
@@ -209,13 +217,19 @@ def test_a_day_whose_last_run_left_something_is_missed_until_another_run_deliver
     now = datetime(2026, 3, 10, 12, tzinfo=UTC)
     for day in (first, second, third, fourth):
         materialized(instance, day, left=0 if day == fourth else 5)
-    assert delivered_days(instance, now) == {fourth}
+    assert missed_days(instance, now) == [first, second, third]
     materialized(instance, first)
-    assert delivered_days(instance, now) == {first, fourth}
-    assert missed_days(delivered_days(instance, now), now) == [second, third]
+    assert missed_days(instance, now) == [second, third]
     for day in (second, third):
         materialized(instance, day)
-    assert missed_days(delivered_days(instance, now), now) == []
+    assert missed_days(instance, now) == []
+
+
+def test_a_skipped_day_is_missed_also_if_all_later_days_were_delivered_only_in_part(instance: dg.DagsterInstance) -> None:
+    now = datetime(2026, 3, 10, 12, tzinfo=UTC)
+    for number in (1, 2, 3, 5, 6):
+        materialized(instance, f"2026-03-0{number}", left=5 if number > 3 else 0)
+    assert missed_days(instance, now) == ["2026-03-04", "2026-03-05"]  # yesterday_delivered warns of the last day
 
 
 def materialized(instance: dg.DagsterInstance, day: str, left: int = 0) -> None:
