@@ -23,7 +23,7 @@ from cio_pipeline.state import customer_states, refusals
 from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, execute_by_driver, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.group_commit import GroupCommit
-from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata
+from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata, unfinished_days
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 INSERT_DELIVERY = "INSERT INTO deliveries (day, event_ids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
@@ -117,6 +117,24 @@ class Ledger:
         `acknowledge` checks whether another delivery has taken it since.
         """
         _require_held(self._lock is not None and self._lock[1](None))
+
+    @contextmanager
+    def sending(self, day: str, *, all_of_it: bool) -> Iterator[None]:
+        """Records that something of the day is sent during the block. If the block fails, or the process is killed, the day is
+        one of `unfinished`, until another block that sends all of it succeeds."""
+        was_unfinished = day in self.unfinished()
+        with writing(self._engine) as transaction:
+            transaction.execute(insert(transaction, unfinished_days).on_conflict_do_nothing(), {"day": day})
+        yield
+        if all_of_it or not was_unfinished:
+            with writing(self._engine) as transaction:
+                transaction.execute(sa.delete(unfinished_days).where(unfinished_days.c.day == day))
+
+    def unfinished(self) -> set[str]:
+        """Returns the days of which Customer.io may have accepted something that is not recorded, because their last delivery
+        was cut off."""
+        with reading(self._engine) as connection:
+            return set(connection.execute(sa.select(unfinished_days.c.day)).scalars())
 
     def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
         """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""

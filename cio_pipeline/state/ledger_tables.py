@@ -66,6 +66,9 @@ delivery_lock = sa.Table(
 )
 """One row: the delivery that took the lock last. Every acknowledgement checks that this is still the one that sends."""
 
+unfinished_days = sa.Table("unfinished_days", metadata, sa.Column("day", sa.String(10), primary_key=True))
+"""The days whose delivery has begun and not ended: Customer.io may have accepted something of them that is not recorded."""
+
 CHUNK = 1000
 
 

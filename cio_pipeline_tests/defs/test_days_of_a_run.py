@@ -137,6 +137,33 @@ def refusing_upserts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(workspace.workspace, "batch", no_upserts)
 
 
+def test_a_day_that_was_cut_off_is_delivered_before_earlier_ones_so_that_no_upsert_goes_back_in_time(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = event(1, "visit", "jane", f"{DAYS[0]}T10:00:00Z", **{"$set": {"city": "Bonn"}})
+    later = event(2, "visit", "jane", f"{DAYS[1]}T10:00:00Z", **{"$set": {"plan": "pro"}})
+    workspace = start([earlier, later], CIO_MISSING_DAYS="allow").workspace
+    bodies, batch = list[bytes](), workspace.batch
+
+    def kept(body: bytes) -> Any:
+        bodies.append(body)
+        return batch(body)
+
+    monkeypatch.setattr(workspace, "batch", kept)
+
+    def cut_off(*_: Any) -> None:
+        raise NotDelivered("Cut off, after Customer.io has accepted it.")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(Ledger, "acknowledge", cut_off)
+        stops(instance, [DAYS[1]])
+    run(instance, DAYS[:2])
+    upserts = [item for body in bodies for item in json.loads(body)["batch"] if item["action"] == "identify"]
+    times = [upsert["timestamp"] for upsert in upserts]
+    assert (len(times), times) == (3, sorted(times))
+    assert upserts[-1]["attributes"] == {"city": "Bonn"}
+
+
 def test_a_days_receipt_stands_though_a_later_day_of_the_run_fails(start: Start, instance: dg.DagsterInstance) -> None:
     workspace = start(stream(DAYS))
     workspace.faults = lambda number, path: ("status", 401, {}) if number >= 4 else None

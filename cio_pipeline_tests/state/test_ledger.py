@@ -193,6 +193,19 @@ def test_answers_that_are_recorded_together_are_recorded_as_if_one_after_another
     assert ledger.states(["id:u1"]) == {"id:u1": state(plan=("free", 30), city=("Bonn", 20))}
 
 
+def test_a_day_that_was_cut_off_is_unfinished_until_all_of_it_is_sent(ledger: Ledger) -> None:
+    with ledger.sending(DAY, all_of_it=True):
+        assert ledger.unfinished() == {DAY}
+    with pytest.raises(ValueError, match="cut off"), ledger.sending(NEXT_DAY, all_of_it=True):
+        raise ValueError("cut off")
+    with ledger.sending(NEXT_DAY, all_of_it=False), ledger.sending(DAY, all_of_it=False):
+        pass
+    assert ledger.unfinished() == {NEXT_DAY}
+    with ledger.sending(NEXT_DAY, all_of_it=True):
+        pass
+    assert ledger.unfinished() == set()
+
+
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:
     ledger.acknowledge(DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20)))}))
     assert ledger.unknown(["id:u1", "id:u2", "email:u1"]) == ["id:u2", "email:u1"]

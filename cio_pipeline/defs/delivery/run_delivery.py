@@ -85,11 +85,10 @@ class RunDelivery:
         """
 
         def send() -> Report:
-            events = tables.version("events", day).rows
-            with _delivered_count_in_errors(self.store.ledger, day, events):
-                report = deliver(
-                    day, customers_and_events(tables, day), self.store.ledger, self.customerio.client, self.options, events
-                )
+            events, ledger = tables.version("events", day).rows, self.store.ledger
+            all_of_it = self.options.limit is None and (whole_day is None or tables.root == whole_day.root)
+            with _delivered_count_in_errors(ledger, day, events), ledger.sending(day, all_of_it=all_of_it):
+                report = deliver(day, customers_and_events(tables, day), ledger, self.customerio.client, self.options, events)
             if whole_day is not None:
                 report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
                 report.counts[LEFT] += left_for_another_run(day, whole_day, tables, self.store, self.options)
@@ -111,8 +110,10 @@ class RunDelivery:
             logger.warning("%s: %s refused items have changed since. A run of the day sends them.", day, len(compared.changed))
 
         def send() -> Report:
-            self.store.ledger.acknowledge(day, Acknowledgement(accepted=lambda: closed))
-            report = redeliver(day, compared.unchanged, self.store.ledger, self.customerio.client, self.options)
+            ledger = self.store.ledger
+            ledger.acknowledge(day, Acknowledgement(accepted=lambda: closed))
+            with ledger.sending(day, all_of_it=False):
+                report = redeliver(day, compared.unchanged, ledger, self.customerio.client, self.options)
             report.counts["refusals suppressed"] += len(compared.suppressed)
             report.counts["refusals no longer to be sent"] += len(compared.gone)
             report.counts["refusals that a run of the day sends"] += len(compared.changed)
