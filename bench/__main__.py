@@ -84,8 +84,8 @@ def _compare(folder: Path, day: date, events: int, size: int, latency: int) -> s
             f"{title}:",
             f"  {speed:,.0f} events a second",
             *(
-                f"  {speed / plain:.1f} times a plain sender with {client}: {plain:,.0f}"
-                for client, plain in plain_speeds.items()
+                f"  {speed / plain_speed:.1f} times a plain sender with {client}: {plain_speed:,.0f}"
+                for client, plain_speed in plain_speeds.items()
             ),
             f"  derive and deliver: {cpu / floor.cpu:.2f} times the floor's CPU",
             f"  second run: {second.usage().seconds / first.usage().seconds:.2f} times the first run's time,"

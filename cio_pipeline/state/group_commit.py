@@ -40,7 +40,7 @@ class GroupCommit(Generic[T]):
             return
         try:
             self._commit([item for item, _ in group])
-        except BaseException as error:
+        except BaseException as error:  # each thread that waits raises it
             for _, committed in group:
                 committed.set_exception(error)
         else:

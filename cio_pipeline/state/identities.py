@@ -222,7 +222,7 @@ class Identities:
         return learned.assign(content_hash=so_far)
 
     def _each_learned_day(self) -> pd.DataFrame:
-        """Returns the same, with content_hash covering only the day itself."""
+        """Returns the learned days, in order: day, events, and content_hash, which covers the day alone."""
         query = sa.select(learned_days.c.day, learned_days.c.events, learned_days.c.content_hash).order_by(learned_days.c.day)
         with reading(self._engine) as connection:
             return pd.DataFrame(connection.execute(query).all(), columns=["day", "events", "content_hash"])

@@ -170,12 +170,9 @@ def no_day_missed(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult
 
 
 def missed_days(instance: dg.DagsterInstance, now: datetime) -> list[str]:
-    """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were not delivered, or only in part, although runs
-    have delivered later days and, if this one was skipped, earlier ones: if also only in part."""
+    """Returns the days, of the last `DAYS_LOOKED_BACK` before `now`, that were skipped, or delivered only in part, although
+    runs have delivered later days. Days before the first that a run has delivered were not skipped."""
     days = instance.get_materialized_partitions(DELIVERY)
-    between = [day for day in _recent_days(now) if days and min(days) <= day < max(days)]
+    recent = days_before(str(now.date()))[-DAYS_LOOKED_BACK:] if days else []
+    between = [day for day in recent if min(days) <= day < max(days)]
     return [day for day in between if day not in days or not is_delivered(instance, day)]
-
-
-def _recent_days(now: datetime) -> list[str]:
-    return days_before(str(now.date()))[-DAYS_LOOKED_BACK:]
