@@ -69,6 +69,9 @@ def test_a_commit_that_fails_fails_for_all_that_it_should_have_committed_and_for
 def test_ctrl_c_in_a_thread_that_waits_undoes_no_commit() -> None:
     commits = Commits()
     group_commit = GroupCommit(commits.commit)
+    commits.go_on.release()
+    group_commit.add(0)  # its thread has started, so that Ctrl-C cannot come meanwhile
+    assert commits.began.acquire(timeout=SECONDS)
 
     def interrupt() -> Future[None]:
         assert commits.began.acquire(timeout=SECONDS)
@@ -85,7 +88,7 @@ def test_ctrl_c_in_a_thread_that_waits_undoes_no_commit() -> None:
         for _ in range(2):
             commits.go_on.release()
         interrupting.result(SECONDS).result(SECONDS)
-    assert commits.groups == [[1], [2]]
+    assert commits.groups == [[0], [1], [2]]
 
 
 def test_many_threads_lose_nothing_and_commit_nothing_twice() -> None:
