@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import date, timedelta
@@ -103,8 +103,8 @@ class Workspace(TrackClient):
         self._by_time = by_time
         self._times: dict[tuple[str, str], int] = {}
 
-    def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
-        for operation in map(json.loads, operations):
+    def batch(self, operations: Sequence[bytes | memoryview]) -> dict[int, tuple[str, str]]:
+        for operation in map(json.loads, map(bytes, operations)):
             [(kind, identifier)] = operation["identifiers"].items()
             if operation["action"] == "identify":
                 self._upsert(f"{kind}:{identifier}", operation["attributes"], operation["timestamp"])

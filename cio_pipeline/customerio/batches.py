@@ -78,6 +78,16 @@ class Events:
         ids, keys, operations = (column.take(at) for column in (self.ids, self.keys, self.operations))
         return Events(ids, keys, operations, self.is_v1_call[rows], self.can_start_campaign[rows])
 
+    def operations_in(self, rows: Integers) -> list[memoryview]:
+        """Returns the operations in these rows. They are not copied: sixteen threads that do so slow each other down."""
+        offsets, content = self._offsets_and_content
+        return [content[start:end] for start, end in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
+
+    @cached_property
+    def _offsets_and_content(self) -> tuple[Integers, memoryview]:
+        offsets, content = offsets_and_data(self.operations)
+        return offsets, content.data
+
     def items(self) -> list[Item]:
         """Returns the events one by one."""
         columns = zip(to_list(self.ids), to_list(self.keys), to_list(self.operations), self.is_v1_call, strict=True)
@@ -102,9 +112,9 @@ class Request:
         """Whether this is an event of the v1 call."""
         return not self.upserts and bool(self.events.is_v1_call[self.rows[0]])
 
-    def operations(self) -> list[bytes]:
+    def operations(self) -> list[bytes | memoryview]:
         """Returns the operations, in order."""
-        return [upsert.operation for upsert in self.upserts] + to_list(self.events.operations.take(pa.array(self.rows)))
+        return [*(upsert.operation for upsert in self.upserts), *self.events.operations_in(self.rows)]
 
     def packed_ids(self) -> bytes:
         """Returns the ids of the events as the ledger keeps them, joined."""

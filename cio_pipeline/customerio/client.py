@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 from urllib.parse import quote, urlsplit
 
@@ -97,7 +97,7 @@ class TrackClient:
             sentence = f"CUSTOMERIO_TRACKING_ENDPOINT is {ours}, but this workspace is served by {served}."
         raise NotDelivered(sentence)
 
-    def batch(self, operations: list[bytes]) -> dict[int, tuple[str, str]]:
+    def batch(self, operations: Sequence[bytes | memoryview]) -> dict[int, tuple[str, str]]:
         """Posts operations to `/api/v2/batch`. Returns (reason, detail) of those refused, by index; the others are accepted.
 
         Raises `WholeRequestRefused` if the answer does not say which were refused, `NotDelivered` and
@@ -202,11 +202,11 @@ class TrackClient:
         )
 
 
-def _body(operations: list[bytes]) -> bytes:
+def _body(operations: Sequence[bytes | memoryview]) -> bytes:
     """Returns the body of a batch. It may be half a megabyte, so it is joined only once."""
     parts = list(operations)
-    parts[0] = b'{"batch":[' + parts[0]
-    parts[-1] += b"]}"
+    parts[0] = b'{"batch":[' + bytes(parts[0])
+    parts[-1] = bytes(parts[-1]) + b"]}"
     return b",".join(parts)
 
 

@@ -145,11 +145,10 @@ class Sender:
 
     def _post(self, request: Request) -> dict[int, tuple[str, str]]:
         self._ledger.check_lock()
-        operations = request.operations()
         if (identifier := _identifier(request)) is not None:
-            self._client.event(identifier, operations[0])
+            self._client.event(identifier, request.last_operation())
             return {}
-        return self._client.batch(operations)
+        return self._client.batch(request.operations())
 
     def _acknowledge(self, request: Request, refused: dict[int, tuple[str, str]]) -> None:
         """Records what the answer says about each item."""

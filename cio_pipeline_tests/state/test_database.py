@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import resource
 import stat
@@ -127,6 +128,7 @@ def test_many_threads_take_turns_with_few_connections_to_postgresql(postgres_ser
 
 
 def open_files() -> int:
+    gc.collect()  # closes what earlier tests have left open
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
