@@ -6,6 +6,7 @@ that. A delivery sends it as it is, except for an upsert of which R17 or R19 lea
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from operator import itemgetter
 from typing import NamedTuple
 
@@ -13,10 +14,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.rules.attributes import attributes_of, left_out_names
+from cio_pipeline.rules.attributes import WhyLeftOut, attributes_of, left_out_names
 from cio_pipeline.rules.columns import (
     MICROSECONDS_PER_SECOND,
     Factorized,
+    Integers,
     as_text,
     factorize,
     microseconds,
@@ -25,7 +27,7 @@ from cio_pipeline.rules.columns import (
     utf8,
 )
 from cio_pipeline.rules.customers import Attributes, customers_of
-from cio_pipeline.rules.event_data import read_event_data
+from cio_pipeline.rules.event_data import Findings, read_event_data
 from cio_pipeline.rules.event_ids import ulids
 from cio_pipeline.rules.items import Items, event_items, event_type
 from cio_pipeline.rules.options import Options
@@ -81,26 +83,11 @@ def build(to_send: pd.DataFrame, options: Options) -> DerivedTables:
     given: dict[str, Attributes] = {}
     rejects: list[Reject] = []
     for start in range(0, len(to_send), CHUNK):
-        chunk = to_send.iloc[start : start + CHUNK]
-        keys, event_names, times = factorize(chunk["key"]), factorize(chunk["event"]), microseconds(chunk["timestamp"])
-        properties, persons = utf8(chunk["properties"]), utf8(chunk["person_properties"])
-        plain, is_data = chunk["plain"].to_numpy(bool), chunk["is_data"].to_numpy(bool)
-        data = read_event_data(properties, persons, plain, is_data, why_left_out, options)
-        ids = ulids(times, event_names, utf8(chunk["distinct_id"]), utf8(chunk["uuid"]))
-        items = event_items(keys, event_names, ids, times // MICROSECONDS_PER_SECOND, data.json)
-        events.append(_events(chunk, event_names, ids, items))
-        refused = data.refused | items.refused
-        are_sent[[start + row for row in refused]] = False
-        rejects += [(start + row, "event", event_names.at(row), reason) for row, reason in refused.items()]
-        for row, findings in data.findings.items():
-            if row not in refused:
-                attributes, left_out = attributes_of(findings.given, findings.unset, why_left_out, options)
-                customer = given.setdefault(keys.at(row), Attributes({}, {}))
-                customer.update(attributes, int(times[row]))
-                rejects += [
-                    (start + row, "attribute", name, reason) for name, reason in findings.attributes_left_out + left_out
-                ]
-                rejects += [(start + row, "data", name, reason) for name, reason in findings.data_left_out]
+        chunk = _chunk(to_send.iloc[start : start + CHUNK], why_left_out, options)
+        events.append(chunk.events)
+        are_sent[[start + row for row in chunk.refused]] = False
+        left_out = [*_refused_events(chunk), *_collect_attributes(chunk, given, why_left_out, options)]
+        rejects += [(start + row, what, name, reason) for row, what, name, reason in left_out]
     customers = customers_of(
         to_send[["key", "identifier", "timestamp", "email", "email_set_at"]].iloc[np.flatnonzero(are_sent)], given
     )
@@ -111,6 +98,51 @@ def build(to_send: pd.DataFrame, options: Options) -> DerivedTables:
         rejects += [(row, "attribute", name, reason) for row, left_out in beyond for name, reason in left_out]
     tables = (customers.table, pa.concat_tables(events), _rejects(to_send, rejects))
     return DerivedTables(*tables, customers.emails_in_another_case)
+
+
+class _Chunk(NamedTuple):
+    """Some of the events to send."""
+
+    keys: Factorized
+    names: Factorized
+    times: Integers
+    """In microseconds."""
+    findings: dict[int, Findings]
+    """The parts of their JSON that are not their data, by row."""
+    refused: dict[int, str]
+    """Why an event cannot be sent, by row."""
+    events: pa.Table
+    """The events table of those that can."""
+
+
+def _chunk(to_send: pd.DataFrame, why_left_out: WhyLeftOut, options: Options) -> _Chunk:
+    keys, names, times = factorize(to_send["key"]), factorize(to_send["event"]), microseconds(to_send["timestamp"])
+    properties, persons = utf8(to_send["properties"]), utf8(to_send["person_properties"])
+    plain, is_data = to_send["plain"].to_numpy(bool), to_send["is_data"].to_numpy(bool)
+    data = read_event_data(properties, persons, plain, is_data, why_left_out, options)
+    ids = ulids(times, names, utf8(to_send["distinct_id"]), utf8(to_send["uuid"]))
+    items = event_items(keys, names, ids, times // MICROSECONDS_PER_SECOND, data.json)
+    return _Chunk(keys, names, times, data.findings, data.refused | items.refused, _events(to_send, names, ids, items))
+
+
+def _refused_events(chunk: _Chunk) -> Iterator[Reject]:
+    for row, reason in chunk.refused.items():
+        yield row, "event", chunk.names.at(row), reason
+
+
+def _collect_attributes(
+    chunk: _Chunk, given: dict[str, Attributes], why_left_out: WhyLeftOut, options: Options
+) -> Iterator[Reject]:
+    """Adds the attributes that the chunk's events give to those of their customers, by key. Yields what is left out."""
+    for row, findings in chunk.findings.items():
+        if row in chunk.refused:
+            continue
+        attributes, left_out = attributes_of(findings.given, findings.unset, why_left_out, options)
+        given.setdefault(chunk.keys.at(row), Attributes({}, {})).update(attributes, int(chunk.times[row]))
+        for name, reason in findings.attributes_left_out + left_out:
+            yield row, "attribute", name, reason
+        for name, reason in findings.data_left_out:
+            yield row, "data", name, reason
 
 
 def _events(to_send: pd.DataFrame, names: Factorized, ids: pa.LargeBinaryArray, items: Items) -> pa.Table:

@@ -64,7 +64,7 @@ def parse_id(response: requests.Response) -> str | None:
 def parse_interval(item: dict[str, Any]) -> tuple[datetime, datetime] | None:
     """Returns the start and end of a listed export, or None if PostHog does not tell them."""
     try:
-        start, end = (str(item[f"data_interval_{name}"]).replace("Z", "+00:00") for name in ("start", "end"))
+        start, end = (str(item[f"data_interval_{name}"]) for name in ("start", "end"))
         return datetime.fromisoformat(start), datetime.fromisoformat(end)
     except (KeyError, ValueError):
         return None

@@ -99,7 +99,7 @@ def _json_text(value: object) -> str:
 
 
 def _utc(text: str) -> datetime:
-    return _naive(datetime.fromisoformat(text.replace("Z", "+00:00")))
+    return _naive(datetime.fromisoformat(text))
 
 
 def _naive(moment: datetime) -> datetime:

@@ -101,5 +101,5 @@ def _landed(event: Event) -> datetime:
 
 
 def _time(value: str | datetime) -> datetime:
-    time = datetime.fromisoformat(value.replace("Z", "+00:00")) if isinstance(value, str) else value
+    time = datetime.fromisoformat(value) if isinstance(value, str) else value
     return time.replace(tzinfo=time.tzinfo or UTC)

@@ -122,6 +122,6 @@ class FileDownloads:
 
 def _time(body: Any, name: str) -> datetime:
     try:
-        return datetime.fromisoformat(body[name].replace("Z", "+00:00"))
+        return datetime.fromisoformat(body[name])
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise Refused(400, "validation_error", "invalid_input", f"{name} is not a time.") from error

@@ -161,7 +161,7 @@ def _moment(call: exp.Expr, zone: str) -> exp.Expr:
     if not text.is_string:
         raise HogQLError(f"The sandbox serves {call.name} of text only")
     try:
-        moment = datetime.fromisoformat(text.name.replace("Z", "+00:00"))
+        moment = datetime.fromisoformat(text.name)
         local = ZoneInfo(rest[-1].name if rest and rest[-1].is_string else zone)
     except ZoneInfoNotFoundError as error:
         raise HogQLError(f"Unknown time zone: {rest[-1].name}") from error

@@ -29,7 +29,7 @@ class EventsList:
         """Answers a request that has both bounds."""
         limit = min(int(parameters.get("limit", DEFAULT_ROWS)), self.max_rows)
         is_ascending = self.knows_order and parameters.get("orderBy") == '["timestamp"]'
-        bounds = {name: datetime.fromisoformat(parameters[name].replace("Z", "+00:00")) for name in ("after", "before")}
+        bounds = {name: datetime.fromisoformat(parameters[name]) for name in ("after", "before")}
         naive = {name: bound.astimezone(UTC).replace(tzinfo=None) for name, bound in bounds.items()}
         values = {**naive, "event": parameters.get("event")}
         order = "ASC" if is_ascending else "DESC"

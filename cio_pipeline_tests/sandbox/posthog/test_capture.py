@@ -61,4 +61,4 @@ def test_a_sessions_events_are_in_order_and_arrive_later(person: Person) -> None
 
 
 def _milliseconds(text: str) -> int:
-    return int(datetime.fromisoformat(text.replace("Z", "+00:00")).timestamp() * 1000)
+    return int(datetime.fromisoformat(text).timestamp() * 1000)
