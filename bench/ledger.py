@@ -22,8 +22,9 @@ import sqlalchemy as sa
 
 from cio_pipeline.attribute_state import name_hash, pack, value_hash
 from cio_pipeline.packed_ids import ULID_BYTES
+from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import connect
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.ledger import Ledger
 
 START = date(2026, 1, 1)
 EVENTS_PER_REQUEST = 600

@@ -18,7 +18,8 @@ from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 
 SHARDS_AHEAD = 3

@@ -22,7 +22,8 @@ from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.progress import Progress
 from cio_pipeline.rules.items import identifiers
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 
 PROBES_BETWEEN_TRIES = (2, 1, 3, 1, 2)

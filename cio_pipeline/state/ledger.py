@@ -10,7 +10,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -20,13 +20,13 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import State, customer_id, unpack
 from cio_pipeline.packed_ids import ULID_BYTES
 from cio_pipeline.state import customer_states, refusals
-from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, execute_by_driver, insert, reading, writing
+from cio_pipeline.state.acknowledgement import Acknowledgement, record
+from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.group_commit import GroupCommit
 from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata, unfinished_days
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
-INSERT_DELIVERY = "INSERT INTO deliveries (day, event_ids, new_customers, campaign_events) VALUES (?, ?, ?, ?)"
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
 """The delivery that took the lock last, and whether there is any refusal."""
 
@@ -38,23 +38,6 @@ class LedgerEntry(NamedTuple):
     day: str
     first_id: str
     """The id of its first event, in hex."""
-
-
-@dataclass
-class Acknowledgement:
-    """What one answer of Customer.io acknowledges."""
-
-    event_ids: bytes = b""
-    """The ids of the accepted events, packed by `pack_ids` and joined."""
-    campaign_events: int = 0
-    """The number of these that were new to Customer.io and young enough to start campaigns."""
-    customers: dict[str, bytes] = field(default_factory=dict)
-    """The accepted attributes, by customer's key: a packed state (`attribute_state.pack`), or several of different attributes,
-    joined."""
-    accepted: Callable[[], list[str]] = list
-    """Returns the ids of the accepted items, as `Refusal.item_id` has them. It is called only if they are needed."""
-    refused: list[Refusal] = field(default_factory=list)
-    """The refused items."""
 
 
 OF_EVENTS = sa.func.length(deliveries.c.event_ids) > 0
@@ -259,7 +242,7 @@ class Ledger:
             holder, has_refusals = transaction.exec_driver_sql(HOLDER.format(for_share)).one()
             self._require_lock(holder, transaction)
             for day, answer in answers:
-                _record(transaction, day, answer, has_refusals)
+                record(transaction, day, answer, has_refusals)
                 has_refusals = has_refusals or bool(answer.refused)
 
     def _require_lock(self, stored_holder: str | None, transaction: sa.Connection) -> None:
@@ -267,18 +250,6 @@ class Ledger:
         if self._lock is not None:
             holder, is_held = self._lock
             _require_held(stored_holder == holder and is_held(transaction))
-
-
-def _record(transaction: sa.Connection, day: str, answer: Acknowledgement, has_refusals: bool) -> None:
-    """Records an answer. has_refusals: whether there is any refusal that may have to be closed."""
-    customers = {customer_id(key): state for key, state in answer.customers.items()}
-    states, new_customers = customer_states.merge_into(transaction, customers)
-    if answer.event_ids or new_customers:
-        execute_by_driver(transaction, INSERT_DELIVERY, (day, answer.event_ids, new_customers, answer.campaign_events))
-    if has_refusals:
-        refusals.close(transaction, day, answer.accepted() + [refusal.item_id for refusal in answer.refused])
-        refusals.close_superseded(transaction, states)
-    refusals.keep(transaction, day, answer.refused)
 
 
 def _require_held(is_held: bool) -> None:

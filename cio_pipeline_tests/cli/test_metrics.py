@@ -20,7 +20,8 @@ from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 
 DAYS = ("2026-03-02", "2026-03-04")

@@ -21,7 +21,8 @@ from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.sandbox.customerio import server as customerio
-from cio_pipeline.state.ledger import Acknowledgement, DayTotals, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import DayTotals, Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.deliveries import deliver, redeliver
 from cio_pipeline_tests.rules.streams import Frames, event, tables

@@ -23,7 +23,8 @@ from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, texts, to_deliver
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.packed_ids import are_in, pack_ids
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 

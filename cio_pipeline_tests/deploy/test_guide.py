@@ -16,7 +16,8 @@ import sqlalchemy as sa
 
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.postgresql import MAX_CONNECTIONS
 from cio_pipeline_tests.deploy.files import DEPLOY
 from cio_pipeline_tests.postgres import database

@@ -18,9 +18,10 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import name_hash, pack
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.state import identity_tables
+from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import DatabaseError, connect, reading, values, writing
 from cio_pipeline.state.identities import Identities
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.postgresql import MAX_CONNECTIONS
 from cio_pipeline_tests.postgres import PASSWORD, URL_PASSWORD, database
 
@@ -29,7 +30,8 @@ DAY = "2026-03-02"
 AT_WORK = """
 import sys, threading, uuid
 import pandas as pd
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.attribute_state import pack
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.learned import Learned

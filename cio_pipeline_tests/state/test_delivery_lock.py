@@ -17,9 +17,10 @@ from cio_pipeline.attribute_state import pack
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.customerio.delivery import deliver
 from cio_pipeline.sandbox.customerio.server import CustomerioServer
+from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import DatabaseError, connect
 from cio_pipeline.state.delivery_lock import LockLost, hold_delivery_lock
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"

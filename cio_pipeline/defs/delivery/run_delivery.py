@@ -23,9 +23,10 @@ from cio_pipeline.defs.partitions import window
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
 from cio_pipeline.http.retry import Unavailable
+from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import DatabaseError
 from cio_pipeline.state.identities import Identities
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline.tables.columns import customers_and_events
 from cio_pipeline.tables.files import temporary_folder

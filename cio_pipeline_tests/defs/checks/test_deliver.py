@@ -22,7 +22,8 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.load import load_days_settings, load_settings
-from cio_pipeline.state.ledger import Acknowledgement, Ledger
+from cio_pipeline.state.acknowledgement import Acknowledgement
+from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.defs.assets.test_deliver import DAY, EVENTS, redeliver, refusing
 from cio_pipeline_tests.defs.assets.test_deliver import run as deliver
