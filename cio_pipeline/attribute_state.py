@@ -30,6 +30,10 @@ HEAD_BYTES, RECORD_BYTES = TIME_BYTES + COUNT_BYTES, NAME_HASH_BYTES + VALUE_HAS
 CUSTOMER_DIGEST_SIZE, VALUE_DIGEST_SIZE = 16, 7
 
 
+NO_ATTRIBUTE = bytes(NAME_HASH_BYTES)
+"""In place of the hash of a name: an entry that only says that an upsert of its time may have reached Customer.io."""
+
+
 @lru_cache(1 << 15)
 def customer_id(key: str) -> bytes:
     """Returns the hash that the ledger stores in place of a customer's key."""
@@ -49,6 +53,16 @@ def value_hash(value: bytes) -> bytes:
 def state_time(seconds: int) -> int:
     """Returns the Unix time as four bytes can hold it: times before 1970 or after 2106 become the nearest one."""
     return min(max(seconds, 0), 2**32 - 1)
+
+
+def only_time(time: int) -> State:
+    """Returns a state without attributes, from which it follows that an upsert of this time may have reached Customer.io."""
+    return {NO_ATTRIBUTE: (bytes(VALUE_HASH_BYTES), time)}
+
+
+def latest_time(state: State) -> int:
+    """Returns the latest time in a state, or 0."""
+    return max((time for _, time in state.values()), default=0)
 
 
 def merge(stored: State, newer: State) -> State:

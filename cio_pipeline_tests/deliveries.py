@@ -21,11 +21,11 @@ def shards_of(tables: Tables, day: str) -> Iterator[tuple[pa.Table, pa.Table]]:
 
 def deliver(day: str, shards: Shards, ledger: Ledger, *others: Any, **options: Any) -> Report:
     """As `delivery.deliver`."""
-    with ledger.hold_delivery_lock(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None), ledger.sending(day, all_of_it=True):
         return delivery.deliver(day, shards, ledger, *others, **options)
 
 
 def redeliver(day: str, refused: Any, ledger: Ledger, *others: Any, **options: Any) -> Report:
     """As `delivery.redeliver`."""
-    with ledger.hold_delivery_lock(lambda: None):
+    with ledger.hold_delivery_lock(lambda: None), ledger.sending(day, all_of_it=False):
         return delivery.redeliver(day, refused, ledger, *others, **options)

@@ -9,7 +9,7 @@ import json
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import date, timedelta
 from typing import Any
@@ -93,6 +93,10 @@ def test_the_tables_hold_what_the_rules_say(hostile: bool, data: Draw) -> None:
             assert day_counts.outcomes["sent"] + day_counts.stitched == product.tables.version("events", day).rows
 
 
+class CutOffError(Exception):
+    """The process is killed, after Customer.io has accepted a request and before the ledger has recorded it."""
+
+
 class Workspace(TrackClient):
     """A Customer.io that keeps attributes in the order of arrival, or of the upserts' timestamps: which, is not documented."""
 
@@ -102,6 +106,7 @@ class Workspace(TrackClient):
         self.event_ids: list[str] = []
         self._by_time = by_time
         self._times: dict[tuple[str, str], int] = {}
+        self.requests_until_cut_off = -1
 
     def batch(self, operations: Sequence[bytes | memoryview]) -> dict[int, tuple[str, str]]:
         for operation in map(json.loads, map(bytes, operations)):
@@ -110,6 +115,9 @@ class Workspace(TrackClient):
                 self._upsert(f"{kind}:{identifier}", operation["attributes"], operation["timestamp"])
             else:
                 self.event_ids.append(operation["id"])
+        self.requests_until_cut_off -= 1
+        if self.requests_until_cut_off == 0:
+            raise CutOffError
         return {}
 
     def _upsert(self, key: str, attributes: dict[str, Any], seconds: int) -> None:
@@ -139,14 +147,18 @@ def test_r17_the_workspace_is_the_same_in_whatever_order_days_are_delivered(data
     """No two events in the same second: that is as fine as the ledger and Customer.io keep the time of an attribute."""
     stream, chosen = data.draw(streams(data.draw(st.booleans(), "hostile"), seconds_apart=True)), data.draw(options)
     wanted = expected(stream.events, START, chosen)
-    order = data.draw(st.lists(st.sampled_from(days_of(stream)), max_size=3), "delivered first, perhaps more than once")
+    first = st.lists(st.tuples(st.sampled_from(days_of(stream)), st.integers(0, 3)), max_size=3)
+    order = data.draw(first, "delivered first, perhaps more than once, and cut off after so many requests (0: not)")
+    then = [(day, 0) for day in data.draw(st.permutations(days_of(stream)), "then in the order")]
     with derived(stream, chosen, data) as product:
         workspace, ledger = Workspace(data.draw(st.booleans(), "by time")), Ledger(f"sqlite:///{product.tables.root}/ledger.db")
-        for day in (*order, *data.draw(st.permutations(days_of(stream)), "then in the order")):
+        for day, workspace.requests_until_cut_off in (*order, *then):
             shards = shards_of(product.tables, day)
-            deliver(day, shards, ledger, workspace, options=DeliveryOptions(allow_consent=chosen.allow_consent))
+            with suppress(CutOffError):
+                deliver(day, shards, ledger, workspace, options=DeliveryOptions(allow_consent=chosen.allow_consent))
     assert exactly(workspace.people) == exactly(latest(wanted))
-    assert sorted(workspace.event_ids) == sorted(event["id"] for events in wanted.events.values() for event in events)
+    sent_once = sorted(event["id"] for events in wanted.events.values() for event in events)
+    assert sorted(workspace.event_ids if not any(cut_off for _, cut_off in order) else set(workspace.event_ids)) == sent_once
 
 
 @examples(6)

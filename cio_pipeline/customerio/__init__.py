@@ -2,12 +2,12 @@
 
 - `delivery`: the loop over a day's shards, which begins with
 - `selection`: the rows to look at, without those who are suppressed (`suppression`, `suppression_list`) or beyond the limit;
-- `plan`: what of them is still to be sent, given the ledger; for refused items, `redelivery`;
+- `plan`: what of them is still to be sent, given the ledger and what is `in_flight`; for refused items, `redelivery`;
 - `batches`: lanes, and the requests of each;
 - `sender`: the requests of a lane, one after another, and what the ledger records of each answer;
 - `client`: HTTP, at most as fast as `rate_limit` allows;
 - `answers`: what Customer.io has answered.
 
-Beside these, `forecast` counts what a run would send, `day_order` decides which day comes next, and `sample` shows some of what
+Beside these, `forecast` counts what a run would send, `day_order` tries an undecided day again, and `sample` shows some of what
 is sent.
 """

@@ -1,11 +1,10 @@
-"""The order in which a run delivers its days: those that were cut off first, and one that an answer of Customer.io leaves
-undecided again at the end."""
+"""The order in which a run delivers its days: one that Customer.io's answers leave undecided is tried once more at the end."""
 
 from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 from cio_pipeline.customerio.sender import Undecided
@@ -13,16 +12,6 @@ from cio_pipeline.customerio.sender import Undecided
 logger = logging.getLogger(__name__)
 
 Done = TypeVar("Done")
-
-
-def cut_off_first(days: Sequence[str], unfinished: Set[str]) -> list[str]:
-    """Returns the days in the order in which they are to be delivered: those whose delivery was cut off, the last one first,
-    then the others.
-
-    Customer.io may have accepted an upsert of such a day that is not recorded, and would ignore one of an earlier day, as its
-    time is earlier (R17). Once the day is delivered again, its upserts are recorded.
-    """
-    return sorted(unfinished & set(days), reverse=True) + [day for day in days if day not in unfinished]
 
 
 def deliver_each(days: Iterable[str], deliver: Callable[[str], Done]) -> Iterator[tuple[str, Done, bool]]:

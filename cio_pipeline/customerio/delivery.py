@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 
 from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.sample import sample
@@ -86,7 +87,8 @@ def redeliver(
     Raises as `deliver` does.
     """
     by_item = {refusal.item_id: refusal for refusal in refused}
-    recorded = LedgerView(ledger.packed_states({refusal.key for refusal in refused}), ledger.delivered(day), by_item)
+    states, in_flight = ledger.packed_states({refusal.key for refusal in refused}), InFlight(day, ledger.in_flight())
+    recorded = LedgerView(states, ledger.delivered(day), by_item, in_flight)
     plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))
     report.counts["refusals closed by newer data"] += len(plan.closed_ids)
@@ -99,9 +101,9 @@ def _plans(
     day: str, shards: Shards, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
     """Yields a plan for each shard, with its counts and a sample in the report."""
-    delivered = ledger.delivered(day)
+    delivered, in_flight = ledger.delivered(day), InFlight(day, ledger.in_flight())
     for customers, events in to_deliver(shards, options, report.counts):
-        recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused)
+        recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused, in_flight)
         plan = plan_shard(customers, events, recorded, options)
         report.counts += plan.counts
         report.sample = report.sample or sample(plan)
@@ -141,6 +143,7 @@ def _send_plans(
             for plan in plans:
                 _record(day, plan, ledger)
                 progress.add(plan.counts["events delivered before"])
+                ledger.put_in_flight(day, _states(plan.upserts))
                 lanes = pack_requests(plan.upserts, plan.events)
                 running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
                 while len(running) > SHARDS_AHEAD:
@@ -155,6 +158,14 @@ def _record(day: str, plan: Plan, ledger: Ledger) -> None:
     """Records what need not be sent."""
     if plan.states or plan.closed_ids:
         ledger.acknowledge(day, Acknowledgement(customers=plan.states, accepted=lambda: plan.closed_ids))
+
+
+def _states(upserts: list[Item]) -> dict[str, bytes]:
+    """Returns the attributes in the upserts, by customer's key: packed states, those of several parts joined."""
+    states: dict[str, bytes] = {}
+    for upsert in upserts:
+        states[upsert.key] = states.get(upsert.key, b"") + upsert.state
+    return states
 
 
 def _counts(lanes: list[Future[Counter[str]]]) -> Counter[str]:

@@ -14,8 +14,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.attribute_state import State, name_hash, pack, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, value_hash
 from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
+from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.selection import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
@@ -34,12 +35,13 @@ class LedgerView:
     """The ledger's records that a plan depends on.
 
     states: packed states of customers, by key; delivered: the ids of the day's delivered events (`Ledger.delivered`); refused:
-    the day's refusals, by item.
+    the day's refusals, by item; in_flight: what was being sent when a delivery was cut off.
     """
 
     states: Mapping[str, bytes]
     delivered: npt.NDArray[np.bytes_]
     refused: dict[str, Refusal]
+    in_flight: InFlight = field(default_factory=InFlight)
 
 
 @dataclass
@@ -89,7 +91,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
         personless, operation = key not in with_person, operations()[row]
         upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
         planned: Item | None = upsert
-        if stored or consent or key in in_parts:
+        if stored or consent or key in in_parts or key in recorded.in_flight:
             planned = plan_upsert(upsert, consent, recorded, plan, options)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
@@ -116,7 +118,8 @@ def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, o
     operation = read_object(upsert.operation.decode()) if consent else None
     if operation is not None:
         operation, state = _without_consent(operation, state, options, plan)
-    current = {name: entry for name, entry in state.items() if name not in stored or stored[name][1] <= entry[1]}
+    known = merge(stored, recorded.in_flight.state(upsert.key))
+    current = {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
     plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
     if not current:
         plan.counts["customers whose attributes are all newer in Customer.io"] += 1
@@ -128,7 +131,8 @@ def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, o
             plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
         return None
     is_new = not stored and upsert.key not in plan.latest
-    newest = max(plan.latest.get(upsert.key, 0), *(time for _, time in [*current.values(), *stored.values()]))
+    earlier = max(plan.latest.get(upsert.key, 0), recorded.in_flight.time(upsert.key))
+    newest = max(earlier, *(time for _, time in [*current.values(), *stored.values()]))
     plan.latest[upsert.key] = newest
     upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
     if operation is None and len(current) == len(state) and newest == own:

@@ -19,12 +19,12 @@ import sqlalchemy as sa
 
 from cio_pipeline.attribute_state import State, customer_id, unpack
 from cio_pipeline.packed_ids import ULID_BYTES
-from cio_pipeline.state import customer_states, refusals
+from cio_pipeline.state import customer_states, in_flight, refusals
 from cio_pipeline.state.acknowledgement import Acknowledgement, record
 from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.group_commit import GroupCommit
-from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata, unfinished_days
+from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
@@ -103,21 +103,33 @@ class Ledger:
 
     @contextmanager
     def sending(self, day: str, *, all_of_it: bool) -> Iterator[None]:
-        """Records that something of the day is sent during the block. If the block fails, or the process is killed, the day is
-        one of `unfinished`, until another block that sends all of it succeeds."""
-        was_unfinished = day in self.unfinished()
-        with writing(self._engine) as transaction:
-            transaction.execute(insert(transaction, unfinished_days).on_conflict_do_nothing(), {"day": day})
-        yield
-        if all_of_it or not was_unfinished:
-            with writing(self._engine) as transaction:
-                transaction.execute(sa.delete(unfinished_days).where(unfinished_days.c.day == day))
-
-    def unfinished(self) -> set[str]:
-        """Returns the days of which Customer.io may have accepted something that is not recorded, because their last delivery
-        was cut off."""
+        """To be held while something of the day is sent. If the block fails, or the process is killed, its upserts stay
+        `in_flight`, until another block that sends all of the day succeeds."""
         with reading(self._engine) as connection:
-            return set(connection.execute(sa.select(unfinished_days.c.day)).scalars())
+            was_cut_off = in_flight.has(connection, day)
+        yield
+        if all_of_it or not was_cut_off:
+            with writing(self._engine) as transaction:
+                if was_cut_off and (new_customers := in_flight.settle(transaction, day)):
+                    row = {"day": day, "event_ids": b"", "new_customers": new_customers, "campaign_events": 0}
+                    transaction.execute(sa.insert(deliveries), row)
+                in_flight.delete(transaction, day)
+
+    def put_in_flight(self, day: str, states: dict[str, bytes]) -> None:
+        """Commits which upserts are about to be sent: packed states by customer's key, as in `Acknowledgement.customers`.
+
+        Raises `delivery_lock.LockLost` if the delivery has lost its lock.
+        """
+        self.check_lock()
+        if states:
+            with writing(self._engine) as transaction:
+                in_flight.keep(transaction, day, {customer_id(key): state for key, state in states.items()})
+
+    def in_flight(self) -> dict[str, dict[bytes, bytes]]:
+        """Returns the upserts that Customer.io may have accepted although it is not recorded, because their delivery was cut
+        off: packed states, by day and customer's id."""
+        with reading(self._engine) as connection:
+            return in_flight.find(connection)
 
     def delivered(self, day: str) -> npt.NDArray[np.bytes_]:
         """Returns the ids of the day's acknowledged events, packed by `pack_ids`, sorted, each once."""

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES, customer_id
 from cio_pipeline.state.database import SchemaVersion, Text
 
-VERSION = SchemaVersion("ledger", 5)
+VERSION = SchemaVersion("ledger", 6)
 """To be increased when these tables, or what their bytes mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -66,8 +66,15 @@ delivery_lock = sa.Table(
 )
 """One row: the delivery that took the lock last. Every acknowledgement checks that this is still the one that sends."""
 
-unfinished_days = sa.Table("unfinished_days", metadata, sa.Column("day", sa.String(10), primary_key=True))
-"""The days whose delivery has begun and not ended: Customer.io may have accepted something of them that is not recorded."""
+upserts_in_flight = sa.Table(
+    "upserts_in_flight",
+    metadata,
+    sa.Column("id", sa.Integer, primary_key=True),
+    sa.Column("day", sa.String(10), nullable=False, index=True),
+    sa.Column("states", Bytes, nullable=False),
+)
+"""Upserts that a delivery was about to send, several in each row: a map of customers to packed states, as MessagePack. They
+stay if the delivery is cut off, as Customer.io may have accepted some that are not recorded."""
 
 CHUNK = 1000
 

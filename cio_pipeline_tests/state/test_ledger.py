@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import sqlite3
 import uuid
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
@@ -13,11 +13,12 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import State, customer_id, merge, name_hash, pack, state_time, unpack, value_hash
 from cio_pipeline.packed_ids import CROCKFORD, pack_ids
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import connect
+from cio_pipeline.state.delivery_lock import LockLost
 from cio_pipeline.state.ledger import DayTotals, Ledger
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
@@ -194,17 +195,35 @@ def test_answers_that_are_recorded_together_are_recorded_as_if_one_after_another
     assert ledger.states(["id:u1"]) == {"id:u1": state(plan=("free", 30), city=("Bonn", 20))}
 
 
-def test_a_day_that_was_cut_off_is_unfinished_until_all_of_it_is_sent(ledger: Ledger) -> None:
-    with ledger.sending(DAY, all_of_it=True):
-        assert ledger.unfinished() == {DAY}
-    with pytest.raises(ValueError, match="cut off"), ledger.sending(NEXT_DAY, all_of_it=True):
-        raise ValueError("cut off")
-    with ledger.sending(NEXT_DAY, all_of_it=False), ledger.sending(DAY, all_of_it=False):
-        pass
-    assert ledger.unfinished() == {NEXT_DAY}
-    with ledger.sending(NEXT_DAY, all_of_it=True):
-        pass
-    assert ledger.unfinished() == set()
+class CutOffError(Exception):
+    pass
+
+
+def test_upserts_are_in_flight_until_all_of_their_day_is_sent(ledger: Ledger) -> None:
+    first, second = pack(state(plan=("free", 10), city=("Bonn", 20))), pack(state(plan=("pro", 30)))
+    with ledger.hold_delivery_lock(lambda: None):
+        with ledger.sending(DAY, all_of_it=True):
+            ledger.put_in_flight(DAY, {"id:u1": first})
+            assert ledger.in_flight() == {DAY: {customer_id("id:u1"): first}}
+        assert ledger.in_flight() == {}
+        with suppress(CutOffError), ledger.sending(DAY, all_of_it=True):
+            ledger.put_in_flight(DAY, {"id:u1": first, "id:u2": second})
+            raise CutOffError
+        with ledger.sending(DAY, all_of_it=False), ledger.sending(NEXT_DAY, all_of_it=False):
+            ledger.put_in_flight(DAY, {"id:u1": second})
+            ledger.put_in_flight(NEXT_DAY, {"id:u1": second})
+        [(day, states)] = ledger.in_flight().items()
+        of_u1, of_u2 = (unpack(states[customer_id(key)]) for key in ("id:u1", "id:u2"))
+        assert (day, of_u1, of_u2) == (DAY, state(plan=("pro", 30), city=("Bonn", 20)), state(plan=("pro", 30)))
+        with ledger.sending(DAY, all_of_it=True):
+            pass
+    assert ledger.in_flight() == {}
+
+
+def test_a_delivery_without_the_lock_puts_nothing_in_flight(ledger: Ledger) -> None:
+    with pytest.raises(LockLost):
+        ledger.put_in_flight(DAY, {"id:u1": pack(state(plan=("free", 10)))})
+    assert ledger.in_flight() == {}
 
 
 def test_customers_of_whom_nothing_was_acknowledged_are_unknown(ledger: Ledger) -> None:

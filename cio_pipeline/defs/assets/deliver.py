@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import dagster as dg
 from pydantic import Field
 
-from cio_pipeline.customerio.day_order import cut_off_first, deliver_each
+from cio_pipeline.customerio.day_order import deliver_each
 from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs.asset_keys import DELIVERY, GROUP, OWNERS, PREFIX, TAGS, asset_key
@@ -91,8 +91,7 @@ def upsert_to_customerio(
         check_no_day_is_missing(store, days)
         check_days_are_in_ledger(store, days, resend=config.resend)
         delivery.check_limits(to_send)
-        in_order = cut_off_first(days, store.ledger.unfinished())
-        delivered = deliver_each(in_order, lambda day: delivery.deliver(day, to_send[day], whole_day=store.tables))
+        delivered = deliver_each(days, lambda day: delivery.deliver(day, to_send[day], whole_day=store.tables))
         for day, (report, counts), more_follow in delivered:
             logger.info("%s: %s.", day, in_one_line(counts))
             day_receipt = receipt_of(store, day, counts, report.sample)
