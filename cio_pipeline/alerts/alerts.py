@@ -120,7 +120,8 @@ def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:
         case CheckEvaluated(passed=False):
             return _once(_key(event), *_check_failed(event), still_open)
         case CheckEvaluated():
-            return [still_open.pop(key).over for key in (_key(event),) if key in still_open]
+            passing = still_open.pop(_key(event), None)
+            return [passing.over] if passing else []
         case RunSucceeded():
             return [
                 still_open.pop(key).over for key, alert in list(still_open.items()) if alert.job == event.job and not alert.days
