@@ -21,6 +21,10 @@ NOT_YET = "not yet"
 NEWER = "a newer value is (R17)"
 SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
 
+OUTCOMES = ("sent", "filtered", "held back", "refused", "not derived yet")
+"""What may have become of an event: `filtered` by R3 or R4 (allowlist, PostHog's own), `held back` by R5 (filtered) or R21
+(suppressed; the UI has one word for both), `refused` by R14."""
+
 
 class Event(NamedTuple):
     """What became of an event."""
@@ -30,8 +34,7 @@ class Event(NamedTuple):
     distinct_id: str
     uuid: str
     outcome: str
-    """`sent`, `filtered` (R3, R4: allowlist, PostHog's own), `held back` (filtered by R5, or suppressed by R21; the UI's word
-    for both), `refused` (R14) or `not derived yet`."""
+    """One of `OUTCOMES`."""
     reason: str = ""
     """The reason, in the rule's words."""
     key: str = ""
