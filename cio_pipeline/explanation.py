@@ -107,8 +107,8 @@ def _sent(event: Event, day: str, sent: Any, records: PersonRecords) -> Event:
     event = event._replace(outcome="sent", reason=reason, key=sent.key, acknowledged=NOT_YET)
     if sent.ulid in records.acknowledged:
         return event._replace(acknowledged=ACKNOWLEDGED)
-    if sent.ulid in records.refused:
-        return event._replace(acknowledged=f"refused: {records.refused[sent.ulid]}")
+    if refusal := records.refused.get((sent.day, sent.ulid)):
+        return event._replace(acknowledged=f"refused: {refusal}")
     return event._replace(outcome="held back", reason=SUPPRESSED, acknowledged="") if records.is_suppressed else event
 
 
@@ -127,7 +127,7 @@ def _attributes(records: PersonRecords) -> list[Attribute]:
     last: dict[tuple[str, str], Attribute] = {}
     for row in _rows(records.upserts.sort_values("day", kind="stable")):
         state, stored = unpack(row.state), records.states.get(row.key, {})
-        refusal = records.refused.get(upsert_id(row.key, row.part))
+        refusal = records.refused.get((row.day, upsert_id(row.key, row.part)))
         for name, value in read_object(row.operation)["attributes"].items():
             value_hash, time = state[name_hash(name)]
             acknowledged_hash, acknowledged_time = stored.get(name_hash(name), (b"", 0))
