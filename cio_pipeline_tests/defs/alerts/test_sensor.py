@@ -14,6 +14,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.alerts.dagster_events import EVALUATIONS_AT_ONCE
 from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
@@ -219,6 +220,19 @@ def test_a_check_that_fails_and_passes_between_two_ticks_is_told(daemon: Daemon,
     evaluate(daemon.instance, passed=True)
     daemon.tick()
     assert [text.split()[0] for text in hook.texts] == ["The", "Over:"]
+
+
+def test_a_check_that_failed_long_before_the_next_tick_is_told(daemon: Daemon, hook: Webhook) -> None:
+    """The daemon was down meanwhile, or many runs have ended within a minute."""
+    evaluate(daemon.instance, passed=False, description="The first of all.")
+    for _ in range(2 * EVALUATIONS_AT_ONCE + 1):
+        evaluate(daemon.instance, passed=True)
+    daemon.tick()
+    daemon.tick()
+    assert [text.split(": ")[-1] for text in hook.texts] == [
+        "The first of all.",
+        "the check nothing_refused of customerio_delivery passes again.",
+    ]
 
 
 def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_run(
