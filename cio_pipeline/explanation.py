@@ -21,6 +21,10 @@ NOT_YET = "not yet"
 NEWER = "a newer value is (R17)"
 SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
 
+OUTCOMES = ("sent", "filtered", "held back", "refused", "not derived yet")
+"""What may have become of an event: `filtered` by R3 or R4 (allowlist, PostHog's own), `held back` by R5 (filtered) or R21
+(suppressed; the UI has one word for both), `refused` by R14."""
+
 
 class Event(NamedTuple):
     """What became of an event."""
@@ -30,8 +34,7 @@ class Event(NamedTuple):
     distinct_id: str
     uuid: str
     outcome: str
-    """`sent`, `filtered` (R3, R4: allowlist, PostHog's own), `held back` (filtered by R5, or suppressed by R21; the UI's word
-    for both), `refused` (R14) or `not derived yet`."""
+    """One of `OUTCOMES`."""
     reason: str = ""
     """The reason, in the rule's words."""
     key: str = ""
@@ -104,8 +107,8 @@ def _sent(event: Event, day: str, sent: Any, records: PersonRecords) -> Event:
     event = event._replace(outcome="sent", reason=reason, key=sent.key, acknowledged=NOT_YET)
     if sent.ulid in records.acknowledged:
         return event._replace(acknowledged=ACKNOWLEDGED)
-    if sent.ulid in records.refused:
-        return event._replace(acknowledged=f"refused: {records.refused[sent.ulid]}")
+    if refusal := records.refused.get((sent.day, sent.ulid)):
+        return event._replace(acknowledged=f"refused: {refusal}")
     return event._replace(outcome="held back", reason=SUPPRESSED, acknowledged="") if records.is_suppressed else event
 
 
@@ -124,7 +127,7 @@ def _attributes(records: PersonRecords) -> list[Attribute]:
     last: dict[tuple[str, str], Attribute] = {}
     for row in _rows(records.upserts.sort_values("day", kind="stable")):
         state, stored = unpack(row.state), records.states.get(row.key, {})
-        refusal = records.refused.get(upsert_id(row.key, row.part))
+        refusal = records.refused.get((row.day, upsert_id(row.key, row.part)))
         for name, value in read_object(row.operation)["attributes"].items():
             value_hash, time = state[name_hash(name)]
             acknowledged_hash, acknowledged_time = stored.get(name_hash(name), (b"", 0))

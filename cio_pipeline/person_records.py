@@ -52,8 +52,8 @@ class PersonRecords:
     """The days that have these three tables."""
     acknowledged: Set[str]
     """The ids in Customer.io of the acknowledged events."""
-    refused: Mapping[str, str]
-    """Customer.io's reasons, by item."""
+    refused: Mapping[tuple[str, str], str]
+    """Customer.io's reasons, by day and item id."""
     states: Mapping[str, State]
     """The acknowledged attributes, by customer's key."""
     is_suppressed: bool
@@ -83,7 +83,7 @@ def look_up(
     sent = {day: _rows_where(tables, "events", day, "distinct_id", names) for day in sent_days}
     keys = {f"id:{name}" for name in names} | {f"email:{name.lower()}" for name in names if is_email(name)}
     keys |= {key for rows in sent.values() for key in rows["key"]}
-    refused = [one for day in sent_days for one in ledger.refused(day).values() if one.key in keys]
+    refusals = [(day, one) for day in sent_days for one in ledger.refused(day).values() if one.key in keys]
     return PersonRecords(
         events=pd.concat(_classified(day, names, tables, identities, options) for day in days),
         sent=pd.concat(sent.values()),
@@ -91,7 +91,7 @@ def look_up(
         upserts=pd.concat(_rows_where(tables, "customers", day, "key", keys) for day in days),
         derived={day for day in days if tables.find_version("events", day) is not None},
         acknowledged={ulid for day, rows in sent.items() for ulid in _acknowledged(day, rows, ledger)},
-        refused={one.item_id: one.reason for one in refused},
+        refused={(day, one.item_id): one.reason for day, one in refusals},
         states=ledger.states(keys),
         is_suppressed=any(map(suppressed.has, names)),
     )

@@ -18,7 +18,7 @@ class Alert(BaseModel, frozen=True):
     """One sentence to send. `page` is the path of a page in Dagster's UI."""
 
     kind: Kind
-    is_over: bool
+    is_resolved: bool
     text: str
     partitions: tuple[str, ...] = ()
     page: str = ""
@@ -27,11 +27,11 @@ class Alert(BaseModel, frozen=True):
 class OpenAlert(BaseModel):
     """An alert whose problem is not over yet.
 
-    over: the alert to send when it is; days: those that must be delivered first; job: if there are no days, the job that must
-    succeed first.
+    resolved: the alert to send when it is; days: those that must be delivered first; job: if there are no days, the job that
+    must succeed first.
     """
 
-    over: Alert
+    resolved: Alert
     days: list[str] = []
     job: str = ""
 
@@ -120,13 +120,16 @@ def _alerts_for(event: Event, still_open: dict[str, OpenAlert]) -> list[Alert]:
         case CheckEvaluated(passed=False):
             return _once(_key(event), *_check_failed(event), still_open)
         case CheckEvaluated():
-            return [still_open.pop(key).over for key in (_key(event),) if key in still_open]
+            passing = still_open.pop(_key(event), None)
+            return [passing.resolved] if passing else []
         case RunSucceeded():
             return [
-                still_open.pop(key).over for key, alert in list(still_open.items()) if alert.job == event.job and not alert.days
+                still_open.pop(key).resolved
+                for key, alert in list(still_open.items())
+                if alert.job == event.job and not alert.days
             ]
         case Delivered():
-            return [still_open.pop(key).over for key in _ended_by(event.day, still_open)]
+            return [still_open.pop(key).resolved for key in _ended_by(event.day, still_open)]
 
 
 def _once(key: str, alert: Alert, opened: OpenAlert, still_open: dict[str, OpenAlert]) -> list[Alert]:
@@ -148,25 +151,25 @@ def _ended_by(day: str, still_open: dict[str, OpenAlert]) -> list[str]:
 def _failed(event: RunFailed) -> tuple[Alert, OpenAlert]:
     days = _days_text(event.days)
     what = f"The run of {days}" if days else f"A run of {event.job}"
-    over = f"Over: all of {days} is delivered now" if event.undelivered else f"Over: {event.job} has succeeded"
-    alert = Alert(kind="run", is_over=False, text=f"{what} failed: {event.reason}", partitions=event.days, page=event.page)
-    end = Alert(kind="run", is_over=True, text=f"{over}; a run had failed.", partitions=event.days, page=event.page)
-    return alert, OpenAlert(over=end, days=list(event.undelivered), job=event.job)
+    resolved = f"Resolved: all of {days} is delivered now" if event.undelivered else f"Resolved: {event.job} has succeeded"
+    alert = Alert(kind="run", is_resolved=False, text=f"{what} failed: {event.reason}", partitions=event.days, page=event.page)
+    end = Alert(kind="run", is_resolved=True, text=f"{resolved}; a run had failed.", partitions=event.days, page=event.page)
+    return alert, OpenAlert(resolved=end, days=list(event.undelivered), job=event.job)
 
 
 def _overdue(event: DayOverdue) -> tuple[Alert, OpenAlert]:
     text = f"{event.day} was not delivered by {event.by} (CIO_DELIVERED_BY): {event.reason}"
-    alert = Alert(kind="day", is_over=False, text=text, partitions=(event.day,), page=event.page)
-    end = Alert(kind="day", is_over=True, text=f"Over: {event.day} is delivered now.", partitions=(event.day,))
-    return alert, OpenAlert(over=end, days=[event.day])
+    alert = Alert(kind="day", is_resolved=False, text=text, partitions=(event.day,), page=event.page)
+    end = Alert(kind="day", is_resolved=True, text=f"Resolved: {event.day} is delivered now.", partitions=(event.day,))
+    return alert, OpenAlert(resolved=end, days=[event.day])
 
 
 def _check_failed(event: CheckEvaluated) -> tuple[Alert, OpenAlert]:
     check = f"check {event.check}{f' of {event.partition}' if event.partition else ''}"
     days, reason = (event.partition,) if event.partition else (), f": {event.reason}" if event.reason else "."
-    alert = Alert(kind="check", is_over=False, text=f"The {check} failed{reason}", partitions=days, page=event.page)
-    end = Alert(kind="check", is_over=True, text=f"Over: the {check} passes again.", partitions=days, page=event.page)
-    return alert, OpenAlert(over=end)
+    alert = Alert(kind="check", is_resolved=False, text=f"The {check} failed{reason}", partitions=days, page=event.page)
+    end = Alert(kind="check", is_resolved=True, text=f"Resolved: the {check} passes again.", partitions=days, page=event.page)
+    return alert, OpenAlert(resolved=end)
 
 
 def _key(event: CheckEvaluated) -> str:

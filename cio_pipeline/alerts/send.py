@@ -68,7 +68,7 @@ def _for_slack(alert: Alert, dagster_url: str) -> dict[str, Any]:
 
 def _as_json(alert: Alert, dagster_url: str) -> dict[str, Any]:
     """The body for a receiver of your own: the alert and its parts."""
-    parts = {"kind": alert.kind, "is_over": alert.is_over, "partitions": list(alert.partitions)}
+    parts = {"kind": alert.kind, "is_resolved": alert.is_resolved, "partitions": list(alert.partitions)}
     return {"text": alert.text, **parts, "url": _link(alert, dagster_url) or None}
 
 

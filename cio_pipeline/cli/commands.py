@@ -11,7 +11,7 @@ import click
 
 from cio_pipeline import __version__
 from cio_pipeline.cli.group import Commands
-from cio_pipeline.cli.options import days, delivery_options
+from cio_pipeline.cli.options import days, delivery_options, first_and_last
 
 if TYPE_CHECKING:
     from cio_pipeline.settings.settings import Settings
@@ -39,6 +39,7 @@ def run(partition: str | None, first: str | None, last: str | None, *, today: bo
     """Extract days from PostHog and deliver them to Customer.io.
 
     What Customer.io has already acknowledged is not sent again, so you can run a day at any time.
+    --from without --to is one day.
 
     \b
     Examples:
@@ -73,7 +74,7 @@ def dry_run(partition: str | None, first: str | None, last: str | None, **chosen
 
     It reads the days from PostHog, derives them in temporary files, and prints new customers (Customer.io bills them), changed
     and unchanged ones, events by name, what the rules refuse, and a sample with personal data masked. Nothing that is stored
-    changes.
+    changes. --from without --to is one day.
 
     \b
     Examples:
@@ -186,7 +187,7 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
 
     It prints ids, emails and values unmasked, since that is its purpose, and stores none of them.
 
-    The default is the last 30 days.
+    The default is the last 30 days. --from without --to goes up to yesterday, --to without --from begins 30 days ago.
 
     \b
     Examples:
@@ -200,13 +201,14 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
       1    the tables or the ledger cannot be read
       2    a setting, a day or an option is wrong
     """
+    start, end = first_and_last(partition, first, last)
     settings = _settings()
     from cio_pipeline.cli.explain import explain_person, print_masked_name
 
     if hashed:
         print_masked_name(who)
     else:
-        explain_person(settings, who, first or partition or "30 days ago", last or partition or "yesterday")
+        explain_person(settings, who, start or "30 days ago", end or "yesterday")
     return 0
 
 
@@ -295,10 +297,10 @@ def _settings() -> Settings:
 
 
 def _settings_and_days(partition: str | None, first: str | None, last: str | None) -> tuple[Settings, str, str]:
+    start, end = first_and_last(partition, first, last)
     settings = _settings()
     from cio_pipeline.defs.partitions import DaysError
 
-    start, end = first or partition, last or first or partition
-    if not start or not end:
+    if not start:
         raise DaysError("Name the days to run: --partition 2026-03-02, or --from 2026-03-02 --to 2026-03-04.")
-    return settings, start, end
+    return settings, start, end or start

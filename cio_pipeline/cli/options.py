@@ -22,6 +22,14 @@ def days(command: Command) -> Command:
     return command
 
 
+def first_and_last(partition: str | None, first: str | None, last: str | None) -> tuple[str | None, str | None]:
+    """Returns the first and the last day that the options of `days` name; None: not named. Raises `click.UsageError` if
+    `--partition` is combined with the others."""
+    if partition and (first or last):
+        raise click.UsageError("--partition cannot be combined with --from or --to.")
+    return first or partition, last or partition
+
+
 def _finite(_: click.Context, __: click.Parameter, hours: float | None) -> float | None:
     if hours is not None and not math.isfinite(hours):
         raise click.BadParameter("must be a number of hours.")

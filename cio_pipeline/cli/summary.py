@@ -37,7 +37,8 @@ class Summary:
         self._days_seen: set[str] = set()
         self._extracted: Counter[str] = Counter()
         self._refused: Counter[str] = Counter()
-        self._reasons: Counter[str] = Counter()
+        self._reasons: dict[str, Counter[str]] = {}
+        """By day, as a run that fails derives its days again."""
         self._refused_by_customerio = 0
         self._failed_checks: dict[str, list[str]] = {}
 
@@ -81,7 +82,7 @@ class Summary:
         self._extracted[day] = int(metadata.get("extracted", 0))
         self._refused[day] = int(metadata.get("refused", 0))
         outcomes = [record.data for record in metadata["outcomes"].records] if "outcomes" in metadata else []
-        self._reasons.update(
+        self._reasons[day] = Counter(
             {str(one["what"]): int(one["count"]) for one in outcomes if str(one.get("what")).startswith(REFUSED)}
         )
 
@@ -102,7 +103,8 @@ class Summary:
 
     def _refusals(self, beyond: list[str]) -> str:
         total, extracted = self._refused.total(), self._extracted.total()
-        why = ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in self._reasons.most_common())
+        reasons = sum(self._reasons.values(), Counter[str]())
+        why = ", ".join(f"{count:,} because {name.removeprefix(REFUSED)}" for name, count in reasons.most_common())
         allowed = f"CIO_REFUSED_SHARE allows {percent(self._settings.refused_share)} of a day"
         if beyond:
             most = ", ".join(f"{day} has {percent(self._refused[day] / self._extracted[day])}" for day in beyond[:3])

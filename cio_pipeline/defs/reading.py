@@ -9,6 +9,7 @@ from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.pipeline.learn import learn_history
+from cio_pipeline.posthog.reading import RETURNED
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.progress import Progress
 from cio_pipeline.state.identities import HISTORY_PARTITION
@@ -21,7 +22,8 @@ def read_day(
 ) -> tuple[ExtractionCounts, dict[str, int]]:
     """Reads a day's events, or those before `until`, from PostHog into the store's `posthog_events`.
 
-    Returns the counts of the extraction and of the reading (`EventStream.stats`).
+    Returns the counts of the extraction and of the reading (`EventStream.stats`). If PostHog's events were read twice, the
+    `rows_read` are those of the second reading, which are to be compared with PostHog's count.
     """
     began, (start, end), settings = now(), window(day), store.settings
     events = posthog.events(start, until or end)
@@ -39,7 +41,7 @@ def read_day(
             day,
             f"{counts.lacked_person:,}",
         )
-    return counts, events.stats
+    return replace(counts, rows_read=events.stats.get(RETURNED, counts.rows_read)), events.stats
 
 
 def history_is_known(store: Store) -> bool:

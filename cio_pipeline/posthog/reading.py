@@ -45,6 +45,9 @@ LEFT = "bytes left to read"
 COUNTED = "events counted by PostHog"
 """The entry of `EventStream.stats` with PostHog's own count of the events, made before they are read."""
 
+RETURNED = "events returned by PostHog"
+"""The entry with the number of rows; those of the second reading, if the window was read twice."""
+
 
 class Selection(NamedTuple):
     """The columns to select, and a condition for the events that the settings need, with its values."""
@@ -126,6 +129,7 @@ class WindowReader:
             for frame in self._sliced(counts):
                 rows, largest = rows + len(frame), max(largest, len(frame))
                 yield frame
+            self.stats[RETURNED] = rows
             if rows == (before := counts.total()):
                 return
             counts = self.counts(self._start, self._end)

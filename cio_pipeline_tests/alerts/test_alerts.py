@@ -65,11 +65,11 @@ def test_alerts_do_not_depend_on_how_ticks_divide_the_events(stream: list[Event]
 def test_each_failed_run_is_reported_once_and_only_reported_problems_end(stream: list[Event]) -> None:
     alerts = told([stream])
     failed = [event for event in stream if isinstance(event, RunFailed)]
-    assert len([alert for alert in alerts if alert.kind == "run" and not alert.is_over]) == len(failed)
-    begun, over = Counter[str](), Counter[str]()
+    assert len([alert for alert in alerts if alert.kind == "run" and not alert.is_resolved]) == len(failed)
+    begun, resolved = Counter[str](), Counter[str]()
     for alert in alerts:
-        (over if alert.is_over else begun)[alert.kind] += 1
-        assert over[alert.kind] <= begun[alert.kind]
+        (resolved if alert.is_resolved else begun)[alert.kind] += 1
+        assert resolved[alert.kind] <= begun[alert.kind]
 
 
 @given(streams)
@@ -78,8 +78,8 @@ def test_checks_and_days_alternate_between_an_alert_and_its_end(stream: list[Eve
     for alert in told([stream]):
         if alert.kind != "run":
             about = (alert.kind, alert.partitions, alert.kind == "check" and "nothing_refused" in alert.text)
-            assert seen.get(about, True) is not alert.is_over
-            seen[about] = alert.is_over
+            assert seen.get(about, True) is not alert.is_resolved
+            seen[about] = alert.is_resolved
 
 
 @given(streams)
@@ -95,9 +95,9 @@ def test_no_alert_is_open_once_all_problems_are_over(stream: list[Event]) -> Non
 def test_a_run_is_over_when_the_last_of_its_days_is_delivered() -> None:
     failed = RunFailed(1, "/runs/a", "a", "customerio_sync", tuple(DAYS[:3]), tuple(DAYS[1:3]), "Customer.io is away.")
     alerts = told([[failed], [Delivered(2, DAYS[2]), RunSucceeded(3, "customerio_sync")], [Delivered(4, DAYS[1])]])
-    assert [(alert.text, alert.is_over, alert.page) for alert in alerts] == [
+    assert [(alert.text, alert.is_resolved, alert.page) for alert in alerts] == [
         ("The run of 2026-03-01 to 2026-03-03 failed: Customer.io is away.", False, "/runs/a"),
-        ("Over: all of 2026-03-01 to 2026-03-03 is delivered now; a run had failed.", True, "/runs/a"),
+        ("Resolved: all of 2026-03-01 to 2026-03-03 is delivered now; a run had failed.", True, "/runs/a"),
     ]
 
 
@@ -105,7 +105,7 @@ def test_a_run_without_days_is_over_when_its_job_succeeds() -> None:
     failed = RunFailed(1, "/runs/a", "a", "redeliver_refused", (), (), "Customer.io is away.")
     assert [alert.text for alert in told([[failed, RunSucceeded(2, "redeliver_refused")]])] == [
         "A run of redeliver_refused failed: Customer.io is away.",
-        "Over: redeliver_refused has succeeded; a run had failed.",
+        "Resolved: redeliver_refused has succeeded; a run had failed.",
     ]
 
 

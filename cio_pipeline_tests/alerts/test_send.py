@@ -19,7 +19,9 @@ from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.settings.load import load_alert_settings
 from cio_pipeline_tests.alerts.receivers import Webhook, mail_server, webhook
 
-ALERT = Alert(kind="run", is_over=False, text="A & B <failed> of 2026-03-02.", partitions=("2026-03-02",), page="/runs/1?a&b")
+ALERT = Alert(
+    kind="run", is_resolved=False, text="A & B <failed> of 2026-03-02.", partitions=("2026-03-02",), page="/runs/1?a&b"
+)
 
 
 @pytest.fixture
@@ -54,7 +56,7 @@ def test_json_has_the_parts(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> N
         {
             "text": ALERT.text,
             "kind": "run",
-            "is_over": False,
+            "is_resolved": False,
             "partitions": ["2026-03-02"],
             "url": "https://dagster.example.com/ui/runs/1?a&b",
         }

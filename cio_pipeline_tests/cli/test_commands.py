@@ -48,6 +48,19 @@ def test_without_days_a_run_asks_for_them(
     assert capsys.readouterr().err == ("Name the days to run: --partition 2026-03-02, or --from 2026-03-02 --to 2026-03-04.\n")
 
 
+@pytest.mark.parametrize("command", [["run"], ["run", "--dry-run"], ["dry-run"], ["explain", "user-000017"]])
+@pytest.mark.parametrize("other", ["--from", "--to"])
+def test_one_day_and_several_are_not_named_at_once(
+    command: list[str], other: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"):
+        monkeypatch.setenv(name, "1")
+    for function in ("run.run_days", "run.dry_run", "explain.explain_person"):
+        monkeypatch.setattr(f"cio_pipeline.cli.{function}", lambda *_: 0)
+    assert main([*command, "--partition", "2026-03-02", other, "2026-03-03"]) == 2
+    assert "Error: --partition cannot be combined with --from or --to." in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("command", ["run", "dry-run"])
 def test_a_run_is_given_the_limits_that_were_chosen(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("CUSTOMERIO_SITE_ID", "CUSTOMERIO_API_KEY", "POSTHOG_PROJECT_ID", "POSTHOG_PERSONAL_API_KEY"):

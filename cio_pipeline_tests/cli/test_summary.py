@@ -97,6 +97,18 @@ def test_what_the_share_just_allows_is_said_and_is_no_failure(summary: Summaries
     assert said.err == ""
 
 
+def test_the_reasons_of_a_day_that_is_derived_twice_count_once(summary: Summaries, capsys: pytest.CaptureFixture[str]) -> None:
+    ended(
+        summary(),
+        derived(DAY, 10, **{BLANK: 2, NOBODYS: 1}),
+        derived(NEXT_DAY, 10, **{BLANK: 1}),
+        derived(DAY, 10, **{BLANK: 2}),
+    )
+    said = capsys.readouterr().err
+    assert said.startswith("The rules refused 3 of 20 events, ")
+    assert said.partition("): ")[2].startswith("3 because distinct_id is blank (R14).")
+
+
 def test_of_many_days_with_too_many_refused_three_are_named(summary: Summaries, capsys: pytest.CaptureFixture[str]) -> None:
     ended(summary(), *(derived(f"2025-01-0{number}", 4, **{BLANK: 1}) for number in range(1, 6)))
     assert "2025-01-03 has 25 %, and 2 days more): " in capsys.readouterr().err

@@ -37,8 +37,8 @@ MAX_AT_ONCE = 20
 MAX_DELIVERIES = 1000
 """The most deliveries that one tick reads. No minute has that many."""
 
-MAX_EVALUATIONS = 20
-"""The most evaluations of each check that one tick reads. No minute has that many."""
+EVALUATIONS_AT_ONCE = 20
+"""The number of evaluations of a check that are read at once."""
 
 OLDEST_SECONDS = 7 * 86400
 """Older events, which are read after the sensor was off, raise no alert."""
@@ -140,20 +140,35 @@ def _deliveries(instance: dg.DagsterInstance, position: Position) -> Iterator[Ev
 
 
 def _evaluations(instance: dg.DagsterInstance, position: Position, checks: Sequence[dg.AssetCheckKey]) -> Iterator[Event]:
-    """Yields the newest evaluations check by check, as Dagster cannot list those of all checks in order."""
+    """Yields the evaluations check by check, as Dagster cannot list those of all checks in order."""
     for key in checks:
         name = f"{key.name} of {key.asset_key.path[-1]}"
         since = position.checks.get(name, position.since)
-        history = instance.event_log_storage.get_asset_check_execution_history(key, limit=MAX_EVALUATIONS, status=EVALUATED)
-        for record in reversed(history):
-            if record.event is None or record.event.timestamp <= since or record.event.dagster_event is None:
-                continue
-            evaluation = record.event.dagster_event.asset_check_evaluation_data
-            position.checks[name] = max(record.event.timestamp, position.checks.get(name, 0))
-            page = f"/assets/{'/'.join(key.asset_key.path)}?view=checks"
-            yield CheckEvaluated(
-                record.event.timestamp, name, evaluation.partition, evaluation.passed, mask(evaluation.description or ""), page
-            )
+        page = f"/assets/{'/'.join(key.asset_key.path)}?view=checks"
+        for at, evaluation in reversed([*_evaluations_of(instance, key, since)]):
+            position.checks[name] = max(at, position.checks.get(name, 0))
+            yield CheckEvaluated(at, name, evaluation.partition, evaluation.passed, mask(evaluation.description or ""), page)
+
+
+def _evaluations_of(
+    instance: dg.DagsterInstance, key: dg.AssetCheckKey, since: float
+) -> Iterator[tuple[float, dg.AssetCheckEvaluation]]:
+    """Yields the times and results of a check's evaluations after `since`, newest first.
+
+    Dagster lists them by when they were planned, which is not quite when they were made. So it reads on until nothing of what
+    it has read at once is after `since`.
+    """
+    cursor, is_newer = None, True
+    while is_newer:
+        records = instance.event_log_storage.get_asset_check_execution_history(
+            key, EVALUATIONS_AT_ONCE, cursor=cursor, status=EVALUATED
+        )
+        is_newer = False
+        for record in records:
+            cursor, event = record.id, record.event
+            if event is not None and event.dagster_event is not None and event.timestamp > since:
+                is_newer = True
+                yield event.timestamp, event.dagster_event.asset_check_evaluation_data
 
 
 def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, position: Position) -> Iterator[Event]:

@@ -113,7 +113,8 @@ class _Backfill:
 
     def _note(self, days: list[str], error: Exception) -> None:
         self.failed += days
-        self.reasons.append(f"{days[0]}: {_ours(error) or type(error).__name__}" if len(days) == 1 else str(_ours(error)))
+        why = str(_ours(error) or type(error).__name__)
+        self.reasons.append(f"{days[0]}: {why}" if len(days) == 1 else why)
         logger.warning("%s", self.reasons[-1])
         last = self.days.index(days[-1])
         if last + 1 >= MAX_FAILURES and set(self.days[last + 1 - MAX_FAILURES : last + 1]) <= set(self.failed):

@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from hashlib import sha256
 from typing import Any, NamedTuple
@@ -19,7 +20,7 @@ from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, table_schema
 from cio_pipeline.defs.pages.tables import table
 from cio_pipeline.defs.partitions import days_asked_for
 from cio_pipeline.defs.store import Store
-from cio_pipeline.explanation import Explanation, explain, mask_explanation
+from cio_pipeline.explanation import OUTCOMES, Explanation, explain, mask_explanation
 from cio_pipeline.masking import mask_id
 from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.state.identities import Identities
@@ -136,14 +137,11 @@ def _all_names(days: Sequence[str], tables: Tables, identities: Identities) -> I
 
 
 def _metadata(explanation: Explanation) -> dict[str, str | int | dg.MetadataValue]:
-    rows = as_rows(explanation)
+    rows, outcomes = as_rows(explanation), Counter(one.outcome for one in explanation.events)
     return {
         "ids and emails": ", ".join(explanation.names),
         "events found": len(explanation.events),
-        **{
-            f"events {outcome}": sum(one.outcome == outcome for one in explanation.events)
-            for outcome in ("sent", "held back", "refused")
-        },
+        **{f"events {outcome}": outcomes[outcome] for outcome in OUTCOMES},
         "events": table([{name: row[name] for name in row if name != "uuid"} for row in rows["events"]], ROWS_SHOWN),
         "attributes": table(rows["attributes"], ROWS_SHOWN),
         "left out": table(rows["left out"], ROWS_SHOWN),

@@ -35,8 +35,9 @@ from cio_pipeline.tables.tables import Tables
 logger = logging.getLogger(__name__)
 
 SETTLED = timedelta(minutes=5)
-"""Younger events are left to the next run (R22: a day that is not over). PostHog receives events of the same minutes in any
-order, and an email that arrives after other events of its person would leave these with another customer."""
+"""Events that are younger than this, or that happened less than this before the end of a batch export's last run, are left to
+the next run (R22: a day that is not over). PostHog receives events of the same minutes in any order, and an email that arrives
+after other events of its person would leave these with another customer."""
 
 DAYS_TAG = "days"
 """The tag that shows in the list of runs which part of the day a run delivers."""
@@ -84,12 +85,12 @@ def deliver_so_far(
     customerio: dg.ResourceParam[CustomerIo],
     store: dg.ResourceParam[Store],
 ) -> None:
-    """Sends the events of today (UTC) up to five minutes ago that Customer.io has not acknowledged yet."""
+    """Sends the events of today (UTC) that Customer.io has not acknowledged yet, except those of the last five minutes."""
     began = now()
     day = str(began.date())
     try:
-        check_may_begin(store, day, began)
-        until = posthog.readable_until(window(day)[0], began - SETTLED)
+        check_may_begin(store, day)
+        until = settled_until(day, posthog, began)
         context.instance.add_run_tags(context.run_id, {DAYS_TAG: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
             so_far = derive_so_far(day, until, posthog, today)
@@ -101,10 +102,8 @@ def deliver_so_far(
         context.log_event(dg.AssetObservation(DELIVERY, partition=day, metadata=metadata))
 
 
-def check_may_begin(store: Store, day: str, began: datetime) -> None:
-    """Raises `NotNow` if the day has only just begun, the days before it are not learned yet, or another run is delivering."""
-    if began - SETTLED <= window(day)[0]:
-        raise NotNow(f"{day} has only just begun: nothing was sent.")
+def check_may_begin(store: Store, day: str) -> None:
+    """Raises `NotNow` if the days before it are not learned yet, or another run is delivering."""
     if not history_is_known(store):
         raise NotNow("identity_history was never read, which a run of customerio_sync does: nothing was sent.")
     try:
@@ -113,6 +112,18 @@ def check_may_begin(store: Store, day: str, began: datetime) -> None:
         raise NotNow(str(missing)) from None
     with no_other_delivery(store):
         pass
+
+
+def settled_until(day: str, posthog: EventSource, began: datetime) -> datetime:
+    """Returns the time up to which the open day is delivered: `SETTLED` before the time up to which its events are available.
+
+    began: when the run began. Raises `NothingSoFar`, or `NotNow` if the day has only just begun.
+    """
+    start = window(day)[0]
+    until = posthog.readable_until(start, began) - SETTLED
+    if until <= start:
+        raise NotNow(f"{day} has only just begun: nothing was sent.")
+    return until
 
 
 @contextmanager

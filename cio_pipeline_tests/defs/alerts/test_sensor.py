@@ -14,6 +14,7 @@ from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.alerts.dagster_events import EVALUATIONS_AT_ONCE
 from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
@@ -103,7 +104,7 @@ def test_a_failed_run_is_told_once_with_its_days_and_link_and_once_that_they_are
     assert len(hook.texts) == 1, "yesterday was delivered before this run, but not since"
     deliver(daemon.instance, YESTERDAY)
     daemon.tick()
-    assert hook.texts[1:] == [f"Over: all of 2025-03-01 to {YESTERDAY} is delivered now; a run had failed. {link}"]
+    assert hook.texts[1:] == [f"Resolved: all of 2025-03-01 to {YESTERDAY} is delivered now; a run had failed. {link}"]
 
 
 def test_a_run_that_leaves_something_of_the_day_for_another_ends_no_alert(daemon: Daemon, hook: Webhook) -> None:
@@ -115,7 +116,7 @@ def test_a_run_that_leaves_something_of_the_day_for_another_ends_no_alert(daemon
     assert hook.texts == [f"The run of {YESTERDAY} failed: The reason."]
     deliver(daemon.instance, YESTERDAY)
     daemon.tick()
-    assert hook.texts[1:] == [f"Over: all of {YESTERDAY} is delivered now; a run had failed."]
+    assert hook.texts[1:] == [f"Resolved: all of {YESTERDAY} is delivered now; a run had failed."]
 
 
 def test_yesterday_of_which_a_run_has_left_something_is_late(hook: Webhook) -> None:
@@ -127,7 +128,7 @@ def test_yesterday_of_which_a_run_has_left_something_is_late(hook: Webhook) -> N
         assert text.startswith(f"{YESTERDAY} was not delivered by ")
         deliver(instance, YESTERDAY)
         daemon.tick()
-        assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
+        assert hook.texts[1:] == [f"Resolved: {YESTERDAY} is delivered now."]
 
 
 def test_a_run_that_dagster_runs_again_is_not_told_but_the_last_of_them_is(daemon: Daemon, hook: Webhook) -> None:
@@ -203,7 +204,7 @@ def test_a_failed_check_is_told_once_and_that_it_passes_again_once(daemon: Daemo
         daemon.tick()
     assert hook.texts == [
         "The check nothing_refused of customerio_delivery failed: 12 refused, of j***@e***.com.",
-        "Over: the check nothing_refused of customerio_delivery passes again.",
+        "Resolved: the check nothing_refused of customerio_delivery passes again.",
     ]
 
 
@@ -218,7 +219,20 @@ def test_a_check_that_fails_and_passes_between_two_ticks_is_told(daemon: Daemon,
     evaluate(daemon.instance, passed=False)
     evaluate(daemon.instance, passed=True)
     daemon.tick()
-    assert [text.split()[0] for text in hook.texts] == ["The", "Over:"]
+    assert [text.split()[0] for text in hook.texts] == ["The", "Resolved:"]
+
+
+def test_a_check_that_failed_long_before_the_next_tick_is_told(daemon: Daemon, hook: Webhook) -> None:
+    """The daemon was down meanwhile, or many runs have ended within a minute."""
+    evaluate(daemon.instance, passed=False, description="The first of all.")
+    for _ in range(2 * EVALUATIONS_AT_ONCE + 1):
+        evaluate(daemon.instance, passed=True)
+    daemon.tick()
+    daemon.tick()
+    assert [text.split(": ")[-1] for text in hook.texts] == [
+        "The first of all.",
+        "the check nothing_refused of customerio_delivery passes again.",
+    ]
 
 
 def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_run(
@@ -237,7 +251,7 @@ def test_yesterday_that_is_not_delivered_is_told_from_the_hour_on_without_any_ru
         deliver(instance, YESTERDAY)
         daemon.tick()
         daemon.tick()
-        assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
+        assert hook.texts[1:] == [f"Resolved: {YESTERDAY} is delivered now."]
 
 
 @pytest.mark.parametrize(
@@ -279,7 +293,7 @@ def test_the_alert_of_a_late_day_goes_by_what_the_check_goes_by(hook: Webhook) -
         deliver(instance, YESTERDAY)
         assert is_delivered(instance, YESTERDAY)
         daemon.tick()
-        assert hook.texts[1:] == [f"Over: {YESTERDAY} is delivered now."]
+        assert hook.texts[1:] == [f"Resolved: {YESTERDAY} is delivered now."]
 
 
 def test_hourly_runs_that_fail_one_after_another_are_told_once_and_a_skipped_one_is_no_end(
@@ -296,7 +310,7 @@ def test_hourly_runs_that_fail_one_after_another_are_told_once_and_a_skipped_one
     assert hook.texts == ["A run of customerio_hourly failed: The reason."]
     succeed(daemon.instance, job="customerio_hourly")
     daemon.tick()
-    assert hook.texts[1:] == ["Over: customerio_hourly has succeeded; a run had failed."]
+    assert hook.texts[1:] == ["Resolved: customerio_hourly has succeeded; a run had failed."]
     fail(daemon.instance, job="customerio_hourly")
     daemon.tick()
     assert len(hook.texts) == 3

@@ -255,6 +255,31 @@ def test_fewer_events_than_posthog_counted_are_said(
     assert (without_counts.passed, without_counts.metadata["days without a count"].value) == (True, 1)
 
 
+def test_fewer_events_than_posthog_counted_are_said_even_if_the_day_was_read_twice(
+    server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostHog counts three events until they have been read twice, and returns two each time."""
+    counts = WindowReader.counts
+    missing = iter([1, 1])
+
+    def one_more_twice(*arguments: Any) -> Counter[str]:
+        return counts(*arguments) + Counter(order=next(missing, 0))
+
+    monkeypatch.setattr(WindowReader, "counts", one_more_twice)
+    server.add([event(1), event(2)])
+    found = check(run(instance), "counts_agree_with_posthog")
+    assert not found.passed
+    assert f"of {DAY}, PostHog counted 3 events and returned 2. " in (found.description or "")
+    assert {name: value.value for name, value in found.metadata.items()} == {
+        "events counted by PostHog": 3,
+        "events read": 2,
+        "events kept": 2,
+        "duplicates": 2,
+        "days short of events": 1,
+        "days without a count": 0,
+    }
+
+
 @pytest.mark.parametrize("by_email", ["No", "Yes"])
 def test_an_email_of_two_people_is_said_where_ids_are_the_customers(
     server: posthog.PostHog, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, by_email: str

@@ -10,14 +10,17 @@ from typing import Any
 
 import dagster as dg
 import pytest
+from dagster._core.events import StepMaterializationData
 
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs import store
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.assets import extract
+from cio_pipeline.defs.assets.extract import posthog_events
 from cio_pipeline.defs.failures import DaysFailed, RunNotStarted
 from cio_pipeline.defs.jobs.backfill import AFTER_EXTRACTION, STARTED_BY, Assets, run_range
+from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -147,6 +150,23 @@ def test_a_run_of_several_days_that_fails_with_an_unforeseen_error_is_run_day_by
     runs = Runs({DAYS[1]: ValueError("jane@example.com")})
     assert f"{DAYS[1]}: ValueError" in ran(instance, runs, 3)
     assert runs.made == [(DAYS[0], DAYS[2]), *((day, day) for day in DAYS[:3]), (DAYS[3], DAYS[5])]
+
+
+def test_several_days_that_fail_with_an_unforeseen_error_while_others_were_extracted_name_its_kind(
+    instance: dg.DagsterInstance,
+) -> None:
+    def run(run_id: str, days: list[str], assets: Assets) -> None:
+        if assets is None:
+            data = StepMaterializationData(dg.AssetMaterialization(posthog_events.key, partition=days[0]))
+            kind = dg.DagsterEventType.ASSET_MATERIALIZATION.value
+            event = dg.DagsterEvent(kind, customerio_sync.name, event_specific_data=data)
+            instance.report_dagster_event(event, run_id=run_id)
+            raise ValueError("jane@example.com")
+
+    with pytest.raises(DaysFailed) as failure:
+        run_range(instance, DAYS[:3], run, 3)
+    said = str(failure.value)
+    assert said == f"2 of 3 days failed ({DAYS[1]}, {DAYS[2]}); run them again once the cause is fixed. ValueError"
 
 
 @pytest.mark.parametrize("failure", [RunNotStarted("A key is wrong."), NotDelivered("Too many."), OSError(28, "No space left")])

@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
+from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, posthog_events
 from cio_pipeline.defs.jobs.explain import MASK, explained_person, masked_name
 from cio_pipeline_tests.defs.assets.test_deliver import refusing
 from cio_pipeline_tests.defs.jobs.test_dry_run import rows
-from cio_pipeline_tests.defs.test_days_of_a_run import DAYS, Start, event, execute
+from cio_pipeline_tests.defs.test_days_of_a_run import DAYS, Start, event, execute, refusing_upserts
 from cio_pipeline_tests.defs.test_days_of_a_run import start as start
 
 FIRST, SECOND, THIRD = DAYS
@@ -66,7 +67,6 @@ def test_the_job_tells_what_became_of_each_event_and_attribute_masked(delivered:
     seen = [(row["event"], row["outcome"], row["reason"], row["acknowledged"]) for row in rows(told["events"])]
     assert seen == [(name.strip(), outcome, reason, acknowledged) for name, outcome, reason, _, acknowledged in OUTCOMES]
     assert {row["key"] for row in rows(told["events"])} == {"", "id us***017"}
-    assert (told["events sent"], told["events held back"], told["events refused"]) == (4, 1, 1)
     attributes = {row["attribute"]: row for row in rows(told["attributes"])}
     assert {name: (row["value"], row["acknowledged"]) for name, row in attributes.items()} == {
         "email": ("text of 21 characters", "yes"),
@@ -75,6 +75,13 @@ def test_the_job_tells_what_became_of_each_event_and_attribute_masked(delivered:
     }
     assert attributes["email"]["set at"] == f"{SECOND} 11:00:00"
     assert [(row["what"], row["name"]) for row in rows(told["left out"])] == [("attribute", "id")]
+
+
+def test_the_counts_of_all_outcomes_sum_to_the_events_found(delivered: None, instance: dg.DagsterInstance) -> None:
+    [told] = ask(instance, "us***017", *DAYS)
+    counts = {name.removeprefix("events "): count for name, count in told.items() if name.startswith("events ")}
+    assert counts.pop("found") == sum(counts.values())
+    assert counts == {"sent": 4, "filtered": 1, "held back": 1, "refused": 1, "not derived yet": 0}
 
 
 def test_nothing_that_dagster_keeps_tells_whom_or_what(delivered: None, instance: dg.DagsterInstance) -> None:
@@ -137,6 +144,27 @@ def test_suppressed_late_and_unextracted_events_are_told(
     )
     [told] = ask(instance, "us***017", THIRD)
     assert [row["outcome"] for row in rows(told["events"])] == ["not derived yet"]
+
+
+def test_what_was_refused_of_one_day_is_not_said_of_the_next(
+    start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plans = {FIRST: "free", SECOND: "pro"}
+    visits = enumerate(plans.items(), 1)
+    workspace = start([event(n, "v", "jane", f"{day}T10:00:00Z", **{"$set": {"plan": plan}}) for n, (day, plan) in visits])
+    with monkeypatch.context() as broken:
+        refusing_upserts(workspace, broken)
+        execute(instance, [FIRST])
+    defs.resolve_job_def("customerio_sync").execute_in_process(
+        instance=instance,
+        partition_key=SECOND,
+        asset_selection=[posthog_events.key, identities.key, *customers_events_rejects.keys],
+    )
+    for day, acknowledged in ((FIRST, "refused: invalid action"), (SECOND, "not yet")):
+        [told] = ask(instance, masked_name("jane").masked, day)
+        assert {row["acknowledged"] for row in rows(told["attributes"])} == {acknowledged}
+    [told] = ask(instance, masked_name("jane").masked, FIRST, SECOND)
+    assert {row["acknowledged"] for row in rows(told["attributes"])} == {"not yet"}
 
 
 def test_the_command_tells_how_the_job_takes_a_person(start: Start, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,10 +21,12 @@ from cio_pipeline.defs.reading import read_day, read_history
 from cio_pipeline.defs.resources import PostHogResource, StoreResource
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
+from cio_pipeline.sandbox.posthog.exports import export
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.defs.jobs.test_dry_run import files
 from cio_pipeline_tests.defs.test_days_of_a_run import event, execute
+from cio_pipeline_tests.posthog.exports.stored import stored
 
 DAY = "2025-01-02"
 """The open day. Dagster's own clock is past it, so the nightly run can be asked for at once."""
@@ -148,6 +150,53 @@ def test_what_later_events_may_give_to_another_customer_waits_and_is_counted(
     assert told["tags"].get("skipped") is None
     nightly(instance, DAY)
     assert services.totals()["events"] == 1 + waiting
+
+
+def test_the_last_five_minutes_of_a_batch_export_wait_too_and_the_nightly_run_delivers_the_whole_day(
+    services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The email of two seconds before an event lands after it, in the export's next run."""
+    folder, hour = str(tmp_path / "export"), timedelta(hours=1)
+    for name, value in {
+        "CIO_EVENT_SOURCE": "batch_export",
+        "CIO_BATCH_EXPORT_URL": folder,
+        "CIO_IDENTIFY_BY_EMAIL": "Yes",
+    }.items():
+        monkeypatch.setenv(name, value)
+
+    def exported(number: int, at: str, landed: str | None = None, **given: str) -> dict[str, Any]:
+        return stored(number, at, landed, distinct_id="jane", properties={"$set": given})
+
+    export(
+        [
+            exported(1, f"{BEFORE}T00:30:00Z"),
+            exported(2, f"{BEFORE}T23:30:00Z"),
+            exported(3, f"{DAY}T00:30:00Z", email="old@example.com"),
+            exported(4, f"{DAY}T11:59:59Z"),
+        ],
+        folder,
+        hour,
+    )
+    learned(BEFORE)
+    monkeypatch.setattr(hourly, "now", lambda: NOON + hour / 2)
+    assert run(instance)["so far"].startswith("Until 11:55 UTC.")
+    assert services.totals()["events"] == 1
+    renamed = exported(5, f"{DAY}T11:59:57Z", f"{DAY}T12:00:01Z", email="new@example.com")
+    export([renamed, exported(6, f"{DAY}T23:30:00Z")], folder, hour)
+    nightly(instance, DAY)
+    people = [services.workspace.workspace.person(f"{name}@example.com") for name in ("old", "new")]
+    assert [person and len(person.events) for person in people] == [1, 3]
+
+
+def test_a_batch_export_that_reaches_to_the_days_first_minutes_has_nothing_to_send(
+    services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("CIO_EVENT_SOURCE", "batch_export")
+    monkeypatch.setenv("CIO_BATCH_EXPORT_URL", str(tmp_path / "export"))
+    times = (f"{BEFORE}T00:01:00Z", f"{BEFORE}T23:58:00Z", f"{DAY}T00:01:00Z")
+    export((stored(number, at) for number, at in enumerate(times)), str(tmp_path / "export"), hourly.SETTLED)
+    learned(BEFORE)
+    assert skipped(instance) == f"{DAY} has only just begun: nothing was sent."
 
 
 def learned(*days: str) -> None:
