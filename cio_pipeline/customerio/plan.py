@@ -20,7 +20,7 @@ from cio_pipeline.customerio.selection import Columns, DeliveryOptions, column, 
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import TIME, Bools, to_list
-from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
 from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
 from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
@@ -146,7 +146,7 @@ def _without_consent(
     """
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
-    passed, left_out = consents(given, options.allow_consent)
+    passed, left_out = without_disallowed_consent(given, options.allow_consent)
     plan.counts["attributes about consent left out (R19)"] += len(left_out)
     times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
     return {**operation, "attributes": passed}, {

@@ -96,7 +96,7 @@ def daily_at(hour: time) -> str:
     return f"{hour.minute} {hour.hour} * * *"
 
 
-def window(day: str) -> tuple[datetime, datetime]:
+def day_bounds(day: str) -> tuple[datetime, datetime]:
     """Returns the day's start, and its end, which is the next day's start (UTC)."""
     time_window = daily_partitions.time_window_for_partition_key(day)
     return time_window.start.astimezone(UTC), time_window.end.astimezone(UTC)

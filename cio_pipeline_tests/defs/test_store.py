@@ -37,7 +37,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
 )
 from cio_pipeline.defs.failures import RunNotStarted
-from cio_pipeline.defs.partitions import PARTITION, days_before, window
+from cio_pipeline.defs.partitions import PARTITION, day_bounds, days_before
 from cio_pipeline.defs.resources import PostHogResource, StoreResource
 from cio_pipeline.defs.services import new_event_source, track_client
 from cio_pipeline.defs.store import Store
@@ -297,7 +297,7 @@ def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) 
 
 
 def test_a_day_is_from_midnight_to_midnight_and_not_before_itself() -> None:
-    assert window("2025-01-02") == (datetime(2025, 1, 2, tzinfo=UTC), datetime(2025, 1, 3, tzinfo=UTC))
+    assert day_bounds("2025-01-02") == (datetime(2025, 1, 2, tzinfo=UTC), datetime(2025, 1, 3, tzinfo=UTC))
     assert days_before("2025-01-03") == ["2025-01-01", "2025-01-02"]
 
 

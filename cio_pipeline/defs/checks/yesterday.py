@@ -10,7 +10,7 @@ import dagster as dg
 
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.pages.receipts import LEFT
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, day_bounds
 from cio_pipeline.settings.settings import DaysSettings
 
 DUE = f"{DAYS_SETTINGS.delivered_by:%H:%M} {DAYS_SETTINGS.time_zone}"
@@ -50,7 +50,7 @@ class Delivery(NamedTuple):
     @property
     def is_whole(self) -> bool:
         """Whether it was complete: the day was over when its run began, which has left nothing for another one."""
-        return not self.left and self.began >= window(self.day)[1]
+        return not self.left and self.began >= day_bounds(self.day)[1]
 
 
 def is_delivered(instance: dg.DagsterInstance, day: str, since: float | None = None) -> bool:

@@ -21,7 +21,7 @@ from cio_pipeline.defs.delivery.run_delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, day_bounds, now
 from cio_pipeline.defs.reading import history_is_known, read_day
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
@@ -89,7 +89,7 @@ def deliver_so_far(
     day = str(began.date())
     try:
         check_may_begin(store, day, began)
-        until = posthog.readable_until(window(day)[0], began - SETTLED)
+        until = posthog.readable_until(day_bounds(day)[0], began - SETTLED)
         context.instance.add_run_tags(context.run_id, {DAYS_TAG: f"{day} until {until:%H:%M} UTC (open)"})
         with store.overlay(day) as today:
             so_far = derive_so_far(day, until, posthog, today)
@@ -103,7 +103,7 @@ def deliver_so_far(
 
 def check_may_begin(store: Store, day: str, began: datetime) -> None:
     """Raises `NotNow` if the day has only just begun, the days before it are not learned yet, or another run is delivering."""
-    if began - SETTLED <= window(day)[0]:
+    if began - SETTLED <= day_bounds(day)[0]:
         raise NotNow(f"{day} has only just begun: nothing was sent.")
     if not history_is_known(store):
         raise NotNow("identity_history was never read, which a run of customerio_sync does: nothing was sent.")
