@@ -14,7 +14,7 @@ from prometheus_client.core import GaugeMetricFamily
 from cio_pipeline.cli.instance import dagster_instance
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import missed_days
-from cio_pipeline.defs.checks.yesterday import is_delivered
+from cio_pipeline.defs.delivered_days import is_delivered
 from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_sync

@@ -24,7 +24,7 @@ from cio_pipeline.pipeline.extract_shard import (
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventStream, NotExtracted
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.columns import constant
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.set_properties import any_has_set
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, shuffle

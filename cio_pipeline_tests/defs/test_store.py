@@ -229,7 +229,11 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
 ) -> None:
     given: list[tuple[object, ...]] = []
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource"):
-        monkeypatch.setattr(f"cio_pipeline.defs.services.{name}", lambda *rest, name=name: given.append((name, *rest)))
+
+        def new(*rest: object, name: str = name, **named: object) -> None:
+            given.append((name, *rest, *named.values()))
+
+        monkeypatch.setattr(f"cio_pipeline.defs.services.{name}", new)
     chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
     for setting, value in chosen.items():
         monkeypatch.setenv(setting, value)

@@ -74,8 +74,8 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
         "filtered: $create_alias is never sent (R4)": 1,
         "refused: distinct_id is blank (R14)": 1,
         "refused: distinct_id is over 150 bytes (R14)": 1,
-        "refused: properties are not a JSON object": 1,
-        "refused: properties are not JSON": 1,
+        "refused: properties are not a JSON object (R14)": 1,
+        "refused: properties are not JSON (R14)": 1,
         "refused: data is over 100000 bytes (R14)": 1,
     }
     assert day_counts.left_out == {
@@ -101,11 +101,11 @@ def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_pa
     sunday, monday = (visits, []) if day == SUNDAY else ([], visits)
     product = derived(tmp_path, [], sunday, [*monday, identify], anonymous_users="identified", stitch_anonymous_days=7)
     day_counts = product.counts_by_day[MONDAY]
-    refused = {"refused: properties are not a JSON object": 1}
+    refused = {"refused: properties are not a JSON object (R14)": 1}
     assert +day_counts.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
     assert day_counts.stitched == (day == SUNDAY)
     assert +product.counts_by_day[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
-    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are not a JSON object"]
+    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are not a JSON object (R14)"]
     assert len(product.events(MONDAY)) == 2
 
 

@@ -19,7 +19,7 @@ from cio_pipeline.pipeline.extract import SPILLED, extract_day, extract_history
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
 

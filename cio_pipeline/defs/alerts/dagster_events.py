@@ -24,7 +24,8 @@ from cio_pipeline.defs.alerts.runs import (
     was_retried,
 )
 from cio_pipeline.defs.assets.deliver import customerio_delivery
-from cio_pipeline.defs.checks.yesterday import day_due, delivery_of, is_delivered
+from cio_pipeline.defs.checks.yesterday import day_due
+from cio_pipeline.defs.delivered_days import delivery_of, is_delivered
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, day_bounds, now
