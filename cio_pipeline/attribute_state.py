@@ -40,6 +40,11 @@ def customer_id(key: str) -> bytes:
     return blake2b(key.encode(), digest_size=CUSTOMER_DIGEST_SIZE).digest()[:CUSTOMER_HASH_BYTES]
 
 
+def upsert_id(key: str, part: int) -> str:
+    """Returns the item id of a customer's upsert in the ledger's refusals: the hash of the key, and the upsert's part."""
+    return f"{customer_id(key).hex()}#{part}"
+
+
 def name_hash(name: str) -> bytes:
     """Returns the hash that a state holds in place of an attribute's name."""
     return blake2b(name.encode(), digest_size=NAME_HASH_BYTES).digest()

@@ -1,4 +1,5 @@
-"""Everything that Dagster loads. The first seven assets below are the way of a day, from PostHog to Customer.io.
+"""Everything that Dagster loads. A day passes through the assets from `posthog_project` to `customerio_workspace` in the order
+in which they are listed below; `dry_run` and `explained_person` are reports.
 
 What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
 column `operation` of the tables `customers` (an upsert of each customer, without attributes that Customer.io has newer) and

@@ -2,7 +2,7 @@
 
 ```
 PipelineError
-├── SettingsError            settings.envfile       a setting is missing or wrong
+├── SettingsError            settings.errors        a setting is missing or wrong
 ├── DaysError                defs.partitions        the days asked for are not partitions
 ├── DaysFailed               defs.failures          some of several days failed
 ├── NotNow                   defs.jobs.hourly       an hourly run leaves what there is to another run

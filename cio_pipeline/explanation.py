@@ -9,12 +9,11 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from cio_pipeline.attribute_state import name_hash, unpack
+from cio_pipeline.attribute_state import name_hash, unpack, upsert_id
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, mask_id, mask_key
 from cio_pipeline.person_records import PersonRecords
 from cio_pipeline.rules.classify import FILTERED, HELD_BACK, REFUSED
-from cio_pipeline.state.ledger_tables import upsert_id
 
 ACKNOWLEDGED = "yes"
 NOT_YET = "not yet"

@@ -33,7 +33,7 @@ MAX_INTEGER_DIGITS = 4300
 
 NOT_AN_OBJECT = "properties are not a JSON object"
 NOT_JSON = "properties are not JSON"
-NOT_CARRIED = "a number that JSON cannot carry"
+NOT_EXPRESSIBLE = "a number that JSON cannot express"
 TOO_DEEP = f"nested deeper than {MAX_LEVELS} levels"
 
 
@@ -188,19 +188,19 @@ def _integer(digits: str) -> int | orjson.Fragment:
 
 def _sendable_integer(digits: str) -> int | orjson.Fragment:
     if len(digits.removeprefix("-")) > MAX_INTEGER_DIGITS:
-        raise UnusableJson(NOT_CARRIED)
+        raise UnusableJson(NOT_EXPRESSIBLE)
     return _integer(digits)
 
 
 def _finite(text: str) -> float:
     number = float(text)
     if math.isinf(number):
-        raise UnusableJson(NOT_CARRIED)
+        raise UnusableJson(NOT_EXPRESSIBLE)
     return number
 
 
 def _refuse_constant(_: str) -> float:
-    raise UnusableJson(NOT_CARRIED)
+    raise UnusableJson(NOT_EXPRESSIBLE)
 
 
 def _whole(value: Any) -> Any:
@@ -220,4 +220,4 @@ def _write_exactly(value: Any) -> bytes:
     except UnicodeEncodeError:
         raise UnusableJson("text with half a surrogate pair") from None
     except (TypeError, ValueError, RecursionError):
-        raise UnusableJson("a number or a depth that JSON cannot carry") from None
+        raise UnusableJson("a number or a depth that JSON cannot express") from None

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from cio_pipeline.customerio import delivery
 from cio_pipeline.customerio.delivery import Report
-from cio_pipeline.customerio.selection import Shards
+from cio_pipeline.customerio.selection import ShardPairs
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.tables.tables import Tables
 
@@ -19,7 +19,7 @@ def shards_of(tables: Tables, day: str) -> Iterator[tuple[pa.Table, pa.Table]]:
     yield from zip(tables.read_arrow("customers", day), tables.read_arrow("events", day), strict=True)
 
 
-def deliver(day: str, shards: Shards, ledger: Ledger, *others: Any, **options: Any) -> Report:
+def deliver(day: str, shards: ShardPairs, ledger: Ledger, *others: Any, **options: Any) -> Report:
     """As `delivery.deliver`."""
     with ledger.hold_delivery_lock(lambda: None), ledger.sending(day, all_of_it=True):
         return delivery.deliver(day, shards, ledger, *others, **options)

@@ -62,11 +62,12 @@ def delivered(server: posthog.PostHog, folder: Path, options: Options, age: time
         if number:
             server.project.drop_old_sets(midnight(DAYS[-1]) + old)
         start = midnight(DAYS[HISTORY_DAYS])
-        extract_history(days.tables, HISTORY_PARTITION, source.history(start), "auto", start + old)
+        extract_history(days.tables, HISTORY_PARTITION, source.history(start), attributes="auto", now=start + old)
         days.learn(HISTORY_PARTITION)
         for day in DAYS[HISTORY_DAYS:]:
             begin, end = midnight(day), midnight(day) + timedelta(days=1)
-            extract_day(days.tables, str(day), begin, source.events(begin, end), "auto", begin + old)
+            events = source.events(begin, end)
+            extract_day(days.tables, str(day), events, start=begin, attributes="auto", now=begin + old)
             days.learn(str(day))
         for day in DAYS[HISTORY_DAYS:]:
             days.derive(str(day))

@@ -114,9 +114,9 @@ def redeliver(**chosen: str | None) -> int:
       130  Ctrl-C; a rerun sends the rest
     """
     settings = _settings()
-    from cio_pipeline.cli.run import redeliver
+    from cio_pipeline.cli.run import redeliver as run_redelivery
 
-    return redeliver(settings, chosen)
+    return run_redelivery(settings, chosen)
 
 
 @cli.command()
@@ -225,9 +225,9 @@ def ui() -> int:
       1    Dagster ended by itself
       2    a setting is wrong
     """
-    from cio_pipeline.cli.ui import ui
+    from cio_pipeline.cli.ui import ui as run_ui
 
-    return ui()
+    return run_ui()
 
 
 @cli.command()
@@ -242,9 +242,9 @@ def demo() -> int:
       1    they were not; the last line says why
       130  Ctrl-C
     """
-    from cio_pipeline.sandbox.demo import demo
+    from cio_pipeline.sandbox.demo import demo as run_demo
 
-    return demo()
+    return run_demo()
 
 
 @cli.command()
@@ -259,9 +259,9 @@ def dev() -> int:
       0    it was ended by Ctrl-C
       1    Dagster ended by itself
     """
-    from cio_pipeline.sandbox.dev import dev
+    from cio_pipeline.sandbox.dev import dev as run_dev
 
-    return dev()
+    return run_dev()
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -6,10 +6,9 @@ import orjson
 
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.customerio.suppression_list import read_suppressed
-from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.jobs.explain import as_rows, masked_name
 from cio_pipeline.defs.pages.tables import lines
-from cio_pipeline.defs.partitions import days_asked_for
+from cio_pipeline.defs.partitions import days_asked_for, days_text
 from cio_pipeline.explanation import explain
 from cio_pipeline.person_records import look_up, person_names
 from cio_pipeline.settings.settings import Settings

@@ -14,11 +14,11 @@ from prometheus_client.core import GaugeMetricFamily
 from cio_pipeline.cli.instance import dagster_instance
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import missed_days
-from cio_pipeline.defs.checks.yesterday import is_delivered
+from cio_pipeline.defs.delivered_days import is_delivered
 from cio_pipeline.defs.jobs.backfill import customerio_backfill
 from cio_pipeline.defs.jobs.hourly import customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_sync
-from cio_pipeline.defs.partitions import window
+from cio_pipeline.defs.partitions import day_bounds
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.ledger import Ledger
@@ -61,7 +61,7 @@ def metrics(instance: dg.DagsterInstance, ledger: Ledger, now: datetime) -> Iter
     is none."""
     newest_first = sorted(instance.get_materialized_partitions(DELIVERY), reverse=True)
     if whole := next((day for day in newest_first if is_delivered(instance, day)), None):
-        begins, ends = window(whole)
+        begins, ends = day_bounds(whole)
         yield _one("newest_day_timestamp_seconds", "When the newest completely delivered day began.", begins.timestamp())
         yield _one("newest_day_age_seconds", "How long that day has been over.", (now - ends).total_seconds())
         yield _one("newest_day_events", "Events of that day that Customer.io has accepted.", _events(ledger, whole))

@@ -62,8 +62,8 @@ def delivery_options(command: Command) -> Command:
             type=click.FloatRange(0, 1_000_000),
             callback=_finite,
             metavar="HOURS",
-            help="Hold back events younger than this, and whatever only they bring (attributes, customers, stitched events),"
-            " for a later run. Events under 72 hours old can start campaigns.",
+            help="Hold back events younger than this, and the attributes, customers and stitched events that come only from"
+            " them, for a later run. Events under 72 hours old can start campaigns.",
         ),
         click.option(
             "--limit",

@@ -21,7 +21,7 @@ from cio_pipeline.defs.dagster_storage import keep_engines
 from cio_pipeline.defs.jobs.backfill import SILENT, run_config, run_range, run_tags
 from cio_pipeline.defs.jobs.dry_run_report import DAYS_BEYOND
 from cio_pipeline.defs.partitions import days_between
-from cio_pipeline.settings.places import dagster_home, shown
+from cio_pipeline.settings.places import dagster_home, redacted
 from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.ledger import Ledger
 
@@ -131,8 +131,8 @@ def _instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
 def _places(settings: Settings, home: Path) -> str:
     source = settings.batch_export_url if settings.event_source == "batch_export" else settings.posthog_url
     return (
-        f"Reads {shown(source)}, sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)},"
-        f" the ledger is {shown(settings.ledger_url)}, Dagster's runs are in {home}."
+        f"Reads {redacted(source)}, sends to {redacted(settings.tracking_url)}; the tables are in"
+        f" {redacted(settings.data_dir)}, the ledger is {redacted(settings.ledger_url)}, Dagster's runs are in {home}."
     )
 
 

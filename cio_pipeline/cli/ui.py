@@ -20,9 +20,9 @@ import requests
 from cio_pipeline.cli.processes import end, local
 from cio_pipeline.cli.terminal import show
 from cio_pipeline.settings.environment import KEEP_ENGINES
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, shown
-from cio_pipeline.settings.settings import SettingsError
+from cio_pipeline.settings.places import DAGSTER_YAML, PROJECT, WORKSPACE_YAML, dagster_home, redacted
 
 FIRST_PORT = 3000
 MAX_PORTS = 100
@@ -42,7 +42,8 @@ def ui() -> int:
         show(f"{home}/dagster.yaml has no python_logs, so the runs' logs lack what the pipeline logs: see docs/operations.md.")
     paths = (str(PROJECT), os.environ.get("PYTHONPATH", ""))
     named = {"DAGSTER_HOME": str(home), "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-    show(f"Sends to {shown(settings.tracking_url)}; the tables are in {shown(settings.data_dir)}, Dagster's runs in {home}.")
+    tables_in = redacted(settings.data_dir)
+    show(f"Sends to {redacted(settings.tracking_url)}; the tables are in {tables_in}, Dagster's runs in {home}.")
     try:
         with only_one(home):
             return dagster_dev(home, {**os.environ, **settings.places, **named})

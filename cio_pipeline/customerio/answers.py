@@ -10,14 +10,13 @@ from urllib.parse import urlsplit
 import requests
 
 from cio_pipeline.masking import mask, printable
+from cio_pipeline.settings.addresses import TRACKING_HOSTS
 
 UNKNOWN, IN_DETAIL, WEB_PAGE = "no reason given", "reason only in the message", "a web page"
 REASON_CHARACTERS = 200
 
 MAX_BLOCKED = 9
 """Up to this many refused items may be all that a run has of their kind, each with content that a firewall blocks."""
-
-HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
 
 
 def json_object(response: requests.Response) -> dict[str, Any] | None:
@@ -42,9 +41,9 @@ def serving_host(account: dict[str, Any] | None) -> str | None:
     `url`."""
     members = account or {}
     region = str(members.get("region") or members.get("data_center") or "").lower()
-    if region not in HOSTS and host(members.get("url")) not in HOSTS.values():
+    if region not in TRACKING_HOSTS and host(members.get("url")) not in TRACKING_HOSTS.values():
         return None
-    return host(members.get("url")) or HOSTS.get(region)
+    return host(members.get("url")) or TRACKING_HOSTS.get(region)
 
 
 def host(url: Any) -> str | None:
@@ -82,7 +81,7 @@ def max_items_at_fault(status: int, parsed: dict[str, Any] | None, *, is_batch: 
 
 
 def names_an_item(errors: list[Any]) -> bool:
-    """Returns whether an error names a field, or the number of a single item."""
+    """Returns whether an error names a field, or item 0, which in a request of a single item is that item."""
     objects = [error for error in errors if isinstance(error, dict)]
     return any(error.get("field") or (type(error.get("batch_index")) is int and error["batch_index"] == 0) for error in objects)
 

@@ -14,7 +14,7 @@ from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.sample import sample
-from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, Shards, texts, to_deliver
+from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, ShardPairs, texts, to_deliver
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
@@ -42,7 +42,7 @@ class Report:
 
 def deliver(
     day: str,
-    shards: Shards,
+    shards: ShardPairs,
     ledger: Ledger,
     client: TrackClient,
     options: DeliveryOptions = DEFAULTS,
@@ -60,7 +60,7 @@ def deliver(
     return report
 
 
-def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
+def preview(day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions, seen: set[str]) -> Report:
     """Returns what `deliver` would send; nothing is sent or recorded. The day's new customers are added to `seen`, those of the
     days so far."""
     report = Report()
@@ -72,7 +72,7 @@ def preview(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions, 
     return report
 
 
-def still_to_send(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> int:
+def still_to_send(day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions) -> int:
     """Returns how many upserts and events of the day `deliver` would send now without a limit."""
     whole_day = replace(options, limit=None, resend=False)
     plans = _plans(day, shards, ledger, ledger.refused(day), whole_day, Report())
@@ -98,7 +98,7 @@ def redeliver(
 
 
 def _plans(
-    day: str, shards: Shards, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
+    day: str, shards: ShardPairs, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
     """Yields a plan for each shard, with its counts and a sample in the report."""
     delivered, in_flight = ledger.delivered(day), InFlight(day, ledger.in_flight())

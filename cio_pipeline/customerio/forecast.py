@@ -12,15 +12,24 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
+from cio_pipeline.attribute_state import upsert_id
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, within_campaign_window
-from cio_pipeline.customerio.selection import Columns, DeliveryOptions, FilteredRows, Shards, array, column, texts, to_deliver
+from cio_pipeline.customerio.selection import (
+    Columns,
+    DeliveryOptions,
+    FilteredRows,
+    ShardPairs,
+    array,
+    column,
+    texts,
+    to_deliver,
+)
 from cio_pipeline.json_text import read_object
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 
@@ -67,7 +76,7 @@ class Forecast:
         """How many there are; one on several days counts once."""
         return len(np.unique(np.concatenate(self.customers))) if self.customers else 0
 
-    def add_day(self, day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> None:
+    def add_day(self, day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions) -> None:
         """Adds a day's shards, without what is suppressed, beyond the limit, delivered, or refused as it is now."""
         refused = {} if options.resend else {id_: refusal.operation for id_, refusal in ledger.refused(day).items()}
         delivered = pack_ids([]) if options.resend else ledger.delivered(day)
@@ -95,7 +104,7 @@ class Forecast:
         self.customers.append(pd.util.hash_array(np.array(new, dtype=object), categorize=False))
 
 
-def unsent_events(day: str, shards: Shards, ledger: Ledger, options: DeliveryOptions) -> int:
+def unsent_events(day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions) -> int:
     """Returns how many of a day's events are still to be sent, without those of suppressed people."""
     delivered = pack_ids([]) if options.resend else ledger.delivered(day)
     ordinary = DeliveryOptions(options.suppressed)

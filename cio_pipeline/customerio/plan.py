@@ -14,16 +14,15 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, upsert_id, value_hash
 from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
 from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.selection import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import TIME, Bools, to_list
-from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
 from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
-from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 CAMPAIGN_WINDOW_SECONDS = 72 * 3600
@@ -35,7 +34,7 @@ class LedgerView:
     """The ledger's records that a plan depends on.
 
     states: packed states of customers, by key; delivered: the ids of the day's delivered events (`Ledger.delivered`); refused:
-    the day's refusals, by item; in_flight: what was being sent when a delivery was cut off.
+    the day's refusals, by item id; in_flight: what was being sent when a delivery was cut off.
     """
 
     states: Mapping[str, bytes]
@@ -92,7 +91,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
         upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
         planned: Item | None = upsert
         if stored or consent or key in in_parts or key in recorded.in_flight:
-            planned = plan_upsert(upsert, consent, recorded, plan, options)
+            planned = plan_upsert(upsert, recorded, plan, options, applies_r19=consent)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
 
@@ -107,15 +106,16 @@ def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
     return to_list(column(rows, name, kind))
 
 
-def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, options: DeliveryOptions) -> Item | None:
-    """R17: the upsert without attributes that a later event has set; None if it would change nothing.
+def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: DeliveryOptions, *, applies_r19: bool) -> Item | None:
+    """R17: the upsert without attributes that a later event has set; None if it would change nothing. Notes in the plan what is
+    left out, recorded or closed without sending, and the customer's latest time.
 
     An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or
-    Customer.io might ignore it. consent: whether R19 has to be applied.
+    Customer.io might ignore it. applies_r19: whether attributes about consent may have to be left out.
     """
     stored, state = unpack(recorded.states.get(upsert.key, b"")), unpack(upsert.state)
-    own = max(time for _, time in state.values())
-    operation = read_object(upsert.operation.decode()) if consent else None
+    newest_given = max(time for _, time in state.values())
+    operation = read_object(upsert.operation.decode()) if applies_r19 else None
     if operation is not None:
         operation, state = _without_consent(operation, state, options, plan)
     known = merge(stored, recorded.in_flight.state(upsert.key))
@@ -135,7 +135,7 @@ def plan_upsert(upsert: Item, consent: bool, recorded: LedgerView, plan: Plan, o
     newest = max(earlier, *(time for _, time in [*current.values(), *stored.values()]))
     plan.latest[upsert.key] = newest
     upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
-    if operation is None and len(current) == len(state) and newest == own:
+    if operation is None and len(current) == len(state) and newest == newest_given:
         return upsert
     operation = operation or read_object(upsert.operation.decode())
     return upsert._replace(operation=_rewritten(operation, current, newest), state=pack(current))
@@ -150,7 +150,7 @@ def _without_consent(
     """
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
-    passed, left_out = consents(given, options.allow_consent)
+    passed, left_out = without_disallowed_consent(given, options.allow_consent)
     plan.counts["attributes about consent left out (R19)"] += len(left_out)
     times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
     return {**operation, "attributes": passed}, {
@@ -165,14 +165,14 @@ def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
     return write({**operation, "timestamp": seconds if state_time(seconds) == newest else newest, "attributes": kept})
 
 
-def _nothing_new(item: str, recorded: LedgerView, plan: Plan) -> None:
+def _nothing_new(item_id: str, recorded: LedgerView, plan: Plan) -> None:
     plan.counts["customers with nothing new"] += 1
-    _close(item, recorded, plan)
+    _close(item_id, recorded, plan)
 
 
-def _close(item: str, recorded: LedgerView, plan: Plan) -> None:
-    if item in recorded.refused:
-        plan.closed_ids.append(item)
+def _close(item_id: str, recorded: LedgerView, plan: Plan) -> None:
+    if item_id in recorded.refused:
+        plan.closed_ids.append(item_id)
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
@@ -192,7 +192,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
         return _with_operations(events, before)
     plan.counts["events delivered before"] += int(before.sum())
     if recorded.refused:
-        plan.closed_ids += [item for item in to_list(ids.filter(pa.array(before))) if item in recorded.refused]
+        plan.closed_ids += [item_id for item_id in to_list(ids.filter(pa.array(before))) if item_id in recorded.refused]
     if before.all():
         return Events()
     unsent = _with_operations(events, before)

@@ -5,27 +5,28 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.attribute_state import pack
+from cio_pipeline.attribute_state import pack, upsert_id
 from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_upsert
-from cio_pipeline.customerio.selection import Columns, DeliveryOptions, Shards, column, suppressed_keys
+from cio_pipeline.customerio.selection import Columns, DeliveryOptions, ShardPairs, column, suppressed_keys
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
 from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import V1_CALL
-from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 
-class ComparedRefusals(NamedTuple):
+@dataclass
+class ComparedRefusals:
     """Refused items of a day, by what its tables, derived under the current settings, say of them now."""
 
     unchanged: list[Refusal]
@@ -39,7 +40,7 @@ class ComparedRefusals(NamedTuple):
     """The person is on the suppression list."""
 
 
-def compare_with_tables(refused: list[Refusal], shards: Shards, suppressed: Suppressed) -> ComparedRefusals:
+def compare_with_tables(refused: list[Refusal], shards: ShardPairs, suppressed: Suppressed) -> ComparedRefusals:
     """Returns which of a day's refused items its tables still have.
 
     The tables also have emails and distinct_ids of suppressed people that a refused event does not name.
@@ -96,8 +97,8 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
             upsert = Item(refusal.item_id, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
-            consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
-            planned = plan_upsert(upsert, consent, recorded, plan, options)
+            applies_r19 = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
+            planned = plan_upsert(upsert, recorded, plan, options, applies_r19=applies_r19)
             plan.upserts += [] if planned is None else [planned]
         elif are_in(recorded.delivered, pack_ids([refusal.item_id]))[0]:
             plan.closed_ids.append(refusal.item_id)

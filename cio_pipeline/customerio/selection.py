@@ -1,4 +1,4 @@
-"""The rows of a day's tables that a delivery looks at: of nobody who is suppressed, and of no more customers than the limit."""
+"""Selects the rows that a delivery looks at: without suppressed people, and for at most `limit` customers."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Columns(Protocol):
         """A column."""
 
 
-Shards = Iterable[tuple[Columns, Columns]]
+ShardPairs = Iterable[tuple[Columns, Columns]]
 """A day's customers and events, shard by shard. All rows of a customer are in one shard."""
 
 
@@ -78,7 +78,7 @@ def array(column: Column) -> pa.Array:
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
 
-def to_deliver(shards: Shards, options: DeliveryOptions, counts: Counter[str]) -> Shards:
+def to_deliver(shards: ShardPairs, options: DeliveryOptions, counts: Counter[str]) -> ShardPairs:
     """Returns the shards without those who are suppressed, and with no more customers than the limit; counts what is left
     out."""
     return _limited(options.limit, _without_suppressed(options.suppressed, shards, counts), counts)
@@ -90,7 +90,7 @@ def suppressed_keys(suppressed: Suppressed, customers: Columns, events: Columns)
     return suppressed.keys(texts(customers, "key"), texts(customers, "identifier"), texts(customers, "email"), pairs)
 
 
-def _without_suppressed(suppressed: Suppressed, shards: Shards, counts: Counter[str]) -> Shards:
+def _without_suppressed(suppressed: Suppressed, shards: ShardPairs, counts: Counter[str]) -> ShardPairs:
     for customers, events in shards:
         if not suppressed:
             yield customers, events
@@ -102,7 +102,7 @@ def _without_suppressed(suppressed: Suppressed, shards: Shards, counts: Counter[
         yield FilteredRows(customers, ~are_customers), FilteredRows(events, ~are_events)
 
 
-def _limited(limit: int | None, shards: Shards, counts: Counter[str]) -> Shards:
+def _limited(limit: int | None, shards: ShardPairs, counts: Counter[str]) -> ShardPairs:
     left = limit
     for customers, events in shards:
         if left is None:

@@ -5,15 +5,16 @@ from collections.abc import Callable
 import dagster as dg
 
 from cio_pipeline.settings.addresses import TRACKING_HOSTS
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import settings_to_show
-from cio_pipeline.settings.places import shown
-from cio_pipeline.settings.settings import Settings, SettingsError
+from cio_pipeline.settings.places import redacted
+from cio_pipeline.settings.settings import Settings
 
 POSTHOG_CLOUD = ("https://us.posthog.com", "https://eu.posthog.com")
 WORKSPACES = "https://fly.customer.io"
 """The address of Customer.io's workspaces, in both regions (docs.customer.io, Account Regions)."""
 
-REGIONS = dict(zip((f"https://{host}" for host in TRACKING_HOSTS), ("US", "EU"), strict=True))
+REGIONS = {f"https://{host}": region.upper() for region, host in TRACKING_HOSTS.items()}
 RULES = (
     *("identify_by_email", "anonymous_users", "stitch_anonymous_days", "event_allowlist", "exclude_attributes"),
     *("attributes_from", "allow_delivery_overrides", "allow_consent", "max_new_customers", "max_campaign_events"),
@@ -25,7 +26,7 @@ RULES = (
 def source_text(settings: Settings) -> str:
     """Returns the source of the events: `us.posthog.com, project 1`."""
     if settings.event_source == "batch_export":
-        return f"batch export in {shown(settings.batch_export_url)}"
+        return f"batch export in {redacted(settings.batch_export_url)}"
     return f"{settings.posthog_url.partition('://')[2]}, project {settings.posthog_project_id}"
 
 
@@ -62,7 +63,7 @@ def as_markdown(settings: Settings) -> str:
 def ledger_text(settings: Settings) -> str:
     """Returns the ledger's address, without its password."""
     given = settings.ledger_url_given
-    return "ledger.db in CIO_DATA_DIR" if given is None else shown(given.get_secret_value())
+    return "ledger.db in CIO_DATA_DIR" if given is None else redacted(given.get_secret_value())
 
 
 def rules_text(settings: Settings) -> str:
@@ -74,7 +75,9 @@ def rules_text(settings: Settings) -> str:
 def _text(value: object) -> str:
     if isinstance(value, bool):
         return "Yes" if value else "No"
-    return "|".join(map(str, value)) or "none" if isinstance(value, tuple) else "no limit" if value is None else str(value)
+    if isinstance(value, tuple):
+        return "|".join(map(str, value)) or "none"
+    return "no limit" if value is None else str(value)
 
 
 def loaded_settings() -> Settings | None:
@@ -96,7 +99,7 @@ def text_about(text_of: Callable[[Settings], str]) -> str:
 
 def folder_uri(folder: str) -> dict[str, str]:
     """Returns metadata with the address of a folder in CIO_DATA_DIR."""
-    return {} if SETTINGS_TO_SHOW is None else {"dagster/uri": f"{shown(SETTINGS_TO_SHOW.data_dir).rstrip('/')}/{folder}"}
+    return {} if SETTINGS_TO_SHOW is None else {"dagster/uri": f"{redacted(SETTINGS_TO_SHOW.data_dir).rstrip('/')}/{folder}"}
 
 
 def page_address(address_of: Callable[[Settings], str | None]) -> dict[str, dg.MetadataValue]:

@@ -88,7 +88,17 @@ def check_days(tags: Mapping[str, str]) -> None:
 def days_tag(tags: Mapping[str, str]) -> dict[str, str]:
     """Returns the tag that shows a run's days in the list of runs, as Dagster hides its own tags for a range of days."""
     first, last = tags.get(RANGE_START), tags.get(RANGE_END)
-    return {"days": first if first == last else f"{first} to {last}"} if first and last else {}
+    return {"days": first_to_last(first, last)} if first and last else {}
+
+
+def first_to_last(first: str, last: str) -> str:
+    """Returns `2026-03-02`, or `2026-03-02 to 2026-03-04`."""
+    return first if first == last else f"{first} to {last}"
+
+
+def days_text(days: list[str]) -> str:
+    """Returns `2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
+    return first_to_last(days[0], days[-1]) + (f" ({len(days):,} days)" if len(days) > 1 else "")
 
 
 def daily_at(hour: time) -> str:
@@ -96,7 +106,7 @@ def daily_at(hour: time) -> str:
     return f"{hour.minute} {hour.hour} * * *"
 
 
-def window(day: str) -> tuple[datetime, datetime]:
+def day_bounds(day: str) -> tuple[datetime, datetime]:
     """Returns the day's start, and its end, which is the next day's start (UTC)."""
     time_window = daily_partitions.time_window_for_partition_key(day)
     return time_window.start.astimezone(UTC), time_window.end.astimezone(UTC)

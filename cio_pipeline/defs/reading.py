@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 from datetime import datetime
 
-from cio_pipeline.defs.partitions import daily_partitions, now, window
+from cio_pipeline.defs.partitions import daily_partitions, day_bounds, now
 from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.extract import extract_day, extract_history, reusable_extraction
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
@@ -25,7 +25,7 @@ def read_day(
     Returns the counts of the extraction and of the reading (`EventStream.stats`). If PostHog's events were read twice, the
     `rows_read` are those of the second reading, which are to be compared with PostHog's count.
     """
-    began, (start, end), settings = now(), window(day), store.settings
+    began, (start, end), settings = now(), day_bounds(day), store.settings
     events = posthog.events(start, until or end)
     counts = reusable_extraction(store.tables, day, events.fingerprint)
     if counts is not None:
@@ -33,7 +33,15 @@ def read_day(
     else:
         with Progress(day, "events read", events.expected) as progress:
             with_progress = replace(events, frames=progress.rows_of(events.frames))
-            counts = extract_day(store.tables, day, start, with_progress, settings.attributes_from, began, settings.workers)
+            counts = extract_day(
+                store.tables,
+                day,
+                with_progress,
+                start=start,
+                attributes=settings.attributes_from,
+                now=began,
+                workers=settings.workers,
+            )
     if counts.lacked_person:
         logger.warning(
             "%s: %s events have lost their $set, and CIO_EVENT_SOURCE has no person properties. Read the day with"
@@ -56,13 +64,18 @@ def read_history(posthog: EventSource, store: Store) -> None:
     with Progress("History", "events read", events.expected) as progress:
         with_progress = replace(events, frames=progress.rows_of(events.frames))
         extract_history(
-            store.tables, HISTORY_PARTITION, with_progress, store.settings.attributes_from, began, store.settings.workers
+            store.tables,
+            HISTORY_PARTITION,
+            with_progress,
+            attributes=store.settings.attributes_from,
+            now=began,
+            workers=store.settings.workers,
         )
     learn_history(_history_setting(store), store.tables, store.identities, store.settings.workers)
 
 
 def _history_end() -> datetime:
-    return window(daily_partitions.get_first_partition_key() or str(daily_partitions.start.date()))[0]
+    return day_bounds(daily_partitions.get_first_partition_key() or str(daily_partitions.start.date()))[0]
 
 
 def _history_setting(store: Store) -> str:

@@ -27,9 +27,10 @@ from cio_pipeline.defs.services import new_event_source, track_client
 from cio_pipeline.defs.store import Store
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.settings.environment import KEEP_ENGINES
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.settings.places import is_url, shown
-from cio_pipeline.settings.settings import Settings, SettingsError
+from cio_pipeline.settings.places import is_url, redacted
+from cio_pipeline.settings.settings import Settings
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.storage_errors import explain
@@ -100,7 +101,7 @@ class CustomerIoResource(dg.ConfigurableResource[CustomerIo]):
 class StoreResource(dg.ConfigurableResource[Store]):
     """The tables in CIO_DATA_DIR, and the identities and the ledger in the database at CIO_LEDGER_URL."""
 
-    tables_in: str = _shown("CIO_DATA_DIR", lambda settings: shown(settings.data_dir))
+    tables_in: str = _shown("CIO_DATA_DIR", lambda settings: redacted(settings.data_dir))
     ledger_in: str = _shown("CIO_LEDGER_URL", connections.ledger_text)
     rules: str = _shown("What is sent", connections.rules_text)
 
@@ -162,4 +163,4 @@ def check_bucket(data_dir: str) -> None:
         why = explain(error)
     else:
         return
-    raise StorageError(f"The bucket {shown(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")
+    raise StorageError(f"The bucket {redacted(data_dir)} (CIO_DATA_DIR) cannot be used: {why}.")

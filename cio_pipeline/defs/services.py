@@ -24,7 +24,13 @@ def new_event_source(settings: Settings) -> EventSource:
     if settings.event_source == "batch_export":
         return BatchExportSource(settings.batch_export_url, settings.late_days, *selection)
     if settings.event_source == "file_download":
-        return FileDownloadSource(*posthog, settings.late_days, *selection, settings.data_dir)
+        return FileDownloadSource(
+            *posthog,
+            late_days=settings.late_days,
+            allowlist=settings.event_allowlist,
+            attributes_from=settings.attributes_from,
+            data_dir=settings.data_dir,
+        )
     listed = EventsApiSource(*posthog, *selection)
     if settings.event_source == "events_api":
         return listed

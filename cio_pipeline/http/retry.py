@@ -37,8 +37,8 @@ DEFAULT_LIMITS = Limits()
 
 logger = logging.getLogger(__name__)
 
+# urllib3 warns of headers that it cannot read by quoting them, with the URL. The errors here say what is wrong instead.
 logging.getLogger("urllib3").setLevel(logging.CRITICAL)
-"""It warns of headers that it cannot read by quoting them, with the URL. The errors here say what is wrong instead."""
 
 
 class Unavailable(PipelineError):

@@ -37,21 +37,23 @@ CLASSIFIED = pa.schema(
 
 
 def shards_by_customer(
-    source: DerivationInput, identities: Identities, folder: Path, workers: int
+    day_input: DerivationInput, identities: Identities, folder: Path, workers: int
 ) -> tuple[list[shuffle.Shard], DayCounts]:
     """Returns the events to send and the refused ones in shards by key (`CLASSIFIED`), spilled to the folder, with those that
     the day's merges take (R16); and what became of the day's events, before any is refused for its content."""
-    number = source.version.shards
+    number = day_input.version.shards
     buckets = shuffle.BUCKETS if number > 1 else 1
-    tasks = ((source, shard, earlier_facts_of_shard(source, shard, identities), folder, buckets) for shard in range(number))
-    parts = list(map_shards(_classify, tasks, number, workers, f"{source.day}: classified"))
+    tasks = (
+        (day_input, shard, earlier_facts_of_shard(day_input, shard, identities), folder, buckets) for shard in range(number)
+    )
+    parts = list(map_shards(_classify, tasks, number, workers, f"{day_input.day}: classified"))
     day_counts = DayCounts(sum((part.outcomes for part in parts), Counter()))
     spilled = [part.spilled for part in parts]
-    if source.options.stitches:
+    if day_input.options.stitches:
         merged, identified = pd.concat([part.merges for part in parts]), pd.concat([part.identified for part in parts])
-        windows = _merge_windows(source, identities, merged, identified)
-        for at, (day, rows) in enumerate(_stitched(source, identities, windows)):
-            day_counts.add_stitched(rows["outcome"], of_earlier_day=day != source.day)
+        windows = _merge_windows(day_input, identities, merged, identified)
+        for at, (day, rows) in enumerate(_stitched(day_input, identities, windows)):
+            day_counts.add_stitched(rows["outcome"], of_earlier_day=day != day_input.day)
             spilled.append(_spill(rows.assign(outcome=TO_SEND), folder / f"stitched-{at:05d}.arrow", buckets))
     return shuffle.shards(spilled, CLASSIFIED), day_counts
 
@@ -66,10 +68,10 @@ class _Part(NamedTuple):
     identified: pd.DataFrame
 
 
-def _classify(source: DerivationInput, shard: int, earlier: pd.DataFrame, folder: Path, buckets: int) -> _Part:
-    classified = classified_shard(source, shard, earlier)
+def _classify(day_input: DerivationInput, shard: int, earlier: pd.DataFrame, folder: Path, buckets: int) -> _Part:
+    classified = classified_shard(day_input, shard, earlier)
     merged = identified = pd.DataFrame()
-    if source.options.stitches:
+    if day_input.options.stitches:
         merged = merges(classified).drop(columns=["properties", "person_properties"])
         identified = classified.loc[classified["event"] == "$identify", ORDER].drop_duplicates("distinct_id")
     kept = classified[~classified["outcome"].str.startswith(FILTERED).to_numpy(bool)]
@@ -83,27 +85,29 @@ def _spill(rows: pd.DataFrame, path: Path, buckets: int) -> shuffle.Spilled:
 
 
 def _merge_windows(
-    source: DerivationInput, identities: Identities, merged: pd.DataFrame, identified: pd.DataFrame
+    day_input: DerivationInput, identities: Identities, merged: pd.DataFrame, identified: pd.DataFrame
 ) -> pd.DataFrame:
     """Returns what the day's merges may take, as `stitching.merge_windows` does."""
     anonymous_ids = merged["anonymous_id"].unique().tolist()
-    first = days_stitched(source.day, source.options)[0]
-    merged_earlier = identities.merges_between(first, source.day, anonymous_ids)
-    earlier = identities.known_before(source.day, anonymous_ids)
+    first = days_stitched(day_input.day, day_input.options)[0]
+    merged_earlier = identities.merges_between(first, day_input.day, anonymous_ids)
+    earlier = identities.known_before(day_input.day, anonymous_ids)
     identified_earlier = set(earlier.loc[earlier["identified"], "distinct_id"])
-    return merge_windows(merged, merged_earlier, identified_earlier, identified.drop_duplicates("distinct_id"), source.options)
+    return merge_windows(
+        merged, merged_earlier, identified_earlier, identified.drop_duplicates("distinct_id"), day_input.options
+    )
 
 
-def _stitched(source: DerivationInput, identities: Identities, windows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+def _stitched(day_input: DerivationInput, identities: Identities, windows: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """Yields, by day, the held-back events of this and earlier days that the day's merges take (R16)."""
     if not len(windows):
         return
     anonymous_ids = windows["anonymous_id"].unique().tolist()
-    for day in _days_with_events(days_stitched(source.day, source.options), source.tables, identities):
-        for table in events_of(source.tables, day, anonymous_ids):
+    for day in _days_with_events(days_stitched(day_input.day, day_input.options), day_input.tables, identities):
+        for table in events_of(day_input.tables, day, anonymous_ids):
             events = table.to_pandas()
             earlier = earlier_facts(day, events["distinct_id"].unique().tolist(), identities)
-            yield day, stitched(events, earlier, windows, source.options)
+            yield day, stitched(events, earlier, windows, day_input.options)
 
 
 def days_stitched(day: str, options: Options) -> list[str]:

@@ -31,18 +31,18 @@ class DerivationInput:
     until: datetime | None = None
 
 
-def classified_shard(source: DerivationInput, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
+def classified_shard(day_input: DerivationInput, shard: int, earlier: pd.DataFrame) -> pd.DataFrame:
     """Returns a shard's events as `classify` does; `earlier` comes from `earlier_facts_of_shard`. Raises `StorageError`."""
-    events = shard_of_events(source.tables, "posthog_events", source.day, source.version, shard, COLUMNS)
-    if source.until is not None:
-        events = events.filter(pc.less(events["timestamp"], pa.scalar(source.until, events["timestamp"].type)))
-    return classify(events.to_pandas(), earlier, source.options)
+    events = shard_of_events(day_input.tables, "posthog_events", day_input.day, day_input.version, shard, COLUMNS)
+    if day_input.until is not None:
+        events = events.filter(pc.less(events["timestamp"], pa.scalar(day_input.until, events["timestamp"].type)))
+    return classify(events.to_pandas(), earlier, day_input.options)
 
 
-def earlier_facts_of_shard(source: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
+def earlier_facts_of_shard(day_input: DerivationInput, shard: int, identities: Identities) -> pd.DataFrame:
     """Returns what earlier days said about the people of a shard's events, as `facts.learn` does."""
-    events = source.tables.shard("posthog_events", source.day, source.version, shard, ["distinct_id"])
-    return earlier_facts(source.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
+    events = day_input.tables.shard("posthog_events", day_input.day, day_input.version, shard, ["distinct_id"])
+    return earlier_facts(day_input.day, pc.unique(events["distinct_id"]).to_pylist(), identities)
 
 
 def earlier_facts(date: str, distinct_ids: list[str], identities: Identities) -> pd.DataFrame:

@@ -19,7 +19,7 @@ from cio_pipeline.pipeline.events import code_hash
 from cio_pipeline.rules.classify import REFUSED, TO_SEND
 from cio_pipeline.rules.customers import CUSTOMERS
 from cio_pipeline.rules.facts import in_order
-from cio_pipeline.rules.operations import EVENTS, REJECTS, build
+from cio_pipeline.rules.operations import EVENTS, REJECTS, derived_tables
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import Identities
 from cio_pipeline.tables.files import temporary_folder
@@ -55,9 +55,9 @@ def derive_day(
     fingerprint = _fingerprint(day, tables, earlier, options)
     day_counts = _derived_before(day, tables, fingerprint) if into is None else None
     if day_counts is None:
-        source = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
+        day_input = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
-            day_counts = _derive(source, identities, new, workers)
+            day_counts = _derive(day_input, identities, new, workers)
             new.metadata = {"fingerprint": fingerprint, SETTINGS: settings_of(options), COUNTS: day_counts.to_json()}
     if into is None:
         identities.mark_derived(day, earlier)
@@ -88,17 +88,19 @@ def _derived_before(day: str, tables: Tables, fingerprint: str) -> DayCounts | N
     return DayCounts.from_json(version.metadata[COUNTS]) if are_intact else None
 
 
-def _derive(source: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> DayCounts:
+def _derive(day_input: DerivationInput, identities: Identities, new: NewVersion, workers: int) -> DayCounts:
     """Writes the shards of a new version of the day's tables. Returns what became of its events."""
-    what = f"{source.day}: derived"
+    what = f"{day_input.day}: derived"
     with temporary_folder() as folder:
-        if source.options.identify_by_email or source.options.stitches:
-            shards, day_counts = shards_by_customer(source, identities, folder, workers)
-            by_customer = ((source, new.writer, number, shard) for number, shard in enumerate(shards))
+        if day_input.options.identify_by_email or day_input.options.stitches:
+            shards, day_counts = shards_by_customer(day_input, identities, folder, workers)
+            by_customer = ((day_input, new.writer, number, shard) for number, shard in enumerate(shards))
             results = map_shards(_write_shard_by_customer, by_customer, len(shards), workers, what)
         else:
-            day_counts, number = DayCounts(), source.version.shards
-            as_extracted = ((source, new.writer, at, earlier_facts_of_shard(source, at, identities)) for at in range(number))
+            day_counts, number = DayCounts(), day_input.version.shards
+            as_extracted = (
+                (day_input, new.writer, at, earlier_facts_of_shard(day_input, at, identities)) for at in range(number)
+            )
             results = map_shards(_write_shard_as_extracted, as_extracted, number, workers, what)
         with closing(results):
             for written, of_shard in results:
@@ -109,21 +111,26 @@ def _derive(source: DerivationInput, identities: Identities, new: NewVersion, wo
 
 
 def _write_shard_as_extracted(
-    source: DerivationInput, writer: ShardWriter, shard: int, earlier: pd.DataFrame
+    day_input: DerivationInput, writer: ShardWriter, shard: int, earlier: pd.DataFrame
 ) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of a shard whose customers are its distinct_ids."""
-    return _write(source, writer, shard, lambda: classified_shard(source, shard, earlier), outcomes_are_counted=False)
+    return _write(day_input, writer, shard, lambda: classified_shard(day_input, shard, earlier), outcomes_are_counted=False)
 
 
 def _write_shard_by_customer(
-    source: DerivationInput, writer: ShardWriter, number: int, shard: Shard
+    day_input: DerivationInput, writer: ShardWriter, number: int, shard: Shard
 ) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of a shard by customer, whose outcomes are counted already."""
-    return _write(source, writer, number, lambda: shard.read().to_pandas(), outcomes_are_counted=True)
+    return _write(day_input, writer, number, lambda: shard.read().to_pandas(), outcomes_are_counted=True)
 
 
 def _write(
-    source: DerivationInput, writer: ShardWriter, number: int, read: Callable[[], pd.DataFrame], *, outcomes_are_counted: bool
+    day_input: DerivationInput,
+    writer: ShardWriter,
+    number: int,
+    read: Callable[[], pd.DataFrame],
+    *,
+    outcomes_are_counted: bool,
 ) -> tuple[WrittenShard, DayCounts]:
     """Writes the tables of the events that `read` returns, as `classify` does. Each intermediate table is deleted as soon as
     the next is made: a shard with one very active person is large."""
@@ -132,13 +139,12 @@ def _write(
     refused = _refused(classified)
     to_send = _to_send(classified)
     del classified
-    operations = build(to_send, source.options)
+    tables = derived_tables(to_send, day_input.options)
     del to_send
-    day_counts.notes[EMAIL_IN_ANOTHER_CASE] += operations.emails_in_another_case
-    _count_rejects(source.day, operations.rejects.to_pandas(), day_counts)
-    rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), operations.rejects])
-    tables = {"customers": operations.customers, "events": operations.events, "rejects": rejects}
-    return writer.write(number, tables), day_counts
+    day_counts.notes[EMAIL_IN_ANOTHER_CASE] += tables.emails_in_another_case
+    _count_rejects(day_input.day, tables.rejects.to_pandas(), day_counts)
+    rejects = pa.concat_tables([pa.Table.from_pandas(refused, REJECTS, preserve_index=False), tables.rejects])
+    return writer.write(number, {"customers": tables.customers, "events": tables.events, "rejects": rejects}), day_counts
 
 
 def _to_send(classified: pd.DataFrame) -> pd.DataFrame:

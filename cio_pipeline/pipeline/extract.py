@@ -16,15 +16,15 @@ import pyarrow as pa
 from cio_pipeline.pipeline.events import KEPT_EVENTS, READ_BY, code_hash, hash_of_code
 from cio_pipeline.pipeline.extract_shard import (
     ExtractionCounts,
+    StreamSummary,
     UsePersonProperties,
-    WindowSummary,
     WriteContext,
     write_shard,
 )
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventStream, NotExtracted
 from cio_pipeline.rules import dropped_set, restored_set
 from cio_pipeline.rules.columns import constant
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.set_properties import any_has_set
 from cio_pipeline.tables.files import temporary_folder
 from cio_pipeline.tables.shuffle import SHARD_ROWS, shuffle
@@ -35,7 +35,7 @@ KNOWN = (*restored_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, (NEEDED, pa.bool_()), ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction counts."""
 
-DAY, HISTORY = "posthog_events", "identity_history"
+EVENTS_TABLE, HISTORY_TABLE = "posthog_events", "identity_history"
 
 READING = ("json_text", "pipeline/events", "pipeline/extract", "pipeline/extract_shard", "posthog", "rules", "tables")
 """The modules and subpackages that decide which events are read, and what is kept of them."""
@@ -45,16 +45,24 @@ def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> Ex
     """Returns the counts of the last extraction if its table can stay: the same events (`EventStream.fingerprint`), the same
     code, and intact files. Otherwise, or if that is unknown, returns None.
     """
-    version = tables.find_version(DAY, day)
+    version = tables.find_version(EVENTS_TABLE, day)
     if fingerprint is None or version is None or version.metadata.get("fingerprint") != _with_reading_code(fingerprint):
         return None
-    return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(DAY, day) else None
+    return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(EVENTS_TABLE, day) else None
 
 
 def extract_day(
-    tables: Tables, day: str, start: datetime, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables,
+    day: str,
+    events: EventStream,
+    *,
+    start: datetime,
+    attributes: AttributesFrom,
+    now: datetime,
+    workers: int = 1,
 ) -> ExtractionCounts:
-    """Writes a day's `posthog_events`. `now` is when the extraction began: R20 goes by the events' age then.
+    """Writes a day's `posthog_events`. `start` is the day's; `now` is when the extraction began: R20 goes by the events' age
+    then.
 
     Raises `NotExtracted` if a row that came is neither in the table nor a duplicate.
     """
@@ -64,40 +72,40 @@ def extract_day(
         use_person = "always"
     elif attributes == "auto" and reaches_back:
         use_person = "if dropped in day"
-    counts = _extract(tables, DAY, day, window, use_person, now, workers, restores=reaches_back)
+    counts = _extract(tables, EVENTS_TABLE, day, events, use_person=use_person, now=now, workers=workers, restores=reaches_back)
     return replace(counts, may_lack_set=reaches_back)
 
 
 def extract_history(
-    tables: Tables, partition: str, window: EventStream, attributes: AttributesFrom, now: datetime, workers: int = 1
+    tables: Tables, partition: str, events: EventStream, *, attributes: AttributesFrom, now: datetime, workers: int = 1
 ) -> ExtractionCounts:
     """Writes the `identity_history` as `extract_day` does a day; here each event is considered alone (R18)."""
     use_person: UsePersonProperties = "never"
     if attributes != "set":
         use_person = "always" if attributes == "person" else "if dropped in history"
-    return _extract(tables, HISTORY, partition, window, use_person, now, workers, restores=True)
+    return _extract(tables, HISTORY_TABLE, partition, events, use_person=use_person, now=now, workers=workers, restores=True)
 
 
 def _extract(
     tables: Tables,
     table: str,
     partition: str,
-    window: EventStream,
+    events: EventStream,
+    *,
     use_person: UsePersonProperties,
     now: datetime,
     workers: int,
-    *,
     restores: bool,
 ) -> ExtractionCounts:
-    """Writes a partition of a table: each event of the window once.
+    """Writes a partition of a table: each of the events once.
 
     restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there.
     """
-    summary, counts = WindowSummary(), ExtractionCounts()
+    summary, counts = StreamSummary(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
         new.metadata = {READ_BY: code_hash()}
         earlier = _events_of_last_extraction(tables, table, partition, summary) if restores else iter(())
-        rows = _spilled(window, summary, use_person, workers, earlier)
+        rows = _spilled(events, summary, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")
         pa.default_memory_pool().release_unused()  # the workers need memory now
         context = WriteContext(new.writer, table, use_person, now, summary)
@@ -113,8 +121,8 @@ def _extract(
                 f"Of {partition}, {summary.rows_read:,} events were read, but {accounted_for:,} are left: is"
                 " something removing temporary files, or is the disk full? Run it again."
             )
-        if window.fingerprint is not None and not restores:
-            new.metadata |= {"fingerprint": _with_reading_code(window.fingerprint), "extracted": vars(counts)}
+        if events.fingerprint is not None and not restores:
+            new.metadata |= {"fingerprint": _with_reading_code(events.fingerprint), "extracted": vars(counts)}
     return counts
 
 
@@ -128,10 +136,10 @@ def _reading_code_hash() -> str:
 
 
 def _spilled(
-    window: EventStream, summary: WindowSummary, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
+    events: EventStream, summary: StreamSummary, use_person: UsePersonProperties, workers: int, earlier: Iterator[pa.Table]
 ) -> Iterator[pa.Table]:
-    """Returns the window's events and those of an earlier extraction, as `SPILLED`; fills the summary."""
-    for frame in window.frames:
+    """Returns the events and those of an earlier extraction, as `SPILLED`; fills the summary."""
+    for frame in events.frames:
         rows = frame if isinstance(frame, pa.Table) else pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
         if NEEDED not in rows.column_names:
             rows = rows.append_column(NEEDED, constant(len(rows), True))
@@ -147,7 +155,7 @@ def _spilled(
         yield _marked(rows, True)
 
 
-def _events_of_last_extraction(tables: Tables, table: str, partition: str, summary: WindowSummary) -> Iterator[pa.Table]:
+def _events_of_last_extraction(tables: Tables, table: str, partition: str, summary: StreamSummary) -> Iterator[pa.Table]:
     """Yields the events of the partition's version so far, if there is one."""
     if tables.find_version(table, partition) is None:
         return

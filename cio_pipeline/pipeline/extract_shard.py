@@ -61,8 +61,8 @@ class ExtractionCounts:
 
 
 @dataclass
-class WindowSummary:
-    """What is known only once all of the window's events are spilled. R20 needs it to tell which have lost their `$set`.
+class StreamSummary:
+    """What is known only once all of an extraction's events are spilled. R20 needs it to tell which have lost their `$set`.
 
     rows_read; first: the first event that has a `$set` now; always_used_person, any_had_set: whether the earlier extraction
     used the person's properties even for events with a `$set`, and whether any event had one.
@@ -76,13 +76,13 @@ class WindowSummary:
 
 @dataclass(frozen=True)
 class WriteContext:
-    """What all shards of a window need in order to be written."""
+    """What all shards of an extraction need in order to be written."""
 
     writer: ShardWriter
     table: str
     use_person: UsePersonProperties
     now: datetime
-    summary: WindowSummary
+    summary: StreamSummary
 
 
 def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[WrittenShard, ExtractionCounts]:

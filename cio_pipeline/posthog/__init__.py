@@ -4,5 +4,5 @@
 - `events_api`: the events list of an old PostHog; it uses `rows`, too;
 - `exports/`: the files of batch exports.
 
-`client` is PostHog's private API over HTTP.
+`client` is PostHog's private API over HTTP; `times` parses the times in files.
 """

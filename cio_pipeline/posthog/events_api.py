@@ -16,8 +16,8 @@ from cio_pipeline.posthog.client import Api, error_for
 from cio_pipeline.posthog.rows import NO_TIME, event_frame
 from cio_pipeline.posthog.source import EVENT_SCHEMA, HISTORY_EVENTS, NEEDED, EventStream, NotExtracted
 from cio_pipeline.progress import Progress
-from cio_pipeline.rules.dropped_set import AttributesFrom
 from cio_pipeline.rules.facts import ORDER
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.values import EPOCH
 
 PAGE_ROWS = 1000

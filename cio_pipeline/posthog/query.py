@@ -13,7 +13,8 @@ from cio_pipeline.posthog.client import Answer, Api, error_for
 from cio_pipeline.posthog.reading import COUNTED, Queries, Selection, WindowReader
 from cio_pipeline.posthog.slices import TARGET_ROWS
 from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted
-from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails
+from cio_pipeline.rules.dropped_set import columns_with_emails
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.values import EPOCH
 
 CHECK_TRIES = 5

@@ -12,8 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from cio_pipeline.posthog.exports.times import FIRST, to_datetime
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.posthog.times import FIRST, to_datetime
 
 UNPAIRED_SURROGATE = re.compile("[\ud800-\udfff]")
 

@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any
 
 from cio_pipeline.json_text import write
-from cio_pipeline.rules.consent import consents, is_consent
+from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
 from cio_pipeline.rules.limits import MAX_ATTRIBUTE_NAME_BYTES, MAX_ATTRIBUTE_VALUE_BYTES, MAX_ATTRIBUTES
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.values import cut, is_email, unix_seconds
@@ -29,8 +29,8 @@ LeftOut = list[tuple[str, str]]
 """(name, reason) of each attribute that was left out, cut or repaired."""
 
 
-def left_out_names(options: Options) -> WhyLeftOut:
-    """Returns why an attribute is left out because of its name. The function caches its results."""
+def name_rule(options: Options) -> WhyLeftOut:
+    """Returns the function that says why an attribute is left out because of its name. It caches its results."""
 
     @cache
     def reason(name: str) -> str | None:
@@ -77,7 +77,7 @@ def _allowed(given: dict[str, Any], why_left_out: WhyLeftOut, options: Options) 
     """Returns the attributes that CIO_EXCLUDE_ATTRIBUTES and R19 let pass, and those that R19 leaves out."""
     if options.exclude_attributes:
         given = {name: value for name, value in given.items() if why_left_out(name) != EXCLUDED}
-    return consents(given, options.allow_consent)
+    return without_disallowed_consent(given, options.allow_consent)
 
 
 def limit_attributes(attributes: dict[str, Any]) -> tuple[dict[str, Any], LeftOut]:

@@ -20,7 +20,7 @@ def is_consent(name: str) -> bool:
     return meant in (UNSUBSCRIBED, PREFERENCES) or meant.startswith(f"{PREFERENCES}.")
 
 
-def consents(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+def without_disallowed_consent(given: dict[str, Any], allow: AllowConsent) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     """Returns the attributes without those about consent that may not pass, and (name, reason) of each that was left out.
 
     `given` are values by name, None for an attribute that is cleared.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -25,7 +26,7 @@ MAX_ATTRIBUTES_BYTES = MAX_ITEM_BYTES - 500
 """The most bytes that an upsert's attributes may have, if the rest of it needs no more than 500."""
 
 SHORT_KEY = 60
-"""A key of so many characters leaves room for them: in JSON, each has at most six bytes."""
+"""A key of so many characters takes at most 360 bytes as JSON, six for each, so that the rest of the upsert fits in 500."""
 
 CUSTOMERS = pa.schema(
     [
@@ -42,7 +43,8 @@ CUSTOMERS = pa.schema(
 )
 
 
-class Attributes(NamedTuple):
+@dataclass
+class Attributes:
     """A customer's attributes: their values, and when each was set (microseconds since 1970), by name."""
 
     values: dict[str, Any]

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from cio_pipeline.rules.columns import TIME, constant
 from cio_pipeline.rules.facts import ORDER
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.set_properties import any_has_set, has_set, mentions
 from cio_pipeline.rules.values import EPOCH
-
-AttributesFrom = Literal["auto", "set", "person"]
-"""CIO_ATTRIBUTES_FROM."""
 
 SET_SURELY_KEPT = timedelta(days=59)
 """An event up to this age still has its `$set`, if it ever had one."""

@@ -72,7 +72,7 @@ def read_event_data(
         try:
             written, findings[row] = scanned or _parse(content, person, why_left_out, options)
         except UnusableJson as reason:
-            written, refused[row] = None, str(reason)
+            written, refused[row] = None, f"{reason} (R14)"
         data.append(written)
     whole = pc.replace_with_mask(contents, pa.array(changes), pa.array(data, contents.type)) if data else contents
     return EventData(whole, refused, findings)

@@ -121,14 +121,9 @@ def known_at_each_event(events: pd.DataFrame, earlier: pd.DataFrame) -> Known:
 def _last_set(codes: Integers, email_rows: Integers) -> Integers:
     """For each event, the last event of its distinct_id that has set an email by then, as a place in `email_rows`; -1 where
     there is none. `codes` are the distinct_ids' codes."""
-    order = np.argsort(codes, kind="stable")
-    number = np.full(len(codes), -1)
-    number[email_rows] = np.arange(len(email_rows))
-    of_row, places = number[order], np.arange(len(codes))
-    latest = np.maximum.accumulate(np.where(of_row >= 0, places, -1))
-    first = np.searchsorted(codes[order], codes[order])
-    last = np.empty(len(codes), dtype=np.int64)
-    last[order] = np.where(latest >= first, of_row[latest], -1)
+    places = np.full(len(codes), np.nan)
+    places[email_rows] = np.arange(len(email_rows))
+    last: Integers = pd.Series(places).groupby(codes).ffill().fillna(-1).astype(np.int64).to_numpy()
     return last
 
 

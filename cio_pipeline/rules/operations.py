@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from cio_pipeline.rules.attributes import WhyLeftOut, attributes_of, left_out_names
+from cio_pipeline.rules.attributes import WhyLeftOut, attributes_of, name_rule
 from cio_pipeline.rules.columns import (
     MICROSECONDS_PER_SECOND,
     Factorized,
@@ -74,10 +74,10 @@ Reject = tuple[int, str, str, str]
 """An event's row number; what, name and reason of the rejects table."""
 
 
-def build(to_send: pd.DataFrame, options: Options) -> DerivedTables:
+def derived_tables(to_send: pd.DataFrame, options: Options) -> DerivedTables:
     """Returns the tables of the events to send, whose outcome is `sent`. They are all that their customers have, sorted by
     `facts.ORDER`."""
-    why_left_out = left_out_names(options)
+    why_left_out = name_rule(options)
     are_sent = np.ones(len(to_send), dtype=bool)
     events: list[pa.Table] = [EVENTS.empty_table()]
     given: dict[str, Attributes] = {}

@@ -7,6 +7,12 @@ from typing import Literal
 
 from cio_pipeline.rules.consent import AllowConsent
 
+AnonymousUsers = Literal["all", "profiles", "identified", "emails"]
+"""CIO_ANONYMOUS_USERS."""
+
+AttributesFrom = Literal["auto", "set", "person"]
+"""CIO_ATTRIBUTES_FROM."""
+
 
 @dataclass(frozen=True)
 class Options:
@@ -17,7 +23,7 @@ class Options:
     """
 
     identify_by_email: bool = False
-    anonymous_users: Literal["all", "profiles", "identified", "emails"] = "all"
+    anonymous_users: AnonymousUsers = "all"
     event_allowlist: tuple[str, ...] = ()
     exclude_attributes: tuple[str, ...] = ()
     allow_delivery_overrides: bool = False

@@ -19,7 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from cio_pipeline.cli.processes import end
-from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.places import PROJECT, base_folder, is_loopback
 
 INHERITED = ("PATH", "TMPDIR", "LANG", "LC_ALL", "LC_CTYPE", "TZ", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH")

@@ -10,8 +10,10 @@ from urllib.parse import unquote, urlsplit
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-TRACKING_HOSTS = ("track.customer.io", "track-eu.customer.io")
-TRACKED = f"must be {' or '.join(TRACKING_HOSTS)}, or another address such as https://host:8443"
+TRACKING_HOSTS = {"us": "track.customer.io", "eu": "track-eu.customer.io"}
+"""The hosts of Customer.io's Track API, by region."""
+
+TRACKED = f"must be {' or '.join(TRACKING_HOSTS.values())}, or another address such as https://host:8443"
 ASKED = "must be https://us.posthog.com, https://eu.posthog.com or your own PostHog's, such as https://posthog.example.com"
 DATABASES = "must be an SQLAlchemy URL, sqlite:////folder/ledger.db or postgresql://user:password@host/database"
 LABEL = re.compile(r"[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?")
@@ -20,11 +22,11 @@ PRIVATE_NAMES = ("localhost", "local", "internal", "home.arpa")
 
 def tracking_address(text: Any) -> str:
     """Returns the address of the Track API: one of its hosts, or a URL."""
-    if str(text).lower() in TRACKING_HOSTS:
+    if str(text).lower() in TRACKING_HOSTS.values():
         return f"https://{str(text).lower()}"
     address, host = _address(str(text), TRACKED)
-    if host.endswith(".customer.io") and host not in TRACKING_HOSTS:
-        raise ValueError(f"must be the Track API's: {' or '.join(TRACKING_HOSTS)}")
+    if host.endswith(".customer.io") and host not in TRACKING_HOSTS.values():
+        raise ValueError(f"must be the Track API's: {' or '.join(TRACKING_HOSTS.values())}")
     return address
 
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from pathlib import Path
 
-from cio_pipeline.errors import PipelineError
+from cio_pipeline.settings.errors import SettingsError
 
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -19,12 +19,6 @@ BLANKS = " \t"
 LOW_QUOTES = ("\u201a", "\u201e")
 COMMENT = re.compile(r"[ \t]+#")
 IN_SINGLE_QUOTES = "write the value in single quotes if it is meant literally"
-
-
-class SettingsError(PipelineError):
-    """A setting is missing or wrong; the message is one sentence that names it, but never quotes a secret."""
-
-    exit_status = 2
 
 
 def read_env_file(path: Path) -> dict[str, str]:

@@ -13,7 +13,8 @@ from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
 
-from cio_pipeline.settings.envfile import SettingsError, read_env_file
+from cio_pipeline.settings.envfile import read_env_file
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.values import clean, parse_names
 
 ENV_FILE = Path(".env")

@@ -15,8 +15,9 @@ from sqlalchemy.engine import make_url
 
 from cio_pipeline.settings import addresses, values
 from cio_pipeline.settings.environment import load_environment
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.places import can_be_written, is_loopback, is_url, refuse_unknown_storage, refuse_unusable_folder
-from cio_pipeline.settings.settings import NAMES, AlertSettings, DaysSettings, Settings, SettingsError
+from cio_pipeline.settings.settings import NAMES, AlertSettings, DaysSettings, Settings
 
 HTTPS = "it must begin with https://, unless CIO_ALLOW_PLAIN_HTTP=Yes says that nobody can listen on the way"
 SANDBOXED = "the sandbox reads and sends on this machine only (CIO_SANDBOX)"

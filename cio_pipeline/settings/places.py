@@ -13,7 +13,7 @@ import fsspec
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
-from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.values import clean
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -135,7 +135,7 @@ def dagster_home(data_dir: str) -> Path:
     return home
 
 
-def shown(place: str) -> str:
+def redacted(place: str) -> str:
     """Returns a path or URL without its login and query, which may contain a password, even with special characters."""
     if not is_url(place):
         return place

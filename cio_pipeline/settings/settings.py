@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from cio_pipeline.rules.options import Options
+from cio_pipeline.rules.consent import AllowConsent
+from cio_pipeline.rules.options import AnonymousUsers, AttributesFrom, Options
 from cio_pipeline.settings import addresses, alerts, clock, values
-from cio_pipeline.settings.envfile import SettingsError as SettingsError
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.places import absolute, absolute_database, is_url
 
 
@@ -117,12 +118,12 @@ class Settings(AlertSettings):
     batch_export_url: Annotated[str, BeforeValidator(absolute)] = Field(default="", alias="CIO_BATCH_EXPORT_URL")
 
     identify_by_email: YesNo = Field(default=False, alias="CIO_IDENTIFY_BY_EMAIL")
-    anonymous_users: Literal["all", "profiles", "identified", "emails"] = Field(default="all", alias="CIO_ANONYMOUS_USERS")
+    anonymous_users: AnonymousUsers = Field(default="all", alias="CIO_ANONYMOUS_USERS")
     event_allowlist: Names = Field(default=(), alias="CIO_EVENT_ALLOWLIST")
     exclude_attributes: Names = Field(default=(), alias="CIO_EXCLUDE_ATTRIBUTES")
-    attributes_from: Literal["auto", "set", "person"] = Field(default="auto", alias="CIO_ATTRIBUTES_FROM")
+    attributes_from: AttributesFrom = Field(default="auto", alias="CIO_ATTRIBUTES_FROM")
     allow_delivery_overrides: YesNo = Field(default=False, alias="CIO_ALLOW_DELIVERY_OVERRIDES")
-    allow_consent: Literal["No", "unsubscribe", "Yes"] = Field(default="unsubscribe", alias="CIO_ALLOW_CONSENT")
+    allow_consent: AllowConsent = Field(default="unsubscribe", alias="CIO_ALLOW_CONSENT")
 
     stitch_anonymous_days: int = Field(default=0, ge=0, le=30, alias="CIO_STITCH_ANONYMOUS_DAYS")
 

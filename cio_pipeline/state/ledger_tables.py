@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlalchemy as sa
 
-from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES, customer_id
+from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES
 from cio_pipeline.state.database import SchemaVersion, Text
 
 VERSION = SchemaVersion("ledger", 6)
@@ -77,8 +77,3 @@ upserts_in_flight = sa.Table(
 stay if the delivery is cut off, as Customer.io may have accepted some that are not recorded."""
 
 CHUNK = 1000
-
-
-def upsert_id(key: str, part: int) -> str:
-    """Returns the item of an upsert in the refusals: the hash of its customer's key, and its part."""
-    return f"{customer_id(key).hex()}#{part}"

@@ -1,5 +1,5 @@
-"""Identities for a run that stores none, which is a dry run or an hourly one: its days are learned into a separate database, on
-top of the stored identities."""
+"""Identities for dry runs and hourly runs, which store none: their days are learned into a separate database, on top of the
+stored identities."""
 
 from __future__ import annotations
 

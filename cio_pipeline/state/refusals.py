@@ -23,7 +23,7 @@ class Refusal:
     """An item that Customer.io refused, with all that is needed to send it again. The fields are columns of the table."""
 
     item_id: str
-    """An event's id in Customer.io (a ULID), or an upsert's `ledger_tables.upsert_id`."""
+    """An event's id in Customer.io (a ULID), or an upsert's `attribute_state.upsert_id`."""
     kind: str
     """`event` or `customer`."""
     reason: str

@@ -61,7 +61,7 @@ def is_local(path: UPath) -> bool:
     return path.protocol in ("", "file")
 
 
-def place(url: str) -> UPath:
+def data_path(url: str) -> UPath:
     """Returns the folder or bucket of CIO_DATA_DIR. A bucket is listed each time, because other machines write there, too, and
     fsspec's cached listings would not show it."""
     path = UPath(url)

@@ -1,5 +1,5 @@
-"""Tables for a run that stores none, which is a dry run or an hourly one: what it writes goes to a temporary folder, on top of
-the stored tables."""
+"""Tables for dry runs and hourly runs, which store none: what they write goes to a temporary folder, on top of the stored
+tables."""
 
 from __future__ import annotations
 

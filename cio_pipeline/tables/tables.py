@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from upath import UPath
 
-from cio_pipeline.tables.files import StorageError, errors_of, place, temporary_file_errors, unreadable, writing
+from cio_pipeline.tables.files import StorageError, data_path, errors_of, temporary_file_errors, unreadable, writing
 from cio_pipeline.tables.parquet import may_hold
 from cio_pipeline.tables.versions import (
     NewVersion,
@@ -49,7 +49,7 @@ class Tables:
 
     def __init__(self, root: str, *, temporary: bool = False) -> None:
         """temporary: the tables last no longer than a run, so errors advise to start the run again."""
-        self.root, self._temporary = place(root), temporary
+        self.root, self._temporary = data_path(root), temporary
         self._writing = temporary_file_errors if temporary else writing
 
     def find_version(self, table: str, partition: str) -> Version | None:

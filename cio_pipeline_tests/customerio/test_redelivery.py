@@ -6,9 +6,9 @@ import json
 
 import pandas as pd
 
+from cio_pipeline.attribute_state import upsert_id
 from cio_pipeline.customerio.redelivery import compare_with_tables
 from cio_pipeline.customerio.suppression import Suppressed
-from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
@@ -29,7 +29,8 @@ def refused_of(made: Frames) -> list[Refusal]:
 def names(refused: list[Refusal], made: Frames, suppressed: Suppressed = NOBODY) -> tuple[list[str], ...]:
     """The kinds of those that are unchanged, changed, gone and suppressed."""
     compared = compare_with_tables(refused, [made.shard], suppressed)
-    return tuple([refusal.kind for refusal in found] for found in compared)
+    groups = (compared.unchanged, compared.changed, compared.gone, compared.suppressed)
+    return tuple([refusal.kind for refusal in group] for group in groups)
 
 
 def test_what_the_tables_still_have_is_sent_again() -> None:

@@ -37,7 +37,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
 )
 from cio_pipeline.defs.failures import RunNotStarted
-from cio_pipeline.defs.partitions import PARTITION, days_before, window
+from cio_pipeline.defs.partitions import PARTITION, day_bounds, days_before
 from cio_pipeline.defs.resources import PostHogResource, StoreResource
 from cio_pipeline.defs.services import new_event_source, track_client
 from cio_pipeline.defs.store import Store
@@ -229,7 +229,11 @@ def test_the_source_is_the_one_that_is_set_with_the_days_that_events_may_be_late
 ) -> None:
     given: list[tuple[object, ...]] = []
     for name in ("BatchExportSource", "FileDownloadSource", "EventsApiSource"):
-        monkeypatch.setattr(f"cio_pipeline.defs.services.{name}", lambda *rest, name=name: given.append((name, *rest)))
+
+        def new(*rest: object, name: str = name, **named: object) -> None:
+            given.append((name, *rest, *named.values()))
+
+        monkeypatch.setattr(f"cio_pipeline.defs.services.{name}", new)
     chosen = {"CIO_EVENT_SOURCE": source, "CIO_BATCH_EXPORT_URL": str(tmp_path), "CIO_LATE_DAYS": "5"}
     for setting, value in chosen.items():
         monkeypatch.setenv(setting, value)
@@ -297,7 +301,7 @@ def test_days_that_are_stitched_from_count_for_what_is_up_to_date(store: Store) 
 
 
 def test_a_day_is_from_midnight_to_midnight_and_not_before_itself() -> None:
-    assert window("2025-01-02") == (datetime(2025, 1, 2, tzinfo=UTC), datetime(2025, 1, 3, tzinfo=UTC))
+    assert day_bounds("2025-01-02") == (datetime(2025, 1, 2, tzinfo=UTC), datetime(2025, 1, 3, tzinfo=UTC))
     assert days_before("2025-01-03") == ["2025-01-01", "2025-01-02"]
 
 

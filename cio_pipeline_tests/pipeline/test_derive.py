@@ -21,7 +21,7 @@ from cio_pipeline.pipeline.extract import extract_day
 from cio_pipeline.pipeline.learn import learn_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream
 from cio_pipeline.rules.classify import classify
-from cio_pipeline.rules.operations import build
+from cio_pipeline.rules.operations import derived_tables
 from cio_pipeline.rules.options import Options
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.files import StorageError
@@ -74,8 +74,8 @@ def test_r15_every_event_of_a_day_is_sent_filtered_or_refused(tmp_path: Path) ->
         "filtered: $create_alias is never sent (R4)": 1,
         "refused: distinct_id is blank (R14)": 1,
         "refused: distinct_id is over 150 bytes (R14)": 1,
-        "refused: properties are not a JSON object": 1,
-        "refused: properties are not JSON": 1,
+        "refused: properties are not a JSON object (R14)": 1,
+        "refused: properties are not JSON (R14)": 1,
         "refused: data is over 100000 bytes (R14)": 1,
     }
     assert day_counts.left_out == {
@@ -101,11 +101,11 @@ def test_r15_a_stitched_event_that_is_refused_is_counted_where_it_belongs(tmp_pa
     sunday, monday = (visits, []) if day == SUNDAY else ([], visits)
     product = derived(tmp_path, [], sunday, [*monday, identify], anonymous_users="identified", stitch_anonymous_days=7)
     day_counts = product.counts_by_day[MONDAY]
-    refused = {"refused: properties are not a JSON object": 1}
+    refused = {"refused: properties are not a JSON object (R14)": 1}
     assert +day_counts.outcomes == ({"sent": 1} if day == SUNDAY else {"sent": 2, **refused})
     assert day_counts.stitched == (day == SUNDAY)
     assert +product.counts_by_day[SUNDAY].outcomes == ({NOT_IDENTIFIED: 2} if day == SUNDAY else {})
-    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are not a JSON object"]
+    assert [row.reason for row in product.rows("rejects", MONDAY)] == ["properties are not a JSON object (R14)"]
     assert len(product.events(MONDAY)) == 2
 
 
@@ -168,7 +168,7 @@ def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, mo
     product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
     product.learn(SUNDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
-    monkeypatch.setattr("cio_pipeline.pipeline.derive.build", lambda *_: 1 / 0)
+    monkeypatch.setattr("cio_pipeline.pipeline.derive.derived_tables", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         product.derive(MONDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
@@ -182,9 +182,9 @@ def test_a_day_is_out_of_date_where_an_earlier_one_was_learned_while_it_was_deri
     def learning_meanwhile(*arguments: Any) -> Any:
         product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))
         product.learn(SUNDAY)
-        return build(*arguments)
+        return derived_tables(*arguments)
 
-    monkeypatch.setattr("cio_pipeline.pipeline.derive.build", learning_meanwhile)
+    monkeypatch.setattr("cio_pipeline.pipeline.derive.derived_tables", learning_meanwhile)
     product.options = Options(exclude_attributes=("x",))
     product.derive(MONDAY)
     assert product.identities.out_of_date(0) == [MONDAY]
@@ -322,7 +322,7 @@ def test_what_a_day_is_learned_as_does_not_depend_on_its_shards_or_the_workers(t
 def built(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What was learned and built, as it happens."""
     done: list[str] = []
-    for module, name in ((cio_pipeline.pipeline.derive, "build"), (cio_pipeline.pipeline.learn, "learn")):
+    for module, name in ((cio_pipeline.pipeline.derive, "derived_tables"), (cio_pipeline.pipeline.learn, "learn")):
         original = getattr(module, name)
 
         def noted(*arguments: Any, name: str = name, original: Any = original) -> Any:
@@ -341,7 +341,7 @@ def test_a_day_whose_events_are_as_they_were_is_neither_learned_nor_derived_agai
         product.extract(MONDAY, events)
         product.learn(MONDAY)
         found.append((product.derive(MONDAY), files(product)))
-        assert built == ["learn", "build"]
+        assert built == ["learn", "derived_tables"]
     assert found[0] == found[1]
     assert product.identities.out_of_date(0) == []
 
@@ -369,7 +369,7 @@ def test_a_day_is_derived_again_where_anything_of_it_has_changed(
     else:
         path.unlink()
     product.derive(MONDAY)
-    assert built == ["build"] * 2
+    assert built == ["derived_tables"] * 2
     assert what == "events" or files(product) == before
 
 
@@ -386,8 +386,8 @@ def test_r6_distinct_ids_that_are_one_email_in_several_cases_are_one_customer(tm
     events = frame(*monday)
     table = pa.Table.from_pandas(events.assign(created_at=events["timestamp"]), EVENT_SCHEMA)
     product = Days(str(tmp_path), Options())
-    window = EventStream(3, iter([table]))
+    stream = EventStream(3, iter([table]))
     now = datetime(2026, 3, 3, tzinfo=UTC)
-    extract_day(product.tables, MONDAY, datetime(2026, 3, 2, tzinfo=UTC), window, "auto", now)
+    extract_day(product.tables, MONDAY, stream, start=datetime(2026, 3, 2, tzinfo=UTC), attributes="auto", now=now)
     product.derive(MONDAY)
     assert [row.key for row in product.rows("customers", MONDAY)] == ["email:łada@example.com"]

@@ -19,7 +19,7 @@ from cio_pipeline.pipeline.extract import SPILLED, extract_day, extract_history
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.state.identities import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
 
@@ -51,7 +51,7 @@ def event(
     }
 
 
-def window(*events: dict[str, Any], expected: int | None = None) -> EventStream:
+def stream(*events: dict[str, Any], expected: int | None = None) -> EventStream:
     rows = pd.DataFrame(events, columns=EVENT_SCHEMA.names)
     for name in ("timestamp", "created_at"):
         rows[name] = pd.to_datetime(rows[name], utc=True).astype("datetime64[us, UTC]")
@@ -61,7 +61,7 @@ def window(*events: dict[str, Any], expected: int | None = None) -> EventStream:
 def extract(
     tables: Tables, now: datetime, *events: dict[str, Any], mode: AttributesFrom = "auto", **how: Any
 ) -> ExtractionCounts:
-    return extract_day(tables, DAY, START, window(*events, **how), mode, now)
+    return extract_day(tables, DAY, stream(*events, **how), start=START, attributes=mode, now=now)
 
 
 def kept(tables: Tables, table: str = "posthog_events", day: str = DAY) -> dict[str, tuple[Any, str | None]]:
@@ -180,7 +180,11 @@ def test_a_day_read_young_with_person_is_read_old_by_its_sets_once_auto_is_set(t
 def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: Tables) -> None:
     old = [event(1, "$identify"), event(2, "$set", set_={"email": "b@example.com"}), event(3, "$set", set_once_={"a": 1})]
     extract_history(
-        tables, HISTORY_PARTITION, window(*old, event(4, "$identify", hours=24 * 40)), "auto", START + timedelta(days=61)
+        tables,
+        HISTORY_PARTITION,
+        stream(*old, event(4, "$identify", hours=24 * 40)),
+        attributes="auto",
+        now=START + timedelta(days=61),
     )
     found = {number: person for number, (_, person) in kept(tables, "identity_history", HISTORY_PARTITION).items()}
     assert found == {"1": PERSON, "2": None, "3": None, "4": None}
@@ -188,7 +192,7 @@ def test_the_history_takes_the_person_of_each_old_event_that_has_no_set(tables: 
 
 def test_the_history_tells_days_apart(tables: Tables) -> None:
     rows = [event(1, "$set", set_={"a": 1}), event(1, "$set", hours=34), event(1, "$set", hours=35)]
-    found = extract_history(tables, HISTORY_PARTITION, window(*rows), "auto", OLD)
+    found = extract_history(tables, HISTORY_PARTITION, stream(*rows), attributes="auto", now=OLD)
     assert (found.rows_written, found.duplicates.total()) == (2, 1)
 
 
@@ -219,7 +223,8 @@ def test_an_email_that_a_newer_copy_of_its_event_no_longer_has_does_not_count_ev
         piece = rows.slice(1) if end is ends[0] and several_files else rows.slice(0, 1 if several_files else None)
         pq.write_table(piece, tmp_path / f"{begin.isoformat()}-{end.isoformat()}.parquet")
     source = BatchExportSource(str(tmp_path), 0, ("listed",), "auto")
-    counts = extract_day(tables, DAY, START, source.events(START, START + timedelta(days=1)), "auto", YOUNG)
+    events = source.events(START, START + timedelta(days=1))
+    counts = extract_day(tables, DAY, events, start=START, attributes="auto", now=YOUNG)
     emails = {number: properties["$set"]["email"] for number, (properties, _) in kept(tables).items() if properties}
     assert emails == ({"1": f"{left}@example.com"} if left else {})
     assert kept(tables).keys() == ({"1", "3"} if left else {"3"})
@@ -265,11 +270,11 @@ def test_a_source_that_fails_half_way_leaves_the_table_as_it_was(tables: Tables)
     before = tables.version("posthog_events", DAY)
 
     def frames() -> Iterator[pd.DataFrame]:
-        yield from window(event(2)).frames
+        yield from stream(event(2)).frames
         raise NotExtracted("gone")
 
     with pytest.raises(NotExtracted, match="gone"):
-        extract_day(tables, DAY, START, EventStream(2, frames()), "auto", OLD)
+        extract_day(tables, DAY, EventStream(2, frames()), start=START, attributes="auto", now=OLD)
     assert tables.version("posthog_events", DAY) == before
 
 

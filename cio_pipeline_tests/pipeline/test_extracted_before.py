@@ -53,23 +53,23 @@ def tables(tmp_path: Path) -> Tables:
     return Tables(str(tmp_path / "tables"))
 
 
-def window(folder: Path, start: datetime = START, **options: Any) -> EventStream:
+def stream(folder: Path, start: datetime = START, **options: Any) -> EventStream:
     given: dict[str, Any] = {"late_days": 1, "allowlist": (), "attributes_from": "auto", **options}
     return BatchExportSource(str(folder), **given).events(start, start + timedelta(days=1))
 
 
 def extract(folder: Path, tables: Tables, **options: Any) -> ExtractionCounts:
-    return extract_day(tables, DAY, START, window(folder, **options), "auto", datetime.now(UTC))
+    return extract_day(tables, DAY, stream(folder, **options), start=START, attributes="auto", now=datetime.now(UTC))
 
 
 def is_known(folder: Path, tables: Tables, **options: Any) -> bool:
-    return reusable_extraction(tables, DAY, window(folder, **options).fingerprint) is not None
+    return reusable_extraction(tables, DAY, stream(folder, **options).fingerprint) is not None
 
 
 def test_a_day_whose_files_are_as_they_were_is_known_with_the_same_counts(export: Path, tables: Tables) -> None:
     assert not is_known(export, tables)
     kept = extract(export, tables)
-    assert reusable_extraction(tables, DAY, window(export).fingerprint) == kept
+    assert reusable_extraction(tables, DAY, stream(export).fingerprint) == kept
     assert (kept.rows_read, kept.rows_written, kept.duplicates.total(), kept.identity_events, kept.has_attributes) == (
         3,
         2,
@@ -134,7 +134,7 @@ def test_a_file_that_was_just_written_may_change_unseen_and_is_read_again(
     export: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exports, "TIMESTAMP_STEP", 3_000_000_000)
-    assert window(export).fingerprint is None
+    assert stream(export).fingerprint is None
     extract(export, tables)
     assert not is_known(export, tables)
 
@@ -142,8 +142,8 @@ def test_a_file_that_was_just_written_may_change_unseen_and_is_read_again(
 def test_an_old_day_of_which_posthog_may_have_dropped_attributes_is_always_read(export: Path) -> None:
     old = START - timedelta(days=90)
     (export / f"{old.isoformat()}-{END.isoformat()}.jsonl").write_text("")
-    assert window(export, old).fingerprint is None
-    assert window(export).fingerprint is not None
+    assert stream(export, old).fingerprint is None
+    assert stream(export).fingerprint is not None
 
 
 def test_the_asset_extracts_a_day_of_unchanged_files_once(

@@ -17,12 +17,12 @@ import pyarrow as pa
 import pytest
 
 from cio_pipeline.defs.services import new_event_source
-from cio_pipeline.json_text import NOT_CARRIED, TOO_DEEP, UnusableJson, is_too_deep, read_object
+from cio_pipeline.json_text import NOT_EXPRESSIBLE, TOO_DEEP, UnusableJson, is_too_deep, read_object
 from cio_pipeline.posthog import events_api
 from cio_pipeline.posthog.events_api import EventsApiSource
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventSource, EventStream, NotExtracted, without_duplicates
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.sandbox.posthog import legacy
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.answers import Answer
@@ -291,8 +291,8 @@ def why_refused(text: str) -> str:
         ("[" * 1000 + "]" * 1000, TOO_DEEP),
         ('{"a":' * 5000 + '"]}"' + "}" * 5000, TOO_DEEP),
         ('["\\"[", ' + "[" * 20_000 + "9" * 5000 + "]" * 20_000 + ', "}"]', TOO_DEEP),
-        ("9" * 4301, NOT_CARRIED),
-        ("[1," + "-" + "9" * 9000 + "]", NOT_CARRIED),
+        ("9" * 4301, NOT_EXPRESSIBLE),
+        ("[1," + "-" + "9" * 9000 + "]", NOT_EXPRESSIBLE),
     ],
     ids=["arrays", "objects", "both", "integer", "negative"],
 )

@@ -14,7 +14,7 @@ import pytest
 
 from cio_pipeline.posthog import reading
 from cio_pipeline.posthog.query import QuerySource
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.answers import Answer
 from cio_pipeline.sandbox.posthog.project import Project

@@ -363,7 +363,7 @@ def readable(text: str | None) -> dict[str, Any]:
 
 
 def sendable(text: str | None, as_it_is: bool = False) -> dict[str, Any] | None:
-    """The object in the text; None where there is none, it is too deep, or holds what JSON cannot carry."""
+    """The object in the text; None where there is none, it is too deep, or holds what JSON cannot express."""
     try:
         value = json.loads(text or "{}")
         json.dumps(value, allow_nan=False)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from cio_pipeline.rules.classify import TO_SEND, classify
 from cio_pipeline.rules.columns import utf8
 from cio_pipeline.rules.facts import ORDER
-from cio_pipeline.rules.operations import build
+from cio_pipeline.rules.operations import derived_tables
 from cio_pipeline.rules.options import Options
 from cio_pipeline.rules.properties import parse_properties
 
@@ -89,7 +89,7 @@ class Frames(NamedTuple):
 def tables(*events: dict[str, Any], earlier: pd.DataFrame = NOBODY, **options: Any) -> Frames:
     """What the events come to."""
     classified = classify(frame(*events), earlier, Options(**options))
-    made = build(classified[classified["outcome"] == TO_SEND], Options(**options))
+    made = derived_tables(classified[classified["outcome"] == TO_SEND], Options(**options))
     frames = (made.customers.to_pandas(), made.events.to_pandas(), made.rejects.to_pandas())
     return Frames(*frames, made.emails_in_another_case)
 

@@ -13,7 +13,7 @@ import pytest
 
 from cio_pipeline.sandbox.demo import FIRST
 from cio_pipeline.sandbox.processes import Sandbox
-from cio_pipeline.settings.envfile import SettingsError
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline_tests.poison import Poison, poisoned
 

@@ -6,8 +6,8 @@ from datetime import time
 
 import pytest
 
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_alert_settings
-from cio_pipeline.settings.settings import SettingsError
 
 
 def test_nobody_is_told_unless_somebody_is_named() -> None:

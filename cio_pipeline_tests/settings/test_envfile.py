@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.settings.envfile import SettingsError, read_env_file
+from cio_pipeline.settings.envfile import read_env_file
+from cio_pipeline.settings.errors import SettingsError
 
 
 def read(folder: Path, content: str | bytes) -> dict[str, str]:

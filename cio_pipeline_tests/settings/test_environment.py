@@ -14,9 +14,10 @@ import pytest
 
 from cio_pipeline.settings import environment
 from cio_pipeline.settings.envfile import read_env_file
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_days_settings, load_settings
 from cio_pipeline.settings.places import PROJECT
-from cio_pipeline.settings.settings import NAMES, Settings, SettingsError
+from cio_pipeline.settings.settings import NAMES, Settings
 
 KEYS = {
     "CUSTOMERIO_SITE_ID": "site",

@@ -9,9 +9,9 @@ import pytest
 
 from cio_pipeline.sandbox.processes import sandbox_folder
 from cio_pipeline.settings import places
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.settings.places import PROJECT, dagster_home, is_loopback, shown
-from cio_pipeline.settings.settings import SettingsError
+from cio_pipeline.settings.places import PROJECT, dagster_home, is_loopback, redacted
 
 
 @pytest.fixture
@@ -149,4 +149,4 @@ def test_the_sandbox_refuses_any_address_that_is_not_loopback(env: pytest.Monkey
     ],
 )
 def test_a_place_is_shown_without_its_login(place: str, said: str) -> None:
-    assert shown(place) == said
+    assert redacted(place) == said

@@ -14,8 +14,9 @@ from sqlalchemy.engine import make_url
 
 from cio_pipeline.defs import partitions
 from cio_pipeline.settings.addresses import is_plain
+from cio_pipeline.settings.errors import SettingsError
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.settings.settings import Settings, SettingsError
+from cio_pipeline.settings.settings import Settings
 
 REQUIRED = {
     "CUSTOMERIO_SITE_ID": "site-secret",

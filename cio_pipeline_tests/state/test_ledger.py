@@ -13,14 +13,23 @@ import sqlalchemy as sa
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cio_pipeline.attribute_state import State, customer_id, merge, name_hash, pack, state_time, unpack, value_hash
+from cio_pipeline.attribute_state import (
+    State,
+    customer_id,
+    merge,
+    name_hash,
+    pack,
+    state_time,
+    unpack,
+    upsert_id,
+    value_hash,
+)
 from cio_pipeline.packed_ids import CROCKFORD, pack_ids
 from cio_pipeline.settings.places import PROJECT
 from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.database import connect
 from cio_pipeline.state.delivery_lock import LockLost
 from cio_pipeline.state.ledger import DayTotals, Ledger
-from cio_pipeline.state.ledger_tables import upsert_id
 from cio_pipeline.state.refusals import Refusal
 
 DAY, NEXT_DAY = "2026-03-02", "2026-03-03"

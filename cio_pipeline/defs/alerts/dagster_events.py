@@ -24,10 +24,11 @@ from cio_pipeline.defs.alerts.runs import (
     was_retried,
 )
 from cio_pipeline.defs.assets.deliver import customerio_delivery
-from cio_pipeline.defs.checks.yesterday import day_due, delivery_of, is_delivered
+from cio_pipeline.defs.checks.yesterday import day_due
+from cio_pipeline.defs.delivered_days import delivery_of, is_delivered
 from cio_pipeline.defs.jobs.hourly import SKIPPED_TAG, customerio_hourly
 from cio_pipeline.defs.jobs.sync import customerio_daily, customerio_sync
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, day_bounds, now
 from cio_pipeline.masking import mask
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -188,7 +189,7 @@ def _overdue_days(instance: dg.DagsterInstance, settings: AlertSettings, positio
 
 def _why_not(instance: dg.DagsterInstance, day: str) -> tuple[str, str]:
     """Returns what happened to the last run of the day that was started after the day was over, and the page to look at."""
-    since = window(day)[1]
+    since = day_bounds(day)[1]
     for job in (customerio_sync.name, ASSET_JOB):
         for run in instance.get_runs(dg.RunsFilter(job_name=job, created_after=since), limit=MAX_RUNS):
             if day in days_of(run) and is_ours(run):

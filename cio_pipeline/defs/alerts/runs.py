@@ -60,7 +60,7 @@ def is_ours(run: dg.DagsterRun) -> bool:
     return run.job_name in JOBS or any(map(_is_our_asset, run.asset_selection or ()))
 
 
-def is_delivered_by_schedule(run: dg.DagsterRun | None) -> bool:
+def was_started_nightly(run: dg.DagsterRun | None) -> bool:
     """Returns whether a run that has succeeded was started by the nightly schedule."""
     return run is not None and run.tags.get(SCHEDULE_TAG) == customerio_daily.name
 

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from cio_pipeline.alerts.alerts import Alert, alerts_of
 from cio_pipeline.alerts.send import TRANSIENT, Send, call_heartbeat, senders_of
 from cio_pipeline.defs.alerts.dagster_events import MAX_AT_ONCE, Position, events_since, start
-from cio_pipeline.defs.alerts.runs import checks_of, is_delivered_by_schedule, newest, runs_ended
+from cio_pipeline.defs.alerts.runs import checks_of, newest, runs_ended, was_started_nightly
 from cio_pipeline.settings.load import load_alert_settings
 from cio_pipeline.settings.settings import AlertSettings
 
@@ -106,7 +106,7 @@ def _heartbeat(instance: dg.DagsterInstance, settings: AlertSettings, last: int 
         return newest(instance, dg.DagsterEventType.RUN_SUCCESS), ""
     ended = runs_ended(instance, dg.DagsterEventType.RUN_SUCCESS, last)
     try:
-        if any(is_delivered_by_schedule(run) for _, run in ended):
+        if any(was_started_nightly(run) for _, run in ended):
             call_heartbeat(settings.heartbeat_url.get_secret_value())
     except TRANSIENT as error:
         return last, str(error)

@@ -1,1 +1,7 @@
-"""The assets, in the order of a day: extract, derive, deliver; and the two services at the ends of the lineage."""
+"""The assets, in the order of a day.
+
+- `extract`: PostHog's events, those of the history, and the identities;
+- `derive`: customers, events and rejects;
+- `deliver`: the delivery to Customer.io;
+- `external`: PostHog and Customer.io, the two ends of the lineage.
+"""

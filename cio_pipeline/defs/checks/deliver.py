@@ -7,8 +7,9 @@ import dagster as dg
 
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.common import how_to_run, list_days, or_warning
-from cio_pipeline.defs.checks.yesterday import DUE, anything_delivered, day_due, is_delivered, last_delivery
-from cio_pipeline.defs.partitions import days_before
+from cio_pipeline.defs.checks.yesterday import DUE, day_due
+from cio_pipeline.defs.delivered_days import anything_delivered, is_delivered, last_delivery
+from cio_pipeline.defs.partitions import days_before, first_to_last
 from cio_pipeline.defs.store import Store
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, mask_key, without_values
@@ -80,7 +81,7 @@ def _nothing_refused(store: Store) -> dg.AssetCheckResult:
 def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
     """Returns the number of refused items by reason, and what to do, as text."""
     reasons = "; ".join(
-        f"{by_reason.number:,} for '{mask(by_reason.reason)}' ({_first_to_last(by_reason)})"
+        f"{by_reason.number:,} for '{mask(by_reason.reason)}' ({first_to_last(by_reason.first, by_reason.last)})"
         for by_reason in open_refusals[:MAX_REASONS_SHOWN]
     )
     more = (
@@ -93,10 +94,6 @@ def _description(open_refusals: Sequence[OpenRefusals], total: int) -> str:
         f" {reasons}{more}. Fix the cause, in PostHog's data or in Customer.io's workspace; then send them again with the job"
         " redeliver_refused (`make redeliver`), all or by partition and reason."
     )
-
-
-def _first_to_last(by_reason: OpenRefusals) -> str:
-    return by_reason.first if by_reason.first == by_reason.last else f"{by_reason.first} to {by_reason.last}"
 
 
 def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
@@ -117,9 +114,9 @@ def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
 
 @dg.asset_check(
     asset=DELIVERY,
-    description=f"Whether the day of the last nightly run is delivered (before {DUE}, CIO_DELIVERED_BY: the day before it) by a"
-    " run that began after the day was over and left nothing for another one (limit, hold_recent_events). It is about the"
-    " present, whatever the days of the run.",
+    description="Whether the newest day that is due was delivered completely: by a run that began after the day was over, and"
+    f" left nothing for another one (limit, hold_recent_events). A day is due from the first {DUE} (CIO_DELIVERED_BY) after"
+    " its nightly run on. The check is about the present, whatever the days of the run.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own; `customerio_checks_daily` does so each day."""

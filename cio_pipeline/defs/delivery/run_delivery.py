@@ -19,7 +19,7 @@ from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
 from cio_pipeline.defs.pages.receipts import LEFT, TOO_RECENT, last_days, receipt, run_counts
-from cio_pipeline.defs.partitions import window
+from cio_pipeline.defs.partitions import day_bounds
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
 from cio_pipeline.http.retry import Unavailable
@@ -192,7 +192,7 @@ def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: da
     """Returns the day's tables or, if some of its events are too recent, temporary ones without these, in folders that `stack`
     removes. They are derived again, because an event can bring attributes, customers, and earlier events of an anonymous
     visitor."""
-    if too_recent_from is None or window(day)[1] <= too_recent_from:
+    if too_recent_from is None or day_bounds(day)[1] <= too_recent_from:
         return store.tables
     without_recent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
     store.derive(day, until=too_recent_from, into=without_recent)

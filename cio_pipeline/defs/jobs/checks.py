@@ -5,7 +5,7 @@ import dagster as dg
 from cio_pipeline.defs.checks.deliver import no_day_missed, nothing_refused, yesterday_delivered
 from cio_pipeline.defs.checks.derive import earlier_days_learned, emails_not_shared, later_days_up_to_date
 from cio_pipeline.defs.checks.extract import as_many_events_as_usual
-from cio_pipeline.defs.checks.yesterday import anything_delivered
+from cio_pipeline.defs.delivered_days import anything_delivered
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, daily_at
 
 CHECKS_WITHOUT_A_RUN = [

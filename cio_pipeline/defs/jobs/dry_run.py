@@ -24,10 +24,10 @@ from cio_pipeline.defs.delivery.preconditions import (
 )
 from cio_pipeline.defs.delivery.run_delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport, days_text
+from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport
 from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for, days_text
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store

@@ -10,6 +10,7 @@ from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
 from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.tables import Row, lines, table
+from cio_pipeline.defs.partitions import days_text
 from cio_pipeline.pipeline.accounting import DayCounts
 
 NOTHING_SENT = "Nothing was sent."
@@ -163,8 +164,3 @@ class DryRunReport:
             yield f"Of {day.day} the rules refuse {share}."
         yield from (f"What would stop the run: {one}" for one in self.stops)
         yield NOTHING_SENT
-
-
-def days_text(days: list[str]) -> str:
-    """Returns `2026-03-02`, or `2026-03-02 to 2026-03-04 (3 days)`."""
-    return days[0] if len(days) == 1 else f"{days[0]} to {days[-1]} ({len(days):,} days)"

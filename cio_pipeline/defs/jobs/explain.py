@@ -15,10 +15,9 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import read_suppressed
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.failures import with_readable_failures
-from cio_pipeline.defs.jobs.dry_run_report import days_text
 from cio_pipeline.defs.pages.schemas import EXPLAINED_COLUMNS, table_schema
 from cio_pipeline.defs.pages.tables import table
-from cio_pipeline.defs.partitions import days_asked_for
+from cio_pipeline.defs.partitions import days_asked_for, days_text
 from cio_pipeline.defs.store import Store
 from cio_pipeline.explanation import OUTCOMES, Explanation, explain, mask_explanation
 from cio_pipeline.masking import mask_id

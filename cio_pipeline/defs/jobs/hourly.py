@@ -21,7 +21,7 @@ from cio_pipeline.defs.delivery.run_delivery import prepare_delivery, receipt_of
 from cio_pipeline.defs.failures import MAX_RETRIES, with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line
 from cio_pipeline.defs.pages.tables import table
-from cio_pipeline.defs.partitions import DAYS_SETTINGS, now, window
+from cio_pipeline.defs.partitions import DAYS_SETTINGS, day_bounds, now
 from cio_pipeline.defs.reading import history_is_known, read_day
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
@@ -119,7 +119,7 @@ def settled_until(day: str, posthog: EventSource, began: datetime) -> datetime:
 
     began: when the run began. Raises `NothingSoFar`, or `NotNow` if the day has only just begun.
     """
-    start = window(day)[0]
+    start = day_bounds(day)[0]
     until = posthog.readable_until(start, began) - SETTLED
     if until <= start:
         raise NotNow(f"{day} has only just begun: nothing was sent.")

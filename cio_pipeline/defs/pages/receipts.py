@@ -22,7 +22,7 @@ DELIVERED = "delivered in all"
 OPEN_REFUSALS = "refused, open"
 LEFT = "left for another run"
 """The upserts and events of the day that the run has left for another one, because of `limit` or `hold_recent_events`. It is in
-a receipt only if it is not 0: the day is then not delivered completely (`checks.yesterday`)."""
+a receipt only if it is not 0: the day is then not delivered completely (`delivered_days`)."""
 
 DAY_CHART = "events of the day"
 LAST_DAYS = "events of the last 14 days"

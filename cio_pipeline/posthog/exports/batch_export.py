@@ -35,7 +35,8 @@ from cio_pipeline.posthog.exports.runs import (
     without_interval,
 )
 from cio_pipeline.posthog.source import HISTORY_EVENTS, EventStream, NotExtracted, NothingSoFar
-from cio_pipeline.rules.dropped_set import AttributesFrom, reaches_back
+from cio_pipeline.rules.dropped_set import reaches_back
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.rules.values import EPOCH
 from cio_pipeline.storage_errors import explain
 

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.posthog.exports.times import FIRST, LAST, time_or_none
 from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.posthog.times import FIRST, LAST, time_or_none
 
 REQUIRED = ("uuid", "event", "distinct_id", "timestamp", "properties")
 OPTIONAL = ("created_at", "person_properties")

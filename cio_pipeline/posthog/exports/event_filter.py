@@ -10,7 +10,8 @@ import pyarrow.compute as pc
 
 from cio_pipeline.posthog.exports.columns import JSON_COLUMNS
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED
-from cio_pipeline.rules.dropped_set import AttributesFrom, columns_with_emails, reaches_back
+from cio_pipeline.rules.dropped_set import columns_with_emails, reaches_back
+from cio_pipeline.rules.options import AttributesFrom
 
 EMAIL = r'"email"|\\u00'
 """What the JSON text of properties contains if there may be an email in it (R1): the name, or escapes, which may hide it."""

@@ -23,7 +23,7 @@ from cio_pipeline.posthog.exports.file_exports import PATH, FileExports
 from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.posthog.source import EventStream, NotExtracted, NothingSoFar
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.storage_errors import explain
 from cio_pipeline.temporary_files import no_space, spill_folder
 
@@ -46,6 +46,7 @@ class FileDownloadSource:
         url: str,
         project_id: str,
         api_key: str,
+        *,
         late_days: int,
         allowlist: tuple[str, ...],
         attributes_from: AttributesFrom,

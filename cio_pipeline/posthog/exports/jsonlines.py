@@ -28,8 +28,8 @@ from cio_pipeline.posthog.exports.columns import (
 )
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.limits import BOMB_BYTES, BOMB_RATIO, MAX_EVENT_BYTES, PIECE_BYTES, PIECE_ROWS
-from cio_pipeline.posthog.exports.times import FIRST, MICROSECOND, time_or_none, to_datetime
 from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.posthog.times import FIRST, MICROSECOND, time_or_none, to_datetime
 from cio_pipeline.rules.values import EPOCH
 
 MAX_BLANK_LINES = 1_000_000

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 from cio_pipeline.posthog.exports.columns import Column, UnreadableFile, decode_column, find_columns, to_texts, to_times
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.limits import BOMB_BYTES, BOMB_RATIO, MAX_EVENT_BYTES, PIECE_BYTES, PIECE_ROWS
-from cio_pipeline.posthog.exports.times import FIRST, to_datetime
 from cio_pipeline.posthog.source import EVENT_SCHEMA
+from cio_pipeline.posthog.times import FIRST, to_datetime
 
 BATCH_BYTES = 32_000_000
 """The most memory for a batch of rows, supposing that each row has the longest text in its column's dictionary."""

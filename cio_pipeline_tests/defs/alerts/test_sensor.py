@@ -18,7 +18,7 @@ from cio_pipeline.defs.alerts.dagster_events import EVALUATIONS_AT_ONCE
 from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
 from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
-from cio_pipeline.defs.checks.yesterday import is_delivered
+from cio_pipeline.defs.delivered_days import is_delivered
 from cio_pipeline.defs.jobs.backfill import STARTED_BY
 from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START

@@ -15,7 +15,8 @@ from cio_pipeline.cli.commands import main
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
-from cio_pipeline.defs.checks.yesterday import Delivery, day_due, last_delivery
+from cio_pipeline.defs.checks.yesterday import day_due
+from cio_pipeline.defs.delivered_days import Delivery, last_delivery
 from cio_pipeline.defs.jobs import checks as scheduled_checks
 from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.sandbox.customerio import server as customerio

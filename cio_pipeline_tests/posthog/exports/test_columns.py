@@ -18,7 +18,7 @@ from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.event_filter import EventFilter
 from cio_pipeline.posthog.exports.parquet import read_parquet
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, NotExtracted
-from cio_pipeline.rules.dropped_set import AttributesFrom
+from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline_tests.posthog.exports.stored import stored
 
 START = datetime(2024, 5, 1, tzinfo=UTC)

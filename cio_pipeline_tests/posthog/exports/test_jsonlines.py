@@ -15,8 +15,8 @@ import pytest
 from cio_pipeline.posthog.exports import jsonlines
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.exports.jsonlines import raw_fields
-from cio_pipeline.posthog.exports.times import microseconds
 from cio_pipeline.posthog.source import EVENT_SCHEMA, NotExtracted
+from cio_pipeline.posthog.times import microseconds
 
 START = datetime(2024, 5, 1, tzinfo=UTC)
 END = START + timedelta(days=1)
