@@ -48,8 +48,8 @@ class DeliveryConfig(RunLimitsConfig):
         default=None,
         ge=0,
         le=1_000_000,
-        description="Hold back events younger than this many hours, and whatever only they bring, for a later run: events"
-        " under 72 hours old can start campaigns.",
+        description="Hold back events younger than this many hours, and the attributes, customers and stitched events that come"
+        " only from them, for a later run: events under 72 hours old can start campaigns.",
     )
 
     def delivery_options(self, suppressed: Suppressed, allow_consent: AllowConsent) -> DeliveryOptions:
