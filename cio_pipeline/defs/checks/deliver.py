@@ -115,8 +115,8 @@ def mask_refusal(day: str, refusal: Refusal) -> dict[str, str]:
 @dg.asset_check(
     asset=DELIVERY,
     description="Whether the newest day that is due was delivered completely: by a run that began after the day was over, and"
-    f" left nothing for another one (limit, hold_recent_events). A day is due from the first {DUE} (CIO_DELIVERED_BY) after"
-    " its nightly run on. The check is about the present, whatever the days of the run.",
+    f" left nothing for another one (limit, hold_recent_events). A day is due at the first {DUE} (CIO_DELIVERED_BY) after"
+    " its nightly run. The check is about the present, whatever the days of the run.",
 )
 def yesterday_delivered(context: dg.AssetCheckExecutionContext) -> dg.AssetCheckResult:
     """Uses only Dagster's materializations, so it can be run on its own; `customerio_checks_daily` does so each day."""

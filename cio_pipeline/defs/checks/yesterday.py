@@ -9,7 +9,7 @@ from cio_pipeline.defs.partitions import DAYS_SETTINGS
 from cio_pipeline.settings.settings import DaysSettings
 
 DUE = f"{DAYS_SETTINGS.delivered_by:%H:%M} {DAYS_SETTINGS.time_zone}"
-"""CIO_DELIVERED_BY: from the first such time after its nightly run on, a day must be delivered."""
+"""CIO_DELIVERED_BY: a day must be delivered by the first such time after its nightly run."""
 
 
 def day_due(now: datetime, settings: DaysSettings = DAYS_SETTINGS) -> str | None:
