@@ -13,16 +13,15 @@ from cio_pipeline.attribute_state import name_hash, unpack, upsert_id
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask, mask_id, mask_key
 from cio_pipeline.person_records import PersonRecords
-from cio_pipeline.rules.classify import FILTERED, HELD_BACK, REFUSED
+from cio_pipeline.rules.classify import FILTERED, REFUSED
 
 ACKNOWLEDGED = "yes"
 NOT_YET = "not yet"
 NEWER = "a newer value is (R17)"
 SUPPRESSED = "CIO_SUPPRESSED_FILE names this person (R21)"
 
-OUTCOMES = ("sent", "filtered", "held back", "refused", "not derived yet")
-"""What may have become of an event: `filtered` by R3 or R4 (allowlist, PostHog's own), `held back` by R5 (filtered) or R21
-(suppressed; the UI has one word for both), `refused` by R14."""
+OUTCOMES = ("sent", "filtered", "suppressed", "refused", "not derived yet")
+"""What may have become of an event: `filtered` by R3 to R5, `suppressed` by R21, `refused` by R14."""
 
 
 class Event(NamedTuple):
@@ -108,16 +107,13 @@ def _sent(event: Event, day: str, sent: Any, records: PersonRecords) -> Event:
         return event._replace(acknowledged=ACKNOWLEDGED)
     if refusal := records.refused.get((sent.day, sent.ulid)):
         return event._replace(acknowledged=f"refused: {refusal}")
-    return event._replace(outcome="held back", reason=SUPPRESSED, acknowledged="") if records.is_suppressed else event
+    return event._replace(outcome="suppressed", reason=SUPPRESSED, acknowledged="") if records.is_suppressed else event
 
 
 def _not_sent(event: Event, day: str, records: PersonRecords) -> Event:
-    outcome = event.outcome
-    if outcome in HELD_BACK:
-        return event._replace(outcome="held back", reason=outcome.removeprefix(FILTERED))
     for prefix, kind in ((FILTERED, "filtered"), (REFUSED, "refused")):
-        if outcome.startswith(prefix):
-            return event._replace(outcome=kind, reason=outcome.removeprefix(prefix))
+        if event.outcome.startswith(prefix):
+            return event._replace(outcome=kind, reason=event.outcome.removeprefix(prefix))
     late = "it was extracted after its day was derived" if day in records.derived else ""
     return event._replace(outcome="not derived yet", reason=late)
 

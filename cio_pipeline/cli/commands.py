@@ -182,7 +182,7 @@ def explain(who: str, partition: str | None, first: str | None, last: str | None
     """Explain what happened to a person, and why.
 
     WHO is a distinct_id or an email. For each event of the person on these days it lists whether the event was sent, filtered,
-    held back or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it;
+    suppressed or refused, by which rule, to which customer of Customer.io it went, and whether Customer.io has acknowledged it;
     then each attribute with its value and when it was set. It calls neither service, and changes nothing.
 
     It prints ids, emails and values unmasked, since that is its purpose, and stores none of them.

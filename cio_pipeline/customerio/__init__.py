@@ -6,7 +6,8 @@
 - `batches`: lanes, and the requests of each;
 - `sender`: the requests of a lane, one after another, and what the ledger records of each answer;
 - `client`: HTTP, at most as fast as `rate_limit` allows;
-- `answers`: what Customer.io has answered.
+- `answers`: what Customer.io has answered;
+- `counts`: the names of what is counted.
 
 Beside these, `forecast` counts what a run would send, `day_order` tries an undecided day again, and `sample` shows some of what
 is sent.

@@ -10,12 +10,22 @@ from dataclasses import dataclass, field, replace
 
 from cio_pipeline.customerio.batches import Item, pack_requests
 from cio_pipeline.customerio.client import TrackClient
+from cio_pipeline.customerio.counts import (
+    CAMPAIGN_EVENTS,
+    CHANGED_CUSTOMERS,
+    EVENTS_DELIVERED_BEFORE,
+    EVENTS_TO_SEND,
+    NEW_CUSTOMERS,
+    ONLY_PERSONLESS,
+    REFUSALS_CLOSED,
+    UPSERTS_TO_SEND,
+)
 from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
 from cio_pipeline.customerio.sample import sample
 from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions, ShardPairs, texts, to_deliver
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS, Sender
+from cio_pipeline.customerio.sender import Sender
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
@@ -91,7 +101,7 @@ def redeliver(
     recorded = LedgerView(states, ledger.delivered(day), by_item, in_flight)
     plan = plan_redelivery(refused, recorded, options)
     report = Report(plan.counts, sample=sample(plan))
-    report.counts["refusals closed by newer data"] += len(plan.closed_ids)
+    report.counts[REFUSALS_CLOSED] += len(plan.closed_ids)
     with Progress(day, "refused events sent again", len(plan.events)) as progress:
         _send_plans(day, [plan], ledger, client, report, progress)
     return report
@@ -115,7 +125,7 @@ def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
     changed = {upsert.key for upsert in upserts} - new
     personless = new & {upsert.key for upsert in upserts if upsert.is_personless}
     seen |= new
-    counts = {"upserts to send": len(upserts), NEW_CUSTOMERS: len(new), "changed customers": len(changed)}
+    counts = {UPSERTS_TO_SEND: len(upserts), NEW_CUSTOMERS: len(new), CHANGED_CUSTOMERS: len(changed)}
     return Counter({**counts, ONLY_PERSONLESS: len(personless)})
 
 
@@ -124,7 +134,7 @@ def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[st
     since = time.time() - CAMPAIGN_WINDOW_SECONDS
     for event in (read_object(item.operation.decode()) for item in events):
         event_names[mask(event["name"])] += 1
-        counts["events to send"] += 1
+        counts[EVENTS_TO_SEND] += 1
         counts[CAMPAIGN_EVENTS] += event["timestamp"] > since
     return counts
 
@@ -142,7 +152,7 @@ def _send_plans(
         try:
             for plan in plans:
                 _record(day, plan, ledger)
-                progress.add(plan.counts["events delivered before"])
+                progress.add(plan.counts[EVENTS_DELIVERED_BEFORE])
                 ledger.put_in_flight(day, _states(plan.upserts))
                 lanes = pack_requests(plan.upserts, plan.events)
                 running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
@@ -157,7 +167,7 @@ def _send_plans(
 def _record(day: str, plan: Plan, ledger: Ledger) -> None:
     """Records what need not be sent."""
     if plan.states or plan.closed_ids:
-        ledger.acknowledge(day, Acknowledgement(customers=plan.states, accepted=lambda: plan.closed_ids))
+        ledger.acknowledge(day, Acknowledgement(customers=plan.states, ids_to_close=lambda: plan.closed_ids))
 
 
 def _states(upserts: list[Item]) -> dict[str, bytes]:

@@ -16,6 +16,14 @@ import pyarrow.compute as pc
 
 from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, upsert_id, value_hash
 from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
+from cio_pipeline.customerio.counts import (
+    ALL_ATTRIBUTES_NEWER,
+    CONSENT_LEFT_OUT,
+    CUSTOMERS_WITH_NOTHING_NEW,
+    EVENTS_DELIVERED_BEFORE,
+    NEWER_ATTRIBUTES,
+    refused_before,
+)
 from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.selection import Columns, DeliveryOptions, column, texts
 from cio_pipeline.json_text import read_object, write
@@ -120,9 +128,9 @@ def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: Deliver
         operation, state = _without_consent(operation, state, options, plan)
     known = merge(stored, recorded.in_flight.state(upsert.key))
     current = {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
-    plan.counts["attributes newer in Customer.io"] += len(state) - len(current)
+    plan.counts[NEWER_ATTRIBUTES] += len(state) - len(current)
     if not current:
-        plan.counts["customers whose attributes are all newer in Customer.io"] += 1
+        plan.counts[ALL_ATTRIBUTES_NEWER] += 1
         _close(upsert.item_id, recorded, plan)
         return None
     if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
@@ -151,7 +159,7 @@ def _without_consent(
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
     passed, left_out = without_disallowed_consent(given, options.allow_consent)
-    plan.counts["attributes about consent left out (R19)"] += len(left_out)
+    plan.counts[CONSENT_LEFT_OUT] += len(left_out)
     times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
     return {**operation, "attributes": passed}, {
         name_hash(name): (value_hash(write(value)), times[name]) for name, value in passed.items()
@@ -166,7 +174,7 @@ def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
 
 
 def _nothing_new(item_id: str, recorded: LedgerView, plan: Plan) -> None:
-    plan.counts["customers with nothing new"] += 1
+    plan.counts[CUSTOMERS_WITH_NOTHING_NEW] += 1
     _close(item_id, recorded, plan)
 
 
@@ -180,7 +188,7 @@ def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOption
     before = recorded.refused.get(item.item_id)
     if options.resend or before is None or before.operation != item.operation.decode():
         return False
-    plan.counts[f"refused before: {before.reason}"] += 1
+    plan.counts[refused_before(before.reason)] += 1
     return True
 
 
@@ -190,7 +198,7 @@ def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions,
     before = are_in(recorded.delivered, pack_id_column(ids)) if len(recorded.delivered) else np.zeros(len(events), bool)
     if options.resend:
         return _with_operations(events, before)
-    plan.counts["events delivered before"] += int(before.sum())
+    plan.counts[EVENTS_DELIVERED_BEFORE] += int(before.sum())
     if recorded.refused:
         plan.closed_ids += [item_id for item_id in to_list(ids.filter(pa.array(before))) if item_id in recorded.refused]
     if before.all():

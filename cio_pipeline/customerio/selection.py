@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from cio_pipeline.customerio.batches import TEXT
+from cio_pipeline.customerio.counts import CUSTOMERS_BEYOND_LIMIT, CUSTOMERS_SUPPRESSED, EVENTS_BEYOND_LIMIT, EVENTS_SUPPRESSED
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import AllowConsent
@@ -97,8 +98,8 @@ def _without_suppressed(suppressed: Suppressed, shards: ShardPairs, counts: Coun
             continue
         keys = suppressed_keys(suppressed, customers, events)
         are_customers, are_events = _has_key(customers, keys), _has_key(events, keys)
-        counts["customers suppressed"] += len(keys)
-        counts["events suppressed"] += int(are_events.sum())
+        counts[CUSTOMERS_SUPPRESSED] += len(keys)
+        counts[EVENTS_SUPPRESSED] += int(are_events.sum())
         yield FilteredRows(customers, ~are_customers), FilteredRows(events, ~are_events)
 
 
@@ -111,8 +112,8 @@ def _limited(limit: int | None, shards: ShardPairs, counts: Counter[str]) -> Sha
         keys = list(dict.fromkeys(texts(customers, "key")))
         first, beyond = set(keys[:left]), set(keys[left:])
         left -= len(first)
-        counts["customers beyond the limit"] += len(beyond)
-        counts["events beyond the limit"] += int(_has_key(events, beyond).sum())
+        counts[CUSTOMERS_BEYOND_LIMIT] += len(beyond)
+        counts[EVENTS_BEYOND_LIMIT] += int(_has_key(events, beyond).sum())
         yield FilteredRows(customers, _has_key(customers, first)), FilteredRows(events, _has_key(events, first))
 
 

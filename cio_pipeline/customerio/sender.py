@@ -18,6 +18,14 @@ from collections import Counter
 from cio_pipeline.attribute_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import PROBE, TrackClient, WholeRequestRefused
+from cio_pipeline.customerio.counts import (
+    CAMPAIGN_EVENTS,
+    CUSTOMERS_SENT,
+    EVENTS_SENT,
+    NEW_CUSTOMERS,
+    ONLY_PERSONLESS,
+    refused_because,
+)
 from cio_pipeline.customerio.rate_limit import Stopped
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.progress import Progress
@@ -34,9 +42,6 @@ SERVICE_AT_FAULT = 10
 """If this many items of a kind are refused in the same words, and none is accepted, the service is at fault."""
 
 CUSTOMER = "customer"
-NEW_CUSTOMERS = "new customers"
-CAMPAIGN_EVENTS = "events under 72 hours"
-ONLY_PERSONLESS = "new customers with nothing but personless events"
 
 
 class Undecided(Unavailable):
@@ -159,7 +164,7 @@ class Sender:
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
             accepted = request.without(refused)
         answer.event_ids, answer.campaign_events = accepted.packed_ids(), accepted.campaign_events
-        answer.accepted = accepted.item_ids
+        answer.ids_to_close = accepted.item_ids
         for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
         self._ledger.acknowledge(self._day, answer)
@@ -172,13 +177,13 @@ class Sender:
 
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
-        self.counts["customers sent"] += len(upserts)  # a customer of several parts (R10) counts once for each
+        self.counts[CUSTOMERS_SENT] += len(upserts)  # a customer of several parts (R10) counts once for each
         self.counts[NEW_CUSTOMERS] += sum(item.is_new for item in upserts)
         self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
-        self.counts["events sent"] += events
+        self.counts[EVENTS_SENT] += events
         self.counts[CAMPAIGN_EVENTS] += accepted.campaign_events
         for refusal in refused:
-            self.counts[f"refused: {refusal.reason}"] += 1
+            self.counts[refused_because(refusal.reason)] += 1
         self._progress.add(events + sum(refusal.kind == "event" for refusal in refused))
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 import dagster as dg
 
+from cio_pipeline.customerio.counts import LEFT_FOR_ANOTHER_RUN
 from cio_pipeline.defs.asset_keys import DELIVERY
-from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.defs.partitions import day_bounds
 
 
@@ -45,7 +45,7 @@ def delivery_of(instance: dg.DagsterInstance, day: str, record: dg.EventLogRecor
     run = instance.get_run_record_by_id(record.run_id)
     began = run.start_time if run is not None and run.start_time is not None else record.timestamp
     receipt: Any = record.asset_materialization
-    left = receipt.metadata[LEFT].value if LEFT in receipt.metadata else 0
+    left = receipt.metadata[LEFT_FOR_ANOTHER_RUN].value if LEFT_FOR_ANOTHER_RUN in receipt.metadata else 0
     return Delivery(day, datetime.fromtimestamp(began, UTC), left)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar, cast
@@ -26,6 +26,12 @@ Result = TypeVar("Result")
 
 MAX_FAILURES = 3
 """If this many days fail in a row, the fault is not in the days, and the next ones are not tried."""
+
+
+def failed_in_a_row(days: Sequence[str], failed: Collection[str], last: str) -> bool:
+    """Returns whether the last `MAX_FAILURES` of the days up to `last` have all failed."""
+    tried = days[: days.index(last) + 1]
+    return len(tried) >= MAX_FAILURES and set(tried[-MAX_FAILURES:]) <= set(failed)
 
 
 class DaysFailed(PipelineError):

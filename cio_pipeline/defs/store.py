@@ -54,7 +54,8 @@ class Store:
         self, day: str, options: Options | None = None, *, until: datetime | None = None, into: Tables | None = None
     ) -> DayCounts:
         """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given."""
-        return derive_day(day, self.tables, self.identities, options or self.options, until, into, self.settings.workers)
+        options, workers = options or self.options, self.settings.workers
+        return derive_day(day, self.tables, self.identities, options, workers=workers, into=into, until=until)
 
     def pinned(self) -> "Store":
         """Returns a copy of this store for a run that sends what it has checked: whatever other runs write, each partition of

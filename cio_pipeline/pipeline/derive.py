@@ -42,15 +42,18 @@ def derive_day(
     tables: Tables,
     identities: Identities,
     options: Options,
-    until: datetime | None = None,
-    into: Tables | None = None,
+    *,
     workers: int = 1,
+    into: Tables | None = None,
+    until: datetime | None = None,
 ) -> DayCounts:
     """Writes `customers`, `events` and `rejects` of a day. Returns what became of its events (R15).
 
-    Does nothing if events, identities, options and code are unchanged. With `until` and `into`, it writes to `into`, without
-    the events from `until` on: what a run with `hold_recent_events` delivers.
+    Does nothing if events, identities, options and code are unchanged. into: where to write instead of the day's own tables;
+    until: leaves out the events from then on, as a run with `hold_recent_events` does, and needs `into`.
     """
+    if until is not None and into is None:
+        raise ValueError("A part of a day is not stored as the day's tables: `until` needs `into`.")
     earlier = identities.inputs_fingerprint(day, options.stitch_anonymous_days)
     fingerprint = _fingerprint(day, tables, earlier, options)
     day_counts = _derived_before(day, tables, fingerprint) if into is None else None

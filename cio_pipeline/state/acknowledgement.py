@@ -1,4 +1,4 @@
-"""What one answer of Customer.io acknowledges, and how the ledger records it."""
+"""What is recorded at once: what one answer of Customer.io acknowledges, or what need not be sent."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ INSERT_DELIVERY = "INSERT INTO deliveries (day, event_ids, new_customers, campai
 
 @dataclass
 class Acknowledgement:
-    """What one answer of Customer.io acknowledges."""
+    """What one answer of Customer.io acknowledges, or what is recorded without sending it."""
 
     event_ids: bytes = b""
     """The ids of the accepted events, packed by `pack_ids` and joined."""
@@ -26,8 +26,9 @@ class Acknowledgement:
     customers: dict[str, bytes] = field(default_factory=dict)
     """The accepted attributes, by customer's key: a packed state (`attribute_state.pack`), or several of different attributes,
     joined."""
-    accepted: Callable[[], list[str]] = list
-    """Returns the ids of the accepted items, as `Refusal.item_id` has them. It is called only if they are needed."""
+    ids_to_close: Callable[[], list[str]] = list
+    """Returns the ids (`Refusal.item_id`) of the items that are accepted or no longer to be sent, to close their refusals. It
+    is called only if there are refusals."""
     refused: list[Refusal] = field(default_factory=list)
     """The refused items."""
 
@@ -39,6 +40,6 @@ def record(transaction: sa.Connection, day: str, answer: Acknowledgement, has_re
     if answer.event_ids or new_customers:
         execute_by_driver(transaction, INSERT_DELIVERY, (day, answer.event_ids, new_customers, answer.campaign_events))
     if has_refusals:
-        refusals.close(transaction, day, answer.accepted() + [refusal.item_id for refusal in answer.refused])
+        refusals.close(transaction, day, answer.ids_to_close() + [refusal.item_id for refusal in answer.refused])
         refusals.close_superseded(transaction, states)
     refusals.keep(transaction, day, answer.refused)

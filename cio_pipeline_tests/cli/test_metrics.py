@@ -15,8 +15,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from cio_pipeline.cli.commands import main
 from cio_pipeline.cli.metrics import OTHERS, REASONS, in_text, metrics
+from cio_pipeline.customerio.counts import LEFT_FOR_ANOTHER_RUN
 from cio_pipeline.defs.asset_keys import DELIVERY
-from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.places import PROJECT
@@ -103,14 +103,15 @@ def test_a_day_of_which_a_run_has_left_something_is_neither_the_newest_nor_deliv
     instance: dg.DagsterInstance, ledger: Ledger
 ) -> None:
     days = [f"2026-02-{day}" for day in range(10, 21)]
+    in_part = {LEFT_FOR_ANOTHER_RUN: 1}
     for day in (*days, "2026-03-04"):
-        instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day, metadata={LEFT: 1}))
+        instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day, metadata=in_part))
     instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition="2026-02-09"))
     found = parsed(in_text(metrics(instance, ledger, NOW)))
     newest = "cio_pipeline_newest_day_timestamp_seconds", ""
     assert found[newest] == datetime(2026, 3, 2, tzinfo=UTC).timestamp()
     assert found["cio_pipeline_days_missed", ""] == 21, "10 February to 1 March, and 3 March"
-    instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition="2026-03-02", metadata={LEFT: 1}))
+    instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition="2026-03-02", metadata=in_part))
     found = parsed(in_text(metrics(instance, ledger, NOW)))
     assert found[newest] == datetime(2026, 2, 9, tzinfo=UTC).timestamp()
 

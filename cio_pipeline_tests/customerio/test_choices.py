@@ -14,10 +14,10 @@ import pytest
 from cio_pipeline.attribute_state import name_hash, pack
 from cio_pipeline.customerio import delivery
 from cio_pipeline.customerio.client import PROBE, TrackClient
+from cio_pipeline.customerio.counts import CAMPAIGN_EVENTS
 from cio_pipeline.customerio.delivery import Report, preview
 from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.customerio.selection import DEFAULTS, DeliveryOptions
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS
 from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.customerio.suppression_list import parse
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -81,7 +81,7 @@ def test_a_look_says_what_a_delivery_then_does(workspace: Workspace, ledger: Led
     shown = look(ledger, made)
     assert (len(workspace.requests), ledger.states(made.customers["key"])) == (requests, kept), "nothing was sent or noted"
     counts = shown.counts
-    assert (counts["new customers"], counts["changed customers"], counts["customers with nothing new"]) == (2, 1, 1)
+    assert (counts["new customers"], counts["customers changed"], counts["customers with nothing new"]) == (2, 1, 1)
     assert (counts["events to send"], counts["events delivered before"]) == (3, 2)
     assert counts["events under 72 hours"] == 1
     assert shown.event_names == {"c": 2, "Invited b***@e***.com": 1}
@@ -111,7 +111,7 @@ def test_a_look_at_several_days_counts_a_new_customer_once(ledger: Ledger) -> No
         look(ledger, tables(event(), event("c", "u3")), seen=seen),
     ]
     assert [shown.counts["new customers"] for shown in looks] == [2, 1]
-    assert looks[1].counts["changed customers"] == 1
+    assert looks[1].counts["customers changed"] == 1
 
 
 def test_a_look_expects_what_was_refused_before_to_stay_so(workspace: Workspace, ledger: Ledger) -> None:

@@ -163,6 +163,12 @@ def test_r17_a_day_run_before_an_earlier_one_does_not_make_its_old_email_newer(t
     assert emails == [("old@example.com", sunday), ("new@example.com", monday), ("old@example.com", sunday)]
 
 
+def test_a_part_of_a_day_is_not_stored_as_the_whole_day(tmp_path: Path) -> None:
+    product = Days(str(tmp_path), Options())
+    with pytest.raises(ValueError, match="`until` needs `into`"):
+        derive_day(MONDAY, product.tables, product.identities, product.options, until=datetime(2026, 3, 2, 12, tzinfo=UTC))
+
+
 def test_a_day_whose_derivation_was_cut_off_stays_out_of_date(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     product = derived(tmp_path, [], [on(SUNDAY, "a")], [on(MONDAY, "b")])
     product.extract(SUNDAY, frame(on(SUNDAY, "$identify")))

@@ -134,7 +134,7 @@ def test_a_days_totals_are_of_all_runs_and_what_is_refused_is_no_part_once_it_is
     ledger.acknowledge(DAY, Acknowledgement(event_ids=pack_ids([first, second]).tobytes(), campaign_events=1))
     assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=2, refused_events=1)
     assert ledger.events_delivered([DAY, NEXT_DAY]) == {DAY: 3}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([refused]).tobytes(), accepted=lambda: [refused]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([refused]).tobytes(), ids_to_close=lambda: [refused]))
     assert ledger.totals(DAY) == DayTotals(events=2, campaign_events=2, refused=1)
 
 
@@ -153,7 +153,7 @@ def test_a_refusal_stands_until_the_item_is_accepted_on_whatever_day(ledger: Led
     assert ledger.refused_by_reason() == {"invalid name": 2}
     assert ledger.open_refusals() == [("invalid name", 2, DAY, NEXT_DAY)]
     assert ledger.refusals(limit=1) == {DAY: [refusal(event)]}
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([event]).tobytes(), accepted=lambda: [event]))
+    ledger.acknowledge(NEXT_DAY, Acknowledgement(event_ids=pack_ids([event]).tobytes(), ids_to_close=lambda: [event]))
     assert ledger.refused(DAY) == {}
 
 
@@ -161,7 +161,9 @@ def test_a_refused_upsert_is_closed_by_newer_data_for_all_it_holds(ledger: Ledge
     item = upsert_id("id:u1", 0)
     ledger.acknowledge(DAY, Acknowledgement(refused=[refusal(item, "customer", plan=("pro", 10), city=("Bonn", 20))]))
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u2": pack(state(plan=("pro", 30), city=("Bonn", 30)))}))
-    ledger.acknowledge(NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))}))
+    ledger.acknowledge(
+        NEXT_DAY, Acknowledgement(ids_to_close=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))})
+    )
     assert list(ledger.refused(DAY)) == [item], "nobody has set the city since"
     ledger.acknowledge(NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(city=("Bonn", 20)))}))
     assert ledger.refused(DAY) == {}
@@ -195,7 +197,7 @@ def test_answers_that_are_recorded_together_are_recorded_as_if_one_after_another
                 DAY,
                 Acknowledgement(event_ids=pack_ids([event]).tobytes(), refused=[refusal(item, "customer", plan=("pro", 10))]),
             ),
-            (NEXT_DAY, Acknowledgement(accepted=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))})),
+            (NEXT_DAY, Acknowledgement(ids_to_close=lambda: [item], customers={"id:u1": pack(state(plan=("free", 30)))})),
             (NEXT_DAY, Acknowledgement(customers={"id:u1": pack(state(plan=("pro", 20), city=("Bonn", 20)))})),
         ]
     )

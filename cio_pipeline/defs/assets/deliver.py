@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Iterator
-from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
 import dagster as dg
@@ -19,7 +18,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
     is_backfill,
 )
-from cio_pipeline.defs.delivery.run_delivery import one_at_a_time, prepare_delivery, receipt_of, tables_to_send
+from cio_pipeline.defs.delivery.run_delivery import prepare_delivery, receipt_of, tables_to_send, wait_for_delivery_lock
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import MEANING, TYPES, in_one_line
 from cio_pipeline.defs.pages.schemas import table_schema
@@ -81,23 +80,22 @@ def upsert_to_customerio(
     last by a materialization of its own. The op's output then materializes all days, the last for the first time.
     """
     days = list(context.partition_keys)
-    with ExitStack() as stack:  # tables_to_send adds temporary folders to it
-        stack.enter_context(one_at_a_time(context.op_execution_context, store))
+    with wait_for_delivery_lock(context.op_execution_context, store):
         store = store.pinned()  # what is checked is what is sent
         check_derived(store, days)
-        backfill = is_backfill(context.run.tags, days)
-        delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
-        to_send = {day: tables_to_send(stack, store, day, config.too_recent_from) for day in days}
         check_no_day_is_missing(store, days)
         check_days_are_in_ledger(store, days, resend=config.resend)
-        delivery.check_limits(to_send)
-        delivered = deliver_each(days, lambda day: delivery.deliver(day, to_send[day], whole_day=store.tables))
-        for day, (report, counts), more_follow in delivered:
-            logger.info("%s: %s.", day, in_one_line(counts))
-            day_receipt = receipt_of(store, day, counts, report.sample)
-            context.add_asset_metadata(day_receipt, partition_key=day)
-            if more_follow:
-                yield dg.AssetMaterialization(DELIVERY, partition=day, metadata=day_receipt)
+        backfill = is_backfill(context.run.tags, days)
+        delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=backfill)
+        with tables_to_send(store, days, config.too_recent_from) as to_send:
+            delivery.check_limits(to_send)
+            delivered = deliver_each(days, lambda day: delivery.deliver(day, to_send[day], whole_day=store.tables))
+            for day, (report, counts), more_follow in delivered:
+                logger.info("%s: %s.", day, in_one_line(counts))
+                day_receipt = receipt_of(store, day, counts, report.sample)
+                context.add_asset_metadata(day_receipt, partition_key=day)
+                if more_follow:
+                    yield dg.AssetMaterialization(DELIVERY, partition=day, metadata=day_receipt)
         if store.first_day_of_ledger is not None:  # CIO_LEDGER_DAYS: earlier days can then be sent only with resend
             store.ledger.delete_before(store.first_day_of_ledger)
     yield dg.Output(None)

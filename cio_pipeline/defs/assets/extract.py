@@ -1,7 +1,8 @@
 """The assets `posthog_events`, `identity_history` and `identities`: PostHog's events, and what they say about people."""
 
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import dagster as dg
 
@@ -9,7 +10,7 @@ from cio_pipeline.defs.asset_keys import GROUP, OWNERS, PREFIX, TAGS
 from cio_pipeline.defs.assets.external import posthog_project
 from cio_pipeline.defs.checks.extract import CHECKS_OF_THE_RUN, attributes_given, counts_agree
 from cio_pipeline.defs.connections import folder_uri
-from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, with_readable_failures
+from cio_pipeline.defs.failures import MAX_FAILURES, DaysFailed, failed_in_a_row, with_readable_failures
 from cio_pipeline.defs.pages.previews import first_rows
 from cio_pipeline.defs.pages.schemas import SCHEMAS
 from cio_pipeline.defs.pages.tables import size, table
@@ -44,56 +45,58 @@ def posthog_events(
     context: dg.AssetExecutionContext, posthog: dg.ResourceParam[EventSource], store: dg.ResourceParam[Store]
 ) -> Iterator["dg.AssetMaterialization | dg.MaterializeResult[None] | dg.AssetCheckResult"]:
     """The day's events as PostHog stores them, each once; only those that the settings need."""
-    counts_by_day: dict[str, ExtractionCounts] = {}
-    counted_by_posthog: dict[str, int] = {}
-    metadata: dict[str, dict[str, int | dg.MetadataValue]] = {}
-
-    def extract(day: str) -> None:
-        counts_by_day[day], stats = read_day(day, posthog, store)
-        if COUNTED in stats:
-            counted_by_posthog[day] = stats[COUNTED]
-        masked_rows = {"first rows, masked": first_rows(store.tables, "posthog_events", day)}
-        metadata[day] = {**_day_metadata(counts_by_day[day], stats), **masked_rows}
-
-    if errors := _failures_of_days(context.partition_keys, extract):
-        yield from (
-            dg.AssetMaterialization(posthog_events.key, partition=day, metadata=of_day) for day, of_day in metadata.items()
-        )
-        not_tried = [day for day in context.partition_keys if day not in metadata.keys() | errors.keys()]
-        raise _failure(errors, not_tried, len(metadata))
-    for day, of_day in metadata.items():
-        context.add_asset_metadata(of_day, partition_key=day)
+    extracted, errors = _extract_days(context.partition_keys, posthog, store)
+    if errors:
+        for day, its in extracted.items():
+            yield dg.AssetMaterialization(posthog_events.key, partition=day, metadata=its.metadata)
+        raise _failure(context.partition_keys, errors, len(extracted))
+    for day, its in extracted.items():
+        context.add_asset_metadata(its.metadata, partition_key=day)
     yield dg.MaterializeResult()
-    yield counts_agree(counts_by_day, counted_by_posthog)
+    counts_by_day = {day: its.counts for day, its in extracted.items()}
+    yield counts_agree(counts_by_day, {day: its.stats[COUNTED] for day, its in extracted.items() if COUNTED in its.stats})
     yield attributes_given(counts_by_day)
 
 
-def _failure(errors: Mapping[str, PipelineError], not_tried: list[str], extracted_days: int) -> PipelineError:
+@dataclass(frozen=True)
+class ExtractedDay:
+    """What a day's extraction has counted (stats: `EventStream.stats`), and the metadata of its materialization."""
+
+    counts: ExtractionCounts
+    stats: Mapping[str, int]
+    metadata: dict[str, int | dg.MetadataValue]
+
+
+def _extract_days(
+    days: Sequence[str], posthog: EventSource, store: Store
+) -> tuple[dict[str, ExtractedDay], dict[str, PipelineError]]:
+    """Extracts each day, even if other days fail. Returns the extracted days, and the errors of those that failed.
+
+    Stops after `MAX_FAILURES` failures in a row; the days after that are not tried.
+    """
+    extracted: dict[str, ExtractedDay] = {}
+    errors: dict[str, PipelineError] = {}
+    for day in days:
+        try:
+            counts, stats = read_day(day, posthog, store)
+            masked_rows = {"first rows, masked": first_rows(store.tables, "posthog_events", day)}
+            extracted[day] = ExtractedDay(counts, stats, {**_day_metadata(counts, stats), **masked_rows})
+        except PipelineError as error:
+            errors[day] = error
+            if failed_in_a_row(days, errors, last=day):
+                break
+    return extracted, errors
+
+
+def _failure(days: Sequence[str], errors: Mapping[str, PipelineError], extracted_days: int) -> PipelineError:
     """Returns the error of a run that could not extract some of its days."""
-    if len(errors) + len(not_tried) + extracted_days == 1:
+    if len(days) == 1:
         return next(iter(errors.values()))
+    not_tried = days[len(errors) + extracted_days :]
     named = " ".join(f"{day}: {error}" for day, error in errors.items())
     rest = f" After {MAX_FAILURES} failures in a row, the days from {not_tried[0]} on were not tried." if not_tried else ""
     others = f" {extracted_days} {'other is' if extracted_days == 1 else 'others are'} extracted." if extracted_days else ""
     return DaysFailed(f"{len(errors)} of the run's days could not be extracted. {named}{rest}{others}")
-
-
-def _failures_of_days(days: Sequence[str], work: Callable[[str], None]) -> dict[str, PipelineError]:
-    """Does the work of each day, even if other days fail. Returns the errors by day.
-
-    Stops after `MAX_FAILURES` failures in a row; the days after that are not tried.
-    """
-    errors: dict[str, PipelineError] = {}
-    for number, day in enumerate(days):
-        try:
-            work(day)
-        except PipelineError as error:
-            errors[day] = error
-            if number + 1 >= MAX_FAILURES and all(
-                earlier in errors for earlier in days[number + 1 - MAX_FAILURES : number + 1]
-            ):
-                break
-    return errors
 
 
 def _day_metadata(counts: ExtractionCounts, stats: Mapping[str, int]) -> dict[str, int | dg.MetadataValue]:

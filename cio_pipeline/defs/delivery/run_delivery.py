@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -10,6 +10,14 @@ from datetime import datetime
 import dagster as dg
 
 from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.counts import (
+    EVENTS_TOO_RECENT,
+    LEFT_FOR_ANOTHER_RUN,
+    PEOPLE_LISTED,
+    REFUSALS_CHANGED,
+    REFUSALS_GONE,
+    REFUSALS_SUPPRESSED,
+)
 from cio_pipeline.customerio.delivery import Report, deliver, redeliver, still_to_send
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
@@ -18,7 +26,7 @@ from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.defs import connections
 from cio_pipeline.defs.delivery import ledger_checkpoint
 from cio_pipeline.defs.delivery.preconditions import STALE_LEDGER, RunLimitsConfig, TablesByDay
-from cio_pipeline.defs.pages.receipts import LEFT, TOO_RECENT, last_days, receipt, run_counts
+from cio_pipeline.defs.pages.receipts import last_days, receipt, run_counts
 from cio_pipeline.defs.partitions import day_bounds
 from cio_pipeline.defs.resources import CustomerIo
 from cio_pipeline.defs.store import Store
@@ -91,9 +99,9 @@ class RunDelivery:
             with _delivered_count_in_errors(ledger, day, events), ledger.sending(day, all_of_it=all_of_it):
                 report = deliver(day, customers_and_events(tables, day), ledger, self.customerio.client, self.options, events)
             if whole_day is not None:
-                report.counts[TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
-                report.counts[LEFT] += left_for_another_run(day, whole_day, tables, self.store, self.options)
-            report.counts["people that the suppression list names"] += self.options.suppressed.people_listed
+                report.counts[EVENTS_TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
+                report.counts[LEFT_FOR_ANOTHER_RUN] += left_for_another_run(day, whole_day, tables, self.store, self.options)
+            report.counts[PEOPLE_LISTED] += self.options.suppressed.people_listed
             return report
 
         return self._counted(send)
@@ -112,12 +120,12 @@ class RunDelivery:
 
         def send() -> Report:
             ledger = self.store.ledger
-            ledger.acknowledge(day, Acknowledgement(accepted=lambda: closed))
+            ledger.acknowledge(day, Acknowledgement(ids_to_close=lambda: closed))
             with ledger.sending(day, all_of_it=False):
                 report = redeliver(day, compared.unchanged, ledger, self.customerio.client, self.options)
-            report.counts["refusals suppressed"] += len(compared.suppressed)
-            report.counts["refusals no longer to be sent"] += len(compared.gone)
-            report.counts["refusals that a run of the day sends"] += len(compared.changed)
+            report.counts[REFUSALS_SUPPRESSED] += len(compared.suppressed)
+            report.counts[REFUSALS_GONE] += len(compared.gone)
+            report.counts[REFUSALS_CHANGED] += len(compared.changed)
             return report
 
         return self._counted(send)
@@ -175,8 +183,9 @@ def load_suppressed(customerio: CustomerIo, identities: Identities) -> Suppresse
 
 
 @contextmanager
-def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
-    """Waits until no other run delivers with the same ledger. After a transient error the step is retried once."""
+def wait_for_delivery_lock(context: dg.OpExecutionContext, store: Store) -> Iterator[None]:
+    """Holds the delivery lock during the block, after waiting until no other run does. After a transient error, the step is
+    retried once."""
     try:
         with store.ledger.hold_delivery_lock(
             lambda: logger.info("Another run is delivering with this ledger: waiting until it is done.")
@@ -188,15 +197,18 @@ def one_at_a_time(context: dg.OpExecutionContext, store: Store) -> Iterator[None
         raise dg.RetryRequested(max_retries=1, seconds_to_wait=RETRY_SECONDS) from error
 
 
-def tables_to_send(stack: ExitStack, store: Store, day: str, too_recent_from: datetime | None) -> Tables:
-    """Returns the day's tables or, if some of its events are too recent, temporary ones without these, in folders that `stack`
-    removes. They are derived again, because an event can bring attributes, customers, and earlier events of an anonymous
+@contextmanager
+def tables_to_send(store: Store, days: Sequence[str], too_recent_from: datetime | None) -> Iterator[TablesByDay]:
+    """The tables of each day. For a day with events that are too recent, temporary ones without these, which are removed after
+    the block. They are derived again, because an event can bring attributes, customers, and earlier events of an anonymous
     visitor."""
-    if too_recent_from is None or day_bounds(day)[1] <= too_recent_from:
-        return store.tables
-    without_recent = Tables(str(stack.enter_context(temporary_folder())), temporary=True)
-    store.derive(day, until=too_recent_from, into=without_recent)
-    return without_recent
+    with ExitStack() as folders:
+        tables = dict.fromkeys(days, store.tables)
+        for day in days:
+            if too_recent_from is not None and day_bounds(day)[1] > too_recent_from:
+                tables[day] = Tables(str(folders.enter_context(temporary_folder())), temporary=True)
+                store.derive(day, until=too_recent_from, into=tables[day])
+        yield tables
 
 
 def events_too_recent(day: str, whole_day: Tables, to_send: Tables, store: Store, options: DeliveryOptions) -> int:

@@ -19,7 +19,14 @@ from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.defs.assets.deliver import DeliveryConfig, customerio_delivery
 from cio_pipeline.defs.assets.derive import customers_events_rejects
 from cio_pipeline.defs.assets.extract import identities, identity_history, posthog_events
-from cio_pipeline.defs.failures import MAX_FAILURES, MAX_RETRIES, DaysFailed, RunNotStarted, with_readable_failures
+from cio_pipeline.defs.failures import (
+    MAX_FAILURES,
+    MAX_RETRIES,
+    DaysFailed,
+    RunNotStarted,
+    failed_in_a_row,
+    with_readable_failures,
+)
 from cio_pipeline.defs.jobs.sync import customerio_sync
 from cio_pipeline.defs.partitions import DAYS_IN_ALL, DAYS_SETTINGS, RANGE_END, RANGE_START, days_asked_for, days_tag
 from cio_pipeline.errors import PipelineError, causes
@@ -116,8 +123,7 @@ class _Backfill:
         why = str(_ours(error) or type(error).__name__)
         self.reasons.append(f"{days[0]}: {why}" if len(days) == 1 else why)
         logger.warning("%s", self.reasons[-1])
-        last = self.days.index(days[-1])
-        if last + 1 >= MAX_FAILURES and set(self.days[last + 1 - MAX_FAILURES : last + 1]) <= set(self.failed):
+        if failed_in_a_row(self.days, self.failed, last=days[-1]):
             self.reasons.append(f"After {MAX_FAILURES} failures in a row, the days after {days[-1]} were not run.")
             raise self.failure() from error
 

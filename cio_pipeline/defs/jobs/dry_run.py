@@ -3,16 +3,15 @@
 import logging
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 
 import dagster as dg
 from pydantic import Field
 
 from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.counts import CAMPAIGN_EVENTS, EVENTS_TOO_RECENT, NEW_CUSTOMERS
 from cio_pipeline.customerio.delivery import preview
 from cio_pipeline.customerio.selection import DeliveryOptions
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
 from cio_pipeline.defs.asset_keys import GROUP, OWNERS, TAGS, asset_key
 from cio_pipeline.defs.assets.deliver import DeliveryConfig
 from cio_pipeline.defs.delivery.ledger_checkpoint import ledger_is_stale
@@ -25,7 +24,6 @@ from cio_pipeline.defs.delivery.preconditions import (
 from cio_pipeline.defs.delivery.run_delivery import events_too_recent, load_suppressed, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport
-from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
 from cio_pipeline.defs.partitions import DAYS_SETTINGS, days_asked_for, days_text
 from cio_pipeline.defs.reading import history_is_known, read_day, read_history
@@ -99,10 +97,9 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
     new_customers: set[str] = set()
     for day in days:
         day_counts = store.derive(day)
-        with ExitStack() as stack:
-            tables = tables_to_send(stack, store, day, config.too_recent_from)
-            report = preview(day, customers_and_events(tables, day), store.ledger, options, new_customers)
-            report.counts[TOO_RECENT] += events_too_recent(day, store.tables, tables, store, options)
+        with tables_to_send(store, [day], config.too_recent_from) as to_send:
+            report = preview(day, customers_and_events(to_send[day], day), store.ledger, options, new_customers)
+            report.counts[EVENTS_TOO_RECENT] += events_too_recent(day, store.tables, to_send[day], store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):
             rejects.update(zip(shard["what"], shard["reason"], strict=True))

@@ -6,9 +6,23 @@ from dataclasses import dataclass, field
 
 import dagster as dg
 
+from cio_pipeline.customerio.counts import (
+    CAMPAIGN_EVENTS,
+    CHANGED_CUSTOMERS,
+    CUSTOMERS_BEYOND_LIMIT,
+    CUSTOMERS_SUPPRESSED,
+    CUSTOMERS_WITH_NOTHING_NEW,
+    EVENTS_BEYOND_LIMIT,
+    EVENTS_DELIVERED_BEFORE,
+    EVENTS_SUPPRESSED,
+    EVENTS_TO_SEND,
+    EVENTS_TOO_RECENT,
+    NEW_CUSTOMERS,
+    ONLY_PERSONLESS,
+    PEOPLE_LISTED,
+    all_refused_before,
+)
 from cio_pipeline.customerio.delivery import Report
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS, ONLY_PERSONLESS
-from cio_pipeline.defs.pages.receipts import TOO_RECENT
 from cio_pipeline.defs.pages.tables import Row, lines, table
 from cio_pipeline.defs.partitions import days_text
 from cio_pipeline.pipeline.accounting import DayCounts
@@ -19,24 +33,24 @@ REFUSED_BEFORE = "refused by Customer.io before"
 ROWS_SHOWN = 100
 SAMPLE_SHOWN = 30
 
-PREVIEW_COUNTS = {
-    "events to send": "events to send",
-    NEW_CUSTOMERS: NEW_CUSTOMERS,
-    CAMPAIGN_EVENTS: CAMPAIGN_EVENTS,
-    "changed customers": "customers changed",
-    "events delivered before": "events delivered before",
-    "customers with nothing new": "customers with nothing new",
-}
-"""The counts of a preview that the table of days always shows, with their names there."""
+PREVIEW_COUNTS = (
+    EVENTS_TO_SEND,
+    NEW_CUSTOMERS,
+    CAMPAIGN_EVENTS,
+    CHANGED_CUSTOMERS,
+    EVENTS_DELIVERED_BEFORE,
+    CUSTOMERS_WITH_NOTHING_NEW,
+)
+"""The counts of a preview that the table of days always shows."""
 
 PREVIEW_COUNTS_IF_ANY = (
     REFUSED_BEFORE,
-    TOO_RECENT,
+    EVENTS_TOO_RECENT,
     ONLY_PERSONLESS,
-    "customers suppressed",
-    "events suppressed",
-    "customers beyond the limit",
-    "events beyond the limit",
+    CUSTOMERS_SUPPRESSED,
+    EVENTS_SUPPRESSED,
+    CUSTOMERS_BEYOND_LIMIT,
+    EVENTS_BEYOND_LIMIT,
 )
 """Other counts, which are shown only if one is not 0."""
 
@@ -68,12 +82,12 @@ class DayReport:
         counts = self.delivery.counts
         return Counter(
             {
-                **{called: counts[name] for name, called in PREVIEW_COUNTS.items()},
+                **{name: counts[name] for name in PREVIEW_COUNTS},
                 "events read": self.events,
                 "filtered": self.day_counts.filtered,
                 "refused by the rules": self.refused,
                 **{name: counts[name] for name in PREVIEW_COUNTS_IF_ANY},
-                REFUSED_BEFORE: sum(count for name, count in counts.items() if name.startswith("refused before")),
+                REFUSED_BEFORE: all_refused_before(counts),
                 "requests": counts["requests"],
             }
         )
@@ -133,14 +147,14 @@ class DryRunReport:
         return {
             "result": NOTHING_SENT,
             "days": days_text([day.day for day in self.days]),
-            **{name: total[name] for name in (NEW_CUSTOMERS, CAMPAIGN_EVENTS, "events to send", "customers changed")},
+            **{name: total[name] for name in (NEW_CUSTOMERS, CAMPAIGN_EVENTS, EVENTS_TO_SEND, CHANGED_CUSTOMERS)},
             "what would stop the run": " ".join(self.stops) or "nothing",
             DAYS_BEYOND: len(self.beyond()),
             "by day": table(self.by_day()),
             "events by name": table(self.events_by_name(), ROWS_SHOWN),
             "refused or left out by the rules": table(self.rejects(), ROWS_SHOWN),
             "sample": table(self.sample(), SAMPLE_SHOWN),
-            "people that the suppression list names": self.suppressed,
+            PEOPLE_LISTED: self.suppressed,
             "names in your lists that these days do not have": " ".join(self.unmatched) or "none",
         }
 

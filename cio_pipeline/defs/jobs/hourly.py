@@ -110,7 +110,7 @@ def check_may_begin(store: Store, day: str) -> None:
         check_no_day_is_missing(store, [day])
     except NotDelivered as missing:
         raise NotNow(str(missing)) from None
-    with no_other_delivery(store):
+    with delivery_lock_or_skip(store):
         pass
 
 
@@ -127,7 +127,7 @@ def settled_until(day: str, posthog: EventSource, began: datetime) -> datetime:
 
 
 @contextmanager
-def no_other_delivery(store: Store) -> Iterator[None]:
+def delivery_lock_or_skip(store: Store) -> Iterator[None]:
     """Holds the delivery lock during the block. Raises `NotNow` if another run holds it."""
 
     def leave() -> None:
@@ -173,7 +173,7 @@ def deliver_part(
     New customers of the day's earlier runs count towards the limit, or many small runs would exceed it. Raises `NotNow` if the
     day is over by now and another run has learned the whole of it, as what that run sends is newer.
     """
-    with no_other_delivery(store):
+    with delivery_lock_or_skip(store):
         if not store.identities.unlearned([day]):
             raise NotNow(f"{day} is over, and another run delivers the whole of it: nothing was sent.")
         created = store.ledger.totals(day).new_customers

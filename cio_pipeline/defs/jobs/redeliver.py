@@ -15,7 +15,7 @@ from cio_pipeline.customerio.forecast import Forecast
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import refusals_evaluated
 from cio_pipeline.defs.delivery.preconditions import RunLimitsConfig, check_derived
-from cio_pipeline.defs.delivery.run_delivery import RunCounts, one_at_a_time, prepare_delivery, receipt_of
+from cio_pipeline.defs.delivery.run_delivery import RunCounts, prepare_delivery, receipt_of, wait_for_delivery_lock
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.pages.receipts import in_one_line, run_counts
 from cio_pipeline.defs.resources import CustomerIo
@@ -49,7 +49,7 @@ def send_refused_again(
     end, even if a day fails.
     """
     counts, began, before = Counter[str](), time.monotonic(), customerio.traffic()
-    with one_at_a_time(context, store):
+    with wait_for_delivery_lock(context, store):
         store = store.pinned()  # what is checked is what is sent
         delivery = prepare_delivery(config, store, customerio, context.instance, is_backfill=True)
         days, forecast = _days_to_send(config, store), Forecast()

@@ -7,7 +7,21 @@ from typing import Any
 
 import dagster as dg
 
-from cio_pipeline.customerio.sender import CAMPAIGN_EVENTS, NEW_CUSTOMERS
+from cio_pipeline.customerio.counts import (
+    CAMPAIGN_EVENTS,
+    CUSTOMERS_BEYOND_LIMIT,
+    CUSTOMERS_SENT,
+    CUSTOMERS_SUPPRESSED,
+    CUSTOMERS_WITH_NOTHING_NEW,
+    EVENTS_BEYOND_LIMIT,
+    EVENTS_DELIVERED_BEFORE,
+    EVENTS_SENT,
+    EVENTS_SUPPRESSED,
+    EVENTS_TOO_RECENT,
+    LEFT_FOR_ANOTHER_RUN,
+    NEW_CUSTOMERS,
+    all_refused,
+)
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
 from cio_pipeline.defs.pages.tables import size, table
 from cio_pipeline.defs.store import Store
@@ -20,9 +34,6 @@ NEW_CUSTOMERS_IN_ALL = "new customers in all"
 CAMPAIGN_EVENTS_IN_ALL = "events under 72 hours in all"
 DELIVERED = "delivered in all"
 OPEN_REFUSALS = "refused, open"
-LEFT = "left for another run"
-"""The upserts and events of the day that the run has left for another one, because of `limit` or `hold_recent_events`. It is in
-a receipt only if it is not 0: the day is then not delivered completely (`delivered_days`)."""
 
 DAY_CHART = "events of the day"
 LAST_DAYS = "events of the last 14 days"
@@ -51,33 +62,31 @@ TYPES = {
 COUNTS_ALWAYS_SHOWN = (
     NEW_CUSTOMERS,
     CAMPAIGN_EVENTS,
-    "events sent",
-    "customers sent",
-    "events delivered before",
-    "customers with nothing new",
+    EVENTS_SENT,
+    CUSTOMERS_SENT,
+    EVENTS_DELIVERED_BEFORE,
+    CUSTOMERS_WITH_NOTHING_NEW,
     "refused",
 )
-TOO_RECENT = "events held as too recent"
 COUNTS_SHOWN_IF_ANY = (
-    TOO_RECENT,
-    "customers beyond the limit",
-    "events beyond the limit",
-    "customers suppressed",
-    "events suppressed",
+    EVENTS_TOO_RECENT,
+    CUSTOMERS_BEYOND_LIMIT,
+    EVENTS_BEYOND_LIMIT,
+    CUSTOMERS_SUPPRESSED,
+    EVENTS_SUPPRESSED,
 )
 """The counts of what was left out on purpose, which are shown only if they are not 0."""
 
-IN_ONE_LINE = ("events sent", "customers sent", "events delivered before", "customers with nothing new", "refused", "requests")
+IN_ONE_LINE = (EVENTS_SENT, CUSTOMERS_SENT, EVENTS_DELIVERED_BEFORE, CUSTOMERS_WITH_NOTHING_NEW, "refused", "requests")
 SHOWN_AS = {"refused": "refused by Customer.io"}
 
 
 def run_counts(counts: Counter[str], traffic: Counter[str], seconds: float) -> dict[str, int | float]:
     """Returns the counts of what a run did for a day: the usual ones, all others that are not 0, then requests, bytes and
     time."""
-    refused = sum(count for name, count in counts.items() if name.startswith("refused"))
-    usual = {**{name: counts[name] for name in COUNTS_ALWAYS_SHOWN}, "refused": refused}
+    usual = {**{name: counts[name] for name in COUNTS_ALWAYS_SHOWN}, "refused": all_refused(counts)}
     others = {name: count for name, count in counts.items() if count and name not in usual}
-    speed = {"seconds": round(seconds, 2), "events per second": round(counts["events sent"] / seconds, 1) if seconds else 0.0}
+    speed = {"seconds": round(seconds, 2), "events per second": round(counts[EVENTS_SENT] / seconds, 1) if seconds else 0.0}
     return {**usual, **others, "requests": traffic["requests"], "bytes": traffic["bytes"], **speed}
 
 
@@ -92,7 +101,7 @@ def receipt(
         CAMPAIGN_EVENTS_IN_ALL: totals.campaign_events,
         DELIVERED: totals.events,
         OPEN_REFUSALS: totals.refused,
-        **({LEFT: int(run[LEFT])} if LEFT in run else {}),
+        **({LEFT_FOR_ANOTHER_RUN: int(run[LEFT_FOR_ANOTHER_RUN])} if LEFT_FOR_ANOTHER_RUN in run else {}),
         DAY_CHART: dg.MetadataValue.md(day_chart(days[-1])),
         LAST_DAYS: dg.MetadataValue.md(last_days_chart(days)),
         THIS_RUN: table([{"count": value, "what": name} for name, value in shown.items()]),

@@ -77,7 +77,7 @@ EXPLAINED_COLUMNS = {
     "time": "When the event happened, in UTC.",
     "event": "Its name.",
     "distinct_id": "Who did it, masked.",
-    "outcome": "Sent, filtered, refused, held back or not derived yet.",
+    "outcome": "Sent, filtered, suppressed, refused or not derived yet.",
     "reason": "Why, with the rule's number in docs/rules.md.",
     "key": "The customer that it went to, masked.",
     "acknowledged": "Whether Customer.io has accepted it.",

@@ -13,6 +13,7 @@ from dagster._core.events.log import EventLogEntry
 from dagster._core.storage.tags import PARENT_RUN_ID_TAG, ROOT_RUN_ID_TAG
 from dagster._core.test_utils import create_run_for_test
 
+from cio_pipeline.customerio.counts import LEFT_FOR_ANOTHER_RUN
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.alerts.dagster_events import EVALUATIONS_AT_ONCE
 from cio_pipeline.defs.alerts.sensor import Cursor, customerio_alerts
@@ -20,7 +21,6 @@ from cio_pipeline.defs.assets.deliver import customerio_delivery
 from cio_pipeline.defs.checks.deliver import nothing_refused
 from cio_pipeline.defs.delivered_days import is_delivered
 from cio_pipeline.defs.jobs.backfill import STARTED_BY
-from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.defs.partitions import PARTITION, RANGE_END, RANGE_START
 from cio_pipeline_tests.alerts.receivers import Webhook, webhook
 
@@ -67,7 +67,7 @@ def daemon(hook: Webhook, monkeypatch: pytest.MonkeyPatch) -> Iterator[Daemon]:
 
 
 def deliver(instance: dg.DagsterInstance, day: str, left: int = 0) -> None:
-    metadata = {LEFT: left} if left else {}
+    metadata = {LEFT_FOR_ANOTHER_RUN: left} if left else {}
     instance.report_runless_asset_event(dg.AssetMaterialization(customerio_delivery.key, partition=day, metadata=metadata))
 
 

@@ -15,9 +15,10 @@ import pytest
 import sqlalchemy as sa
 
 from cio_pipeline.cli.commands import main
+from cio_pipeline.customerio.counts import LEFT_FOR_ANOTHER_RUN
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY, asset_key
-from cio_pipeline.defs.pages.receipts import LEFT, OPEN_REFUSALS
+from cio_pipeline.defs.pages.receipts import OPEN_REFUSALS
 from cio_pipeline.defs.pages.tables import size
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.stitching import merges
@@ -133,16 +134,16 @@ def test_the_receipt_says_what_a_run_has_left_for_another_on_purpose(
     workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """Upserts and events: each of the two people has one and two."""
-    assert run(instance, hold_recent_events=24 * 365 * 100)[LEFT] == 6
-    assert run(instance, limit=1)[LEFT] == 3
+    assert run(instance, hold_recent_events=24 * 365 * 100)[LEFT_FOR_ANOTHER_RUN] == 6
+    assert run(instance, limit=1)[LEFT_FOR_ANOTHER_RUN] == 3
     (tmp_path / "list").write_text("joe\n")
     with monkeypatch.context() as suppressing:
         suppressing.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
-        assert LEFT not in run(instance, limit=1), "who is suppressed is not left for another run"
-    assert run(instance, limit=1)[LEFT] == 3
-    assert LEFT not in run(instance, limit=2)
+        assert LEFT_FOR_ANOTHER_RUN not in run(instance, limit=1), "who is suppressed is not left for another run"
+    assert run(instance, limit=1)[LEFT_FOR_ANOTHER_RUN] == 3
+    assert LEFT_FOR_ANOTHER_RUN not in run(instance, limit=2)
     for nothing_left in ({}, {"limit": 1}, {"limit": 1, "resend": True}, {"hold_recent_events": 24 * 365 * 100}):
-        assert LEFT not in run(instance, **nothing_left), "all is delivered already"
+        assert LEFT_FOR_ANOTHER_RUN not in run(instance, **nothing_left), "all is delivered already"
 
 
 def test_what_is_refused_is_not_left_for_another_run(
@@ -150,7 +151,7 @@ def test_what_is_refused_is_not_left_for_another_run(
 ) -> None:
     refusing(workspace, monkeypatch, "left")
     receipt = run(instance, limit=2)
-    assert (receipt[OPEN_REFUSALS], LEFT in receipt) == (1, False)
+    assert (receipt[OPEN_REFUSALS], LEFT_FOR_ANOTHER_RUN in receipt) == (1, False)
 
 
 def test_credentials_are_checked_once_a_run_and_a_delivered_day_costs_no_more(

@@ -12,13 +12,13 @@ import dagster as dg
 import pytest
 
 from cio_pipeline.cli.commands import main
+from cio_pipeline.customerio.counts import LEFT_FOR_ANOTHER_RUN
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.defs.checks.deliver import DAYS_LOOKED_BACK, _yesterday_delivered, mask_refusal, missed_days
 from cio_pipeline.defs.checks.yesterday import day_due
 from cio_pipeline.defs.delivered_days import Delivery, last_delivery
 from cio_pipeline.defs.jobs import checks as scheduled_checks
-from cio_pipeline.defs.pages.receipts import LEFT
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
@@ -235,7 +235,7 @@ def test_a_skipped_day_is_missed_also_if_all_later_days_were_delivered_only_in_p
 
 
 def materialized(instance: dg.DagsterInstance, day: str, left: int = 0) -> None:
-    metadata = {LEFT: left} if left else {}
+    metadata = {LEFT_FOR_ANOTHER_RUN: left} if left else {}
     instance.report_runless_asset_event(dg.AssetMaterialization(DELIVERY, partition=day, metadata=metadata))
 
 

@@ -33,7 +33,7 @@ EVENTS = [
 ]
 OUTCOMES = [
     ("looked", "sent", f"stitched, and sent with {SECOND} (R16)", "id:user-000017", "yes"),
-    ("looked", "held back", "not identified yet (R5)", "", ""),
+    ("looked", "filtered", "not identified yet (R5)", "", ""),
     ("$identify", "sent", "", "id:user-000017", "yes"),
     ("bought", "sent", "", "id:user-000017", "yes"),
     ("$create_alias", "filtered", "$create_alias is never sent (R4)", "", ""),
@@ -81,7 +81,7 @@ def test_the_counts_of_all_outcomes_sum_to_the_events_found(delivered: None, ins
     [told] = ask(instance, "us***017", *DAYS)
     counts = {name.removeprefix("events "): count for name, count in told.items() if name.startswith("events ")}
     assert counts.pop("found") == sum(counts.values())
-    assert counts == {"sent": 4, "filtered": 1, "held back": 1, "refused": 1, "not derived yet": 0}
+    assert counts == {"sent": 4, "filtered": 2, "suppressed": 0, "refused": 1, "not derived yet": 0}
 
 
 def test_nothing_that_dagster_keeps_tells_whom_or_what(delivered: None, instance: dg.DagsterInstance) -> None:
@@ -135,7 +135,7 @@ def test_suppressed_late_and_unextracted_events_are_told(
     monkeypatch.setenv("CIO_SUPPRESSED_FILE", str(tmp_path / "list"))
     execute(instance, DAYS[:2])
     [told] = ask(instance, "us***017", *DAYS)
-    assert {row["reason"] for row in rows(told["events"]) if row["outcome"] == "held back"} == {
+    assert {row["reason"] for row in rows(told["events"]) if row["outcome"] == "suppressed"} == {
         "CIO_SUPPRESSED_FILE names this person (R21)"
     }
     assert told["events sent"] == 0
