@@ -19,7 +19,7 @@ from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import closing
 from itertools import islice
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
@@ -61,10 +61,18 @@ def map_shards(
 
 
 def load_workers(workers: int) -> None:
-    """Starts the fork server, if there are to be several workers. It loads what they need while this process continues."""
+    """Starts the fork server, if there are to be several workers. It loads what they need while this process continues.
+
+    It inherits that Ctrl-C is blocked: while it loads, Ctrl-C would end it with a traceback.
+    """
     if workers > 1:
         _context()
-        forkserver.ensure_running()
+        resource_tracker.ensure_running()  # it would unblock Ctrl-C
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
 
 
 def _context() -> ForkServerContext:
@@ -81,6 +89,7 @@ def _context() -> ForkServerContext:
 
 def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
     waiting = iter(shards)
+    load_workers(workers)
     with ProcessPoolExecutor(workers, _context(), initializer=_prepare) as pool:
         running: deque[Future[T]] = deque()
         try:

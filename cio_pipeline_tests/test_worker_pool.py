@@ -114,6 +114,29 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
     assert not worker.exists()
 
 
+LOADING = """
+import time
+from cio_pipeline.worker_pool import load_workers
+try:
+    load_workers(2)
+    print("loading", flush=True)
+    time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_while_the_workers_load_interrupts_only_their_parent() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", LOADING], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "loading\n"
+        time.sleep(0.1)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.stdout.read() == "interrupted\n", "no traceback of the fork server"
+
+
 def test_no_worker_is_at_work_any_more_once_the_results_are_closed() -> None:
     results = map_shards(slow_first, tasks(12, []), 12, 2, "numbers")
     _, process = next(results)
