@@ -89,7 +89,7 @@ def _context() -> ForkServerContext:
 
 def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: int) -> Generator[T, None, None]:
     waiting = iter(shards)
-    load_workers(workers)
+    _wait_until_loaded(workers)
     with ProcessPoolExecutor(workers, _context(), initializer=_prepare) as pool:
         running: deque[Future[T]] = deque()
         try:
@@ -104,6 +104,15 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
             ) from None
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _wait_until_loaded(workers: int) -> None:
+    """Returns once the fork server can fork. Ctrl-C while a worker of the pool waits for that would leave the worker to start
+    without its parent, with a traceback; this process, which does nothing, does not mind."""
+    load_workers(workers)
+    first = _context().Process(target=int)
+    first.start()
+    first.join()
 
 
 def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:

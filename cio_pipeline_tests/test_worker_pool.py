@@ -137,6 +137,29 @@ def test_ctrl_c_while_the_workers_load_interrupts_only_their_parent() -> None:
         assert parent.stdout.read() == "interrupted\n", "no traceback of the fork server"
 
 
+STARTING = """
+import time
+from cio_pipeline.worker_pool import map_shards
+from cio_pipeline_tests.test_worker_pool import slow_first
+try:
+    print("starting", flush=True)
+    list(map_shards(slow_first, ((n,) for n in range(1000)), 1000, 2, "numbers"))
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+def test_ctrl_c_while_a_worker_waits_to_be_started_leaves_none_to_fail_later() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    ) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "starting\n"
+        time.sleep(0.3)
+        os.killpg(parent.pid, signal.SIGINT)
+        assert parent.stdout.read() == "interrupted\n"
+
+
 def test_no_worker_is_at_work_any_more_once_the_results_are_closed() -> None:
     results = map_shards(slow_first, tasks(12, []), 12, 2, "numbers")
     _, process = next(results)

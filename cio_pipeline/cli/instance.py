@@ -14,6 +14,12 @@ from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
 from cio_pipeline.tables.files import keep_private
 
+WITHOUT_COPIES = {
+    "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
+}
+"""The part of dagster.yaml by which what a run prints is not copied to files: a command prints it here, and the processes that
+copy it would answer Ctrl-C with tracebacks."""
+
 INSTANCE = {"telemetry": {"enabled": False}, "python_logs": {"managed_python_loggers": ["cio_pipeline"]}}
 """The part of dagster.yaml that the runs need, as there is no such file without a DAGSTER_HOME."""
 
@@ -29,6 +35,6 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     home = dagster_home(settings.data_dir)
     with (home / ".cio_pipeline.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = dg.DagsterInstance.get() if given else dg.DagsterInstance.local_temp(str(home), overrides=INSTANCE)
+        instance = dg.DagsterInstance.local_temp(str(home), WITHOUT_COPIES if given else INSTANCE | WITHOUT_COPIES)
     with instance:
         yield instance

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -243,6 +244,35 @@ def test_ctrl_c_between_two_steps_is_one_sentence(
     monkeypatch.setattr(dg.DagsterInstance, "handle_new_event", press)
     assert run() == 130
     said = capsys.readouterr().err
+    assert said == "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.\n"
+
+
+@pytest.mark.parametrize("has_home", [False, True])
+def test_ctrl_c_in_a_terminal_which_all_processes_of_the_run_receive_is_one_sentence(
+    services: Services, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, has_home: bool
+) -> None:
+    if has_home:
+        (tmp_path / "home").mkdir()
+        (tmp_path / "home" / "dagster.yaml").write_text("telemetry:\n  enabled: false\n")
+        monkeypatch.setenv("DAGSTER_HOME", str(tmp_path / "home"))
+    arrived, interrupted = threading.Event(), threading.Event()
+
+    def batch(_: bytes) -> Any:
+        arrived.set()
+        interrupted.wait(60)
+        raise ConnectionError
+
+    monkeypatch.setattr(services.customerio.workspace, "batch", batch)
+    command = [sys.executable, "-m", "cio_pipeline", "run", "--partition", DAY]
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    ) as terminal:
+        assert arrived.wait(60)
+        os.killpg(terminal.pid, signal.SIGINT)
+        time.sleep(0.5)
+        interrupted.set()
+        said = terminal.communicate(timeout=60)[1]
+    assert terminal.returncode == 130
     assert said == "Interrupted: what Customer.io has acknowledged is kept, and a rerun sends the rest.\n"
 
 
