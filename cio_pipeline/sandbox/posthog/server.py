@@ -160,8 +160,9 @@ def serve(events: Iterable[Event] = (), project: Project | None = None, port: in
 
 def main() -> None:
     """Serves generated days until SIGTERM or SIGINT."""
+    ended = threading.Event()  # an exception instead would interrupt DuckDB in the middle of storing the days
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit())
+        signal.signal(number, lambda *_: ended.set())
     parser = argparse.ArgumentParser(prog="python -m cio_pipeline.sandbox.posthog.server", description=__doc__)
     parser.add_argument("--port", type=int, default=0, help="0: any free port")
     parser.add_argument("--start", type=date.fromisoformat, default=date(2026, 3, 1), help="the first day")
@@ -169,7 +170,7 @@ def main() -> None:
     options = parser.parse_args()
     with serve(days(SEED, options.start, options.days), port=options.port) as posthog:
         print(f"PostHog sandbox on {posthog.url}", flush=True)
-        threading.Event().wait()
+        ended.wait()
 
 
 if __name__ == "__main__":

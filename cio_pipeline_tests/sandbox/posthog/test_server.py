@@ -144,3 +144,23 @@ def test_old_sets_are_dropped_on_request() -> None:
         assert server.project.drop_old_sets(datetime(2026, 5, 31, 22, tzinfo=UTC)) == 0
         assert server.project.drop_old_sets(datetime(2026, 5, 31, 23, tzinfo=UTC)) == 1
         assert ask(server, query).json()["results"] == [["{}"]]
+
+
+ENDED_WHILE_STORING = """
+import os, signal, threading
+from cio_pipeline.sandbox.posthog import events_table, server
+
+def insert(database, table):
+    threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    database.execute("SELECT sum(sqrt(range)) FROM range(100_000_000)")
+
+events_table.insert = insert
+server.main()
+"""
+
+
+def test_the_command_ends_without_output_while_it_still_stores_its_days() -> None:
+    ended = subprocess.run(
+        [sys.executable, "-c", ENDED_WHILE_STORING, "--days", "1"], capture_output=True, text=True, timeout=60
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
