@@ -2,8 +2,9 @@
 in which they are listed below; `dry_run` and `explained_person` are reports.
 
 What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
-column `operation` of the tables `customers` (an upsert of each customer, without attributes that Customer.io has newer) and
-`events`; `rules/items.py` shows one of each. An event that is too large for a batch is posted alone, to
+column `operation` of the tables `customers` (upserts) and `events`; `rules/items.py` shows one of each. An upsert is sent
+without attributes of which Customer.io has newer values (R17), and never with an earlier time than one before it. docs/rules.md
+has all rules, R1 to R22, and the words that the code uses. An event that is too large for a batch is posted alone, to
 /api/v1/customers/<identifier>/events.
 """
 

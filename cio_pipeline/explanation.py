@@ -42,7 +42,8 @@ class Event(NamedTuple):
 
 
 class Attribute(NamedTuple):
-    """The last value of an attribute on these days, when it was set, and whether Customer.io has acknowledged it."""
+    """The last value of an attribute on these days, when it was set, and whether Customer.io has acknowledged it,
+    or why it will not."""
 
     key: str
     attribute: str
@@ -114,7 +115,9 @@ def _not_sent(event: Event, day: str, records: PersonRecords) -> Event:
     for prefix, kind in ((FILTERED, "filtered"), (REFUSED, "refused")):
         if event.outcome.startswith(prefix):
             return event._replace(outcome=kind, reason=event.outcome.removeprefix(prefix))
-    late = "it was extracted after its day was derived" if day in records.derived else ""
+    late = (
+        "its day must be derived again: events, settings or earlier days have changed since" if day in records.derived else ""
+    )
     return event._replace(outcome="not derived yet", reason=late)
 
 
@@ -126,7 +129,7 @@ def _attributes(records: PersonRecords) -> list[Attribute]:
         for name, value in read_object(row.operation)["attributes"].items():
             value_hash, time = state[name_hash(name)]
             acknowledged_hash, acknowledged_time = stored.get(name_hash(name), (b"", 0))
-            acknowledged = f"refused: {refusal}" if refusal else NOT_YET
+            acknowledged = f"refused: {refusal}" if refusal else SUPPRESSED if records.is_suppressed else NOT_YET
             if acknowledged_hash == value_hash:
                 acknowledged = ACKNOWLEDGED
             elif acknowledged_hash and acknowledged_time > time:
@@ -179,5 +182,7 @@ def mask_explanation(explanation: Explanation) -> Explanation:
 
 
 def _kind(value: Any) -> str:
-    kinds = {bool: "true or false", int: "a number", float: "a number", dict: "an object", list: "a list", type(None): "null"}
-    return f"text of {len(value):,} characters" if isinstance(value, str) else kinds[type(value)]
+    kinds = {bool: "true or false", dict: "an object", list: "a list", type(None): "null"}
+    if isinstance(value, str):
+        return f"text of {len(value):,} characters"
+    return kinds.get(type(value), "a number")  # an int, a float, or the `orjson.Fragment` of a long integer

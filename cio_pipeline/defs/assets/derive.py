@@ -31,7 +31,7 @@ all later days. Instead a backfill's runs go in the order of their days (dagster
 logger = logging.getLogger(__name__)
 
 DESCRIPTIONS = {
-    "customers": "One row per customer to upsert, and the operation as it will be sent.",
+    "customers": "One row per upsert of a customer, and its operation. When it is sent, attributes may be left out (R17, R19).",
     "events": "One row per event to send, and the operation as it will be sent.",
     "rejects": "One row per refused event, attribute or property, and why.",
 }

@@ -127,6 +127,13 @@ def test_the_command_prints_it_as_it_is(delivered: None, capsys: pytest.CaptureF
         assert [line.split()[1:3] for line in said if "plan" in line] == [["plan", '"top"']]
 
 
+def test_a_long_integer_is_explained_as_a_number(start: Start, instance: dg.DagsterInstance) -> None:
+    start([event(1, "joined", "user-000017", f"{FIRST}T10:00:00Z", **{"$set": {"discord": 1234567890123456789}})])
+    execute(instance, [FIRST])
+    [told] = ask(instance, "us***017", FIRST)
+    assert [row["value"] for row in rows(told["attributes"]) if row["attribute"] == "discord"] == ["a number"]
+
+
 def test_suppressed_late_and_unextracted_events_are_told(
     start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, tmp_path: Any
 ) -> None:
@@ -139,6 +146,7 @@ def test_suppressed_late_and_unextracted_events_are_told(
         "CIO_SUPPRESSED_FILE names this person (R21)"
     }
     assert told["events sent"] == 0
+    assert {row["acknowledged"] for row in rows(told["attributes"])} == {"CIO_SUPPRESSED_FILE names this person (R21)"}
     defs.resolve_job_def("customerio_sync").execute_in_process(
         instance=instance, partition_key=THIRD, asset_selection=[posthog_events.key, identities.key]
     )
