@@ -114,50 +114,30 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
     assert not worker.exists()
 
 
-LOADING = """
+LOADS = "load_workers(2); print('begun', flush=True); time.sleep(30)"
+STARTS = "print('begun', flush=True); list(map_shards(slow_first, ((n,) for n in range(1000)), 1000, 2, 'numbers'))"
+INTERRUPTED = """
 import time
-from cio_pipeline.worker_pool import load_workers
-try:
-    load_workers(2)
-    print("loading", flush=True)
-    time.sleep(30)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
-
-
-def test_ctrl_c_while_the_workers_load_interrupts_only_their_parent() -> None:
-    with subprocess.Popen(
-        [sys.executable, "-c", LOADING], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
-    ) as parent:
-        assert parent.stdout is not None
-        assert parent.stdout.readline() == "loading\n"
-        time.sleep(0.1)
-        os.killpg(parent.pid, signal.SIGINT)
-        assert parent.stdout.read() == "interrupted\n", "no traceback of the fork server"
-
-
-STARTING = """
-import time
-from cio_pipeline.worker_pool import map_shards
+from cio_pipeline.worker_pool import load_workers, map_shards
 from cio_pipeline_tests.test_worker_pool import slow_first
 try:
-    print("starting", flush=True)
-    list(map_shards(slow_first, ((n,) for n in range(1000)), 1000, 2, "numbers"))
+    {}
 except KeyboardInterrupt:
     print("interrupted")
 """
 
 
-def test_ctrl_c_while_a_worker_waits_to_be_started_leaves_none_to_fail_later() -> None:
+@pytest.mark.parametrize(("work", "seconds"), [(LOADS, 0.1), (STARTS, 0.3)])
+def test_ctrl_c_before_any_worker_is_there_interrupts_only_their_parent(work: str, seconds: float) -> None:
+    command = [sys.executable, "-c", INTERRUPTED.format(work)]
     with subprocess.Popen(
-        [sys.executable, "-c", STARTING], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     ) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "starting\n"
-        time.sleep(0.3)
+        assert parent.stdout.readline() == "begun\n"
+        time.sleep(seconds)
         os.killpg(parent.pid, signal.SIGINT)
-        assert parent.stdout.read() == "interrupted\n"
+        assert parent.stdout.read() == "interrupted\n", "no traceback of the fork server, or of a worker"
 
 
 def test_no_worker_is_at_work_any_more_once_the_results_are_closed() -> None:
