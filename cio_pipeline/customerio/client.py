@@ -48,6 +48,10 @@ PROBE = b'{"type":"person","action":"identify","identifiers":{"id":"harmless.cio
 matches the identifiers, the request does nothing")."""
 
 
+CUSTOMER = "customer"
+"""The kind of an upsert in `TrackClient.accepted`; the others are kinds of events."""
+
+
 class NotDelivered(PipelineError):
     """Nothing can be delivered until something is changed; the message is one sentence that says what."""
 
@@ -74,13 +78,19 @@ class TrackClient:
         self.requests = 0
         self.bytes = 0
         self.rate_limit = RateLimit(requests_per_second)
-        self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last event of each kind; Customer.io ignores a copy
+        self.accepted: dict[str, tuple[bytes, str | None]] = {}  # the last operation of each kind, and its v1 identifier
         self._keys = (api_key, site_id)
         session = new_session(HTTPBasicAuth(site_id, api_key), url)
         session.headers["User-Agent"] = "cio_pipeline"
         session.mount(url, requests.adapters.HTTPAdapter(pool_maxsize=16))
         self._session = PreparedSession(session)
         self._counting = threading.Lock()
+
+    def start_day(self) -> None:
+        """Begins the requests of a day. An event of an earlier day may be sent once more, as Customer.io ignores the copy; an
+        upsert may not, as this day may give the customer something newer."""
+        self.accepted.pop(CUSTOMER, None)
+        self.rate_limit.start()
 
     def check(self) -> None:
         """Requests the account's region. Raises `NotDelivered` if the keys or the endpoint are wrong."""

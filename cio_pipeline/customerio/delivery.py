@@ -147,7 +147,7 @@ def _send_plans(
     Lanes of different plans may be sent at once, as they have no customer in common.
     """
     running: deque[list[Future[Counter[str]]]] = deque()
-    client.rate_limit.start()
+    client.start_day()
     with ThreadPoolExecutor(LANES_AT_ONCE, "lane") as threads:
         try:
             for plan in plans:

@@ -17,7 +17,7 @@ from collections import Counter
 
 from cio_pipeline.attribute_state import unpack
 from cio_pipeline.customerio.batches import Item, Request
-from cio_pipeline.customerio.client import PROBE, TrackClient, WholeRequestRefused
+from cio_pipeline.customerio.client import CUSTOMER, PROBE, TrackClient, WholeRequestRefused
 from cio_pipeline.customerio.counts import (
     CAMPAIGN_EVENTS,
     CUSTOMERS_SENT,
@@ -41,8 +41,6 @@ probe; a random one, whatever its probability, does so in fewer than one of 20,0
 SERVICE_AT_FAULT = 10
 """If this many items of a kind are refused in the same words, and none is accepted, the service is at fault."""
 
-CUSTOMER = "customer"
-
 
 class Undecided(Unavailable):
     """A few items were refused, each sent by itself, and none of their kind was accepted: no answer shows what is at fault."""
@@ -54,7 +52,6 @@ class Sender:
     def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
-        self._probe = PROBE
         self._refused_alone: list[tuple[Request, WholeRequestRefused]] = []
 
     def run(self) -> Counter[str]:
@@ -85,7 +82,7 @@ class Sender:
                 self._send_or_halve(half)
         else:
             if len(refused) == len(request):
-                self._client.probe(self._probe)
+                self._client.probe(self._probe())
             self._acknowledge(request, refused)
 
     def _decide_alone(self, request: Request, why: WholeRequestRefused) -> None:
@@ -96,12 +93,12 @@ class Sender:
         """
         for probes in PROBES_BETWEEN_TRIES:
             for _ in range(probes):
-                self._client.probe(self._probe)
+                self._client.probe(self._probe())
             if (again := self._why_refused(request)) is None:
                 return
             why = again
         kind = _kind(request)
-        if not self._was_accepted(kind):
+        if kind not in self._client.accepted:
             self._refused_alone.append((request, why))
             self._stop_where_refused_alike(kind, why, SERVICE_AT_FAULT - 1, Unavailable)
             return
@@ -112,16 +109,16 @@ class Sender:
             why = again
         self._refuse(request, why)
 
-    def _was_accepted(self, kind: str) -> bool:
-        """Returns whether an item of the kind was accepted: an upsert of this lane, which serves as the probe, or an event of
-        this run."""
-        return self._probe is not PROBE if kind == CUSTOMER else kind in self._client.accepted
+    def _probe(self) -> bytes:
+        """Returns an operation that changes nothing: the upsert that was accepted last, if any was."""
+        operation, _ = self._client.accepted.get(CUSTOMER, (PROBE, None))
+        return operation
 
     def _decide_refused_alone(self) -> None:
         """Decides about items that were refused alone before any of their kind was accepted: by one that was since, or by the
         words of their refusals."""
         for request, why in self._refused_alone:
-            if self._was_accepted(_kind(request)):
+            if _kind(request) in self._client.accepted:
                 self._decide_alone(request, why)
             else:
                 self._stop_where_refused_alike(_kind(request), why, why.max_at_fault, Undecided)
@@ -169,7 +166,7 @@ class Sender:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
         self._ledger.acknowledge(self._day, answer)
         if accepted.upserts:
-            self._probe = accepted.upserts[-1].operation  # sent once more, it changes nothing
+            self._client.accepted[CUSTOMER] = (accepted.upserts[-1].operation, None)
         if answer.event_ids:
             kind = "large event" if accepted.is_v1_call else "event"
             self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import random
+import threading
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import pytest
 
@@ -249,6 +251,30 @@ def test_what_is_sent_between_tries_of_a_lone_item_is_an_upsert_that_was_accepte
     person = workspace.workspace.person("u4")
     assert person is not None
     assert (person.values, len(workspace.workspace.people())) == ({"n": 9, "identifier": "u4"}, 5)
+
+
+def test_a_customer_alone_in_its_lane_is_refused_once_another_lane_has_had_one_accepted(
+    workspace: Workspace, ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(items, "LANE_BYTES", 1)
+    lanes: dict[int, list[str]] = {}
+    for key in (f"u{n}" for n in range(40)):
+        lanes.setdefault(crc32(f"id:{key}".encode()) % items.MAX_LANES, []).append(key)
+    bad, good = lanes[0][0], lanes[1]
+    accepted = threading.Event()
+
+    def is_bad(_: str, body: bytes) -> bool:
+        if f'"id":"{bad}"'.encode() in body and b"identify" in body:
+            return accepted.wait(10)
+        if any(f'"id":"{key}"'.encode() in body for key in good):
+            accepted.set()
+        return False
+
+    answer_where(workspace, is_bad, INACTIVE)
+    send(workspace, ledger, tables(*(event(f"e{n}", key, set_={"n": n}) for n, key in enumerate([bad, *good]))))
+    [refusal] = ledger.refused(DAY).values()
+    assert (refusal.kind, refusal.key) == ("customer", f"id:{bad}")
+    assert workspace.workspace.totals()["events"] == 1 + len(good)
 
 
 def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:
