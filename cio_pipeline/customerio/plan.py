@@ -138,11 +138,10 @@ def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: Deliver
         if any(stored[name] != entry for name, entry in current.items()):
             plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
         return None
-    is_new = not stored and upsert.key not in plan.latest
     earlier = max(plan.latest.get(upsert.key, 0), recorded.in_flight.time(upsert.key))
     newest = max(earlier, *(time for _, time in [*current.values(), *stored.values()]))
     plan.latest[upsert.key] = newest
-    upsert = upsert._replace(is_new=is_new, is_personless=is_new and upsert.is_personless)
+    upsert = upsert._replace(is_new=not stored, is_personless=not stored and upsert.is_personless)
     if operation is None and len(current) == len(state) and newest == newest_given:
         return upsert
     operation = operation or read_object(upsert.operation.decode())

@@ -52,6 +52,7 @@ class Sender:
     def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
+        self._new_customers: set[str] = set()
         self._refused_alone: list[tuple[Request, WholeRequestRefused]] = []
 
     def run(self) -> Counter[str]:
@@ -175,8 +176,10 @@ class Sender:
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
         self.counts[CUSTOMERS_SENT] += len(upserts)  # a customer of several parts (R10) counts once for each
-        self.counts[NEW_CUSTOMERS] += sum(item.is_new for item in upserts)
-        self.counts[ONLY_PERSONLESS] += sum(item.is_personless for item in upserts)
+        new = {item.key: item.is_personless for item in upserts if item.is_new and item.key not in self._new_customers}
+        self._new_customers |= new.keys()
+        self.counts[NEW_CUSTOMERS] += len(new)
+        self.counts[ONLY_PERSONLESS] += sum(new.values())
         self.counts[EVENTS_SENT] += events
         self.counts[CAMPAIGN_EVENTS] += accepted.campaign_events
         for refusal in refused:

@@ -72,11 +72,17 @@ def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     assert (items_of(again), again.closed_ids) == ([], [ulid])
 
 
-def test_a_customer_of_several_upserts_is_new_once_and_personless_only_when_new() -> None:
+def test_each_upsert_of_a_new_customer_may_create_it_also_when_the_first_was_refused_before() -> None:
     large = {f"a{n}": "x" * 900 for n in range(60)}
     made = tables(event(raw=json.dumps({"$set": large})))
-    assert len(made.customers) > 1
-    assert [item.is_new for item in items_of(planned(made)) if item.is_customer] == [True] + [False] * (len(made.customers) - 1)
+    first, *others = planned(made).upserts
+    assert others
+    assert all(upsert.is_new for upsert in [first, *others])
+    left = planned(made, refused=(refused_upsert(first),)).upserts
+    assert [(upsert.item_id, upsert.is_new) for upsert in left] == [(upsert.item_id, True) for upsert in others]
+
+
+def test_a_customer_counts_as_personless_only_when_new() -> None:
     personless = tables(event(raw=json.dumps({"$set": {"n": 1}, "$process_person_profile": False})))
     [key] = personless.customers["key"]
     for known, expected in ((False, (True, True)), (True, (False, False))):

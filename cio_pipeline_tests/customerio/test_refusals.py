@@ -277,6 +277,19 @@ def test_a_customer_alone_in_its_lane_is_refused_once_another_lane_has_had_one_a
     assert workspace.workspace.totals()["events"] == 1 + len(good)
 
 
+@pytest.mark.parametrize("refused", [0, 1])
+def test_a_customer_of_several_upserts_counts_as_new_once_although_one_of_them_is_refused(
+    workspace: Workspace, ledger: Ledger, refused: int
+) -> None:
+    made = tables(event(set_={f"a{n}": "x" * 900 for n in range(100)}))
+    assert len(made.customers) == 3
+    [name] = list(json.loads(made.customers["operation"][refused])["attributes"])[:1]
+    answer_where(workspace, lambda _, body: f'"{name}":'.encode() in body, (413, {}))
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    counts = deliver(DAY, [made.shard], ledger, client).counts
+    assert (counts["customers sent"], counts["new customers"], len(ledger.refusals())) == (2, 1, 1)
+
+
 def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:
     answer_where(workspace, lambda _, body: any(f'"name":"e{n}"'.encode() in body for n in range(1, 40)), (403, FIREWALL))
     send(workspace, ledger, day(60))
