@@ -3,9 +3,12 @@ in which they are listed below; `dry_run` and `explained_person` are reports.
 
 What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
 column `operation` of the tables `customers` (upserts) and `events`; `rules/items.py` shows one of each. An upsert is sent
-without attributes of which Customer.io has newer values (R17), and never with an earlier time than one before it. docs/rules.md
-has all rules, R1 to R22, and the words that the code uses. An event that is too large for a batch is posted alone, to
-/api/v1/customers/<identifier>/events.
+without attributes of which Customer.io has newer values (R17), and never with an earlier time than one before it. An event that
+is too large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
+
+How it comes about: `rules/__init__.py` names the modules of the rules in the order in which a day passes through them, and
+`customerio/__init__.py` those of a delivery. R1 to R22 are the rules of docs/rules.md, which also explains the words of the
+code.
 """
 
 import logging

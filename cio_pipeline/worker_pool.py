@@ -23,8 +23,6 @@ from multiprocessing import forkserver, resource_tracker
 from multiprocessing.context import ForkServerContext
 from typing import Any, TypeVar
 
-import pyarrow as pa
-
 from cio_pipeline.errors import PipelineError
 from cio_pipeline.progress import EVERY_SECONDS
 
@@ -50,7 +48,7 @@ def map_shards(
     runs any more.
     """
     in_this_process = workers == 1 or number <= SHARDS_IN_THIS_PROCESS
-    results = (_worked(work, shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
+    results = (work(*shard) for shard in shards) if in_this_process else _pooled(work, shards, min(workers, number))
     began = logged = time.monotonic()
     with closing(results):
         for done, result in enumerate(results, 1):
@@ -78,8 +76,8 @@ def load_workers(workers: int) -> None:
 def _context() -> ForkServerContext:
     """Returns the context of the fork server, which takes the environment from this process.
 
-    The memory that Arrow frees is used for the next shard. If it were returned to the system after 10 ms, as by default, the
-    system would clear it again each time.
+    A worker uses the memory that Arrow frees for its next shard. If it were returned to the system after 10 ms, as by default,
+    the system would clear it again each time.
     """
     os.environ.setdefault("MIMALLOC_PURGE_DELAY", "-1")
     context = multiprocessing.get_context("forkserver")
@@ -93,10 +91,10 @@ def _pooled(work: Callable[..., T], shards: Iterable[tuple[Any, ...]], workers: 
     with ProcessPoolExecutor(workers, _context(), initializer=_prepare) as pool:
         running: deque[Future[T]] = deque()
         try:
-            running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, workers + 1))
+            running.extend(pool.submit(work, *shard) for shard in islice(waiting, workers + 1))
             while running:
                 yield running.popleft().result()
-                running.extend(pool.submit(_worked, work, shard) for shard in islice(waiting, 1))
+                running.extend(pool.submit(work, *shard) for shard in islice(waiting, 1))
         except BrokenProcessPool:
             raise WorkerDied(
                 "A worker process was ended from outside, perhaps because memory ran out: run this again; if it happens again,"
@@ -113,13 +111,6 @@ def _wait_until_loaded(workers: int) -> None:
     first = _context().Process(target=int)
     first.start()
     first.join()
-
-
-def _worked(work: Callable[..., T], shard: tuple[Any, ...]) -> T:
-    """Returns the result of `work`. The memory that it used is returned to the system."""
-    result = work(*shard)
-    pa.default_memory_pool().release_unused()
-    return result
 
 
 def _prepare() -> None:

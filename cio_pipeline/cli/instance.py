@@ -14,7 +14,7 @@ from cio_pipeline.settings.settings import Settings
 from cio_pipeline.settings.values import clean
 from cio_pipeline.tables.files import keep_private
 
-WITHOUT_COPIES = {
+NO_COMPUTE_LOGS = {
     "compute_logs": {"module": "dagster._core.storage.noop_compute_log_manager", "class": "NoOpComputeLogManager"}
 }
 """The part of dagster.yaml by which what a run prints is not copied to files: a command prints it here, and the processes that
@@ -35,6 +35,6 @@ def dagster_instance(settings: Settings) -> Iterator[dg.DagsterInstance]:
     home = dagster_home(settings.data_dir)
     with (home / ".cio_pipeline.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        instance = dg.DagsterInstance.local_temp(str(home), WITHOUT_COPIES if given else INSTANCE | WITHOUT_COPIES)
+        instance = dg.DagsterInstance.local_temp(str(home), NO_COMPUTE_LOGS if given else INSTANCE | NO_COMPUTE_LOGS)
     with instance:
         yield instance

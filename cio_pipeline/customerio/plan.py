@@ -30,7 +30,7 @@ from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import TIME, Bools, to_list
 from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
-from cio_pipeline.rules.items import BATCH_CALL, V1_CALL
+from cio_pipeline.rules.items import V1_CALL
 from cio_pipeline.state.refusals import Refusal
 
 CAMPAIGN_WINDOW_SECONDS = 72 * 3600
@@ -96,10 +96,12 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
-        upsert = Item(upsert_id(key, part), key, operation, BATCH_CALL, state, True, personless)
+        upsert = Item(
+            upsert_id(key, part), key, operation, state=state, is_new=not stored, is_personless=not stored and personless
+        )
         planned: Item | None = upsert
         if stored or consent or key in in_parts or key in recorded.in_flight:
-            planned = plan_upsert(upsert, recorded, plan, options, applies_r19=consent)
+            planned = plan_upsert(upsert, recorded, plan, options, has_consent=consent)
         if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
             plan.upserts.append(planned)
 
@@ -114,18 +116,21 @@ def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
     return to_list(column(rows, name, kind))
 
 
-def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: DeliveryOptions, *, applies_r19: bool) -> Item | None:
+def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: DeliveryOptions, *, has_consent: bool) -> Item | None:
     """R17: the upsert without attributes that a later event has set; None if it would change nothing. Notes in the plan what is
     left out, recorded or closed without sending, and the customer's latest time.
 
     An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or
-    Customer.io might ignore it. applies_r19: whether attributes about consent may have to be left out.
+    Customer.io might ignore it. has_consent: whether it may have attributes about consent that R19 leaves out.
     """
     stored, state = unpack(recorded.states.get(upsert.key, b"")), unpack(upsert.state)
     newest_given = max(time for _, time in state.values())
-    operation = read_object(upsert.operation.decode()) if applies_r19 else None
+    operation = read_object(upsert.operation.decode()) if has_consent else None
     if operation is not None:
         operation, state = _without_consent(operation, state, options, plan)
+    if not state:
+        _nothing_new(upsert.item_id, recorded, plan)
+        return None
     known = merge(stored, recorded.in_flight.state(upsert.key))
     current = {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
     plan.counts[NEWER_ATTRIBUTES] += len(state) - len(current)
@@ -141,7 +146,6 @@ def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: Deliver
     earlier = max(plan.latest.get(upsert.key, 0), recorded.in_flight.time(upsert.key))
     newest = max(earlier, *(time for _, time in [*current.values(), *stored.values()]))
     plan.latest[upsert.key] = newest
-    upsert = upsert._replace(is_new=not stored, is_personless=not stored and upsert.is_personless)
     if operation is None and len(current) == len(state) and newest == newest_given:
         return upsert
     operation = operation or read_object(upsert.operation.decode())

@@ -96,9 +96,10 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
     plan, events = Plan(), list[Refusal]()
     for refusal in sorted(refused, key=_upserts_then_events_by_time):
         if refusal.kind == "customer":
-            upsert = Item(refusal.item_id, refusal.key, refusal.operation.encode(), state=pack(refusal.state))
-            applies_r19 = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
-            planned = plan_upsert(upsert, recorded, plan, options, applies_r19=applies_r19)
+            is_new = not recorded.states.get(refusal.key)
+            upsert = Item(refusal.item_id, refusal.key, refusal.operation.encode(), state=pack(refusal.state), is_new=is_new)
+            has_consent = options.allow_consent != "Yes" and any(map(is_consent, read_object(refusal.operation)["attributes"]))
+            planned = plan_upsert(upsert, recorded, plan, options, has_consent=has_consent)
             plan.upserts += [] if planned is None else [planned]
         elif are_in(recorded.delivered, pack_ids([refusal.item_id]))[0]:
             plan.closed_ids.append(refusal.item_id)

@@ -21,7 +21,7 @@ from cio_pipeline.rules.consent import is_consent
 from cio_pipeline.rules.items import upsert
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 
-ANY_CASE = re.compile("email", re.IGNORECASE)
+EMAIL_IN_ANY_CASE = re.compile("email", re.IGNORECASE)
 MAX_ATTRIBUTES_BYTES = MAX_ITEM_BYTES - 500
 """The most bytes that an upsert's attributes may have, if the rest of it needs no more than 500."""
 
@@ -56,9 +56,9 @@ class Attributes:
         self.times.update(dict.fromkeys(values, time))
 
 
-class _Name(NamedTuple):
-    """An attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether it is
-    `email` in another case, which is not the email (R1)."""
+class _AboutName(NamedTuple):
+    """About an attribute's name: its JSON with a colon, the ledger's hash of it, whether it is about consent (R19), and whether
+    it is `email` in another case, which is not the email (R1)."""
 
     json: bytes
     hash: bytes
@@ -83,26 +83,26 @@ def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customer
     """
     rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}
-    name_of = cache(_name)
+    about = cache(_about_name)
     in_another_case = 0
     for key, own in _own_attributes(events):
         customer = _with_given(own, given[key]) if key in given else own
         attributes, left_out = limit_attributes(customer.values)
         if left_out:
             beyond[key] = left_out
-        for part, members in enumerate(_parts(attributes, name_of, _attributes_bytes(key, customer))):
+        for part, members in enumerate(_parts(attributes, about, _attributes_bytes(key, customer))):
             rows.append(_row(key, part, members, customer))
-            in_another_case += sum(name.is_email_in_another_case for _, name, _ in members)
+            in_another_case += sum(its.is_email_in_another_case for _, its, _ in members)
     columns = list(zip(*rows, strict=True)) or [()] * len(CUSTOMERS)
     return Customers(pa.table(dict(zip(CUSTOMERS.names, columns, strict=True)), schema=CUSTOMERS), beyond, in_another_case)
 
 
-def _name(name: str) -> _Name:
-    is_email = name != "email" and ANY_CASE.fullmatch(name) is not None
-    return _Name(orjson.dumps(name) + b":", name_hash(name), is_consent(name), is_email)
+def _about_name(name: str) -> _AboutName:
+    is_email = name != "email" and EMAIL_IN_ANY_CASE.fullmatch(name) is not None
+    return _AboutName(orjson.dumps(name) + b":", name_hash(name), is_consent(name), is_email)
 
 
-Member = tuple[str, _Name, bytes]
+Member = tuple[str, _AboutName, bytes]
 """An attribute: its name, what is known about that, and its value as JSON."""
 
 
@@ -152,12 +152,12 @@ def _row(key: str, part: int, members: list[Member], customer: Attributes) -> tu
     """Returns a row of `CUSTOMERS`: some of the customer's attributes."""
     records: dict[int, list[bytes]] = {}
     newest = max(customer.times[name] for name, _, _ in members)
-    for text, name, value in members:
-        time = state_time(customer.times[text] // MICROSECONDS_PER_SECOND)
-        records.setdefault(time, []).append(name.hash + value_hash(value))
-    operation = upsert(key, newest // MICROSECONDS_PER_SECOND, [name.json + value for _, name, value in members])
+    for name, its, value in members:
+        time = state_time(customer.times[name] // MICROSECONDS_PER_SECOND)
+        records.setdefault(time, []).append(its.hash + value_hash(value))
+    operation = upsert(key, newest // MICROSECONDS_PER_SECOND, [its.json + value for _, its, value in members])
     identifier, email = customer.values["identifier"], customer.values.get("email")
-    consent = any(name.is_consent for _, name, _ in members)
+    consent = any(its.is_consent for _, its, _ in members)
     return (key, part, len(members), newest, operation, pack_records(records), identifier, email, consent)
 
 
@@ -169,16 +169,16 @@ def _attributes_bytes(key: str, customer: Attributes) -> int:
     return min(MAX_ATTRIBUTES_BYTES, MAX_ITEM_BYTES - len(rest) + 1)  # the last attribute has no comma
 
 
-def _parts(attributes: dict[str, Any], name_of: Callable[[str], _Name], most_bytes: int) -> list[list[Member]]:
+def _parts(attributes: dict[str, Any], about: Callable[[str], _AboutName], most_bytes: int) -> list[list[Member]]:
     """Returns the attributes in one part, or in as many as it takes for each to have no more than `most_bytes`."""
     parts: list[list[Member]] = [[]]
     size = 0
-    for text, value in attributes.items():
-        name, json = name_of(text), write(value)
-        member_size = len(name.json) + len(json) + 1
+    for name, value in attributes.items():
+        its, json = about(name), write(value)
+        member_size = len(its.json) + len(json) + 1
         size += member_size
         if size > most_bytes and parts[-1]:
             parts.append([])
             size = member_size
-        parts[-1].append((text, name, json))
+        parts[-1].append((name, its, json))
     return parts

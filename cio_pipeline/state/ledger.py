@@ -258,7 +258,8 @@ class Ledger:
                 has_refusals = has_refusals or bool(answer.refused)
 
     def _require_lock(self, stored_holder: str | None, transaction: sa.Connection) -> None:
-        """Raises `LockLost` if another delivery has taken the lock. None can take it until the transaction ends."""
+        """Raises `LockLost` if this delivery has lost its lock, or another has taken it. None can take it until the transaction
+        ends."""
         if self._lock is not None:
             holder, is_held = self._lock
             _require_held(stored_holder == holder and is_held(transaction))

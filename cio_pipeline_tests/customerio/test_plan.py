@@ -80,6 +80,8 @@ def test_each_upsert_of_a_new_customer_may_create_it_also_when_the_first_was_ref
     assert all(upsert.is_new for upsert in [first, *others])
     left = planned(made, refused=(refused_upsert(first),)).upserts
     assert [(upsert.item_id, upsert.is_new) for upsert in left] == [(upsert.item_id, True) for upsert in others]
+    [again] = plan_redelivery([refused_upsert(first)], LedgerView({}, pack_ids([]), {}), DEFAULTS).upserts
+    assert again.is_new
 
 
 def test_a_customer_counts_as_personless_only_when_new() -> None:
@@ -202,6 +204,18 @@ def test_r19_an_object_of_preferences_made_under_another_setting_goes_out_as_the
     assert attributes == {"plan": "pro", "identifier": "u1", "cio_subscription_preferences.topics.news": False}
     assert set(unpack(upsert.state)) == set(map(name_hash, attributes))
     assert planned(made, {"id:u1": unpack(upsert.state)}, allow_consent="unsubscribe").upserts == []
+
+
+def test_r19_an_upsert_that_holds_only_what_may_not_pass_is_closed_without_any_newer_attribute() -> None:
+    made = tables(event(set_={"unsubscribed": False}), allow_consent="Yes")
+    [upsert] = planned(made, allow_consent="Yes").upserts
+    only = json.loads(upsert.operation) | {"attributes": {"unsubscribed": False}}
+    state = {name_hash("unsubscribed"): unpack(upsert.state)[name_hash("unsubscribed")]}
+    refused = Refusal(upsert.item_id, "customer", "invalid", "", json.dumps(only), upsert.key, state=state)
+    recorded = LedgerView({}, pack_ids([]), {refused.item_id: refused})
+    plan = plan_redelivery([refused], recorded, DeliveryOptions(allow_consent="unsubscribe"))
+    assert (plan.upserts, plan.closed_ids) == ([], [refused.item_id])
+    assert +plan.counts == {"attributes about consent left out (R19)": 1, "customers with nothing new": 1}
 
 
 def test_an_operation_is_read_only_where_something_is_sent() -> None:

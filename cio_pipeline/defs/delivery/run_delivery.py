@@ -9,6 +9,7 @@ from datetime import datetime
 
 import dagster as dg
 
+from cio_pipeline.customerio import delivery
 from cio_pipeline.customerio.client import NotDelivered
 from cio_pipeline.customerio.counts import (
     EVENTS_TOO_RECENT,
@@ -18,7 +19,7 @@ from cio_pipeline.customerio.counts import (
     REFUSALS_GONE,
     REFUSALS_SUPPRESSED,
 )
-from cio_pipeline.customerio.delivery import Report, deliver, redeliver, still_to_send
+from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
 from cio_pipeline.customerio.selection import DeliveryOptions
@@ -97,7 +98,8 @@ class RunDelivery:
             events, ledger = tables.version("events", day).rows, self.store.ledger
             all_of_it = self.options.limit is None and (whole_day is None or tables.root == whole_day.root)
             with _delivered_count_in_errors(ledger, day, events), ledger.sending(day, all_of_it=all_of_it):
-                report = deliver(day, customers_and_events(tables, day), ledger, self.customerio.client, self.options, events)
+                shards = customers_and_events(tables, day)
+                report = delivery.deliver(day, shards, ledger, self.customerio.client, self.options, events)
             if whole_day is not None:
                 report.counts[EVENTS_TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
                 report.counts[LEFT_FOR_ANOTHER_RUN] += left_for_another_run(day, whole_day, tables, self.store, self.options)
@@ -122,7 +124,7 @@ class RunDelivery:
             ledger = self.store.ledger
             ledger.acknowledge(day, Acknowledgement(ids_to_close=lambda: closed))
             with ledger.sending(day, all_of_it=False):
-                report = redeliver(day, compared.unchanged, ledger, self.customerio.client, self.options)
+                report = delivery.redeliver(day, compared.unchanged, ledger, self.customerio.client, self.options)
             report.counts[REFUSALS_SUPPRESSED] += len(compared.suppressed)
             report.counts[REFUSALS_GONE] += len(compared.gone)
             report.counts[REFUSALS_CHANGED] += len(compared.changed)
@@ -226,7 +228,7 @@ def left_for_another_run(day: str, whole_day: Tables, sent: Tables, store: Store
     for another run, on purpose."""
     if options.limit is None and sent.root == whole_day.root:
         return 0
-    return still_to_send(day, customers_and_events(whole_day, day), store.ledger, options)
+    return delivery.still_to_send(day, customers_and_events(whole_day, day), store.ledger, options)
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:

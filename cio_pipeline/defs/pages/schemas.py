@@ -27,7 +27,7 @@ CUSTOMER_COLUMNS = {
     "part": "0, or more if the attributes are too large for one upsert.",
     "attributes": "The number of attributes that the upsert sets.",
     "timestamp": "When the newest of them was set, in UTC.",
-    "operation": "The upsert, as the JSON that is sent.",
+    "operation": "The upsert as JSON. A delivery may leave attributes out of it, or give it a later time (R17, R19).",
     "state": "Hashes of the attributes with their times, which the ledger keeps once the upsert is accepted (R17).",
     "identifier": "The distinct_id of the last event.",
     "email": "The customer's email, if there is one.",
