@@ -189,7 +189,7 @@ def test_the_pages_show_the_receipt_and_the_people_in_a_browser(
 ) -> None:
     assert backfilled["status"] == "COMPLETED_SUCCESS"
     receipt = dom(f"{dagster.url}/assets/cio/customerio_delivery?view=partitions&partition={dagster.days()[0]}", tmp_path)
-    wanted = ("new customers in all", "delivered in all", "customers sent", "requests", "data:image/svg+xml")
+    wanted = ("new customers in all", "delivered in all", "upserts sent", "requests", "data:image/svg+xml")
     assert [shown for shown in wanted if shown not in receipt] == []
     assert "[Show " not in receipt
     schedule = dom(f"{dagster.url}/locations/cio_pipeline/schedules/customerio_daily", tmp_path)

@@ -3,15 +3,15 @@
 from collections.abc import Mapping
 
 EVENTS_SENT = "events sent"
-CUSTOMERS_SENT = "customers sent"
+UPSERTS_SENT = "upserts sent"
 NEW_CUSTOMERS = "new customers"
 ONLY_PERSONLESS = "new customers with nothing but personless events"
 CAMPAIGN_EVENTS = "events under 72 hours"
 
 EVENTS_DELIVERED_BEFORE = "events delivered before"
-CUSTOMERS_WITH_NOTHING_NEW = "customers with nothing new"
+UPSERTS_WITH_NOTHING_NEW = "upserts with nothing new"
 NEWER_ATTRIBUTES = "attributes newer in Customer.io"
-ALL_ATTRIBUTES_NEWER = "customers whose attributes are all newer in Customer.io"
+ALL_ATTRIBUTES_NEWER = "upserts whose attributes are all newer in Customer.io"
 CONSENT_LEFT_OUT = "attributes about consent left out (R19)"
 
 CUSTOMERS_BEYOND_LIMIT = "customers beyond the limit"

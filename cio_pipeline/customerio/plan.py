@@ -19,9 +19,9 @@ from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
 from cio_pipeline.customerio.counts import (
     ALL_ATTRIBUTES_NEWER,
     CONSENT_LEFT_OUT,
-    CUSTOMERS_WITH_NOTHING_NEW,
     EVENTS_DELIVERED_BEFORE,
     NEWER_ATTRIBUTES,
+    UPSERTS_WITH_NOTHING_NEW,
     refused_before,
 )
 from cio_pipeline.customerio.in_flight import InFlight
@@ -31,6 +31,7 @@ from cio_pipeline.packed_ids import are_in
 from cio_pipeline.rules.columns import TIME, Bools, to_list
 from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
 from cio_pipeline.rules.items import V1_CALL
+from cio_pipeline.rules.limits import MAX_ATTRIBUTE_NAME_BYTES
 from cio_pipeline.state.refusals import Refusal
 
 CAMPAIGN_WINDOW_SECONDS = 72 * 3600
@@ -155,14 +156,16 @@ def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: Deliver
 def _without_consent(
     operation: dict[str, Any], state: State, options: DeliveryOptions, plan: Plan
 ) -> tuple[dict[str, Any], State]:
-    """R19: an upsert that was derived under another setting, without the attributes about consent that this one does not allow.
+    """R19: an upsert that was derived under another setting, without the attributes about consent that this one does not allow,
+    or that it names at more length than R10 allows.
 
     An attribute that passes under another name than it came with counts as set at the latest time of those about consent.
     """
     given = operation["attributes"]
     latest = max((state[name_hash(name)][1] for name in given if is_consent(name)), default=0)
-    passed, left_out = without_disallowed_consent(given, options.allow_consent)
-    plan.counts[CONSENT_LEFT_OUT] += len(left_out)
+    allowed, left_out = without_disallowed_consent(given, options.allow_consent)
+    passed = {name: value for name, value in allowed.items() if len(name.encode()) <= MAX_ATTRIBUTE_NAME_BYTES}
+    plan.counts[CONSENT_LEFT_OUT] += len(left_out) + len(allowed) - len(passed)
     times = {name: state.get(name_hash(name), (b"", latest))[1] for name in passed}
     return {**operation, "attributes": passed}, {
         name_hash(name): (value_hash(write(value)), times[name]) for name, value in passed.items()
@@ -177,7 +180,7 @@ def _rewritten(operation: dict[str, Any], current: State, newest: int) -> bytes:
 
 
 def _nothing_new(item_id: str, recorded: LedgerView, plan: Plan) -> None:
-    plan.counts[CUSTOMERS_WITH_NOTHING_NEW] += 1
+    plan.counts[UPSERTS_WITH_NOTHING_NEW] += 1
     _close(item_id, recorded, plan)
 
 

@@ -20,10 +20,10 @@ from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import CUSTOMER, PROBE, TrackClient, WholeRequestRefused
 from cio_pipeline.customerio.counts import (
     CAMPAIGN_EVENTS,
-    CUSTOMERS_SENT,
     EVENTS_SENT,
     NEW_CUSTOMERS,
     ONLY_PERSONLESS,
+    UPSERTS_SENT,
     refused_because,
 )
 from cio_pipeline.customerio.rate_limit import Stopped
@@ -175,7 +175,7 @@ class Sender:
 
     def _count(self, accepted: Request, refused: list[Refusal]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
-        self.counts[CUSTOMERS_SENT] += len(upserts)  # a customer of several parts (R10) counts once for each
+        self.counts[UPSERTS_SENT] += len(upserts)  # a customer of several parts (R10) counts once for each
         new = {item.key: item.is_personless for item in upserts if item.is_new and item.key not in self._new_customers}
         self._new_customers |= new.keys()
         self.counts[NEW_CUSTOMERS] += len(new)

@@ -27,7 +27,7 @@ from cio_pipeline.worker_pool import map_shards
 CLASSIFIED = pa.schema(
     [
         *(KEPT_EVENTS.field(name) for name in ("uuid", "event", "distinct_id", "timestamp", "properties", "person_properties")),
-        *(KEPT_EVENTS.field(name) for name in ("personless", "plain", "is_data")),
+        *(KEPT_EVENTS.field(name) for name in ("personless", "canonical", "sent_as_is")),
         *((name, pa.string()) for name in ("key", "identifier", "email")),
         ("email_set_at", pa.int64()),
         ("outcome", pa.string()),

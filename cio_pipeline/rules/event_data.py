@@ -51,26 +51,26 @@ class EventData(NamedTuple):
 def read_event_data(
     contents: pa.LargeBinaryArray,
     persons: pa.LargeBinaryArray,
-    plain: Bools,
-    is_data: Bools,
+    canonical: Bools,
+    sent_as_is: Bools,
     why_left_out: WhyLeftOut,
     options: Options,
 ) -> EventData:
     """Returns the data of the events with these properties.
 
     contents: the properties; persons: the person's properties where these are used instead of `$set`, else null; both are JSON
-    in UTF-8. plain, is_data: as in `properties.PARSED_COLUMNS`.
+    in UTF-8. canonical, sent_as_is: as in `properties.PARSED_COLUMNS`.
     """
     data: list[bytes | None] = []
     refused: dict[int, str] = {}
     findings: dict[int, Findings] = {}
-    changes = ~is_data | persons.is_valid().to_numpy(zero_copy_only=False)
+    changes = ~sent_as_is | persons.is_valid().to_numpy(zero_copy_only=False)
     rows = np.flatnonzero(changes)
     chosen = [array.take(pa.array(rows)) for array in (contents, persons)]
-    for row, content, person, is_plain in zip(rows.tolist(), *map(to_list, chosen), plain[rows].tolist(), strict=True):
-        scanned = _scan(content, person, why_left_out) if is_plain else None
+    for row, content, person, is_canonical in zip(rows.tolist(), *map(to_list, chosen), canonical[rows].tolist(), strict=True):
+        cut = _cut(content, person, why_left_out) if is_canonical else None
         try:
-            written, findings[row] = scanned or _parse(content, person, why_left_out, options)
+            written, findings[row] = cut or _parse(content, person, why_left_out, options)
         except UnusableJson as reason:
             written, refused[row] = None, f"{reason} (R14)"
         data.append(written)
@@ -78,8 +78,8 @@ def read_event_data(
     return EventData(whole, refused, findings)
 
 
-def _scan(content: bytes, person: bytes | None, why_left_out: WhyLeftOut) -> tuple[bytes, Findings] | None:
-    """Returns the data of plain JSON, and what else it holds; None if the JSON has to be parsed."""
+def _cut(content: bytes, person: bytes | None, why_left_out: WhyLeftOut) -> tuple[bytes, Findings] | None:
+    """Returns the data, and what else the JSON holds, by cutting it out of canonical JSON; None if that has to be parsed."""
     members = members_of(content)
     written = None if members is None else without_members(content, members)
     if members is None or written is None:

@@ -119,8 +119,8 @@ class _Chunk(NamedTuple):
 def _chunk(to_send: pd.DataFrame, why_left_out: WhyLeftOut, options: Options) -> _Chunk:
     keys, names, times = factorize(to_send["key"]), factorize(to_send["event"]), microseconds(to_send["timestamp"])
     properties, persons = utf8(to_send["properties"]), utf8(to_send["person_properties"])
-    plain, is_data = to_send["plain"].to_numpy(bool), to_send["is_data"].to_numpy(bool)
-    data = read_event_data(properties, persons, plain, is_data, why_left_out, options)
+    canonical, sent_as_is = to_send["canonical"].to_numpy(bool), to_send["sent_as_is"].to_numpy(bool)
+    data = read_event_data(properties, persons, canonical, sent_as_is, why_left_out, options)
     ids = ulids(times, names, utf8(to_send["distinct_id"]), utf8(to_send["uuid"]))
     items = event_items(keys, names, ids, times // MICROSECONDS_PER_SECOND, data.json)
     return _Chunk(keys, names, times, data.findings, data.refused | items.refused, _events(to_send, names, ids, items))

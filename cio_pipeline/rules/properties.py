@@ -20,13 +20,13 @@ from cio_pipeline.rules.values import is_email
 PARSED_COLUMNS = pa.schema(
     [
         *((name, pa.string()) for name in ("given_email", "anonymous_id")),
-        *((name, pa.bool_()) for name in ("personless", "plain", "is_data")),
+        *((name, pa.bool_()) for name in ("personless", "canonical", "sent_as_is")),
     ]
 )
 """given_email: the valid email among the given attributes (R1, R2); anonymous_id: the `$anon_distinct_id` of a `$identify`
-(R16, R21); personless: whether `$process_person_profile` is `false` (R5); plain: whether the properties are JSON as orjson
-writes it, without anything that R13 may leave out; is_data: whether they are plain and have no `$set`, `$set_once` or `$unset`,
-so that they are the event's data as they are (R12)."""
+(R16, R21); personless: whether `$process_person_profile` is `false` (R5); canonical: whether the properties are JSON exactly as
+orjson writes it, without anything that R13 may leave out, so that members can be cut out of it; sent_as_is: whether they are
+canonical and have no `$set`, `$set_once` or `$unset`, so that they are the event's data as they are (R12)."""
 
 SPACE = r'(?:\A|[{\[,:])[ \t\r\n]+(?:["{}\[\]0-9-]|true|false|null)|[ \t\r\n](?:[}\],:]|\z)'
 """Spaces around JSON's tokens. It also matches inside strings, which only means that such JSON is parsed in full."""
@@ -79,7 +79,7 @@ def _parse_chunk(identifies: Bools, contents: pa.LargeBinaryArray, persons: pa.L
     rows = len(contents)
     emails: list[str | None] = [None] * rows
     anonymous_ids: list[str | None] = [None] * rows
-    personless, plain, is_data = [False] * rows, [True] * rows, [True] * rows
+    personless, canonical, sent_as_is = [False] * rows, [True] * rows, [True] * rows
     need_parsing = matches(contents, NEEDS_PARSING) | are_deep(contents)
     events = zip(to_list(contents), to_list(persons), need_parsing.tolist(), strict=True)
     for row, (content, person, needs_parsing) in enumerate(events):
@@ -87,19 +87,19 @@ def _parse_chunk(identifies: Bools, contents: pa.LargeBinaryArray, persons: pa.L
         if members is None:
             whole = read_leniently(content)
             given, anonymous, profile = whole.get("$set"), whole.get("$anon_distinct_id"), whole.get("$process_person_profile")
-            plain[row] = is_data[row] = False
+            canonical[row] = sent_as_is[row] = False
         elif members == NO_MEMBERS and person is None:
             continue
         else:
             given, anonymous, profile = value_of(members.given), value_of(members.anonymous_id), value_of(members.profile)
-            is_data[row] = members.given is members.set_once is members.unset is ABSENT
+            sent_as_is[row] = members.given is members.set_once is members.unset is ABSENT
         if person is not None:
             given = read_leniently(person)
         email = given.get("email") if isinstance(given, dict) else None
         emails[row] = email if email is not None and is_email(email) else None
         anonymous_ids[row] = anonymous if isinstance(anonymous, str) and identifies[row] else None
         personless[row] = profile is False
-    columns = zip((emails, anonymous_ids, personless, plain, is_data), PARSED_COLUMNS, strict=True)
+    columns = zip((emails, anonymous_ids, personless, canonical, sent_as_is), PARSED_COLUMNS, strict=True)
     return pa.table([pa.array(column, field.type) for column, field in columns], PARSED_COLUMNS)
 
 
@@ -112,7 +112,7 @@ def members_of(content: bytes) -> Members | None:
 
 
 def without_members(content: bytes, members: Members) -> bytes | None:
-    """Plain JSON without its `$set`, `$set_once` and `$unset` (R12); None if it is not certain where these are."""
+    """Canonical JSON without its `$set`, `$set_once` and `$unset` (R12); None if it is not certain where these are."""
     for name, member in ((b'"$set":', members.given), (b'"$set_once":', members.set_once), (b'"$unset":', members.unset)):
         if member is not ABSENT:
             if content.count(name) != 1:

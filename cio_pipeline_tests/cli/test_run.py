@@ -314,7 +314,7 @@ def test_what_customerio_has_refused_is_listed_without_anybodys_data_and_sent_ag
     assert main(["refusals", "--reason", "another"]) == 0
     assert capsys.readouterr().out == "Nothing is refused.\n"
     assert main(["redeliver", "--reason", reason]) == 0
-    assert " 3 customers sent, " in capsys.readouterr().out
+    assert " 3 upserts sent, " in capsys.readouterr().out
     assert main(["refusals"]) == 0
     assert capsys.readouterr().out == "Nothing is refused.\n"
     assert main(["redeliver"]) == 0

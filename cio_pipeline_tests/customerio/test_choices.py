@@ -81,13 +81,13 @@ def test_a_look_says_what_a_delivery_then_does(workspace: Workspace, ledger: Led
     shown = look(ledger, made)
     assert (len(workspace.requests), ledger.states(made.customers["key"])) == (requests, kept), "nothing was sent or noted"
     counts = shown.counts
-    assert (counts["new customers"], counts["customers changed"], counts["customers with nothing new"]) == (2, 1, 1)
+    assert (counts["new customers"], counts["customers changed"], counts["upserts with nothing new"]) == (2, 1, 1)
     assert (counts["events to send"], counts["events delivered before"]) == (3, 2)
     assert counts["events under 72 hours"] == 1
     assert shown.event_names == {"c": 2, "Invited b***@e***.com": 1}
     sent = send(workspace, ledger, made)
     assert sent.counts["new customers"] == counts["new customers"]
-    assert sent.counts["customers sent"] == counts["upserts to send"]
+    assert sent.counts["upserts sent"] == counts["upserts to send"]
     assert len(workspace.requests) - requests == counts["requests"] == 1
     assert workspace.requests[-1].bytes == counts["bytes"]
     assert shown.sample == sent.sample
@@ -134,7 +134,7 @@ def test_the_limit_holds_over_shards(ledger: Ledger, workspace: Workspace) -> No
     made = [tables(event("a", f"{shard}-{n}")) for shard in range(3) for n in range(1)]
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     report = deliver(DAY, [one.shard for one in made], ledger, client, options=DeliveryOptions(limit=2))
-    assert report.counts["customers sent"] == 2
+    assert report.counts["upserts sent"] == 2
 
 
 def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(workspace: Workspace, ledger: Ledger) -> None:
@@ -143,7 +143,7 @@ def test_a_forced_delivery_sends_everything_but_attributes_that_were_set_since(w
     newer = tables({**event("b", at="2026-03-03T10:00Z", set_={"plan": "pro"}), "uuid": "00000000-0000-0000-0000-00000000000b"})
     send(workspace, ledger, newer, NEXT_DAY)
     counts = send(workspace, ledger, older, options=DeliveryOptions(resend=True)).counts
-    assert (counts["customers sent"], counts["events sent"], counts["attributes newer in Customer.io"]) == (1, 1, 2)
+    assert (counts["upserts sent"], counts["events sent"], counts["attributes newer in Customer.io"]) == (1, 1, 2)
     person = workspace.workspace.person("u1")
     assert person is not None
     assert (person.values["plan"], person.values["city"], len(person.events)) == ("pro", "Bonn", 2)
@@ -208,7 +208,7 @@ def test_what_is_accepted_the_second_time_is_closed(workspace: Workspace, ledger
     workspace.answer = answer  # type: ignore[method-assign]
     assert len(ledger.refused(DAY)) == 4
     report = again(workspace, ledger)
-    assert (report.counts["customers sent"], report.counts["events sent"]) == (2, 2)
+    assert (report.counts["upserts sent"], report.counts["events sent"]) == (2, 2)
     assert ledger.refusals() == {}
     assert people(workspace) == {"u1": 1, "u2": 1}
 

@@ -58,7 +58,7 @@ def posts(workspace: Workspace) -> list[str]:
 def test_people_and_events_arrive_in_one_request(workspace: Workspace, ledger: Ledger) -> None:
     made = tables(event("signed up", set_={"plan": "pro"}), event("$pageview", "u2", url="/"))
     counts = send(workspace, ledger, made)
-    assert (counts["customers sent"], counts["events sent"]) == (2, 2)
+    assert (counts["upserts sent"], counts["events sent"]) == (2, 2)
     assert posts(workspace) == ["/api/v2/batch"]
     assert attributes(workspace) == {"plan": "pro", "identifier": "u1"}
 
@@ -67,10 +67,10 @@ def test_a_second_delivery_sends_nothing_and_a_late_event_alone(workspace: Works
     first = [event("one", set_={"plan": "pro"})]
     send(workspace, ledger, tables(*first))
     counts = send(workspace, ledger, tables(*first))
-    assert (counts["customers sent"], counts["events sent"], counts["events delivered before"]) == (0, 0, 1)
+    assert (counts["upserts sent"], counts["events sent"], counts["events delivered before"]) == (0, 0, 1)
     assert len(posts(workspace)) == 1
     counts = send(workspace, ledger, tables(*first, event("late")))
-    assert (counts["customers sent"], counts["events sent"]) == (0, 1)
+    assert (counts["upserts sent"], counts["events sent"]) == (0, 1)
 
 
 def test_a_refused_item_is_kept_with_its_reason_and_the_rest_arrives(workspace: Workspace, ledger: Ledger) -> None:
@@ -91,7 +91,7 @@ def test_a_batch_refused_whole_is_halved_until_the_bad_item_is_alone(workspace: 
     made = tables(*(event(f"e{n}", f"u{n}") for n in range(8)))
     unreadable = made.events["operation"].str.replace('"name":"e5"', '"name":')
     counts = send(workspace, ledger, made._replace(events=made.events.assign(operation=unreadable)))
-    assert (counts["customers sent"], counts["events sent"]) == (8, 7)
+    assert (counts["upserts sent"], counts["events sent"]) == (8, 7)
     assert len(ledger.refused(DAY)) == 1
 
 
@@ -141,7 +141,7 @@ def test_r17_an_older_day_leaves_newer_attributes_alone(workspace: Workspace, le
     assert attributes(workspace) == {"plan": "pro", "city": "Bonn", "identifier": "u1"}
     assert counts["attributes newer in Customer.io"] == 2
     counts = send(workspace, ledger, tables(older))
-    assert (counts["customers sent"], counts["customers with nothing new"]) == (0, 1)
+    assert (counts["upserts sent"], counts["upserts with nothing new"]) == (0, 1)
 
 
 def test_r17_an_unchanged_value_still_counts_as_set_later(workspace: Workspace, ledger: Ledger) -> None:

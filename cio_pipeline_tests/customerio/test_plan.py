@@ -98,8 +98,8 @@ def test_an_upsert_that_is_older_or_brings_nothing_new_is_counted_and_settled() 
     sent = unpack(upsert.state)
     newer = {name: (b"other!", time + 1) for name, (_, time) in sent.items()}
     for state, why in (
-        (newer, "customers whose attributes are all newer in Customer.io"),
-        (sent, "customers with nothing new"),
+        (newer, "upserts whose attributes are all newer in Customer.io"),
+        (sent, "upserts with nothing new"),
     ):
         found = planned(made, {upsert.key: state}, refused=(refused_upsert(upsert),))
         assert (found.counts[why], found.closed_ids) == (1, [upsert.item_id])
@@ -206,6 +206,15 @@ def test_r19_an_object_of_preferences_made_under_another_setting_goes_out_as_the
     assert planned(made, {"id:u1": unpack(upsert.state)}, allow_consent="unsubscribe").upserts == []
 
 
+def test_r10_a_topic_that_makes_too_long_a_name_is_left_out_of_an_upsert_derived_under_another_setting() -> None:
+    topics = {"news": False, "n" * 140: False}
+    made = tables(event(set_={"cio_subscription_preferences": {"topics": topics}}), allow_consent="Yes")
+    plan = planned(made, allow_consent="unsubscribe")
+    [upsert] = plan.upserts
+    assert json.loads(upsert.operation)["attributes"] == {"identifier": "u1", "cio_subscription_preferences.topics.news": False}
+    assert plan.counts["attributes about consent left out (R19)"] == 1
+
+
 def test_r19_an_upsert_that_holds_only_what_may_not_pass_is_closed_without_any_newer_attribute() -> None:
     made = tables(event(set_={"unsubscribed": False}), allow_consent="Yes")
     [upsert] = planned(made, allow_consent="Yes").upserts
@@ -215,7 +224,7 @@ def test_r19_an_upsert_that_holds_only_what_may_not_pass_is_closed_without_any_n
     recorded = LedgerView({}, pack_ids([]), {refused.item_id: refused})
     plan = plan_redelivery([refused], recorded, DeliveryOptions(allow_consent="unsubscribe"))
     assert (plan.upserts, plan.closed_ids) == ([], [refused.item_id])
-    assert +plan.counts == {"attributes about consent left out (R19)": 1, "customers with nothing new": 1}
+    assert +plan.counts == {"attributes about consent left out (R19)": 1, "upserts with nothing new": 1}
 
 
 def test_an_operation_is_read_only_where_something_is_sent() -> None:

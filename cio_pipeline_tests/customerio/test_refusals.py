@@ -287,7 +287,7 @@ def test_a_customer_of_several_upserts_counts_as_new_once_although_one_of_them_i
     answer_where(workspace, lambda _, body: f'"{name}":'.encode() in body, (413, {}))
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     counts = deliver(DAY, [made.shard], ledger, client).counts
-    assert (counts["customers sent"], counts["new customers"], len(ledger.refusals())) == (2, 1, 1)
+    assert (counts["upserts sent"], counts["new customers"], len(ledger.refusals())) == (2, 1, 1)
 
 
 def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:

@@ -394,7 +394,7 @@ def test_with_events_that_are_too_recent_what_only_they_bring_is_left_for_later(
     )
     hours = (datetime.now(UTC) - cut) / timedelta(hours=1)
     receipt = run(instance, [day], hold_recent_events=hours)[day]
-    assert (receipt["events sent"], receipt["customers sent"], receipt["events held as too recent"]) == (1, 1, 4)
+    assert (receipt["events sent"], receipt["upserts sent"], receipt["events held as too recent"]) == (1, 1, 4)
     assert receipt[LEFT_FOR_ANOTHER_RUN] == 6, "also an upsert of each of the two people"
     assert plan_of(workspace, "jane") == "free"
     receipt = run(instance, [day])[day]

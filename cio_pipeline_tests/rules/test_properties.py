@@ -1,4 +1,4 @@
-"""What is read of an event's JSON when it is extracted, and which JSON is plain."""
+"""What is read of an event's JSON when it is extracted, and which JSON is canonical."""
 
 from __future__ import annotations
 
@@ -113,12 +113,12 @@ def parsed(text: str | None, person: str | None = None) -> dict[str, Any]:
 
 @examples(150)
 @given(texts)
-def test_plain_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> None:
+def test_canonical_json_without_what_is_no_data_is_what_orjson_writes(text: str) -> None:
     found = parsed(text)
-    if found["plain"]:
+    if found["canonical"]:
         wanted = {name: value for name, value in orjson.loads(text).items() if name not in NOT_DATA}
-        for plain, is_data in ((True, found["is_data"]), (True, False), (False, False)):
-            columns = [np.array([column]) for column in (plain, is_data)]
+        for canonical, sent_as_is in ((True, found["sent_as_is"]), (True, False), (False, False)):
+            columns = [np.array([column]) for column in (canonical, sent_as_is)]
             made = read_event_data(arrays(text), arrays(None), columns[0], columns[1], lambda _: None, Options())
             assert made.json.to_pylist() == [orjson.dumps(wanted)]
 
@@ -132,17 +132,29 @@ def test_the_facts_are_those_that_reading_all_of_the_json_tells(text: str) -> No
     assert found["personless"] is (whole.get("$process_person_profile") is False)
 
 
-def test_what_the_sources_give_nearly_always_is_plain() -> None:
+def test_what_the_sources_give_nearly_always_is_canonical() -> None:
     properties = {"$current_url": "https://a.example/?q=ü", "price": 12.34, "cart": [{"sku": "a", "count": 1}, None, True]}
     text = json.dumps(properties, ensure_ascii=False, separators=(",", ":"))
-    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": True, "is_data": True}
+    assert parsed(text) == {
+        "given_email": None,
+        "anonymous_id": None,
+        "personless": False,
+        "canonical": True,
+        "sent_as_is": True,
+    }
 
 
 @pytest.mark.parametrize(
     "text", [None, "", "[]", "null", "{", '{"a":NaN}', '{"a":1e999}', '{"a":' + "[" * 300 + "]" * 300 + "}"]
 )
-def test_json_that_cannot_be_sent_is_not_plain(text: str | None) -> None:
-    assert parsed(text) == {"given_email": None, "anonymous_id": None, "personless": False, "plain": False, "is_data": False}
+def test_json_that_cannot_be_sent_is_not_canonical(text: str | None) -> None:
+    assert parsed(text) == {
+        "given_email": None,
+        "anonymous_id": None,
+        "personless": False,
+        "canonical": False,
+        "sent_as_is": False,
+    }
 
 
 def test_the_email_is_of_the_person_where_that_is_to_be_taken() -> None:

@@ -11,7 +11,6 @@ from cio_pipeline.customerio.counts import (
     CHANGED_CUSTOMERS,
     CUSTOMERS_BEYOND_LIMIT,
     CUSTOMERS_SUPPRESSED,
-    CUSTOMERS_WITH_NOTHING_NEW,
     EVENTS_BEYOND_LIMIT,
     EVENTS_DELIVERED_BEFORE,
     EVENTS_SUPPRESSED,
@@ -20,6 +19,7 @@ from cio_pipeline.customerio.counts import (
     NEW_CUSTOMERS,
     ONLY_PERSONLESS,
     PEOPLE_LISTED,
+    UPSERTS_WITH_NOTHING_NEW,
     all_refused_before,
 )
 from cio_pipeline.customerio.delivery import Report
@@ -39,7 +39,7 @@ PREVIEW_COUNTS = (
     CAMPAIGN_EVENTS,
     CHANGED_CUSTOMERS,
     EVENTS_DELIVERED_BEFORE,
-    CUSTOMERS_WITH_NOTHING_NEW,
+    UPSERTS_WITH_NOTHING_NEW,
 )
 """The counts of a preview that the table of days always shows."""
 

@@ -10,9 +10,7 @@ import dagster as dg
 from cio_pipeline.customerio.counts import (
     CAMPAIGN_EVENTS,
     CUSTOMERS_BEYOND_LIMIT,
-    CUSTOMERS_SENT,
     CUSTOMERS_SUPPRESSED,
-    CUSTOMERS_WITH_NOTHING_NEW,
     EVENTS_BEYOND_LIMIT,
     EVENTS_DELIVERED_BEFORE,
     EVENTS_SENT,
@@ -20,6 +18,8 @@ from cio_pipeline.customerio.counts import (
     EVENTS_TOO_RECENT,
     LEFT_FOR_ANOTHER_RUN,
     NEW_CUSTOMERS,
+    UPSERTS_SENT,
+    UPSERTS_WITH_NOTHING_NEW,
     all_refused,
 )
 from cio_pipeline.defs.pages.charts import DAYS_SHOWN, DayEvents, day_chart, last_days_chart
@@ -63,9 +63,9 @@ COUNTS_ALWAYS_SHOWN = (
     NEW_CUSTOMERS,
     CAMPAIGN_EVENTS,
     EVENTS_SENT,
-    CUSTOMERS_SENT,
+    UPSERTS_SENT,
     EVENTS_DELIVERED_BEFORE,
-    CUSTOMERS_WITH_NOTHING_NEW,
+    UPSERTS_WITH_NOTHING_NEW,
     "refused",
 )
 COUNTS_SHOWN_IF_ANY = (
@@ -77,7 +77,7 @@ COUNTS_SHOWN_IF_ANY = (
 )
 """The counts of what was left out on purpose, which are shown only if they are not 0."""
 
-IN_ONE_LINE = (EVENTS_SENT, CUSTOMERS_SENT, EVENTS_DELIVERED_BEFORE, CUSTOMERS_WITH_NOTHING_NEW, "refused", "requests")
+IN_ONE_LINE = (EVENTS_SENT, UPSERTS_SENT, EVENTS_DELIVERED_BEFORE, UPSERTS_WITH_NOTHING_NEW, "refused", "requests")
 SHOWN_AS = {"refused": "refused by Customer.io"}
 
 
@@ -143,7 +143,7 @@ def _day_counts(store: Store, day: str) -> DayCounts:
 
 
 def in_one_line(run: Mapping[str, Any]) -> str:
-    """Returns what `run_counts` has returned as `3 events sent, 2 customers sent, ...`."""
+    """Returns what `run_counts` has returned as `3 events sent, 2 upserts sent, ...`."""
     names = [*IN_ONE_LINE, *(name for name in COUNTS_SHOWN_IF_ANY if run.get(name))]
     return ", ".join(f"{run.get(name, 0):,} {_singular(SHOWN_AS.get(name, name), run.get(name, 0))}" for name in names)
 

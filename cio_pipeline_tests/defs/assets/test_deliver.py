@@ -108,7 +108,7 @@ def refusing(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, name: str) -
 
 def test_the_receipt_shows_counts_traffic_and_a_sample_without_data(workspace: Workspace, instance: dg.DagsterInstance) -> None:
     receipt = run(instance)
-    assert (receipt["customers sent"], receipt["new customers"], receipt["events sent"]) == (2, 2, 4)
+    assert (receipt["upserts sent"], receipt["new customers"], receipt["events sent"]) == (2, 2, 4)
     assert receipt["requests"] == 1
     assert receipt["bytes"] == size(workspace.requests[-1].bytes)
     assert receipt["events per second"]
@@ -120,9 +120,9 @@ def test_run_config_leaves_recent_events_for_later_limits_the_customers_and_rese
     workspace: Workspace, instance: dg.DagsterInstance
 ) -> None:
     held = run(instance, hold_recent_events=24 * 365 * 100)
-    assert (held["customers sent"], held["events sent"], held["events held as too recent"]) == (0, 0, 4)
+    assert (held["upserts sent"], held["events sent"], held["events held as too recent"]) == (0, 0, 4)
     limited = run(instance, limit=1)
-    assert (limited["customers sent"], limited["events sent"], limited["customers beyond the limit"]) == (1, 2, 1)
+    assert (limited["upserts sent"], limited["events sent"], limited["customers beyond the limit"]) == (1, 2, 1)
     assert run(instance)["events sent"] == 2
     assert run(instance, resend=True)["events sent"] == 4
     assert workspace.workspace.totals()["events"] == 4

@@ -15,14 +15,14 @@ from cio_pipeline.state.ledger import DayTotals
 
 COUNTS = {
     "events sent": 3000,
-    "customers sent": 2,
+    "upserts sent": 2,
     "events delivered before": 0,
-    "customers with nothing new": 1,
+    "upserts with nothing new": 1,
     "refused": 4,
     "requests": 5,
 }
 LINE = (
-    "3,000 events sent, 2 customers sent, 0 events delivered before, 1 customer with nothing new, 4 refused by Customer.io,"
+    "3,000 events sent, 2 upserts sent, 0 events delivered before, 1 upsert with nothing new, 4 refused by Customer.io,"
     " 5 requests"
 )
 
