@@ -93,7 +93,7 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
     operations = cache(lambda: _column_list(customers, "operation", BYTES))
     for row, (key, part, state, consent) in enumerate(zip(keys, parts, states, have_consent, strict=True)):
         stored = recorded.states.get(key, b"")
-        if state == stored and not consent and not options.resend:
+        if state == stored and not consent and not options.resend and key not in recorded.in_flight:
             _nothing_new(upsert_id(key, part) if recorded.refused else "", recorded, plan)
             continue
         personless, operation = key not in with_person, operations()[row]
@@ -139,7 +139,8 @@ def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: Deliver
         plan.counts[ALL_ATTRIBUTES_NEWER] += 1
         _close(upsert.item_id, recorded, plan)
         return None
-    if not options.resend and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
+    is_known = not options.resend and upsert.key not in recorded.in_flight
+    if is_known and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
         _nothing_new(upsert.item_id, recorded, plan)
         if any(stored[name] != entry for name, entry in current.items()):
             plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
@@ -190,9 +191,11 @@ def _close(item_id: str, recorded: LedgerView, plan: Plan) -> None:
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
-    """Returns whether Customer.io has refused exactly this operation."""
+    """Returns whether Customer.io has refused exactly this operation. Since then, one in flight may have been accepted."""
     before = recorded.refused.get(item.item_id)
     if options.resend or before is None or before.operation != item.operation.decode():
+        return False
+    if item.is_customer and item.key in recorded.in_flight:
         return False
     plan.counts[refused_before(before.reason)] += 1
     return True

@@ -17,7 +17,7 @@ import pytest
 from cio_pipeline.customerio.client import TrackClient
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, redeliver
 from cio_pipeline_tests.examples import TIMES
 from cio_pipeline_tests.rules.streams import event, tables
 
@@ -25,9 +25,6 @@ DAYS = [f"2026-03-{day:02d}" for day in range(1, 15)]
 Day = list[dict[str, Any]]
 Taken = Callable[[bytes], bytes]
 """What a Customer.io makes of a batch's body."""
-
-
-CUT_OFF = -1
 
 
 class CutOffError(Exception):
@@ -50,21 +47,22 @@ def stream(seed: int) -> dict[str, Day]:
 
 
 def some(rnd: random.Random) -> dict[str, Any]:
-    return {name: rnd.choice([1, 2, 3, None]) for name in rnd.sample(["plan", "city", "age", "seats"], rnd.randrange(4))}
+    """Few attributes and values, so that a value often returns."""
+    return {name: rnd.choice([1, 2, None]) for name in rnd.sample(["plan", "city"], rnd.randrange(3))}
 
 
 def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, taken: Taken) -> dict[str, Any]:
-    """The workspace after these deliveries, each of a day's first so many events, or of all but cut off before any answer is
-    recorded."""
+    """The workspace after these deliveries, each of a day's first so many events; if the number is negative, of as many, but
+    cut off before any answer is recorded."""
     with customerio.serve() as server:
         batch = server.workspace.batch
         server.workspace.batch = lambda body: batch(taken(body))  # type: ignore[method-assign]
         client = TrackClient(server.url, "sandbox", "sandbox-key", 1000)
         for day, first in steps:
-            given = days[day] if first == CUT_OFF else days[day][:first]
+            given = days[day][: abs(first)]
             if given:
                 made = tables(*given)
-                ends = patch.object(Ledger, "acknowledge", side_effect=CutOffError) if first == CUT_OFF else nullcontext()
+                ends = patch.object(Ledger, "acknowledge", side_effect=CutOffError) if first < 0 else nullcontext()
                 with suppress(CutOffError), ends:
                     deliver(day, [made.shard], ledger, client)
         people = [person.to_dict() for person in server.workspace.people()]
@@ -73,7 +71,7 @@ def state(days: dict[str, Day], steps: list[tuple[str, int]], ledger: Ledger, ta
 
 def cut_off(rnd: random.Random) -> list[tuple[str, int]]:
     """Deliveries of which many are cut off, and at the end one of each whole day."""
-    steps = [(CUT_OFF, 3), (CUT_OFF,), (99,), (99,)]
+    steps = [(-99, 3), (-99,), (3, -6, 9), (3, -6, -9), (-99, 99), (99,), (99,)]
     begun = [(day, first) for day in rnd.sample(DAYS, len(DAYS)) for first in rnd.choice(steps)]
     return begun + [(day, 99) for day in rnd.sample(DAYS, len(DAYS))]
 
@@ -111,7 +109,7 @@ def older_upserts_dropped() -> Taken:
 
 
 @pytest.mark.parametrize("model", [by_time, by_arrival, older_upserts_dropped])
-@pytest.mark.parametrize("seed", range(TIMES))
+@pytest.mark.parametrize("seed", range(4, 4 + TIMES))  # in 4, a value returns while another is in flight
 def test_days_in_any_order_with_events_that_come_late_end_up_the_same(
     seed: int, model: Callable[[], Taken], tmp_path: Path
 ) -> None:
@@ -125,3 +123,45 @@ def test_days_in_any_order_with_events_that_come_late_end_up_the_same(
     ]
     assert any(attributes for attributes, _ in states[0].values())
     assert all(found == states[0] for found in states)
+
+
+def on(day: str, hour: int, plan: str) -> dict[str, Any]:
+    """An event of u1 that sets their plan."""
+    return {**event(plan, at=f"{day}T{hour:02d}:00Z", set_={"plan": plan}), "uuid": str(uuid.UUID(int=hour))}
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [[(DAYS[0], 1), (DAYS[0], -2), (DAYS[0], 3)], [(DAYS[0], 1), (DAYS[0], -2), (DAYS[0], -3), (DAYS[0], 3)]],
+    ids=["then sent", "then cut off, too, and sent"],
+)
+def test_a_value_that_returns_while_another_is_in_flight_is_sent(steps: list[tuple[str, int]], tmp_path: Path) -> None:
+    days = {DAYS[0]: [on(DAYS[0], 9, "free"), on(DAYS[0], 10, "pro"), on(DAYS[0], 11, "free")]}
+    found = state(days, steps, Ledger(f"sqlite:///{tmp_path / 'ledger.db'}"), by_time())
+    assert found["u1"][0]["plan"] == "free"
+
+
+def test_a_value_that_returns_on_a_later_day_while_another_is_in_flight_is_sent(tmp_path: Path) -> None:
+    first, second, third = DAYS[:3]
+    days = {first: [on(first, 9, "free")], second: [on(second, 10, "pro")], third: [on(third, 11, "free")]}
+    steps = [(first, 1), (second, -1), (third, 1), (second, 1)]
+    found = state(days, steps, Ledger(f"sqlite:///{tmp_path / 'ledger.db'}"), by_time())
+    assert found["u1"][0]["plan"] == "free"
+
+
+def test_a_redelivery_that_was_cut_off_is_not_undone_by_an_older_day(tmp_path: Path) -> None:
+    older, newer = DAYS[:2]
+    before, made = tables(on(older, 9, "free")), tables(on(newer, 10, "pro"))
+    ledger, bad = Ledger(f"sqlite:///{tmp_path / 'ledger.db'}"), (207, {"errors": [{"batch_index": 0, "reason": "invalid"}]})
+    with customerio.serve() as server:
+        client, batch = TrackClient(server.url, "sandbox", "sandbox-key", 1000), server.workspace.batch
+        with patch.object(server.workspace, "batch", lambda body: bad if b'"plan":"pro"' in body else batch(body)):
+            deliver(newer, [made.shard], ledger, client)
+        with suppress(CutOffError), patch.object(Ledger, "acknowledge", side_effect=CutOffError):
+            redeliver(newer, list(ledger.refused(newer).values()), ledger, client)
+        deliver(newer, [made.shard], ledger, client)
+        deliver(older, [before.shard], ledger, client)
+        person = server.workspace.person("u1")
+    assert person is not None
+    assert person.values["plan"] == "pro"
+    assert ledger.refusals() == {}
