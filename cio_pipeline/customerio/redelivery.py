@@ -16,11 +16,10 @@ from cio_pipeline.attribute_state import pack, upsert_id
 from cio_pipeline.customerio.batches import BYTES, TEXT, Events, Item
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_upsert
 from cio_pipeline.customerio.selection import Columns, DeliveryOptions, ShardPairs, column, suppressed_keys
-from cio_pipeline.customerio.suppression import Suppressed
 from cio_pipeline.json_text import read_object, write
 from cio_pipeline.packed_ids import are_in, pack_ids
 from cio_pipeline.rules.columns import to_list
-from cio_pipeline.rules.consent import is_consent
+from cio_pipeline.rules.consent import is_consent, without_disallowed_consent
 from cio_pipeline.rules.items import V1_CALL
 from cio_pipeline.state.refusals import Refusal
 
@@ -30,8 +29,8 @@ class ComparedRefusals:
     """Refused items of a day, by what its tables, derived under the current settings, say of them now."""
 
     unchanged: list[Refusal]
-    """To be sent again: the tables have the event's operation, or all of the upsert's attributes. Those about consent are not
-    compared, as R19 is applied again when they are sent."""
+    """To be sent again: the tables have the event's operation, or all of the upsert's attributes, as far as R19 lets them pass
+    now."""
     changed: list[Refusal]
     """The tables have the event, or this upsert, with other content, which a run of the day sends."""
     gone: list[Refusal]
@@ -40,11 +39,12 @@ class ComparedRefusals:
     """The person is on the suppression list."""
 
 
-def compare_with_tables(refused: list[Refusal], shards: ShardPairs, suppressed: Suppressed) -> ComparedRefusals:
+def compare_with_tables(refused: list[Refusal], shards: ShardPairs, options: DeliveryOptions) -> ComparedRefusals:
     """Returns which of a day's refused items its tables still have.
 
     The tables also have emails and distinct_ids of suppressed people that a refused event does not name.
     """
+    suppressed = options.suppressed
     ids = {refusal.item_id for refusal in refused if refusal.kind == "event"}
     keys = {refusal.key for refusal in refused if refusal.kind == "customer"}
     operations: dict[str, bytes] = {}
@@ -54,7 +54,7 @@ def compare_with_tables(refused: list[Refusal], shards: ShardPairs, suppressed: 
     for customers, events in shards:
         operations |= _rows_of(events, "ulid", ids, "operation")
         for key, upsert in _rows_of(customers, "key", keys, "operation"):
-            attributes[key] |= _attributes(upsert.decode())
+            attributes[key] |= _attributes(upsert.decode(), options)
         parts = _rows_of(customers, "key", keys, "part", pa.int32())
         upserts |= {upsert_id(key, part) for key, part in parts}
         left_out |= suppressed_keys(suppressed, customers, events) if suppressed else set()
@@ -65,7 +65,8 @@ def compare_with_tables(refused: list[Refusal], shards: ShardPairs, suppressed: 
             is_same = is_there and operations[refusal.item_id] == refusal.operation.encode()
         else:
             is_there = refusal.item_id in upserts
-            is_same = refusal.key in attributes and _attributes(refusal.operation).items() <= attributes[refusal.key].items()
+            own = _attributes(refusal.operation, options)
+            is_same = refusal.key in attributes and own.items() <= attributes[refusal.key].items()
         if refusal.key in left_out or suppressed.has_customer(refusal.key, refusal.operation):
             compared.suppressed.append(refusal)
         elif is_same:
@@ -85,9 +86,10 @@ def _rows_of(rows: Columns, by: str, wanted: set[str], name: str, kind: pa.DataT
         yield from zip(to_list(texts.filter(found)), to_list(column(rows, name, kind).filter(found)), strict=True)
 
 
-def _attributes(upsert: str) -> dict[str, bytes]:
-    """Returns an upsert's attributes as JSON, by name, without those about consent."""
-    return {name: write(value) for name, value in read_object(upsert)["attributes"].items() if not is_consent(name)}
+def _attributes(upsert: str, options: DeliveryOptions) -> dict[str, bytes]:
+    """Returns an upsert's attributes as JSON, by name, as far as R19 lets them pass."""
+    passed, _ = without_disallowed_consent(read_object(upsert)["attributes"], options.allow_consent)
+    return {name: write(value) for name, value in passed.items()}
 
 
 def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: DeliveryOptions) -> Plan:

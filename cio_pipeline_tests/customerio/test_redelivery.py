@@ -8,7 +8,9 @@ import pandas as pd
 
 from cio_pipeline.attribute_state import upsert_id
 from cio_pipeline.customerio.redelivery import compare_with_tables
+from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.state.refusals import Refusal
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
@@ -26,9 +28,11 @@ def refused_of(made: Frames) -> list[Refusal]:
     ]
 
 
-def names(refused: list[Refusal], made: Frames, suppressed: Suppressed = NOBODY) -> tuple[list[str], ...]:
+def names(
+    refused: list[Refusal], made: Frames, suppressed: Suppressed = NOBODY, allow_consent: AllowConsent = "unsubscribe"
+) -> tuple[list[str], ...]:
     """The kinds of those that are unchanged, changed, gone and suppressed."""
-    compared = compare_with_tables(refused, [made.shard], suppressed)
+    compared = compare_with_tables(refused, [made.shard], DeliveryOptions(suppressed, allow_consent=allow_consent))
     groups = (compared.unchanged, compared.changed, compared.gone, compared.suppressed)
     return tuple([refusal.kind for refusal in group] for group in groups)
 
@@ -72,11 +76,25 @@ def test_attributes_that_r17_left_out_of_an_upsert_need_not_be_in_it() -> None:
     assert names([cut], made) == (["customer"], [], [], [])
 
 
-def test_attributes_about_consent_are_not_compared_as_r19_is_applied_again() -> None:
-    [upsert, _] = refused_of(tables(event(set_={"plan": "pro", "unsubscribed": True})))
-    without = tables(event(set_={"plan": "pro", "unsubscribed": True}), allow_consent="No")
+def test_attributes_about_consent_are_compared_as_the_current_setting_lets_them_pass() -> None:
+    given = event(set_={"plan": "pro", "unsubscribed": True})
+    [upsert, _] = refused_of(tables(given))
+    without = tables(given, allow_consent="No")
     assert "unsubscribed" in upsert.operation
-    assert names([upsert], without) == (["customer"], [], [], [])
+    assert names([upsert], without, allow_consent="No") == (["customer"], [], [], [])
+    assert names([upsert], without) == ([], ["customer"], [], [])
+    topics = event(set_={"cio_subscription_preferences": {"topics": {"news": False}}})
+    [upsert, _] = refused_of(tables(topics, allow_consent="Yes"))
+    assert names([upsert], tables(topics)) == (["customer"], [], [], [])
+
+
+def test_a_subscription_that_the_tables_no_longer_have_is_not_sent_again() -> None:
+    subscribes = event(set_={"plan": "pro", "unsubscribed": False})
+    [upsert, _] = refused_of(tables(subscribes, allow_consent="Yes"))
+    excluded = tables(subscribes, allow_consent="Yes", exclude_attributes=("unsubscribed",))
+    left = tables(subscribes, event("left", at="2026-03-02T11:00Z", set_={"unsubscribed": True}), allow_consent="Yes")
+    for now in (excluded, left):
+        assert names([upsert], now, allow_consent="Yes") == ([], ["customer"], [], [])
 
 
 def test_somebody_suppressed_is_known_by_the_distinct_id_behind_the_key_in_the_tables() -> None:
@@ -90,7 +108,7 @@ def test_somebody_suppressed_is_known_by_the_distinct_id_behind_the_key_in_the_t
 def test_somebody_suppressed_whom_the_tables_no_longer_have_is_known_by_the_key() -> None:
     refused = [Refusal(number, "event", "invalid", "", "{}", f"id:u{number}") for number in ("1", "2")]
     empty = tables(event("paid", "u3"))
-    compared = compare_with_tables(refused, [empty.shard], Suppressed(frozenset({"u1"})))
+    compared = compare_with_tables(refused, [empty.shard], DeliveryOptions(Suppressed(frozenset({"u1"}))))
     assert (compared.suppressed, compared.gone) == (refused[:1], refused[1:])
 
 

@@ -110,7 +110,7 @@ class RunDelivery:
 
     def compare(self, day: str, refused: list[Refusal]) -> ComparedRefusals:
         """Returns a day's refused items by what its tables say of them now."""
-        return compare_with_tables(refused, customers_and_events(self.store.tables, day), self.options.suppressed)
+        return compare_with_tables(refused, customers_and_events(self.store.tables, day), self.options)
 
     def redeliver(self, day: str, refused: list[Refusal]) -> tuple[Report, RunCounts]:
         """Sends a day's refused items again that its tables still have. Closes those of suppressed people, and of what is no
