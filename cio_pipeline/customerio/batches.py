@@ -33,7 +33,8 @@ class Item(NamedTuple):
 
     item_id: the event's id in Customer.io, or the upsert's `upsert_id`; key: the customer's; call: `batch`, or `event` for the
     v1 call; state: the attributes that the ledger records once an upsert is accepted (`attribute_state.pack`), empty for an
-    event; is_new: whether it may create a customer; is_personless: whether that customer has only personless events (R5).
+    event; is_new: whether it is an upsert that may create a customer; is_personless: whether that customer has only personless
+    events (R5).
     """
 
     item_id: str
@@ -124,6 +125,10 @@ class Request:
     def item_ids(self) -> list[str]:
         """Returns the ids of the items."""
         return [upsert.item_id for upsert in self.upserts] + to_list(self.events.ids.take(pa.array(self.rows)))
+
+    def event_keys(self) -> list[str]:
+        """Returns the keys of the events' customers."""
+        return to_list(self.events.keys.take(pa.array(self.rows)))
 
     @property
     def campaign_events(self) -> int:

@@ -29,6 +29,7 @@ from cio_pipeline.customerio.sender import Sender
 from cio_pipeline.json_text import read_object
 from cio_pipeline.masking import mask
 from cio_pipeline.progress import Progress
+from cio_pipeline.rules.columns import to_list
 from cio_pipeline.state.acknowledgement import Acknowledgement
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline.state.refusals import Refusal
@@ -77,7 +78,7 @@ def preview(day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptio
     for plan in _plans(day, shards, ledger, ledger.refused(day), options, report):
         sizes = [request.size for lane in pack_requests(plan.upserts, plan.events) for request in lane]
         report.counts += Counter({"requests": len(sizes), "bytes": sum(sizes)})
-        report.counts += _customers_to_send(plan.upserts, seen)
+        report.counts += _customers_to_send(plan, seen)
         report.counts += _events_to_send(plan.events.items(), report.event_names)
     return report
 
@@ -120,13 +121,14 @@ def _plans(
         yield plan
 
 
-def _customers_to_send(upserts: list[Item], seen: set[str]) -> Counter[str]:
-    new = {upsert.key for upsert in upserts if upsert.is_new} - seen
-    changed = {upsert.key for upsert in upserts} - new
-    personless = new & {upsert.key for upsert in upserts if upsert.is_personless}
+def _customers_to_send(plan: Plan, seen: set[str]) -> Counter[str]:
+    by_event = plan.without_upsert.keys() & set(to_list(plan.events.keys)) if plan.without_upsert else set()
+    personless = {key for key in by_event if plan.without_upsert[key]} | {one.key for one in plan.upserts if one.is_personless}
+    new = (by_event | {upsert.key for upsert in plan.upserts if upsert.is_new}) - seen
+    changed = {upsert.key for upsert in plan.upserts} - new
     seen |= new
-    counts = {UPSERTS_TO_SEND: len(upserts), NEW_CUSTOMERS: len(new), CHANGED_CUSTOMERS: len(changed)}
-    return Counter({**counts, ONLY_PERSONLESS: len(personless)})
+    counts = {UPSERTS_TO_SEND: len(plan.upserts), NEW_CUSTOMERS: len(new), CHANGED_CUSTOMERS: len(changed)}
+    return Counter({**counts, ONLY_PERSONLESS: len(new & personless)})
 
 
 def _events_to_send(events: list[Item], event_names: Counter[str]) -> Counter[str]:
@@ -155,7 +157,8 @@ def _send_plans(
                 progress.add(plan.counts[EVENTS_DELIVERED_BEFORE])
                 ledger.put_in_flight(day, _states(plan.upserts))
                 lanes = pack_requests(plan.upserts, plan.events)
-                running.append([threads.submit(Sender(day, lane, ledger, client, progress).run) for lane in lanes])
+                senders = [Sender(day, lane, ledger, client, progress, plan.without_upsert) for lane in lanes]
+                running.append([threads.submit(sender.run) for sender in senders])
                 while len(running) > SHARDS_AHEAD:
                     report.counts += _counts(running.popleft())
             while running:

@@ -82,6 +82,8 @@ class Forecast:
         delivered = pack_ids([]) if options.resend else ledger.delivered(day)
         for customers, events in to_deliver(shards, options, Counter()):
             keys = texts(_without_refused(customers, _upsert_ids, refused), "key")
+            if refused:  # an event creates a customer, too, if the upsert was refused
+                keys += texts(_without_refused(_unsent(events, delivered), _event_ids, refused), "key")
             self._add_new(list(dict.fromkeys(keys)), ledger)
             in_window = within_campaign_window(events)
             if in_window.any():

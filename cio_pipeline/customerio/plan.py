@@ -64,6 +64,9 @@ class Plan:
     """The ids of items whose refusals are to be closed without sending."""
     counts: Counter[str] = field(default_factory=Counter)
     """What need not be sent, by reason."""
+    without_upsert: dict[str, bool] = field(default_factory=dict)
+    """New customers with an upsert that was refused before, by key: an event creates them. The value says whether they have
+    only personless events."""
     latest: dict[str, int] = field(default_factory=dict)
     """The latest time of each customer's upserts so far (Unix seconds), by key."""
 
@@ -103,7 +106,11 @@ def _plan_customers(customers: Columns, events: Columns, recorded: LedgerView, o
         planned: Item | None = upsert
         if stored or consent or key in in_parts or key in recorded.in_flight:
             planned = plan_upsert(upsert, recorded, plan, options, has_consent=consent)
-        if planned is not None and not (recorded.refused and _is_refused_before(planned, recorded, options, plan)):
+        if planned is None:
+            continue
+        if recorded.refused and _is_refused_before(planned, recorded, options, plan):
+            plan.without_upsert |= {key: planned.is_personless} if planned.is_new else {}
+        else:
             plan.upserts.append(planned)
 
 
@@ -191,14 +198,20 @@ def _close(item_id: str, recorded: LedgerView, plan: Plan) -> None:
 
 
 def _is_refused_before(item: Item, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> bool:
-    """Returns whether Customer.io has refused exactly this operation. Since then, one in flight may have been accepted."""
+    """Returns whether Customer.io has refused this operation, or an upsert of the same attributes. An upsert in flight may have
+    been accepted since."""
     before = recorded.refused.get(item.item_id)
-    if options.resend or before is None or before.operation != item.operation.decode():
+    if options.resend or before is None or (item.is_customer and item.key in recorded.in_flight):
         return False
-    if item.is_customer and item.key in recorded.in_flight:
+    operation = item.operation.decode()
+    if operation != before.operation and not (item.is_customer and _attributes(operation) == _attributes(before.operation)):
         return False
     plan.counts[refused_before(before.reason)] += 1
     return True
+
+
+def _attributes(upsert: str) -> bytes:
+    return write(read_object(upsert)["attributes"])
 
 
 def _new_events(events: Columns, recorded: LedgerView, options: DeliveryOptions, plan: Plan) -> Events:

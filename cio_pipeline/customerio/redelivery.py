@@ -112,6 +112,7 @@ def plan_redelivery(refused: list[Refusal], recorded: LedgerView, options: Deliv
     is_v1_call, since = np.array([one.call == V1_CALL for one in events], bool), time.time() - CAMPAIGN_WINDOW_SECONDS
     can_start = np.array([int(read_object(one.operation)["timestamp"]) > since for one in events], bool)
     plan.events = Events(ids, keys, operations.cast(BYTES), is_v1_call, can_start)
+    plan.without_upsert = {one.key: False for one in events if not recorded.states.get(one.key)}
     return plan
 
 

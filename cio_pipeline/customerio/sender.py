@@ -14,8 +14,9 @@ What an answer decides:
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 
-from cio_pipeline.attribute_state import unpack
+from cio_pipeline.attribute_state import only_time, pack, unpack
 from cio_pipeline.customerio.batches import Item, Request
 from cio_pipeline.customerio.client import CUSTOMER, PROBE, TrackClient, WholeRequestRefused
 from cio_pipeline.customerio.counts import (
@@ -47,12 +48,24 @@ class Undecided(Unavailable):
 
 
 class Sender:
-    """Sends the requests of one lane, each after the answer to the previous one has been recorded."""
+    """Sends the requests of one lane, each after the answer to the previous one has been recorded.
 
-    def __init__(self, day: str, requests: list[Request], ledger: Ledger, client: TrackClient, progress: Progress) -> None:
+    without_upsert: `Plan.without_upsert`.
+    """
+
+    def __init__(
+        self,
+        day: str,
+        requests: list[Request],
+        ledger: Ledger,
+        client: TrackClient,
+        progress: Progress,
+        without_upsert: Mapping[str, bool],
+    ) -> None:
         self.counts: Counter[str] = Counter()
         self._day, self._requests, self._ledger, self._client, self._progress = day, requests, ledger, client, progress
         self._new_customers: set[str] = set()
+        self._without_upsert = dict(without_upsert)
         self._refused_alone: list[tuple[Request, WholeRequestRefused]] = []
 
     def run(self) -> Counter[str]:
@@ -101,6 +114,7 @@ class Sender:
         kind = _kind(request)
         if kind not in self._client.accepted:
             self._refused_alone.append((request, why))
+            self._add_without_upsert(request.items())
             self._stop_where_refused_alike(kind, why, SERVICE_AT_FAULT - 1, Unavailable)
             return
         if kind != CUSTOMER:
@@ -161,22 +175,36 @@ class Sender:
             items = request.items()
             answer.refused = [_refusal(items[index], *why) for index, why in refused.items()]
             accepted = request.without(refused)
+            self._add_without_upsert([items[index] for index in refused])
         answer.event_ids, answer.campaign_events = accepted.packed_ids(), accepted.campaign_events
         answer.ids_to_close = accepted.item_ids
         for upsert in accepted.upserts:
             answer.customers[upsert.key] = answer.customers.get(upsert.key, b"") + upsert.state
+        new = self._new_customers_of(accepted)
+        answer.customers |= {key: pack(only_time(0)) for key in new if key not in answer.customers}
         self._ledger.acknowledge(self._day, answer)
         if accepted.upserts:
             self._client.accepted[CUSTOMER] = (accepted.upserts[-1].operation, None)
         if answer.event_ids:
             kind = "large event" if accepted.is_v1_call else "event"
             self._client.accepted[kind] = (accepted.last_operation(), _identifier(accepted))
-        self._count(accepted, answer.refused)
+        self._count(accepted, answer.refused, new)
 
-    def _count(self, accepted: Request, refused: list[Refusal]) -> None:
+    def _new_customers_of(self, accepted: Request) -> dict[str, bool]:
+        """Returns the customers that the accepted items have created, by key, and whether they have only personless events. An
+        event creates a customer, too, if the upsert was refused."""
+        new = {upsert.key: upsert.is_personless for upsert in accepted.upserts if upsert.is_new}
+        if self._without_upsert:
+            of_events = set(accepted.event_keys())
+            new |= {key: personless for key, personless in self._without_upsert.items() if key in of_events and key not in new}
+        return {key: personless for key, personless in new.items() if key not in self._new_customers}
+
+    def _add_without_upsert(self, refused: list[Item]) -> None:
+        self._without_upsert |= {item.key: item.is_personless for item in refused if item.is_new}
+
+    def _count(self, accepted: Request, refused: list[Refusal], new: Mapping[str, bool]) -> None:
         upserts, events = accepted.upserts, len(accepted.rows)
         self.counts[UPSERTS_SENT] += len(upserts)  # a customer of several parts (R10) counts once for each
-        new = {item.key: item.is_personless for item in upserts if item.is_new and item.key not in self._new_customers}
         self._new_customers |= new.keys()
         self.counts[NEW_CUSTOMERS] += len(new)
         self.counts[ONLY_PERSONLESS] += sum(new.values())

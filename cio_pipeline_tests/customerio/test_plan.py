@@ -63,6 +63,15 @@ def test_what_was_refused_is_sent_once_it_is_another_operation() -> None:
     assert [item.is_customer for item in items_of(planned(made, refused=(refusal(made, "{}"),)))] == [True, False]
 
 
+def test_an_upsert_that_was_refused_is_not_sent_again_with_only_a_later_time() -> None:
+    made = tables(event(set_={"plan": "pro"}))
+    [upsert] = planned(made).upserts
+    earlier = json.dumps({**json.loads(upsert.operation), "timestamp": 1}).encode()
+    assert planned(made, refused=(refused_upsert(upsert._replace(operation=earlier)),)).upserts == []
+    free = earlier.replace(b"pro", b"free")
+    assert len(planned(made, refused=(refused_upsert(upsert._replace(operation=free)),)).upserts) == 1
+
+
 def test_a_refusal_of_an_event_that_is_delivered_is_closed() -> None:
     made = tables(event())
     [ulid] = made.events["ulid"]

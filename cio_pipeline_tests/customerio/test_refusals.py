@@ -15,12 +15,15 @@ import pytest
 
 from cio_pipeline.customerio import batches as items
 from cio_pipeline.customerio.client import PROBE, NotDelivered, TrackClient
+from cio_pipeline.customerio.delivery import preview
+from cio_pipeline.customerio.forecast import Forecast
+from cio_pipeline.customerio.selection import DEFAULTS
 from cio_pipeline.customerio.sender import SERVICE_AT_FAULT, Undecided
 from cio_pipeline.http.retry import Unavailable
 from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.customerio.clock import Clock
-from cio_pipeline_tests.deliveries import deliver
+from cio_pipeline_tests.deliveries import deliver, redeliver
 from cio_pipeline_tests.rules.streams import Frames, event, tables
 
 DAY = "2026-03-02"
@@ -288,6 +291,64 @@ def test_a_customer_of_several_upserts_counts_as_new_once_although_one_of_them_i
     client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
     counts = deliver(DAY, [made.shard], ledger, client).counts
     assert (counts["upserts sent"], counts["new customers"], len(ledger.refusals())) == (2, 1, 1)
+
+
+def upserts_refused(workspace: Workspace, how: Any) -> None:
+    """Refuses every upsert but the probe; `how` makes the answer of the upserts' numbers in a batch, or is the whole answer."""
+    batch = workspace.workspace.batch
+
+    def instead(body: bytes) -> Any:
+        items = json.loads(body)["batch"]
+        bad = [n for n, item in enumerate(items) if item["action"] == "identify" and "_update" not in item["attributes"]]
+        if bad and not callable(how):
+            return how
+        good = [item for n, item in enumerate(items) if n not in bad]
+        answer = batch(json.dumps({"batch": good}).encode()) if good else (200, {})
+        return how(bad) if bad else answer
+
+    workspace.workspace.batch = instead  # type: ignore[method-assign]
+
+
+def named(numbers: list[int]) -> Any:
+    return 207, {"errors": [{"batch_index": number, "reason": "invalid", "field": "attributes"} for number in numbers]}
+
+
+@pytest.mark.parametrize("how", [named, (413, {})], ids=["named", "alone"])
+def test_a_customer_that_only_an_event_creates_counts_as_new_once(workspace: Workspace, ledger: Ledger, how: Any) -> None:
+    upserts_refused(workspace, how)
+    made = tables(*(event(f"e{n}", f"u{n % 5}", set_={"n": n}) for n in range(8)), event("p", "u9"))
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    counts = deliver(DAY, [made.shard], ledger, client).counts
+    assert len(workspace.workspace.people()) == 6
+    assert (counts["new customers"], ledger.totals(DAY).new_customers, len(ledger.refused(DAY))) == (6, 6, 6)
+    assert deliver(DAY, [made.shard], ledger, client).counts["new customers"] == 0
+    assert ledger.unknown([f"id:u{n}" for n in range(5)]) == []
+
+
+def test_customers_that_only_events_are_still_to_create_count_before_they_are_sent(
+    workspace: Workspace, ledger: Ledger
+) -> None:
+    upserts_refused(workspace, named)
+    made = tables(*(event(f"e{n}", f"u{n}", set_={"n": n}) for n in range(4)))
+    send(workspace, ledger, made._replace(events=made.events[:0]))
+    assert (len(ledger.refused(DAY)), ledger.totals(DAY).new_customers) == (4, 0)
+    forecast, seen = Forecast(), set[str]()
+    forecast.add_day(DAY, [made.shard], ledger, DEFAULTS)
+    shown = preview(DAY, [made.shard], ledger, DEFAULTS, seen).counts
+    send(workspace, ledger, made)
+    assert forecast.new_customers == shown["new customers"] == ledger.totals(DAY).new_customers == len(seen) == 4
+
+
+def test_customers_that_a_redelivered_event_creates_count_as_new(workspace: Workspace, ledger: Ledger) -> None:
+    made = tables(event("paid", set_={"n": 1}))
+    with pytest.MonkeyPatch.context() as refusing:
+        refusing.setattr(workspace.workspace, "batch", lambda body: named(list(range(len(json.loads(body)["batch"])))))
+        refusing.setattr(TrackClient, "probe", lambda *_: None)
+        send(workspace, ledger, made)
+    [of_event] = [refusal for refusal in ledger.refused(DAY).values() if refusal.kind == "event"]
+    client = TrackClient(workspace.url, "sandbox", "sandbox-key", 1000)
+    counts = redeliver(DAY, [of_event], ledger, client).counts
+    assert (counts["events sent"], counts["new customers"], ledger.totals(DAY).new_customers) == (1, 1, 1)
 
 
 def test_several_bad_items_beside_good_ones_are_each_refused(workspace: Workspace, ledger: Ledger) -> None:
