@@ -127,14 +127,18 @@ def plan_of(workspace: Workspace, distinct_id: str) -> Any:
 
 def refusing_upserts(workspace: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
     """The workspace refuses every upsert."""
+    refusing_where(workspace, monkeypatch, lambda item: bool(item["action"] == "identify"))
+
+
+def refusing_where(workspace: Workspace, monkeypatch: pytest.MonkeyPatch, is_refused: Callable[[dict[str, Any]], bool]) -> None:
+    """The workspace refuses these items."""
     batch = workspace.workspace.batch
 
-    def no_upserts(body: bytes) -> Any:
-        items = json.loads(body)["batch"]
-        spoilt = [{**item, "action": "odd"} if item["action"] == "identify" else item for item in items]
+    def instead(body: bytes) -> Any:
+        spoilt = [{**item, "action": "odd"} if is_refused(item) else item for item in json.loads(body)["batch"]]
         return batch(json.dumps({"batch": spoilt}).encode())
 
-    monkeypatch.setattr(workspace.workspace, "batch", no_upserts)
+    monkeypatch.setattr(workspace.workspace, "batch", instead)
 
 
 def test_no_upsert_goes_back_in_time_after_a_later_day_was_cut_off_before_anything_was_recorded(
@@ -311,8 +315,8 @@ def test_a_backfill_that_could_start_more_campaigns_than_allowed_stops(
 def test_redelivery_has_the_limits_too(start: Start, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch) -> None:
     workspace = start(stream(DAYS[:1]))
     with monkeypatch.context() as broken:
-        refusing_upserts(workspace, broken)
-        assert run(instance, DAYS[:1])[DAYS[0]]["refused by Customer.io"] == 2
+        refusing_where(workspace, broken, lambda item: "_update" not in item["attributes"])
+        assert run(instance, DAYS[:1])[DAYS[0]]["refused by Customer.io"] == 4
     before = len(workspace.requests)
     monkeypatch.setenv("CIO_MAX_NEW_CUSTOMERS", "1")
     job = defs.resolve_job_def("redeliver_refused")
