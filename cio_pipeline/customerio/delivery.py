@@ -20,6 +20,7 @@ from cio_pipeline.customerio.counts import (
     REFUSALS_CLOSED,
     UPSERTS_TO_SEND,
 )
+from cio_pipeline.customerio.delivered import delivered_ids
 from cio_pipeline.customerio.in_flight import InFlight
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, LedgerView, Plan, plan_shard
 from cio_pipeline.customerio.redelivery import plan_redelivery
@@ -112,7 +113,7 @@ def _plans(
     day: str, shards: ShardPairs, ledger: Ledger, refused: dict[str, Refusal], options: DeliveryOptions, report: Report
 ) -> Iterator[Plan]:
     """Yields a plan for each shard, with its counts and a sample in the report."""
-    delivered, in_flight = ledger.delivered(day), InFlight(day, ledger.in_flight())
+    delivered, in_flight = delivered_ids(day, ledger, options), InFlight(day, ledger.in_flight())
     for customers, events in to_deliver(shards, options, report.counts):
         recorded = LedgerView(ledger.packed_states(set(texts(customers, "key"))), delivered, refused, in_flight)
         plan = plan_shard(customers, events, recorded, options)

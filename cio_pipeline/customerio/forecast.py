@@ -15,6 +15,7 @@ import pandas as pd
 from cio_pipeline.attribute_state import upsert_id
 from cio_pipeline.customerio.batches import pack_id_column
 from cio_pipeline.customerio.client import NotDelivered
+from cio_pipeline.customerio.delivered import delivered_ids
 from cio_pipeline.customerio.plan import CAMPAIGN_WINDOW_SECONDS, within_campaign_window
 from cio_pipeline.customerio.selection import (
     Columns,
@@ -79,7 +80,7 @@ class Forecast:
     def add_day(self, day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions) -> None:
         """Adds a day's shards, without what is suppressed, beyond the limit, delivered, or refused as it is now."""
         refused = {} if options.resend else {id_: refusal.operation for id_, refusal in ledger.refused(day).items()}
-        delivered = pack_ids([]) if options.resend else ledger.delivered(day)
+        delivered = pack_ids([]) if options.resend else delivered_ids(day, ledger, options)
         for customers, events in to_deliver(shards, options, Counter()):
             keys = texts(_without_refused(customers, _upsert_ids, refused), "key")
             if refused:  # an event creates a customer, too, if the upsert was refused
@@ -108,7 +109,7 @@ class Forecast:
 
 def unsent_events(day: str, shards: ShardPairs, ledger: Ledger, options: DeliveryOptions) -> int:
     """Returns how many of a day's events are still to be sent, without those of suppressed people."""
-    delivered = pack_ids([]) if options.resend else ledger.delivered(day)
+    delivered = pack_ids([]) if options.resend else delivered_ids(day, ledger, options)
     ordinary = DeliveryOptions(options.suppressed)
     return sum(len(_unsent(events, delivered)) for _, events in to_deliver(shards, ordinary, Counter()))
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, field
 from typing import Protocol, TypeAlias
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from cio_pipeline.customerio.batches import TEXT
 from cio_pipeline.customerio.counts import CUSTOMERS_BEYOND_LIMIT, CUSTOMERS_SUPPRESSED, EVENTS_BEYOND_LIMIT, EVENTS_SUPPRESSED
 from cio_pipeline.customerio.suppression import Suppressed
+from cio_pipeline.packed_ids import pack_ids
 from cio_pipeline.rules.columns import Bools, to_list
 from cio_pipeline.rules.consent import AllowConsent
 
@@ -38,13 +40,15 @@ class DeliveryOptions:
     """The options of a run's delivery.
 
     suppressed: who must not be sent; resend: also send what the ledger records as delivered, unchanged or refused; limit: send
-    only this many customers of the day, with their events; allow_consent: R19, applied to rows derived under another setting.
+    only this many customers of the day, with their events; allow_consent: R19, applied to rows derived under another setting;
+    delivered_elsewhere: packed ids of stitched events of the day that were delivered with another day (R16).
     """
 
     suppressed: Suppressed = field(default_factory=Suppressed)
     resend: bool = False
     limit: int | None = None
     allow_consent: AllowConsent = "unsubscribe"
+    delivered_elsewhere: npt.NDArray[np.bytes_] = field(default_factory=lambda: pack_ids([]), compare=False)
 
 
 DEFAULTS = DeliveryOptions()

@@ -19,6 +19,7 @@ from cio_pipeline.customerio.counts import (
     REFUSALS_GONE,
     REFUSALS_SUPPRESSED,
 )
+from cio_pipeline.customerio.delivered import delivered_elsewhere
 from cio_pipeline.customerio.delivery import Report
 from cio_pipeline.customerio.forecast import Forecast, RunLimits, unsent_events
 from cio_pipeline.customerio.redelivery import ComparedRefusals, compare_with_tables
@@ -78,7 +79,8 @@ class RunDelivery:
         if cannot_exceed_customers and cannot_exceed_events:
             return
         for day, tables in to_send.items():
-            forecast.add_day(day, customers_and_events(tables, day), self.store.ledger, self.options)
+            options = options_of_day(day, tables, self.store, self.options)
+            forecast.add_day(day, customers_and_events(tables, day), self.store.ledger, options)
         self.check_forecast(forecast)
 
     def check_forecast(self, forecast: Forecast) -> None:
@@ -98,8 +100,8 @@ class RunDelivery:
             events, ledger = tables.version("events", day).rows, self.store.ledger
             all_of_it = self.options.limit is None and (whole_day is None or tables.root == whole_day.root)
             with _delivered_count_in_errors(ledger, day, events), ledger.sending(day, all_of_it=all_of_it):
-                shards = customers_and_events(tables, day)
-                report = delivery.deliver(day, shards, ledger, self.customerio.client, self.options, events)
+                shards, options = customers_and_events(tables, day), options_of_day(day, tables, self.store, self.options)
+                report = delivery.deliver(day, shards, ledger, self.customerio.client, options, events)
             if whole_day is not None:
                 report.counts[EVENTS_TOO_RECENT] += events_too_recent(day, whole_day, tables, self.store, self.options)
                 report.counts[LEFT_FOR_ANOTHER_RUN] += left_for_another_run(day, whole_day, tables, self.store, self.options)
@@ -213,12 +215,21 @@ def tables_to_send(store: Store, days: Sequence[str], too_recent_from: datetime 
         yield tables
 
 
+def options_of_day(day: str, tables: Tables, store: Store, options: DeliveryOptions) -> DeliveryOptions:
+    """Returns the options of a run's delivery with those stitched events of a day that were delivered with another (R16)."""
+    if not store.options.stitches:
+        return options
+    shards, days = customers_and_events(tables, day), store.options.stitch_anonymous_days
+    return replace(options, delivered_elsewhere=delivered_elsewhere(day, shards, store.ledger, days))
+
+
 def events_too_recent(day: str, whole_day: Tables, to_send: Tables, store: Store, options: DeliveryOptions) -> int:
     """Returns the number of the day's unsent events that are not in the tables to send."""
     if to_send.root == whole_day.root:
         return 0
     unsent, of_those_to_send = (
-        unsent_events(day, customers_and_events(tables, day), store.ledger, options) for tables in (whole_day, to_send)
+        unsent_events(day, customers_and_events(tables, day), store.ledger, options_of_day(day, tables, store, options))
+        for tables in (whole_day, to_send)
     )
     return max(0, unsent - of_those_to_send)
 
@@ -228,7 +239,8 @@ def left_for_another_run(day: str, whole_day: Tables, sent: Tables, store: Store
     for another run, on purpose."""
     if options.limit is None and sent.root == whole_day.root:
         return 0
-    return delivery.still_to_send(day, customers_and_events(whole_day, day), store.ledger, options)
+    of_day = options_of_day(day, whole_day, store, options)
+    return delivery.still_to_send(day, customers_and_events(whole_day, day), store.ledger, of_day)
 
 
 def receipt_of(store: Store, day: str, counts: RunCounts, sample: list[str]) -> dict[str, dg.MetadataValue | int]:

@@ -21,7 +21,7 @@ from cio_pipeline.defs.delivery.preconditions import (
     check_no_day_is_missing,
     is_backfill,
 )
-from cio_pipeline.defs.delivery.run_delivery import events_too_recent, load_suppressed, tables_to_send
+from cio_pipeline.defs.delivery.run_delivery import events_too_recent, load_suppressed, options_of_day, tables_to_send
 from cio_pipeline.defs.failures import with_readable_failures
 from cio_pipeline.defs.jobs.dry_run_report import DayReport, DryRunReport
 from cio_pipeline.defs.pages.schemas import DRY_RUN_COLUMNS, table_schema
@@ -98,7 +98,8 @@ def _days_previewed(days: list[str], config: DryRunConfig, store: Store, options
     for day in days:
         day_counts = store.derive(day)
         with tables_to_send(store, [day], config.too_recent_from) as to_send:
-            report = preview(day, customers_and_events(to_send[day], day), store.ledger, options, new_customers)
+            of_day = options_of_day(day, to_send[day], store, options)
+            report = preview(day, customers_and_events(to_send[day], day), store.ledger, of_day, new_customers)
             report.counts[EVENTS_TOO_RECENT] += events_too_recent(day, store.tables, to_send[day], store, options)
         rejects = Counter[tuple[str, str]]()
         for shard in store.tables.read("rejects", day, columns=["what", "reason"]):

@@ -23,8 +23,9 @@ from cio_pipeline.sandbox.customerio import server as customerio
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.posthog.exports import export
 from cio_pipeline.sandbox.processes import Sandbox
+from cio_pipeline.settings.load import load_settings
 from cio_pipeline.state.ledger import Ledger
-from cio_pipeline_tests.defs.jobs.test_dry_run import files
+from cio_pipeline_tests.defs.jobs.test_dry_run import files, look
 from cio_pipeline_tests.defs.test_days_of_a_run import event, execute
 from cio_pipeline_tests.posthog.exports.stored import stored
 
@@ -343,3 +344,25 @@ def test_the_schedule_is_off_and_starts_no_run_beside_an_unfinished_one(tmp_path
         for job_end in ("PIPELINE_SUCCESS", "PIPELINE_FAILURE", "PIPELINE_CANCELED"):
             instance.report_dagster_event(dg.DagsterEvent(job_end, "customerio_hourly", message=""), run_id=run_id)
             assert tick(instance) == (1, "")
+
+
+def test_an_event_that_was_stitched_stays_whose_it_was_when_an_older_identify_comes_late(
+    services: Services, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CIO_STITCH_ANONYMOUS_DAYS", "7")
+    monkeypatch.setenv("CIO_ANONYMOUS_USERS", "identified")
+    first, second, third = "2025-01-01", "2025-01-02", "2025-01-03"
+    names_anon = {"$anon_distinct_id": "anon"}
+    services.happens(visit(1, "anon", "10:00", day=first), visit(2, "u1", "10:00", names_anon, day=third, name="$identify"))
+    for day in (first, second, third):
+        nightly(instance, day)
+    services.happens(visit(3, "u2", "09:00", names_anon, day=second, name="$identify"))
+    shown = look(instance, [second])
+    for day in (second, third):
+        nightly(instance, day)
+    ledger = Ledger(load_settings().ledger_url)
+    assert [len(ledger.delivered(day)) for day in (first, second, third)] == [0, 1, 2]
+    assert (shown["events to send"], services.totals()["events"]) == (1, 3)
+    person = services.workspace.workspace.person("u2")
+    assert person is not None
+    assert [activity.name for activity in person.activities] == ["$identify"]
