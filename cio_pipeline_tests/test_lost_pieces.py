@@ -184,5 +184,7 @@ def test_a_day_that_the_ledger_no_longer_keeps_is_sent_only_by_resend(world: Wor
     assert world.run(LONG_AGO, resend=True) == 1
     assert world.run() == 1
     monkeypatch.delenv("CIO_LEDGER_DAYS")
-    assert world.run(LONG_AGO) == 1, "what was delivered of it is forgotten"
+    with pytest.raises(NotDelivered, match=rf"delivered of {LONG_AGO} is no longer in the ledger, .+ resend"):
+        world.run(LONG_AGO)
     assert world.run() == 0
+    assert world.run(LONG_AGO, resend=True) == 1

@@ -24,7 +24,7 @@ from cio_pipeline.state.acknowledgement import Acknowledgement, record
 from cio_pipeline.state.database import CUT_OFF_SECONDS, connect, insert, reading, writing
 from cio_pipeline.state.delivery_lock import IsHeld, LockLost, hold_delivery_lock
 from cio_pipeline.state.group_commit import GroupCommit
-from cio_pipeline.state.ledger_tables import VERSION, deliveries, delivery_lock, metadata
+from cio_pipeline.state.ledger_tables import VERSION, deleted_days, deliveries, delivery_lock, metadata
 from cio_pipeline.state.refusals import OpenRefusals, Refusal
 
 HOLDER = "SELECT (SELECT holder FROM delivery_lock{0}), EXISTS (SELECT 1 FROM refusals)"
@@ -226,7 +226,8 @@ class Ledger:
         return {by_reason.reason: by_reason.number for by_reason in self.open_refusals()}
 
     def delete_before(self, day: str) -> int:
-        """Forgets which events of earlier days were delivered. Returns the number of acknowledgements that were deleted.
+        """Forgets which events of earlier days were delivered, but not of which days. Returns the number of acknowledgements
+        that were deleted.
 
         The newest entry stays, whatever its day, as it distinguishes a ledger from an older copy. Each day has its own
         transaction, so that no writer waits for long.
@@ -238,7 +239,14 @@ class Ledger:
             with writing(self._engine) as transaction:
                 entries = sa.delete(deliveries).where(deliveries.c.day == earlier, deliveries.c.id < NEWEST)
                 deleted += transaction.execute(entries).rowcount
+                transaction.execute(insert(transaction, deleted_days).values(day=earlier).on_conflict_do_nothing())
         return deleted
+
+    def deleted_days(self, days: list[str]) -> list[str]:
+        """Returns those of the days of which it has forgotten what was delivered."""
+        with reading(self._engine) as connection:
+            known = set(connection.execute(sa.select(deleted_days.c.day)).scalars())
+        return [day for day in days if day in known]
 
     def acknowledge(self, day: str, answer: Acknowledgement) -> None:
         """Commits what one answer says, perhaps together with answers of other threads. A refusal is closed when its item, or

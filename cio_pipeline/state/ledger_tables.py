@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from cio_pipeline.attribute_state import CUSTOMER_HASH_BYTES
 from cio_pipeline.state.database import SchemaVersion, Text
 
-VERSION = SchemaVersion("ledger", 6)
+VERSION = SchemaVersion("ledger", 7)
 """To be increased when these tables, or what their bytes mean, change: there are no migrations."""
 
 metadata = sa.MetaData()
@@ -75,5 +75,8 @@ upserts_in_flight = sa.Table(
 )
 """Upserts that a delivery was about to send, several in each row: a map of customers to packed states, as MessagePack. They
 stay if the delivery is cut off, as Customer.io may have accepted some that are not recorded."""
+
+deleted_days = sa.Table("deleted_days", metadata, sa.Column("day", sa.String(10), primary_key=True))
+"""The days of which `CIO_LEDGER_DAYS` has deleted what was delivered."""
 
 CHUNK = 1000

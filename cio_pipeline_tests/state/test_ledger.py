@@ -115,6 +115,8 @@ def test_of_days_before_one_no_delivery_is_remembered_but_the_newest_entry_stays
     assert ledger.delivered(DAY).tolist() == [(4).to_bytes(16, "big")]
     assert ledger.delivered(NEXT_DAY).tolist() == [(2).to_bytes(16, "big")]
     assert ledger.newest() == newest
+    assert ledger.delete_before(NEXT_DAY) == 0
+    assert ledger.deleted_days(["2026-03-01", DAY, NEXT_DAY]) == [DAY]
 
 
 def test_the_new_customers_of_all_days_are_those_that_it_knows_each_counted_once(ledger: Ledger) -> None:

@@ -116,13 +116,22 @@ def check_no_day_is_missing(store: Store, days: list[str]) -> None:
 
 
 def check_days_are_in_ledger(store: Store, days: list[str], *, resend: bool) -> None:
-    """Raises `NotDelivered` if days are older than CIO_LEDGER_DAYS, unless `resend` sends everything anyway."""
+    """Raises `NotDelivered` if the ledger has forgotten what was delivered of a day, or would at the end of the run
+    (CIO_LEDGER_DAYS), unless `resend` sends everything anyway."""
+    if resend:
+        return
+    again = "what was already delivered would be sent again, so nothing was sent."
     first = store.first_day_of_ledger
-    if first is not None and days[0] < first and not resend:
+    if first is not None and days[0] < first:
         raise NotDelivered(
             f"The ledger remembers deliveries for CIO_LEDGER_DAYS days, so from {first} on, and this run begins at {days[0]}:"
-            " what was already delivered would be sent again, so nothing was sent. If such days were never delivered, or"
-            " are to be sent again, choose resend (--resend); or set CIO_LEDGER_DAYS to more."
+            f" {again} If such days were never delivered, set CIO_LEDGER_DAYS to more; if they are to be sent again, choose"
+            " resend (--resend)."
+        )
+    if forgotten := store.ledger.deleted_days(days):
+        raise NotDelivered(
+            f"What was delivered of {_ranges(forgotten)} is no longer in the ledger, as CIO_LEDGER_DAYS was less once: {again}"
+            " If these days are to be sent again, choose resend (--resend)."
         )
 
 
