@@ -1,14 +1,30 @@
 """Everything that Dagster loads. A day passes through the assets from `posthog_project` to `customerio_workspace` in the order
 in which they are listed below; `dry_run` and `explained_person` are reports.
 
-What a request to Customer.io holds: `{"batch": [...]}`, posted to /api/v2/batch by `customerio/client.py`. The items are the
-column `operation` of the tables `customers` (upserts) and `events`; `rules/items.py` shows one of each. An upsert is sent
-without attributes of which Customer.io has newer values (R17), and never with an earlier time than one before it. An event that
-is too large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
+What a request to Customer.io holds: upserts of customers, then events. `customerio/client.py` posts it to /api/v2/batch.
 
-How it comes about: `rules/__init__.py` names the modules of the rules in the order in which a day passes through them, and
-`customerio/__init__.py` those of a delivery. R1 to R22 are the rules of docs/rules.md, which also explains the words of the
-code.
+    {"batch":[
+    {"type":"person","action":"identify","identifiers":{"id":"u1"},"timestamp":1772445600,"attributes":{"plan":"pro"}},
+    {"type":"person","action":"event","identifiers":{"id":"u1"},"id":"01KJ…","name":"paid","timestamp":1772445600,"attributes":{}}
+    ]}
+
+- Which events are sent: `rules/classify.py`. The settings filter some, by name (R3) or while their person is anonymous (R5);
+  what Customer.io would reject or misread is refused (R14).
+- identifiers: the distinct_id as `id`, or an `email`: the distinct_id if it is one or, with CIO_IDENTIFY_BY_EMAIL, the last one
+  that was set (R6; `rules/classify.py`).
+- An upsert's attributes: what the customer's events of the day set (`$set`), the last value of each name, with `identifier`
+  (the distinct_id) and `email` (the last one known), without what R8 to R10 and R19 (consent) leave out. Its timestamp is that
+  of the newest (R7; `rules/customers.py`, `rules/attributes.py`).
+- An event's id: made of its day, name, distinct_id and uuid (R12; `rules/event_ids.py`). Its attributes are its properties
+  without `$set`, `$set_once` and `$unset` (R12, R13; `rules/event_data.py`). `$pageview` and `$screen` have the actions `page`
+  and `screen`.
+
+`rules/items.py` writes these items, once, into the column `operation` of the tables `customers` and `events`. A delivery sends
+what the ledger does not record as accepted. It changes only upserts; `customerio/plan.py` begins with how. An event that is too
+large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
+
+docs/rules.md has all rules, R1 to R22, and the words of the code. `rules/__init__.py` names the modules of the rules in the
+order in which a day passes through them, `customerio/__init__.py` those of a delivery.
 """
 
 import logging

@@ -1,4 +1,13 @@
-"""Plans a delivery: what is still to be sent of a day's tables, given the ledger and the delivery's options."""
+"""Plans a delivery: what is still to be sent of a day's tables, given the ledger and the delivery's options.
+
+An event is sent as its table has it, unless it was delivered, or was refused as it is. An upsert is sent unless it says nothing
+new, or the same attributes were refused, and it may differ from its table:
+
+- without the attributes of which Customer.io has newer values, recorded or perhaps in flight (R17);
+- without those about consent that CIO_ALLOW_CONSENT no longer allows; of preferences, single topics may remain (R19);
+- with a later time, if an upsert of the customer with that time was sent before or is in flight: Customer.io might ignore one
+  with an earlier time (R17).
+"""
 
 from __future__ import annotations
 
@@ -14,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from cio_pipeline.attribute_state import State, merge, name_hash, pack, state_time, unpack, upsert_id, value_hash
+from cio_pipeline.attribute_state import State, latest_time, merge, name_hash, pack, state_time, unpack, upsert_id, value_hash
 from cio_pipeline.customerio.batches import BYTES, Events, Item, pack_id_column
 from cio_pipeline.customerio.counts import (
     ALL_ATTRIBUTES_NEWER,
@@ -125,40 +134,42 @@ def _column_list(rows: Columns, name: str, kind: pa.DataType) -> list[Any]:
 
 
 def plan_upsert(upsert: Item, recorded: LedgerView, plan: Plan, options: DeliveryOptions, *, has_consent: bool) -> Item | None:
-    """R17: the upsert without attributes that a later event has set; None if it would change nothing. Notes in the plan what is
-    left out, recorded or closed without sending, and the customer's latest time.
+    """Returns the upsert as it is to be sent (see above), or None if it would change nothing. Notes in the plan what is left
+    out, recorded or closed without sending, and the customer's latest time.
 
-    An upsert has one time for all its attributes. It must not be earlier than any that was sent for the customer before, or
-    Customer.io might ignore it. has_consent: whether it may have attributes about consent that R19 leaves out.
+    has_consent: whether it may have attributes about consent that R19 leaves out.
     """
-    stored, state = unpack(recorded.states.get(upsert.key, b"")), unpack(upsert.state)
-    newest_given = max(time for _, time in state.values())
-    operation = read_object(upsert.operation.decode()) if has_consent else None
-    if operation is not None:
-        operation, state = _without_consent(operation, state, options, plan)
-    if not state:
-        _nothing_new(upsert.item_id, recorded, plan)
-        return None
-    known = merge(stored, recorded.in_flight.state(upsert.key))
-    current = {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
+    stored, given = unpack(recorded.states.get(upsert.key, b"")), unpack(upsert.state)
+    in_flight, state, operation = recorded.in_flight, given, None
+    if has_consent:
+        operation, state = _without_consent(read_object(upsert.operation.decode()), given, options, plan)
+    current = _not_older(state, merge(stored, in_flight.state(upsert.key)))
     plan.counts[NEWER_ATTRIBUTES] += len(state) - len(current)
-    if not current:
+    if state and not current:
         plan.counts[ALL_ATTRIBUTES_NEWER] += 1
         _close(upsert.item_id, recorded, plan)
         return None
-    is_known = not options.resend and upsert.key not in recorded.in_flight
-    if is_known and all(name in stored and stored[name][0] == value for name, (value, _) in current.items()):
+    if not state or (_has_same_values(current, stored) and upsert.key not in in_flight and not options.resend):
         _nothing_new(upsert.item_id, recorded, plan)
         if any(stored[name] != entry for name, entry in current.items()):
             plan.states[upsert.key] = plan.states.get(upsert.key, b"") + pack(current)
         return None
-    earlier = max(plan.latest.get(upsert.key, 0), recorded.in_flight.time(upsert.key))
-    newest = max(earlier, *(time for _, time in [*current.values(), *stored.values()]))
-    plan.latest[upsert.key] = newest
-    if operation is None and len(current) == len(state) and newest == newest_given:
+    times = (latest_time(current), latest_time(stored), in_flight.time(upsert.key), plan.latest.get(upsert.key, 0))
+    plan.latest[upsert.key] = newest = max(times)
+    if operation is None and len(current) == len(given) and newest == latest_time(given):
         return upsert
     operation = operation or read_object(upsert.operation.decode())
     return upsert._replace(operation=_rewritten(operation, current, newest), state=pack(current))
+
+
+def _not_older(state: State, known: State) -> State:
+    """R17: returns the attributes of which nothing newer is known."""
+    return {name: entry for name, entry in state.items() if name not in known or known[name][1] <= entry[1]}
+
+
+def _has_same_values(state: State, stored: State) -> bool:
+    """Returns whether the ledger has recorded each of the attributes with the same value, at whatever time."""
+    return all(name in stored and stored[name][0] == value for name, (value, _) in state.items())
 
 
 def _without_consent(

@@ -2,7 +2,7 @@
 
 What an answer decides:
 
-1. It names the items it refuses: these are recorded as refused, the others as accepted.
+1. It names the items it refuses: these are recorded as refused, the others as accepted. If it names all, a probe is sent first.
 2. It refuses the whole request: its halves are sent, until an item is refused alone.
 3. An item that is refused alone is sent at least six times, with probes in between, which change nothing. If a probe is
    refused, Customer.io itself is at fault, and the run stops.

@@ -34,7 +34,7 @@ HELD_BACK = (NOT_IDENTIFIED, NO_EMAIL, PERSONLESS)
 
 
 def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> pd.DataFrame:
-    """Returns the events frame (`facts`; also uuid and personless) with these columns added.
+    """Returns the events frame (`facts`; also personless) with these columns added.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
     `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set_at: the

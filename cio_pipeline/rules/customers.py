@@ -137,7 +137,10 @@ def _own_attributes(events: pd.DataFrame) -> Iterator[tuple[str, Attributes]]:
 
 
 def _with_given(own: Attributes, given: Attributes) -> Attributes:
-    """R7: a customer's own attributes, then the given ones. Its own `email`, if any, replaces a given one."""
+    """R7: a customer's own attributes, then the given ones. Its own `email`, if any, replaces a given one.
+
+    `own` comes first for the order of the names, and last for the values.
+    """
     return Attributes({**own.values, **given.values, **own.values}, {**own.times, **given.times, **own.times})
 
 

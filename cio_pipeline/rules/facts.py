@@ -1,7 +1,7 @@
 """R1: what events say about a distinct_id, and what is known about it at the time of each event.
 
 An events frame has the columns uuid, event, distinct_id, timestamp (UTC, microseconds), and given_email and anonymous_id of
-`properties.PARSED_COLUMNS`. It holds all of the day's events of each distinct_id, sorted by `ORDER`.
+`properties.PARSED_COLUMNS`. It holds all of the day's events of each distinct_id, and these are sorted by `ORDER`.
 """
 
 from __future__ import annotations
@@ -83,8 +83,9 @@ def merged_ids(identifies: pd.DataFrame) -> list[str | None]:
 class Known(NamedTuple):
     """What is known about each event's person, up to and including that event. The arrays have one entry per event.
 
-    identified; email_codes: the place of the email in `emails`, where None stands for no email; emails_set_at:
-    when it was set (microseconds since 1970), or `NEVER` if there is none or the distinct_id itself is the email.
+    identified; emails: first the email that each distinct_id has before its first event, in their order, None for none, then
+    those that the day's events set; email_codes: the place of the event's email in `emails`; emails_set_at: when it was set
+    (microseconds since 1970), or `NEVER` if there is none or the distinct_id itself is the email.
     """
 
     identified: Bools

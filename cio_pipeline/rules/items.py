@@ -1,4 +1,4 @@
-"""The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12, R14, R17).
+"""The JSON of Customer.io's operations: an item of `/api/v2/batch`, or the body of the v1 event call (R12: events; R14: sizes).
 
 An upsert, an event, and an event's body for the v1 call:
 

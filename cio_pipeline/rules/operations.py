@@ -1,8 +1,7 @@
 """From the events to send to Customer.io's operations (R7, R12 to R14), and what is left out and why.
 
 An operation is the JSON of one item of `/api/v2/batch`, or the body of the v1 event call for an event that is too large for
-that. A delivery sends it as it is; only from an upsert may R17 and R19 leave attributes out, and R17 may give it a later time
-(`customerio/plan.py`).
+that. A delivery sends it as it is, but for some upserts: `customerio/plan.py` begins with what may change.
 """
 
 from __future__ import annotations

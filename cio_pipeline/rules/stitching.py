@@ -37,7 +37,7 @@ def merge_windows(
     the anonymous ids that were identified themselves before the day; identified_today: each distinct_id's first `$identify` of
     the day (`ORDER`). Returns a row for each merge that may take events, with `since`, the earliest time it may take, and the
     position of the previous merge, after which it takes (timestamp_before, uuid_before, event_before, distinct_id_before; null
-    for the first).
+    for the first). Meanwhile, `_own` names the `$identify` of the anonymous id itself: from then on it is not anonymous.
     """
     all_merges = pd.concat([earlier[MERGE_COLUMNS].assign(event="$identify"), today], ignore_index=True).sort_values(ORDER)
     windows = all_merges.join(all_merges.groupby("anonymous_id")[ORDER].shift().add_suffix("_before"))

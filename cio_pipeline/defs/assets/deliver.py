@@ -103,6 +103,7 @@ def upsert_to_customerio(
 
 # A graph, so that the op has a name of its own in runs, in the launchpad, and in retries.
 @dg.graph_asset(
+    name="customerio_delivery",
     ins={
         "customers": dg.AssetIn(asset_key("customers"), dagster_type=dg.Nothing),
         "events": dg.AssetIn(asset_key("events"), dagster_type=dg.Nothing),
@@ -116,7 +117,7 @@ def upsert_to_customerio(
     tags=TAGS,
     metadata={"dagster/column_schema": table_schema(MEANING, TYPES)},
 )
-def customerio_delivery(customers: None, events: None) -> None:
+def _receipt(customers: None, events: None) -> None:
     """The receipt of a day's delivery to Customer.io: what all runs of the day have done together, and what the last one did.
 
     The dialog of partitions shows only the last 90 days. For older ones, use the job customerio_backfill.
@@ -125,6 +126,6 @@ def customerio_delivery(customers: None, events: None) -> None:
 
 
 # graph_asset has no parameter for a freshness policy.
-customerio_delivery = customerio_delivery.map_asset_specs(
+customerio_delivery = _receipt.map_asset_specs(
     lambda spec: spec.replace_attributes(freshness_policy=dg.FreshnessPolicy.time_window(fail_window=LONGEST_PAUSE))
 )
