@@ -8,19 +8,22 @@ What a request to Customer.io holds: upserts of customers, then events. `custome
     {"type":"person","action":"event","identifiers":{"id":"u1"},"id":"01KJ…","name":"paid","timestamp":1772445600,"attributes":{}}
     ]}
 
-- Which events are sent: `rules/classify.py`. The settings filter some, by name (R3) or while their person is anonymous (R5);
-  what Customer.io would reject or misread is refused (R14).
-- identifiers: the distinct_id as `id`, or an `email`: the distinct_id if it is one or, with CIO_IDENTIFY_BY_EMAIL, the last one
-  that was set (R6; `rules/classify.py`).
-- An upsert's attributes: what the customer's events of the day set (`$set`), the last value of each name, with `identifier`
-  (the distinct_id) and `email` (the last one known), without what R8 to R10 and R19 (consent) leave out. Its timestamp is that
-  of the newest (R7; `rules/customers.py`, `rules/attributes.py`).
-- An event's id: made of its day, name, distinct_id and uuid (R12; `rules/event_ids.py`). Its attributes are its properties
-  without `$set`, `$set_once` and `$unset` (R12, R13; `rules/event_data.py`). `$pageview` and `$screen` have the actions `page`
-  and `screen`.
+- Which events: all but two names that are never sent (R4), those that the settings filter, by name (R3) or while their person
+  is anonymous (R5, R16: such events may be sent later, as somebody's), and those that Customer.io would reject or misread (R14:
+  refused). Suppressed people are left out (R21). Each event has its own time, in whole seconds.
+- Whose: with CIO_IDENTIFY_BY_EMAIL, the `email` that was last set for the distinct_id by then, if any; otherwise the
+  distinct_id, as `email` if it is one, else as `id` (R6). Emails that identify are in lower case.
+- An event's id is made of its day, name, distinct_id and uuid, so that Customer.io ignores a copy (R12). Its attributes are its
+  properties without `$set`, `$set_once`, `$unset` and what would redirect mail (`recipient`, `from_address`, `reply_to`; R13).
+- An upsert's attributes are what the day's sent events set, the last value by time of each name: `$set` or, where PostHog has
+  dropped that, the stored person properties (R20); null for the names in `$unset` (R11). To these come `identifier` (the
+  distinct_id) and `email` (the one that identifies, else the last one known) (R7). Left out are names with a special meaning
+  (R8), a `created_at` that is no time (R9), what is too long or too much (R10), an `email` that is not valid (R2), and consent
+  (R19). Its timestamp is that of its newest attribute. Several upserts share what is too large for one.
 
-`rules/items.py` writes these items, once, into the column `operation` of the tables `customers` and `events`. A delivery sends
-what the ledger does not record as accepted. It changes only upserts; `customerio/plan.py` begins with how. An event that is too
+`rules/classify.py` decides about events, and `rules/operations.py` makes the items: the column `operation` of the tables
+`customers` and `events`. A delivery sends the events that were not delivered, and each upsert that says something new, but
+nothing that was refused and has not changed. It alters only upserts: `customerio/plan.py` begins with how. An event that is too
 large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
 
 docs/rules.md has all rules, R1 to R22, and the words of the code. `rules/__init__.py` names the modules of the rules in the

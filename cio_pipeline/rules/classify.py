@@ -88,6 +88,7 @@ def _outcomes(
         PERSONLESS: _held_back(~events["personless"].to_numpy(bool), options, "profiles"),
         KEY_NOT_SETTLED: ~has_email[known.email_codes] & (options.day_is_open and options.identify_by_email),
     }
+    # The first reason that applies counts (R15).
     first = np.select(list(reasons.values()), list(range(len(reasons))), default=len(reasons))
     return _texts_of([*reasons, TO_SEND], first)
 
@@ -97,10 +98,8 @@ def _held_back(passes: Bools, options: Options, choice: str) -> Bools:
 
 
 def _keys(distinct_ids: list[str], known: Known, options: Options) -> list[str | None]:
-    """R6: the keys, in the order of the distinct_ids, or of `known.emails` where emails are keys.
-
-    `known.emails` begins with the email that each distinct_id has before its first event; where the distinct_id itself is an
-    email, that is always one.
+    """R6: returns one key for each distinct_id or, with identify by email, for each of `known.emails`: there, those without an
+    email, which are among the first, have the key of their distinct_id.
     """
     keys = [f"email:{who.lower()}" if is_email(who) else f"id:{who}" for who in distinct_ids]
     if not options.identify_by_email:

@@ -78,8 +78,8 @@ class Customers(NamedTuple):
 def customers_of(events: pd.DataFrame, given: dict[str, Attributes]) -> Customers:
     """Returns the customers of these events.
 
-    events: those that are sent, by time, with key, identifier, timestamp, email and email_set_at (`classify`); given: the
-    attributes that they give, by customer's key.
+    events: those that are sent, by time, with key, identifier, timestamp, email and email_set_at (`classify`); given: what
+    their `$set` and `$unset` set and clear (R7, R11), by customer's key.
     """
     rows: list[tuple[Any, ...]] = []
     beyond: dict[str, LeftOut] = {}

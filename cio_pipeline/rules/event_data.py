@@ -1,7 +1,7 @@
 """R12 and R13: an event's data in Customer.io, from its properties; and the attributes that it gives its customer (R7).
 
-The properties of most events are sent as they are (`properties.PARSED_COLUMNS`). Of most others, a few members are cut out; the
-rest is parsed.
+The properties of most events are sent as they are (`properties.PARSED_COLUMNS`). From most others, `$set` and the like are cut
+out as text. Only the remaining ones are parsed.
 """
 
 from __future__ import annotations
