@@ -100,8 +100,8 @@ def look_up(
 def _classified(day: str, names: Set[str], tables: Tables, identities: Identities, options: Options) -> pd.DataFrame:
     """The person's rows of `posthog_events`, with their outcome and the day."""
     events = [KEPT_EVENTS.empty_table()]
-    if tables.find_version("posthog_events", day) is not None:
-        events += events_of(tables, day, list(names))
+    if (version := tables.find_version("posthog_events", day)) is not None:
+        events += events_of(tables, day, version, list(names))
     earlier = identities.known_before(day, [name for name in names if is_valid_distinct_id(name)])
     return pd.concat([classify(rows.to_pandas(), earlier, options) for rows in events]).assign(day=day)[EVENT_COLUMNS]
 

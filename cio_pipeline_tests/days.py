@@ -18,7 +18,8 @@ from cio_pipeline.posthog.source import EVENT_SCHEMA, without_duplicates
 from cio_pipeline.rules.items import identifiers
 from cio_pipeline.rules.limits import MAX_ITEM_BYTES
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.tables.shuffle import buckets_of
 from cio_pipeline.tables.tables import Tables
 

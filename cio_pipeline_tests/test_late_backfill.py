@@ -16,7 +16,7 @@ from cio_pipeline.posthog.query import QuerySource
 from cio_pipeline.rules.options import Options
 from cio_pipeline.sandbox.posthog import product
 from cio_pipeline.sandbox.posthog import server as posthog
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline_tests.days import Days
 
 FIRST = date(2026, 3, 1)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from cio_pipeline.customerio.selection import DeliveryOptions
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.state.ledger import Ledger
 from cio_pipeline_tests.days import Days
 from cio_pipeline_tests.deliveries import deliver, shards_of

@@ -12,7 +12,7 @@ from cio_pipeline.pipeline.learn import learn_history
 from cio_pipeline.posthog.reading import RETURNED
 from cio_pipeline.posthog.source import EventSource
 from cio_pipeline.progress import Progress
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
 
@@ -41,6 +41,7 @@ def read_day(
                 attributes=settings.attributes_from,
                 now=began,
                 workers=settings.workers,
+                allowlist=settings.event_allowlist,
             )
     if counts.lacked_person:
         logger.warning(

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import derive_day
+from cio_pipeline.pipeline.extract import check_extracted_under
 from cio_pipeline.pipeline.learn import learn_day, learned_under
 from cio_pipeline.rules.options import Options
 from cio_pipeline.settings.settings import Settings
@@ -47,15 +48,22 @@ class Store:
         return None if days is None else str(datetime.now(UTC).date() - timedelta(days=days))
 
     def learn(self, day: str) -> Counter[str]:
-        """As `pipeline.learn.learn_day`, with this store's tables, identities and settings."""
+        """As `pipeline.learn.learn_day`, with this store's tables, identities and settings. Raises `NotExtracted` if the events
+        were extracted under other settings."""
+        self._check_extracted(day)
         return learn_day(day, self.learned_under, self.tables, self.identities, self.settings.workers)
 
     def derive(
         self, day: str, options: Options | None = None, *, until: datetime | None = None, into: Tables | None = None
     ) -> DayCounts:
-        """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given."""
+        """As `pipeline.derive.derive_day`, with this store's tables and identities, and its options unless others are given.
+        Raises `NotExtracted` if the events were extracted under other settings."""
+        self._check_extracted(day)
         options, workers = options or self.options, self.settings.workers
         return derive_day(day, self.tables, self.identities, options, workers=workers, into=into, until=until)
+
+    def _check_extracted(self, day: str) -> None:
+        check_extracted_under(day, self.tables, self.settings.attributes_from, self.options.event_allowlist)
 
     def pinned(self) -> "Store":
         """Returns a copy of this store for a run that sends what it has checked: whatever other runs write, each partition of

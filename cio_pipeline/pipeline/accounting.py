@@ -97,4 +97,5 @@ def discrepancies(day: str, day_counts: DayCounts, tables: Tables) -> list[str]:
             for reason in refused | counted
         },
     }
-    return [f"{found:,} {what}: {expected:,}" for what, (found, expected) in pairs.items() if found != expected]
+    negative = [f"{count:,} events are counted as '{what}'" for what, count in day_counts.outcomes.items() if count < 0]
+    return negative + [f"{found:,} {what}: {expected:,}" for what, (found, expected) in pairs.items() if found != expected]

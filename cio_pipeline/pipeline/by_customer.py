@@ -104,7 +104,9 @@ def _stitched(day_input: DerivationInput, identities: Identities, windows: pd.Da
         return
     anonymous_ids = windows["anonymous_id"].unique().tolist()
     for day in _days_with_events(days_stitched(day_input.day, day_input.options), day_input.tables, identities):
-        for table in events_of(day_input.tables, day, anonymous_ids):
+        is_own = day == day_input.day  # then of the version that was classified, even if there is a newer one by now
+        version = day_input.version if is_own else day_input.tables.version("posthog_events", day)
+        for table in events_of(day_input.tables, day, version, anonymous_ids):
             events = table.to_pandas()
             earlier = earlier_facts(day, events["distinct_id"].unique().tolist(), identities)
             yield day, stitched(events, earlier, windows, day_input.options)

@@ -31,6 +31,9 @@ from cio_pipeline.worker_pool import map_shards
 SETTINGS, COUNTS = "settings", "counts"
 """What is stored with the derived tables: `settings_of` the options, and what became of the day's events (`DayCounts`)."""
 
+EXTRACTED, EARLIER = "extracted", "earlier"
+"""What they were made of: the content hash of `posthog_events`, and the fingerprint of what earlier days contributed."""
+
 DERIVED = {"customers": CUSTOMERS, "events": EVENTS, "rejects": REJECTS}
 
 EMAIL_IN_ANOTHER_CASE = "attributes named email in another case (Email, EMAIL), which do not count as the email (R1)"
@@ -61,10 +64,21 @@ def derive_day(
         day_input = DerivationInput(day, tables, tables.version("posthog_events", day), options, until)
         with (into or tables).replace(day, DERIVED) as new:
             day_counts = _derive(day_input, identities, new, workers)
-            new.metadata = {"fingerprint": fingerprint, SETTINGS: settings_of(options), COUNTS: day_counts.to_json()}
+            made_of = {EXTRACTED: day_input.version.content_hash, EARLIER: earlier, "fingerprint": fingerprint}
+            new.metadata = {**made_of, SETTINGS: settings_of(options), COUNTS: day_counts.to_json()}
     if into is None:
         identities.mark_derived(day, earlier)
     return day_counts
+
+
+def is_current(day: str, tables: Tables, identities: Identities, options: Options) -> bool:
+    """Returns whether the day's tables were made of its current `posthog_events` and, if earlier days affect what is sent or
+    under which key, of what these say now. Raises `NotMaterialized`."""
+    made_of = tables.version("events", day).metadata
+    if made_of.get(EXTRACTED) != tables.version("posthog_events", day).content_hash:
+        return False
+    stitched_days = options.stitch_anonymous_days
+    return not options.needs_earlier_days or made_of.get(EARLIER) == identities.inputs_fingerprint(day, stitched_days)
 
 
 def settings_of(options: Options) -> str:

@@ -43,10 +43,10 @@ def shard_of_events(tables: Tables, table: str, day: str, version: Version, shar
     return with_parsed_columns(tables.shard(table, day, version, shard, EVENT_SCHEMA.names)).select(columns)
 
 
-def events_of(tables: Tables, day: str, distinct_ids: list[str]) -> Iterator[pa.Table]:
-    """Yields the day's events of these distinct_ids, as `KEPT_EVENTS`. Raises as `Tables.rows_where` does."""
-    is_read = tables.version("posthog_events", day).metadata.get(READ_BY) == code_hash()
-    for rows in tables.rows_where("posthog_events", day, "distinct_id", distinct_ids):
+def events_of(tables: Tables, day: str, version: Version, distinct_ids: list[str]) -> Iterator[pa.Table]:
+    """Yields the events of these distinct_ids in a day's version, as `KEPT_EVENTS`. Raises `StorageError`."""
+    is_read = version.metadata.get(READ_BY) == code_hash()
+    for rows in tables.rows_where("posthog_events", day, version, "distinct_id", distinct_ids):
         yield rows if is_read else with_parsed_columns(rows.select(EVENT_SCHEMA.names))
 
 

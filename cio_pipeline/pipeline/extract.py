@@ -6,10 +6,11 @@ unless the rows that were read are the rows that were written, plus duplicates.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime
+from typing import Any
 
 import pyarrow as pa
 
@@ -35,6 +36,9 @@ KNOWN = (*restored_set.IDENTITY, "timestamp", "properties", "person_properties")
 SPILLED = pa.schema([*EVENT_SCHEMA, (NEEDED, pa.bool_()), ("earlier", pa.bool_())])
 """`earlier`: whether the row is what an earlier extraction counts."""
 
+ATTRIBUTES_FROM, ALLOWLIST = "attributes from", "allowlist"
+"""The settings of an extraction, as they are stored with a day's events."""
+
 EVENTS_TABLE, HISTORY_TABLE = "posthog_events", "identity_history"
 
 READING = ("json_text", "pipeline/events", "pipeline/extract", "pipeline/extract_shard", "posthog", "rules", "tables")
@@ -51,6 +55,20 @@ def reusable_extraction(tables: Tables, day: str, fingerprint: str | None) -> Ex
     return ExtractionCounts.from_json(version.metadata["extracted"]) if tables.is_intact(EVENTS_TABLE, day) else None
 
 
+def check_extracted_under(day: str, tables: Tables, attributes: AttributesFrom, allowlist: tuple[str, ...]) -> None:
+    """Raises `NotExtracted` if the day's `posthog_events` were extracted under other settings, and so may lack events that are
+    on the allowlist now, or have the attributes of another CIO_ATTRIBUTES_FROM. Raises `NotMaterialized`."""
+    stored = tables.version(EVENTS_TABLE, day).metadata
+    had = stored.get(ALLOWLIST)
+    has_events = had is not None and (not had or (bool(allowlist) and set(allowlist) <= set(had)))
+    if stored.get(ATTRIBUTES_FROM) != attributes or not has_events:
+        setting = "CIO_EVENT_ALLOWLIST" if stored.get(ATTRIBUTES_FROM) == attributes else "CIO_ATTRIBUTES_FROM"
+        raise NotExtracted(
+            f"posthog_events of {day} were extracted under another {setting}: materialize posthog_events for {day} again, or"
+            " run the job customerio_sync."
+        )
+
+
 def extract_day(
     tables: Tables,
     day: str,
@@ -60,9 +78,10 @@ def extract_day(
     attributes: AttributesFrom,
     now: datetime,
     workers: int = 1,
+    allowlist: tuple[str, ...] = (),
 ) -> ExtractionCounts:
     """Writes a day's `posthog_events`. `start` is the day's; `now` is when the extraction began: R20 goes by the events' age
-    then.
+    then; allowlist: the names of events that the stream was asked for, or nothing for all.
 
     Raises `NotExtracted` if a row that came is neither in the table nor a duplicate.
     """
@@ -72,7 +91,18 @@ def extract_day(
         use_person = "always"
     elif attributes == "auto" and reaches_back:
         use_person = "if dropped in day"
-    counts = _extract(tables, EVENTS_TABLE, day, events, use_person=use_person, now=now, workers=workers, restores=reaches_back)
+    settings = {ATTRIBUTES_FROM: attributes, ALLOWLIST: list(allowlist)}
+    counts = _extract(
+        tables,
+        EVENTS_TABLE,
+        day,
+        events,
+        use_person=use_person,
+        now=now,
+        workers=workers,
+        restores=reaches_back,
+        settings=settings,
+    )
     return replace(counts, may_lack_set=reaches_back)
 
 
@@ -96,14 +126,15 @@ def _extract(
     now: datetime,
     workers: int,
     restores: bool,
+    settings: Mapping[str, Any] | None = None,
 ) -> ExtractionCounts:
-    """Writes a partition of a table: each of the events once.
+    """Writes a partition of a table, each of the events once, and these settings with it.
 
     restores: whether PostHog may have dropped what an earlier extraction still had, so that it is looked up there.
     """
     summary, counts = StreamSummary(), ExtractionCounts()
     with temporary_folder() as folder, tables.replace(partition, {table: KEPT_EVENTS}) as new:
-        new.metadata = {READ_BY: code_hash()}
+        new.metadata = {READ_BY: code_hash(), **(settings or {})}
         earlier = _events_of_last_extraction(tables, table, partition, summary) if restores else iter(())
         rows = _spilled(events, summary, use_person, workers, earlier)
         shards = shuffle(rows, "distinct_id", SPILLED, folder, uncounted="earlier")

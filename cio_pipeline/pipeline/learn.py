@@ -7,7 +7,8 @@ from collections import Counter
 from cio_pipeline.pipeline.events import code_hash, shard_of_events
 from cio_pipeline.rules.facts import learn
 from cio_pipeline.rules.stitching import MERGE_COLUMNS, merges
-from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline.tables.versions import Version

@@ -36,9 +36,6 @@ from cio_pipeline.state.identity_tables import (
 from cio_pipeline.state.learned import Learned, RowFile, bound
 from cio_pipeline.tables.files import temporary_folder
 
-HISTORY_PARTITION = "0000-00-00"
-"""The day of all that happened before the first partition."""
-
 IDS_PER_QUERY = 10_000
 
 

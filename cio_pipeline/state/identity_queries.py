@@ -6,23 +6,19 @@ from typing import Any
 
 import sqlalchemy as sa
 
-from cio_pipeline.state.identity_tables import emails, identified, links, merges
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION, emails, identified, links, merges
+
+END = "9999-99-99"
+"""A day after all others."""
 
 
 def known_before(day: str, wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
     """Selects what is known before the day about each of these distinct_ids, if anything: distinct_id, identified, email, set.
 
-    That is three index look-ups for each of them, however many days there are.
+    That is a few index look-ups for each of them, however many days there are.
     """
     was_identified = sa.exists().where(identified.c.distinct_id == wanted, identified.c.day < day)
-    email, microseconds = (
-        sa.select(column)
-        .where(emails.c.distinct_id == wanted, emails.c.day < day)
-        .order_by(emails.c.day.desc())
-        .limit(1)
-        .scalar_subquery()
-        for column in (emails.c.email, emails.c.microseconds)
-    )
+    email, microseconds = (_of_last_email(column, wanted, day) for column in (emails.c.email, emails.c.microseconds))
     columns = (wanted.label("distinct_id"), was_identified.label("identified"), email.label("email"), microseconds.label("set"))
     rows = sa.select(*columns).subquery()
     return sa.select(rows).where(sa.or_(rows.c.identified, rows.c.email.is_not(None)))
@@ -42,6 +38,16 @@ def identified_with(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
 
 def last_emails(wanted: sa.ColumnElement[str]) -> sa.Select[Any]:
     """Selects each of these distinct_ids with its last email."""
-    last = sa.select(emails.c.email).where(emails.c.distinct_id == wanted).order_by(emails.c.day.desc()).limit(1)
-    pairs = sa.select(wanted.label("distinct_id"), last.scalar_subquery().label("email")).subquery()
+    last = _of_last_email(emails.c.email, wanted, END)
+    pairs = sa.select(wanted.label("distinct_id"), last.label("email")).subquery()
     return sa.select(pairs).where(pairs.c.email.is_not(None))
+
+
+def _of_last_email(column: sa.Column[Any], wanted: sa.ColumnElement[str], before: str) -> sa.ScalarSelect[Any]:
+    """Selects a column of the email that was set last before a day: that of the last day or, if it is later, of the history,
+    which may reach up to a CIO_START_DATE that was moved."""
+    others = emails.alias()
+    last_day = sa.select(sa.func.max(others.c.day)).where(others.c.distinct_id == emails.c.distinct_id, others.c.day < before)
+    of_distinct_id = sa.select(column).where(emails.c.distinct_id == wanted, emails.c.day < before)
+    candidates = of_distinct_id.where(sa.or_(emails.c.day == last_day.scalar_subquery(), emails.c.day == HISTORY_PARTITION))
+    return candidates.order_by(emails.c.microseconds.desc(), emails.c.day.desc()).limit(1).scalar_subquery()

@@ -12,6 +12,9 @@ from cio_pipeline.state.database import SchemaVersion, Text
 VERSION = SchemaVersion("identities", 5)
 """To be increased when these tables, or what they mean, change: there are no migrations."""
 
+HISTORY_PARTITION = "0000-00-00"
+"""The day of all that happened before the first partition."""
+
 metadata = sa.MetaData()
 
 

@@ -84,13 +84,12 @@ class Tables:
             rows: pa.Table = file.read(columns, use_threads=False)
         return rows
 
-    def rows_where(self, table: str, partition: str, by: str, values: list[str]) -> Iterator[pa.Table]:
-        """Yields the rows whose column `by` has one of the values: one table for each shard that has any.
+    def rows_where(self, table: str, partition: str, version: Version, by: str, values: list[str]) -> Iterator[pa.Table]:
+        """Yields the rows of this version whose column `by` has one of the values: one table for each shard that has any.
 
-        Each shard is sorted by that column, and only row groups that may have such a row are read. Raises `NotMaterialized` as
-        `read` does.
+        Each shard is sorted by that column, and only row groups that may have such a row are read. Raises `StorageError`.
         """
-        version, wanted = self.version(table, partition), sorted(set(values))
+        wanted = sorted(set(values))
         for shard in range(version.shards):
             with self._opened(table, partition, version, shard) as file:
                 groups = [group for group in range(file.num_row_groups) if may_hold(file.metadata.row_group(group), by, wanted)]

@@ -45,7 +45,7 @@ from cio_pipeline.pipeline.accounting import DayCounts
 from cio_pipeline.pipeline.derive import DERIVED
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
 from cio_pipeline.settings.load import load_settings, settings_to_show
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline_tests.postgres import URL_PASSWORD

@@ -6,24 +6,27 @@ import multiprocessing
 import os
 import shutil
 import signal
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pytest
 
 import cio_pipeline.pipeline.derive
 import cio_pipeline.pipeline.learn
+from cio_pipeline.pipeline import by_customer
 from cio_pipeline.pipeline.accounting import discrepancies
-from cio_pipeline.pipeline.derive import EMAIL_IN_ANOTHER_CASE, derive_day
+from cio_pipeline.pipeline.derive import EMAIL_IN_ANOTHER_CASE, derive_day, is_current
 from cio_pipeline.pipeline.extract import extract_day
 from cio_pipeline.pipeline.learn import learn_day
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream
 from cio_pipeline.rules.classify import classify
 from cio_pipeline.rules.operations import derived_tables
 from cio_pipeline.rules.options import Options
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.tables.files import StorageError
 from cio_pipeline.tables.tables import NotMaterialized, Tables
 from cio_pipeline.tables.versions import Version
@@ -397,3 +400,46 @@ def test_r6_distinct_ids_that_are_one_email_in_several_cases_are_one_customer(tm
     extract_day(product.tables, MONDAY, stream, start=datetime(2026, 3, 2, tzinfo=UTC), attributes="auto", now=now)
     product.derive(MONDAY)
     assert [row.key for row in product.rows("customers", MONDAY)] == ["email:łada@example.com"]
+
+
+def test_tables_are_current_until_their_events_or_earlier_days_change(tmp_path: Path) -> None:
+    product = Days(str(tmp_path), Options(identify_by_email=True))
+    product.extract(MONDAY, frame(on(MONDAY, "order")))
+    product.learn(MONDAY)
+
+    def is_fresh(**options: Any) -> bool:
+        return is_current(MONDAY, product.tables, product.identities, replace(product.options, **options))
+
+    product.derive(MONDAY)
+    assert is_fresh()
+    product.extract(SUNDAY, frame(on(SUNDAY, "$identify", set_={"email": "u1@example.com"})))
+    product.learn(SUNDAY)
+    assert not is_fresh()
+    assert is_fresh(identify_by_email=False), "then earlier days change nothing"
+    product.derive(MONDAY)
+    assert is_fresh()
+    product.extract(MONDAY, frame(on(MONDAY, "paid")))
+    assert not is_fresh()
+    assert not is_fresh(identify_by_email=False)
+
+
+def test_r16_a_day_that_is_extracted_again_while_it_is_derived_is_stitched_from_one_version(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    product = Days(str(tmp_path), Options(anonymous_users="profiles", stitch_anonymous_days=7))
+    names_anon: dict[str, Any] = {"$anon_distinct_id": "anon"}
+    identify = event("$identify", "u1", at=f"{MONDAY}T11:00Z", **names_anon)
+    view, uuid = on(MONDAY, "view", "anon"), "019cadd9-8c00-7b1a-9c55-3f2f5a7d0e11"
+    product.extract(MONDAY, frame({**view, "uuid": uuid}, identify))
+    product.learn(MONDAY)
+    windows = by_customer._merge_windows
+
+    def extracted_meanwhile(*given: Any) -> pd.DataFrame:
+        personless = on(MONDAY, "view", "anon", **{"$process_person_profile": False})
+        product.extract(MONDAY, frame({**personless, "uuid": uuid}, identify))
+        return windows(*given)
+
+    monkeypatch.setattr(by_customer, "_merge_windows", extracted_meanwhile)
+    counts = product.derive(MONDAY)
+    sent = [row.ulid for row in product.rows("events", MONDAY)]
+    assert (len(sent), len(set(sent)), counts.outcomes) == (2, 2, {"sent": 2})

@@ -15,12 +15,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from cio_pipeline.pipeline.extract import SPILLED, extract_day, extract_history
+from cio_pipeline.pipeline.extract import SPILLED, check_extracted_under, extract_day, extract_history
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
 from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
 from cio_pipeline.rules.options import AttributesFrom
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
 
 DAY = "2026-03-02"
@@ -309,3 +309,30 @@ def test_an_event_whose_time_could_not_be_read_does_not_show_that_posthog_drops_
     odd = {**event(1, set_={"plan": "free"}), "timestamp": datetime(1, 1, 2, tzinfo=UTC)}
     extract(tables, OLD, odd, event(2))
     assert persons(tables)["2"] == PERSON
+
+
+@pytest.mark.parametrize(
+    ("mode", "allowlist", "wrong"),
+    [
+        ("auto", ("a", "b"), None),
+        ("auto", ("a",), None),
+        ("auto", ("a", "c"), "CIO_EVENT_ALLOWLIST"),
+        ("auto", (), "CIO_EVENT_ALLOWLIST"),
+        ("set", ("a",), "CIO_ATTRIBUTES_FROM"),
+    ],
+)
+def test_events_that_were_extracted_under_settings_that_lacked_some_are_not_used(
+    tables: Tables, mode: AttributesFrom, allowlist: tuple[str, ...], wrong: str | None
+) -> None:
+    extract_day(tables, DAY, stream(event(1)), start=START, attributes="auto", now=YOUNG, allowlist=("a", "b"))
+    if wrong is None:
+        check_extracted_under(DAY, tables, mode, allowlist)
+    else:
+        with pytest.raises(NotExtracted, match=rf"^posthog_events of {DAY} were extracted under another {wrong}: .+ again"):
+            check_extracted_under(DAY, tables, mode, allowlist)
+
+
+def test_all_events_hold_those_of_any_allowlist(tables: Tables) -> None:
+    extract(tables, YOUNG, event(1))
+    for allowlist in ((), ("a",)):
+        check_extracted_under(DAY, tables, "auto", allowlist)

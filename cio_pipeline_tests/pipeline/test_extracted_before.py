@@ -150,7 +150,7 @@ def test_the_asset_extracts_a_day_of_unchanged_files_once(
     export: Path, tables: Tables, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     source = BatchExportSource(str(export), 1, (), "auto")
-    store: Any = SimpleNamespace(tables=tables, settings=SimpleNamespace(attributes_from="auto", workers=1))
+    store: Any = SimpleNamespace(tables=tables, settings=SimpleNamespace(attributes_from="auto", event_allowlist=(), workers=1))
     first, _ = reading.read_day(DAY, source, store)
     monkeypatch.setattr(reading, "extract_day", None)
     assert reading.read_day(DAY, source, store)[0] == first

@@ -13,7 +13,8 @@ import pandas as pd
 import pytest
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.tables.files import StorageError
 
@@ -280,3 +281,19 @@ def test_the_last_derived_day_is_known(identities: Identities) -> None:
     for day in ("2026-03-03", "2026-03-01"):
         derive(identities, day, 0)
     assert identities.last_derived() == "2026-03-03"
+
+
+def test_r18_an_email_of_the_history_counts_if_it_was_set_after_that_of_the_last_day(identities: Identities) -> None:
+    """As where CIO_START_DATE was moved to a later day, and the history read again."""
+
+    def at(email: str, time: int) -> list[Learned]:
+        columns = ["distinct_id", "identified", "email", "email_set_at"]
+        rows = pd.DataFrame([("u1", True, email, time)], columns=columns)
+        return [Learned.of(rows, NOBODY_NAMED, {(email, "u1")})]
+
+    keep(identities, "2026-03-01", at("old@example.com", 1))
+    keep(identities, HISTORY_PARTITION, at("new@example.com", 8))
+    assert before(identities, "2026-03-10", "u1") == {"u1": (True, "new@example.com")}
+    keep(identities, "2026-03-09", at("newest@example.com", 9))
+    assert before(identities, "2026-03-10", "u1") == {"u1": (True, "newest@example.com")}
+    assert before(identities, "2026-03-09", "u1") == {"u1": (True, "new@example.com")}

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cio_pipeline.rules.stitching import MERGE_COLUMNS
-from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.state.learned import Learned
 from cio_pipeline.state.overlay import OverlayIdentities
 from cio_pipeline_tests.examples import examples

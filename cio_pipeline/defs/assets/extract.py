@@ -21,7 +21,7 @@ from cio_pipeline.errors import PipelineError
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.reading import COUNTED
 from cio_pipeline.posthog.source import EventSource
-from cio_pipeline.state.identities import HISTORY_PARTITION
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 
 logger = logging.getLogger(__name__)
 

@@ -15,7 +15,7 @@ from cio_pipeline.defs.partitions import DAYS_IN_ALL, SCHEDULE_TAG, days_before
 from cio_pipeline.defs.reading import history_is_known
 from cio_pipeline.defs.store import Store
 from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.pipeline.derive import COUNTS, SETTINGS, settings_of
+from cio_pipeline.pipeline.derive import COUNTS, SETTINGS, is_current, settings_of
 from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.rules.consent import AllowConsent
 from cio_pipeline.tables.tables import Tables
@@ -70,8 +70,9 @@ def is_backfill(tags: Mapping[str, str], days: list[str]) -> bool:
 
 
 def check_derived(store: Store, days: list[str]) -> None:
-    """Raises `NotDelivered` if the tables of a day were derived under other settings, or hold more or fewer events than were
-    extracted (R15), and `NotMaterialized` if there are none. In a run that also derives the days, this cannot happen."""
+    """Raises `NotDelivered` if the tables of a day were derived under other settings, or of other events or earlier days than
+    are there now, or hold more or fewer events than were extracted (R15), and `NotMaterialized` if there are none. In a run
+    that also derives the days, this happens only if another run changes them at the same time."""
     settings = settings_of(store.options)
     derived = {day: store.tables.version("events", day) for day in days}
     otherwise = [day for day, version in derived.items() if version.metadata.get(SETTINGS) != settings]
@@ -79,6 +80,13 @@ def check_derived(store: Store, days: list[str]) -> None:
         raise NotDelivered(
             f"customers, events and rejects of {_ranges(otherwise)} were derived under other settings than the current ones:"
             " nothing was sent. Materialize them again, or run the job customerio_sync."
+        )
+    stale = [day for day in days if not is_current(day, store.tables, store.identities, store.options)]
+    if stale:
+        raise NotDelivered(
+            f"customers, events and rejects of {_ranges(stale)} were derived before posthog_events of the day was extracted"
+            " again, or before an earlier day was learned: nothing was sent. Materialize them again, or run the job"
+            " customerio_sync."
         )
     off = [day for day, version in derived.items() if not _adds_up(version, store.tables.version("posthog_events", day))]
     if off:
@@ -91,6 +99,8 @@ def check_derived(store: Store, days: list[str]) -> None:
 def _adds_up(events: Version, extracted: Version) -> bool:
     """Returns whether a day's derived tables account for the extracted events, by what is stored with the versions."""
     counts = DayCounts.from_json(events.metadata[COUNTS])
+    if min(counts.outcomes.values(), default=0) < 0:
+        return False
     return counts.outcomes.total() == extracted.rows and counts.outcomes[TO_SEND] + counts.stitched == events.rows
 
 

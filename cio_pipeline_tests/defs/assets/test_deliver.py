@@ -11,6 +11,7 @@ from typing import Any
 
 import dagster as dg
 import pandas as pd
+import pyarrow as pa
 import pytest
 import sqlalchemy as sa
 
@@ -336,8 +337,43 @@ def test_tables_that_do_not_account_for_the_extracted_events_are_not_delivered(
 ) -> None:
     run(instance)
     tables, sent = Tables(load_settings().data_dir), len(workspace.requests)
+    [pointer] = Path(load_settings().data_dir, "derived").rglob("current.json")
+    stored = json.loads(pointer.read_text())
+    for counts in ({}, {"sent": -1, "filtered: x": tables.version("posthog_events", DAY).rows + 1}):
+        off = {**stored["about"], "counts": {**stored["about"]["counts"], "outcomes": counts}}
+        pointer.write_text(json.dumps({**stored, "about": off}))
+        with pytest.raises(dg.Failure, match=rf"rejects of {DAY} do not account for the extracted events, each once \(R15\)"):
+            deliver_only(instance)
+    assert {request.path for request in workspace.requests[sent:]} <= {"/api/v1/accounts/region"}
+
+
+@pytest.mark.parametrize(("setting", "value"), [("CIO_ATTRIBUTES_FROM", "set"), ("CIO_EVENT_ALLOWLIST", "paid")])
+def test_events_that_were_extracted_under_other_settings_are_neither_learned_nor_derived(
+    workspace: Workspace, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch, setting: str, value: str
+) -> None:
+    """As where only the tables are materialized again after a setting has changed: they would lack what was not extracted."""
+    with monkeypatch.context() as before:
+        before.setenv("CIO_EVENT_ALLOWLIST", "signed up")
+        run(instance)
+    monkeypatch.setenv(setting, value)
+    for assets in (["identities"], ["customers", "events", "rejects"]):
+        selection = [asset_key(asset) for asset in assets]
+        with pytest.raises(dg.Failure, match=rf"^posthog_events of {DAY} were extracted under another CIO_"):
+            defs.resolve_job_def("customerio_sync").execute_in_process(
+                instance=instance, partition_key=DAY, asset_selection=selection
+            )
+    assert run(instance)["delivered in all"] > 0
+
+
+def test_tables_of_events_that_were_extracted_again_since_are_not_delivered(
+    workspace: Workspace, instance: dg.DagsterInstance
+) -> None:
+    run(instance)
+    tables, sent = Tables(load_settings().data_dir), len(workspace.requests)
+    rows = [pa.Table.from_pandas(shard, KEPT_EVENTS) for shard in tables.read("posthog_events", DAY)]
     with tables.replace(DAY, {"posthog_events": KEPT_EVENTS}) as new:
-        new.shards.append(new.writer.write(0, {"posthog_events": KEPT_EVENTS.empty_table()}))
-    with pytest.raises(dg.Failure, match=rf"rejects of {DAY} do not account for the extracted events, each once \(R15\)"):
+        new.shards.append(new.writer.write(0, {"posthog_events": pa.concat_tables(rows[::-1])}))
+        new.shards.append(new.writer.write(1, {"posthog_events": KEPT_EVENTS.empty_table()}))
+    with pytest.raises(dg.Failure, match=rf"rejects of {DAY} were derived before posthog_events .+ extracted again"):
         deliver_only(instance)
     assert {request.path for request in workspace.requests[sent:]} <= {"/api/v1/accounts/region"}

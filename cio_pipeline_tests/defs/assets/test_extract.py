@@ -26,7 +26,8 @@ from cio_pipeline.posthog.source import NotExtracted
 from cio_pipeline.sandbox.posthog import server as posthog
 from cio_pipeline.sandbox.processes import Sandbox
 from cio_pipeline.settings.load import load_settings
-from cio_pipeline.state.identities import HISTORY_PARTITION, Identities
+from cio_pipeline.state.identities import Identities
+from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
 from cio_pipeline_tests.receipts import rows
 

@@ -16,7 +16,7 @@ import pytest
 from cio_pipeline.definitions import defs
 from cio_pipeline.defs.asset_keys import DELIVERY
 from cio_pipeline.pipeline.accounting import DayCounts
-from cio_pipeline.pipeline.derive import COUNTS, DERIVED, SETTINGS, settings_of
+from cio_pipeline.pipeline.derive import COUNTS, DERIVED, EXTRACTED, SETTINGS, settings_of
 from cio_pipeline.pipeline.events import KEPT_EVENTS
 from cio_pipeline.rules.classify import TO_SEND
 from cio_pipeline.sandbox.customerio import server as customerio
@@ -52,7 +52,8 @@ def keep_tables(day: str, refused: list[Refusal]) -> None:
     with tables.replace(day, DERIVED) as new:
         new.shards.append(new.writer.write(0, made))
         counts = DayCounts(Counter({TO_SEND: len(refused)}))
-        new.metadata = {SETTINGS: settings_of(settings.options), COUNTS: counts.to_json()}
+        made_of = {EXTRACTED: tables.version("posthog_events", day).content_hash}
+        new.metadata = {**made_of, SETTINGS: settings_of(settings.options), COUNTS: counts.to_json()}
 
 
 @pytest.fixture
