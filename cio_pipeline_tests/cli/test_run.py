@@ -115,7 +115,7 @@ def test_a_day_that_was_delivered_is_said_though_a_later_one_fails(
             raise NotDelivered("Customer.io is away.")
         return deliver(day, *given)
 
-    monkeypatch.setattr("cio_pipeline.defs.delivery.run_delivery.deliver", fail_on_the_third)
+    monkeypatch.setattr("cio_pipeline.customerio.delivery.deliver", fail_on_the_third)
     assert run(DAY, THIRD_DAY) == 1
     said = capsys.readouterr()
     assert [line.partition(" events sent")[0] for line in said.out.splitlines() if " events sent, " in line] == [
