@@ -91,11 +91,15 @@ def write_shard(context: WriteContext, number: int, shard: Shard) -> tuple[Writt
     counts = ExtractionCounts(rows_read=len(rows), shards=1)
     events, counts.duplicates = deduplicate(rows)
     del rows
-    counts.not_needed = len(events) - (pc.sum(events[NEEDED]).as_py() or 0)
-    events = (events.filter(events[NEEDED]).combine_chunks() if counts.not_needed else events).drop_columns(NEEDED)
     seen_before = used_person = constant(len(events), False)
+    needed = events[NEEDED]
     if len(earlier):
         events, seen_before, used_person, counts.set_restored = restored_set.with_restored_set(events, earlier)
+        needed = pc.or_(needed, pc.and_(seen_before, pc.or_(used_person, restored_set.has_set(events))))
+    counts.not_needed = len(events) - (pc.sum(needed).as_py() or 0)
+    if counts.not_needed:
+        events, seen_before, used_person = (one.filter(needed) for one in (events.combine_chunks(), seen_before, used_person))
+    events = events.drop_columns(NEEDED)
     if context.summary.always_used_person:  # that was CIO_ATTRIBUTES_FROM=person, not a `$set` that had been dropped
         used_person = constant(len(events), False)
     had_set = pc.and_not(seen_before, used_person) if context.summary.any_had_set else constant(len(events), False)

@@ -23,8 +23,13 @@ IDENTITY = ["event", "distinct_id", "uuid"]
 def with_only_set_properties(events: pa.Table) -> pa.Table:
     """Returns the events with null `properties`, unless these mention a `$set`, `$set_once` or `$unset`: all that a later
     extraction may have to restore."""
-    texts = pc.if_else(mentions(events["properties"], *RESTORED), events["properties"], pa.scalar(None, pa.string()))
+    texts = pc.if_else(has_set(events), events["properties"], pa.scalar(None, pa.string()))
     return events.set_column(events.schema.get_field_index("properties"), "properties", texts)
+
+
+def has_set(events: pa.Table) -> pa.ChunkedArray:
+    """Returns which events (bool) mention one of the properties that are copied."""
+    return mentions(events["properties"], *RESTORED)
 
 
 class WithRestoredSet(NamedTuple):

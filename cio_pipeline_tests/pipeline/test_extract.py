@@ -18,7 +18,7 @@ import pytest
 from cio_pipeline.pipeline.extract import SPILLED, check_extracted_under, extract_day, extract_history
 from cio_pipeline.pipeline.extract_shard import ExtractionCounts
 from cio_pipeline.posthog.exports.batch_export import BatchExportSource
-from cio_pipeline.posthog.source import EVENT_SCHEMA, EventStream, NotExtracted
+from cio_pipeline.posthog.source import EVENT_SCHEMA, NEEDED, EventStream, NotExtracted
 from cio_pipeline.rules.options import AttributesFrom
 from cio_pipeline.state.identity_tables import HISTORY_PARTITION
 from cio_pipeline.tables.tables import Tables
@@ -336,3 +336,22 @@ def test_all_events_hold_those_of_any_allowlist(tables: Tables) -> None:
     extract(tables, YOUNG, event(1))
     for allowlist in ((), ("a",)):
         check_extracted_under(DAY, tables, "auto", allowlist)
+
+
+@pytest.mark.parametrize("person", [None, "{}"], ids=["no person", "a person without an email"])
+def test_an_event_that_is_kept_only_for_its_email_keeps_it_after_posthog_has_dropped_it(
+    tables: Tables, person: str | None
+) -> None:
+    """With an allowlist, a source says that it does not need the event any more."""
+
+    def needed(*rows: tuple[dict[str, Any], bool]) -> EventStream:
+        [frame] = stream(*(row for row, _ in rows)).frames
+        table = pa.Table.from_pandas(frame, EVENT_SCHEMA, preserve_index=False)
+        return EventStream(len(rows), iter([table.append_column(NEEDED, [[is_needed for _, is_needed in rows]])]))
+
+    with_set = event(1, "other", set_={"email": "ada@example.com"}, person=person)
+    without, unknown = event(1, "other", person=person), event(2, "other", x=1, person=person)
+    for now, rows in ((YOUNG, [(with_set, True), (unknown, False)]), (OLD, [(without, False), (unknown, False)])):
+        counts = extract_day(tables, DAY, needed(*rows), start=START, attributes="auto", now=now, allowlist=("order",))
+        assert (counts.rows_written, counts.not_needed) == (1, 1)
+        assert kept(tables) == {"1": ({"$set": {"email": "ada@example.com"}}, None)}
