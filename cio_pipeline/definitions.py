@@ -8,23 +8,26 @@ What a request to Customer.io holds: upserts of customers, then events. `custome
     {"type":"person","action":"event","identifiers":{"id":"u1"},"id":"01KJ…","name":"paid","timestamp":1772445600,"attributes":{}}
     ]}
 
-- Which events: all but two names that are never sent (R4), those that the settings filter, by name (R3) or while their person
-  is anonymous (R5, R16: such events may be sent later, as somebody's), and those that Customer.io would reject or misread (R14:
-  refused). Suppressed people are left out (R21). Each event has its own time, in whole seconds.
-- Whose: with CIO_IDENTIFY_BY_EMAIL, the `email` that was last set for the distinct_id by then, if any; otherwise the
+- Not sent are two names of events (R4), those that the settings filter, by name (R3) or while their person is anonymous (R5;
+  R16: some are sent later, as somebody's), those that Customer.io would reject or misread (R14: refused), and suppressed people
+  (R21). In an hourly run, some wait for the end of the day (R22). Each event has its own time, in whole seconds. The action is
+  `page` for `$pageview`, `screen` for `$screen`, otherwise `event`.
+- identifiers: with CIO_IDENTIFY_BY_EMAIL, the `email` that was last set for the distinct_id by then, if any; otherwise the
   distinct_id, as `email` if it is one, else as `id` (R6). Emails that identify are in lower case.
 - An event's id is made of its day, name, distinct_id and uuid, so that Customer.io ignores a copy (R12). Its attributes are its
-  properties without `$set`, `$set_once`, `$unset` and what would redirect mail (`recipient`, `from_address`, `reply_to`; R13).
-- An upsert's attributes are what the day's sent events set, the last value by time of each name: `$set` or, where PostHog has
-  dropped that, the stored person properties (R20); null for the names in `$unset` (R11). To these come `identifier` (the
-  distinct_id) and `email` (the one that identifies, else the last one known) (R7). Left out are names with a special meaning
-  (R8), a `created_at` that is no time (R9), what is too long or too much (R10), an `email` that is not valid (R2), and consent
-  (R19). Its timestamp is that of its newest attribute. Several upserts share what is too large for one.
+  properties without `$set`, `$set_once`, `$unset` and, by default, what would redirect mail (`recipient`, `from_address`,
+  `reply_to`; R13).
+- An upsert's attributes are the last value by time of each name in the `$set` of the day's sent events or, where PostHog has
+  dropped that, in the stored person properties (CIO_ATTRIBUTES_FROM, R20); null for the names in `$unset` (R11). To these come
+  `identifier` (the last distinct_id) and `email` (the one that identifies, else the last one known), which replaces a given one
+  (R7). Left out are names with a special meaning (R8), a `created_at` that is no time (R9), an `email` that is not valid (R2),
+  long names and values, and what is beyond 300 (R10: long text is cut); of what is about consent, all that would not reduce
+  what the person receives (R19). The timestamp is that of the newest. Several upserts share what is too large for one.
 
 `rules/classify.py` decides about events, and `rules/operations.py` makes the items: the column `operation` of the tables
 `customers` and `events`. A delivery sends the events that were not delivered, and each upsert that says something new, but
 nothing that was refused and has not changed. It alters only upserts: `customerio/plan.py` begins with how. An event that is too
-large for a batch is posted alone, to /api/v1/customers/<identifier>/events.
+large for a batch is posted alone, to /api/v1/customers/<identifier>/events, as {"id", "name", "timestamp", "type", "data"}.
 
 docs/rules.md has all rules, R1 to R22, and the words of the code. `rules/__init__.py` names the modules of the rules in the
 order in which a day passes through them, `customerio/__init__.py` those of a delivery.

@@ -5,8 +5,8 @@ new, or the same attributes were refused, and it may differ from its table:
 
 - without the attributes of which Customer.io has newer values, recorded or perhaps in flight (R17);
 - without those about consent that CIO_ALLOW_CONSENT no longer allows; of preferences, single topics may remain (R19);
-- with a later time, if an upsert of the customer with that time was sent before or is in flight: Customer.io might ignore one
-  with an earlier time (R17).
+- with a later time, if the customer has had an upsert with a later one, sent or in flight: Customer.io might ignore one with an
+  earlier time (R17).
 """
 
 from __future__ import annotations

@@ -37,9 +37,9 @@ def classify(events: pd.DataFrame, earlier: pd.DataFrame, options: Options) -> p
     """Returns the events frame (`facts`; also personless) with these columns added.
 
     outcome: `sent`, `filtered: <reason>` or `refused: <reason>` (R15 counts them); key: the customer's, `id:<distinct_id>` or
-    `email:<in lower case>` (R6); identifier: the distinct_id it is sent under; email, which may be null, and email_set_at: the
-    email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said, as
-    `facts.learn` returns it.
+    `email:<in lower case>` (R6); identifier: the distinct_id, for the attribute of this name (R7); email, which may be null,
+    and email_set_at: the email known by then, and when it was set (R1, `facts.Known`). `earlier` is what all earlier days said,
+    as `facts.learn` returns it.
     """
     known = known_at_each_event(events, earlier)
     codes, distinct_ids = factorize(events["distinct_id"])
