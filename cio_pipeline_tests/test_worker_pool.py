@@ -117,7 +117,9 @@ def test_workers_end_with_a_parent_that_was_killed() -> None:
 LOADS = "load_workers(2); print('begun', flush=True); time.sleep(30)"
 STARTS = "print('begun', flush=True); list(map_shards(slow_first, ((n,) for n in range(1000)), 1000, 2, 'numbers'))"
 INTERRUPTED = """
+import signal
 import time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # it is ignored where a shell has started the tests in the background
 from cio_pipeline.worker_pool import load_workers, map_shards
 from cio_pipeline_tests.test_worker_pool import slow_first
 try:
