@@ -47,7 +47,7 @@ def _of_last_email(column: sa.Column[Any], wanted: sa.ColumnElement[str], before
     """Selects a column of the email that was set last before a day: that of the last day or, if it is later, of the history,
     which may reach up to a CIO_START_DATE that was moved."""
     others = emails.alias()
-    last_day = sa.select(sa.func.max(others.c.day)).where(others.c.distinct_id == emails.c.distinct_id, others.c.day < before)
-    of_distinct_id = sa.select(column).where(emails.c.distinct_id == wanted, emails.c.day < before)
-    candidates = of_distinct_id.where(sa.or_(emails.c.day == last_day.scalar_subquery(), emails.c.day == HISTORY_PARTITION))
+    before_it = sa.select(sa.func.max(others.c.day)).where(others.c.distinct_id == wanted, others.c.day < before)
+    days = (before_it.correlate_except(others).scalar_subquery(), sa.literal(HISTORY_PARTITION))
+    candidates = sa.select(column).where(emails.c.distinct_id == wanted, emails.c.day.in_(days))
     return candidates.order_by(emails.c.microseconds.desc(), emails.c.day.desc()).limit(1).scalar_subquery()
